@@ -1,0 +1,35 @@
+"""FedDyn's client: local training on a loss whose regulariser remembers where the client has been.
+
+minimise f_i(y) - <L_i, y> + alpha/2 |y - theta|^2;  L_i <- L_i - alpha (y - theta)
+Uplink d floats. Acar et al. 2021, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from fedsim.engine.cohort import Cohort
+from fedsim.engine.store import Shapes
+from fedsim.exchange import Update
+from fedsim.options import options
+from fedsim.training import LocalTraining
+
+
+@options
+class FedDyn(LocalTraining):
+    """alpha comes with the server's order."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"params"})
+    sends: ClassVar[frozenset[str]] = frozenset({"delta"})
+
+    def state(self, dimension: int) -> Shapes:
+        """Each client keeps the gradient of its loss at its last local solution, L_i."""
+        return {"gradient": (dimension,)}
+
+    def train(self, cohort: Cohort) -> Update:
+        """Train on the regularised loss and send the change."""
+        theta, alpha = cohort.received("params"), float(cohort.config["feddyn-alpha"])
+        own = cohort.state["gradient"]
+        y, loss = self.descend(cohort, theta, decay=alpha, shift=own + alpha * theta)
+        cohort.keep(gradient=own - alpha * (y - theta))
+        return Update({"delta": y - theta}, {"loss": loss})

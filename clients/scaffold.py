@@ -1,0 +1,53 @@
+"""SCAFFOLD's client: local SGD corrected by control variates.
+
+y <- y - lr * (grad f_i(y) - c_i + c);  c_i+ = c_i - c + (theta - y) / (K lr)
+Uplink 2d floats: Delta_i and c_i+ - c_i. Karimireddy et al. 2020, algorithm 1, option II.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedsim.engine.cohort import Cohort
+from fedsim.engine.store import Shapes
+from fedsim.errors import InputError
+from fedsim.exchange import Cost, Orders, Update
+from fedsim.options import options
+from fedsim.training import LocalTraining
+
+
+@options
+class Scaffold(LocalTraining):
+    """K is the number of steps that the client took. Option II is exact for plain SGD, so that is what it takes."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"params", "control"})
+    sends: ClassVar[frozenset[str]] = frozenset({"delta", "control_delta"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.plain or self.weight_decay:
+            raise InputError(
+                "optimizer",
+                self.optimizer,
+                "SCAFFOLD's control variates need plain sgd: no momentum, clipping or weight decay",
+            )
+
+    def state(self, dimension: int) -> Shapes:
+        """Each client keeps its control variate."""
+        return {"control": (dimension,)}
+
+    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+        """Steps, and 2d floats."""
+        cost = super().cost(orders, examples)
+        return Cost(cost.steps, 2 * cost.bytes_up)
+
+    def train(self, cohort: Cohort) -> Update:
+        """Train with the correction; send the changes of model and control variate."""
+        theta, c, own = cohort.received("params"), cohort.received("control"), cohort.state["control"]
+        y, loss = self.descend(cohort, theta, shift=own - c)
+        gradients = (theta - y) / (cohort.steps_taken.unsqueeze(1) * self.rate(cohort.round))
+        renewed = own - c + gradients
+        cohort.keep(control=renewed)
+        return Update({"delta": y - theta, "control_delta": renewed - own}, {"loss": loss})

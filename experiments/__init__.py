@@ -1,0 +1,1 @@
+"""Experiment files, benchmarks, and the reproductions that are checked."""

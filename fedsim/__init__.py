@@ -1,0 +1,49 @@
+"""fedsim: federated and zeroth-order learning with thousands of virtual clients on one machine."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedsim.comparison import compare
+    from fedsim.errors import DivergedError, FedsimError, InputError
+    from fedsim.configuration import Experiment, experiment, load
+    from fedsim.runner import Result, Round, run, supervised
+
+__version__ = "0.1.0"
+
+# Loaded when first asked for, so that a command that needs no tensors does not wait for them.
+_HOMES = {
+    "compare": "fedsim.comparison",
+    "DivergedError": "fedsim.errors",
+    "FedsimError": "fedsim.errors",
+    "InputError": "fedsim.errors",
+    "Experiment": "fedsim.configuration",
+    "experiment": "fedsim.configuration",
+    "load": "fedsim.configuration",
+    "Result": "fedsim.runner",
+    "Round": "fedsim.runner",
+    "run": "fedsim.runner",
+    "supervised": "fedsim.runner",
+}
+
+__all__ = [
+    "DivergedError",
+    "Experiment",
+    "FedsimError",
+    "InputError",
+    "Result",
+    "Round",
+    "compare",
+    "experiment",
+    "load",
+    "run",
+    "supervised",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

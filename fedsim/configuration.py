@@ -1,0 +1,268 @@
+"""Experiment files: a TOML table a part, checked whole before anything runs.
+
+Tables that name a plug-in (`kind = ...`) are checked by that plug-in's own options. `Experiment.resolved` is the file
+with every default written out; reading it back gives the same experiment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from fedsim import registry
+from fedsim.engine.executor import Choice
+from fedsim.errors import InputError
+from fedsim.loop import Evaluation, Stopping
+from fedsim.options import Count, Name, options
+
+Table = Mapping[str, Any]
+NOTES = ("resolved", "versions")
+"""Tables that a run writes into its config.toml and that say nothing about what to do."""
+PLUGINS = {
+    "strategy": ("strategies", "fedavg"),
+    "client": ("clients", "sgd"),
+    "partition": ("partitions", {"kind": "iid", "clients": 10}),
+    "selection": ("selectors", {"kind": "uniform", "fraction": 1.0}),
+    "aggregation": ("aggregators", "mean"),
+}
+
+
+@options
+class EngineOptions:
+    """executor: how cohorts run. device: auto is cuda where there is one. precision: of data and parameters.
+
+    memory_mib: what the stacked tensors of one cohort may take. state_mib: what clients may remember in all.
+    """
+
+    executor: Choice = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "float64"] = "float32"
+    memory_mib: Count = 256
+    state_mib: Count = 4096
+
+
+@options
+class ProblemOptions:
+    """kind: supervised. dataset, model: a name, or a table with `kind` and options. loss: cross_entropy or
+    squared_error, by default as the labels are. start: a state dict to start from (.safetensors, .pt).
+    """
+
+    kind: Literal["supervised"] = "supervised"
+    dataset: Any = "digits"
+    model: Any = "mlp"
+    loss: Literal["cross_entropy", "squared_error"] | None = None
+    start: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A checked experiment. The parts are the plug-ins' own objects; see `experiment` and `load` to make one."""
+
+    name: str
+    seed: int
+    rounds: int
+    problem: ProblemOptions
+    dataset: Any
+    model: Any
+    partition: Any
+    selection: Any
+    strategy: Any
+    client: Any
+    aggregation: Any
+    transforms: tuple[Any, ...]
+    evaluation: Evaluation
+    stopping: Stopping | None
+    engine: EngineOptions
+    tables: Table
+    data_dir: Path | None = None
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option with its value, as tables that `experiment` accepts."""
+        problem = _values(self.problem) | {
+            "dataset": self._table("dataset", self.tables["problem"].get("dataset", "digits")),
+            "model": self._table("model", self.tables["problem"].get("model", "mlp")),
+        }
+        found: dict[str, Any] = {
+            "name": self.name,
+            "seed": self.seed,
+            "rounds": self.rounds,
+            "problem": problem,
+        }
+        for part in PLUGINS:
+            found[part] = self._table(part, self.tables[part])
+        found["transforms"] = [
+            {"kind": _kind(table)} | _values(made)
+            for table, made in zip(self.tables["transforms"], self.transforms, strict=True)
+        ]
+        found["evaluation"], found["engine"] = _values(self.evaluation), _values(self.engine)
+        if self.stopping is not None:
+            found["stopping"] = _values(self.stopping)
+        return found
+
+    def _table(self, part: str, table: str | Table) -> dict[str, Any]:
+        return {"kind": _kind(table)} | _values(getattr(self, part))
+
+    def with_seed(self, seed: int) -> Experiment:
+        """The same experiment under another seed."""
+        return dataclasses.replace(self, seed=seed)
+
+
+@options
+class _Top:
+    """The keys of an experiment file that are not tables."""
+
+    name: Name = "experiment"
+    seed: int = 0
+    rounds: Count = 100
+
+
+def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experiment:
+    """Check an experiment given as tables, as in a file: `experiment(rounds=50, client={"kind": "sgd", "epochs": 5})`.
+
+    Raises InputError for the first option that cannot be used.
+    """
+    tables = {name: value for name, value in tables.items() if name not in NOTES}
+    known = {"name", "seed", "rounds", "problem", "transforms", "evaluation", "stopping", "engine", *PLUGINS}
+    for name, value in tables.items():
+        if name not in known:
+            raise InputError(name, value, "no such option here; remove it or correct its name")
+    top = _checked(_Top, {name: tables[name] for name in ("name", "seed", "rounds") if name in tables}, "")
+    given = {
+        part: _plugin_table(part, tables.get(part, default)) for part, (_, default) in PLUGINS.items()
+    }
+    if "client" not in tables:
+        given["client"] = {"kind": "sgd", "epochs": 1}
+    made = {part: registry.make(group, given[part], part) for part, (group, _) in PLUGINS.items()}
+    problem = _checked(ProblemOptions, _table(tables, "problem"), "problem")
+    transforms = tables.get("transforms", [])
+    if not isinstance(transforms, list):
+        raise InputError("transforms", transforms, "write each as a [[transforms]] table")
+    given |= {"problem": _table(tables, "problem"), "transforms": transforms}
+    checked = Experiment(
+        name=top.name,
+        seed=top.seed,
+        rounds=top.rounds,
+        problem=problem,
+        dataset=registry.make("datasets", problem.dataset, "problem.dataset"),
+        model=registry.make("models", problem.model, "problem.model"),
+        transforms=tuple(
+            registry.make("transforms", table, f"transforms.{number}")
+            for number, table in enumerate(transforms)
+        ),
+        evaluation=_checked(Evaluation, _table(tables, "evaluation"), "evaluation"),
+        stopping=_checked(Stopping, _table(tables, "stopping"), "stopping") if "stopping" in tables else None,
+        engine=_checked(EngineOptions, _table(tables, "engine"), "engine"),
+        tables=given,
+        data_dir=None if data_dir is None else Path(data_dir),
+        **made,
+    )
+    _check_pair(checked)
+    return checked
+
+
+def load(
+    path: Path | str,
+    *,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    data_dir: Path | str | None = None,
+) -> Experiment:
+    """Read an experiment file. overrides: `table.option=value` in TOML syntax; bare words are strings."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("experiment", str(path), "there is no such file")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError("experiment", str(path), f"is not TOML: {error}") from error
+    for assignment in overrides:
+        _override(tables, assignment)
+    if seed is not None:
+        tables["seed"] = seed
+    return experiment(data_dir=data_dir, **tables)
+
+
+def _override(tables: dict[str, Any], assignment: str) -> None:
+    name, equals, text = assignment.partition("=")
+    path = [part.strip() for part in name.split(".")]
+    if not equals or not all(path):
+        raise InputError("set", assignment, "write table.option=value")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table = tables
+    for part in path[:-1]:
+        inner = table.get(part, {})
+        if isinstance(inner, str):  # a plug-in named without options
+            inner = {"kind": inner}
+        if not isinstance(inner, dict):
+            raise InputError("set", assignment, f"{part} is not a table")
+        table[part] = inner
+        table = inner
+    table[path[-1]] = value
+
+
+def _check_pair(checked: Experiment) -> None:
+    """Refuse a strategy and a client that do not speak of the same things."""
+    strategy, client = checked.strategy, checked.client
+    missing = sorted(strategy.expects - client.sends)
+    if missing:
+        raise InputError(
+            "client.kind",
+            _kind(checked.tables["client"]),
+            f"strategy {_kind(checked.tables['strategy'])} needs replies with {', '.join(missing)}, "
+            "which this client does not send",
+        )
+    unmet = sorted(client.needs - strategy.sends)
+    if unmet:
+        raise InputError(
+            "client.kind",
+            _kind(checked.tables["client"]),
+            f"needs {', '.join(unmet)} from the server, which strategy "
+            f"{_kind(checked.tables['strategy'])} does not send",
+        )
+    selector_check = getattr(checked.selection, "check", None)
+    clients = getattr(checked.partition, "clients", None)
+    if selector_check is not None and clients is not None:
+        selector_check(clients)
+
+
+def _plugin_table(part: str, table: Any) -> str | Table:
+    if not isinstance(table, str | Mapping):
+        raise InputError(part, table, "write a table with `kind` and options, or a name")
+    return cast("str | Table", table)
+
+
+def _table(tables: Table, name: str) -> dict[str, Any]:
+    table = tables.get(name, {})
+    if not isinstance(table, Mapping):
+        raise InputError(name, table, "is a table; write its options under it")
+    return dict(table)
+
+
+def _checked(cls: Any, values: Mapping[str, Any], part: str) -> Any:
+    try:
+        return cls(**values)
+    except InputError as error:
+        option = f"{part}.{error.option}" if part else error.option
+        raise InputError(option, error.value, error.remedy) from None
+
+
+def _kind(table: str | Table) -> str:
+    return table if isinstance(table, str) else str(table["kind"])
+
+
+def _values(made: Any) -> dict[str, Any]:
+    """The options of a plug-in as TOML values; a nested one says its kind, and None is left out."""
+    found = {}
+    for field in dataclasses.fields(made):
+        value = getattr(made, field.name)
+        if dataclasses.is_dataclass(value):
+            value = {"kind": value.kind} | _values(value)
+        if value is not None:
+            found[field.name] = list(value) if isinstance(value, tuple) else value
+    return found

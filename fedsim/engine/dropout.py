@@ -1,0 +1,91 @@
+"""Dropout by named draws, the same in every network.
+
+`torch.nn.Dropout` would read the global generator. `prepare` puts a `NamedDropout` in its place: in
+local step s of round r, the mask of client c in the layer called `name` is a draw named (`dropout/name`, r, s, c).
+Outside a `drawing` block a model is evaluated, and dropout does nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fedsim.errors import InputError
+from fedsim.streams import Streams
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Whose draws are to be made: of `clients` [k], in local step `step` of round `round`."""
+
+    streams: Streams
+    clients: Tensor
+    round: int
+    step: int
+
+
+@dataclass(frozen=True)
+class _Current:
+    draw: Draw
+    stacked: bool
+
+
+_current: ContextVar[_Current | None] = ContextVar("fedsim_dropout", default=None)
+
+
+@contextmanager
+def drawing(draw: Draw, *, stacked: bool) -> Iterator[None]:
+    """Within this block dropout is active; `stacked` says whether inputs have a leading client axis."""
+    token = _current.set(_Current(draw, stacked))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class NamedDropout(nn.Module):
+    """Zero each input with probability p and scale the others by 1 / (1 - p)."""
+
+    def __init__(self, p: float, name: str) -> None:
+        super().__init__()
+        self.p, self.name = p, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs [k, B, ...] in a stack, [B, ...] for one client."""
+        current = _current.get()
+        if current is None or self.p == 0.0:
+            return x
+        draw, rows = current.draw, x if current.stacked else x.unsqueeze(0)
+        uniform = draw.streams.uniform(
+            f"dropout/{self.name}", draw.clients, rows.shape[1:], round=draw.round, step=draw.step
+        )
+        return x * (uniform >= self.p).to(x.dtype).view_as(x) / (1.0 - self.p)
+
+
+def prepare(model: nn.Module) -> nn.Module:
+    """A copy of `model` that draws by name; what cannot be simulated exactly is refused with a remedy."""
+    model = copy.deepcopy(model)
+    for name, part in list(model.named_modules()):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            raise InputError(
+                "problem.model",
+                f"{type(part).__name__} ({name})",
+                "batch normalisation mixes a client's examples and its running statistics are not parameters; "
+                "use GroupNorm or LayerNorm (the built-in resnet does)",
+            )
+        if isinstance(part, nn.Dropout):
+            if name == "":
+                return NamedDropout(part.p, name)
+            model.set_submodule(name, NamedDropout(part.p, name))
+        elif isinstance(part, nn.modules.dropout._DropoutNd) or getattr(part, "dropout", 0.0):
+            raise InputError(
+                "problem.model",
+                f"{type(part).__name__} ({name})",
+                "this dropout reads the global generator; use torch.nn.Dropout between the layers instead",
+            )
+    return model

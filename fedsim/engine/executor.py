@@ -1,0 +1,217 @@
+"""Executing orders: cohorts are cut from the clients, run, and put back in the clients' order.
+
+How is chosen here and nowhere else. `stacked` runs as many clients at once as fit a fixed memory budget; `loop` runs
+one at a time through the module itself; `auto` takes the loop for convolutions on a CPU, where the loop already runs at
+the speed of the arithmetic, and for models that cannot be stacked, and the stack for everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.engine.cohort import Cohort
+from fedsim.engine.lowering import has_convolution
+from fedsim.engine.network import ChainNetwork, Network, PlainNetwork, StackedNetwork
+from fedsim.engine.store import ClientStore, Shapes
+from fedsim.errors import InputError
+from fedsim.exchange import BrokenPromiseError, Cost, Orders, Update, payload_bytes
+from fedsim.problems.supervised import Supervised
+from fedsim.streams import Streams
+from fedsim.transforms import Transform
+
+Choice = Literal["auto", "stacked", "loop"]
+
+
+class Client(Protocol):
+    """A client algorithm. Its methods are named after the actions it can do: (Cohort) -> Update.
+
+    needs: names in an order's payload that it reads. sends: names it may put into a reply. A client that remembers something
+    between rounds has a method `state(dimension) -> {name: shape}`.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names in an order's payload that it reads."""
+        ...
+
+    @property
+    def sends(self) -> frozenset[str]:
+        """Names it may put into a reply's payload."""
+        ...
+
+    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+        """What clients with so many examples [C] will do; held against what they did."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an order came to, in the order of its clients.
+
+    payload, metrics: [C, ...] by name. bytes_up: payload bytes of one reply, as transformed. steps: int64 [C].
+    """
+
+    payload: dict[str, Tensor]
+    metrics: dict[str, Tensor]
+    bytes_up: int
+    steps: Tensor
+
+
+def choose_network(problem: Supervised, choice: Choice) -> tuple[str, Network]:
+    """The executor's name and the network it computes with."""
+    model, layout, loss = problem.model, problem.layout, problem.loss
+    if choice == "loop" or (choice == "auto" and problem.device.type == "cpu" and has_convolution(model)):
+        return "loop", PlainNetwork(model, layout, loss)
+    chain = ChainNetwork.of(model, layout, loss)
+    if chain is not None:
+        return "stacked", chain
+    try:
+        return "stacked", StackedNetwork(model, layout, loss)
+    except InputError:
+        if choice == "stacked":
+            raise
+        return "loop", PlainNetwork(model, layout, loss)
+
+
+class Executor:
+    """Runs orders for any clients of a problem, here and now.
+
+    memory: bytes that the stacked tensors of one cohort may take. participants: how many different clients may take part
+    in the whole run, for the estimate of the state's size, which may take `state_memory` bytes.
+    """
+
+    def __init__(
+        self,
+        problem: Supervised,
+        client: Client,
+        streams: Streams,
+        *,
+        choice: Choice = "auto",
+        transforms: Sequence[Transform] = (),
+        memory: int = 2**28,
+        state_memory: int = 2**32,
+        participants: int | None = None,
+    ) -> None:
+        self.problem, self.client, self.streams, self.transforms = problem, client, streams, list(transforms)
+        self.name, self.network = choose_network(problem, choice)
+        self.memory = memory
+        shapes: dict[str, tuple[int, ...]] = dict(_own_state(client, problem.dimension))
+        for number, transform in enumerate(self.transforms):
+            for name, shape in transform.init(problem.dimension).items():
+                shapes[f"transform{number}/{name}"] = shape
+        count = problem.num_clients if participants is None else min(participants, problem.num_clients)
+        self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory)
+        self._row_bytes = self._estimate()
+
+    @property
+    def chunk(self) -> int:
+        """How many clients are stacked at most: a function of the model and the budget only."""
+        return 1 if self.name == "loop" else max(1, self.memory // self._row_bytes)
+
+    def execute(self, orders: Orders) -> Work:
+        """Have the clients of an order do its action."""
+        problem = self.problem
+        clients = orders.clients.to(problem.device)
+        cost = self.client.cost(orders, problem.examples[clients])
+        rank = torch.argsort(cost.steps, descending=True, stable=True)
+        act = getattr(self.client, orders.action)
+        updates = []
+        for rows in rank.split(self.chunk):
+            ids = clients[rows]
+            cohort = Cohort(problem, self.network, self.streams, orders, ids, self.store.read(ids))
+            update: Update = act(cohort)
+            self._hold(cost, rows, cohort, update)
+            payload = self._transform(orders, cohort, dict(update.payload))
+            self.store.write(ids, cohort.state)
+            updates.append(Update(payload, update.metrics))
+        back = torch.argsort(rank)
+        encoded = sum(
+            self._encoded(name, rows[0]) for name, rows in (updates[0].payload.items() if updates else ())
+        )
+        return Work(
+            _gathered([update.payload for update in updates], back),
+            _gathered([update.metrics for update in updates], back),
+            encoded,
+            cost.steps,
+        )
+
+    def _hold(self, cost: Cost, rows: Tensor, cohort: Cohort, update: Update) -> None:
+        """Hold a client algorithm to what it declared."""
+        if not torch.equal(cohort.steps_taken, cost.steps[rows]):
+            raise BrokenPromiseError(
+                f"{type(self.client).__name__} took {cohort.steps_taken.tolist()} local steps "
+                f"where its cost declares {cost.steps[rows].tolist()}"
+            )
+        sent = payload_bytes({name: value[0] for name, value in update.payload.items()})
+        if sent != cost.bytes_up:
+            raise BrokenPromiseError(
+                f"{type(self.client).__name__} sends {sent} bytes a client where its cost declares {cost.bytes_up}"
+            )
+
+    def _transform(self, orders: Orders, cohort: Cohort, payload: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The payload's vectors as the transforms leave them; other payloads pass."""
+        for number, transform in enumerate(self.transforms):
+            prefix = f"transform{number}/"
+            own = {
+                name.removeprefix(prefix): value
+                for name, value in cohort.state.items()
+                if name.startswith(prefix)
+            }
+            payload["delta"], own = transform.apply(
+                payload["delta"], own, cohort.clients, self.streams, orders.round
+            )
+            cohort.keep(**{prefix + name: value for name, value in own.items()})
+        return payload
+
+    def _encoded(self, name: str, row: Tensor) -> int:
+        """Bytes of one client's vector on its way; the last transform says what its encoding takes."""
+        if name == "delta" and self.transforms:
+            return self.transforms[-1].nbytes(row.numel(), row.element_size())
+        return row.numel() * row.element_size()
+
+    def _estimate(self) -> int:
+        """Bytes a stacked client takes: about six vectors of d, and the activations of a batch of 64 with their gradients."""
+        activations = _activations(self.problem)
+        width = self.problem.dtype.itemsize
+        return (6 * self.problem.dimension + 3 * 64 * activations) * width
+
+
+def _own_state(client: Client, dimension: int) -> Shapes:
+    state = getattr(client, "state", None)
+    shapes: Shapes = {} if state is None else state(dimension)
+    return shapes
+
+
+def _activations(problem: Supervised) -> int:
+    """Numbers that one example's forward pass makes, unfolded patches of convolutions included."""
+    made = problem.x[0].numel()
+
+    def count(part: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:  # noqa: ARG001
+        nonlocal made
+        if isinstance(output, Tensor):
+            made += output.numel()
+            if isinstance(part, nn.Conv2d):
+                made += output[0, 0].numel() * part.weight[0].numel()
+
+    hooks = [part.register_forward_hook(count) for part in problem.model.modules()]
+    try:
+        with torch.no_grad():
+            problem.model(problem.x[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return made
+
+
+def _gathered(parts: list[Mapping[str, Tensor]], back: Tensor) -> dict[str, Tensor]:
+    """The parts' rows, one after the other, put back into the order of the clients."""
+    if not parts:
+        return {}
+    if len(parts) == 1:
+        return {name: value[back] for name, value in parts[0].items()}
+    return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}

@@ -1,0 +1,23 @@
+"""The ledger: what crossed the network and what was asked, exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Ledger:
+    """Running totals. bytes_up, bytes_down: payload bytes of replies and orders. queries: evaluations of black boxes.
+
+    clients: replies that arrived. failed: replies left out because they were not finite.
+    """
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    queries: int = 0
+    clients: int = 0
+    failed: int = 0
+
+    def since(self, before: Ledger) -> dict[str, int]:
+        """What was added since an earlier state of the ledger."""
+        return {name: getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__}

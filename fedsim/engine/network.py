@@ -1,0 +1,248 @@
+"""How a cohort's model is evaluated and differentiated: three networks with one meaning.
+
+All compute, for each client c of a stack, its own weighted loss  sum_b weight[c, b] * loss(output[c, b], y[c, b])
+and the gradient of it. `descend` takes the local step
+
+    y <- y - lr * (grad f(y) + decay * y - shift)
+
+in place: plain SGD; weight decay and a proximal term are `decay` and `shift` = mu x; SCAFFOLD's and FedDyn's corrections
+are `shift`. A network may fuse the step with the gradient.
+
+`ChainNetwork`   stacked, hand-written, for chains of linear layers: no autograd, the update fused into the
+                 product that makes the weight gradient (one pass over the parameters a step).
+`StackedNetwork` stacked, any module: a batched forward pass and one backward pass of the summed losses.
+`PlainNetwork`   one client at a time through the module itself: the plain twin, and the fast way for
+                 convolutions on a CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedsim.engine.dropout import Draw, drawing
+from fedsim.engine.losses import Loss
+from fedsim.engine.lowering import Lowered, lower
+from fedsim.engine.stack import Layout, Stack
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One local step of the clients that still work, the first k rows of a cohort.
+
+    x: [k, B, ...], y: [k, B], weight: [k, B]: 1/count for examples and 0 for padding. full: no padding.
+    """
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+    draw: Draw
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class Network(Protocol):
+    """What an executor computes with; see the module's text."""
+
+    layout: Layout
+    stacked: bool
+
+    def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
+        """Losses [k] and gradients of the k clients of a batch."""
+        ...
+
+    def descend(
+        self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None
+    ) -> Tensor:
+        """Take the step above in place for the k clients of a batch; losses [k] before the step."""
+        ...
+
+    def forward(self, y: Stack, x: Tensor) -> Tensor:
+        """Outputs [k, B, K] of inputs [k, B, ...], in evaluation mode, without gradients."""
+        ...
+
+
+class _Autograd:
+    """What networks share that know only how to make gradients."""
+
+    def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
+        raise NotImplementedError  # pragma: no cover - replaced by both subclasses
+
+    def descend(
+        self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None
+    ) -> Tensor:
+        """Gradient first, then the elementwise step."""
+        losses, gradient = self.gradients(y, batch)
+        if decay:
+            y.mul_(1.0 - lr * decay)
+        y.add_(gradient, alpha=-lr)
+        if shift is not None:
+            y.add_(shift, alpha=lr)
+        return losses
+
+
+class StackedNetwork(_Autograd):
+    """Any module: forward with a leading client axis, then one `autograd.grad` of the sum of the losses.
+
+    The sum's gradient with respect to row c is client c's own, because no row reads another.
+    """
+
+    stacked = True
+
+    def __init__(self, model: nn.Module, layout: Layout, loss: Loss) -> None:
+        self.layout, self.loss = layout, loss
+        self.lowered: Lowered = lower(model)
+
+    def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
+        """Losses [k] and gradients of the k clients of a batch."""
+        leaves = [leaf.detach().requires_grad_() for leaf in y.leaves]
+        named = dict(zip(self.layout.names, leaves, strict=True))
+        with drawing(batch.draw, stacked=self.stacked):
+            outputs = self.lowered(named, batch.x)
+        losses = _weighted(self.loss.examples(outputs, batch.y), batch.weight)
+        return losses.detach(), Stack(torch.autograd.grad(losses.sum(), leaves))
+
+    def forward(self, y: Stack, x: Tensor) -> Tensor:
+        """Outputs [k, B, K] of inputs [k, B, ...], in evaluation mode, without gradients."""
+        with torch.no_grad():
+            return self.lowered(dict(zip(self.layout.names, y.leaves, strict=True)), x)
+
+
+class PlainNetwork(_Autograd):
+    """The module itself, for stacks of one client."""
+
+    stacked = False
+
+    def __init__(self, model: nn.Module, layout: Layout, loss: Loss) -> None:
+        self.model, self.layout, self.loss = model, layout, loss
+
+    def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
+        """Losses [1] and gradients of one client; padding is cut off rather than weighted."""
+        leaves = [leaf[0].detach().requires_grad_() for leaf in y.leaves]
+        count = int(torch.count_nonzero(batch.weight[0]))
+        with drawing(batch.draw, stacked=self.stacked):
+            outputs = functional_call(
+                self.model, dict(zip(self.layout.names, leaves, strict=True)), (batch.x[0, :count],)
+            )
+        loss = self.loss.examples(outputs, batch.y[0, :count]).mean()
+        gradient = torch.autograd.grad(loss, leaves)
+        return loss.detach().view(1), Stack([part.unsqueeze(0) for part in gradient])
+
+    def forward(self, y: Stack, x: Tensor) -> Tensor:
+        """Outputs [1, B, K] of inputs [1, B, ...], in evaluation mode, without gradients."""
+        named = {name: leaf[0] for name, leaf in zip(self.layout.names, y.leaves, strict=True)}
+        with torch.no_grad():
+            outputs: Tensor = functional_call(self.model, named, (x[0],))
+        return outputs.unsqueeze(0)
+
+
+class ChainNetwork:
+    """Linear layers with elementwise activations between them, by hand.
+
+    Forward: h_l = act(h_{l-1} W_l^T + b_l). Backward: delta_L = weight * d loss / d outputs,
+    delta_{l-1} = (delta_l W_l) * act'. The step W_l <- (1 - lr decay) W_l - lr delta_l^T h_{l-1} is one batched
+    product with its own beta and alpha; it follows the use of W_l in the backward pass.
+    """
+
+    stacked = True
+
+    def __init__(self, layout: Layout, layers: list[tuple[str, str | None]], act: str, loss: Loss) -> None:
+        self.layout, self.loss, self.act = layout, loss, act
+        place = {name: number for number, name in enumerate(layout.names)}
+        self.places = [(place[weight], None if bias is None else place[bias]) for weight, bias in layers]
+
+    @classmethod
+    def of(cls, model: nn.Module, layout: Layout, loss: Loss) -> ChainNetwork | None:
+        """The chain that `model` is, or None."""
+        if not isinstance(model, nn.Sequential):
+            return None
+        parts = [(name, part) for name, part in model.named_children() if not isinstance(part, nn.Flatten)]
+        if any(part.start_dim != 1 or part.end_dim != -1 for part in model if isinstance(part, nn.Flatten)):
+            return None
+        linear, between = parts[::2], parts[1::2]
+        if len(parts) % 2 == 0 or not all(type(part) is nn.Linear for _, part in linear):
+            return None
+        kinds = {type(part) for _, part in between}
+        if len(kinds) > 1 or not kinds <= {nn.ReLU, nn.Tanh}:
+            return None
+        layers = [
+            (f"{name}.weight", f"{name}.bias" if part.bias is not None else None) for name, part in linear
+        ]
+        if sorted(name for pair in layers for name in pair if name) != sorted(layout.names):
+            return None
+        return cls(layout, layers, "tanh" if kinds == {nn.Tanh} else "relu", loss)
+
+    def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
+        """Losses [k] and gradients of the k clients of a batch."""
+        gradient: list[Tensor] = [torch.empty(0)] * len(y.leaves)
+        losses, parts = self._backward(y, batch)
+        for (weight, bias), delta, h in parts:
+            gradient[weight] = torch.bmm(delta.mT, h)
+            if bias is not None:
+                gradient[bias] = torch.bmm(_ones(delta), delta).squeeze(1)
+        return losses, Stack(gradient)
+
+    def descend(
+        self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None
+    ) -> Tensor:
+        """Take the step of the module's text in place; losses [k] before the step."""
+        beta = 1.0 - lr * decay
+        losses, parts = self._backward(y, batch)
+        for (weight, bias), delta, h in parts:
+            y.leaves[weight].baddbmm_(delta.mT, h, beta=beta, alpha=-lr)
+            if bias is not None:
+                y.leaves[bias].unsqueeze(1).baddbmm_(_ones(delta), delta, beta=beta, alpha=-lr)
+        if shift is not None:
+            y.add_(shift, alpha=lr)
+        return losses
+
+    def forward(self, y: Stack, x: Tensor) -> Tensor:
+        """Outputs [k, B, K] of inputs [k, B, ...]."""
+        return self._forward(y, x)[-1]
+
+    def _forward(self, y: Stack, x: Tensor) -> list[Tensor]:
+        hidden = [x.flatten(2)]
+        for number, (weight, bias) in enumerate(self.places):
+            w = y.leaves[weight]
+            if bias is None:
+                out = torch.bmm(hidden[-1], w.mT)
+            else:
+                out = torch.baddbmm(y.leaves[bias].unsqueeze(1), hidden[-1], w.mT)
+            if number < len(self.places) - 1:
+                out = out.relu_() if self.act == "relu" else out.tanh_()
+            hidden.append(out)
+        return hidden
+
+    def _backward(
+        self, y: Stack, batch: Batch
+    ) -> tuple[Tensor, list[tuple[tuple[int, int | None], Tensor, Tensor]]]:
+        """Losses, and for each layer its places, its delta [k, B, out] and its input [k, B, in]."""
+        *hidden, outputs = self._forward(y, batch.x)
+        losses, delta = self.loss.with_gradient(outputs, batch.y)
+        delta = delta.mul_(batch.weight.unsqueeze(2))
+        parts = []
+        for number in range(len(self.places) - 1, -1, -1):
+            h = hidden[number]
+            parts.append((self.places[number], delta, h))
+            if number > 0:
+                delta = torch.bmm(delta, y.leaves[self.places[number][0]])
+                if self.act == "relu":
+                    delta = torch.ops.aten.threshold_backward(delta, h, 0)
+                else:
+                    delta = torch.ops.aten.tanh_backward(delta, h)
+        return _weighted(losses, batch.weight), parts
+
+
+def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
+    """Row sums of weight * losses, [k], as a batched product: a row's result never depends on other rows."""
+    return torch.bmm(weight.unsqueeze(1), losses.unsqueeze(2)).view(-1)
+
+
+def _ones(like: Tensor) -> Tensor:
+    """Ones [k, 1, B] for sums over a batch by a product."""
+    return like.new_ones(1, 1, 1).expand(like.shape[0], 1, like.shape[1])

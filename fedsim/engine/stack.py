@@ -1,0 +1,91 @@
+"""Stacks: the parameters of a cohort, one contiguous block per parameter.
+
+A vector of all parameters, [d], is what strategies see; a matrix [C, d] is what clients compute with. While a
+cohort takes its local steps the same numbers lie as a `Stack`: for each parameter one contiguous tensor
+[C, *shape], because batched matrix products write in place only into contiguous results (a strided result
+costs one product per client). Rows are clients; `stack[:k]` are views of the first k.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each parameter lies in the flat vector: names and shapes, in the model's own order."""
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
+        """The layout of named tensors, in their order."""
+        return cls(tuple(tensors), tuple(tuple(tensor.shape) for tensor in tensors.values()))
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """How many numbers each parameter has."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    @property
+    def dimension(self) -> int:
+        """d, the length of the flat vector."""
+        return sum(self.sizes)
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Named tensors to one vector [d]."""
+        return torch.cat([tensors[name].detach().reshape(-1) for name in self.names])
+
+    def named(self, flat: Tensor) -> dict[str, Tensor]:
+        """Views of a vector [d], by name."""
+        parts = flat.split(self.sizes)
+        return {
+            name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
+        }
+
+    def stack(self, rows: Tensor, count: int | None = None) -> Stack:
+        """A matrix [C, d] to a stack of copies; a vector or one row may be repeated `count` times."""
+        rows = rows.unsqueeze(0) if rows.dim() == 1 else rows
+        count = len(rows) if count is None else count
+        return Stack(
+            [
+                part.expand(count, -1).clone(memory_format=torch.contiguous_format).view(count, *shape)
+                for part, shape in zip(rows.split(self.sizes, dim=1), self.shapes, strict=True)
+            ]
+        )
+
+
+class Stack:
+    """Parameters of C clients: `leaves[j]` is [C, *shape of parameter j]. See the module's text."""
+
+    __slots__ = ("leaves",)
+
+    def __init__(self, leaves: Iterable[Tensor]) -> None:
+        self.leaves = list(leaves)
+
+    def __len__(self) -> int:
+        return len(self.leaves[0])
+
+    def __getitem__(self, rows: slice) -> Stack:
+        return Stack([leaf[rows] for leaf in self.leaves])
+
+    def flat(self) -> Tensor:
+        """The rows as one matrix [C, d]."""
+        return torch.cat([leaf.reshape(len(leaf), -1) for leaf in self.leaves], dim=1)
+
+    def add_(self, other: Stack, alpha: float = 1.0) -> Stack:
+        """Add alpha * other in place; `other` may have one row for all."""
+        torch._foreach_add_(self.leaves, other.leaves, alpha=alpha)
+        return self
+
+    def mul_(self, factor: float) -> Stack:
+        """Multiply by a number in place."""
+        torch._foreach_mul_(self.leaves, factor)
+        return self

@@ -1,0 +1,75 @@
+"""What clients remember between rounds: one row a client, made when it first takes part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import InputError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class ClientStore:
+    """Rows of named state, zero at first, for the clients that have taken part so far.
+
+    shapes: the shape of one client's row, by name. participants: how many different clients may take part at most, for
+    the size estimate; above `budget` bytes the store is refused before anything runs.
+    """
+
+    def __init__(
+        self, shapes: Shapes, participants: int, device: torch.device, dtype: torch.dtype, budget: int
+    ) -> None:
+        self.shapes, self.device, self.dtype = dict(shapes), device, dtype
+        row = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+        if row * participants > budget:
+            raise InputError(
+                "engine.state_mib",
+                budget // 2**20,
+                f"{participants} clients keep {row} bytes of state each, {row * participants // 2**20} MiB in all; "
+                "raise it, choose fewer clients or rounds, or an algorithm without client state",
+            )
+        self._row_of: dict[int, int] = {}
+        self._blocks = {
+            name: torch.zeros((0, *shape), device=device, dtype=dtype) for name, shape in shapes.items()
+        }
+
+    def read(self, clients: Tensor) -> dict[str, Tensor]:
+        """Copies of the rows of `clients` [C]: [C, *shape] by name."""
+        rows = self._rows(clients)
+        return {name: block[rows] for name, block in self._blocks.items()}
+
+    def write(self, clients: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Keep rows [C, *shape] of `clients` [C]; unnamed state stays."""
+        rows = self._rows(clients)
+        for name, value in values.items():
+            self._blocks[name][rows] = value
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """The clients in the order of their rows, and copies of their rows."""
+        count = len(self._row_of)
+        held = {name: block[:count].clone() for name, block in self._blocks.items()}
+        return {"clients": torch.tensor(list(self._row_of), dtype=torch.int64), **held}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """Go back to a snapshot."""
+        self._row_of = {client: row for row, client in enumerate(saved["clients"].tolist())}
+        self._blocks = {name: saved[name].clone() for name in self.shapes}
+
+    def _rows(self, clients: Tensor) -> Tensor:
+        if not self.shapes:
+            return torch.zeros(0, dtype=torch.int64)
+        rows = [self._row_of.setdefault(client, len(self._row_of)) for client in clients.tolist()]
+        for name, block in self._blocks.items():
+            if len(self._row_of) > len(block):
+                grown = torch.zeros(
+                    (max(len(self._row_of), 2 * len(block)), *self.shapes[name]),
+                    device=self.device,
+                    dtype=self.dtype,
+                )
+                grown[: len(block)] = block
+                self._blocks[name] = grown
+        return torch.tensor(rows, device=self.device)

@@ -1,0 +1,121 @@
+"""What crosses between server and clients: orders down, updates up, and windows that say when to look.
+
+Nothing else crosses. A payload is a set of named tensors; its bytes are what the ledger counts. The configuration of
+an order and the metrics of a reply are a few plain numbers beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import FedsimError
+
+Scalar = bool | int | float | str
+Weighting = Literal["examples", "uniform"]
+
+
+@dataclass(frozen=True)
+class Orders:
+    """The same order to several clients.
+
+    action: what they are to do; names a method of the client algorithm. clients: int64 [C], ascending. payload: vectors
+    sent to each of them. config: plain settings. round: which round it belongs to, from 0.
+    """
+
+    action: str
+    clients: Tensor
+    payload: Mapping[str, Tensor]
+    config: Mapping[str, Scalar] = field(default_factory=dict)
+    round: int = 0
+
+
+@dataclass(frozen=True)
+class All:
+    """A window that closes when every order of its action has been answered: a synchronous round."""
+
+
+Window = All
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a client declares before it works. steps: int64 [C]; bytes_up: payload bytes of one client's reply."""
+
+    steps: Tensor
+    bytes_up: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a cohort's work comes to. payload: [C, ...] by name; metrics: [C] by name, never counted as traffic."""
+
+    payload: Mapping[str, Tensor]
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Aggregator(Protocol):
+    """A centre of rows [C, d] under weights [C]: the weighted mean, or something more robust."""
+
+    def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
+        """The centre, [d]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Replies:
+    """The finite replies of a window, in ascending order of client; sums are taken in this order.
+
+    clients: int64 [k]. payload: [k, ...] by name. metrics: [k] by name. examples: int64 [k], how many examples each
+    client has. failed: ids of clients whose update was not finite; they are left out everywhere else.
+    """
+
+    clients: Tensor
+    payload: Mapping[str, Tensor]
+    metrics: Mapping[str, Tensor]
+    examples: Tensor
+    failed: Tensor
+    aggregator: Aggregator | None = None
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def weights(self, weighting: Weighting) -> Tensor:
+        """Weights [k] that sum to one: by examples, or the same for all."""
+        rows = next(iter(self.payload.values()))
+        like = self.examples if weighting == "examples" else torch.ones_like(self.examples)
+        return (like / like.sum()).to(rows.device, rows.dtype)
+
+    def combine(
+        self, weights: Tensor, scale: float | Tensor = 1.0, name: str = "delta", rows: Tensor | None = None
+    ) -> Tensor:
+        """Scale * sum_i w_i rows_i, [d], of the payload `name` or of `rows` [k, d] made from it.
+
+        Under a robust aggregator A it is scale * (sum_i w_i) * A(rows, weights): the weights say how long the step
+        is, the aggregator where it points. With no replies it is zero.
+        """
+        rows = self.payload[name] if rows is None else rows
+        if self.aggregator is None or len(self) == 0:
+            return scale * (weights @ rows)
+        return scale * weights.sum() * self.aggregator(rows, weights)
+
+    def mean(self, metric: str) -> float | None:
+        """A metric's mean weighted by examples; None where no reply carries it."""
+        if metric not in self.metrics or len(self) == 0:
+            return None
+        values = self.metrics[metric].double()
+        weights = self.examples.to(values.device).double()
+        return float(weights @ values / weights.sum())
+
+
+class BrokenPromiseError(FedsimError):
+    """A client algorithm did something else than its `cost` had declared."""
+
+
+def payload_bytes(payload: Mapping[str, Tensor]) -> int:
+    """Bytes of one client's payload: numbers times their size."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in payload.values())

@@ -1,0 +1,242 @@
+"""The loop: ask the strategy, move the engine to the window's close, tell the strategy.
+
+state = strategy.init(problem)
+repeat: orders, window = strategy.ask(state, chosen); engine.submit(orders); replies = engine.collect(window);
+        state, metrics, round_done = strategy.tell(state, replies)
+
+A synchronous round is the simplest case: one window that closes when all have answered. A round may also be several
+windows; rows of metrics, evaluation and early stopping count completed rounds.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.ledger import Ledger
+from fedsim.errors import DivergedError
+from fedsim.exchange import Orders, Replies, Window
+from fedsim.options import Count, Whole, options
+from fedsim.strategy import ProblemView, ServerState, Strategy
+from fedsim.streams import Streams
+
+Row = dict[str, Any]
+"""What one completed round came to, by the names of metrics.jsonl."""
+
+
+class Problem(ProblemView, Protocol):
+    """What the loop asks of a problem."""
+
+    sizes: Tensor
+
+    def evaluate(self, params: Tensor, *, clients: bool) -> dict[str, float]:
+        """Measure the global model."""
+        ...
+
+    def evaluates_clients(self, wanted: bool | str) -> bool:
+        """Whether `evaluate` is to measure clients too."""
+        ...
+
+
+class Engine(Protocol):
+    """Where orders are executed, and what time it is."""
+
+    time: float
+    ledger: Ledger
+
+    @property
+    def busy(self) -> frozenset[int]:
+        """Clients at work."""
+        ...
+
+    def submit(self, orders: Orders) -> None:
+        """Send orders."""
+        ...
+
+    def collect(self, window: Window) -> Replies:
+        """Wait for the window's close and return its replies."""
+        ...
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that a restored engine needs."""
+        ...
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go back to a snapshot."""
+        ...
+
+
+class Selector(Protocol):
+    """Which of the free clients work next."""
+
+    def start(self, sizes: Tensor) -> dict[str, Tensor]:
+        """The selector's state before the first round; sizes: examples of each client, int64 [N]."""
+        ...
+
+    def select(
+        self,
+        state: dict[str, Tensor],
+        streams: Streams,
+        round: int,  # noqa: A002
+        population: int,
+        busy: Collection[int],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Ids of the chosen clients, int64 [k], ascending, and the new state."""
+        ...
+
+    def observe(self, state: dict[str, Tensor], replies: Replies) -> dict[str, Tensor]:
+        """The state after replies have come in."""
+        ...
+
+
+@options
+class Evaluation:
+    """every: evaluate after so many rounds, and after the last; 0 only then. clients: accuracy of each client's own
+    examples, "auto" where it costs little (see `Supervised.evaluates_clients`).
+    """
+
+    every: Whole = 1
+    clients: bool | Literal["auto"] = "auto"
+
+
+@options
+class Stopping:
+    """Stop early: when `metric` has reached `target`, or has not improved for `patience` evaluations.
+
+    Losses improve downwards, everything else upwards.
+    """
+
+    metric: str = "test_accuracy"
+    target: float | None = None
+    patience: Count | None = None
+
+    def reached(self, values: list[float]) -> str | None:
+        """Why to stop after these evaluations, or None."""
+        sign = -1.0 if "loss" in self.metric else 1.0
+        scores = [sign * value for value in values]
+        if self.target is not None and scores[-1] >= sign * self.target:
+            return f"{self.metric} reached {values[-1]:.4g}"
+        if self.patience is not None and len(scores) - 1 - scores.index(max(scores)) >= self.patience:
+            return f"{self.metric} has not improved for {self.patience} evaluations"
+        return None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a simulation is made of."""
+
+    problem: Problem
+    strategy: Strategy
+    selector: Selector
+    engine: Engine
+    streams: Streams
+    rounds: int
+    evaluation: Evaluation
+    stopping: Stopping | None = None
+
+
+class Simulation:
+    """A run as a value: iterate for one row a completed round; `snapshot` and `restore` at any point between rounds."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.state: ServerState = parts.strategy.init(parts.problem)
+        self.selector_state = parts.selector.start(parts.problem.sizes)
+        self.round = 0
+        self.stopped: str | None = None
+        self._watched: list[float] = []
+        self._clients = parts.problem.evaluates_clients(parts.evaluation.clients)
+        self._began = time.perf_counter()
+
+    def __iter__(self) -> Iterator[Row]:
+        self._began = time.perf_counter()
+        while self.round < self.parts.rounds and self.stopped is None:
+            yield self.step()
+
+    def step(self) -> Row:
+        """Complete one round and say what it came to."""
+        parts, engine = self.parts, self.parts.engine
+        before = replace(engine.ledger)
+        done = False
+        metrics: dict[str, float] = {}
+        while not done:
+            chosen, self.selector_state = parts.selector.select(
+                self.selector_state, parts.streams, self.round, len(parts.problem.sizes), engine.busy
+            )
+            orders, window = parts.strategy.ask(self.state, chosen)
+            engine.submit(orders)
+            replies = engine.collect(window)
+            self.selector_state = parts.selector.observe(self.selector_state, replies)
+            self.state, observed, done = parts.strategy.tell(self.state, replies)
+            metrics.update(observed)
+        self.round += 1
+        crossed = engine.ledger.since(before)
+        row: Row = {
+            "round": self.round,
+            "time": engine.time,
+            "wall": time.perf_counter() - self._began,
+            "clients": crossed["clients"],
+            "failed": crossed["failed"],
+            "bytes_up": crossed["bytes_up"],
+            "bytes_down": crossed["bytes_down"],
+            "queries": crossed["queries"],
+            **metrics,
+        }
+        self._hold_finite(crossed, metrics)
+        if self._due():
+            row |= self._evaluate()
+        return row
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that a restored simulation needs to go on as if nothing had happened."""
+        return {
+            "state": deepcopy(self.state),
+            "selector": deepcopy(self.selector_state),
+            "engine": self.parts.engine.snapshot(),
+            "round": self.round,
+            "stopped": self.stopped,
+            "watched": list(self._watched),
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go back to a snapshot."""
+        self.state, self.selector_state = deepcopy(saved["state"]), deepcopy(saved["selector"])
+        self.parts.engine.restore(saved["engine"])
+        self.round, self.stopped, self._watched = saved["round"], saved["stopped"], list(saved["watched"])
+
+    def _due(self) -> bool:
+        every = self.parts.evaluation.every
+        return self.round == self.parts.rounds or (every > 0 and self.round % every == 0)
+
+    def _evaluate(self) -> dict[str, float]:
+        found = self.parts.problem.evaluate(self.state.params, clients=self._clients)
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise DivergedError(f"{name} is {value} after round {self.round}; lower client.lr")
+        stopping = self.parts.stopping
+        if stopping is not None:
+            if stopping.metric not in found:
+                raise DivergedError(f"stopping.metric = {stopping.metric}: not among {', '.join(found)}")
+            self._watched.append(found[stopping.metric])
+            self.stopped = stopping.reached(self._watched)
+        return found
+
+    def _hold_finite(self, crossed: Mapping[str, int], metrics: Mapping[str, float]) -> None:
+        if crossed["failed"] and crossed["failed"] == crossed["clients"]:
+            raise DivergedError(
+                f"none of the {crossed['failed']} updates of round {self.round} is finite; lower client.lr"
+            )
+        if not bool(torch.isfinite(self.state.params.sum())):
+            raise DivergedError(
+                f"the global model is not finite after round {self.round}; lower client.lr or strategy.server_lr"
+            )
+        loss = metrics.get("train_loss", 0.0)
+        if not math.isfinite(loss):
+            raise DivergedError(f"train_loss is {loss} in round {self.round}; lower client.lr")

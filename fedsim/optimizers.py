@@ -1,0 +1,164 @@
+"""Server optimizers: what the server does with the averaged change of a cohort's parameters.
+
+An optimizer is two pure functions on flat vectors, after optax: `init` makes a state, and `step` turns the
+cohort's centre `delta` [d] (the negative of a gradient) into what is to be added to the parameters, and a new
+state. Nothing that goes in is changed, so a state can be kept, saved and returned to.
+
+With x the parameters, Delta the averaged change and eta the strategy's `server_lr`:
+
+    sgd      v <- momentum v + Delta;                       x <- x + eta v                      (FedAvgM)
+    adagrad  v <- v + Delta^2;                              x <- x + eta m / (sqrt v + tau)     (FedOpt)
+    adam     v <- beta2 v + (1 - beta2) Delta^2;            as above
+    yogi     v <- v - (1 - beta2) Delta^2 sign(v - Delta^2); as above
+             m <- beta1 m + (1 - beta1) Delta for these three
+
+Hsu et al. 2019 (FedAvgM); Reddi et al. 2021, algorithm 2 (FedOpt). Flower 1.41 departs from the latter, and
+`variant` chooses: "paper" starts v at tau^2 without bias correction; "flwr" starts v at 0, and its Adam
+multiplies eta by sqrt(1 - beta2^(k+1)) / (1 - beta1^(k+1)) in its k-th step, k = 1, 2, ...
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from pydantic import BeforeValidator
+from torch import Tensor
+
+from fedsim import registry
+from fedsim.errors import InputError
+from fedsim.options import Fraction, Positive, options
+
+OptimizerState = Mapping[str, Tensor]
+Variant = Literal["paper", "flwr"]
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """What a plug-in of the group `optimizers` offers.
+
+    kind: the name by which the registry finds it.
+    """
+
+    kind: ClassVar[str]
+
+    def init(self, params: Tensor) -> OptimizerState:
+        """Make the state before the first step, for parameters [d]."""
+        ...
+
+    def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
+        """Give what to add to the parameters, [d], and the new state. delta: the averaged change [d]."""
+        ...
+
+
+def _made(given: Any) -> Any:
+    if not isinstance(given, (str, Mapping)):
+        return given
+    try:
+        return registry.make("optimizers", given, "")
+    except InputError as error:
+        # The name of the option that holds the optimizer is put in front by its owner.
+        raise InputError(error.option.removeprefix("."), error.value, error.remedy) from None
+
+
+ServerOptimizer = Annotated[Optimizer, BeforeValidator(_made)]
+"""An option that is an optimizer, its kind, or a table with `kind` and its options."""
+
+
+@options
+class Sgd:
+    """v <- momentum v + Delta; x <- x + eta v, or with nesterov x <- x + eta (Delta + momentum v)."""
+
+    kind: ClassVar[str] = "sgd"
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+
+    def init(self, params: Tensor) -> OptimizerState:
+        """Keep a velocity of zeros, or nothing at all without momentum."""
+        return {"v": torch.zeros_like(params)} if self.momentum else {}
+
+    def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
+        """See `Optimizer`."""
+        if not self.momentum:
+            return lr * delta, {}
+        velocity = self.momentum * state["v"] + delta
+        ahead = delta + self.momentum * velocity if self.nesterov else velocity
+        return lr * ahead, {"v": velocity}
+
+
+@options
+class Adagrad:
+    """v <- v + Delta^2; x <- x + eta m / (sqrt v + tau)."""
+
+    kind: ClassVar[str] = "adagrad"
+    beta1: Fraction = 0.0
+    tau: Positive = 1e-3
+    variant: Variant = "paper"
+
+    def init(self, params: Tensor) -> OptimizerState:
+        """Both moments: m of zeros, v as the variant says."""
+        return _moments(params, self.tau, self.variant)
+
+    def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
+        """See `Optimizer`."""
+        mean = torch.lerp(delta, state["m"], self.beta1)
+        square = state["v"] + delta.square()
+        return _scaled(mean, square, lr, self.tau), {"m": mean, "v": square}
+
+
+@options
+class Adam:
+    """v <- beta2 v + (1 - beta2) Delta^2; x <- x + eta m / (sqrt v + tau)."""
+
+    kind: ClassVar[str] = "adam"
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.99
+    tau: Positive = 1e-3
+    variant: Variant = "paper"
+
+    def init(self, params: Tensor) -> OptimizerState:
+        """Both moments, and how many steps were taken."""
+        return {**_moments(params, self.tau, self.variant), "steps": torch.zeros((), dtype=torch.int64)}
+
+    def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
+        """See `Optimizer`."""
+        mean = torch.lerp(delta, state["m"], self.beta1)
+        square = torch.lerp(delta.square(), state["v"], self.beta2)
+        steps = state["steps"] + 1
+        if self.variant == "flwr":
+            power = int(steps) + 1
+            lr *= math.sqrt(1 - self.beta2**power) / (1 - self.beta1**power)
+        return _scaled(mean, square, lr, self.tau), {"m": mean, "v": square, "steps": steps}
+
+
+@options
+class Yogi:
+    """v <- v - (1 - beta2) Delta^2 sign(v - Delta^2); x <- x + eta m / (sqrt v + tau)."""
+
+    kind: ClassVar[str] = "yogi"
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.99
+    tau: Positive = 1e-3
+    variant: Variant = "paper"
+
+    def init(self, params: Tensor) -> OptimizerState:
+        """Both moments: m of zeros, v as the variant says."""
+        return _moments(params, self.tau, self.variant)
+
+    def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
+        """See `Optimizer`."""
+        mean = torch.lerp(delta, state["m"], self.beta1)
+        new = delta.square()
+        square = state["v"] - (1 - self.beta2) * new * torch.sign(state["v"] - new)
+        return _scaled(mean, square, lr, self.tau), {"m": mean, "v": square}
+
+
+def _moments(params: Tensor, tau: float, variant: Variant) -> OptimizerState:
+    start = tau**2 if variant == "paper" else 0.0
+    return {"m": torch.zeros_like(params), "v": torch.full_like(params, start)}
+
+
+def _scaled(mean: Tensor, square: Tensor, lr: float, tau: float) -> Tensor:
+    return lr * mean / (square.sqrt() + tau)

@@ -1,0 +1,83 @@
+"""Options: frozen dataclasses whose fields are checked when they are made.
+
+`@options` turns a class with annotated fields into a frozen, keyword-only dataclass. Unknown names, wrong
+types, values out of range, NaN and infinity are refused with an `InputError`, from TOML and from Python
+alike. The annotated types below say the ranges once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from fedsim.errors import InputError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share of something, 0 to 1 inclusive."""
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+"""A factor in [0, 1), such as a momentum."""
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1, pattern=r"^[^/\x00-\x1f]+$")]
+"""A name that can be a folder's."""
+Counts = Annotated[tuple[Count, ...], Field(strict=False)]
+"""Several counts; a TOML array."""
+
+T = TypeVar("T")
+CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def options(cls: type[T]) -> type[T]:
+    """Make `cls` a frozen, keyword-only dataclass that checks its fields (see the module's text)."""
+    made = pydantic_dataclass(frozen=True, kw_only=True, config=CONFIG)(cls)
+    checked = made.__init__
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            checked(self, *args, **kwargs)
+        except ValidationError as error:
+            raise first_error(error, "") from None
+
+    __init__.__wrapped__ = checked  # type: ignore[attr-defined]
+    made.__init__ = __init__  # type: ignore[method-assign]
+    return made  # type: ignore[return-value]
+
+
+def one_of(**kinds: type[Any]) -> BeforeValidator:
+    """A field that takes one of several option classes: an object, a name, or a table with `kind` and options.
+
+    Each class learns its name as `kind`, so that it can be written out again.
+    """
+    for name, made in kinds.items():
+        made.kind = name
+
+    def parse(given: object) -> object:
+        if not isinstance(given, str | Mapping):
+            return given
+        table = {"kind": given} if isinstance(given, str) else dict(given)
+        kind = table.pop("kind", None)
+        if kind not in kinds:
+            raise InputError("kind", kind, f"name one of: {', '.join(kinds)}")
+        return kinds[kind](**table)
+
+    return BeforeValidator(parse)
+
+
+def first_error(error: ValidationError, prefix: str) -> InputError:
+    """The first of pydantic's complaints as one line; `prefix` is the table the option stands in."""
+    first = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return InputError(f"{path}.{cause.option}" if path else cause.option, cause.value, cause.remedy)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return InputError(path, first["input"], "no such option here; remove it or correct its name")
+    if first["type"] in ("missing", "missing_argument"):
+        return InputError(path, "(nothing)", "this option has no default; give it a value")
+    return InputError(path, first["input"], first["msg"][0].lower() + first["msg"][1:])

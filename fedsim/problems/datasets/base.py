@@ -1,0 +1,219 @@
+"""What every loader shares: the data set it returns, where its files are looked for, how tests are split off.
+
+Arrays: n training examples, m test examples, k classes.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import InputError
+from fedsim.streams import Streams
+
+Array = NDArray[Any]
+Indices = NDArray[np.int64]
+Task = Literal["classification", "regression"]
+
+TABLE = "problem.dataset"
+"""Where a loader's options stand in an experiment file."""
+DAMAGE = (
+    EOFError,
+    KeyError,
+    OSError,
+    ValueError,
+    lzma.LZMAError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What the readers of gzip, xz, zip, pickle, NumPy, text and image files raise for a file that is damaged."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training and test examples, ready for a model.
+
+    x, x_test: [n, ...] and [m, ...]; float32 (images channels first and scaled) or int64 token ids.
+    y, y_test: [n] and [m]; int64 classes 0 .. num_classes-1, or float32 targets when num_classes is 0.
+    owner, owner_test: int64 [n] and [m], the natural client of each example, 0 .. clients-1; or None.
+    vocabulary: the number of token symbols, 0 when x is not a sequence of tokens.
+    Raises InputError when the arrays do not fit each other.
+    """
+
+    name: str
+    x: Array
+    y: Array
+    x_test: Array
+    y_test: Array
+    num_classes: int
+    owner: Indices | None = None
+    owner_test: Indices | None = None
+    vocabulary: int = 0
+
+    def __post_init__(self) -> None:
+        for x, y, owner, kind in (
+            (self.x, self.y, self.owner, "training"),
+            (self.x_test, self.y_test, self.owner_test, "test"),
+        ):
+            if len(x) != len(y) or (owner is not None and len(owner) != len(x)):
+                owners = "" if owner is None else f" and {len(owner)} owners"
+                fault = f"{len(x)} {kind} inputs have {len(y)} labels{owners}; give one for each input"
+                raise InputError(TABLE, self.name, fault)
+            if self.num_classes and len(y) and not 0 <= y.min() <= y.max() < self.num_classes:
+                fault = f"{kind} labels lie in {y.min()} .. {y.max()}, not in 0 .. {self.num_classes - 1}"
+                raise InputError(TABLE, self.name, fault)
+        if len(self.x) == 0:
+            raise InputError(TABLE, self.name, "there is no training example; take a smaller test_share")
+        if self.x.shape[1:] != self.x_test.shape[1:]:
+            shapes = f"a training input has shape {self.x.shape[1:]}, a test input {self.x_test.shape[1:]}"
+            raise InputError(TABLE, self.name, f"{shapes}; they must be equal")
+
+
+class Loader(Protocol):
+    """A data set plug-in: an `@options` class that reads or makes a `Dataset`."""
+
+    def load(self, folder: DataFolder) -> Dataset:
+        """Read the files under `folder`; raises InputError when one is absent or not what it should be."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """Where data files are looked for: `path`, else the folder that FEDSIM_DATA names, else nowhere."""
+
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        named = os.environ.get("FEDSIM_DATA")
+        if self.path is None and named:
+            object.__setattr__(self, "path", Path(named))
+
+    def find(self, *names: str) -> Path:
+        """Return the first file of these relative names that exists; raises InputError when none does."""
+        places = [] if self.path is None else [self.path.expanduser().resolve() / name for name in names]
+        for place in places:
+            if place.is_file():
+                return place
+        if self.path is None:
+            raise InputError(
+                "data-dir", "(not set)", f"{names[0]} is needed; pass --data-dir or set FEDSIM_DATA"
+            )
+        tried = ", ".join(map(str, places))
+        remedy = f"{names[0]} was looked for at {tried}; pass --data-dir or set FEDSIM_DATA"
+        raise InputError("data-dir", str(self.path), remedy)
+
+    def resolve(self, path: str) -> Path:
+        """Find the user's own file or folder: absolute, below the current folder, or below this one."""
+        given = Path(path).expanduser()
+        places = [Path.cwd() / given] + (
+            [] if self.path is None else [self.path.expanduser().resolve() / given]
+        )
+        for place in places:
+            if place.exists():
+                return place
+        tried = ", ".join(dict.fromkeys(map(str, places)))
+        raise InputError(f"{TABLE}.path", path, f"there is no such file or folder; looked for {tried}")
+
+
+@contextmanager
+def reading(path: Path, what: str, option: str = "data-dir") -> Iterator[None]:
+    """Say in one line, as an InputError on `option`, that the file at `path` is not `what` it should be."""
+    try:
+        yield
+    except InputError:
+        raise
+    except DAMAGE as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise damaged(path, f"cannot be read as {what} ({lines[0]})", option) from error
+
+
+def damaged(path: Path, fault: str, option: str = "data-dir") -> InputError:
+    """Build the error for a file that is truncated, corrupt or not what its name says."""
+    return InputError(option, str(path), f"{fault}; replace the file by a sound copy")
+
+
+def split_off(strata: Array | None, count: int, share: float, seed: int) -> tuple[Indices, Indices]:
+    """Split 0 .. count-1 at random into training and test indices, both ascending.
+
+    strata: [count], values of which `share` of the examples of each goes to the test (rounded to the
+    nearest, leaving one at least); None takes `share` of all.
+    """
+    keys = Streams(seed).generator("datasets/split").random(count)
+    _, group = np.unique(np.zeros(count) if strata is None else strata, return_inverse=True)
+    order = np.lexsort((keys, group))
+    sizes = np.bincount(group)
+    tests = np.minimum(np.floor(sizes * share + 0.5).astype(np.int64), sizes - 1)
+    rank = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    chosen = np.zeros(count, dtype=bool)
+    chosen[order] = rank < np.repeat(tests, sizes)
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def split_dataset(
+    name: str,
+    x: Array,
+    y: Array,
+    num_classes: int,
+    share: float,
+    seed: int,
+    owner: Indices | None = None,
+    vocabulary: int = 0,
+) -> Dataset:
+    """Build a data set whose test part is split off: by owner where there is one, else by class."""
+    strata = owner if owner is not None else (y if num_classes else None)
+    train, test = split_off(strata, len(y), share, seed)
+    return Dataset(
+        name,
+        x[train],
+        y[train],
+        x[test],
+        y[test],
+        num_classes,
+        None if owner is None else owner[train],
+        None if owner is None else owner[test],
+        vocabulary,
+    )
+
+
+def standardise(x: Array, x_test: Array) -> None:
+    """Shift and scale both in place by the mean and deviation of the training inputs.
+
+    Per feature for tables [n, features], per channel for images [n, channels, ...]. What is constant is
+    only shifted.
+    """
+    axes = (0, *range(2, x.ndim))
+    mean = x.mean(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32)
+    x -= mean
+    x_test -= mean
+    deviation = np.sqrt(np.square(x).mean(axis=axes, keepdims=True, dtype=np.float64)).astype(np.float32)
+    deviation[deviation == 0] = 1.0
+    x /= deviation
+    x_test /= deviation
+
+
+def unit_scale(pixels: Array) -> Array:
+    """Bytes 0 .. 255 as float32 in [0, 1]."""
+    return np.divide(pixels, np.float32(255), dtype=np.float32)
+
+
+def finite(values: Array, path: Path, what: str) -> None:
+    """Refuse NaN and infinity in the user's data, saying in which row (from 1) the first one is."""
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        row, value = int(np.argwhere(wrong)[0][0]) + 1, values[wrong][0]
+        fault = f"{what} has {value} in row {row}; remove or fill in what is missing"
+        raise InputError(f"{TABLE}.path", str(path), fault)

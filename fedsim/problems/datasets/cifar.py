@@ -1,0 +1,133 @@
+"""CIFAR-10: the published Python batches, the published binary batches, or a smaller part of either.
+
+The part lies in `cifar10_subset/`: `x_train.npy.xz` and `x_test.npy.xz` (uint8 [n, 32, 32, 3]) and
+`labels.npz` (`y_train`, `y_test`); results on it cannot be compared with published ones.
+Source: Krizhevsky 2009, Learning multiple layers of features from tiny images.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fedsim.options import options
+from fedsim.problems.datasets.base import (
+    Array,
+    DataFolder,
+    Dataset,
+    damaged,
+    reading,
+    standardise,
+    unit_scale,
+)
+
+PYTHON, BINARY, SUBSET = "cifar-10-batches-py", "cifar-10-batches-bin", "cifar10_subset"
+FIRST = {"python": f"{PYTHON}/data_batch_1", "binary": f"{BINARY}/data_batch_1.bin"}
+FIRST["subset"] = f"{SUBSET}/x_train.npy.xz"
+TRAINING = [f"data_batch_{number}" for number in range(1, 6)]
+Pair = tuple[Array, Array]
+
+
+@options
+class CIFAR10:
+    """Photographs of 10 classes: 50,000 and 10,000 colour images of 32 x 32.
+
+    files: which layout to read; `any` takes the first that is there of `python`, `binary` and `subset`.
+    standardize: shift and scale each colour by the mean and deviation of the training pixels.
+    """
+
+    files: Literal["any", "python", "binary", "subset"] = "any"
+    standardize: bool = False
+
+    def load(self, folder: DataFolder) -> Dataset:
+        """Return x float32 [n, 3, 32, 32]; the part is named `cifar10_subset`."""
+        found = folder.find(*(FIRST.values() if self.files == "any" else [FIRST[self.files]]))
+        if found.parent.name == SUBSET:
+            name, train, test = "cifar10_subset", _read_part(folder, "train"), _read_part(folder, "test")
+        else:
+            read, pattern = (
+                (_read_pickle, f"{PYTHON}/{{}}")
+                if found.parent.name == PYTHON
+                else (_read_binary, f"{BINARY}/{{}}.bin")
+            )
+            name, test = "cifar10", read(folder.find(pattern.format("test_batch")))
+            batches = [read(folder.find(pattern.format(batch))) for batch in TRAINING]
+            train = (np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches]))
+        x, x_test = unit_scale(train[0]), unit_scale(test[0])
+        if self.standardize:
+            standardise(x, x_test)
+        return Dataset(name, x, train[1].astype(np.int64), x_test, test[1].astype(np.int64), 10)
+
+
+class BatchUnpickler(pickle.Unpickler):
+    """Unpickles containers, numbers, strings and NumPy arrays, and refuses to import anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what NumPy arrays are rebuilt with; raises UnpicklingError for every other name."""
+        array = np.empty(1)
+        # The module that these two live in depends on NumPy's version, on both sides of the file.
+        rebuilders: dict[str, Any] = {
+            "_reconstruct": array.__reduce__()[0],
+            "_frombuffer": array.__reduce_ex__(5)[0],
+        }
+        if module.split(".")[0] == "numpy" and name in rebuilders:
+            return rebuilders[name]
+        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
+            return getattr(np, name)
+        if (module, name) == ("_codecs", "encode"):
+            return _latin_bytes
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 batch needs")
+
+
+def _latin_bytes(text: str, encoding: str) -> bytes:
+    """Rebuild bytes as Python 3 writes them in the pickle protocols of Python 2."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
+    return text.encode("latin1")
+
+
+def _read_pickle(path: Path) -> Pair:
+    with reading(path, "a CIFAR-10 batch"):
+        try:
+            batch = BatchUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        except (AttributeError, IndexError, TypeError) as error:
+            # What the unpickler raises for bytes that are no pickle depends on the bytes.
+            raise pickle.UnpicklingError(f"not a sound pickle: {error}") from error
+        if not isinstance(batch, dict):
+            raise damaged(path, f"holds a {type(batch).__name__}, not a dictionary with data and labels")
+        entries = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+        return _checked(path, np.asarray(entries["data"]), np.asarray(entries["labels"]))
+
+
+def _read_binary(path: Path) -> Pair:
+    with reading(path, "a CIFAR-10 batch"):
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+        if len(content) % 3073:
+            raise damaged(path, f"holds {len(content)} bytes, not records of 3,073")
+        return _checked(path, content.reshape(-1, 3073)[:, 1:], content[::3073])
+
+
+def _read_part(folder: DataFolder, part: str) -> Pair:
+    images_at = folder.find(f"{SUBSET}/x_{part}.npy.xz")
+    labels_at = folder.find(f"{SUBSET}/labels.npz")
+    with reading(images_at, "an xz-compressed NumPy array"):
+        images = np.load(io.BytesIO(lzma.decompress(images_at.read_bytes())), allow_pickle=False)
+        pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
+    with reading(labels_at, "a NumPy archive of labels"), np.load(labels_at, allow_pickle=False) as labels:
+        return _checked(images_at, pixels, labels[f"y_{part}"])
+
+
+def _checked(path: Path, pixels: Array, labels: Array) -> Pair:
+    """Return uint8 [n, 3, 32, 32] and the labels [n], or refuse what has another shape."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072 or len(pixels) == 0:
+        raise damaged(path, f"holds {pixels.dtype} of shape {pixels.shape}, not bytes of shape (n, 3072)")
+    if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu":
+        raise damaged(path, f"holds labels of shape {labels.shape} for {len(pixels)} images")
+    if not 0 <= labels.min() <= labels.max() <= 9:
+        raise damaged(path, f"holds labels {labels.min()} .. {labels.max()}, not 0 .. 9")
+    return pixels.reshape(-1, 3, 32, 32), labels

@@ -1,0 +1,49 @@
+"""Small real data sets that scikit-learn carries: nothing to download."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.options import Fraction, Whole, options
+from fedsim.problems.datasets.base import DataFolder, Dataset, split_dataset, standardise
+
+
+@options
+class Digits:
+    """Handwritten digits, 8 x 8 pixels as 64 features in [0, 1]: 1,797 examples, 10 classes.
+
+    test_share: share of each class that is the test set. split_seed: which examples those are; it does
+    not follow the run's seed, so that runs of several seeds are judged alike.
+    """
+
+    test_share: Fraction = 0.2
+    split_seed: Whole = 0
+
+    def load(self, folder: DataFolder) -> Dataset:  # noqa: ARG002
+        """Return x float32 [n, 64]."""
+        from sklearn.datasets import load_digits
+
+        x, y = load_digits(return_X_y=True)
+        x, y = (x / 16).astype(np.float32), y.astype(np.int64)
+        return split_dataset("digits", x, y, 10, self.test_share, self.split_seed)
+
+
+@options
+class BreastCancer:
+    """Breast cancer Wisconsin (diagnostic): 569 examples, 30 standardised features, 2 classes.
+
+    test_share, split_seed: as for the digits.
+    """
+
+    test_share: Fraction = 0.2
+    split_seed: Whole = 0
+
+    def load(self, folder: DataFolder) -> Dataset:  # noqa: ARG002
+        """Return x float32 [n, 30]."""
+        from sklearn.datasets import load_breast_cancer
+
+        x, y = load_breast_cancer(return_X_y=True)
+        x, y = x.astype(np.float32), y.astype(np.int64)
+        data = split_dataset("breast_cancer", x, y, 2, self.test_share, self.split_seed)
+        standardise(data.x, data.x_test)
+        return data

@@ -1,0 +1,56 @@
+"""FEMNIST: handwritten characters with their writers.
+
+`femnist/femnist_subset.npz` holds, for `train`, `test` and `unseen`, `x_*` (uint8 [n, 28, 28]), `y_*` and
+`writer_*`; the last part is of writers who are in neither other. Source: Caldas et al. 2018 (LEAF).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from fedsim.options import options
+from fedsim.problems.datasets.base import (
+    Array,
+    DataFolder,
+    Dataset,
+    damaged,
+    reading,
+    standardise,
+    unit_scale,
+)
+
+FILE = "femnist/femnist_subset.npz"
+
+
+@options
+class FEMNIST:
+    """62 classes of characters (digits, capitals, small letters), a client being a writer.
+
+    test: `seen` judges on other images of the writers who train; `unseen` on writers who never train.
+    standardize: shift and scale by the mean and deviation of the training pixels.
+    """
+
+    test: Literal["seen", "unseen"] = "seen"
+    standardize: bool = False
+
+    def load(self, folder: DataFolder) -> Dataset:
+        """Return x float32 [n, 1, 28, 28], owner = writer; owner_test is None for unseen writers."""
+        path = folder.find(FILE)
+        parts: list[tuple[Array, Array, Array]] = []
+        with reading(path, "the FEMNIST archive"), np.load(path, allow_pickle=False) as archive:
+            for part in ("train", "test" if self.test == "seen" else "unseen"):
+                x, y, writer = (archive[f"{key}_{part}"] for key in ("x", "y", "writer"))
+                if x.dtype != np.uint8 or x.shape != (len(y), 28, 28) or writer.shape != y.shape:
+                    raise damaged(path, f"holds {x.dtype} images of shape {x.shape} for {len(y)} labels")
+                parts.append((unit_scale(x[:, None]), y.astype(np.int64), writer.astype(np.int64)))
+        (x, y, writer), (x_test, y_test, writer_test) = parts
+        names, owner = np.unique(writer, return_inverse=True)
+        seen = self.test == "seen"
+        if seen and not np.isin(writer_test, names).all():
+            raise damaged(path, "holds test images of writers without training images")
+        if self.standardize:
+            standardise(x, x_test)
+        owner_test = np.searchsorted(names, writer_test) if seen else None
+        return Dataset("femnist", x, y, x_test, y_test, 62, owner, owner_test)

@@ -1,0 +1,99 @@
+"""Synthetic(alpha, beta) of FedProx: logistic models and inputs that differ between clients.
+
+Client k: u_k ~ N(0, alpha), W_k ~ N(u_k, 1), b_k ~ N(u_k, 1); B_k ~ N(0, beta), v_k ~ N(B_k, 1),
+x ~ N(v_k, Sigma) with Sigma diagonal, Sigma_jj = j^-1.2; y = argmax softmax(x W_k + b_k).
+alpha and beta are standard deviations, as in the authors' generator. iid: one W and b with mean 0 for all
+clients, and v_k = 0. Source: Li et al. 2020, Federated optimization in heterogeneous networks, section 5.1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.errors import InputError
+from fedsim.options import Count, Fraction, NonNegative, Whole, options
+from fedsim.problems.datasets.base import DataFolder, Dataset, Indices
+from fedsim.streams import Streams
+
+CHUNK = 1024
+"""Clients that are drawn together, so that the models of a large population need not exist at once."""
+
+
+@options
+class Synthetic:
+    """The generator above; a client's examples are its own, so `owner` is set.
+
+    alpha, beta: how much models, and inputs, differ between clients. clients: how many. iid: no difference.
+    features, classes: dimensions. examples_per_client: of every client, its test examples included; when
+    not given, sizes are 50 + lognormal(4, 2), at most `max_examples`. test_share: of each client's
+    examples, those for the test (rounded to the nearest). seed: of the data, apart from the run's.
+    """
+
+    alpha: NonNegative = 1.0
+    beta: NonNegative = 1.0
+    clients: Count = 30
+    iid: bool = False
+    features: Count = 60
+    classes: Count = 10
+    examples_per_client: Count | None = None
+    max_examples: Count | None = None
+    test_share: Fraction = 0.1
+    seed: Whole = 0
+
+    def __post_init__(self) -> None:
+        if self.classes < 2:
+            raise InputError("classes", self.classes, "take two at least")
+        if self.examples_per_client is not None and self.max_examples is not None:
+            raise InputError("max_examples", self.max_examples, "leave it out beside examples_per_client")
+
+    def load(self, folder: DataFolder) -> Dataset:  # noqa: ARG002
+        """Return x float32 [n, features]."""
+        sizes = self._sizes()
+        tests = np.minimum(np.floor(sizes * self.test_share + 0.5).astype(np.int64), sizes - 1)
+        x, x_test = (np.empty((n.sum(), self.features), np.float32) for n in (sizes - tests, tests))
+        y, y_test = (np.empty(len(part), np.int64) for part in (x, x_test))
+        at = at_test = 0
+        for first in range(0, self.clients, CHUNK):
+            part, part_tests = sizes[first : first + CHUNK], tests[first : first + CHUNK]
+            drawn, label = self._draw(part, first // CHUNK)
+            rank = np.arange(len(label)) - np.repeat(np.cumsum(part) - part, part)
+            testing = rank < np.repeat(part_tests, part)
+            end, end_test = at + int((~testing).sum()), at_test + int(testing.sum())
+            x[at:end], y[at:end] = drawn[~testing], label[~testing]
+            x_test[at_test:end_test], y_test[at_test:end_test] = drawn[testing], label[testing]
+            at, at_test = end, end_test
+        ids = np.arange(self.clients)
+        owner, owner_test = np.repeat(ids, sizes - tests), np.repeat(ids, tests)
+        return Dataset("synthetic", x, y, x_test, y_test, self.classes, owner, owner_test)
+
+    def _sizes(self) -> Indices:
+        """Examples of each client, int64 [clients]."""
+        if self.examples_per_client is not None:
+            return np.full(self.clients, self.examples_per_client, dtype=np.int64)
+        drawn = Streams(self.seed).generator("synthetic/sizes").lognormal(4.0, 2.0, self.clients)
+        return np.minimum(drawn.astype(np.int64) + 50, self.max_examples or np.iinfo(np.int64).max)
+
+    def _draw(self, sizes: Indices, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the examples of one chunk of clients, one client after the other: x [n, features], y [n]."""
+        streams, count = Streams(self.seed), len(sizes)
+        generator = streams.generator("synthetic/clients", step=chunk)
+        shape = (count, self.features + 1, self.classes)
+        if self.iid:
+            shared = streams.generator("synthetic/shared").standard_normal(shape[1:], dtype=np.float32)
+            model = np.broadcast_to(shared, shape)
+            centre = np.zeros((count, self.features), np.float32)
+        else:
+            scale = np.array([self.alpha, self.beta], dtype=np.float32)
+            u, mean = generator.standard_normal((count, 2), dtype=np.float32).T * scale[:, None]
+            model = generator.standard_normal(shape, dtype=np.float32) + u[:, None, None]
+            centre = generator.standard_normal((count, self.features), dtype=np.float32) + mean[:, None]
+        deviation = np.arange(1, self.features + 1, dtype=np.float32) ** np.float32(-0.6)
+        x = generator.standard_normal((int(sizes.sum()), self.features), dtype=np.float32)
+        x *= deviation
+        x += np.repeat(centre, sizes, axis=0)
+        y = np.empty(len(x), np.int64)
+        for client, end in enumerate(np.cumsum(sizes)):
+            own = slice(end - sizes[client], end)
+            # The last row of a model is its bias.
+            y[own] = (x[own] @ model[client, :-1] + model[client, -1]).argmax(axis=1)
+        return x, y

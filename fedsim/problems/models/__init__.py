@@ -1,0 +1,28 @@
+"""Models: options that build a `torch.nn.Module` for the shape of a problem's data.
+
+Every built-in model is an `nn.Sequential` of standard layers, `Residual` and `LastStep`, which the stacked
+engine knows how to run for many clients at once.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+from fedsim.problems.models.layers import LastStep, Residual, initialise
+
+__all__ = ["LastStep", "Model", "Residual", "initialise"]
+
+
+class Model(Protocol):
+    """What a plug-in of the group `models` offers."""
+
+    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
+        """Make the module, without drawing from a global generator; `initialise` fills it afterwards.
+
+        shape: one input's, without the batch. num_classes: 0 means one regression output. vocabulary: how
+        many characters there are when inputs are characters, else 0. Raises `InputError` when the model does
+        not fit the data.
+        """
+        ...

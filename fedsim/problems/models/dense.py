@@ -1,0 +1,51 @@
+"""Models of fully connected layers: logistic regression and the multi-layer perceptron."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fedsim.options import Counts, options
+from fedsim.problems.models.layers import materialise, need_numbers, stay_zero
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+@options
+class Logistic:
+    """One linear layer on the flattened input: W x + b.
+
+    zero: whether it starts at W = 0, b = 0, the customary start of this convex problem.
+    """
+
+    zero: bool = True
+
+    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
+        """[B, *shape] to [B, num_classes], or to [B, 1] for regression (num_classes 0)."""
+        need_numbers("logistic", shape, vocabulary)
+        with torch.device("meta"):
+            linear = nn.Linear(math.prod(shape), num_classes or 1)
+            module = nn.Sequential(nn.Flatten(), stay_zero(linear) if self.zero else linear)
+        return materialise(module)
+
+
+@options
+class MLP:
+    """Fully connected layers of `hidden` units with an activation after each, then a linear layer."""
+
+    hidden: Counts = (64,)
+    activation: Literal["relu", "tanh"] = "relu"
+
+    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
+        """[B, *shape] to [B, num_classes], or to [B, 1] for regression (num_classes 0)."""
+        need_numbers("mlp", shape, vocabulary)
+        layers: list[nn.Module] = [nn.Flatten()]
+        with torch.device("meta"):
+            for inputs, outputs in pairwise((math.prod(shape), *self.hidden)):
+                layers += [nn.Linear(inputs, outputs), ACTIVATIONS[self.activation]()]
+            layers.append(nn.Linear((math.prod(shape), *self.hidden)[-1], num_classes or 1))
+        return materialise(nn.Sequential(*layers))

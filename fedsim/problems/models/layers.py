@@ -1,0 +1,112 @@
+"""What the built-in models share: two small modules, and parameters that are drawn by name.
+
+Models are made without a draw from any generator: `build` makes their layers on the meta device and
+`materialise` gives them memory; `initialise` then fills them from the run's named streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.errors import InputError
+from fedsim.streams import SERVER, Streams
+
+Built = TypeVar("Built", bound=nn.Module)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class Residual(nn.Module):
+    """relu(body(x) + shortcut(x)); an empty `nn.Sequential` is the shortcut that changes nothing."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Both branches must give the same shape, which is the shape of the result."""
+        return torch.relu(self.body(inputs) + self.shortcut(inputs))
+
+
+class LastStep(nn.Module):
+    """The last step of a batch-first `nn.LSTM`'s output."""
+
+    def forward(self, outputs: tuple[Tensor, Any]) -> Tensor:
+        """Take what the LSTM returns, (output [B, T, H], its final states), and give [B, H]."""
+        return outputs[0][:, -1]
+
+
+def materialise(module: Built) -> Built:
+    """Give a module made on the meta device memory on the CPU; every number is 0 until `initialise`."""
+    module.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.zero_()
+    return module
+
+
+def stay_zero(layer: Built) -> Built:
+    """Mark a layer whose parameters `initialise` leaves at 0."""
+    marked: Any = layer
+    marked.starts_at_zero = True
+    return layer
+
+
+def initialise(module: nn.Module, streams: Streams) -> None:
+    """Draw the parameters of `module`, in place, from PyTorch's default distributions.
+
+    Linear and convolution weights and biases are uniform in +-1/sqrt(fan_in), recurrent layers in
+    +-1/sqrt(hidden), embeddings standard normal (their padding row 0); norms start at scale 1 and shift 0.
+    The draw is named by the parameter's name, so a layer's numbers do not depend on its neighbours, and
+    made in single precision on the CPU, so they are the same in every precision and on every device. The
+    parameters of any other layer stay as they are.
+    """
+    owner = torch.tensor([SERVER])
+    with torch.no_grad():
+        for path, layer in module.named_modules():
+            if isinstance(layer, NORMS):
+                layer.reset_parameters()
+                continue
+            for name, parameter in layer.named_parameters(prefix=path, recurse=False):
+                if getattr(layer, "starts_at_zero", False):
+                    parameter.zero_()
+                elif isinstance(layer, nn.Embedding):
+                    parameter.copy_(streams.normal(f"model/{name}", owner, parameter.shape)[0])
+                elif isinstance(layer, (nn.Linear, nn.RNNBase, *CONVOLUTIONS)):
+                    drawn = streams.uniform(f"model/{name}", owner, parameter.shape)[0]
+                    parameter.copy_((2 * drawn - 1) * _bound(layer))
+            if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+                layer.weight[layer.padding_idx].zero_()
+
+
+def need_numbers(kind: str, shape: Sequence[int], vocabulary: int) -> None:
+    """Refuse inputs that are not vectors or arrays of numbers. shape: one input's, without the batch."""
+    if vocabulary:
+        raise InputError("model", kind, "reads numbers, but these inputs are characters; use the model lstm")
+    if not shape:
+        raise InputError("model", kind, "needs inputs of at least one dimension, but each is one number")
+
+
+def need_images(kind: str, shape: Sequence[int], vocabulary: int, side: int) -> tuple[int, int, int]:
+    """(channels, height, width) of the inputs; refuse what is no image with sides of at least `side`."""
+    need_numbers(kind, shape, vocabulary)
+    if len(shape) != 3 or min(shape[1:]) < side:
+        raise InputError(
+            "model",
+            kind,
+            f"needs images [channels, height, width] of at least {side}x{side}, but the inputs' shape is "
+            f"{list(shape)}; use the model mlp or logistic",
+        )
+    channels, height, width = shape
+    return channels, height, width
+
+
+def _bound(layer: nn.Module) -> float:
+    if isinstance(layer, nn.RNNBase):
+        return float(layer.hidden_size**-0.5)
+    weight = layer.get_parameter("weight")
+    return float(weight[0].numel() ** -0.5)

@@ -1,0 +1,33 @@
+"""Models of text: a character LSTM that predicts the next character."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fedsim.errors import InputError
+from fedsim.options import Count, options
+from fedsim.problems.models.layers import LastStep, materialise
+
+
+@options
+class LSTM:
+    """The Shakespeare model of the FedProx paper (Li et al. 2020): embedding, stacked LSTM, linear."""
+
+    embedding: Count = 8
+    hidden: Count = 100
+    layers: Count = 2
+
+    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:  # noqa: ARG002
+        """Characters, int64 [B, T] below `vocabulary`, to the next one's logits [B, vocabulary]."""
+        if not vocabulary or len(shape) != 1:
+            remedy = f"reads sequences of characters, but these inputs are numbers of shape {list(shape)}"
+            raise InputError("model", "lstm", f"{remedy}; use a model of numbers, such as mlp")
+        with torch.device("meta"):
+            module = nn.Sequential(
+                nn.Embedding(vocabulary, self.embedding),
+                nn.LSTM(self.embedding, self.hidden, self.layers, batch_first=True),
+                LastStep(),
+                nn.Linear(self.hidden, vocabulary),
+            )
+        return materialise(module)

@@ -1,0 +1,205 @@
+"""Supervised learning: clients with examples of their own, one model, a central test set.
+
+minimise sum_i (n_i / n) f_i(theta), f_i the mean loss over client i's n_i examples. The data lie once on the device, as
+one tensor; a client is a range of an index list, so a hundred thousand clients cost two numbers each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedsim.engine.dropout import prepare
+from fedsim.engine.losses import loss_named
+from fedsim.engine.stack import Layout
+from fedsim.errors import InputError
+from fedsim.problems.datasets import Dataset
+from fedsim.problems.partition import Partition
+
+EVALUATION_BATCH = 2048
+CLIENTS_EVALUATED = 1_000
+EXAMPLES_EVALUATED = 20_000
+
+
+class Supervised:
+    """A supervised problem on a device.
+
+    num_clients: N. sizes: int64 [N] on the CPU, training examples of each. dimension: d. layout: where the parameters lie
+    in the flat vector. x, y: the training set. order, begin, examples: client c owns order[begin[c] : begin[c] + examples[c]].
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        partition: Partition,
+        model: nn.Module,
+        *,
+        loss: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.dataset, self.partition = dataset, partition
+        self.device, self.dtype = torch.device(device), dtype
+        self.loss = loss_named(loss or ("cross_entropy" if dataset.num_classes else "squared_error"))
+        self.model = prepare(model).to(self.device, dtype)
+        self.layout = Layout.of(dict(self.model.named_parameters()))
+        self._start = self.layout.flatten(dict(self.model.named_parameters()))
+        self.x, self.y = self._tensor(dataset.x), self._tensor(dataset.y)
+        self.x_test, self.y_test = self._tensor(dataset.x_test), self._tensor(dataset.y_test)
+        self.order, self.begin, self.examples = _rows(partition.order, partition.offset, self.device)
+        self.sizes = self.examples.cpu()
+        self._check()
+
+    @property
+    def num_clients(self) -> int:
+        """N, how many clients there are."""
+        return len(self.sizes)
+
+    @property
+    def dimension(self) -> int:
+        """d, how many parameters the model has."""
+        return self.layout.dimension
+
+    def initial(self) -> Tensor:
+        """The parameters to start from, [d]; a copy."""
+        return self._start.clone()
+
+    def start_from(self, tensors: Mapping[str, Tensor]) -> None:
+        """Start from a state dict instead of the model's own initial parameters."""
+        for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
+            found = tensors.get(name)
+            if found is None or tuple(found.shape) != shape:
+                held = "nothing" if found is None else f"shape {tuple(found.shape)}"
+                raise InputError("problem.start", name, f"the model wants shape {shape}, the state has {held}")
+        self._start = self.layout.flatten(tensors).to(self.device, self.dtype)
+
+    def module(self, params: Tensor) -> nn.Module:
+        """The model with the parameters of a vector [d]; dropout in it is inactive."""
+        prepared = prepare(self.model)
+        prepared.load_state_dict(self.layout.named(params), strict=False)
+        return prepared.eval()
+
+    def evaluate(self, params: Tensor, *, clients: bool) -> dict[str, float]:
+        """Loss and accuracy on the test set, and, if `clients`, accuracies of the clients' own examples."""
+        outputs = self._outputs(params, self.x_test, None)
+        found = {"test_loss": float(self.loss.examples(outputs, self.y_test).double().mean())}
+        correct = self.loss.correct(outputs, self.y_test)
+        if correct is None:
+            return found
+        found["test_accuracy"] = float(correct.double().mean())
+        return found | (self._by_client(params) if clients else {})
+
+    def evaluates_clients(self, wanted: bool | str) -> bool:
+        """Whether clients are evaluated: as asked, or, for "auto", where it costs little.
+
+        Automatically with held-out examples up to 1,000 clients; with none, on the clients' training examples if there
+        are no more than 20,000 of them.
+        """
+        if self.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is None:
+            return False
+        if isinstance(wanted, bool):
+            return wanted
+        own = self.partition.holdout_order is None and self.partition.order_test is None
+        return self.num_clients <= CLIENTS_EVALUATED and not (own and len(self.order) > EXAMPLES_EVALUATED)
+
+    def measures(self, clients: bool | str) -> list[str]:
+        """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
+        if self.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is None:
+            return ["test_loss"]
+        own = ["client_accuracy_mean", "client_accuracy_p10", "client_accuracy_worst"]
+        return ["test_loss", "test_accuracy", *(own if self.evaluates_clients(clients) else [])]
+
+    def _by_client(self, params: Tensor) -> dict[str, float]:
+        split = self.partition
+        x, y = self.x, self.y
+        if split.order_test is not None and split.offset_test is not None:
+            x, y = self.x_test, self.y_test
+            order, _, count = _rows(split.order_test, split.offset_test, self.device)
+        elif split.holdout_order is not None and split.holdout_offset is not None:
+            order, _, count = _rows(split.holdout_order, split.holdout_offset, self.device)
+        else:
+            order, count = self.order, self.examples
+        correct = self.loss.correct(self._outputs(params, x, order), y[order])
+        assert correct is not None
+        owner = torch.repeat_interleave(torch.arange(len(count), device=self.device), count)
+        right = torch.zeros(len(count), dtype=torch.float64, device=self.device)
+        accuracy = (right.index_add_(0, owner, correct.double()) / count)[count > 0]
+        return {
+            "client_accuracy_mean": float(accuracy.mean()),
+            "client_accuracy_p10": float(torch.quantile(accuracy, 0.1)),
+            "client_accuracy_worst": float(accuracy.min()),
+        }
+
+    def _outputs(self, params: Tensor, x: Tensor, index: Tensor | None) -> Tensor:
+        named, total = self.layout.named(params), len(x) if index is None else len(index)
+        outputs = []
+        with torch.no_grad():
+            for first in range(0, total, EVALUATION_BATCH):
+                rows = slice(first, first + EVALUATION_BATCH)
+                outputs.append(
+                    functional_call(self.model, named, (x[rows] if index is None else x[index[rows]],))
+                )
+        return torch.cat(outputs)
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else torch.int64)
+
+    def _check(self) -> None:
+        """Refuse a model that does not fit the data, or whose forward pass draws from the global generator."""
+        name = type(self.model).__name__
+        before = torch.get_rng_state()
+        try:
+            with torch.no_grad():
+                outputs = self.model.train()(self.x[:2])
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise InputError(
+                "problem.model", name, f"does not fit inputs of shape {tuple(self.x.shape[1:])}: {line}"
+            ) from error
+        finally:
+            drawn = not torch.equal(before, torch.get_rng_state())
+            torch.set_rng_state(before)
+        if drawn:
+            raise InputError(
+                "problem.model",
+                name,
+                "its forward draws from the global generator; use torch.nn.Dropout as a layer of its own",
+            )
+        wanted = (len(self.x[:2]), self.dataset.num_classes or 1)
+        if tuple(outputs.shape) != wanted:
+            raise InputError(
+                "problem.model", name, f"gives outputs of shape {tuple(outputs.shape)[1:]}, not {wanted[1:]}"
+            )
+        if not torch.isfinite(self._start).all():
+            raise InputError("problem.model", name, "its initial parameters are not all finite")
+
+
+def load_start(path: Path) -> dict[str, Tensor]:
+    """A state dict to start from: .safetensors, or .pt/.pth read without running any code in it."""
+    if not path.is_file():
+        raise InputError("problem.start", str(path), "there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        return loaded
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise InputError("problem.start", str(path), f"cannot be read as a state dict: {line}") from error
+
+
+def _rows(order: np.ndarray, offset: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    begins = torch.from_numpy(np.asarray(offset, dtype=np.int64)).to(device)
+    return (
+        torch.from_numpy(np.asarray(order, dtype=np.int64)).to(device),
+        begins[:-1],
+        begins[1:] - begins[:-1],
+    )

@@ -1,0 +1,44 @@
+"""The progress bar of a terminal: round, loss, accuracy, clients a second, time left."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from fedsim.runner import Round
+
+
+class Progress:
+    """A callback that draws the bar on standard error and takes it away at the end."""
+
+    def __init__(self, rounds: int, label: str) -> None:
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[measures]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._rounds = rounds
+        self._task = self._bar.add_task(label, total=rounds, measures="")
+        self._clients = 0
+        self._seen: dict[str, float] = {}
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, round: Round) -> None:  # noqa: A002
+        """Move the bar."""
+        row = round.row
+        self._clients += row["clients"]
+        self._seen |= {name: row[name] for name in ("train_loss", "test_accuracy") if name in row}
+        measures = [f"{name.split('_')[1]} {value:.3f}" for name, value in self._seen.items()]
+        measures.append(f"{self._clients / max(row['wall'], 1e-9):,.0f} clients/s")
+        self._bar.update(self._task, completed=row["round"], measures="  ".join(measures))

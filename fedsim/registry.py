@@ -1,0 +1,95 @@
+"""Finding plug-ins by name: the built-in ones are registered like anybody's, through entry points.
+
+A table of an experiment file names its plug-in by `kind`; every other key is one of its options:
+`{kind = "mlp", hidden = [64]}` becomes `MLP(hidden=(64,))`. A kind may also be `module:Class` or
+`./file.py:Class`, for a plug-in that is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import InputError
+
+GROUPS = ("strategies", "clients", "problems", "datasets", "partitions", "models", "selectors")
+GROUPS += ("aggregators", "transforms")
+OURS = ("strategies", "clients", "experiments")
+
+
+@cache
+def names(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """The plug-ins installed in `group` (one of `GROUPS`), by name."""
+    found = importlib.metadata.entry_points(group=f"fedsim.{group}")
+    return {entry.name: entry for entry in sorted(found, key=lambda entry: entry.name)}
+
+
+def find(group: str, kind: str, option: str) -> type[Any]:
+    """The class that `kind` names in `group`; `option` is the option to blame when there is none."""
+    if ":" in kind:
+        return _load_from(kind, option)
+    entry = names(group).get(kind)
+    if entry is None:
+        known = ", ".join(names(group)) or "none is installed"
+        raise InputError(option, kind, f"not one of the installed {group}: {known}")
+    try:
+        loaded: type[Any] = entry.load()
+    except (ImportError, AttributeError) as error:
+        shadow = _shadowed(entry.module)
+        if shadow is None:
+            raise
+        raise InputError(
+            option, kind, f"the folder {shadow} hides the installed package of that name; rename it"
+        ) from error
+    return loaded
+
+
+def make(group: str, table: str | Mapping[str, Any], option: str) -> Any:
+    """The plug-in that `table` describes: a name, or a mapping with `kind` and the plug-in's options."""
+    settings = {"kind": table} if isinstance(table, str) else dict(table)
+    kind = settings.pop("kind", None)
+    if not isinstance(kind, str):
+        raise InputError(f"{option}.kind", kind, f"name one of: {', '.join(names(group))}")
+    made = find(group, kind, f"{option}.kind")
+    try:
+        return made(**settings)
+    except InputError as error:
+        raise InputError(f"{option}.{error.option}", error.value, error.remedy) from None
+
+
+def _load_from(kind: str, option: str) -> type[Any]:
+    place, _, name = kind.rpartition(":")
+    if place.endswith(".py"):
+        path = Path(place).resolve()
+        if not path.is_file():
+            raise InputError(option, kind, f"there is no file {path}")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if spec is None or spec.loader is None:
+            raise InputError(option, kind, f"{path} is not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(path.stem, module)
+        spec.loader.exec_module(module)
+    else:
+        if importlib.util.find_spec(place.partition(".")[0]) is None:
+            raise InputError(option, kind, f"there is no module {place}")
+        module = importlib.import_module(place)
+    if not hasattr(module, name):
+        raise InputError(option, kind, f"{place} has no {name}")
+    found: type[Any] = getattr(module, name)
+    return found
+
+
+def _shadowed(module: str) -> str | None:
+    """The folder that stands before the installed top-level package of `module` on the path, if any."""
+    top = module.partition(".")[0]
+    if top not in OURS:
+        return None
+    spec = importlib.util.find_spec(top)
+    places = list(spec.submodule_search_locations or []) if spec else []
+    return places[0] if places else None

@@ -1,0 +1,309 @@
+"""Running an experiment: build its parts, go round the loop, and leave a run folder behind."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim import registry
+from fedsim.aggregation import WeightedMean
+from fedsim.engine.executor import Executor
+from fedsim.engine.virtual import VirtualEngine
+from fedsim.errors import DivergedError, InputError
+from fedsim.configuration import Experiment
+from fedsim.history import History
+from fedsim.loop import Parts, Row, Simulation
+from fedsim.problems.datasets import DataFolder, Dataset
+from fedsim.problems.models.layers import initialise
+from fedsim.problems.partition import Partition, cached_partition, noisy_labels
+from fedsim.problems.supervised import Supervised, load_start
+from fedsim.runfolder import CURVES, PARTITION, RunFolder, StorageError
+from fedsim.streams import Streams
+
+VERSIONED = ("fedsim", "torch", "numpy", "scikit-learn", "flwr-datasets")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a callback sees after every round: the row of metrics so far, and the global parameters [d]."""
+
+    row: Row
+    params: Tensor
+
+
+Callback = Callable[[Round], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves. status: finished, stopped (early, see reason), diverged or interrupted.
+
+    params: the final parameters, [d]. summary: final and best values. folder: the run's, or None. history: the rows.
+    """
+
+    params: Tensor
+    problem: Supervised
+    status: str
+    reason: str
+    summary: dict[str, Any]
+    history: History
+    folder: Path | None
+
+    def model(self) -> nn.Module:
+        """The model with the final parameters, in evaluation mode."""
+        return self.problem.module(self.params)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device that an experiment asks for; auto is cuda where there is one."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("engine.device", wanted, "there is no CUDA device here; use cpu or auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def build_problem(experiment: Experiment) -> Supervised:
+    """The experiment's problem: its data, dealt to clients, and its model, on its device."""
+    streams, options = Streams(experiment.seed), experiment.problem
+    dataset: Dataset = experiment.dataset.load(DataFolder(experiment.data_dir))
+    seed = streams.derive("partition")
+    partition = cached_partition(experiment.partition, dataset, seed)
+    if experiment.partition.noise:
+        noisy = noisy_labels(dataset.y, dataset.num_classes, experiment.partition.noise, seed)
+        dataset = replace(dataset, y=noisy)
+    model = experiment.model.build(dataset.x.shape[1:], dataset.num_classes, dataset.vocabulary)
+    initialise(model, streams)
+    problem = Supervised(
+        dataset,
+        partition,
+        model,
+        loss=options.loss,
+        device=choose_device(experiment.engine.device),
+        dtype=getattr(torch, experiment.engine.precision),
+    )
+    if options.start is not None:
+        problem.start_from(load_start(Path(options.start)))
+    return problem
+
+
+def build_executor(experiment: Experiment, problem: Supervised) -> Executor:
+    """The experiment's executor, for all clients of the problem."""
+    options = experiment.engine
+    return Executor(
+        problem,
+        experiment.client,
+        Streams(experiment.seed),
+        choice=options.executor,
+        transforms=experiment.transforms,
+        memory=options.memory_mib * 2**20,
+        state_memory=options.state_mib * 2**20,
+        participants=experiment.rounds * _cohort_size(experiment, problem),
+    )
+
+
+def build_simulation(experiment: Experiment, problem: Supervised) -> Simulation:
+    """The experiment as a simulation in this process."""
+    mean = isinstance(experiment.aggregation, WeightedMean)
+    engine = VirtualEngine(
+        build_executor(experiment, problem), None if mean else experiment.aggregation
+    )
+    return Simulation(parts_of(experiment, problem, engine))
+
+
+def parts_of(experiment: Experiment, problem: Supervised, engine: Any) -> Parts:
+    """The parts of a simulation over an engine; refuses what does not fit the problem."""
+    experiment.selection.check(problem.num_clients)
+    stopping = experiment.stopping
+    measured = problem.measures(experiment.evaluation.clients)
+    if stopping is not None and stopping.metric not in measured:
+        raise InputError("stopping.metric", stopping.metric, f"name one of: {', '.join(measured)}")
+    return Parts(
+        problem=problem,
+        strategy=experiment.strategy,
+        selector=experiment.selection,
+        engine=engine,
+        streams=Streams(experiment.seed),
+        rounds=experiment.rounds,
+        evaluation=experiment.evaluation,
+        stopping=stopping,
+    )
+
+
+def run(
+    experiment: Experiment,
+    *,
+    problem: Supervised | None = None,
+    callbacks: Sequence[Callback] = (),
+    out: Path | str | None = None,
+    force: bool = False,
+    save: bool = True,
+) -> Result:
+    """Run an experiment.
+
+    problem: your own (see `supervised`) instead of the one that the experiment describes. callbacks: called after every
+    round. out: the run folder, by default the next `runs/<name>-<n>`; force: replace an earlier run there. save: False
+    writes nothing. A run that diverges or is interrupted keeps what it logged; `Result.status` says so.
+    """
+    if not save:
+        return _run(experiment, problem, callbacks, None)
+    place = None if out is None else Path(out)
+    RunFolder.check(place, experiment.name, force=force)
+    problem = build_problem(experiment) if problem is None else problem
+    with RunFolder.create(place, experiment.name, force=force) as folder:
+        try:
+            return _run(experiment, problem, callbacks, folder)
+        except (InputError, StorageError):
+            raise
+        except Exception:
+            folder.write_traceback(traceback.format_exc())
+            raise
+
+
+def _run(
+    experiment: Experiment,
+    problem: Supervised | None,
+    callbacks: Sequence[Callback],
+    folder: RunFolder | None,
+) -> Result:
+    problem = build_problem(experiment) if problem is None else problem
+    simulation = build_simulation(experiment, problem)
+    if folder is not None:
+        folder.write_config(experiment.resolved() | _notes(simulation))
+        _draw_partition(problem, folder)
+    rows: list[Row] = []
+    status, reason = "finished", ""
+    try:
+        for row in simulation:
+            rows.append(row)
+            if folder is not None:
+                folder.append(row)
+            for callback in callbacks:
+                callback(Round(row, simulation.state.params))
+        if simulation.stopped is not None:
+            status, reason = "stopped", simulation.stopped
+    except DivergedError as error:
+        status, reason = "diverged", str(error)
+    except KeyboardInterrupt:
+        status, reason = "interrupted", f"interrupted after round {simulation.round}"
+    summary = summarise(rows, status, reason)
+    params = simulation.state.params
+    if folder is not None:
+        _finish(experiment, problem, params, summary, rows, folder)
+    history = History(rows) if folder is None else folder.history
+    return Result(params, problem, status, reason, summary, history, None if folder is None else folder.path)
+
+
+def summarise(rows: Sequence[Row], status: str, reason: str) -> dict[str, Any]:
+    """Totals, and of each measure the last and the best value with its round."""
+    last = rows[-1] if rows else {}
+    summary: dict[str, Any] = {"status": status, "reason": reason, "rounds": last.get("round", 0)}
+    summary |= {name: last.get(name, 0.0) for name in ("time", "wall")}
+    summary |= {
+        f"total_{name}": sum(row[name] for row in rows)
+        for name in ("clients", "failed", "bytes_up", "bytes_down", "queries")
+    }
+    for name in sorted({name for row in rows for name in row if name.endswith("loss") or "accuracy" in name}):
+        seen = [(row[name], row["round"]) for row in rows if name in row]
+        best = min(seen) if name.endswith("loss") else max(seen, key=lambda pair: (pair[0], -pair[1]))
+        summary |= {name: seen[-1][0], f"best_{name}": best[0], f"best_{name}_round": best[1]}
+    return summary
+
+
+def supervised(
+    x: Any,
+    y: Any,
+    *,
+    model: nn.Module,
+    clients: Iterable[Any],
+    test: tuple[Any, Any] | None = None,
+    loss: str | None = None,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> Supervised:
+    """A problem from arrays of your own.
+
+    x: inputs [n, ...], floats or integer tokens. y: class numbers [n], or real targets. model: any module whose outputs are
+    [B, classes] (or [B, 1] for real targets); its parameters are where training starts. clients: for each client the
+    indices of its examples. test: inputs and targets to judge the global model on; without it the training examples are.
+    """
+    inputs, targets = _array(x), _array(y)
+    held = (inputs, targets) if test is None else (_array(test[0]), _array(test[1]))
+    lists = [np.asarray(indices, dtype=np.int64).reshape(-1) for indices in clients]
+    order = np.concatenate(lists) if lists else np.zeros(0, dtype=np.int64)
+    if not lists or len(order) == 0:
+        raise InputError("clients", len(lists), "give at least one client with at least one example")
+    if order.min() < 0 or order.max() >= len(inputs):
+        raise InputError("clients", int(order.max()), f"an index is outside 0 .. {len(inputs) - 1}")
+    integral = np.issubdtype(targets.dtype, np.integer)
+    classes = int(max(targets.max(), held[1].max())) + 1 if integral else 0
+    dataset = Dataset("own", inputs, targets, *held, num_classes=classes)
+    offset = np.concatenate(([0], np.cumsum([len(indices) for indices in lists])))
+    return Supervised(
+        dataset,
+        Partition(order, offset),
+        model,
+        loss=loss,
+        device=choose_device(device),
+        dtype=dtype,
+    )
+
+
+def _array(values: Any) -> np.ndarray[Any, Any]:
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if np.issubdtype(array.dtype, np.floating):
+        return array.astype(np.float32) if array.dtype != np.float64 else array
+    return array.astype(np.int64)
+
+
+def _cohort_size(experiment: Experiment, problem: Supervised) -> int:
+    count = getattr(experiment.selection, "count", None)
+    return problem.num_clients if count is None else int(count)
+
+
+def _notes(simulation: Simulation) -> dict[str, Any]:
+    """What was decided when the run began, for its config.toml."""
+    engine: VirtualEngine = simulation.parts.engine  # type: ignore[assignment]
+    executor = engine.executor
+    versions = {name: importlib.metadata.version(name) for name in VERSIONED}
+    return {
+        "resolved": {
+            "executor": executor.name,
+            "network": type(executor.network).__name__,
+            "chunk": executor.chunk,
+            "device": str(executor.problem.device),
+            "parameters": executor.problem.dimension,
+        },
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def _draw_partition(problem: Supervised, folder: RunFolder) -> None:
+    from fedsim import plots
+
+    dataset, split = problem.dataset, problem.partition
+    plots.label_distribution(
+        dataset.y, split.offset, split.order, dataset.num_classes or None, folder.place(PARTITION)
+    )
+
+
+def _finish(
+    experiment: Experiment,
+    problem: Supervised,
+    params: Tensor,
+    summary: dict[str, Any],
+    rows: Sequence[Row],
+    folder: RunFolder,
+) -> None:
+    from fedsim import plots
+
+    folder.write_model(problem.layout.named(params), {"name": experiment.name, "seed": str(experiment.seed)})
+    folder.write_summary(summary)
+    plots.curves(rows, folder.place(CURVES))

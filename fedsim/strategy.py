@@ -1,0 +1,98 @@
+"""What every strategy offers, and the server step that most of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Protocol
+
+from torch import Tensor
+
+from fedsim.exchange import Orders, Replies, Weighting, Window
+from fedsim.optimizers import Adagrad, Adam, Sgd, Yogi
+from fedsim.options import Positive, one_of, options
+
+ServerOptimizer = Annotated[
+    Sgd | Adagrad | Adam | Yogi, one_of(sgd=Sgd, adagrad=Adagrad, adam=Adam, yogi=Yogi)
+]
+Metrics = Mapping[str, float]
+
+
+class ProblemView(Protocol):
+    """What a strategy may know of the problem."""
+
+    @property
+    def num_clients(self) -> int:
+        """N, how many clients there are."""
+        ...
+
+    def initial(self) -> Tensor:
+        """The parameters to start from, [d]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """A strategy's state: the global model, the round (completed so far), and vectors of the strategy's own."""
+
+    params: Tensor
+    round: int = 0
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Strategy(Protocol):
+    """A server algorithm. Pure: state goes in and a new state comes out; inputs are never modified.
+
+    sends: names in the payloads of its orders. expects: names that it reads from replies.
+    """
+
+    sends: ClassVar[frozenset[str]]
+    expects: ClassVar[frozenset[str]]
+
+    def init(self, problem: ProblemView) -> ServerState:
+        """The state before the first round."""
+        ...
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """What to send to the chosen clients, int64 [C], and when to look again."""
+        ...
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """The state after a window's replies, what was observed, and whether that completed a round."""
+        ...
+
+
+@options
+class ServerStep:
+    """The server's step theta <- theta + optimizer(Delta), Delta = sum_i w_i Delta_i.
+
+    weighting: w_i by examples, or the same for all. server_lr: eta. server_optimizer: sgd (with momentum: FedAvgM),
+    adagrad, adam, yogi (FedOpt; Reddi et al. 2021), a name or a table with `kind`.
+    """
+
+    weighting: Weighting = "examples"
+    server_lr: Positive = 1.0
+    server_optimizer: ServerOptimizer = Sgd()
+
+    def init(self, problem: ProblemView) -> ServerState:
+        """The state before the first round."""
+        params = problem.initial()
+        return ServerState(params, optimizer=self.server_optimizer.init(params))
+
+    def advance(self, state: ServerState, delta: Tensor, **memory: Tensor) -> ServerState:
+        """The state one round later, the model moved along delta [d]."""
+        step, optimizer = self.server_optimizer.step(state.optimizer, delta, self.server_lr)
+        return replace(
+            state,
+            params=state.params + step,
+            round=state.round + 1,
+            optimizer=optimizer,
+            memory={**state.memory, **memory},
+        )
+
+
+def observed(replies: Replies) -> Metrics:
+    """The metrics that every strategy reports: the clients' mean training loss."""
+    loss = replies.mean("loss")
+    return {} if loss is None else {"train_loss": loss}

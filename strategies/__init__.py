@@ -1,0 +1,1 @@
+"""Server algorithms, one a file."""

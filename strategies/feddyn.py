@@ -1,0 +1,49 @@
+"""FedDyn: dynamic regularisation, whose fixed points are those of the global objective.
+
+h <- h - alpha/N * sum_i Delta_i;  theta <- mean_i y_i - h/alpha
+Uplink and downlink d floats a client. Acar et al. 2021, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.exchange import All, Orders, Replies, Window
+from fedsim.options import Positive, options
+from fedsim.strategy import Metrics, ProblemView, ServerState, observed
+
+
+@options
+class FedDyn:
+    """Needs the client `feddyn`. alpha: strength of the regulariser, for server and clients alike."""
+
+    alpha: Positive = 0.01
+
+    sends: ClassVar[frozenset[str]] = frozenset({"params"})
+    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
+
+    def init(self, problem: ProblemView) -> ServerState:
+        """The sum of all drifts, h, begins at zero; N is kept to average it over."""
+        params = problem.initial()
+        memory = {"drift": torch.zeros_like(params), "clients": torch.tensor(problem.num_clients)}
+        return ServerState(params, memory=memory)
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """Send the model and alpha; wait for everybody."""
+        config = {"feddyn-alpha": self.alpha}
+        return Orders("train", chosen, {"params": state.params}, config, round=state.round), All()
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Move to the mean of the local models, and against the drift that has gathered."""
+        if len(replies) == 0:
+            return replace(state, round=state.round + 1), {}, True
+        mean = replies.combine(replies.weights("uniform"))
+        share = len(replies) / int(state.memory["clients"])
+        drift = state.memory["drift"] - self.alpha * share * mean
+        params = state.params + mean - drift / self.alpha
+        memory = {**state.memory, "drift": drift}
+        return replace(state, params=params, round=state.round + 1, memory=memory), observed(replies), True

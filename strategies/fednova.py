@@ -1,0 +1,36 @@
+"""FedNova: normalised averaging, so that clients with more local steps do not bias the objective.
+
+theta <- theta + eta * (sum_i w_i nu_i) * sum_i w_i Delta_i / nu_i
+nu_i is the l1 norm of the weights that client i's gradients have in Delta_i / lr. Uplink d + 1 floats a client,
+downlink d. Wang et al. 2020, equations 8 and 9.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedsim.exchange import All, Orders, Replies, Window
+from fedsim.options import options
+from fedsim.strategy import Metrics, ServerState, ServerStep, observed
+
+
+@options
+class FedNova(ServerStep):
+    """Works with the client `sgd`, with momentum or a proximal term; see `ServerStep` for the options."""
+
+    sends: ClassVar[frozenset[str]] = frozenset({"params"})
+    expects: ClassVar[frozenset[str]] = frozenset({"delta", "nu"})
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """Send the model, and ask for nu; wait for everybody."""
+        config = {"report-nu": True}
+        return Orders("train", chosen, {"params": state.params}, config, round=state.round), All()
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Move along the mean change per unit of local work, times the mean work."""
+        weights, nu = replies.weights(self.weighting), replies.payload["nu"]
+        work = weights @ nu
+        delta = replies.combine(weights, scale=work, rows=replies.payload["delta"] / nu.clamp(min=1e-12))
+        return self.advance(state, delta), {**observed(replies), "effective_steps": float(work)}, True

@@ -1,0 +1,34 @@
+"""FedProx: FedAvg whose clients minimise f_i(y) + mu/2 |y - theta|^2.
+
+theta <- theta + eta * sum_i w_i Delta_i
+Uplink and downlink d floats a client. Li et al. 2020, algorithm 2; the squared norm, as in its equation 2.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedsim.exchange import All, Orders, Replies, Window
+from fedsim.options import NonNegative, options
+from fedsim.strategy import Metrics, ServerState, ServerStep, observed
+
+
+@options
+class FedProx(ServerStep):
+    """The penalty's factor is `proximal_mu`; 0 is FedAvg."""
+
+    proximal_mu: NonNegative = 0.01
+
+    sends: ClassVar[frozenset[str]] = frozenset({"params"})
+    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """Send the model and mu; wait for everybody."""
+        config = {"proximal-mu": self.proximal_mu}
+        return Orders("train", chosen, {"params": state.params}, config, round=state.round), All()
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Move along the mean change."""
+        return self.advance(state, replies.combine(replies.weights(self.weighting))), observed(replies), True

@@ -1,0 +1,46 @@
+"""SCAFFOLD: control variates c and c_i take the drift out of local steps.
+
+theta <- theta + eta * mean_i Delta_i;  c <- c + |S|/N * mean_i (c_i+ - c_i)
+Uplink and downlink 2d floats a client. Karimireddy et al. 2020, algorithm 1; means are uniform.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.exchange import All, Orders, Replies, Weighting, Window
+from fedsim.options import options
+from fedsim.strategy import Metrics, ProblemView, ServerState, ServerStep, observed
+
+
+@options
+class Scaffold(ServerStep):
+    """Needs the client `scaffold`. The control variate stays the mean of the clients' whatever the weighting."""
+
+    sends: ClassVar[frozenset[str]] = frozenset({"params", "control"})
+    expects: ClassVar[frozenset[str]] = frozenset({"delta", "control_delta"})
+
+    weighting: Weighting = "uniform"
+
+    def init(self, problem: ProblemView) -> ServerState:
+        """All control variates begin at zero; N is kept to weigh the cohort against."""
+        state = super().init(problem)
+        control = torch.zeros_like(state.params)
+        return replace(state, memory={"control": control, "clients": torch.tensor(problem.num_clients)})
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """Send the model and the control variate; wait for everybody."""
+        payload = {"params": state.params, "control": state.memory["control"]}
+        return Orders("train", chosen, payload, round=state.round), All()
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Move along the mean change, and the control variate by the cohort's share of the clients."""
+        delta = replies.combine(replies.weights(self.weighting))
+        share = len(replies) / int(state.memory["clients"])
+        change = replies.combine(replies.weights("uniform"), share, name="control_delta")
+        control = state.memory["control"] + change
+        return self.advance(state, delta, control=control), observed(replies), True

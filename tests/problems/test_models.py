@@ -1,0 +1,175 @@
+import pytest
+import torch
+from torch import nn
+
+from fedsim.errors import InputError
+from fedsim.problems.models import LastStep, Residual, initialise
+from fedsim.problems.models.convolutional import CNN, LeNet, ResNet
+from fedsim.problems.models.dense import MLP, Logistic
+from fedsim.problems.models.recurrent import LSTM
+from fedsim.streams import Streams
+
+IMAGE = (1, 28, 28)
+MODELS = [
+    # Parameters of each, by hand from the layers' shapes.
+    (Logistic(), (8, 8), 10, 0, 64 * 10 + 10),
+    (MLP(), (64,), 10, 0, 64 * 64 + 64 + 64 * 10 + 10),
+    (MLP(hidden=()), (5,), 3, 0, 5 * 3 + 3),
+    (MLP(hidden=(7, 6), activation="tanh"), (5,), 0, 0, 5 * 7 + 7 + 7 * 6 + 6 + 6 + 1),
+    (CNN(), IMAGE, 10, 0, 1_663_370),  # the paper's count
+    (CNN(), (3, 33, 18), 62, 0, 32 * 76 + 64 * 801 + 512 * (64 * 8 * 4 + 1) + 62 * 513),
+    (LeNet(), IMAGE, 10, 0, 44_426),
+    (LeNet(), (3, 32, 32), 10, 0, 62_006),
+    # stem 3*3*9+6; stages of 3, 6, 12 channels: two 3x3 convolutions, two norms, and where the size or the
+    # channels change a 1x1 convolution with its norm.
+    (
+        ResNet(width=3),
+        (1, 8, 8),
+        10,
+        0,
+        (27 + 6) + (81 * 2 + 12) + (162 + 324 + 24 + 18 + 12) + (648 + 1296 + 48 + 72 + 24) + (12 * 10 + 10),
+    ),
+    (ResNet(width=4, blocks=2), (3, 9, 9), 10, 0, None),
+    # Four gates of (8 + 100) and (100 + 100) inputs and two biases each.
+    (LSTM(), (80,), 90, 90, 90 * 8 + 400 * 108 + 800 + 400 * 200 + 800 + 101 * 90),
+]
+
+
+@pytest.mark.parametrize(("model", "shape", "classes", "vocabulary", "count"), MODELS)
+def test_a_model_has_its_size_and_maps_a_batch_to_logits(model, shape, classes, vocabulary, count):
+    module = model.build(shape, classes, vocabulary)
+    initialise(module, Streams(3))
+    if count is not None:
+        assert sum(parameter.numel() for parameter in module.parameters()) == count
+    inputs = torch.arange(2 * shape[0]).reshape(2, -1) % vocabulary if vocabulary else torch.ones(2, *shape)
+    outputs = module(inputs)
+    assert outputs.shape == (2, classes or 1)
+    assert bool(outputs.isfinite().all())
+
+
+@pytest.mark.parametrize(("model", "shape", "classes", "vocabulary", "count"), MODELS)
+def test_models_are_built_of_the_layers_that_the_engine_knows(model, shape, classes, vocabulary, count):
+    known = {nn.Sequential, nn.Flatten, nn.Linear, nn.ReLU, nn.Tanh, nn.Conv2d, nn.MaxPool2d, nn.Embedding}
+    known |= {nn.AdaptiveAvgPool2d, nn.GroupNorm, nn.LSTM, Residual, LastStep}
+    assert {type(layer) for layer in model.build(shape, classes, vocabulary).modules()} <= known
+
+
+def test_the_global_generator_is_neither_read_nor_written():
+    before = torch.get_rng_state()
+    for model, shape, classes, vocabulary, _ in MODELS:
+        initialise(model.build(shape, classes, vocabulary), Streams(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_seed_and_the_name_decide_the_parameters():
+    def drawn(seed, model=MLP()):  # noqa: B008
+        module = model.build((64,), 10, 0)
+        initialise(module, Streams(seed))
+        return module.state_dict()
+
+    one, again, other = drawn(1), drawn(1), drawn(2)
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+    assert one["1.weight"].flatten()[:10].ne(one["3.weight"].flatten()[:10]).all()
+    # A deeper model's first layer is the same layer under the same name.
+    assert torch.equal(drawn(1, MLP(hidden=(64, 5)))["1.weight"], one["1.weight"])
+
+
+@pytest.mark.parametrize("model", [Logistic(zero=False), MLP(), CNN(), LeNet(), ResNet(), LSTM()])
+def test_distributions_are_those_of_torch(model):
+    """Each tensor is held to the bounds, and the moments, of a fresh layer made by PyTorch itself."""
+    text = isinstance(model, LSTM)
+    module = model.build((80,) if text else IMAGE, 10, 90 if text else 0)
+    initialise(module, Streams(0))
+    for layer in module.modules():
+        ours = dict(layer.named_parameters(recurse=False))
+        if isinstance(layer, nn.Embedding):
+            # 720 normals: the mean's deviation is 0.037, the variance's 0.053; five of each.
+            assert abs(layer.weight.mean()) < 5 * 0.037
+            assert abs(layer.weight.var() - 1) < 5 * 0.053
+        elif isinstance(layer, nn.GroupNorm):
+            assert bool((layer.weight == 1).all())
+            assert bool((layer.bias == 0).all())
+        else:
+            for tensor in ours.values():
+                size = layer.hidden_size if isinstance(layer, nn.LSTM) else layer.weight[0].numel()
+                bound = size**-0.5
+                assert tensor.abs().max() <= bound
+                if tensor.numel() >= 100:
+                    # The largest of 100 uniforms is below 0.9 of the bound once in 1e4 or less often; the
+                    # mean's deviation is bound / sqrt(3 n).
+                    assert tensor.abs().max() > 0.9 * bound
+                    assert abs(tensor.mean()) < 5 * bound / (3 * tensor.numel()) ** 0.5
+
+
+def test_our_bound_is_the_bound_of_torchs_own_layers():
+    # kaiming_uniform with a = sqrt(5): gain sqrt(2 / 6) times sqrt(3 / fan_in) is 1 / sqrt(fan_in).
+    fresh = [nn.Linear(300, 400), nn.Conv2d(8, 40, 5), nn.LSTM(50, 64)]
+    for layer, size in zip(fresh, (300, 8 * 25, 64), strict=True):
+        for tensor in layer.parameters():
+            assert 0.9 * size**-0.5 < float(tensor.detach().abs().max()) <= size**-0.5
+
+
+def test_logistic_starts_at_zero_unless_told_otherwise():
+    module = Logistic().build((4,), 3, 0)
+    initialise(module, Streams(0))
+    assert all(bool((parameter == 0).all()) for parameter in module.parameters())
+
+
+def test_initialise_covers_dtype_padding_and_batch_norm_and_leaves_the_rest():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((2,), 7.0))
+
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Embedding(5, 2, padding_idx=1), Own())
+    module[1].running_var.zero_()
+    wide = nn.Sequential(nn.Linear(4, 3)).double()
+    initialise(module, Streams(0))
+    initialise(wide, Streams(0))
+    assert torch.equal(wide[0].weight, module[0].weight.double())
+    assert bool((module[1].running_var == 1).all())
+    assert bool((module[2].weight[1] == 0).all())
+    assert bool((module[3].scale == 7).all())
+
+
+def test_residual_and_last_step():
+    layer = Residual(nn.Linear(1, 1), nn.Sequential())
+    with torch.no_grad():
+        layer.body.weight.fill_(-3)
+        layer.body.bias.fill_(1)
+    # relu(-3 x + 1 + x): 1 - 2 x, cut at 0.
+    assert layer(torch.tensor([[0.25], [2.0]])).flatten().tolist() == [0.5, 0.0]
+    outputs = torch.arange(12.0).reshape(2, 3, 2)
+    assert LastStep()((outputs, None)).tolist() == [[4.0, 5.0], [10.0, 11.0]]
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "vocabulary", "kind"),
+    [
+        (Logistic(), (), 0, "logistic"),
+        (MLP(), (80,), 90, "mlp"),
+        (CNN(), (64,), 0, "cnn"),
+        (CNN(), (1, 3, 28), 0, "cnn"),
+        (LeNet(), (1, 15, 28), 0, "lenet"),
+        (ResNet(), (28, 28), 0, "resnet"),
+        (LSTM(), (1, 28, 28), 0, "lstm"),
+        (LSTM(), (80,), 0, "lstm"),
+    ],
+)
+def test_data_that_does_not_fit_is_one_clear_line(model, shape, vocabulary, kind):
+    with pytest.raises(InputError, match=f"^model = {kind}: .*(needs|reads)") as caught:
+        model.build(shape, 10, vocabulary)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_smallest_images_that_are_accepted_work():
+    for model, side in ((CNN(), 4), (LeNet(), 16), (ResNet(width=8), 4)):
+        assert model.build((1, side, side), 2, 0)(torch.zeros(1, 1, side, side)).shape == (1, 2)
+
+
+def test_options_are_checked():
+    with pytest.raises(InputError, match="hidden"):
+        MLP(hidden=(0,))
+    with pytest.raises(InputError, match="activation"):
+        MLP(activation="gelu")
