@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedsim.comparison import compare
-    from fedsim.errors import DivergedError, FedsimError, InputError
     from fedsim.configuration import Experiment, experiment, load
+    from fedsim.errors import DivergedError, FedsimError, InputError
     from fedsim.runner import Result, Round, run, supervised
 
 __version__ = "0.1.0"
+
+# MKL otherwise picks kernels by the alignment of memory and the number of matrices in a batch, so that a client's
+# numbers would depend on who else is in its cohort. Read at the first product, so it must stand before that.
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 # Loaded when first asked for, so that a command that needs no tensors does not wait for them.
 _HOMES = {

@@ -1,7 +1,7 @@
 """The command line: run, compare, list.
 
-Exit code 0: done. 1: something went wrong inside, or the run diverged; what was logged is kept. 2: an input that cannot be
-used, said in one line. 130: interrupted, with a usable run folder.
+Exit code 0: done. 1: something went wrong inside, or the run diverged; what was logged is kept. 2: an input that
+cannot be used, said in one line. 130: interrupted, with a usable run folder.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ app = typer.Typer(
 
 STATUS = {"finished": 0, "stopped": 0, "diverged": 1, "interrupted": 130}
 
-DataDir = Annotated[
-    Path | None, typer.Option(envvar="FEDSIM_DATA", help="Folder in which data files are looked for.")
-]
+DataDir = Annotated[Path | None, typer.Option(envvar="FEDSIM_DATA", help="Folder in which data files are looked for.")]
 
 
 @app.command()

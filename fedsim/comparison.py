@@ -104,8 +104,7 @@ class Group:
         """The numbers of the runs, each over those runs that have it."""
         labels = dict.fromkeys(label for run in self.runs for label in run.numbers)
         return {
-            label: Spread(tuple(run.numbers[label] for run in self.runs if label in run.numbers))
-            for label in labels
+            label: Spread(tuple(run.numbers[label] for run in self.runs if label in run.numbers)) for label in labels
         }
 
 
@@ -165,9 +164,7 @@ def render(comparison: Comparison) -> Table:
         table.add_row(label, *(_cell(group, label) for group in comparison.groups))
     if len(comparison.groups) > 1:
         table.add_section()
-        table.add_row(
-            Text("options that differ" + ("" if comparison.differing else ": none"), style="italic")
-        )
+        table.add_row(Text("options that differ" + ("" if comparison.differing else ": none"), style="italic"))
     for key, values in comparison.differing.items():
         table.add_row(Text(key), *(Text("(absent)" if value is None else str(value)) for value in values))
     if any(len(group.runs) > 1 for group in comparison.groups):

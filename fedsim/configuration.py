@@ -21,7 +21,7 @@ from fedsim.options import Count, Name, options
 Table = Mapping[str, Any]
 NOTES = ("resolved", "versions")
 """Tables that a run writes into its config.toml and that say nothing about what to do."""
-PLUGINS = {
+PLUGINS: dict[str, tuple[str, str | Table]] = {
     "strategy": ("strategies", "fedavg"),
     "client": ("clients", "sgd"),
     "partition": ("partitions", {"kind": "iid", "clients": 10}),
@@ -46,7 +46,9 @@ class EngineOptions:
 
 @options
 class ProblemOptions:
-    """kind: supervised. dataset, model: a name, or a table with `kind` and options. loss: cross_entropy or
+    """What is optimised.
+
+    kind: supervised. dataset, model: a name, or a table with `kind` and options. loss: cross_entropy or
     squared_error, by default as the labels are. start: a state dict to start from (.safetensors, .pt).
     """
 
@@ -130,7 +132,7 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         if name not in known:
             raise InputError(name, value, "no such option here; remove it or correct its name")
     top = _checked(_Top, {name: tables[name] for name in ("name", "seed", "rounds") if name in tables}, "")
-    given = {
+    given: dict[str, Any] = {
         part: _plugin_table(part, tables.get(part, default)) for part, (_, default) in PLUGINS.items()
     }
     if "client" not in tables:
@@ -149,8 +151,7 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         dataset=registry.make("datasets", problem.dataset, "problem.dataset"),
         model=registry.make("models", problem.model, "problem.model"),
         transforms=tuple(
-            registry.make("transforms", table, f"transforms.{number}")
-            for number, table in enumerate(transforms)
+            registry.make("transforms", table, f"transforms.{number}") for number, table in enumerate(transforms)
         ),
         evaluation=_checked(Evaluation, _table(tables, "evaluation"), "evaluation"),
         stopping=_checked(Stopping, _table(tables, "stopping"), "stopping") if "stopping" in tables else None,
@@ -262,7 +263,7 @@ def _values(made: Any) -> dict[str, Any]:
     for field in dataclasses.fields(made):
         value = getattr(made, field.name)
         if dataclasses.is_dataclass(value):
-            value = {"kind": value.kind} | _values(value)
+            value = {"kind": type(value).kind} | _values(value)  # type: ignore[union-attr]
         if value is not None:
             found[field.name] = list(value) if isinstance(value, tuple) else value
     return found

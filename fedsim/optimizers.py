@@ -21,57 +21,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BeforeValidator
 from torch import Tensor
 
-from fedsim import registry
-from fedsim.errors import InputError
-from fedsim.options import Fraction, Positive, options
+from fedsim.options import Fraction, Positive, one_of, options
 
 OptimizerState = Mapping[str, Tensor]
 Variant = Literal["paper", "flwr"]
-
-
-@runtime_checkable
-class Optimizer(Protocol):
-    """What a plug-in of the group `optimizers` offers.
-
-    kind: the name by which the registry finds it.
-    """
-
-    kind: ClassVar[str]
-
-    def init(self, params: Tensor) -> OptimizerState:
-        """Make the state before the first step, for parameters [d]."""
-        ...
-
-    def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
-        """Give what to add to the parameters, [d], and the new state. delta: the averaged change [d]."""
-        ...
-
-
-def _made(given: Any) -> Any:
-    if not isinstance(given, (str, Mapping)):
-        return given
-    try:
-        return registry.make("optimizers", given, "")
-    except InputError as error:
-        # The name of the option that holds the optimizer is put in front by its owner.
-        raise InputError(error.option.removeprefix("."), error.value, error.remedy) from None
-
-
-ServerOptimizer = Annotated[Optimizer, BeforeValidator(_made)]
-"""An option that is an optimizer, its kind, or a table with `kind` and its options."""
 
 
 @options
 class Sgd:
     """v <- momentum v + Delta; x <- x + eta v, or with nesterov x <- x + eta (Delta + momentum v)."""
 
-    kind: ClassVar[str] = "sgd"
     momentum: Fraction = 0.0
     nesterov: bool = False
 
@@ -80,7 +44,7 @@ class Sgd:
         return {"v": torch.zeros_like(params)} if self.momentum else {}
 
     def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
-        """See `Optimizer`."""
+        """What to add to the parameters after an averaged change delta [d], and the new state."""
         if not self.momentum:
             return lr * delta, {}
         velocity = self.momentum * state["v"] + delta
@@ -92,7 +56,6 @@ class Sgd:
 class Adagrad:
     """v <- v + Delta^2; x <- x + eta m / (sqrt v + tau)."""
 
-    kind: ClassVar[str] = "adagrad"
     beta1: Fraction = 0.0
     tau: Positive = 1e-3
     variant: Variant = "paper"
@@ -102,7 +65,7 @@ class Adagrad:
         return _moments(params, self.tau, self.variant)
 
     def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
-        """See `Optimizer`."""
+        """What to add to the parameters after an averaged change delta [d], and the new state."""
         mean = torch.lerp(delta, state["m"], self.beta1)
         square = state["v"] + delta.square()
         return _scaled(mean, square, lr, self.tau), {"m": mean, "v": square}
@@ -112,7 +75,6 @@ class Adagrad:
 class Adam:
     """v <- beta2 v + (1 - beta2) Delta^2; x <- x + eta m / (sqrt v + tau)."""
 
-    kind: ClassVar[str] = "adam"
     beta1: Fraction = 0.9
     beta2: Fraction = 0.99
     tau: Positive = 1e-3
@@ -123,7 +85,7 @@ class Adam:
         return {**_moments(params, self.tau, self.variant), "steps": torch.zeros((), dtype=torch.int64)}
 
     def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
-        """See `Optimizer`."""
+        """What to add to the parameters after an averaged change delta [d], and the new state."""
         mean = torch.lerp(delta, state["m"], self.beta1)
         square = torch.lerp(delta.square(), state["v"], self.beta2)
         steps = state["steps"] + 1
@@ -137,7 +99,6 @@ class Adam:
 class Yogi:
     """v <- v - (1 - beta2) Delta^2 sign(v - Delta^2); x <- x + eta m / (sqrt v + tau)."""
 
-    kind: ClassVar[str] = "yogi"
     beta1: Fraction = 0.9
     beta2: Fraction = 0.99
     tau: Positive = 1e-3
@@ -148,7 +109,7 @@ class Yogi:
         return _moments(params, self.tau, self.variant)
 
     def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
-        """See `Optimizer`."""
+        """What to add to the parameters after an averaged change delta [d], and the new state."""
         mean = torch.lerp(delta, state["m"], self.beta1)
         new = delta.square()
         square = state["v"] - (1 - self.beta2) * new * torch.sign(state["v"] - new)
@@ -162,3 +123,7 @@ def _moments(params: Tensor, tau: float, variant: Variant) -> OptimizerState:
 
 def _scaled(mean: Tensor, square: Tensor, lr: float, tau: float) -> Tensor:
     return lr * mean / (square.sqrt() + tau)
+
+
+ServerOptimizer = Annotated[Sgd | Adagrad | Adam | Yogi, one_of(sgd=Sgd, adagrad=Adagrad, adam=Adam, yogi=Yogi)]
+"""An optimizer, or its name, or a table with `kind` and its options."""

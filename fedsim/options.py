@@ -7,6 +7,7 @@ alike. The annotated types below say the ranges once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
@@ -38,14 +39,14 @@ def options(cls: type[T]) -> type[T]:
     made = pydantic_dataclass(frozen=True, kw_only=True, config=CONFIG)(cls)
     checked = made.__init__
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    @functools.wraps(checked)
+    def check(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
             checked(self, *args, **kwargs)
         except ValidationError as error:
             raise first_error(error, "") from None
 
-    __init__.__wrapped__ = checked  # type: ignore[attr-defined]
-    made.__init__ = __init__  # type: ignore[method-assign]
+    made.__init__ = check  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
 
 

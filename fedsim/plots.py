@@ -100,9 +100,7 @@ def compare_curves(runs: Mapping[str, Sequence[Sequence[Row]]], path: Path) -> b
             rounds, mean, deviation = panels[column][name]
             colour, style = BRIGHT[place % len(BRIGHT)], STYLES[place % len(STYLES)]
             label = f"{name} ({len(group)} seeds)" if len(group) > 1 else name
-            (entries[label],) = axis.plot(
-                rounds, mean, style, color=colour, linewidth=1.6, marker=_mark(rounds)
-            )
+            (entries[label],) = axis.plot(rounds, mean, style, color=colour, linewidth=1.6, marker=_mark(rounds))
             if len(group) > 1:
                 low, high = mean - deviation, mean + deviation
                 axis.fill_between(rounds, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -179,9 +177,7 @@ def _bars(counts: Line, names: list[str], kind: str) -> Figure:
     axis.yaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
     axis.set_title(f"Labels of {clients:,} clients", loc="left", fontsize=11, color=INK)
     _plain(axis, grid="x")
-    figure.legend(
-        loc="outside right upper", title=kind, frameon=False, fontsize=9, title_fontsize=9, labelcolor=INK
-    )
+    figure.legend(loc="outside right upper", title=kind, frameon=False, fontsize=9, title_fontsize=9, labelcolor=INK)
     return figure
 
 
@@ -207,9 +203,7 @@ def _heat_map(counts: Line, names: list[str], kind: str, clients: int) -> Figure
         vmax=float(np.nanmax(shares, initial=0.0)) or 1.0,
         extent=(-0.5, clients - 0.5, classes - 0.5, -0.5),
     )
-    figure.colorbar(picture, ax=above, label="share of the client's examples", pad=0.01).outline.set_visible(
-        False
-    )
+    figure.colorbar(picture, ax=above, label="share of the client's examples", pad=0.01).outline.set_visible(False)
     above.set_ylabel(kind, color=INK)
     if classes <= 12:
         above.set_yticks(np.arange(classes), names)
@@ -244,16 +238,9 @@ def _draw_quantity(axis: Axes, lines: Mapping[str, Line]) -> None:
     used: set[str] = set()
     for column, (rounds, values) in lines.items():
         mean = lines.get(column.removesuffix("_p10") + "_mean")
-        if (
-            column.endswith("_p10")
-            and mean is not None
-            and len(rounds) > 1
-            and np.array_equal(mean[0], rounds)
-        ):
+        if column.endswith("_p10") and mean is not None and len(rounds) > 1 and np.array_equal(mean[0], rounds):
             label = "clients, 10th percentile to mean"
-            axis.fill_between(
-                rounds, values, mean[1], color=COLOURS["client"], alpha=0.18, linewidth=0, label=label
-            )
+            axis.fill_between(rounds, values, mean[1], color=COLOURS["client"], alpha=0.18, linewidth=0, label=label)
             continue
         wished = (COLOURS.get(_whose(column), BRIGHT[0]), *BRIGHT)
         colour = next((colour for colour in wished if colour not in used), INK)
@@ -311,9 +298,7 @@ def _statistic(column: str) -> str:
 def _in_order(names: Iterable[str]) -> list[str]:
     """Losses first, then accuracies, then the rest as they come."""
     first = ("loss", "accuracy")
-    return sorted(
-        names, key=lambda name: first.index(_quantity(name)) if _quantity(name) in first else len(first)
-    )
+    return sorted(names, key=lambda name: first.index(_quantity(name)) if _quantity(name) in first else len(first))
 
 
 def _line(rows: Sequence[Row], column: str) -> Line:

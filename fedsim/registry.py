@@ -18,8 +18,17 @@ from typing import Any
 
 from fedsim.errors import InputError
 
-GROUPS = ("strategies", "clients", "problems", "datasets", "partitions", "models", "selectors")
-GROUPS += ("aggregators", "transforms")
+GROUPS = (
+    "strategies",
+    "clients",
+    "problems",
+    "datasets",
+    "partitions",
+    "models",
+    "selectors",
+    "aggregators",
+    "transforms",
+)
 OURS = ("strategies", "clients", "experiments")
 
 

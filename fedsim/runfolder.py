@@ -61,9 +61,7 @@ class RunFolder:
         self._appended = 0
 
     @classmethod
-    def create(
-        cls, out: Path | None, name: str, *, force: bool = False, root: Path = Path("runs")
-    ) -> RunFolder:
+    def create(cls, out: Path | None, name: str, *, force: bool = False, root: Path = Path("runs")) -> RunFolder:
         """Make the folder `out`, or without it the next free `root/<name>-<n>`.
 
         force: `out` may hold things. Files of an earlier run are removed at the first write, not before, so a
@@ -100,9 +98,7 @@ class RunFolder:
             raise InputError("name", name, "it names a folder; give it at least one letter and no /")
         place = root if out is None else out
         try:
-            held = next(
-                path for path in (place.absolute(), *place.absolute().parents) if os.path.lexists(path)
-            )
+            held = next(path for path in (place.absolute(), *place.absolute().parents) if os.path.lexists(path))
             if not held.is_dir():
                 raise InputError("out", str(place), f"{held} is not a folder; choose another place")
             if out is not None and held == out.absolute() and not force and any(out.iterdir()):

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim import registry
 from fedsim.aggregation import WeightedMean
+from fedsim.configuration import Experiment
 from fedsim.engine.executor import Executor
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.errors import DivergedError, InputError
-from fedsim.configuration import Experiment
+from fedsim.exchange import Aggregator
 from fedsim.history import History
-from fedsim.loop import Parts, Row, Simulation
+from fedsim.loop import Engine, Parts, Row, Simulation
 from fedsim.problems.datasets import DataFolder, Dataset
 from fedsim.problems.models.layers import initialise
 from fedsim.problems.partition import Partition, cached_partition, noisy_labels
@@ -41,6 +41,8 @@ class Round:
 
 
 Callback = Callable[[Round], None]
+EngineMaker = Callable[[Supervised, Aggregator | None], Engine]
+"""Makes an engine for a problem; the aggregator, where there is one, replaces the weighted sum of replies."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def build_problem(experiment: Experiment) -> Supervised:
     partition = cached_partition(experiment.partition, dataset, seed)
     if experiment.partition.noise:
         noisy = noisy_labels(dataset.y, dataset.num_classes, experiment.partition.noise, seed)
+        if partition.holdout_order is not None:  # what clients are judged on stays clean
+            noisy[partition.holdout_order] = dataset.y[partition.holdout_order]
         dataset = replace(dataset, y=noisy)
     model = experiment.model.build(dataset.x.shape[1:], dataset.num_classes, dataset.vocabulary)
     initialise(model, streams)
@@ -109,16 +113,18 @@ def build_executor(experiment: Experiment, problem: Supervised) -> Executor:
     )
 
 
-def build_simulation(experiment: Experiment, problem: Supervised) -> Simulation:
-    """The experiment as a simulation in this process."""
+def build_simulation(experiment: Experiment, problem: Supervised, engine: EngineMaker | None = None) -> Simulation:
+    """The experiment as a simulation in this process, or over the engine that `engine` makes."""
     mean = isinstance(experiment.aggregation, WeightedMean)
-    engine = VirtualEngine(
-        build_executor(experiment, problem), None if mean else experiment.aggregation
-    )
-    return Simulation(parts_of(experiment, problem, engine))
+    aggregator = None if mean else experiment.aggregation
+    if engine is None:
+        made: Engine = VirtualEngine(build_executor(experiment, problem), aggregator)
+    else:
+        made = engine(problem, aggregator)
+    return Simulation(parts_of(experiment, problem, made))
 
 
-def parts_of(experiment: Experiment, problem: Supervised, engine: Any) -> Parts:
+def parts_of(experiment: Experiment, problem: Supervised, engine: Engine) -> Parts:
     """The parts of a simulation over an engine; refuses what does not fit the problem."""
     experiment.selection.check(problem.num_clients)
     stopping = experiment.stopping
@@ -141,6 +147,7 @@ def run(
     experiment: Experiment,
     *,
     problem: Supervised | None = None,
+    engine: EngineMaker | None = None,
     callbacks: Sequence[Callback] = (),
     out: Path | str | None = None,
     force: bool = False,
@@ -148,18 +155,19 @@ def run(
 ) -> Result:
     """Run an experiment.
 
-    problem: your own (see `supervised`) instead of the one that the experiment describes. callbacks: called after every
-    round. out: the run folder, by default the next `runs/<name>-<n>`; force: replace an earlier run there. save: False
-    writes nothing. A run that diverges or is interrupted keeps what it logged; `Result.status` says so.
+    problem: your own (see `supervised`) instead of the one that the experiment describes. engine: makes an
+    engine to run on instead of this process's. callbacks: called after every round. out: the run folder, by
+    default the next `runs/<name>-<n>`; force: replace an earlier run there. save: False writes nothing. A run
+    that diverges or is interrupted keeps what it logged; `Result.status` says so.
     """
     if not save:
-        return _run(experiment, problem, callbacks, None)
+        return _run(experiment, problem, engine, callbacks, None)
     place = None if out is None else Path(out)
     RunFolder.check(place, experiment.name, force=force)
     problem = build_problem(experiment) if problem is None else problem
     with RunFolder.create(place, experiment.name, force=force) as folder:
         try:
-            return _run(experiment, problem, callbacks, folder)
+            return _run(experiment, problem, engine, callbacks, folder)
         except (InputError, StorageError):
             raise
         except Exception:
@@ -170,13 +178,14 @@ def run(
 def _run(
     experiment: Experiment,
     problem: Supervised | None,
+    engine: EngineMaker | None,
     callbacks: Sequence[Callback],
     folder: RunFolder | None,
 ) -> Result:
     problem = build_problem(experiment) if problem is None else problem
-    simulation = build_simulation(experiment, problem)
+    simulation = build_simulation(experiment, problem, engine)
     if folder is not None:
-        folder.write_config(experiment.resolved() | _notes(simulation))
+        folder.write_config(experiment.resolved() | _notes(simulation, problem))
         _draw_partition(problem, folder)
     rows: list[Row] = []
     status, reason = "finished", ""
@@ -230,25 +239,22 @@ def supervised(
 ) -> Supervised:
     """A problem from arrays of your own.
 
-    x: inputs [n, ...], floats or integer tokens. y: class numbers [n], or real targets. model: any module whose outputs are
+    x: inputs [n, ...], floats or integer tokens. y: class numbers [n], or real targets. model: any module whose
+    outputs are
     [B, classes] (or [B, 1] for real targets); its parameters are where training starts. clients: for each client the
-    indices of its examples. test: inputs and targets to judge the global model on; without it the training examples are.
+    indices of its examples. test: inputs and targets to judge the global model on; without it the training examples
+    are.
     """
     inputs, targets = _array(x), _array(y)
     held = (inputs, targets) if test is None else (_array(test[0]), _array(test[1]))
-    lists = [np.asarray(indices, dtype=np.int64).reshape(-1) for indices in clients]
-    order = np.concatenate(lists) if lists else np.zeros(0, dtype=np.int64)
-    if not lists or len(order) == 0:
-        raise InputError("clients", len(lists), "give at least one client with at least one example")
-    if order.min() < 0 or order.max() >= len(inputs):
-        raise InputError("clients", int(order.max()), f"an index is outside 0 .. {len(inputs) - 1}")
     integral = np.issubdtype(targets.dtype, np.integer)
     classes = int(max(targets.max(), held[1].max())) + 1 if integral else 0
     dataset = Dataset("own", inputs, targets, *held, num_classes=classes)
-    offset = np.concatenate(([0], np.cumsum([len(indices) for indices in lists])))
+    partition = Partition.from_lists([np.asarray(indices, dtype=np.int64) for indices in clients])
+    partition.check(dataset)
     return Supervised(
         dataset,
-        Partition(order, offset),
+        partition,
         model,
         loss=loss,
         device=choose_device(device),
@@ -268,19 +274,11 @@ def _cohort_size(experiment: Experiment, problem: Supervised) -> int:
     return problem.num_clients if count is None else int(count)
 
 
-def _notes(simulation: Simulation) -> dict[str, Any]:
+def _notes(simulation: Simulation, problem: Supervised) -> dict[str, Any]:
     """What was decided when the run began, for its config.toml."""
-    engine: VirtualEngine = simulation.parts.engine  # type: ignore[assignment]
-    executor = engine.executor
     versions = {name: importlib.metadata.version(name) for name in VERSIONED}
     return {
-        "resolved": {
-            "executor": executor.name,
-            "network": type(executor.network).__name__,
-            "chunk": executor.chunk,
-            "device": str(executor.problem.device),
-            "parameters": executor.problem.dimension,
-        },
+        "resolved": simulation.parts.engine.describe() | {"parameters": problem.dimension},
         "versions": {"python": platform.python_version(), **versions},
     }
 
@@ -289,9 +287,7 @@ def _draw_partition(problem: Supervised, folder: RunFolder) -> None:
     from fedsim import plots
 
     dataset, split = problem.dataset, problem.partition
-    plots.label_distribution(
-        dataset.y, split.offset, split.order, dataset.num_classes or None, folder.place(PARTITION)
-    )
+    plots.label_distribution(dataset.y, split.offset, split.order, dataset.num_classes or None, folder.place(PARTITION))
 
 
 def _finish(

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 from fedsim.exchange import Orders, Replies, Weighting, Window
-from fedsim.optimizers import Adagrad, Adam, Sgd, Yogi
-from fedsim.options import Positive, one_of, options
+from fedsim.optimizers import ServerOptimizer, Sgd
+from fedsim.options import Positive, options
 
-ServerOptimizer = Annotated[
-    Sgd | Adagrad | Adam | Yogi, one_of(sgd=Sgd, adagrad=Adagrad, adam=Adam, yogi=Yogi)
-]
 Metrics = Mapping[str, float]
 
 

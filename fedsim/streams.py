@@ -166,8 +166,7 @@ def philox(
     c0: Tensor, c1: Tensor, c2: Tensor | int, c3: Tensor | int, k0: int, k1: int, rounds: int = 10
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32: four 32-bit counter words (int64 tensors, broadcast) and two key words to four words."""
-    shape = torch.broadcast_shapes(c0.shape, c1.shape)
-    x0, x1 = c0.expand(shape), c1.expand(shape)
+    x0, x1 = torch.broadcast_tensors(c0, c1)  # type: ignore[no-untyped-call]
     x2, x3 = torch.as_tensor(c2, device=c1.device), torch.as_tensor(c3, device=c1.device)
     for _ in range(rounds):
         # The int64 product wraps; its low 64 bits are those of the unsigned product.
@@ -179,7 +178,7 @@ def philox(
             p0 & MASK,
         )
         k0, k1 = (k0 + W0) & MASK, (k1 + W1) & MASK
-    return x0, x1.expand(shape), x2, x3.expand(shape)
+    return x0, x1, x2, x3
 
 
 @lru_cache(maxsize=1024)

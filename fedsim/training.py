@@ -26,7 +26,8 @@ class LocalTraining:
 
     epochs, or steps: passes over the data, each freshly shuffled, the last batch possibly partial; or so many steps,
     each on an independent batch. batch_size: examples, or "full". lr times schedule's factor: the rate in a round.
-    optimizer: sgd (momentum, Nesterov's form), adam (bias-corrected; Kingma and Ba 2015) or lion (sign of an interpolated
+    optimizer: sgd (momentum, Nesterov's form), adam (bias-corrected; Kingma and Ba 2015) or lion (sign of an
+    interpolated
     momentum; Chen et al. 2023), fresh in every round. weight_decay: added to the gradient for sgd and adam, decoupled
     for lion. clip_norm: bound of the l2 norm of the gradient of the client's loss, before decay and corrections.
     """
@@ -87,9 +88,7 @@ class LocalTraining:
         decoupled = self.weight_decay if self.optimizer == "lion" else 0.0
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
         rows, fixed_rows = y, fixed
-        for step, batch in enumerate(
-            cohort.batches(epochs=self.epochs, steps=self.steps, batch_size=self._width)
-        ):
+        for step, batch in enumerate(cohort.batches(epochs=self.epochs, steps=self.steps, batch_size=self._width)):
             active = len(batch)
             if active != len(rows):
                 rows, fixed_rows = y[:active], None if fixed is None else fixed[:active]

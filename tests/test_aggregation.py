@@ -53,6 +53,8 @@ def test_median_of_odd_and_even_cohorts_is_numpys():
 def test_trimmed_mean():
     # int(0.2 * 6) = 1 is cut on each side: (2 + 3 + 4 + 5) / 4.
     assert TrimmedMean()(column(3, -900, 5, 4, 1e9, 2), ones(6)).item() == 3.5
+    # int(0.2 * 9) = 1, not 2: (1 + 2 + 3 + 4 + 5 + 6 + 70) / 7.
+    assert TrimmedMean()(column(100, 0, 1, 2, 70, 3, 4, 5, 6), ones(9)).item() == 13
     # int(0.49 * 5) = 2: the median is left.
     assert TrimmedMean(beta=0.49)(column(3, 1, 5, 4, 2), ones(5)).item() == 3
     rows, weights = draw()
@@ -223,9 +225,7 @@ def test_a_cohort_of_one_is_its_own_centre(aggregator):
     [(Krum(malicious=2), 6, 7), (MultiKrum(malicious=0, keep=1), 2, 3), (Bulyan(malicious=2), 10, 11)],
 )
 def test_a_cohort_too_small_is_one_clear_line(aggregator, cohort, needed):
-    line = (
-        f"^aggregation.malicious = {aggregator.malicious}: .* {needed} replies, and the cohort has {cohort};"
-    )
+    line = f"^aggregation.malicious = {aggregator.malicious}: .* {needed} replies, and the cohort has {cohort};"
     rows, weights = draw(needed)
     with pytest.raises(InputError, match=line):
         aggregator(rows[:cohort], weights[:cohort])

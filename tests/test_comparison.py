@@ -16,9 +16,7 @@ from fedsim.plots import compare_curves
 from fedsim.runfolder import RunFolder
 
 
-def write(
-    path: Path, accuracies: list[float | None], *, seed: int = 0, lr: float = 0.1, **options: object
-) -> Path:
+def write(path: Path, accuracies: list[float | None], *, seed: int = 0, lr: float = 0.1, **options: object) -> Path:
     """A run that evaluates in every second round only, and in the last; test_loss = 1 - accuracy."""
     with RunFolder.create(path, "x") as folder:
         folder.write_config({"name": "x", "seed": seed, "client": {"kind": "sgd", "lr": lr}, **options})

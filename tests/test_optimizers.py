@@ -60,9 +60,7 @@ def test_yogi_by_hand():
     # tau = 2: v - D^2 = 4 - 16 < 0, so v = 4 + 0.25 * 16 = 8; then 8 - 1 > 0, so v = 8 - 0.25 = 7.75.
     # m = 2, then 0.5 * 2 + 0.5 * 1 = 1.5.
     first = 2 / (math.sqrt(8) + 2)
-    expect(
-        Yogi(beta1=0.5, beta2=0.75, tau=2.0), [4.0, 1.0], 1.0, [first, first + 1.5 / (math.sqrt(7.75) + 2)]
-    )
+    expect(Yogi(beta1=0.5, beta2=0.75, tau=2.0), [4.0, 1.0], 1.0, [first, first + 1.5 / (math.sqrt(7.75) + 2)])
     # From v = 0: 4, then 3.75.
     first = 2 / (2 + 2)
     yogi = Yogi(beta1=0.5, beta2=0.75, tau=2.0, variant="flwr")

@@ -106,9 +106,7 @@ def test_other_metrics_get_panels_of_their_own_and_wide_ranges_a_logarithm(tmp_p
 
 
 def test_a_single_round_is_a_visible_point(tmp_path):
-    assert plots.curves(
-        [row(1, train_loss=2.0, client_accuracy_mean=0.5, client_accuracy_p10=0.2)], tmp_path / "a.png"
-    )
+    assert plots.curves([row(1, train_loss=2.0, client_accuracy_mean=0.5, client_accuracy_p10=0.2)], tmp_path / "a.png")
     assert_is_picture(tmp_path / "a.png")
 
 
@@ -173,9 +171,7 @@ def test_many_clients_are_a_heat_map_of_shares(tmp_path, figures):
 def test_a_hundred_thousand_clients_are_sampled_and_the_title_says_so(tmp_path, figures):
     clients = 100_000
     labels = np.repeat(np.arange(clients) % 10, 3)
-    plots.label_distribution(
-        labels, np.arange(clients + 1) * 3, np.arange(3 * clients), 10, tmp_path / "p.png"
-    )
+    plots.label_distribution(labels, np.arange(clients + 1) * 3, np.arange(3 * clients), 10, tmp_path / "p.png")
     assert_is_picture(tmp_path / "p.png")
     above = figures[0].axes[0]
     assert above.get_title(loc="left") == "Labels of 100,000 clients: a sample of 500, evenly spaced by id"

@@ -67,8 +67,10 @@ def test_force_replaces_the_run_and_nothing_else(earlier):
     folder.write_config({"name": "new"})
     assert contents(earlier) == {"config.toml": b'name = "new"\n', "notes.txt": b"mine"}
     folder.append({"round": 7})
+    folder.append({"round": 8})
     folder.close()
-    assert folder.rows() == [{"round": 7}]
+    assert folder.rows() == [{"round": 7}, {"round": 8}]
+    assert folder.config() == {"name": "new"}
 
 
 def test_force_then_discard_before_a_write_keeps_the_earlier_run(earlier):
@@ -199,9 +201,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
         raise AssertionError(f"{constant} is not JSON")
 
     assert json.loads((tmp_path / METRICS).read_text(), parse_constant=refuse) == expected
-    assert json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse) == {
-        "best": {"test_loss": None}
-    }
+    assert json.loads((tmp_path / "summary.json").read_text(), parse_constant=refuse) == {"best": {"test_loss": None}}
 
 
 def test_a_row_can_be_read_as_soon_as_it_is_appended(tmp_path):
@@ -227,9 +227,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_written(tmp_path):
     folder.append({"round": 1})
     with open("/dev/full", "wb", buffering=0) as full:
         os.dup2(full.fileno(), folder._metrics.fileno())
-        with pytest.raises(
-            StorageError, match=r"no space left on device; the 1 rows before it are kept"
-        ) as caught:
+        with pytest.raises(StorageError, match=r"no space left on device; the 1 rows before it are kept") as caught:
             folder.append({"round": 2})
     assert "\n" not in str(caught.value)
     assert folder.rows() == [{"round": 1}]

@@ -1,0 +1,1 @@
+"""How and where cohorts are executed."""

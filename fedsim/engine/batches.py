@@ -12,6 +12,7 @@ partial, which each step says with a weight of 0 in the padded places and 1/coun
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -33,14 +34,12 @@ class Plan:
     start: list[int]
 
 
-def steps_of(
-    examples: Tensor, epochs: int | None, steps: int | None, batch_size: int | None
-) -> Tensor:
+def steps_of(examples: Tensor, epochs: int | None, steps: int | None, batch_size: int | None) -> Tensor:
     """Local steps of clients with so many examples: int64 [C]; `batch_size` None is the full batch."""
     if steps is not None:
-        return torch.where(examples > 0, steps, 0)
+        return torch.full_like(examples, steps)
     assert epochs is not None
-    per_epoch = (examples > 0).long() if batch_size is None else -(-examples // batch_size)
+    per_epoch = torch.ones_like(examples) if batch_size is None else -(-examples // batch_size)
     return epochs * per_epoch
 
 
@@ -53,7 +52,7 @@ def plan_batches(
     *,
     epochs: int | None,
     steps: int | None,
-    batch_size: int | None,
+    batch_size: int,
     round: int,  # noqa: A002
     dtype: torch.dtype,
 ) -> Plan:
@@ -62,15 +61,16 @@ def plan_batches(
     clients, begin, examples: int64 [C] on one device, longest first; client c owns
     order[begin[c] : begin[c] + examples[c]]. With `epochs`, E passes, each freshly shuffled, the last batch
     possibly partial. With `steps`, each step draws `batch_size` of the client's examples without
-    replacement, independently of the other steps (all of them where it has fewer).
+    replacement, independently of the other steps (all of them where it has fewer). Every row of the plan is
+    `batch_size` wide, so that a client's products have the same shapes, and so the same bits, in any cohort.
     """
     device = clients.device
     rows = torch.arange(len(clients), device=device)
     passes = epochs if steps is None else steps
     assert passes is not None
-    width = int(examples.max()) if batch_size is None else min(batch_size, int(examples.max()))
+    width = batch_size
     per_pass = torch.ones_like(examples) if steps is not None else -(-examples // width)
-    active, start, length = _prefixes(per_pass * passes * (examples > 0))
+    active, start, length = _prefixes(per_pass * passes)
 
     # One element for each (client, pass, example): its client's row, its pass, and a random key.
     count = examples * passes
@@ -102,7 +102,7 @@ def plan_batches(
 def _prefixes(steps: Tensor) -> tuple[list[int], list[int], int]:
     """Active clients and first packed row of every step, and the number of packed rows."""
     counts = steps.tolist()
-    if any(before < after for before, after in zip(counts, counts[1:], strict=False)):
+    if any(before < after for before, after in pairwise(counts)):
         raise ValueError("the rows of a cohort must be sorted by their local steps, longest first")
     active: list[int] = []
     working = len(counts)

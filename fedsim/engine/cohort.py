@@ -88,7 +88,7 @@ class Cohort:
             self.examples,
             epochs=epochs,
             steps=steps,
-            batch_size=batch_size,
+            batch_size=min(batch_size or problem.largest, problem.largest),
             round=self.round,
             dtype=problem.dtype,
         )

@@ -82,7 +82,7 @@ def prepare(model: nn.Module) -> nn.Module:
             if name == "":
                 return NamedDropout(part.p, name)
             model.set_submodule(name, NamedDropout(part.p, name))
-        elif isinstance(part, nn.modules.dropout._DropoutNd) or getattr(part, "dropout", 0.0):
+        elif isinstance(part, nn.modules.dropout._DropoutNd) or getattr(part, "dropout", None):
             raise InputError(
                 "problem.model",
                 f"{type(part).__name__} ({name})",

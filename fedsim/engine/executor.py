@@ -3,6 +3,7 @@
 How is chosen here and nowhere else. `stacked` runs as many clients at once as fit a fixed memory budget; `loop` runs
 one at a time through the module itself; `auto` takes the loop for convolutions on a CPU, where the loop already runs at
 the speed of the arithmetic, and for models that cannot be stacked, and the stack for everything else.
+Cohorts are spread over the cores of a CPU (see `fedsim.engine.cores`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.engine.cohort import Cohort
+from fedsim.engine.cores import cores, spread
 from fedsim.engine.lowering import has_convolution
 from fedsim.engine.network import ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.engine.store import ClientStore, Shapes
@@ -26,12 +28,15 @@ from fedsim.transforms import Transform
 
 Choice = Literal["auto", "stacked", "loop"]
 
+WORTH_A_THREAD = 500_000
+"""Numbers that a step must touch (clients x batch x parameters) before splitting it among threads saves time."""
+
 
 class Client(Protocol):
     """A client algorithm. Its methods are named after the actions it can do: (Cohort) -> Update.
 
-    needs: names in an order's payload that it reads. sends: names it may put into a reply. A client that remembers something
-    between rounds has a method `state(dimension) -> {name: shape}`.
+    needs: names in an order's payload that it reads. sends: names it may put into a reply. A client that remembers
+    something between rounds has a method `state(dimension) -> {name: shape}`.
     """
 
     @property
@@ -81,8 +86,8 @@ def choose_network(problem: Supervised, choice: Choice) -> tuple[str, Network]:
 class Executor:
     """Runs orders for any clients of a problem, here and now.
 
-    memory: bytes that the stacked tensors of one cohort may take. participants: how many different clients may take part
-    in the whole run, for the estimate of the state's size, which may take `state_memory` bytes.
+    memory: bytes that the stacked tensors of one cohort may take. participants: how many different clients may take
+    part in the whole run, for the estimate of the state's size, which may take `state_memory` bytes.
     """
 
     def __init__(
@@ -106,7 +111,10 @@ class Executor:
                 shapes[f"transform{number}/{name}"] = shape
         count = problem.num_clients if participants is None else min(participants, problem.num_clients)
         self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory)
+        asked = getattr(client, "batch_size", None)
+        self._width = min(asked, problem.largest) if isinstance(asked, int) else problem.largest
         self._row_bytes = self._estimate()
+        self.cores = cores()
 
     @property
     def chunk(self) -> int:
@@ -119,26 +127,33 @@ class Executor:
         clients = orders.clients.to(problem.device)
         cost = self.client.cost(orders, problem.examples[clients])
         rank = torch.argsort(cost.steps, descending=True, stable=True)
+        units = self._units(rank)
         act = getattr(self.client, orders.action)
-        updates = []
-        for rows in rank.split(self.chunk):
+
+        def work(rows: Tensor) -> tuple[Cohort, Update]:
             ids = clients[rows]
             cohort = Cohort(problem, self.network, self.streams, orders, ids, self.store.read(ids))
             update: Update = act(cohort)
             self._hold(cost, rows, cohort, update)
-            payload = self._transform(orders, cohort, dict(update.payload))
-            self.store.write(ids, cohort.state)
-            updates.append(Update(payload, update.metrics))
-        back = torch.argsort(rank)
-        encoded = sum(
-            self._encoded(name, rows[0]) for name, rows in (updates[0].payload.items() if updates else ())
-        )
-        return Work(
-            _gathered([update.payload for update in updates], back),
-            _gathered([update.metrics for update in updates], back),
-            encoded,
-            cost.steps,
-        )
+            return cohort, Update(self._transform(orders, cohort, dict(update.payload)), update.metrics)
+
+        self.store.admit(clients)
+        done = spread(work, units)
+        for cohort, _ in done:
+            self.store.write(cohort.clients, cohort.state)
+        back = torch.argsort(torch.cat(units))
+        payload = _gathered([update.payload for _, update in done], back)
+        metrics = _gathered([update.metrics for _, update in done], back)
+        encoded = sum(self._encoded(name, rows[0]) for name, rows in payload.items())
+        return Work(payload, metrics, encoded, cost.steps)
+
+    def _units(self, rank: Tensor) -> list[Tensor]:
+        """Clients, longest first, dealt to cohorts of at most `chunk`, at least one a core where that pays."""
+        count = -(-len(rank) // self.chunk)
+        if self.problem.device.type == "cpu":
+            numbers = len(rank) * self._width * self.problem.dimension
+            count = max(count, min(self.cores, numbers // WORTH_A_THREAD))
+        return [rank[first::count] for first in range(count)] if count else [rank]
 
     def _hold(self, cost: Cost, rows: Tensor, cohort: Cohort, update: Update) -> None:
         """Hold a client algorithm to what it declared."""
@@ -157,14 +172,8 @@ class Executor:
         """The payload's vectors as the transforms leave them; other payloads pass."""
         for number, transform in enumerate(self.transforms):
             prefix = f"transform{number}/"
-            own = {
-                name.removeprefix(prefix): value
-                for name, value in cohort.state.items()
-                if name.startswith(prefix)
-            }
-            payload["delta"], own = transform.apply(
-                payload["delta"], own, cohort.clients, self.streams, orders.round
-            )
+            own = {name.removeprefix(prefix): value for name, value in cohort.state.items() if name.startswith(prefix)}
+            payload["delta"], own = transform.apply(payload["delta"], own, cohort.clients, self.streams, orders.round)
             cohort.keep(**{prefix + name: value for name, value in own.items()})
         return payload
 
@@ -175,10 +184,10 @@ class Executor:
         return row.numel() * row.element_size()
 
     def _estimate(self) -> int:
-        """Bytes a stacked client takes: about six vectors of d, and the activations of a batch of 64 with their gradients."""
-        activations = _activations(self.problem)
-        width = self.problem.dtype.itemsize
-        return (6 * self.problem.dimension + 3 * 64 * activations) * width
+        """Bytes a stacked client takes: about six vectors of d, and a batch's activations with their gradients."""
+        problem = self.problem
+        numbers = 6 * problem.dimension + 3 * self._width * _activations(problem)
+        return numbers * problem.dtype.itemsize
 
 
 def _own_state(client: Client, dimension: int) -> Shapes:

@@ -32,9 +32,7 @@ class CrossEntropy:
 
     def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Losses [...] of outputs [..., K] and targets [...]."""
-        flat = functional.cross_entropy(
-            outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), reduction="none"
-        )
+        flat = functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), reduction="none")
         return flat.view(targets.shape)
 
     def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +60,7 @@ class SquaredError:
         difference = outputs - targets.unsqueeze(-1)
         return difference.squeeze(-1) ** 2, 2.0 * difference
 
-    def correct(self, outputs: Tensor, targets: Tensor) -> None:  # noqa: ARG002
+    def correct(self, outputs: Tensor, targets: Tensor) -> None:
         """Accuracy has no meaning for a regression."""
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn import functional
 
 from fedsim.engine.dropout import NamedDropout
+from fedsim.engine.functional import Functional
 from fedsim.errors import InputError
 from fedsim.problems.models.layers import LastStep, Residual
 
@@ -26,7 +27,14 @@ ELEMENTWISE = (
     nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softplus,
     nn.Hardtanh, NamedDropout,
 )  # fmt: skip
-IMAGEWISE = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.Upsample)
+IMAGEWISE = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.ZeroPad2d,
+    nn.Upsample,
+)
 
 
 def has_convolution(model: nn.Module) -> bool:
@@ -36,7 +44,7 @@ def has_convolution(model: nn.Module) -> bool:
 
 def lower(model: nn.Module, prefix: str = "") -> Lowered:
     """The stacked function of `model`; `prefix` is the name of the module within the whole model."""
-    if type(model) is nn.Sequential:
+    if type(model) is nn.Sequential and _reads_last_steps(model):
         stages = [lower(part, f"{prefix}{name}.") for name, part in model.named_children()]
 
         def sequential(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -49,19 +57,26 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
         body, shortcut = lower(model.body, f"{prefix}body."), lower(model.shortcut, f"{prefix}shortcut.")
         return lambda named, x: torch.relu(body(named, x) + shortcut(named, x))
     if isinstance(model, ELEMENTWISE):
-        return lambda named, x: model(x)
+        return lambda _, x: model(x)
     if isinstance(model, IMAGEWISE):
-        return lambda named, x: model(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return lambda _, x: model(x.flatten(0, 1)).unflatten(0, x.shape[:2])
     if type(model) is nn.Flatten:
         # One more axis in front; negative ones count from the end.
         first, last = (axis + 1 if axis >= 0 else axis for axis in (model.start_dim, model.end_dim))
-        return lambda named, x: x.flatten(first, last)
+        return lambda _, x: x.flatten(first, last)
     for kind, maker in LAYERS:
         if type(model) is kind:
             lowered = maker(model, prefix)
             if lowered is not None:
                 return lowered
     return _vmapped(model, prefix)
+
+
+def _reads_last_steps(model: nn.Sequential) -> bool:
+    """Whether every LSTM of a sequence is followed by `LastStep`: lowered, it gives its outputs without its states."""
+    parts = list(model)
+    after = zip(parts, [*parts[1:], None], strict=True)
+    return all(isinstance(following, LastStep) for part, following in after if isinstance(part, nn.LSTM))
 
 
 def _linear(layer: nn.Linear, prefix: str) -> Lowered:
@@ -91,7 +106,7 @@ def _conv2d(layer: nn.Conv2d, prefix: str) -> Lowered | None:
             for size, pad, gap, side, step in zip(x.shape[3:], padding, dilation, kernel, stride, strict=True)
         )
         patches = functional.unfold(x.flatten(0, 1), kernel, dilation, padding, stride)
-        columns = patches.unflatten(0, (clients, batch)).transpose(1, 2).flatten(2)
+        columns = patches.view(clients, batch, *patches.shape[1:]).transpose(1, 2).flatten(2)
         out = torch.bmm(named[f"{prefix}weight"].flatten(2), columns)
         if layer.bias is not None:
             out = out + named[f"{prefix}bias"].unsqueeze(2)
@@ -116,9 +131,7 @@ def _layer_norm(layer: nn.LayerNorm, prefix: str) -> Lowered:
     return layer_norm
 
 
-def _affine(
-    named: Mapping[str, Tensor], prefix: str, x: Tensor, affine: bool, shape: tuple[int, ...]
-) -> Tensor:
+def _affine(named: Mapping[str, Tensor], prefix: str, x: Tensor, affine: bool, shape: tuple[int, ...]) -> Tensor:
     """X * weight + bias, where a client's weight has `shape` against the last axes of x."""
     if not affine:
         return x
@@ -165,7 +178,7 @@ def _lstm(layer: nn.LSTM, prefix: str) -> Lowered | None:
 
 
 def _last_step(layer: LastStep, prefix: str) -> Lowered:  # noqa: ARG001
-    return lambda named, x: x[:, :, -1]
+    return lambda _, x: x[:, :, -1]
 
 
 def _vmapped(model: nn.Module, prefix: str) -> Lowered:
@@ -177,12 +190,14 @@ def _vmapped(model: nn.Module, prefix: str) -> Lowered:
             "use executor = 'loop' or write the model as nn.Sequential",
         )
     names = [name for name, _ in model.named_parameters()]
-    call = vmap(lambda own, x: functional_call(model, own, (x,)))
+    if not names:
+        bare = vmap(model)
+        return lambda _, x: bare(x)
+    call = vmap(Functional(model))
 
     def vmapped(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        if not names:
-            return vmap(model)(x)
-        return call({name: named[prefix + name] for name in names}, x)
+        outputs: Tensor = call({name: named[prefix + name] for name in names}, x)
+        return outputs
 
     return vmapped
 

@@ -5,8 +5,8 @@ and the gradient of it. `descend` takes the local step
 
     y <- y - lr * (grad f(y) + decay * y - shift)
 
-in place: plain SGD; weight decay and a proximal term are `decay` and `shift` = mu x; SCAFFOLD's and FedDyn's corrections
-are `shift`. A network may fuse the step with the gradient.
+in place: plain SGD; weight decay and a proximal term are `decay` and `shift` = mu x; SCAFFOLD's and FedDyn's
+corrections are `shift`. A network may fuse the step with the gradient.
 
 `ChainNetwork`   stacked, hand-written, for chains of linear layers: no autograd, the update fused into the
                  product that makes the weight gradient (one pass over the parameters a step).
@@ -22,9 +22,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedsim.engine.dropout import Draw, drawing
+from fedsim.engine.functional import Functional
 from fedsim.engine.losses import Loss
 from fedsim.engine.lowering import Lowered, lower
 from fedsim.engine.stack import Layout, Stack
@@ -56,9 +56,7 @@ class Network(Protocol):
         """Losses [k] and gradients of the k clients of a batch."""
         ...
 
-    def descend(
-        self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None
-    ) -> Tensor:
+    def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
         """Take the step above in place for the k clients of a batch; losses [k] before the step."""
         ...
 
@@ -73,9 +71,7 @@ class _Autograd:
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         raise NotImplementedError  # pragma: no cover - replaced by both subclasses
 
-    def descend(
-        self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None
-    ) -> Tensor:
+    def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
         """Gradient first, then the elementwise step."""
         losses, gradient = self.gradients(y, batch)
         if decay:
@@ -119,16 +115,14 @@ class PlainNetwork(_Autograd):
     stacked = False
 
     def __init__(self, model: nn.Module, layout: Layout, loss: Loss) -> None:
-        self.model, self.layout, self.loss = model, layout, loss
+        self.model, self.layout, self.loss = Functional(model), layout, loss
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [1] and gradients of one client; padding is cut off rather than weighted."""
         leaves = [leaf[0].detach().requires_grad_() for leaf in y.leaves]
         count = int(torch.count_nonzero(batch.weight[0]))
         with drawing(batch.draw, stacked=self.stacked):
-            outputs = functional_call(
-                self.model, dict(zip(self.layout.names, leaves, strict=True)), (batch.x[0, :count],)
-            )
+            outputs = self.model(dict(zip(self.layout.names, leaves, strict=True)), batch.x[0, :count])
         loss = self.loss.examples(outputs, batch.y[0, :count]).mean()
         gradient = torch.autograd.grad(loss, leaves)
         return loss.detach().view(1), Stack([part.unsqueeze(0) for part in gradient])
@@ -137,8 +131,7 @@ class PlainNetwork(_Autograd):
         """Outputs [1, B, K] of inputs [1, B, ...], in evaluation mode, without gradients."""
         named = {name: leaf[0] for name, leaf in zip(self.layout.names, y.leaves, strict=True)}
         with torch.no_grad():
-            outputs: Tensor = functional_call(self.model, named, (x[0],))
-        return outputs.unsqueeze(0)
+            return self.model(named, x[0]).unsqueeze(0)
 
 
 class ChainNetwork:
@@ -170,7 +163,7 @@ class ChainNetwork:
         kinds = {type(part) for _, part in between}
         if len(kinds) > 1 or not kinds <= {nn.ReLU, nn.Tanh}:
             return None
-        layers = [
+        layers: list[tuple[str, str | None]] = [
             (f"{name}.weight", f"{name}.bias" if part.bias is not None else None) for name, part in linear
         ]
         if sorted(name for pair in layers for name in pair if name) != sorted(layout.names):
@@ -187,9 +180,7 @@ class ChainNetwork:
                 gradient[bias] = torch.bmm(_ones(delta), delta).squeeze(1)
         return losses, Stack(gradient)
 
-    def descend(
-        self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None
-    ) -> Tensor:
+    def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
         """Take the step of the module's text in place; losses [k] before the step."""
         beta = 1.0 - lr * decay
         losses, parts = self._backward(y, batch)
@@ -218,9 +209,7 @@ class ChainNetwork:
             hidden.append(out)
         return hidden
 
-    def _backward(
-        self, y: Stack, batch: Batch
-    ) -> tuple[Tensor, list[tuple[tuple[int, int | None], Tensor, Tensor]]]:
+    def _backward(self, y: Stack, batch: Batch) -> tuple[Tensor, list[tuple[tuple[int, int | None], Tensor, Tensor]]]:
         """Losses, and for each layer its places, its delta [k, B, out] and its input [k, B, in]."""
         *hidden, outputs = self._forward(y, batch.x)
         losses, delta = self.loss.with_gradient(outputs, batch.y)

@@ -45,10 +45,8 @@ class Layout:
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         """Views of a vector [d], by name."""
-        parts = flat.split(self.sizes)
-        return {
-            name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
-        }
+        parts = torch.split(flat, self.sizes)
+        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     def stack(self, rows: Tensor, count: int | None = None) -> Stack:
         """A matrix [C, d] to a stack of copies; a vector or one row may be repeated `count` times."""
@@ -57,7 +55,7 @@ class Layout:
         return Stack(
             [
                 part.expand(count, -1).clone(memory_format=torch.contiguous_format).view(count, *shape)
-                for part, shape in zip(rows.split(self.sizes, dim=1), self.shapes, strict=True)
+                for part, shape in zip(torch.split(rows, self.sizes, dim=1), self.shapes, strict=True)
             ]
         )
 

@@ -33,17 +33,28 @@ class ClientStore:
                 "raise it, choose fewer clients or rounds, or an algorithm without client state",
             )
         self._row_of: dict[int, int] = {}
-        self._blocks = {
-            name: torch.zeros((0, *shape), device=device, dtype=dtype) for name, shape in shapes.items()
-        }
+        self._blocks = {name: torch.zeros((0, *shape), device=device, dtype=dtype) for name, shape in shapes.items()}
+
+    def admit(self, clients: Tensor) -> None:
+        """Make rows for those of `clients` [C] that have none yet."""
+        if not self.shapes:
+            return
+        for client in clients.tolist():
+            self._row_of.setdefault(client, len(self._row_of))
+        for name, block in self._blocks.items():
+            if len(self._row_of) > len(block):
+                rows = max(len(self._row_of), 2 * len(block))
+                grown = torch.zeros((rows, *self.shapes[name]), device=self.device, dtype=self.dtype)
+                grown[: len(block)] = block
+                self._blocks[name] = grown
 
     def read(self, clients: Tensor) -> dict[str, Tensor]:
-        """Copies of the rows of `clients` [C]: [C, *shape] by name."""
+        """Copies of the rows of admitted `clients` [C]: [C, *shape] by name."""
         rows = self._rows(clients)
         return {name: block[rows] for name, block in self._blocks.items()}
 
     def write(self, clients: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Keep rows [C, *shape] of `clients` [C]; unnamed state stays."""
+        """Keep rows [C, *shape] of admitted `clients` [C]; unnamed state stays."""
         rows = self._rows(clients)
         for name, value in values.items():
             self._blocks[name][rows] = value
@@ -62,14 +73,4 @@ class ClientStore:
     def _rows(self, clients: Tensor) -> Tensor:
         if not self.shapes:
             return torch.zeros(0, dtype=torch.int64)
-        rows = [self._row_of.setdefault(client, len(self._row_of)) for client in clients.tolist()]
-        for name, block in self._blocks.items():
-            if len(self._row_of) > len(block):
-                grown = torch.zeros(
-                    (max(len(self._row_of), 2 * len(block)), *self.shapes[name]),
-                    device=self.device,
-                    dtype=self.dtype,
-                )
-                grown[: len(block)] = block
-                self._blocks[name] = grown
-        return torch.tensor(rows, device=self.device)
+        return torch.tensor([self._row_of[client] for client in clients.tolist()], device=self.device)

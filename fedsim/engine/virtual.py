@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -53,16 +54,10 @@ class VirtualEngine:
         self._flights = []
         self.time = flight.due
         work = self.executor.execute(flight.orders)
-        clients, payload = flight.orders.clients, work.payload
-        finite = _finite(payload, len(clients))
+        clients = flight.orders.clients
         examples = self.executor.problem.sizes[clients]
-        self.ledger.bytes_up += work.bytes_up * len(clients)
-        self.ledger.clients += len(clients)
-        replies = Replies(clients, payload, work.metrics, examples, clients[:0], self.aggregator)
-        if bool(finite.all()):
-            return replies
-        self.ledger.failed += int((~finite).sum())
-        return replace(select(replies, finite), failed=clients[~finite])
+        replies = Replies(clients, work.payload, work.metrics, examples, clients[:0], self.aggregator)
+        return settle(replies, self.ledger, work.bytes_up)
 
     def snapshot(self) -> dict[str, Any]:
         """Clock, ledger, flights and what the clients remember."""
@@ -79,6 +74,28 @@ class VirtualEngine:
         self._flights = deepcopy(saved["flights"])
         self.executor.store.restore(saved["store"])
 
+    def describe(self) -> dict[str, Any]:
+        """How orders are executed, for the run's config.toml."""
+        executor = self.executor
+        return {
+            "executor": executor.name,
+            "network": type(executor.network).__name__,
+            "chunk": executor.chunk,
+            "device": str(executor.problem.device),
+        }
+
+
+def settle(replies: Replies, ledger: Ledger, bytes_up: int) -> Replies:
+    """Count replies of so many bytes each in the ledger, and leave out those that are not finite."""
+    count = len(replies)
+    ledger.bytes_up += bytes_up * count
+    ledger.clients += count
+    finite = _finite(replies.payload, count)
+    if bool(finite.all()):
+        return replies
+    ledger.failed += int((~finite).sum())
+    return replace(select(replies, finite), failed=replies.clients[~finite])
+
 
 def select(replies: Replies, kept: Tensor) -> Replies:
     """The replies where `kept` (bool [k], on the CPU) says so."""
@@ -91,7 +108,7 @@ def select(replies: Replies, kept: Tensor) -> Replies:
     )
 
 
-def _finite(payload: dict[str, Tensor], count: int) -> Tensor:
+def _finite(payload: Mapping[str, Tensor], count: int) -> Tensor:
     """Which rows are finite in every payload: bool [count] on the CPU."""
     finite = torch.ones(count, dtype=torch.bool)
     for rows in payload.values():

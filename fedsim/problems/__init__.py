@@ -1,0 +1,1 @@
+"""What is optimised: data, models, and how both are dealt to clients."""

@@ -14,12 +14,13 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import random
 import sys
 import tempfile
 import warnings
-import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
@@ -29,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedsim.errors import InputError
 from fedsim.options import Count, Fraction, NonNegative, Positive, Share, options
-from fedsim.problems.datasets.base import Dataset, Indices
+from fedsim.problems.datasets.base import Dataset, Indices, read_arrays
 from fedsim.streams import Streams
 
 Shares = NDArray[np.float64]
@@ -57,9 +58,7 @@ class Partition:
             sizes = np.diff(offset)
             shaped = order.ndim == 1 and offset.ndim == 1 and len(offset) == len(self.offset) > 1
             if not shaped or offset[0] != 0 or offset[-1] != len(order) or (sizes < 0).any():
-                raise InputError(
-                    "partition", f"{name} rows", "offset must rise from 0 to the number of indices"
-                )
+                raise InputError("partition", f"{name} rows", "offset must rise from 0 to the number of indices")
         empty = np.flatnonzero(self.sizes == 0)
         if len(empty):
             raise InputError("partition.clients", self.clients, f"client {empty[0]} has no training example")
@@ -70,9 +69,7 @@ class Partition:
         rows = [np.asarray(indices) for indices in lists]
         for client, row in enumerate(rows):
             if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
-                raise InputError(
-                    "clients", f"list {client}", "give whole numbers: indices of training examples"
-                )
+                raise InputError("clients", f"list {client}", "give whole numbers: indices of training examples")
         offset = np.cumsum([0, *(len(row) for row in rows)])
         return cls(np.concatenate(rows or [np.empty(0)]).astype(np.int64), offset.astype(np.int64))
 
@@ -97,9 +94,7 @@ class Partition:
             ("test", self.order_test, self.offset_test),
             ("holdout", self.holdout_order, self.holdout_offset),
         ]
-        return [
-            (name, order, offset) for name, order, offset in named if order is not None and offset is not None
-        ]
+        return [(name, order, offset) for name, order, offset in named if order is not None and offset is not None]
 
     def check(self, data: Dataset) -> None:
         """Refuse indices that `data` does not have."""
@@ -146,23 +141,30 @@ class Library(Shared, ABC):
         """Deal through the library; what it cannot do is an InputError on the option that is to blame."""
         self.check(data)
         order = Streams(seed).generator("partition/order").permutation(len(data.y))
-        with warnings.catch_warnings():
-            # The library warns of what is an error here or was asked for, and its imports warn of each other.
-            warnings.simplefilter("ignore")
-            import datasets
-            from flwr_datasets import partitioner as library
-
-            columns = {"index": order, "label": data.y[order]}
-            dealer = self.dealer(library, Streams(seed).derive("partition/library"))
-            dealer.dataset = datasets.Dataset.from_dict(columns)
-            try:
-                lists = [_index(dealer.load_partition(client)) for client in range(self.clients)]
-            except ValueError as error:
-                raise self.impossible(data) from error
+        with _undisturbed():
+            lists = self._lists(data, order, Streams(seed).derive("partition/library"))
         dealt = np.concatenate(lists)
         if min(map(len, lists)) == 0 or len(np.unique(dealt)) != len(dealt):
             raise self.impossible(data)
         return hold_out(Partition.from_lists(lists), self.holdout, seed)
+
+    def _lists(self, data: Dataset, order: Indices, seed: int) -> list[Indices]:
+        """Let the library deal the examples in this order; the training indices of each client."""
+        import datasets
+        from flwr_datasets import partitioner as library
+
+        class IndexOnly(datasets.Dataset):  # type: ignore[misc]
+            """A data set without the fingerprints of its parts, which take longer than the parts."""
+
+            def select(self, *args: Any, **kwargs: Any) -> Any:
+                return super().select(*args, **{"new_fingerprint": "index-only", **kwargs})
+
+        dealer = self.dealer(library, seed)
+        dealer.dataset = IndexOnly.from_dict({"index": order, "label": data.y[order]})
+        try:
+            return [_index(dealer.load_partition(client)) for client in range(self.clients)]
+        except ValueError as error:
+            raise self.impossible(data) from error
 
     def check(self, data: Dataset) -> None:
         """Refuse, before the library is imported, what it would refuse or do badly."""
@@ -297,9 +299,7 @@ class Pathological(Library):
 
     def impossible(self, data: Dataset) -> InputError:  # noqa: ARG002
         """Blame a class that more clients want than it has examples."""
-        remedy = (
-            f"some class has fewer examples than clients that share it; lower it or clients ({self.clients})"
-        )
+        remedy = f"some class has fewer examples than clients that share it; lower it or clients ({self.clients})"
         return InputError("partition.classes_per_client", self.classes_per_client, remedy)
 
 
@@ -408,9 +408,7 @@ class DirichletEqual(Shared):
         """Sparse rows of `size` examples a client. shares: [C, K]; pools: the examples of each class."""
         held = np.array([len(pool) for pool in pools])
         if not self.replace and size * self.clients > held.sum():
-            remedy = (
-                f"{self.clients} clients cannot have that many each of {held.sum()} examples; set replace"
-            )
+            remedy = f"{self.clients} clients cannot have that many each of {held.sum()} examples; set replace"
             raise InputError(f"partition.{option}", size, remedy)
         if self.replace:
             counts = apportion(self._able(shares, held, size, option), size)
@@ -503,9 +501,7 @@ def noisy_labels(y: NDArray[Any], num_classes: int, share: float, seed: int) -> 
     return noisy
 
 
-def cached_partition(
-    partitioner: Partitioner, data: Dataset, seed: int, folder: Path | None = None
-) -> Partition:
+def cached_partition(partitioner: Partitioner, data: Dataset, seed: int, folder: Path | None = None) -> Partition:
     """Return `partitioner.split(data, seed)`, from the disk when it was made before.
 
     folder: where the files are; `FEDSIM_CACHE`, else `fedsim` in the user's cache folder when not given. A
@@ -554,10 +550,9 @@ def _key(partitioner: Partitioner, data: Dataset, seed: int) -> str:
 def _stored(path: Path, data: Dataset) -> Partition | None:
     """Read the partition at `path`; None when there is none, or it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            stored = Partition(**{key: archive[key] for key in archive.files})
+        stored = Partition(**read_arrays(path, "a partition"))
         stored.check(data)
-    except (OSError, EOFError, ValueError, TypeError, NotImplementedError, zipfile.BadZipFile):
+    except (InputError, TypeError):
         return None
     return stored
 
@@ -578,8 +573,21 @@ def _store(path: Path, partition: Partition) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep the library's warnings from the user, and what its imports draw from the global generator."""
+    drawn = random.getstate()
+    try:
+        with warnings.catch_warnings():
+            # It warns of what is an error here or was asked for, and its imports warn of each other.
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(drawn)
+
+
 def _index(part: Any) -> Indices:
-    """Return the index column of a part that the library made; as Arrow, which is read without Python objects."""
+    """Return the index column of a part that the library made, read as Arrow without Python objects."""
     return np.asarray(part.with_format("arrow")[:]["index"], dtype=np.int64)
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from fedsim.engine.cores import spread
 from fedsim.engine.dropout import prepare
+from fedsim.engine.functional import Functional
 from fedsim.engine.losses import loss_named
 from fedsim.engine.stack import Layout
 from fedsim.errors import InputError
@@ -29,8 +30,10 @@ EXAMPLES_EVALUATED = 20_000
 class Supervised:
     """A supervised problem on a device.
 
-    num_clients: N. sizes: int64 [N] on the CPU, training examples of each. dimension: d. layout: where the parameters lie
-    in the flat vector. x, y: the training set. order, begin, examples: client c owns order[begin[c] : begin[c] + examples[c]].
+    num_clients: N. sizes: int64 [N] on the CPU, training examples of each, at least one; largest: the
+    largest of them. dimension: d. layout: where the parameters lie
+    in the flat vector. x, y: the training set. order, begin, examples: client c owns order[begin[c] : begin[c] +
+    examples[c]].
     """
 
     def __init__(
@@ -47,12 +50,14 @@ class Supervised:
         self.device, self.dtype = torch.device(device), dtype
         self.loss = loss_named(loss or ("cross_entropy" if dataset.num_classes else "squared_error"))
         self.model = prepare(model).to(self.device, dtype)
+        self.functional = Functional(self.model)
         self.layout = Layout.of(dict(self.model.named_parameters()))
         self._start = self.layout.flatten(dict(self.model.named_parameters()))
         self.x, self.y = self._tensor(dataset.x), self._tensor(dataset.y)
         self.x_test, self.y_test = self._tensor(dataset.x_test), self._tensor(dataset.y_test)
         self.order, self.begin, self.examples = _rows(partition.order, partition.offset, self.device)
         self.sizes = self.examples.cpu()
+        self.largest = int(self.sizes.max())
         self._check()
 
     @property
@@ -86,13 +91,17 @@ class Supervised:
 
     def evaluate(self, params: Tensor, *, clients: bool) -> dict[str, float]:
         """Loss and accuracy on the test set, and, if `clients`, accuracies of the clients' own examples."""
-        outputs = self._outputs(params, self.x_test, None)
-        found = {"test_loss": float(self.loss.examples(outputs, self.y_test).double().mean())}
-        correct = self.loss.correct(outputs, self.y_test)
-        if correct is None:
+        found = self._by_client(params) if clients else {}
+        if len(self.x_test) == 0:
             return found
-        found["test_accuracy"] = float(correct.double().mean())
-        return found | (self._by_client(params) if clients else {})
+        outputs = self._outputs(params, self.x_test, None)
+        correct = self.loss.correct(outputs, self.y_test)
+        accuracy = {} if correct is None else {"test_accuracy": float(correct.double().mean())}
+        return {
+            "test_loss": float(self.loss.examples(outputs, self.y_test).double().mean()),
+            **accuracy,
+            **found,
+        }
 
     def evaluates_clients(self, wanted: bool | str) -> bool:
         """Whether clients are evaluated: as asked, or, for "auto", where it costs little.
@@ -100,7 +109,7 @@ class Supervised:
         Automatically with held-out examples up to 1,000 clients; with none, on the clients' training examples if there
         are no more than 20,000 of them.
         """
-        if self.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is None:
+        if not self._has_accuracy:
             return False
         if isinstance(wanted, bool):
             return wanted
@@ -109,10 +118,13 @@ class Supervised:
 
     def measures(self, clients: bool | str) -> list[str]:
         """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
-        if self.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is None:
-            return ["test_loss"]
         own = ["client_accuracy_mean", "client_accuracy_p10", "client_accuracy_worst"]
-        return ["test_loss", "test_accuracy", *(own if self.evaluates_clients(clients) else [])]
+        central = ["test_loss", "test_accuracy"] if self._has_accuracy else ["test_loss"]
+        return (central if len(self.x_test) else []) + (own if self.evaluates_clients(clients) else [])
+
+    @property
+    def _has_accuracy(self) -> bool:
+        return self.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is not None
 
     def _by_client(self, params: Tensor) -> dict[str, float]:
         split = self.partition
@@ -137,14 +149,13 @@ class Supervised:
 
     def _outputs(self, params: Tensor, x: Tensor, index: Tensor | None) -> Tensor:
         named, total = self.layout.named(params), len(x) if index is None else len(index)
-        outputs = []
-        with torch.no_grad():
-            for first in range(0, total, EVALUATION_BATCH):
-                rows = slice(first, first + EVALUATION_BATCH)
-                outputs.append(
-                    functional_call(self.model, named, (x[rows] if index is None else x[index[rows]],))
-                )
-        return torch.cat(outputs)
+
+        def outputs(first: int) -> Tensor:
+            rows = slice(first, first + EVALUATION_BATCH)
+            with torch.no_grad():
+                return self.functional(named, x[rows] if index is None else x[index[rows]])
+
+        return torch.cat(spread(outputs, range(0, total, EVALUATION_BATCH)))
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values))

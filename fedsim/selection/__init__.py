@@ -1,7 +1,7 @@
 """Selectors: which of the free clients work next.
 
-A selector is pure, as strategies are: its state is a dictionary of tensors that goes in and comes out, and
-its draws are named by the round and by how often it has selected, so that it goes on where a snapshot left it.
+A selector is pure, as strategies are: its state is a dictionary of tensors that goes in and comes out. Its
+draws are named by the round and by how often it has selected, so that it goes on where a snapshot left it.
 """
 
 from __future__ import annotations

@@ -83,9 +83,7 @@ def test_the_last_partial_batch_is_kept(tiny, loop):
     (order,) = work.orders(0, 0)
     model = work.model()
     for rows in (order[:4], order[4:]):
-        gradients = torch.autograd.grad(
-            F.cross_entropy(model(work.x[rows]), work.y[rows]), model.parameters()
-        )
+        gradients = torch.autograd.grad(F.cross_entropy(model(work.x[rows]), work.y[rows]), model.parameters())
         with torch.no_grad():
             for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                 parameter -= work.lr * gradient

@@ -51,7 +51,7 @@ class FlowerRay:
 
     @staticmethod
     def missing() -> str | None:
-        """Say whether Flower or Ray lacks."""
+        """Say whether Flower or Ray is absent."""
         return None if all(map(importlib.util.find_spec, ("flwr", "ray"))) else "not installed"
 
     def start(self) -> None:

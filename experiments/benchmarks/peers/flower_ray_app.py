@@ -69,9 +69,7 @@ def train_client(message: Message, context: Context) -> Message:
     x, y = cached_examples(path, client)
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     train(model, x, y, work.orders(round_, client), work)
-    content = RecordDict(
-        {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": len(y)})}
-    )
+    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": len(y)})})
     return Message(content=content, reply_to=message)
 
 
@@ -121,8 +119,7 @@ def serve(descriptor: int, path: str, cpus: int) -> None:
         while len(nodes := list(grid.get_node_ids())) < len(work.clients):
             time.sleep(0.05)
         queries = [
-            Message(RecordDict({"config": config}), dst_node_id=node, message_type=MessageType.QUERY)
-            for node in nodes
+            Message(RecordDict({"config": config}), dst_node_id=node, message_type=MessageType.QUERY) for node in nodes
         ]
         for reply in grid.send_and_receive(queries):
             if reply.has_error():

@@ -27,7 +27,7 @@ class PflResearch:
 
     @staticmethod
     def missing() -> str | None:
-        """Say whether the package `pfl` lacks."""
+        """Say whether the package `pfl` is absent."""
         return None if importlib.util.find_spec("pfl") else "not installed"
 
     def start(self) -> None:
@@ -52,9 +52,7 @@ class PflResearch:
         )
         cohorts = self._clients()
         data = FederatedDataset(self._examples, lambda: next(cohorts))
-        self.backend = SimulatedBackend(
-            training_data=data, val_data=data, postprocessors=[WeightByDatapoints()]
-        )
+        self.backend = SimulatedBackend(training_data=data, val_data=data, postprocessors=[WeightByDatapoints()])
         self.algorithm = FederatedAveraging()
         self.local = NNTrainHyperParams(
             local_num_epochs=work.epochs, local_learning_rate=work.lr, local_batch_size=work.batch_size

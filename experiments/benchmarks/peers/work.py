@@ -253,9 +253,7 @@ def _fashion_mnist() -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
         packed = (folder / f"{name}-ubyte.gz").read_bytes()
         return torch.tensor(np.frombuffer(gzip.decompress(packed), np.uint8, offset=header))
 
-    x, x_test = (
-        read(f"{part}-images-idx3", 16).reshape(-1, 1, 28, 28).float() / 255 for part in ("train", "t10k")
-    )
+    x, x_test = (read(f"{part}-images-idx3", 16).reshape(-1, 1, 28, 28).float() / 255 for part in ("train", "t10k"))
     y, y_test = (read(f"{part}-labels-idx1", 8).long() for part in ("train", "t10k"))
     return x, y, x_test, y_test
 

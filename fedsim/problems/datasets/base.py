@@ -32,7 +32,10 @@ TABLE = "problem.dataset"
 DAMAGE = (
     EOFError,
     KeyError,
+    MemoryError,
     OSError,
+    OverflowError,
+    RuntimeError,
     ValueError,
     lzma.LZMAError,
     pickle.UnpicklingError,
@@ -40,7 +43,8 @@ DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What the readers of gzip, xz, zip, pickle, NumPy, text and image files raise for a file that is damaged."""
+"""What the readers of gzip, xz, zip, pickle, NumPy, text and image files raise for a file that is damaged
+(a damaged size asks for too much memory; RuntimeError is what zipfile raises for unknown compression)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +113,7 @@ class DataFolder:
             if place.is_file():
                 return place
         if self.path is None:
-            raise InputError(
-                "data-dir", "(not set)", f"{names[0]} is needed; pass --data-dir or set FEDSIM_DATA"
-            )
+            raise InputError("data-dir", "(not set)", f"{names[0]} is needed; pass --data-dir or set FEDSIM_DATA")
         tried = ", ".join(map(str, places))
         remedy = f"{names[0]} was looked for at {tried}; pass --data-dir or set FEDSIM_DATA"
         raise InputError("data-dir", str(self.path), remedy)
@@ -119,9 +121,7 @@ class DataFolder:
     def resolve(self, path: str) -> Path:
         """Find the user's own file or folder: absolute, below the current folder, or below this one."""
         given = Path(path).expanduser()
-        places = [Path.cwd() / given] + (
-            [] if self.path is None else [self.path.expanduser().resolve() / given]
-        )
+        places = [Path.cwd() / given] + ([] if self.path is None else [self.path.expanduser().resolve() / given])
         for place in places:
             if place.exists():
                 return place
@@ -139,6 +139,15 @@ def reading(path: Path, what: str, option: str = "data-dir") -> Iterator[None]:
     except DAMAGE as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise damaged(path, f"cannot be read as {what} ({lines[0]})", option) from error
+
+
+def read_arrays(path: Path, what: str, option: str = "data-dir") -> dict[str, Array]:
+    """Read every array of a NumPy archive; nothing in it is unpickled. Raises InputError on anything else."""
+    with reading(path, what, option), path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it is one array, not an archive made by numpy.savez")
+        return {name: archive[name] for name in archive.files}
 
 
 def damaged(path: Path, fault: str, option: str = "data-dir") -> InputError:

@@ -21,6 +21,7 @@ from fedsim.problems.datasets.base import (
     DataFolder,
     Dataset,
     damaged,
+    read_arrays,
     reading,
     standardise,
     unit_scale,
@@ -118,8 +119,10 @@ def _read_part(folder: DataFolder, part: str) -> Pair:
     with reading(images_at, "an xz-compressed NumPy array"):
         images = np.load(io.BytesIO(lzma.decompress(images_at.read_bytes())), allow_pickle=False)
         pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
-    with reading(labels_at, "a NumPy archive of labels"), np.load(labels_at, allow_pickle=False) as labels:
-        return _checked(images_at, pixels, labels[f"y_{part}"])
+    labels = read_arrays(labels_at, "an archive of labels")
+    if f"y_{part}" not in labels:
+        raise damaged(labels_at, f"has no array y_{part}")
+    return _checked(labels_at, pixels, labels[f"y_{part}"])
 
 
 def _checked(path: Path, pixels: Array, labels: Array) -> Pair:

@@ -16,7 +16,7 @@ from fedsim.problems.datasets.base import (
     DataFolder,
     Dataset,
     damaged,
-    reading,
+    read_arrays,
     standardise,
     unit_scale,
 )
@@ -39,12 +39,15 @@ class FEMNIST:
         """Return x float32 [n, 1, 28, 28], owner = writer; owner_test is None for unseen writers."""
         path = folder.find(FILE)
         parts: list[tuple[Array, Array, Array]] = []
-        with reading(path, "the FEMNIST archive"), np.load(path, allow_pickle=False) as archive:
-            for part in ("train", "test" if self.test == "seen" else "unseen"):
-                x, y, writer = (archive[f"{key}_{part}"] for key in ("x", "y", "writer"))
-                if x.dtype != np.uint8 or x.shape != (len(y), 28, 28) or writer.shape != y.shape:
-                    raise damaged(path, f"holds {x.dtype} images of shape {x.shape} for {len(y)} labels")
-                parts.append((unit_scale(x[:, None]), y.astype(np.int64), writer.astype(np.int64)))
+        archive = read_arrays(path, "the FEMNIST archive")
+        for part in ("train", "test" if self.test == "seen" else "unseen"):
+            missing = [key for key in (f"x_{part}", f"y_{part}", f"writer_{part}") if key not in archive]
+            if missing:
+                raise damaged(path, f"has no array {missing[0]}")
+            x, y, writer = (archive[f"{key}_{part}"] for key in ("x", "y", "writer"))
+            if x.dtype != np.uint8 or x.shape != (y.size, 28, 28) or writer.shape != y.shape:
+                raise damaged(path, f"holds {x.dtype} images of shape {x.shape} for {y.size} labels")
+            parts.append((unit_scale(x[:, None]), y.astype(np.int64), writer.astype(np.int64)))
         (x, y, writer), (x_test, y_test, writer_test) = parts
         names, owner = np.unique(writer, return_inverse=True)
         seen = self.test == "seen"

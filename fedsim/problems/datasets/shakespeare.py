@@ -45,9 +45,7 @@ class Shakespeare:
         if not train:
             if not _roles(text):
                 raise damaged(path, "has no block that begins with a role and a colon")
-            remedy = (
-                f"no role in {path} has that much text and a window of {self.length} characters; lower it"
-            )
+            remedy = f"no role in {path} has that much text and a window of {self.length} characters; lower it"
             raise InputError(f"{TABLE}.min_characters", self.min_characters, remedy)
         windows, windows_test = np.concatenate(train), np.concatenate(test)
         return Dataset(

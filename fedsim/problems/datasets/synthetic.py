@@ -2,8 +2,10 @@
 
 Client k: u_k ~ N(0, alpha), W_k ~ N(u_k, 1), b_k ~ N(u_k, 1); B_k ~ N(0, beta), v_k ~ N(B_k, 1),
 x ~ N(v_k, Sigma) with Sigma diagonal, Sigma_jj = j^-1.2; y = argmax softmax(x W_k + b_k).
-alpha and beta are standard deviations, as in the authors' generator. iid: one W and b with mean 0 for all
-clients, and v_k = 0. Source: Li et al. 2020, Federated optimization in heterogeneous networks, section 5.1.
+alpha and beta are standard deviations, as in the authors' generator. u_k adds the same number to all logits
+of an input, so alpha alone changes no label (up to rounding): the models differ because each client draws its
+own W. iid: one W and b with mean 0 for all clients, and v_k = 0.
+Source: Li et al. 2020, Federated optimization in heterogeneous networks, section 5.1.
 """
 
 from __future__ import annotations

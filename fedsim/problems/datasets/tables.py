@@ -17,6 +17,7 @@ from fedsim.problems.datasets.base import (
     Indices,
     Task,
     finite,
+    read_arrays,
     reading,
     split_dataset,
     standardise,
@@ -110,19 +111,12 @@ class NPZ:
 
     def __post_init__(self) -> None:
         if self.tokens and self.standardize:
-            raise InputError(
-                "standardize", True, "token ids cannot be standardised; leave one of the two out"
-            )
+            raise InputError("standardize", True, "token ids cannot be standardised; leave one of the two out")
 
     def load(self, folder: DataFolder) -> Dataset:
         """Return x float32 [n, ...], or int64 [n, ...] token ids."""
         path = folder.resolve(self.path)
-        with reading(path, "a NumPy archive", PATH):
-            loaded = np.load(path, allow_pickle=False)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise InputError(PATH, str(path), "one array, not an archive; save it by numpy.savez(x=, y=)")
-            with loaded as archive:
-                arrays = {key: archive[key] for key in archive.files}
+        arrays = read_arrays(path, "a NumPy archive", PATH)
         self._check(arrays, path)
         tested = "x_test" in arrays
         x, x_test = (self._inputs(arrays[key], path, key) for key in ("x", "x_test" if tested else "x"))
@@ -132,13 +126,9 @@ class NPZ:
         owner, owner_test = _owners(arrays, path)
         if tested:
             n = len(arrays["y"])
-            data = Dataset(
-                path.stem, x, y[:n], x_test, y[n:], num_classes, owner, owner_test, vocabulary=vocabulary
-            )
+            data = Dataset(path.stem, x, y[:n], x_test, y[n:], num_classes, owner, owner_test, vocabulary=vocabulary)
         else:
-            data = split_dataset(
-                path.stem, x, y, num_classes, self.test_share, self.split_seed, owner, vocabulary
-            )
+            data = split_dataset(path.stem, x, y, num_classes, self.test_share, self.split_seed, owner, vocabulary)
         if self.standardize:
             standardise(data.x, data.x_test)
         return data

@@ -1,0 +1,1 @@
+"""Benchmarks: fedsim beside its peers, interleaved in one run."""

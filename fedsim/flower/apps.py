@@ -1,0 +1,138 @@
+"""The two apps that Flower runs, from its public interface only, and a way to run them on Ray from Python."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedsim.configuration import Experiment
+from fedsim.errors import DivergedError, InputError
+from fedsim.flower import node
+from fedsim.flower.grid import GridEngine
+from fedsim.flower.recipe import Recipe
+from fedsim.runner import Callback, Result, Round, run
+
+TIMEOUT = 600.0
+"""Seconds to wait for all nodes at the start, and for the replies of a round."""
+
+
+def client_app(experiment: Experiment | None = None) -> ClientApp:
+    """Make the app of a node. experiment: by default the one that the run configuration names."""
+    recipe = None if experiment is None else Recipe.of(experiment)
+    app = ClientApp()
+    # Partial calls of importable functions: Ray pickles a closure by value, with every message.
+    app.query()(partial(node.answer, node.introduce, recipe))
+    app.query("hand_over")(partial(node.answer, node.hand_over, recipe))
+    app.query("take_over")(partial(node.answer, node.take_over, recipe))
+    app.train()(partial(node.answer, node.execute, recipe))
+    return app
+
+
+def server_app(
+    experiment: Experiment | None = None,
+    *,
+    callbacks: Sequence[Callback] = (),
+    out: Path | str | None = None,
+    force: bool = False,
+    save: bool = True,
+    timeout: float | None = None,
+    receive: Callable[[Result], None] | None = None,
+) -> ServerApp:
+    """Make the app of the server: the loop of `fedsim.run` over Flower's grid, with the same run folder.
+
+    experiment: by default the one that the run configuration names; `out` and `timeout` may stand there too.
+    callbacks, out, force, save: as for `fedsim.run`. receive: called with the result; without it a run that
+    diverges is an error.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        config = context.run_config
+        recipe = Recipe.configured(config) if experiment is None else Recipe.of(experiment)
+        waited = float(config.get("timeout", TIMEOUT)) if timeout is None else timeout
+        checked = recipe.experiment()
+        result = run(
+            checked,
+            engine=partial(GridEngine, grid, experiment=recipe.digest, timeout=waited),
+            callbacks=[*callbacks, partial(_say, checked.rounds)],
+            out=out or str(config.get("out", "")) or None,
+            force=force,
+            save=save,
+        )
+        if result.folder is not None:
+            print(f"run folder: {result.folder.absolute()}", flush=True)
+        if receive is not None:
+            receive(result)
+        elif result.status == "diverged":
+            raise DivergedError(result.reason)
+
+    return app
+
+
+def simulate(
+    experiment: Experiment,
+    nodes: int = 2,
+    *,
+    gpus: float = 0.0,
+    callbacks: Sequence[Callback] = (),
+    out: Path | str | None = None,
+    force: bool = False,
+    save: bool = True,
+    timeout: float = TIMEOUT,
+) -> Result:
+    """Run an experiment on Flower's simulation engine, which is Ray's, and return its result.
+
+    nodes: how many; each has one CPU and a share `gpus` of a GPU while it works. timeout: seconds to wait for
+    the nodes and for a round. The rest as for `fedsim.run`. Ray is started and
+    stopped; it comes with the extra `ray`.
+    """
+    if nodes < 1:
+        raise InputError("nodes", nodes, "at least one node must do the work")
+    if importlib.util.find_spec("ray") is None:
+        raise InputError("engine", "ray", "is not installed; pip install 'fedsim[ray]'")
+    from flwr.simulation import run_simulation
+
+    results: list[Result] = []
+    server_ = server_app(
+        experiment,
+        callbacks=callbacks,
+        out=out,
+        force=force,
+        save=save,
+        timeout=timeout,
+        receive=results.append,
+    )
+    before = os.environ.get("PYTHONPATH")
+    try:
+        run_simulation(
+            server_,
+            client_app(experiment),
+            num_supernodes=nodes,
+            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": gpus}},
+        )
+    finally:
+        # Flower hands this process's path to Ray's workers through the environment, and leaves it there.
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before
+    return results[0]
+
+
+def _say(rounds: int, seen: Round) -> None:
+    """Print a line a round, which Flower shows in its log."""
+    names = ("train_loss", "test_loss", "test_accuracy")
+    measures = [f"{name} {seen.row[name]:.4f}" for name in names if name in seen.row]
+    print(f"round {seen.row['round']}/{rounds}: {', '.join(measures)}", flush=True)
+
+
+client = client_app()
+server = server_app()

@@ -1,0 +1,151 @@
+"""A node's side: it executes the orders of the clients `c` with `c mod num-partitions = partition-id`.
+
+The problem and its executor are built once a process; what clients remember travels in `Context.state`,
+since the process that answers the next message may be another one.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedsim.engine.executor import Executor
+from fedsim.errors import InputError
+from fedsim.exchange import Orders
+from fedsim.flower.recipe import Recipe, identity
+from fedsim.flower.records import (
+    ARRAYS,
+    BYTES_UP,
+    CLIENT_METRICS,
+    CLIENTS,
+    CONFIG,
+    EXAMPLES,
+    METRICS,
+    ORDER,
+    PARTITION,
+    PARTITIONS,
+    ROUND,
+    STATE,
+    record,
+    tensors,
+)
+from fedsim.runner import build_executor, build_problem
+
+RAISED = 2
+"""Flower's error code for an exception in the client app."""
+
+Handler = Callable[[Recipe | None, Message, Context], RecordDict]
+
+
+@dataclass(frozen=True)
+class _Node:
+    """An executor, and what its store holds before anybody has taken part."""
+
+    executor: Executor
+    fresh: dict[str, Tensor]
+
+
+@lru_cache(maxsize=1)
+def _node(recipe: Recipe) -> _Node:
+    experiment = recipe.experiment()
+    executor = build_executor(experiment, build_problem(experiment))
+    return _Node(executor, executor.store.snapshot())
+
+
+def answer(handler: Handler, recipe: Recipe | None, message: Message, context: Context) -> Message:
+    """Handle a message; whatever goes wrong is answered to the server, its traceback with it.
+
+    recipe: the experiment, or None for the one that the run configuration names.
+    """
+    try:
+        return Message(handler(recipe, message, context), reply_to=message)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        return Message(Error(code=RAISED, reason=reason), reply_to=message)
+
+
+def introduce(recipe: Recipe | None, message: Message, context: Context) -> RecordDict:
+    """Say which partition this is, of how many, and what this machine has in common with the server.
+
+    If it is the same fedsim, the node also gets ready, and says which experiment it holds and how it
+    executes it.
+    """
+    for name in (PARTITION, PARTITIONS):
+        if name not in context.node_config:
+            raise InputError(
+                name,
+                "(nothing)",
+                "start the node with --node-config 'partition-id=0 num-partitions=2', ids differing",
+            )
+    own = identity()
+    said = ConfigRecord({name: int(context.node_config[name]) for name in (PARTITION, PARTITIONS)})
+    said.update(own)
+    asked = message.content.config_records[CONFIG]
+    if all(asked[name] == value for name, value in own.items()):
+        found = _recipe(recipe, context)
+        executor = _node(found).executor
+        said["experiment"] = found.digest
+        said["executor"] = executor.name
+        said["network"] = type(executor.network).__name__
+        said["chunk"] = executor.chunk
+        said["device"] = str(executor.problem.device)
+        said["stateful"] = bool(executor.store.shapes)
+    return RecordDict({CONFIG: said})
+
+
+def execute(recipe: Recipe | None, message: Message, context: Context) -> RecordDict:
+    """Execute an order for this node's clients; keep what they remember."""
+    node = _node(_recipe(recipe, context))
+    executor, content = node.executor, message.content
+    order, config = content.config_records[ORDER], dict(content.config_records[CONFIG])
+    clients = torch.tensor(order[CLIENTS], dtype=torch.int64)
+    _recall(node, context)
+    work = executor.execute(
+        Orders(
+            action=str(order["action"]),
+            clients=clients,
+            payload=tensors(content.array_records[ARRAYS], executor.problem.device),
+            round=int(str(config.pop(ROUND))) - 1,
+            config=config,  # type: ignore[arg-type]  # the server sends scalars only
+        )
+    )
+    if executor.store.shapes:
+        context.state[STATE] = record(executor.store.snapshot())
+    examples = executor.problem.sizes[clients]
+    return RecordDict(
+        {
+            ARRAYS: record(work.payload),
+            CLIENT_METRICS: record({**work.metrics, CLIENTS: clients, EXAMPLES: examples}),
+            METRICS: MetricRecord({EXAMPLES: int(examples.sum()), BYTES_UP: work.bytes_up}),
+        }
+    )
+
+
+def hand_over(recipe: Recipe | None, message: Message, context: Context) -> RecordDict:  # noqa: ARG001
+    """Send what this node's clients remember."""
+    fresh = record(_node(_recipe(recipe, context)).fresh)
+    return RecordDict({STATE: context.state.array_records.get(STATE, fresh)})
+
+
+def take_over(recipe: Recipe | None, message: Message, context: Context) -> RecordDict:  # noqa: ARG001
+    """Let this node's clients remember what was sent, and nothing else."""
+    context.state[STATE] = message.content.array_records[STATE]
+    return RecordDict()
+
+
+def _recipe(recipe: Recipe | None, context: Context) -> Recipe:
+    return Recipe.configured(context.run_config, context.node_config) if recipe is None else recipe
+
+
+def _recall(node: _Node, context: Context) -> None:
+    """Give the store what this node's clients remember; another node may have used it last."""
+    store = node.executor.store
+    if store.shapes:
+        held = context.state.array_records.get(STATE)
+        store.restore(node.fresh if held is None else tensors(held, store.device))

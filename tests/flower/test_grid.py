@@ -1,0 +1,434 @@
+"""Whatever the number of nodes, an experiment on a Flower grid comes to what it does in one process."""
+
+import pickle
+import subprocess
+import sys
+from itertools import count
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+import fedsim
+from fedsim.engine.virtual import VirtualEngine
+from fedsim.errors import InputError
+from fedsim.exchange import All, Orders
+from fedsim.flower import GridEngine, GridError, Recipe, client_app, node, server_app
+from fedsim.loop import Simulation
+from fedsim.runner import build_executor, build_problem, parts_of
+
+# Sums of the same float32 numbers in the same order: nothing may differ by more than the last bits.
+SAME = {"rtol": 0.0, "atol": 1e-6}
+
+
+@pytest.fixture(autouse=True)
+def server_identity(monkeypatch):
+    """Flower's runtimes name the task before they call an app; messages cannot be made without."""
+    monkeypatch.setattr(TaskIdentity, "_task_id", 1)
+    monkeypatch.setattr(TaskIdentity, "_run_id", 1)
+    monkeypatch.setattr(TaskIdentity, "_node_id", 1)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr("fedsim.flower.grid.PAUSES", (0.001, 0.001))
+
+
+class LocalGrid(Grid):
+    """Nodes of this process. A message and a context cross it as bytes, as they cross Ray."""
+
+    def __init__(self, app, partitions, run_config=None, late=()):
+        self.app, self.late, self.ids = app, set(late), count(1)
+        self.contexts = {
+            1000 + 7 * row: Context(1, 1000 + 7 * row, config, RecordDict(), run_config or {})
+            for row, config in enumerate(partitions)
+        }
+        self.replies = {}
+        self.seen = []
+
+    run = None
+
+    def set_run(self, run): ...
+
+    def create_message(self, *args, **kwargs):
+        raise NotImplementedError
+
+    def get_node_ids(self):
+        return [node for node in self.contexts if node not in self.late]
+
+    def push_messages(self, messages):
+        return [self.deliver(message) for message in messages]
+
+    def deliver(self, message):
+        message.metadata.__dict__["_message_id"] = name = str(next(self.ids))
+        where = message.metadata.dst_node_id
+        message, context = pickle.loads(pickle.dumps((message, self.contexts[where])))
+        self.seen.append(message)
+        self.replies[name] = self.reply(message, context)
+        self.contexts[where] = pickle.loads(pickle.dumps(context))
+        return name
+
+    def reply(self, message, context):
+        return self.app(message, context)
+
+    def pull_messages(self, message_ids):
+        # One at a time, the last first: replies come in no particular order.
+        ready = [name for name in reversed(list(message_ids)) if name in self.replies]
+        return [self.replies.pop(ready[0])] if ready else []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        raise NotImplementedError
+
+
+def partitions(nodes):
+    # Partition ids in another order than node ids, as in a real federation.
+    return [{"partition-id": (row + 1) % nodes, "num-partitions": nodes} for row in range(nodes)]
+
+
+def tiny(strategy="fedavg", client="sgd", lr=0.1, **tables):
+    return fedsim.experiment(
+        **{
+            "name": "tiny",
+            "rounds": 4,
+            "problem": {"dataset": "digits", "model": {"kind": "mlp", "hidden": [8]}},
+            "partition": {"kind": "dirichlet", "clients": 7, "alpha": 0.3, "min_size": 1},
+            "selection": {"kind": "uniform", "count": 4},
+            "strategy": strategy,
+            "client": {"kind": client, "epochs": 1, "batch_size": 32, "lr": lr},
+        }
+        | tables
+    )
+
+
+def grid_of(experiment, nodes=2, **kwargs):
+    return LocalGrid(client_app(experiment), partitions(nodes), **kwargs)
+
+
+def engine_of(experiment, grid, problem=None, **kwargs):
+    problem = build_problem(experiment) if problem is None else problem
+    return GridEngine(grid, problem, experiment=Recipe.of(experiment).digest, **kwargs)
+
+
+def on_grid(experiment, nodes=2):
+    """The experiment's result through both apps."""
+    results = []
+    app = server_app(experiment, save=False, timeout=5.0, receive=results.append)
+    app(grid_of(experiment, nodes), Context(1, 1, {}, RecordDict(), {}))
+    return results[0]
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+@pytest.mark.parametrize("method", [("fedavg", "sgd"), ("scaffold", "scaffold")])
+def test_any_number_of_nodes_gives_the_result_of_one_process(method, nodes):
+    experiment = tiny(*method)
+    ours, theirs = fedsim.run(experiment, save=False), on_grid(experiment, nodes)
+    start = ours.problem.initial()
+    assert (ours.params - start).norm() > 0.1, "nothing was learnt, so nothing is compared"
+    torch.testing.assert_close(theirs.params, ours.params, **SAME)
+    for name in ("clients", "failed", "bytes_up", "bytes_down", "train_loss", "test_accuracy"):
+        assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
+    assert theirs.status == "finished"
+
+
+def test_clients_state_is_needed_for_that():
+    # Without the control variates in the context every round would begin from zero ones.
+    experiment = tiny("scaffold", "scaffold")
+    grid = grid_of(experiment)
+    forget = grid.deliver
+
+    def deliver(message):
+        name = forget(message)
+        for context in grid.contexts.values():
+            context.state = RecordDict()
+        return name
+
+    grid.deliver = deliver
+    results = []
+    app = server_app(experiment, save=False, timeout=5.0, receive=results.append)
+    app(grid, Context(1, 1, {}, RecordDict(), {}))
+    assert (results[0].params - fedsim.run(experiment, save=False).params).abs().max() > 1e-3
+
+
+def test_a_node_keeps_the_state_of_its_own_clients_only():
+    grid = grid_of(experiment := tiny("scaffold", "scaffold"))
+    engine = engine_of(experiment, grid)
+    problem = engine.problem
+    payload = {"params": problem.initial(), "control": torch.zeros(problem.dimension)}
+    engine.submit(Orders("train", torch.tensor([0, 2, 3, 5]), payload))
+    assert engine.busy == {0, 2, 3, 5}
+    engine.collect(All())
+    assert engine.busy == frozenset()
+    held = {
+        context.node_config["partition-id"]: context.state["state"]["clients"].numpy().tolist()
+        for context in grid.contexts.values()
+    }
+    assert {partition: sorted(clients) for partition, clients in held.items()} == {0: [0, 2], 1: [3, 5]}
+
+
+def test_an_order_is_one_train_message_a_node_in_flowers_words():
+    grid = grid_of(experiment := tiny(), 3)
+    engine = engine_of(experiment, grid)
+    grid.seen.clear()
+    engine.submit(Orders("train", torch.tensor([1, 4]), {"params": engine.problem.initial()}, {"mu": 0.5}, 2))
+    (message,) = grid.seen  # 1 and 4 are both partition 1 of 3
+    assert (message.metadata.message_type, message.metadata.group_id) == ("train", "3")
+    content = message.content
+    assert dict(content["config"]) == {"server-round": 3, "mu": 0.5}
+    assert dict(content["order"]) == {"action": "train", "clients": [1, 4]}
+    assert list(content["arrays"]) == ["params"]
+    (reply,) = grid.replies.values()
+    assert reply.content["metrics"]["num-examples"] == int(engine.problem.sizes[[1, 4]].sum())
+    assert reply.content["arrays"]["delta"].shape == (2, engine.problem.dimension)
+
+
+def test_time_is_the_wall_clocks(monkeypatch):
+    grid = grid_of(experiment := tiny())
+    engine = engine_of(experiment, grid)
+    now = engine._origin + 12.5
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    engine.submit(Orders("train", torch.tensor([1]), {"params": engine.problem.initial()}))
+    engine.collect(All())
+    assert engine.time == 12.5
+
+
+@pytest.mark.parametrize("engine", ["grid", "process"])
+def test_a_snapshot_is_resumed_on_other_nodes_and_in_one_process(engine):
+    experiment = tiny("scaffold", "scaffold")
+    problem = build_problem(experiment)
+    whole = Simulation(parts_of(experiment, problem, engine_of(experiment, grid_of(experiment, 2), problem)))
+    for _ in range(2):
+        whole.step()
+    saved = whole.snapshot()
+    expected = [whole.step(), whole.step()]
+    other = (
+        engine_of(experiment, grid_of(experiment, 3), problem)
+        if engine == "grid"
+        else VirtualEngine(build_executor(experiment, problem))
+    )
+    resumed = Simulation(parts_of(experiment, problem, other))
+    resumed.step()  # what it remembers from here must be forgotten
+    resumed.restore(saved)
+    rows = [resumed.step(), resumed.step()]
+    torch.testing.assert_close(resumed.state.params, whole.state.params, **SAME)
+    assert [row["bytes_up"] for row in rows] == [row["bytes_up"] for row in expected]
+    assert [row["round"] for row in rows] == [3, 4]
+
+
+def test_a_snapshot_between_rounds_only():
+    engine = engine_of(experiment := tiny(), grid_of(experiment))
+    orders = Orders("train", torch.tensor([1]), {"params": engine.problem.initial()})
+    with pytest.raises(GridError, match="submit one first"):
+        engine.collect(All())
+    engine.submit(orders)
+    with pytest.raises(GridError, match="between rounds"):
+        engine.snapshot()
+    with pytest.raises(GridError, match="collect its replies first"):
+        engine.submit(orders)
+
+
+def test_updates_that_are_not_finite_are_left_out_and_counted():
+    class Broken(LocalGrid):
+        def reply(self, message, context):
+            reply = super().reply(message, context)
+            if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
+                rows = reply.content["arrays"]["delta"].numpy()
+                rows[1, 5] = float("nan")  # the second of 1, 3
+                reply.content["arrays"] = ArrayRecord({"delta": Array(rows)})
+            return reply
+
+    experiment = tiny()
+    engine = engine_of(experiment, Broken(client_app(experiment), partitions(2)))
+    engine.submit(Orders("train", torch.tensor([0, 1, 2, 3]), {"params": engine.problem.initial()}))
+    replies = engine.collect(All())
+    assert replies.clients.tolist() == [0, 1, 2]
+    assert replies.failed.tolist() == [3]
+    assert replies.payload["delta"].shape == (3, engine.problem.dimension)
+    assert (engine.ledger.clients, engine.ledger.failed) == (4, 1)
+    assert engine.ledger.bytes_up == 4 * 4 * engine.problem.dimension  # four float32 vectors arrived
+
+
+def test_robust_aggregators_work_on_a_grid():
+    experiment = tiny(aggregation="median")
+    ours = fedsim.run(experiment, save=False)
+    torch.testing.assert_close(on_grid(experiment).params, ours.params, **SAME)
+    assert (ours.params - fedsim.run(tiny(), save=False).params).abs().max() > 1e-3
+
+
+def test_an_exception_on_a_node_arrives_with_its_traceback(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("the battery is empty")
+
+    grid = grid_of(experiment := tiny())
+    engine = engine_of(experiment, grid)
+    engine.submit(Orders("dance", torch.tensor([1]), {"params": engine.problem.initial()}))
+    with pytest.raises(GridError, match="partition 1 has failed: AttributeError: .*dance"):
+        engine.collect(All())
+    monkeypatch.setattr(node, "build_problem", fail)
+    node._node.cache_clear()
+    with pytest.raises(GridError, match=r"RuntimeError: the battery is empty\nTraceback") as caught:
+        engine_of(experiment, grid_of(experiment))
+    assert "in introduce" in str(caught.value)
+
+
+def test_errors_of_flower_itself_are_reported():
+    class Lost(LocalGrid):
+        def reply(self, message, context):
+            return Message(Error(code=5, reason="Node Unavailable"), reply_to=message)
+
+    with pytest.raises(GridError, match=r"node of node 10\d\d has failed: Node Unavailable"):
+        engine_of(experiment := tiny(), Lost(client_app(experiment), partitions(2)))
+
+
+def test_messages_that_flower_does_not_take_are_an_error():
+    class Full(LocalGrid):
+        def push_messages(self, messages):
+            return [""] * len(list(messages))
+
+    with pytest.raises(GridError, match="Flower took 0 of 2 messages"):
+        engine_of(experiment := tiny(), Full(client_app(experiment), partitions(2)))
+
+
+def test_silence_ends_after_the_timeout():
+    class Silent(LocalGrid):
+        def pull_messages(self, message_ids):
+            return []
+
+    experiment = tiny()
+    with pytest.raises(GridError, match=r"no reply within 0.02 s from node 1000, 1007"):
+        engine_of(experiment, Silent(client_app(experiment), partitions(2)), timeout=0.02)
+
+
+def test_nodes_that_come_late_are_waited_for():
+    class Slow(LocalGrid):
+        def get_node_ids(self):
+            found = list(super().get_node_ids())
+            self.late.clear()
+            return found
+
+    grid = Slow(client_app(experiment := tiny()), partitions(2), late=[1007])
+    assert len(engine_of(experiment, grid)._nodes) == 2
+
+
+@pytest.mark.parametrize(
+    ("configs", "complaint"),
+    [
+        ([{"partition-id": 0, "num-partitions": 2}], r"waited 0.05 s for nodes; missing partitions: \[1\]"),
+        ([], "missing partitions: all"),
+        (partitions(2) + partitions(2)[:1], "nodes 1000 and 1014 are both partition 1"),
+        ([{"partition-id": 2, "num-partitions": 2}], "partition 2 of 2; ids are below 2"),
+        (partitions(2)[:1] + partitions(3)[:1], "counts 3 partitions where another counts 2"),
+        ([{"num-partitions": 2}], "partition-id = .nothing.: start the node with --node-config"),
+    ],
+)
+def test_partitions_must_be_complete_and_different(configs, complaint):
+    experiment = tiny()
+    with pytest.raises(GridError, match=complaint):
+        engine_of(experiment, LocalGrid(client_app(experiment), configs), timeout=0.05)
+
+
+@pytest.mark.parametrize("what", ["version", "source"])
+def test_another_fedsim_is_refused_before_it_builds_anything(what, monkeypatch):
+    own = node.identity()
+    monkeypatch.setattr(node, "identity", lambda: own | {what: "9.9"})
+    monkeypatch.setattr(node, "build_problem", lambda *_: pytest.fail("it was built"))
+    node._node.cache_clear()
+    experiment = tiny()
+    with pytest.raises(GridError, match=r"has fedsim .*9\.9.*install the same on both"):
+        engine_of(experiment, grid_of(experiment))
+
+
+def test_another_experiment_is_refused():
+    with pytest.raises(GridError, match="reads another experiment"):
+        engine_of(tiny(), grid_of(tiny(seed=1)))
+
+
+def test_other_data_are_refused(monkeypatch):
+    grid = grid_of(experiment := tiny())
+    engine = engine_of(experiment, grid)
+    engine.problem.sizes = engine.problem.sizes + 1
+    engine.submit(Orders("train", torch.tensor([3]), {"params": engine.problem.initial()}))
+    with pytest.raises(GridError, match=r"client 3 has \d+ examples on its node and \d+ on the server"):
+        engine.collect(All())
+
+
+def test_a_diverged_run_is_a_failed_run():
+    # A step of 1e30 along the gradient: the second forward pass overflows.
+    experiment = tiny(lr=1e30)
+    with pytest.raises(fedsim.DivergedError, match="not finite|finite; lower"):
+        server_app(experiment, save=False)(grid_of(experiment), Context(1, 1, {}, RecordDict(), {}))
+
+
+def test_run_configuration_names_the_experiment(tmp_path, monkeypatch, capsys):
+    config = {
+        "experiment": "digits_fedavg.toml",
+        "overrides": "rounds=2; partition.clients=6;selection.count=3\nclient.epochs=1; client.batch_size=32",
+        "data-dir": "",
+        "out": str(tmp_path / "run"),
+        "timeout": 5.0,
+    }
+    server_app()(LocalGrid(client_app(), partitions(2), config), Context(1, 1, {}, RecordDict(), config))
+    folder = tmp_path / "run"
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 2
+    assert (folder / "model.safetensors").is_file()
+    settled = (folder / "config.toml").read_text()
+    assert "nodes = 2" in settled
+    assert "clients = 6" in settled
+    said = capsys.readouterr().out
+    assert "round 2/2: train_loss" in said
+    assert str(folder) in said
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ({}, "experiment = .nothing."),
+        ({"experiment": "absent.toml"}, "absent.toml: there is no such file"),
+        ({"experiment": "digits_fedavg.toml", "data-dir": "data"}, "data-dir = data: write it absolute"),
+        ({"experiment": "digits_fedavg.toml", "overrides": "rounds=0"}, "rounds = 0"),
+    ],
+)
+def test_run_configuration_is_checked(config, complaint):
+    with pytest.raises(InputError, match=complaint):
+        Recipe.configured(config)
+
+
+def test_a_nodes_own_data_folder_comes_first():
+    config = {"experiment": "digits_fedavg.toml", "data-dir": "/run"}
+    assert Recipe.configured(config).data_dir == "/run"
+    own = Recipe.configured(config, {"data-dir": "/node"})
+    assert own.data_dir == "/node"
+    assert own.digest == Recipe.configured(config).digest
+
+
+def test_a_recipe_is_the_experiment():
+    experiment = tiny("scaffold", "scaffold", transforms=[{"kind": "clip", "max_norm": 2.0}])
+    assert Recipe.of(experiment).experiment().resolved() == experiment.resolved()
+    assert Recipe.of(tiny(seed=1)).digest != Recipe.of(tiny()).digest
+
+
+def test_nothing_else_imports_flower(tmp_path):
+    code = (
+        "import sys, fedsim, fedsim.cli\n"
+        "sys.argv = ['fedsim', 'run', sys.argv[1], '--set', 'rounds=1', '--out', sys.argv[2]]\n"
+        "try: fedsim.cli.main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print([name for name in sys.modules if name.partition('.')[0] in ('flwr', 'ray')])\n"
+    )
+    file = fedsim_experiment()
+    done = subprocess.run(
+        [sys.executable, "-c", code, file, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def fedsim_experiment():
+    from importlib.resources import files
+
+    return str(files("experiments") / "digits_fedavg.toml")

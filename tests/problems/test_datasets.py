@@ -1,0 +1,628 @@
+"""Data sets: what is read is what was written, and a bad file is one line."""
+
+import gzip
+import io
+import lzma
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedsim.errors import InputError
+from fedsim.problems.datasets import DataFolder, Dataset
+from fedsim.problems.datasets.base import split_off, standardise
+from fedsim.problems.datasets.cifar import CIFAR10
+from fedsim.problems.datasets.embedded import BreastCancer, Digits
+from fedsim.problems.datasets.femnist import FEMNIST
+from fedsim.problems.datasets.idx import MNIST, FashionMNIST, read_idx
+from fedsim.problems.datasets.images import ImageFolder
+from fedsim.problems.datasets.shakespeare import Shakespeare
+from fedsim.problems.datasets.synthetic import CHUNK, Synthetic
+from fedsim.problems.datasets.tables import CSV, NPZ
+from fedsim.streams import Streams
+
+NOWHERE = DataFolder()
+
+
+@pytest.fixture
+def real():
+    """The folder of real data; only where the environment names one."""
+    named = os.environ.get("FEDSIM_DATA")
+    if not named or not Path(named).is_dir():
+        pytest.skip("FEDSIM_DATA names no folder of data files")
+    return DataFolder(Path(named))
+
+
+def refusal(loader, folder, *parts):
+    """The one line with which `loader` refuses; it must contain all `parts`."""
+    with pytest.raises(InputError) as caught:
+        loader.load(folder)
+    line = str(caught.value)
+    assert "\n" not in line
+    for part in parts:
+        assert part in line, line
+    return line
+
+
+# The shared parts
+
+
+def test_split_takes_the_share_of_each_stratum_and_every_example_once():
+    strata = np.repeat([7, 8, 9], [10, 5, 1])
+    train, test = split_off(strata, 16, 0.3, 0)
+    assert sorted([*train, *test]) == list(range(16))
+    # 0.3 * 10 = 3; 0.3 * 5 = 1.5, rounded up to 2; a single example is kept for training.
+    assert np.unique(strata[test], return_counts=True)[1].tolist() == [3, 2]
+    assert (np.diff(train) > 0).all()
+
+
+def test_standardise_uses_the_training_part_alone_and_survives_a_constant():
+    x = np.array([[1.0, 5.0], [3.0, 5.0]], np.float32)
+    x_test = np.array([[5.0, 6.0]], np.float32)
+    standardise(x, x_test)
+    # Mean 2 and deviation 1 for the first feature; the second is constant and only shifted.
+    assert x.tolist() == [[-1, 0], [1, 0]]
+    assert x_test.tolist() == [[3, 1]]
+
+
+def test_standardise_is_per_channel_for_images():
+    x = np.stack([np.arange(8.0).reshape(2, 2, 2), 10 * np.ones((2, 2, 2))], axis=1).astype(np.float32)
+    standardise(x, np.empty((0, 2, 2, 2), np.float32))
+    np.testing.assert_allclose(x[:, 0].std(), 1, rtol=1e-6)
+    assert (x[:, 1] == 0).all()
+
+
+def test_a_dataset_refuses_arrays_that_do_not_fit():
+    x, y = np.zeros((3, 2), np.float32), np.array([0, 1, 2])
+    none = (np.zeros((0, 2), np.float32), np.zeros(0, np.int64))
+    with pytest.raises(InputError, match="3 training inputs have 2 labels"):
+        Dataset("mine", x, y[:2], *none, 3)
+    with pytest.raises(InputError, match=r"labels lie in 0 \.\. 2, not in 0 \.\. 1"):
+        Dataset("mine", x, y, *none, 2)
+    with pytest.raises(InputError, match="and 1 owners"):
+        Dataset("mine", x, y, *none, 3, owner=np.zeros(1, np.int64))
+    with pytest.raises(InputError, match=r"shape \(2,\), a test input \(4,\)"):
+        Dataset("mine", x, y, np.zeros((0, 4)), none[1], 3)
+    with pytest.raises(InputError, match="no training example"):
+        Dataset("mine", *none, x, y, 3)
+
+
+def test_the_data_folder_is_the_argument_or_else_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "a.bin").write_bytes(b"")
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
+    assert DataFolder().find("b.bin", "a.bin") == tmp_path / "a.bin"
+    elsewhere = DataFolder(tmp_path / "other")
+    with pytest.raises(InputError) as caught:
+        elsewhere.find("a.bin", "b.bin")
+    for part in ("data-dir", str(tmp_path / "other/a.bin"), str(tmp_path / "other/b.bin"), "FEDSIM_DATA"):
+        assert part in str(caught.value)
+    monkeypatch.delenv("FEDSIM_DATA")
+    with pytest.raises(InputError, match=r"data-dir = \(not set\): a.bin is needed; pass --data-dir"):
+        DataFolder().find("a.bin")
+
+
+# scikit-learn's
+
+
+def test_digits_are_the_published_ones_split_by_class():
+    data = Digits().load(NOWHERE)
+    counts = np.array([178, 182, 177, 183, 181, 182, 181, 179, 174, 180])
+    assert (np.bincount(data.y) + np.bincount(data.y_test)).tolist() == counts.tolist()
+    assert np.bincount(data.y_test).tolist() == np.floor(0.2 * counts + 0.5).tolist()
+    assert data.x.dtype == np.float32
+    assert data.x.shape[1:] == (64,)
+    assert (data.x.min(), data.x.max()) == (0, 1)
+
+
+def test_the_split_follows_its_seed_and_share_only():
+    again, other = Digits().load(NOWHERE), Digits(split_seed=1).load(NOWHERE)
+    assert np.array_equal(Digits().load(NOWHERE).x_test, again.x_test)
+    assert not np.array_equal(other.x_test, again.x_test)
+    assert len(Digits(test_share=0.0).load(NOWHERE).x) == 1797
+
+
+def test_breast_cancer_is_standardised_by_its_training_part():
+    data = BreastCancer().load(NOWHERE)
+    assert (np.bincount(data.y) + np.bincount(data.y_test)).tolist() == [212, 357]
+    np.testing.assert_allclose(data.x.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(data.x.std(axis=0), 1, rtol=1e-4)
+
+
+# idx files
+
+
+def idx(array):
+    head = bytes((0, 0, 8, array.ndim)) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return head + array.astype(np.uint8).tobytes()
+
+
+def write_mnist(folder, packed=True, n=5, m=3):
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, count in (("train", n), ("t10k", m)):
+        images = np.arange(count * 784).reshape(count, 28, 28) % 256
+        for kind, array in (("images-idx3", images), ("labels-idx1", np.arange(count))):
+            content = idx(array)
+            name = f"{stem}-{kind}-ubyte"
+            (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(content) if packed else content)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("place", ["MNIST/raw", "."])
+def test_mnist_is_read_packed_or_not_in_either_place(tmp_path, packed, place):
+    write_mnist(tmp_path / place, packed)
+    data = MNIST().load(DataFolder(tmp_path))
+    assert data.x.shape == (5, 1, 28, 28)
+    assert data.x.dtype == np.float32
+    # Pixel 300 of the images in a row is byte 300 mod 256 = 44.
+    assert data.x.ravel()[300] == np.float32(44) / np.float32(255)
+    assert data.y.tolist() == [0, 1, 2, 3, 4]
+    assert data.y_test.tolist() == [0, 1, 2]
+    standard = MNIST(standardize=True).load(DataFolder(tmp_path))
+    assert abs(standard.x.mean()) < 1e-6
+    assert abs(standard.x.std() - 1) < 1e-6
+
+
+def test_bad_idx_files_are_one_line_each(tmp_path):
+    raw, folder = tmp_path / "FashionMNIST" / "raw", DataFolder(tmp_path)
+    refusal(FashionMNIST(), folder, str(raw / "train-images-idx3-ubyte.gz"), "data-dir")
+    write_mnist(raw)
+    images, labels = raw / "train-images-idx3-ubyte.gz", raw / "train-labels-idx1-ubyte.gz"
+    sound = images.read_bytes()
+
+    images.write_bytes(sound[: len(sound) // 2])
+    refusal(FashionMNIST(), folder, str(images), "cannot be read as an idx file")
+    images.write_bytes(sound[:40] + bytes((sound[40] ^ 255,)) + sound[41:])
+    refusal(FashionMNIST(), folder, str(images), "cannot be read as an idx file")
+    images.write_bytes(gzip.compress(b"\x00\x00\x0b\x03" + gzip.decompress(sound)[4:]))
+    refusal(FashionMNIST(), folder, "it begins with 00 00 0b 03")
+    images.write_bytes(gzip.compress(gzip.decompress(sound)[:-1]))
+    refusal(FashionMNIST(), folder, "holds 3919 bytes where its head announces 3920")
+    images.write_bytes(gzip.compress(idx(np.zeros((5, 27, 28)))))
+    refusal(FashionMNIST(), folder, "27 x 28, not 28 x 28")
+    images.write_bytes(sound)
+    labels.write_bytes(gzip.compress(idx(np.zeros(4))))
+    refusal(FashionMNIST(), folder, str(labels), "4 labels for 5 images")
+    labels.write_bytes(gzip.compress(idx(np.full(5, 10))))
+    refusal(FashionMNIST(), folder, "label 10, above 9")
+
+
+def test_the_published_labels_have_the_published_counts(real):
+    counts = {
+        "MNIST": [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+        "FashionMNIST": [6000] * 10,
+    }
+    for name, expected in counts.items():
+        labels = read_idx(real.find(f"{name}/raw/train-labels-idx1-ubyte.gz"), 1)
+        assert np.bincount(labels).tolist() == expected
+    data = MNIST().load(real)
+    assert (data.x.shape, data.x_test.shape) == ((60000, 1, 28, 28), (10000, 1, 28, 28))
+    # The published mean and deviation of MNIST's training pixels.
+    np.testing.assert_allclose([data.x.mean(), data.x.std()], [0.1307, 0.3081], atol=1e-4)
+
+
+# CIFAR-10
+
+
+def cifar_batches(folder, layout):
+    """Five batches of 2 and a test of 2 images, equal in all layouts; returns those of training."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 3072), dtype=np.uint8)
+    labels = np.arange(12) % 10
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    place = folder / f"cifar-10-batches-{'py' if layout == 'python' else 'bin'}"
+    place.mkdir()
+    for number, name in enumerate(names):
+        x, y = pixels[2 * number : 2 * number + 2], labels[2 * number : 2 * number + 2]
+        if layout == "python":
+            batch = {b"data": x, b"labels": y.tolist(), b"batch_label": name.encode()}
+            (place / name).write_bytes(pickle.dumps(batch, protocol=2))
+        else:
+            records = np.concatenate([y[:, None].astype(np.uint8), x], axis=1)
+            (place / f"{name}.bin").write_bytes(records.tobytes())
+    return pixels[:10].reshape(-1, 3, 32, 32), labels[:10]
+
+
+@pytest.mark.parametrize("layout", ["python", "binary"])
+def test_cifar_batches_of_both_layouts(tmp_path, layout):
+    pixels, labels = cifar_batches(tmp_path, layout)
+    data = CIFAR10().load(DataFolder(tmp_path))
+    assert data.name == "cifar10"
+    np.testing.assert_array_equal(data.x, pixels.astype(np.float32) / 255)
+    assert data.y.tolist() == labels.tolist()
+    assert data.y_test.tolist() == [0, 1]
+    other = "binary" if layout == "python" else "python"
+    refusal(CIFAR10(files=other), DataFolder(tmp_path), "data_batch_1")
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_cifar_reads_every_pickle_protocol_and_text_keys(tmp_path, protocol):
+    pixels, _ = cifar_batches(tmp_path, "python")
+    for path in (tmp_path / "cifar-10-batches-py").iterdir():
+        batch = pickle.loads(path.read_bytes())
+        path.write_bytes(pickle.dumps({key.decode(): value for key, value in batch.items()}, protocol))
+    assert np.array_equal(CIFAR10().load(DataFolder(tmp_path)).x, pixels.astype(np.float32) / 255)
+
+
+class Dangerous:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_cifar_pickles_cannot_run_anything(tmp_path):
+    cifar_batches(tmp_path, "python")
+    victim = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    victim.write_bytes(pickle.dumps({b"data": Dangerous(str(tmp_path / "made"))}, protocol=2))
+    refusal(CIFAR10(), DataFolder(tmp_path), str(victim), "mkdir, which no CIFAR-10 batch needs")
+    assert not (tmp_path / "made").exists()
+
+
+def test_bad_cifar_batches_are_one_line_each(tmp_path):
+    cifar_batches(tmp_path, "python")
+    path, folder = tmp_path / "cifar-10-batches-py" / "data_batch_2", DataFolder(tmp_path)
+    sound = path.read_bytes()
+    for content, part in (
+        (b"", "cannot be read as a CIFAR-10 batch"),
+        (sound[:1000], "cannot be read as a CIFAR-10 batch"),
+        (b"no pickle at all", "cannot be read as a CIFAR-10 batch"),
+        (pickle.dumps([1]), "holds a list"),
+        (pickle.dumps({b"labels": [1]}), "data"),
+        (pickle.dumps({b"data": np.zeros((1, 9), np.uint8), b"labels": [1]}), "shape (1, 9)"),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [1, 2]}), "labels of shape (2,)"),
+        (pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [11]}), "labels 11 .. 11"),
+    ):
+        path.write_bytes(content)
+        refusal(CIFAR10(), folder, str(path), part)
+    path.unlink()
+    refusal(CIFAR10(), folder, str(path), "was looked for")
+
+
+def test_the_smaller_part_of_cifar(tmp_path):
+    place = tmp_path / "cifar10_subset"
+    place.mkdir()
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    for name, part in (("train", pixels), ("test", pixels[:1])):
+        buffer = io.BytesIO()
+        np.save(buffer, part)
+        (place / f"x_{name}.npy.xz").write_bytes(lzma.compress(buffer.getvalue(), preset=0))
+    np.savez(place / "labels.npz", y_train=np.array([3, 1, 2], np.uint8), y_test=np.array([9], np.uint8))
+    data = CIFAR10().load(DataFolder(tmp_path))
+    assert data.name == "cifar10_subset"
+    assert np.array_equal(data.x, pixels.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    assert (data.y.tolist(), data.y_test.tolist()) == ([3, 1, 2], [9])
+    standard = CIFAR10(files="subset", standardize=True).load(DataFolder(tmp_path))
+    np.testing.assert_allclose(standard.x.std(axis=(0, 2, 3)), 1, rtol=1e-5)
+
+    xz = place / "x_train.npy.xz"
+    xz.write_bytes(xz.read_bytes()[:-30])
+    refusal(CIFAR10(), DataFolder(tmp_path), str(xz), "xz-compressed")
+
+
+# Natural clients
+
+
+def femnist_archive(path, **changes):
+    arrays = {}
+    for part, writers in (("train", [4, 4, 2]), ("test", [2, 4]), ("unseen", [9])):
+        arrays[f"x_{part}"] = np.full((len(writers), 28, 28), 51, np.uint8)
+        arrays[f"y_{part}"] = np.arange(len(writers), dtype=np.uint8)
+        arrays[f"writer_{part}"] = np.array(writers, np.int16)
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, **{key: value for key, value in (arrays | changes).items() if value is not None})
+
+
+def test_femnist_owners_are_writers_numbered_from_zero(tmp_path):
+    path, folder = tmp_path / "femnist" / "femnist_subset.npz", DataFolder(tmp_path)
+    femnist_archive(path)
+    data = FEMNIST().load(folder)
+    assert data.owner.tolist() == [1, 1, 0]
+    assert data.owner_test.tolist() == [0, 1]
+    assert (data.x == np.float32(0.2)).all()
+    unseen = FEMNIST(test="unseen").load(folder)
+    assert (len(unseen.x_test), unseen.owner_test) == (1, None)
+    femnist_archive(path, y_test=None)
+    refusal(FEMNIST(), folder, str(path), "y_test")
+    femnist_archive(path, writer_test=np.array([2, 3]))
+    refusal(FEMNIST(), folder, "writers without training images")
+    path.write_bytes(path.read_bytes()[:500])
+    refusal(FEMNIST(), folder, str(path), "cannot be read as the FEMNIST archive")
+
+
+def test_the_published_femnist_part(real):
+    data = FEMNIST().load(real)
+    sizes = np.bincount(data.owner)
+    assert (len(data.x), len(data.x_test), data.num_classes) == (14657, 1679, 62)
+    assert (len(sizes), sizes.min(), np.median(sizes), sizes.max()) == (109, 7, 147, 165)
+    assert np.bincount(data.owner_test, minlength=109).min() >= 1
+
+
+def test_shakespeare_windows_by_hand(tmp_path):
+    (tmp_path / "shakespeare").mkdir()
+    text = "B:\nabcabcabca\n\nA:\nab\n\nB:\nbc\n"
+    (tmp_path / "shakespeare" / "input.txt").write_text(text)
+    loader = Shakespeare(length=4, stride=2, min_characters=10, test_share=0.4)
+    data = loader.load(DataFolder(tmp_path))
+    # Role B says "abcabcabca" + "\n" + "bc", 13 characters; int(0.4 * 13) = 5 are the test, 8 the training.
+    symbols = sorted(set(text))
+    words = ["".join(symbols[token] for token in row) for row in data.x]
+    # Windows of 4 with a next character in "abcabcab" start at 0 and 2; "ca" + newline + "bc" has one.
+    assert words == ["abca", "cabc"]
+    assert [symbols[token] for token in data.y] == ["b", "a"]
+    assert ["".join(symbols[token] for token in row) for row in data.x_test] == ["ca\nb"]
+    assert (data.owner.tolist(), data.owner_test.tolist()) == ([0, 0], [0])
+    assert data.vocabulary == data.num_classes == len(symbols)
+    # Every character may start a window: 8 - 4 of them have 4 characters and a next one.
+    assert len(Shakespeare(length=4, stride=1, min_characters=10, test_share=0.4).load(DataFolder(tmp_path)).x) == 4
+
+
+def test_shakespeare_refuses_what_leaves_no_role(tmp_path):
+    (tmp_path / "shakespeare").mkdir()
+    path = tmp_path / "shakespeare" / "input.txt"
+    path.write_text("A:\nab\n")
+    refusal(Shakespeare(), DataFolder(tmp_path), "problem.dataset.min_characters = 1000")
+    path.write_text("no roles at all")
+    refusal(Shakespeare(), DataFolder(tmp_path), "has no block")
+    path.write_bytes(b"A:\n\xff\xfe")
+    refusal(Shakespeare(), DataFolder(tmp_path), "cannot be read as text")
+
+
+def test_the_published_shakespeare(real):
+    for least, roles in ((1000, 141), (2000, 99)):
+        data = Shakespeare(min_characters=least, stride=80).load(real)
+        assert data.owner.max() + 1 == roles
+        assert len(np.unique(data.owner)) == roles
+    assert data.vocabulary == 65
+    assert (data.x.dtype, data.x.shape[1]) == (np.int64, 80)
+
+
+# Synthetic
+
+
+def test_synthetic_follows_its_distributions():
+    data = Synthetic(clients=200, examples_per_client=200, test_share=0.0, features=5).load(NOWHERE)
+    x = data.x.reshape(200, 200, 5)
+    # Variance within a client is j^-1.2 (40,000 samples: standard error 0.7 %).
+    np.testing.assert_allclose(x.var(axis=1).mean(axis=0), np.arange(1.0, 6) ** -1.2, rtol=0.04)
+    # A client's centre is N(B, 1) around its own B ~ N(0, 1): variance 1 within, 1 between.
+    centres = x.mean(axis=1)
+    assert 0.7 < centres.var(axis=1, ddof=1).mean() < 1.3
+    assert 0.6 < (centres.mean(axis=1).var() - 1 / 5) < 1.5
+    none = Synthetic(clients=200, examples_per_client=200, test_share=0.0, features=5, beta=0.0).load(NOWHERE)
+    assert none.x.reshape(200, -1).mean(axis=1).var() < 0.3
+
+
+def test_synthetic_iid_labels_are_those_of_one_model():
+    data = Synthetic(iid=True, clients=3, examples_per_client=50).load(NOWHERE)
+    model = Streams(0).generator("synthetic/shared").standard_normal((61, 10), dtype=np.float32)
+    assert np.array_equal(data.y, (data.x @ model[:-1] + model[-1]).argmax(axis=1))
+    np.testing.assert_allclose(data.x.mean(axis=0), 0, atol=0.4)
+
+
+def test_synthetic_alpha_moves_no_label_and_the_other_options_do():
+    base = Synthetic(clients=20, examples_per_client=100)
+    data = base.load(NOWHERE)
+    shifted = Synthetic(clients=20, examples_per_client=100, alpha=5.0).load(NOWHERE)
+    # u_k is added to every logit of an input alike; single precision may turn a near tie.
+    assert (shifted.y != data.y).mean() < 0.005
+    for other in (
+        Synthetic(clients=20, examples_per_client=100, beta=3.0),
+        Synthetic(clients=20, examples_per_client=100, seed=1),
+        Synthetic(clients=20, examples_per_client=100, iid=True),
+    ):
+        assert (other.load(NOWHERE).y != data.y).mean() > 0.2
+    assert np.array_equal(base.load(NOWHERE).x, data.x)
+
+
+def test_synthetic_sizes_owners_and_test_share():
+    data = Synthetic(clients=40, max_examples=300).load(NOWHERE)
+    sizes = np.bincount(data.owner) + np.bincount(data.owner_test)
+    assert sizes.min() >= 50
+    assert sizes.max() == 300
+    assert (np.bincount(data.owner_test) == np.floor(0.1 * sizes + 0.5)).all()
+    assert Synthetic(clients=40).load(NOWHERE).owner.size > data.owner.size
+    small = Synthetic(clients=2, examples_per_client=1, test_share=0.9, features=3, classes=2).load(NOWHERE)
+    assert (small.x.shape, len(small.x_test), small.num_classes) == ((2, 3), 0, 2)
+
+
+def test_synthetic_clients_do_not_depend_on_the_chunks_after_them():
+    few = Synthetic(clients=CHUNK, examples_per_client=2, features=3, test_share=0.5).load(NOWHERE)
+    more = Synthetic(clients=CHUNK + 5, examples_per_client=2, features=3, test_share=0.5).load(NOWHERE)
+    assert np.array_equal(more.x[:CHUNK], few.x)
+    assert np.array_equal(more.y_test[:CHUNK], few.y_test)
+    assert len(np.unique(more.x[:, 0])) == CHUNK + 5
+
+
+def test_synthetic_refuses_impossible_options():
+    for options, name in (
+        ({"clients": 0}, "clients"),
+        ({"alpha": -1.0}, "alpha"),
+        ({"beta": float("nan")}, "beta"),
+        ({"classes": 1}, "classes"),
+        ({"test_share": 1.0}, "test_share"),
+        ({"examples_per_client": 3, "max_examples": 5}, "max_examples"),
+    ):
+        with pytest.raises(InputError) as caught:
+            Synthetic(**options)
+        assert caught.value.option == name
+
+
+# A person's own
+
+
+def table(tmp_path, text):
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    return str(path)
+
+
+def test_csv_by_hand(tmp_path):
+    path = table(tmp_path, "a,who,b,kind\n1,x,2,cat\n3,y,4,dog\n\n5,x,6,cat\n")
+    data = CSV(path=path, label="kind", owner="who", test_share=0.0, standardize=False).load(NOWHERE)
+    assert data.x.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert (data.y.tolist(), data.num_classes, data.owner.tolist()) == ([0, 1, 0], 2, [0, 1, 0])
+    scaled = CSV(path=path, label=-1, owner=1, test_share=0.0).load(NOWHERE)
+    np.testing.assert_allclose(scaled.x[:, 0], np.array([-1, 0, 1]) * 1.5**0.5, rtol=1e-6)
+
+
+def test_csv_without_header_numbers_classes_as_numbers_and_splits_by_owner(tmp_path):
+    rows = "".join(f"{label};{row};{row % 2}\n" for row, label in enumerate([10, 9, 10, 9, 10, 9, 10, 9]))
+    path = table(tmp_path, rows)
+    data = CSV(path=path, label=0, header=False, delimiter=";", owner=2, test_share=0.25).load(NOWHERE)
+    # 9 comes before 10 as a number, after it as text; a quarter of 4 examples of each owner is one.
+    assert sorted(data.y.tolist()) == [0, 0, 0, 1, 1, 1]
+    assert sorted(data.owner_test.tolist()) == [0, 1]
+    numbers = CSV(path=path, label=0, header=False, delimiter=";", task="regression").load(NOWHERE)
+    assert (numbers.num_classes, numbers.y.dtype) == (0, np.float32)
+    assert set(numbers.y.tolist()) <= {9.0, 10.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "parts"),
+    [
+        ("", {}, ["no row"]),
+        ("a,y\n", {}, ["no row"]),
+        ("a,y\n1,2\n3\n", {}, ["row 2 has 1 fields", "2 columns"]),
+        ("a,y\n1,2\ncat,2\n", {}, ["row 2, column 'a'", "'cat'", "not a number"]),
+        ("a,y\n1,2\nNaN,2\n", {}, ["column 'a' has nan in row 2"]),
+        ("a,y\n1,2\n1e60,2\n", {}, ["column 'a' has inf in row 2"]),
+        ("a,y\n1,2\n,2\n", {}, ["row 2", "''", "not a number"]),
+        ("a,y\n1,2\n1,\n", {}, ["column 'y' has no value in row 2"]),
+        ("a,y\n1,2\n1,nan\n", {}, ["column 'y' has no value in row 2"]),
+        ("a,y\n1,2\n1,z\n", {"task": "regression"}, ["row 2, column 'y'", "'z'"]),
+        ("a,y\n1,2\n", {"label": "z"}, ["problem.dataset.label = z", "a, y"]),
+        ("a,y\n1,2\n", {"label": 2}, ["problem.dataset.label = 2", "2 columns"]),
+        ("a,y\n1,2\n", {"owner": "z"}, ["problem.dataset.owner = z"]),
+        ("a,y\n1,2\n", {"owner": "a"}, ["no column besides"]),
+    ],
+)
+def test_bad_tables_are_one_line_each(tmp_path, text, options, parts):
+    path = table(tmp_path, text)
+    refusal(CSV(**({"path": path, "label": "y"} | options)), NOWHERE, *parts)
+
+
+def test_own_paths_are_looked_for_in_the_current_and_the_data_folder(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for place, value in ((here, 1), (there, 2)):
+        place.mkdir()
+        (place / "mine.csv").write_text(f"a,y\n{value},0\n{value},1\n")
+    monkeypatch.chdir(tmp_path)
+    loader = CSV(path="mine.csv", label="y", test_share=0.0, standardize=False)
+    assert loader.load(DataFolder(there)).x[0, 0] == 2
+    monkeypatch.chdir(here)
+    assert loader.load(DataFolder(there)).x[0, 0] == 1
+    missing = CSV(path="absent.csv", label="y")
+    refusal(missing, DataFolder(there), str(here / "absent.csv"), str(there / "absent.csv"))
+    refusal(CSV(path=str(here), label="y"), NOWHERE, "cannot be read as CSV")
+    with pytest.raises(InputError, match="delimiter"):
+        CSV(path="mine.csv", label="y", delimiter=";;")
+
+
+def archive(tmp_path, **arrays):
+    np.savez(tmp_path / "mine.npz", **arrays)
+    return str(tmp_path / "mine.npz")
+
+
+def test_npz_with_and_without_a_test_part(tmp_path):
+    x, y = np.arange(20).reshape(10, 2), np.array([0, 5] * 5)
+    data = NPZ(path=archive(tmp_path, x=x, y=y, owner=np.arange(10) % 5)).load(NOWHERE)
+    # Two examples of each of 5 owners: a fifth of two rounds to none.
+    assert (len(data.x), len(data.x_test), data.num_classes) == (10, 0, 2)
+    data = NPZ(path=archive(tmp_path, x=x, y=y)).load(NOWHERE)
+    assert (data.x.dtype, len(data.x), np.bincount(data.y_test).tolist()) == (np.float32, 8, [1, 1])
+    path = archive(
+        tmp_path,
+        x=x,
+        y=y,
+        x_test=x[:2] + 1,
+        y_test=y[:2],
+        owner=np.arange(10) + 3,
+        owner_test=np.array([12, 3]),
+    )
+    data = NPZ(path=path).load(NOWHERE)
+    assert np.array_equal(data.x, x)
+    assert np.array_equal(data.x_test, x[:2] + 1)
+    assert (data.y.tolist(), data.owner_test.tolist()) == ([0, 1] * 5, [9, 0])
+    assert abs(NPZ(path=path, standardize=True).load(NOWHERE).x.mean()) < 1e-6
+    tokens = NPZ(path=path, tokens=True).load(NOWHERE)
+    assert (tokens.x.dtype, tokens.vocabulary) == (np.int64, 20)
+    assert NPZ(path=path, task="regression").load(NOWHERE).y.tolist() == y.tolist()
+
+
+X, Y = np.zeros((3, 2), np.float32), np.array([0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "parts"),
+    [
+        ({"x": X}, {}, ["no array y", "it holds x"]),
+        ({"x": X, "y": Y, "y_test": Y}, {}, ["no array x_test"]),
+        ({"x": X, "y": Y, "x_test": X}, {}, ["x_test but no y_test"]),
+        ({"x": X, "y": Y[:2]}, {}, ["y has shape (2,)"]),
+        ({"x": X, "y": Y, "owner": Y[:2]}, {}, ["owner has shape (2,)"]),
+        ({"x": X, "y": np.stack([Y, Y])}, {}, ["y has shape (2, 3)"]),
+        ({"x": X + np.nan, "y": Y}, {}, ["x has nan in row 1"]),
+        ({"x": X, "y": np.array([0, np.nan, 1])}, {}, ["y has nan in row 2"]),
+        ({"x": X, "y": np.array([0, np.inf, 1])}, {"task": "regression"}, ["y has inf in row 2"]),
+        ({"x": X[:, 0], "y": Y}, {}, ["shape (3,)"]),
+        ({"x": X, "y": Y}, {"tokens": True}, ["float32", "whole numbers"]),
+        ({"x": np.full((3, 2), -1), "y": Y}, {"tokens": True}, ["token id -1"]),
+        ({"x": np.array([["a"]] * 3), "y": Y}, {}, ["<U1"]),
+        ({"x": X, "y": np.array([None] * 3)}, {}, ["cannot be read as a NumPy archive"]),
+    ],
+)
+def test_bad_archives_are_one_line_each(tmp_path, arrays, options, parts):
+    refusal(NPZ(path=archive(tmp_path, **arrays), **options), NOWHERE, "problem.dataset.path", *parts)
+
+
+def test_what_is_no_archive_is_one_line(tmp_path):
+    path = tmp_path / "mine.npz"
+    sound = Path(archive(tmp_path, x=X, y=Y)).read_bytes()
+    for content in (b"", b"text", sound[:100], sound[:-40], sound[:60] + b"\xff" + sound[61:]):
+        path.write_bytes(content)
+        refusal(NPZ(path=str(path)), NOWHERE, "cannot be read as a NumPy archive")
+    np.save(tmp_path / "one.npy", X)
+    refusal(NPZ(path=str(tmp_path / "one.npy")), NOWHERE, "it is one array, not an archive")
+    with pytest.raises(InputError, match="standardize"):
+        NPZ(path="mine.npz", tokens=True, standardize=True)
+
+
+def picture(path, value, width=4, height=3):
+    from PIL import Image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((height, width, 3), value, np.uint8)).save(path)
+
+
+def test_image_folder_split_by_share_or_by_folders(tmp_path):
+    for name, value in (("cat", (255, 0, 51)), ("dog", (0, 0, 0))):
+        for number in range(5):
+            picture(tmp_path / "one" / name / f"{number}.png", value)
+    (tmp_path / "one" / "cat" / "notes.txt").write_text("not an image")
+    data = ImageFolder(path="one").load(DataFolder(tmp_path))
+    assert (data.x.shape, data.x_test.shape) == ((8, 3, 3, 4), (2, 3, 3, 4))
+    np.testing.assert_allclose(data.x[0, :, 0, 0], [1, 0, 0.2])
+    assert data.y.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+    picture(tmp_path / "two" / "train" / "b" / "1.PNG", (9, 9, 9))
+    picture(tmp_path / "two" / "train" / "a" / "1.jpg", (9, 9, 9))
+    picture(tmp_path / "two" / "test" / "b" / "1.jpeg", (9, 9, 9))
+    data = ImageFolder(path=str(tmp_path / "two"), color="gray").load(NOWHERE)
+    assert (data.x.shape, data.y.tolist(), data.y_test.tolist()) == ((2, 1, 3, 4), [0, 1], [1])
+
+
+def test_bad_image_folders_are_one_line_each(tmp_path):
+    folder = DataFolder(tmp_path)
+    refusal(ImageFolder(path="mine"), folder, str(tmp_path / "mine"), "no such file or folder")
+    (tmp_path / "mine").mkdir()
+    refusal(ImageFolder(path="mine"), folder, "no <class>/*.png")
+    picture(tmp_path / "mine" / "a" / "1.png", (1, 1, 1), 4, 4)
+    picture(tmp_path / "mine" / "a" / "2.png", (1, 1, 1), 5, 4)
+    refusal(ImageFolder(path="mine"), folder, "2.png", "is 5 x 4 pixels, not 4 x 4")
+    refusal(ImageFolder(path="mine", size=8), folder, "1.png", "not 8 x 8")
+    sound = (tmp_path / "mine" / "a" / "1.png").read_bytes()
+    for content in (b"", b"text", sound[:-30]):
+        (tmp_path / "mine" / "a" / "1.png").write_bytes(content)
+        refusal(ImageFolder(path="mine"), folder, "1.png", "cannot be read as an image")
