@@ -160,14 +160,16 @@ def run(
     default the next `runs/<name>-<n>`; force: replace an earlier run there. save: False writes nothing. A run
     that diverges or is interrupted keeps what it logged; `Result.status` says so.
     """
-    if not save:
-        return _run(experiment, problem, engine, callbacks, None)
     place = None if out is None else Path(out)
-    RunFolder.check(place, experiment.name, force=force)
+    if save:
+        RunFolder.check(place, experiment.name, force=force)
     problem = build_problem(experiment) if problem is None else problem
+    simulation = build_simulation(experiment, problem, engine)
+    if not save:
+        return _run(experiment, problem, simulation, callbacks, None)
     with RunFolder.create(place, experiment.name, force=force) as folder:
         try:
-            return _run(experiment, problem, engine, callbacks, folder)
+            return _run(experiment, problem, simulation, callbacks, folder)
         except (InputError, StorageError):
             raise
         except Exception:
@@ -177,13 +179,11 @@ def run(
 
 def _run(
     experiment: Experiment,
-    problem: Supervised | None,
-    engine: EngineMaker | None,
+    problem: Supervised,
+    simulation: Simulation,
     callbacks: Sequence[Callback],
     folder: RunFolder | None,
 ) -> Result:
-    problem = build_problem(experiment) if problem is None else problem
-    simulation = build_simulation(experiment, problem, engine)
     if folder is not None:
         folder.write_config(experiment.resolved() | _notes(simulation, problem))
         _draw_partition(problem, folder)

@@ -32,5 +32,5 @@ class FedNova(ServerStep):
         """Move along the mean change per unit of local work, times the mean work."""
         weights, nu = replies.weights(self.weighting), replies.payload["nu"]
         work = weights @ nu
-        delta = replies.combine(weights, scale=work, rows=replies.payload["delta"] / nu.clamp(min=1e-12))
+        delta = replies.combine(weights, scale=work, rows=replies.payload["delta"] / nu.unsqueeze(1))
         return self.advance(state, delta), {**observed(replies), "effective_steps": float(work)}, True

@@ -123,7 +123,7 @@ class Holder:
 
 
 def test_an_option_takes_an_optimizer_or_its_table():
-    adam = "fedsim.optimizers:Adam"
+    adam = "adam"
     for given in (adam, {"kind": adam}, Adam()):
         assert Holder(server_optimizer=given).server_optimizer == Adam()
     assert Holder(server_optimizer={"kind": adam, "beta1": 0.5}).server_optimizer == Adam(beta1=0.5)
@@ -133,7 +133,7 @@ def test_an_option_takes_an_optimizer_or_its_table():
         ({"kind": adam, "rho": 1}, r"server_optimizer\.rho = 1"),
         ({"beta1": 0.5}, r"server_optimizer\.kind = None"),
         ("nothing:Adam", r"server_optimizer\.kind = nothing:Adam"),
-        (3, "server_optimizer = 3"),
+        (3, r"server_optimizer\.Sgd = 3"),
     ):
         with pytest.raises(InputError, match=f"^{name}: "):
             Holder(server_optimizer=given)

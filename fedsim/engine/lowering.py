@@ -75,7 +75,7 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
 def _reads_last_steps(model: nn.Sequential) -> bool:
     """Whether every LSTM of a sequence is followed by `LastStep`: lowered, it gives its outputs without its states."""
     parts = list(model)
-    after = zip(parts, [*parts[1:], None], strict=True)
+    after = zip(parts, [*parts[1:], None], strict=False)
     return all(isinstance(following, LastStep) for part, following in after if isinstance(part, nn.LSTM))
 
 

@@ -224,7 +224,8 @@ def _refuse_stranger(node: int, said: Introduction, own: Mapping[str, str], expe
         if said[name] != value:
             raise GridError(
                 f"node {node} has fedsim {said['version']} with source {said['source']}, the server has "
-                f"{own['version']} with {own['source']}; install the same on both"
+                f"{own['version']} with {own['source']}; install the same on both (a local SuperLink runs its "
+                "nodes from the folder in which it was started: end it before you run another copy)"
             )
     if said["experiment"] != experiment:
         raise GridError(
@@ -258,7 +259,7 @@ def _receive(
         for reply in replies:
             partition = waiting.pop(reply.metadata.reply_to_message_id)
             if reply.has_error():
-                raise GridError(f"the node of {whose} {partition} has failed: {reply.error.reason}")
+                raise GridError(f"{whose} {partition} has failed: {reply.error.reason}")
             found[partition] = reply.content
         if not waiting:
             break

@@ -1,6 +1,90 @@
-import warnings
+"""Flower and Ray in a world of their own: a folder and ports that nobody else uses, and no process left behind."""
 
-with warnings.catch_warnings():
-    # typer, which flwr imports, imports names that newer releases of click warn about.
-    warnings.filterwarnings("ignore", r"'click\.utils\.", DeprecationWarning)
-    import flwr.app  # noqa: F401
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+
+class World:
+    """Processes that run with a FLWR_HOME of their own; by that they are found again, whatever became their parent."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = folder / "home"
+        http, control = free_ports(2)
+        self.environment = {
+            **os.environ,
+            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
+            "FLWR_HOME": str(self.home),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
+            "FLWR_LOCAL_CONTROL_API_PORT": str(control),
+            "RAY_TMPDIR": str(folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def run(self, command, folder, timeout):
+        """Run to the end and return what was printed; an error shows it."""
+        done = subprocess.run(
+            command, cwd=folder, env=self.environment, stdin=subprocess.DEVNULL, timeout=timeout,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def processes(self):
+        """Living processes of this world: command lines by id."""
+        mark, found = f"FLWR_HOME={self.home}".encode(), {}
+        for folder in Path("/proc").iterdir():
+            try:
+                if folder.name.isdigit() and mark in (folder / "environ").read_bytes().split(b"\0"):
+                    line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    if line:
+                        found[int(folder.name)] = line
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+        return found
+
+    def left(self, seconds):
+        """The processes that are still there after so long."""
+        end = time.monotonic() + seconds
+        while (found := self.processes()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return found
+
+
+@pytest.fixture
+def world():
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("processes are found in /proc")
+    # Not tmp_path: Ray puts sockets there, whose paths have 107 characters at most.
+    folder = Path(tempfile.mkdtemp(prefix="fs"))
+    made = World(folder)
+    yield made
+    for process in made.processes():
+        try:
+            os.kill(process, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    made.left(10.0)
+    shutil.rmtree(folder)
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

@@ -1,0 +1,90 @@
+"""The plan of mini-batches: what each client sees, in words of a plain loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedsim.engine.batches import Plan, plan_batches
+from fedsim.streams import Streams
+
+SIZES = torch.tensor([9, 7, 4, 1])
+ORDER = torch.arange(100, 121)
+BEGIN = SIZES.cumsum(0) - SIZES
+CLIENTS = torch.tensor([5, 2, 8, 3])
+
+
+def plan(**settings: object) -> Plan:
+    return plan_batches(
+        Streams(0),
+        CLIENTS,
+        ORDER,
+        BEGIN,
+        SIZES,
+        round=1,
+        dtype=torch.float64,
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def batches_of(made: Plan, row: int) -> list[list[int]]:
+    """The examples of each step of one client, padding left out."""
+    found = []
+    for start, active in zip(made.start, made.active, strict=True):
+        if row < active:
+            kept = made.weight[start + row] > 0
+            found.append(made.index[start + row][kept].tolist())
+    return found
+
+
+def test_an_epoch_sees_each_example_once_and_keeps_the_last_partial_batch():
+    made = plan(epochs=2, steps=None, batch_size=4)
+    for row, size in enumerate(SIZES.tolist()):
+        own = ORDER[BEGIN[row] : BEGIN[row] + size].tolist()
+        batches = batches_of(made, row)
+        half = len(batches) // 2
+        for epoch in (batches[:half], batches[half:]):
+            assert sorted(example for batch in epoch for example in batch) == own
+            assert [len(batch) for batch in epoch] == [4] * (size // 4) + ([size % 4] if size % 4 else [])
+
+
+def test_active_clients_are_a_prefix_that_shrinks():
+    # Steps: 2 x ceil(n / 4) = 6, 4, 2, 2.
+    assert plan(epochs=2, steps=None, batch_size=4).active == [4, 4, 2, 2, 1, 1]
+
+
+def test_weights_of_a_row_are_one_over_its_count():
+    made = plan(epochs=1, steps=None, batch_size=4)
+    counts = (made.weight > 0).sum(dim=1)
+    assert torch.allclose(made.weight.sum(dim=1), torch.ones(len(counts), dtype=torch.float64))
+    assert set(counts.tolist()) == {4, 3, 1}
+
+
+def test_epochs_and_rounds_and_clients_shuffle_differently():
+    made = plan(epochs=2, steps=None, batch_size=9)
+    first, second = batches_of(made, 0)
+    assert first != second
+    assert first != sorted(first)
+    ranks = [[example - int(BEGIN[row]) - 100 for example in batches_of(made, row)[0]][:4] for row in (0, 1)]
+    assert ranks[0] != ranks[1]
+
+
+def test_steps_draw_independent_batches_without_replacement():
+    made = plan(epochs=None, steps=6, batch_size=4)
+    assert made.active == [4] * 6
+    for row, size in enumerate(SIZES.tolist()):
+        own = set(ORDER[BEGIN[row] : BEGIN[row] + size].tolist())
+        batches = batches_of(made, row)
+        for batch in batches:
+            assert len(batch) == len(set(batch)) == min(4, size)
+            assert set(batch) <= own
+        if size > 4:
+            assert len({tuple(sorted(batch)) for batch in batches}) > 1
+
+
+def test_rows_that_are_not_sorted_are_refused():
+    with pytest.raises(ValueError, match="longest first"):
+        plan_batches(
+            Streams(0), CLIENTS, ORDER, BEGIN, SIZES.flip(0), epochs=1, steps=None, batch_size=2, round=0,
+            dtype=torch.float32,
+        )  # fmt: skip

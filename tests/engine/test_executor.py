@@ -1,0 +1,141 @@
+"""The executor held to a plain loop over clients that shares nothing with it but the named draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import blobs, mlp, small, small_problem
+from torch import nn
+from torch.nn import functional
+
+import fedsim
+from clients.sgd import Sgd
+from fedsim.engine.executor import Executor
+from fedsim.engine.store import ClientStore
+from fedsim.errors import InputError
+from fedsim.exchange import BrokenPromiseError, Cost, Orders
+from fedsim.options import options
+from fedsim.runner import build_simulation
+from fedsim.streams import Streams
+
+
+def by_hand(data: dict, client: int, epochs: int, batch: int, lr: float, seed: int, number: int) -> torch.Tensor:
+    """The change of one client's parameters, with torch.optim.SGD and `loss.backward()`."""
+    model = mlp().double()
+    start = torch.cat([parameter.detach().reshape(-1).clone() for parameter in model.parameters()])
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    own = data["clients"][client]
+    keys = Streams(seed).bits("batches", torch.tensor([client]), epochs * len(own), round=number)[0]
+    for epoch in range(epochs):
+        order = torch.argsort(keys[epoch * len(own) : (epoch + 1) * len(own)], stable=True)
+        for part in order.split(batch):
+            chosen = own[part.numpy()]
+            optimizer.zero_grad()
+            outputs = model(torch.tensor(data["x"][chosen]))
+            functional.cross_entropy(outputs, torch.tensor(data["y"][chosen])).backward()
+            optimizer.step()
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]) - start
+
+
+@pytest.mark.parametrize("executor", ["loop", "stacked"])
+def test_a_round_is_that_of_a_plain_loop(executor):
+    data, sizes = blobs(), torch.tensor([7, 3, 12, 1, 5, 9])
+    experiment = small(1, selection={"kind": "uniform", "fraction": 1.0}, engine={"executor": executor}, seed=4)
+    simulation = build_simulation(experiment, small_problem())
+    start = simulation.state.params
+    simulation.step()
+    changes = torch.stack([by_hand(data, client, 2, 4, 0.1, seed=4, number=0) for client in range(6)])
+    expected = start + (sizes / sizes.sum()).double() @ changes
+    assert torch.allclose(simulation.state.params, expected, rtol=0, atol=1e-12)
+
+
+def test_replies_carry_the_mean_loss_over_the_steps():
+    """One step on the full batch: the loss is the initial model's on the client's own examples."""
+    experiment = small(1, client={"kind": "sgd", "steps": 1, "batch_size": "full", "lr": 0.1})
+    problem, data = small_problem(), blobs()
+    executor = build_simulation(experiment, problem).parts.engine.executor
+    work = executor.execute(Orders("train", torch.arange(6), {"params": problem.initial()}))
+    model = mlp().double()
+    for client, own in enumerate(data["clients"]):
+        loss = functional.cross_entropy(model(torch.tensor(data["x"][own])), torch.tensor(data["y"][own]))
+        assert float(work.metrics["loss"][client]) == pytest.approx(float(loss.detach()), rel=1e-12)
+
+
+@options
+class Liar(Sgd):
+    """Declares one step or float more than it takes or sends."""
+
+    steps_off: int = 0
+    bytes_off: int = 0
+
+    def cost(self, orders: Orders, examples: torch.Tensor) -> Cost:
+        told = super().cost(orders, examples)
+        return Cost(told.steps + self.steps_off, told.bytes_up + self.bytes_off)
+
+
+@pytest.mark.parametrize("off", [{"steps_off": 1}, {"bytes_off": 4}])
+def test_a_client_is_held_to_what_it_declares(off):
+    problem = small_problem()
+    executor = Executor(problem, Liar(epochs=1, **off), Streams(0))
+    with pytest.raises(BrokenPromiseError, match="declares"):
+        executor.execute(Orders("train", torch.arange(2), {"params": problem.initial()}))
+
+
+def test_auto_takes_the_loop_for_convolutions_on_a_cpu_and_for_what_cannot_be_stacked():
+    images = blobs(shape=(1, 8, 8))
+    conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
+
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x)
+
+    for data, model, name in ((images, conv, "loop"), (blobs(), Hidden(), "loop"), (blobs(), mlp(), "stacked")):
+        problem = fedsim.supervised(**data, model=model, device="cpu")
+        assert Executor(problem, Sgd(epochs=1), Streams(0)).name == name
+    with pytest.raises(InputError, match=r"engine\.executor = stacked"):
+        Executor(
+            fedsim.supervised(**blobs(), model=Hidden(), device="cpu"), Sgd(epochs=1), Streams(0), choice="stacked"
+        )
+
+
+def test_chunks_follow_the_budget():
+    problem = small_problem()
+    small_budget = Executor(problem, Sgd(epochs=1, batch_size=4), Streams(0), memory=1)
+    large_budget = Executor(problem, Sgd(epochs=1, batch_size=4), Streams(0), memory=2**28)
+    assert small_budget.chunk == 1 < large_budget.chunk
+
+
+def test_a_store_starts_at_zero_keeps_rows_and_comes_back():
+    store = ClientStore({"a": (2,)}, 10, torch.device("cpu"), torch.float64, 2**20)
+    first = torch.tensor([5, 3])
+    store.admit(first)
+    assert torch.equal(store.read(first)["a"], torch.zeros(2, 2, dtype=torch.float64))
+    store.write(first, {"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)})
+    saved = store.snapshot()
+    more = torch.arange(9)
+    store.admit(more)
+    assert store.read(torch.tensor([3, 0, 5]))["a"].tolist() == [[3, 4], [0, 0], [1, 2]]
+    store.write(first, {"a": torch.zeros(2, 2, dtype=torch.float64)})
+    store.restore(saved)
+    assert store.read(torch.tensor([5]))["a"].tolist() == [[1, 2]]
+
+
+def test_a_store_above_its_budget_is_refused_before_anything_runs():
+    # 10 clients x 100 numbers x 8 bytes = 8,000 bytes.
+    with pytest.raises(InputError, match=r"engine\.state_mib"):
+        ClientStore({"a": (100,)}, 10, torch.device("cpu"), torch.float64, 7_999)
+    ClientStore({"a": (100,)}, 10, torch.device("cpu"), torch.float64, 8_000)
+
+
+def test_integer_inputs_and_real_targets():
+    generator = np.random.Generator(np.random.PCG64(0))
+    x, y = generator.normal(size=(30, 2)), generator.normal(size=30)
+    problem = fedsim.supervised(x, y, model=nn.Linear(2, 1), clients=[range(10), range(10, 30)], device="cpu")
+    result = fedsim.run(small(2, selection={"kind": "uniform", "fraction": 1.0}), problem=problem, save=False)
+    assert set(result.history.columns) >= {"train_loss", "test_loss"}
+    assert "test_accuracy" not in result.history.columns

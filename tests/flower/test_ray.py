@@ -1,0 +1,77 @@
+"""On Ray's actors, from Python and by `flwr run`, an experiment comes to what it does in one process."""
+
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fedsim
+
+pytest.importorskip("ray")
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "experiments" / "digits_fedavg.toml"
+# SCAFFOLD's clients remember, and each takes part in every round.
+SETTINGS = ["rounds=5", "partition.clients=12", "selection.count=12", "client.epochs=1", "client.batch_size=16"]
+SETTINGS += ["strategy.kind=scaffold", "client.kind=scaffold"]
+# Three nodes on two actors: what clients remember must follow them from actor to actor.
+SIMULATE = """
+import sys, fedsim
+from fedsim.flower import simulate
+result = simulate(fedsim.load(sys.argv[1], overrides=sys.argv[3:]), nodes=3, out=sys.argv[2], timeout=60.0)
+assert result.folder is not None and result.status == "finished"
+"""
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return fedsim.run(fedsim.load(FILE, overrides=SETTINGS), save=False)
+
+
+def assert_ours(folder, ours):
+    """1e-4 relative is promised; on one machine it is the same arithmetic."""
+    found = load_file(folder / "model.safetensors")
+    assert (ours.params - ours.problem.initial()).norm() > 0.1, "nothing was learnt, so nothing is compared"
+    for name, tensor in ours.problem.layout.named(ours.params).items():
+        assert torch.linalg.norm(found[name] - tensor) <= 1e-4 * torch.linalg.norm(tensor), name
+    rows = fedsim.history.read_rows(folder / "metrics.jsonl")
+    assert [row["bytes_up"] for row in rows] == list(ours.history["bytes_up"])
+
+
+@pytest.mark.timeout(180)
+def test_simulate_agrees_and_leaves_no_process(world, ours, tmp_path):
+    world.run([sys.executable, "-c", SIMULATE, str(FILE), str(tmp_path / "run"), *SETTINGS], ROOT, 120)
+    assert_ours(tmp_path / "run", ours)
+    assert world.left(20.0) == {}
+
+
+@pytest.mark.timeout(240)
+def test_flwr_run_agrees_and_its_processes_can_be_ended(world, ours, tmp_path):
+    project = tmp_path / "project"
+    for name in ("fedsim", "strategies", "clients", "experiments"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", ".gitignore", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    # An app bundle may have 10 MB; random bytes do not get smaller.
+    (project / "results.jsonl").write_bytes(os.urandom(11 * 2**20))
+    before = (project / "pyproject.toml").read_bytes()
+
+    overrides = ";".join(SETTINGS)
+    said = world.run(["flwr", "run", ".", "--stream", "-c", f'overrides="{overrides}"'], project, 180)
+
+    assert "round 5/5: train_loss" in said, said
+    # A relative run folder lies where the SuperLink was started, which is here.
+    assert_ours(project / "runs" / "digits_fedavg-0", ours)
+    assert (project / "pyproject.toml").read_bytes() == before
+    (bundle,) = (world.home / "apps").iterdir()
+    assert not (bundle / "results.jsonl").exists()
+
+    superlinks = [process for process, line in world.processes().items() if "flower-superlink" in line]
+    assert len(superlinks) == 1, "the command has ended and its SuperLink has not"
+    os.kill(superlinks[0], signal.SIGTERM)
+    assert world.left(30.0) == {}
