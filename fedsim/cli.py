@@ -7,6 +7,7 @@ cannot be used, said in one line. 130: interrupted, with a usable run folder.
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -149,4 +150,7 @@ def main() -> None:
         sys.exit(2)
     except FedsimError as error:
         print(f"fedsim: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
         sys.exit(1)

@@ -226,10 +226,6 @@ def _check_pair(checked: Experiment) -> None:
             f"needs {', '.join(unmet)} from the server, which strategy "
             f"{_kind(checked.tables['strategy'])} does not send",
         )
-    selector_check = getattr(checked.selection, "check", None)
-    clients = getattr(checked.partition, "clients", None)
-    if selector_check is not None and clients is not None:
-        selector_check(clients)
 
 
 def _plugin_table(part: str, table: Any) -> str | Table:

@@ -91,6 +91,8 @@ def _load_from(kind: str, option: str) -> type[Any]:
     if not hasattr(module, name):
         raise InputError(option, kind, f"{place} has no {name}")
     found: type[Any] = getattr(module, name)
+    if not isinstance(found, type):
+        raise InputError(option, kind, f"{name} is not a class")
     return found
 
 

@@ -300,6 +300,7 @@ def _finish(
 ) -> None:
     from fedsim import plots
 
-    folder.write_model(problem.layout.named(params), {"name": experiment.name, "seed": str(experiment.seed)})
+    # One entry: safetensors writes several in no fixed order.
+    folder.write_model(problem.layout.named(params), {"run": f"{experiment.name}, seed {experiment.seed}"})
     folder.write_summary(summary)
     plots.curves(rows, folder.place(CURVES))

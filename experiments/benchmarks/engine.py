@@ -1,0 +1,61 @@
+"""fedsim as one engine of the table, beside its peers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import fedsim
+from experiments.benchmarks.peers.work import Work
+from fedsim.engine.cores import one_core_an_operation
+from fedsim.runner import build_simulation
+
+
+class Fedsim:
+    """Federated averaging of a `Work` in this process, under one executor."""
+
+    def __init__(self, work: Work, executor: str, device: str = "cpu") -> None:
+        self.work, self.executor, self.device = work, executor, device
+
+    @staticmethod
+    def missing() -> str | None:
+        """Never."""
+        return None
+
+    def start(self) -> None:
+        """Deal the data, and build the simulation."""
+        work = self.work
+        experiment = fedsim.experiment(
+            rounds=10**6,
+            client={"kind": "sgd", "epochs": work.epochs, "batch_size": work.batch_size, "lr": work.lr},
+            selection={"kind": "uniform", "count": work.cohort_size},
+            evaluation={"every": 0},
+            engine={"executor": self.executor, "device": self.device},
+        )
+        self.problem = fedsim.supervised(
+            work.x,
+            work.y,
+            model=work.model(),
+            clients=work.clients,
+            test=(work.x_test, work.y_test),
+            device=self.device,
+        )
+        self.simulation = build_simulation(experiment, self.problem)
+
+    def round(self) -> None:
+        """Run one round; on a GPU until its last kernel has ended."""
+        with one_core_an_operation():
+            self.simulation.step()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Copy the present global model, as a state dict."""
+        return {name: value.cpu() for name, value in self.problem.layout.named(self.simulation.state.params).items()}
+
+    def accuracy(self) -> float:
+        """Measure the test accuracy of the present global model."""
+        return self.work.accuracy(self.parameters())
+
+    def stop(self) -> None:
+        """Nothing to give back."""

@@ -1,0 +1,274 @@
+"""The benchmark of rounds: `python -m experiments.benchmarks.rounds`.
+
+Every engine has a process of its own, which is told to run one round at a time; the engines take turns, so that a
+machine that slows down slows all of them. Reported: the median time of a round, the ratio to fedsim (the median over
+turns of the ratio within a turn), the seconds until an engine was ready, the peak memory of its processes, and the
+test accuracy after the same number of rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+WORKS = ("digits", "images")
+FEDSIM = "fedsim auto"
+PATIENCE = 600.0
+"""Seconds to wait for one answer of an engine."""
+
+
+def engines(gpu: bool) -> dict[str, Callable[[Any], Any]]:
+    """Makers of engines by their names in the table."""
+    from experiments.benchmarks.engine import Fedsim
+    from experiments.benchmarks.peers.flower_ray import FlowerRay
+    from experiments.benchmarks.peers.pfl_research import PflResearch
+    from experiments.benchmarks.peers.plain import LeanLoop, PlainLoop
+
+    made: dict[str, Callable[[Any], Any]] = {
+        FEDSIM: lambda work: Fedsim(work, "auto"),
+        "fedsim loop": lambda work: Fedsim(work, "loop"),
+        "plain loop (1)": lambda work: PlainLoop(work, 1),
+        "plain loop (2)": lambda work: PlainLoop(work, 2),
+        "lean loop (1)": lambda work: LeanLoop(work, 1),
+        "lean loop (2)": lambda work: LeanLoop(work, 2),
+        "pfl-research": lambda work: PflResearch(work, 1),
+        "Flower Ray (2 actors)": lambda work: FlowerRay(work, 2),
+    }
+    if gpu:
+        made["fedsim auto GPU"] = lambda work: Fedsim(work, "auto", "cuda")
+        made["fedsim loop GPU"] = lambda work: Fedsim(work, "loop", "cuda")
+    return made
+
+
+@dataclass
+class Measured:
+    """What an engine's process reports: seconds of each round, seconds to start, accuracy, peak memory in MiB."""
+
+    seconds: list[float] = field(default_factory=list)
+    start: float = 0.0
+    accuracy: float = 0.0
+    memory: float = 0.0
+
+
+def serve(connection: Connection, name: str, work_name: str, gpu: bool) -> None:
+    """An engine's process: do what is asked for until asked to stop."""
+    began = time.perf_counter()
+    from experiments.benchmarks.peers import work as works
+
+    engine = engines(gpu)[name](getattr(works, work_name)())
+    if (why := engine.missing()) is not None:
+        connection.send(why)
+        return
+    try:
+        engine.start()
+        connection.send(time.perf_counter() - began)
+        while (order := connection.recv()) != "stop":
+            before = time.perf_counter()
+            answer = engine.accuracy() if order == "accuracy" else engine.round()
+            connection.send(time.perf_counter() - before if order == "round" else answer)
+        connection.send(_peak_memory([os.getpid(), *getattr(engine, "processes", list)()]))
+    finally:
+        engine.stop()
+
+
+def race(work_name: str, names: Sequence[str], turns: int, gpu: bool) -> dict[str, Measured | str]:
+    """Let engines take turns; for each what was measured, or why it could not run."""
+    from experiments.benchmarks.peers import work as works
+
+    rounds = getattr(works, work_name)().rounds
+    spawn = get_context("spawn")
+    found: dict[str, Measured | str] = {}
+    running: dict[str, tuple[Connection, Any]] = {}
+    try:
+        for name in names:
+            here, there = spawn.Pipe()
+            process = spawn.Process(target=serve, args=(there, name, work_name, gpu))
+            process.start()
+            there.close()
+            running[name] = (here, process)
+            ready = _answer(here, name)
+            found[name] = ready if isinstance(ready, str) else Measured(start=ready)
+        alive = {name: one for name, one in found.items() if isinstance(one, Measured)}
+        for turn in range(turns):
+            for name, measured in alive.items():
+                measured.seconds.append(_ask(running[name][0], "round", name))
+                if turn == rounds - 1:
+                    measured.accuracy = _ask(running[name][0], "accuracy", name)
+        for name, measured in alive.items():
+            measured.memory = _ask(running[name][0], "stop", name)
+    finally:
+        for connection, process in running.values():
+            connection.close()
+            process.join(60)
+            if process.is_alive():
+                process.kill()
+                process.join()
+    return found
+
+
+def _ask(connection: Connection, order: str, name: str) -> Any:
+    connection.send(order)
+    return _answer(connection, name)
+
+
+def _answer(connection: Connection, name: str) -> Any:
+    if not connection.poll(PATIENCE):
+        raise TimeoutError(f"{name} did not answer within {PATIENCE:.0f} s")
+    try:
+        return connection.recv()
+    except EOFError as error:
+        raise RuntimeError(f"{name} has died; its traceback is above") from error
+
+
+def _peak_memory(processes: Sequence[int]) -> float:
+    """The sum of the processes' peak resident memory, in MiB."""
+    total = 0.0
+    for process in processes:
+        if process == os.getpid():
+            total += resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        elif (status := Path(f"/proc/{process}/status")).exists():
+            total += sum(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
+    return total
+
+
+def table_of(title: str, found: dict[str, Measured | str], warm: int) -> Table:
+    """The rows of one work; rounds before `warm` do not count."""
+    table = Table(title=title)
+    for column in ("engine", "ms a round", "times fedsim auto", "start s", "peak MiB", "accuracy"):
+        table.add_column(column, justify="left" if column == "engine" else "right")
+    base = found[FEDSIM]
+    assert isinstance(base, Measured)
+    for name, measured in found.items():
+        if isinstance(measured, str):
+            table.add_row(name, measured)
+            continue
+        pairs = zip(measured.seconds[warm:], base.seconds[warm:], strict=True)
+        ratio = statistics.median(own / ours for own, ours in pairs)
+        table.add_row(
+            name,
+            f"{1000 * statistics.median(measured.seconds[warm:]):.1f}",
+            f"{ratio:.2f}",
+            f"{measured.start:.1f}",
+            f"{measured.memory:.0f}",
+            f"{measured.accuracy:.4f}",
+        )
+    return table
+
+
+def population(clients: int, turns: int) -> tuple[list[float], float]:
+    """Seconds of rounds of 100 among so many clients of 20 examples, and the peak memory; in a process of its own."""
+    import fedsim
+    from fedsim.engine.cores import one_core_an_operation
+    from fedsim.runner import build_problem, build_simulation
+
+    experiment = fedsim.experiment(
+        rounds=10**6,
+        problem={
+            "dataset": {"kind": "synthetic", "clients": clients, "examples_per_client": 20, "test_share": 0.0},
+            "model": "logistic",
+        },
+        partition={"kind": "natural"},
+        selection={"kind": "uniform", "count": 100},
+        client={"kind": "sgd", "epochs": 1, "batch_size": 10, "lr": 0.05},
+        evaluation={"every": 0},
+    )
+    simulation = build_simulation(experiment, build_problem(experiment))
+    seconds = []
+    for _ in range(turns):
+        before = time.perf_counter()
+        with one_core_an_operation():
+            simulation.step()
+        seconds.append(time.perf_counter() - before)
+    return seconds, _peak_memory([os.getpid()])
+
+
+def _population_process(connection: Connection, clients: int, turns: int) -> None:
+    connection.send(population(clients, turns))
+
+
+def populations(turns: int) -> Table:
+    """The same round among a thousand and a hundred thousand clients."""
+    spawn = get_context("spawn")
+    table = Table(title="100 clients a round, 20 examples each, logistic regression")
+    for column in ("population", "ms a round", "ratio", "peak MiB"):
+        table.add_column(column, justify="right")
+    first = 0.0
+    for clients in (1_000, 100_000):
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=_population_process, args=(there, clients, turns))
+        process.start()
+        there.close()
+        seconds, memory = _answer(here, f"population {clients}")
+        process.join()
+        median = statistics.median(seconds[turns // 5 :])
+        first = first or median
+        table.add_row(f"{clients:,}", f"{1000 * median:.2f}", f"{median / first:.2f}", f"{memory:.0f}")
+    return table
+
+
+def starts(turns: int) -> Table:
+    """The whole process of the main job, and its imports alone, warm."""
+    table = Table(title="from the shell, warm")
+    table.add_column("command")
+    table.add_column("seconds", justify="right")
+    imports = "import fedsim.cli, fedsim.runner, fedsim.plots, sklearn.datasets, matplotlib.figure"
+    with tempfile.TemporaryDirectory() as folder:
+        commands = {
+            "imports": [sys.executable, "-c", imports],
+            "fedsim run experiments/digits_fedavg.toml": [
+                *(sys.executable, "-m", "fedsim", "run", "experiments/digits_fedavg.toml"),
+                *("--force", "--out", f"{folder}/run"),
+            ],
+        }
+        for name, command in commands.items():
+            seconds = []
+            for _ in range(turns + 1):
+                before = time.perf_counter()
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE)
+                seconds.append(time.perf_counter() - before)
+            table.add_row(name, f"{statistics.median(seconds[1:]):.2f}")
+    return table
+
+
+def main(
+    works: Annotated[str, typer.Option(help="digits, images, population, start; several with commas.")] = (
+        "digits,images,population,start"
+    ),
+    turns: Annotated[int, typer.Option(min=4, help="Rounds of each engine on the digits; fewer on images.")] = 25,
+    only: Annotated[str, typer.Option(help="Engines to run, with commas; all by default.")] = "",
+    gpu: Annotated[bool, typer.Option(help="Add rows for fedsim on a CUDA device.")] = False,
+) -> None:
+    """Print the benchmark table."""
+    console = Console(width=110)
+    console.print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+    names = [name for name in engines(gpu) if not only or name in [FEDSIM, *only.split(",")]]
+    for work in works.split(","):
+        if work in WORKS:
+            count = turns if work == "digits" else max(4, turns // 3)
+            console.print(table_of(work, race(work, names, count, gpu), warm=max(1, count // 5)))
+        elif work == "population":
+            console.print(populations(10 * turns))
+        elif work == "start":
+            console.print(starts(3))
+        else:
+            raise typer.BadParameter(f"{work} is none of digits, images, population, start")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,143 @@
+"""The claims that take long: measure them and write the table `experiments/results.md`.
+
+python -m experiments.check [--only NAME] [--data-dir FOLDER]. A claim is a row of `CLAIMS`. Exit code 1 when one
+does not
+hold, 0 otherwise; without a data folder the claims that need one are skipped, and the table says so. Rows of claims
+that were not chosen stay, if they come from the same machine and versions.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import fedsim
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.md"
+VERSIONED = ("fedsim", "torch", "numpy", "scikit-learn", "flwr-datasets")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a claim. measured: the numbers in words, or why it was skipped; held: None when it was."""
+
+    measured: str
+    held: bool | None
+
+    @property
+    def verdict(self) -> str:
+        """One word for the table."""
+        return {True: "yes", False: "NO", None: "skipped"}[self.held]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """text: what is claimed. measure: find out, given the data folder. needs_data: there is nothing to do without
+    one."""
+
+    name: str
+    text: str
+    measure: Callable[[Path | None], Outcome]
+    needs_data: bool = False
+
+    def check(self, data_dir: Path | None) -> Outcome:
+        """Measure, or say why not."""
+        if self.needs_data and data_dir is None:
+            return Outcome("no data folder: pass --data-dir or set FEDSIM_DATA", None)
+        return self.measure(data_dir)
+
+
+def digits_fedavg(data_dir: Path | None) -> Outcome:
+    """Mean of the final test accuracies over seeds 0 to 2."""
+    base = fedsim.load(HERE / "digits_fedavg.toml", data_dir=data_dir)
+    found = [fedsim.run(base.with_seed(seed), save=False).history.last("test_accuracy") for seed in range(3)]
+    mean = sum(found) / len(found)
+    return Outcome(f"{mean:.4f} ({', '.join(f'{value:.4f}' for value in found)})", mean >= 0.94)
+
+
+def mnist_shards(data_dir: Path | None) -> Outcome:
+    """Mean of the last ten evaluations at the first round where it reaches the bar, or at the last round."""
+    result = fedsim.run(fedsim.load(HERE / "mnist_shards.toml", data_dir=data_dir), save=False)
+    accuracy = result.history.to_numpy("test_accuracy")
+    means = [float(accuracy[end - 10 : end].mean()) for end in range(10, len(accuracy) + 1)]
+    first = next((number for number, mean in enumerate(means, start=10) if mean >= 0.97), None)
+    reached = "not reached" if first is None else f"reached at round {first}"
+    return Outcome(f"{means[-1]:.4f} at round {len(accuracy)}, best {max(means):.4f}, {reached}", first is not None)
+
+
+CLAIMS = (
+    Claim(
+        "digits_fedavg",
+        "digits_fedavg.toml: test accuracy after 100 rounds, mean over seeds 0 to 2, is at least 0.94",
+        digits_fedavg,
+    ),
+    Claim(
+        "mnist_shards",
+        "mnist_shards.toml: mean test accuracy of 10 evaluations in a row reaches 0.97 within 100 rounds",
+        mnist_shards,
+        needs_data=True,
+    ),
+)
+
+
+def machine() -> str:
+    """Cores, processor and versions of the machine that measures."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONED)
+    return f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}, {versions}"
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    if listing.is_file():
+        for line in listing.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def render(outcomes: dict[str, Outcome], before: str = "") -> str:
+    """The text of results.md; `before` is the one that it replaces."""
+    head = f"Written by `python -m experiments.check` with {machine()}."
+    today = datetime.now(UTC).date().isoformat()
+    old = before.splitlines() if head in before else []
+    rows = []
+    for claim in CLAIMS:
+        if claim.name in outcomes:
+            found = outcomes[claim.name]
+            rows.append(f"| {claim.text} | {found.measured} | {found.verdict} | {today} |")
+        else:
+            rows += [line for line in old if line.startswith(f"| {claim.text} |")]
+    table = ["| claim | measured | holds | date |", "|---|---|---|---|", *rows]
+    return "\n".join(["# Results", "", head, "", *table, ""])
+
+
+def main(
+    only: Annotated[str | None, typer.Option(help="Check this claim alone, by name.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(envvar="FEDSIM_DATA", help="Folder of the data files.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the table goes.")] = RESULTS,
+) -> None:
+    """Check the claims and write the table."""
+    chosen = [claim for claim in CLAIMS if only in (None, claim.name)]
+    if not chosen:
+        raise typer.BadParameter(f"name one of: {', '.join(claim.name for claim in CLAIMS)}", param_hint="--only")
+    outcomes = {}
+    for claim in chosen:
+        outcomes[claim.name] = claim.check(data_dir)
+        typer.echo(f"{claim.name}: {outcomes[claim.name].measured}; holds: {outcomes[claim.name].verdict}")
+    before = out.read_text(encoding="utf-8") if out.is_file() else ""
+    out.write_text(render(outcomes, before), encoding="utf-8")
+    if any(outcome.held is False for outcome in outcomes.values()):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,93 @@
+"""Every experiment file is sound; the claims about them are checked in the slow tests."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+import fedsim
+from experiments import check
+
+FOLDER = Path(check.__file__).parent
+FILES = sorted(path.stem for path in FOLDER.glob("*.toml"))
+SMALL = [
+    name for name in FILES if fedsim.load(FOLDER / f"{name}.toml").resolved()["problem"]["dataset"]["kind"] == "digits"
+]
+
+
+def test_there_are_experiments_to_check() -> None:
+    # One file for each built-in strategy, FedAvg on two more data sets and on a large population, and FedAdam.
+    assert {"digits_fedavg", "mnist_shards", "population"} <= set(FILES)
+    assert "digits_fedavg" in SMALL
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_loads_and_survives_a_round_trip(name: str) -> None:
+    loaded = fedsim.load(FOLDER / f"{name}.toml")
+    resolved = loaded.resolved()
+    assert loaded.name == name
+    written = tomli_w.dumps(resolved)
+    assert fedsim.experiment(**tomllib.loads(written)).resolved() == resolved
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_runs(name: str) -> None:
+    experiment = fedsim.load(FOLDER / f"{name}.toml", overrides=["rounds=2"])
+    result = fedsim.run(experiment, save=False)
+    assert result.status == "finished"
+    assert [row["clients"] for row in result.history] == [10, 10]
+    # Ten classes: a model that has learnt nothing is right one time in ten and has a loss of ln 10 = 2.30.
+    assert result.summary["test_accuracy"] > 0.15
+    assert result.summary["test_loss"] < 2.3
+
+
+def test_population_trains_only_its_cohort() -> None:
+    # The same file with 1,000 clients: 18 of each one's 20 examples are trained on (a tenth is the test set), so an
+    # epoch of batches of 10 is two steps; the model has 60 x 10 + 10 numbers of 4 bytes.
+    overrides = ["problem.dataset.clients=1000", "rounds=2", "evaluation.every=0"]
+    result = fedsim.run(fedsim.load(FOLDER / "population.toml", overrides=overrides), save=False)
+    assert result.history["bytes_up"] == [100 * 610 * 4] * 2
+    assert result.problem.sizes.unique().tolist() == [18]
+
+
+def test_table_keeps_rows_of_the_same_machine_only() -> None:
+    first, second = check.CLAIMS[:2]
+    before = check.render({first.name: check.Outcome("0.95", True)})
+    after = check.render({second.name: check.Outcome("0.5", False)}, before)
+    assert [line.split(" | ")[1:3] for line in after.splitlines()[6:]] == [["0.95", "yes"], ["0.5", "NO"]]
+    elsewhere = before.replace(check.machine(), "another machine")
+    assert "0.95" not in check.render({second.name: check.Outcome("0.5", False)}, elsewhere)
+
+
+def test_claim_without_its_data_is_skipped_and_a_false_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(data_dir: Path | None) -> check.Outcome:
+        raise AssertionError("there is no data folder")
+
+    wanting = check.Claim("wanting", "needs data", never, needs_data=True)
+    monkeypatch.setattr(check, "CLAIMS", (wanting,))
+    out = tmp_path / "results.md"
+    check.main(only="wanting", data_dir=None, out=out)
+    assert "| needs data | no data folder: pass --data-dir or set FEDSIM_DATA | skipped |" in out.read_text()
+    false = check.Claim("false", "is false", lambda data_dir: check.Outcome("0.1", False))
+    monkeypatch.setattr(check, "CLAIMS", (false,))
+    with pytest.raises(check.typer.Exit) as stopped:
+        check.main(only=None, data_dir=None, out=out)
+    assert stopped.value.exit_code == 1
+    assert "| is false | 0.1 | NO |" in out.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("claim", check.CLAIMS, ids=lambda claim: claim.name)
+def test_claim(claim: check.Claim) -> None:
+    folder = os.environ.get("FEDSIM_DATA")
+    outcome = claim.check(Path(folder) if folder else None)
+    if outcome.held is None:
+        pytest.skip(outcome.measured)
+    assert outcome.held, outcome.measured

@@ -1,0 +1,140 @@
+"""The loop: evaluation, early stopping, callbacks, starting points, and what it refuses to go on with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import blobs, mlp, small, small_problem
+from torch import nn
+
+import fedsim
+from fedsim.errors import DivergedError, InputError
+from fedsim.loop import Stopping
+from fedsim.runner import build_simulation
+
+
+def test_evaluation_every_k_rounds_and_after_the_last():
+    result = fedsim.run(small(5, evaluation={"every": 2}), problem=small_problem(), save=False)
+    evaluated = [row["round"] for row in result.history if "test_loss" in row]
+    assert evaluated == [2, 4, 5]
+    assert [row["round"] for row in result.history] == [1, 2, 3, 4, 5]
+
+
+def test_evaluation_is_that_of_the_module():
+    problem, data = small_problem(), blobs()
+    params = problem.initial()
+    found = problem.evaluate(params, clients=True)
+    with torch.no_grad():
+        outputs = problem.module(params)(torch.tensor(data["test"][0]))
+        own = problem.module(params)(torch.tensor(data["x"])).argmax(1).numpy()
+    y = torch.tensor(data["test"][1])
+    assert found["test_loss"] == pytest.approx(float(nn.functional.cross_entropy(outputs, y)))
+    assert found["test_accuracy"] == float((outputs.argmax(1) == y).double().mean())
+    accuracies = sorted(float((own[rows] == data["y"][rows]).mean()) for rows in data["clients"])
+    assert found["client_accuracy_worst"] == accuracies[0]
+    assert found["client_accuracy_mean"] == pytest.approx(sum(accuracies) / 6)
+    # The 10th percentile of six values lies half-way between the first two: 0.1 x 5 = 0.5.
+    assert found["client_accuracy_p10"] == pytest.approx((accuracies[0] + accuracies[1]) / 2)
+
+
+def test_stopping_rules():
+    assert Stopping(target=0.9).reached([0.5, 0.89]) is None
+    assert Stopping(target=0.9).reached([0.5, 0.9]) is not None
+    assert Stopping(metric="test_loss", target=0.3).reached([0.4]) is None
+    assert Stopping(metric="test_loss", target=0.3).reached([0.2]) is not None
+    assert Stopping(patience=2).reached([0.5, 0.6, 0.6]) is None
+    assert Stopping(patience=2).reached([0.5, 0.6, 0.6, 0.55]) is not None
+
+
+def test_a_run_stops_early_and_says_why():
+    experiment = small(50, evaluation={"every": 1}, stopping={"metric": "test_accuracy", "target": 0.1})
+    result = fedsim.run(experiment, problem=small_problem(), save=False)
+    assert result.status == "stopped"
+    assert "test_accuracy" in result.reason
+    assert len(result.history) < 50
+
+
+def test_callbacks_see_every_round_and_the_model():
+    seen = []
+    result = fedsim.run(
+        small(3),
+        problem=small_problem(),
+        save=False,
+        callbacks=[lambda now: seen.append((now.row["round"], now.params))],
+    )
+    assert [number for number, _ in seen] == [1, 2, 3]
+    assert torch.equal(seen[-1][1], result.params)
+    assert not torch.equal(seen[0][1], seen[1][1])
+
+
+def test_a_model_that_is_not_finite_stops_the_run():
+    problem = small_problem()
+    simulation = build_simulation(small(3, client={"kind": "sgd", "epochs": 1, "lr": 1e200}), problem)
+    with pytest.raises(DivergedError, match=r"lower client\.lr"):
+        list(simulation)
+    assert torch.isfinite(simulation.state.params).all()
+
+
+def test_training_starts_from_a_given_state(tmp_path):
+    other = mlp()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.fill_(0.25)
+    torch.save(other.state_dict(), tmp_path / "start.pt")
+    from fedsim.problems.supervised import load_start
+
+    problem = small_problem()
+    problem.start_from(load_start(tmp_path / "start.pt"))
+    assert torch.equal(problem.initial(), torch.full((problem.dimension,), 0.25, dtype=torch.float64))
+    result = fedsim.run(small(1), problem=problem, save=False)
+    again = tmp_path / "again.pt"
+    torch.save(result.model().state_dict(), again)
+    problem.start_from(load_start(again))
+    assert torch.equal(problem.initial(), result.params)
+
+
+def test_a_state_that_does_not_fit_is_refused(tmp_path):
+    from fedsim.problems.supervised import load_start
+
+    problem = small_problem()
+    with pytest.raises(InputError, match=r"problem\.start = 1\.weight"):
+        problem.start_from({"1.weight": torch.zeros(2, 2)})
+    (tmp_path / "junk.pt").write_bytes(b"not a state dict")
+    for name in ("junk.pt", "absent.pt"):
+        with pytest.raises(InputError, match=name):
+            load_start(tmp_path / name)
+
+
+class Wrong(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer, self.kind = nn.Linear(6, 3), kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "global draws":
+            return nn.functional.dropout(self.layer(x), 0.5, training=self.training)
+        return self.layer(x)[:, :2] if self.kind == "shape" else self.layer(x[:, :5])
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("shape", "not"), ("inputs", "does not fit"), ("global draws", "generator")]
+)
+def test_models_that_do_not_fit_are_refused(kind, words):
+    model = Wrong(kind)
+    before = torch.get_rng_state()
+    with pytest.raises(InputError, match=words):
+        fedsim.supervised(**blobs(), model=model, device="cpu")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_clients_that_do_not_fit_are_refused():
+    data = blobs()
+    for clients in ([], [[]], [[0, 10**6]], [[-1]]):
+        with pytest.raises(InputError):
+            fedsim.supervised(data["x"], data["y"], model=mlp(), clients=clients, device="cpu")
+
+
+def test_virtual_time_and_the_ledger_add_up():
+    result = fedsim.run(small(4), problem=small_problem(), save=False)
+    assert [row["time"] for row in result.history] == [1.0, 2.0, 3.0, 4.0]
+    assert result.summary["total_bytes_up"] == sum(row["bytes_up"] for row in result.history) == 4 * 4 * 83 * 8
