@@ -42,7 +42,8 @@ class Outcome:
 @dataclass(frozen=True)
 class Claim:
     """text: what is claimed. measure: find out, given the data folder. needs_data: there is nothing to do without
-    one."""
+    one.
+    """
 
     name: str
     text: str

@@ -193,10 +193,9 @@ def test_seeds_are_read():
 
 def test_importing_fedsim_is_light():
     """No pictures, tables of data, partitioners or actors are loaded by an import, nor Flower by a whole run."""
+    heavy = ("matplotlib", "sklearn", "datasets", "ray", "flwr", "pandas")
     code = (
-        "import sys, fedsim; fedsim.experiment; fedsim.run; "
-        "print([name for name in ('matplotlib', 'sklearn', 'datasets', 'ray', 'flwr', 'pandas') if name in
-        sys.modules])"
+        f"import sys, fedsim; fedsim.experiment; fedsim.run; print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
