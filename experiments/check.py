@@ -112,11 +112,12 @@ def render(outcomes: dict[str, Outcome], before: str = "") -> str:
     old = before.splitlines() if head in before else []
     rows = []
     for claim in CLAIMS:
-        if claim.name in outcomes:
-            found = outcomes[claim.name]
-            rows.append(f"| {claim.text} | {found.measured} | {found.verdict} | {today} |")
+        found = outcomes.get(claim.name)
+        kept = [line for line in old if line.startswith(f"| {claim.text} |")]
+        if found is None or (found.held is None and kept):
+            rows += kept
         else:
-            rows += [line for line in old if line.startswith(f"| {claim.text} |")]
+            rows.append(f"| {claim.text} | {found.measured} | {found.verdict} | {today} |")
     table = ["| claim | measured | holds | date |", "|---|---|---|---|", *rows]
     return "\n".join(["# Results", "", head, "", *table, ""])
 

@@ -59,6 +59,7 @@ def test_table_keeps_rows_of_the_same_machine_only() -> None:
     before = check.render({first.name: check.Outcome("0.95", True)})
     after = check.render({second.name: check.Outcome("0.5", False)}, before)
     assert [line.split(" | ")[1:3] for line in after.splitlines()[6:]] == [["0.95", "yes"], ["0.5", "NO"]]
+    assert check.render({first.name: check.Outcome("no data", None)}, before) == before
     elsewhere = before.replace(check.machine(), "another machine")
     assert "0.95" not in check.render({second.name: check.Outcome("0.5", False)}, elsewhere)
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.cores import cores, spread
+from fedsim.engine.cores import cores, one_core_an_operation, spread
+from fedsim.engine.footprint import footprint
 from fedsim.engine.lowering import has_convolution
 from fedsim.engine.network import ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.engine.store import ClientStore, Shapes
@@ -28,8 +29,8 @@ from fedsim.transforms import Transform
 
 Choice = Literal["auto", "stacked", "loop"]
 
-WORTH_A_THREAD = 500_000
-"""Numbers that a step must touch (clients x batch x parameters) before splitting it among threads saves time."""
+WORTH_A_THREAD = 20_000_000
+"""Multiply-adds that a step must have, for each core, before threads win more than they lose to Python's lock."""
 
 
 class Client(Protocol):
@@ -113,7 +114,11 @@ class Executor:
         self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory)
         asked = getattr(client, "batch_size", None)
         self._width = min(asked, problem.largest) if isinstance(asked, int) else problem.largest
-        self._row_bytes = self._estimate()
+        cost = footprint(problem.model, problem.x[:1])
+        # A stacked client takes about six vectors of d, and a batch's activations with their gradients.
+        numbers = 6 * problem.dimension + 3 * self._width * cost.activations
+        self._row_bytes = numbers * problem.dtype.itemsize
+        self._row_operations = self._width * cost.operations
         self.cores = cores()
 
     @property
@@ -138,22 +143,32 @@ class Executor:
             return cohort, Update(self._transform(orders, cohort, dict(update.payload)), update.metrics)
 
         self.store.admit(clients)
-        done = spread(work, units)
+        if self._spreads(len(rank)):
+            done = spread(work, units)
+        else:
+            with one_core_an_operation():
+                done = [work(rows) for rows in units]
         for cohort, _ in done:
             self.store.write(cohort.clients, cohort.state)
         back = torch.argsort(torch.cat(units))
         payload = _gathered([update.payload for _, update in done], back)
         metrics = _gathered([update.metrics for _, update in done], back)
-        encoded = sum(self._encoded(name, rows[0]) for name, rows in payload.items())
+        encoded = sum(self._encoded(name, rows[0]) for name, rows in payload.items() if len(rows))
         return Work(payload, metrics, encoded, cost.steps)
 
     def _units(self, rank: Tensor) -> list[Tensor]:
-        """Clients, longest first, dealt to cohorts of at most `chunk`, at least one a core where that pays."""
+        """Clients, longest first, dealt to cohorts of at most `chunk`, one a core or more where that pays."""
         count = -(-len(rank) // self.chunk)
-        if self.problem.device.type == "cpu":
-            numbers = len(rank) * self._width * self.problem.dimension
-            count = max(count, min(self.cores, numbers // WORTH_A_THREAD))
+        if self._spreads(len(rank)):
+            count = max(count, min(self.cores, len(rank)))
         return [rank[first::count] for first in range(count)] if count else [rank]
+
+    def _spreads(self, clients: int) -> bool:
+        """Whether cohorts of so many clients run on several cores."""
+        if self.problem.device.type != "cpu" or self.cores == 1:
+            return False
+        together = 1 if self.chunk == 1 else clients // self.cores
+        return together * self._row_operations > WORTH_A_THREAD
 
     def _hold(self, cost: Cost, rows: Tensor, cohort: Cohort, update: Update) -> None:
         """Hold a client algorithm to what it declared."""
@@ -183,38 +198,11 @@ class Executor:
             return self.transforms[-1].nbytes(row.numel(), row.element_size())
         return row.numel() * row.element_size()
 
-    def _estimate(self) -> int:
-        """Bytes a stacked client takes: about six vectors of d, and a batch's activations with their gradients."""
-        problem = self.problem
-        numbers = 6 * problem.dimension + 3 * self._width * _activations(problem)
-        return numbers * problem.dtype.itemsize
-
 
 def _own_state(client: Client, dimension: int) -> Shapes:
     state = getattr(client, "state", None)
     shapes: Shapes = {} if state is None else state(dimension)
     return shapes
-
-
-def _activations(problem: Supervised) -> int:
-    """Numbers that one example's forward pass makes, unfolded patches of convolutions included."""
-    made = problem.x[0].numel()
-
-    def count(part: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:  # noqa: ARG001
-        nonlocal made
-        if isinstance(output, Tensor):
-            made += output.numel()
-            if isinstance(part, nn.Conv2d):
-                made += output[0, 0].numel() * part.weight[0].numel()
-
-    hooks = [part.register_forward_hook(count) for part in problem.model.modules()]
-    try:
-        with torch.no_grad():
-            problem.model(problem.x[:1])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return made
 
 
 def _gathered(parts: list[Mapping[str, Tensor]], back: Tensor) -> dict[str, Tensor]:

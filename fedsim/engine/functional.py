@@ -1,27 +1,40 @@
-"""A module as a function of its parameters, from any thread."""
+"""A module under given parameters, from any thread: each thread has a copy of its own."""
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 
 class Functional:
-    """Calls a module with given parameters instead of its own.
-
-    `functional_call` swaps the module's tensors while it runs, so each thread calls a copy of its own.
-    """
+    """Calls a module with given parameters instead of its own."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._own = model, threading.local()
 
     def __call__(self, named: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """Outputs of inputs x under parameters by name."""
+        """Outputs of inputs x under parameters by name, which may be those of `vmap`."""
+        outputs: Tensor = functional_call(self._copy(), dict(named), (x,))
+        return outputs
+
+    def bind(self, leaves: Iterable[Tensor]) -> tuple[nn.Module, list[nn.Parameter]]:
+        """Give the thread's copy, and its parameters, which share memory with `leaves` (in the module's own order).
+
+        Much cheaper than `functional_call`, which matters where a client's step is a few microseconds of arithmetic.
+        """
+        model = self._copy()
+        parameters: list[nn.Parameter] = self._own.parameters
+        for parameter, leaf in zip(parameters, leaves, strict=True):
+            parameter.data = leaf
+        return model, parameters
+
+    def _copy(self) -> nn.Module:
         if not hasattr(self._own, "model"):
             self._own.model = copy.deepcopy(self._model)
-        outputs: Tensor = functional_call(self._own.model, dict(named), (x,))
-        return outputs
+            self._own.parameters = list(self._own.model.parameters())
+        model: nn.Module = self._own.model
+        return model

@@ -119,19 +119,20 @@ class PlainNetwork(_Autograd):
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [1] and gradients of one client; padding is cut off rather than weighted."""
-        leaves = [leaf[0].detach().requires_grad_() for leaf in y.leaves]
+        model, parameters = self.model.bind(leaf[0] for leaf in y.leaves)
         count = int(torch.count_nonzero(batch.weight[0]))
         with drawing(batch.draw, stacked=self.stacked):
-            outputs = self.model(dict(zip(self.layout.names, leaves, strict=True)), batch.x[0, :count])
+            outputs = model(batch.x[0, :count])
         loss = self.loss.examples(outputs, batch.y[0, :count]).mean()
-        gradient = torch.autograd.grad(loss, leaves)
+        gradient = torch.autograd.grad(loss, parameters)
         return loss.detach().view(1), Stack([part.unsqueeze(0) for part in gradient])
 
     def forward(self, y: Stack, x: Tensor) -> Tensor:
         """Outputs [1, B, K] of inputs [1, B, ...], in evaluation mode, without gradients."""
-        named = {name: leaf[0] for name, leaf in zip(self.layout.names, y.leaves, strict=True)}
+        model, _ = self.model.bind(leaf[0] for leaf in y.leaves)
         with torch.no_grad():
-            return self.model(named, x[0]).unsqueeze(0)
+            outputs: Tensor = model(x[0])
+        return outputs.unsqueeze(0)
 
 
 class ChainNetwork:
@@ -187,7 +188,7 @@ class ChainNetwork:
         for (weight, bias), delta, h in parts:
             y.leaves[weight].baddbmm_(delta.mT, h, beta=beta, alpha=-lr)
             if bias is not None:
-                y.leaves[bias].unsqueeze(1).baddbmm_(_ones(delta), delta, beta=beta, alpha=-lr)
+                y.transposed[bias].baddbmm_(_ones(delta), delta, beta=beta, alpha=-lr)
         if shift is not None:
             y.add_(shift, alpha=lr)
         return losses
@@ -199,11 +200,10 @@ class ChainNetwork:
     def _forward(self, y: Stack, x: Tensor) -> list[Tensor]:
         hidden = [x.flatten(2)]
         for number, (weight, bias) in enumerate(self.places):
-            w = y.leaves[weight]
             if bias is None:
-                out = torch.bmm(hidden[-1], w.mT)
+                out = torch.bmm(hidden[-1], y.transposed[weight])
             else:
-                out = torch.baddbmm(y.leaves[bias].unsqueeze(1), hidden[-1], w.mT)
+                out = torch.baddbmm(y.transposed[bias], hidden[-1], y.transposed[weight])
             if number < len(self.places) - 1:
                 out = out.relu_() if self.act == "relu" else out.tanh_()
             hidden.append(out)

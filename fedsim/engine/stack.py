@@ -63,16 +63,24 @@ class Layout:
 class Stack:
     """Parameters of C clients: `leaves[j]` is [C, *shape of parameter j]. See the module's text."""
 
-    __slots__ = ("leaves",)
+    __slots__ = ("_transposed", "leaves")
 
     def __init__(self, leaves: Iterable[Tensor]) -> None:
         self.leaves = list(leaves)
+        self._transposed: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.leaves[0])
 
     def __getitem__(self, rows: slice) -> Stack:
         return Stack([leaf[rows] for leaf in self.leaves])
+
+    @property
+    def transposed(self) -> list[Tensor]:
+        """Views for products from the right: [C, in, out] of weights [C, out, in], and [C, 1, out] of biases."""
+        if self._transposed is None:
+            self._transposed = [leaf.unsqueeze(1) if leaf.dim() == 2 else leaf.mT for leaf in self.leaves]
+        return self._transposed
 
     def flat(self) -> Tensor:
         """The rows as one matrix [C, d]."""

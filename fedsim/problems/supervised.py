@@ -152,8 +152,10 @@ class Supervised:
 
         def outputs(first: int) -> Tensor:
             rows = slice(first, first + EVALUATION_BATCH)
+            model, _ = self.functional.bind(named.values())
             with torch.no_grad():
-                return self.functional(named, x[rows] if index is None else x[index[rows]])
+                found: Tensor = model(x[rows] if index is None else x[index[rows]])
+            return found
 
         return torch.cat(spread(outputs, range(0, total, EVALUATION_BATCH)))
 
