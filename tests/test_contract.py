@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
-from conftest import small, small_problem
+from small_problems import small, small_problem
 
 import fedsim
 from fedsim import registry

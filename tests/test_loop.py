@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import blobs, mlp, small, small_problem
+from small_problems import blobs, mlp, small, small_problem
 from torch import nn
 
 import fedsim
@@ -24,9 +24,10 @@ def test_evaluation_is_that_of_the_module():
     problem, data = small_problem(), blobs()
     params = problem.initial()
     found = problem.evaluate(params, clients=True)
+    module = problem.module(params).cpu()
     with torch.no_grad():
-        outputs = problem.module(params)(torch.tensor(data["test"][0]))
-        own = problem.module(params)(torch.tensor(data["x"])).argmax(1).numpy()
+        outputs = module(torch.tensor(data["test"][0]))
+        own = module(torch.tensor(data["x"])).argmax(1).numpy()
     y = torch.tensor(data["test"][1])
     assert found["test_loss"] == pytest.approx(float(nn.functional.cross_entropy(outputs, y)))
     assert found["test_accuracy"] == float((outputs.argmax(1) == y).double().mean())
@@ -85,7 +86,7 @@ def test_training_starts_from_a_given_state(tmp_path):
 
     problem = small_problem()
     problem.start_from(load_start(tmp_path / "start.pt"))
-    assert torch.equal(problem.initial(), torch.full((problem.dimension,), 0.25, dtype=torch.float64))
+    assert torch.equal(problem.initial().cpu(), torch.full((problem.dimension,), 0.25, dtype=torch.float64))
     result = fedsim.run(small(1), problem=problem, save=False)
     again = tmp_path / "again.pt"
     torch.save(result.model().state_dict(), again)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import blobs, mlp, small, small_problem
+from small_problems import blobs, mlp, small, small_problem
 from torch import nn
 from torch.nn import functional
 
@@ -46,8 +46,8 @@ def test_a_round_is_that_of_a_plain_loop(executor):
     start = simulation.state.params
     simulation.step()
     changes = torch.stack([by_hand(data, client, 2, 4, 0.1, seed=4, number=0) for client in range(6)])
-    expected = start + (sizes / sizes.sum()).double() @ changes
-    assert torch.allclose(simulation.state.params, expected, rtol=0, atol=1e-12)
+    expected = start.cpu() + (sizes / sizes.sum()).double() @ changes
+    assert torch.allclose(simulation.state.params.cpu(), expected, rtol=0, atol=1e-12)
 
 
 def test_replies_carry_the_mean_loss_over_the_steps():

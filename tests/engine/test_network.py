@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import mlp
+from small_problems import mlp
 from torch import nn
 
 from fedsim.engine.dropout import Draw, NamedDropout, drawing, prepare

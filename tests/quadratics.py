@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from small_problems import DEVICE
 from torch import nn
 
 import fedsim
@@ -51,7 +52,12 @@ class Quadratics:
         with torch.no_grad():
             model.weight.zero_()
         problem = fedsim.supervised(
-            self.x, self.y, model=model, clients=self.clients, dtype=torch.float64, device="cpu"
+            self.x,
+            self.y,
+            model=model,
+            clients=self.clients,
+            dtype=torch.float64,
+            device=DEVICE,
         )
         experiment = fedsim.experiment(
             rounds=rounds,
@@ -63,4 +69,4 @@ class Quadratics:
         simulation = build_simulation(experiment, problem)
         for _ in simulation:
             pass
-        return simulation.state.params.numpy()
+        return simulation.state.params.cpu().numpy()
