@@ -41,9 +41,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Claim:
-    """text: what is claimed. measure: find out, given the data folder. needs_data: there is nothing to do without
-    one.
-    """
+    """text: what is claimed. measure: find out, given the data folder. needs_data: it cannot be done without one."""
 
     name: str
     text: str

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fedsim.aggregation import Aggregator, WeightedMean
 from fedsim.errors import FedsimError
 
 Scalar = bool | int | float | str
@@ -58,14 +59,6 @@ class Update:
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Aggregator(Protocol):
-    """A centre of rows [C, d] under weights [C]: the weighted mean, or something more robust."""
-
-    def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """The centre, [d]."""
-        ...
-
-
 @dataclass(frozen=True)
 class Replies:
     """The finite replies of a window, in ascending order of client; sums are taken in this order.
@@ -79,7 +72,7 @@ class Replies:
     metrics: Mapping[str, Tensor]
     examples: Tensor
     failed: Tensor
-    aggregator: Aggregator | None = None
+    aggregator: Aggregator = field(default_factory=WeightedMean)
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -93,14 +86,14 @@ class Replies:
     def combine(
         self, weights: Tensor, scale: float | Tensor = 1.0, name: str = "delta", rows: Tensor | None = None
     ) -> Tensor:
-        """Scale * sum_i w_i rows_i, [d], of the payload `name` or of `rows` [k, d] made from it.
+        """Scale * (sum_i w_i) * A(rows, w), [d], of the payload `name` or of `rows` [k, d] made from it.
 
-        Under a robust aggregator A it is scale * (sum_i w_i) * A(rows, weights): the weights say how long the step
-        is, the aggregator where it points. With no replies it is zero.
+        With the weighted mean as aggregator A that is scale * sum_i w_i rows_i; a robust one in its place says where
+        the step points, while the weights go on saying how long it is. With no replies it is zero.
         """
         rows = self.payload[name] if rows is None else rows
-        if self.aggregator is None or len(self) == 0:
-            return scale * (weights @ rows)
+        if len(self) == 0:
+            return rows.new_zeros(rows.shape[1:])
         return scale * weights.sum() * self.aggregator(rows, weights)
 
     def mean(self, metric: str) -> float | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -25,6 +25,7 @@ from fedsim.engine.ledger import Ledger
 from fedsim.errors import DivergedError
 from fedsim.exchange import Orders, Replies, Window
 from fedsim.options import Count, Whole, options
+from fedsim.selection import Selector
 from fedsim.strategy import ProblemView, ServerState, Strategy
 from fedsim.streams import Streams
 
@@ -75,29 +76,6 @@ class Engine(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """How orders are executed, for the run's config.toml."""
-        ...
-
-
-class Selector(Protocol):
-    """Which of the free clients work next."""
-
-    def start(self, sizes: Tensor) -> dict[str, Tensor]:
-        """The selector's state before the first round; sizes: examples of each client, int64 [N]."""
-        ...
-
-    def select(
-        self,
-        state: dict[str, Tensor],
-        streams: Streams,
-        round: int,  # noqa: A002
-        population: int,
-        busy: Collection[int],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Ids of the chosen clients, int64 [k], ascending, and the new state."""
-        ...
-
-    def observe(self, state: dict[str, Tensor], replies: Replies) -> dict[str, Tensor]:
-        """The state after replies have come in."""
         ...
 
 

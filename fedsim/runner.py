@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.aggregation import WeightedMean
+from fedsim.aggregation import Aggregator
 from fedsim.configuration import Experiment
 from fedsim.engine.executor import Executor
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.errors import DivergedError, InputError
-from fedsim.exchange import Aggregator
 from fedsim.history import History
 from fedsim.loop import Engine, Parts, Row, Simulation
 from fedsim.problems.datasets import DataFolder, Dataset
@@ -41,8 +40,8 @@ class Round:
 
 
 Callback = Callable[[Round], None]
-EngineMaker = Callable[[Supervised, Aggregator | None], Engine]
-"""Makes an engine for a problem; the aggregator, where there is one, replaces the weighted sum of replies."""
+EngineMaker = Callable[[Supervised, Aggregator], Engine]
+"""Makes an engine for a problem, whose replies are combined by an aggregator."""
 
 
 @dataclass(frozen=True)
@@ -109,38 +108,40 @@ def build_executor(experiment: Experiment, problem: Supervised) -> Executor:
         transforms=experiment.transforms,
         memory=options.memory_mib * 2**20,
         state_memory=options.state_mib * 2**20,
-        participants=experiment.rounds * _cohort_size(experiment, problem),
+        participants=experiment.rounds * experiment.selection.of(problem.num_clients),
     )
 
 
 def build_simulation(experiment: Experiment, problem: Supervised, engine: EngineMaker | None = None) -> Simulation:
     """The experiment as a simulation in this process, or over the engine that `engine` makes."""
-    mean = isinstance(experiment.aggregation, WeightedMean)
-    aggregator = None if mean else experiment.aggregation
+    _check(experiment, problem)
+    aggregator = experiment.aggregation
     if engine is None:
         made: Engine = VirtualEngine(build_executor(experiment, problem), aggregator)
     else:
         made = engine(problem, aggregator)
-    return Simulation(parts_of(experiment, problem, made))
+    return Simulation(
+        Parts(
+            problem=problem,
+            strategy=experiment.strategy,
+            selector=experiment.selection,
+            engine=made,
+            streams=Streams(experiment.seed),
+            rounds=experiment.rounds,
+            evaluation=experiment.evaluation,
+            stopping=experiment.stopping,
+        )
+    )
 
 
-def parts_of(experiment: Experiment, problem: Supervised, engine: Engine) -> Parts:
-    """The parts of a simulation over an engine; refuses what does not fit the problem."""
+def _check(experiment: Experiment, problem: Supervised) -> None:
+    """Refuse what does not fit the problem."""
     experiment.selection.check(problem.num_clients)
+    experiment.aggregation.check(experiment.selection.of(problem.num_clients))
     stopping = experiment.stopping
     measured = problem.measures(experiment.evaluation.clients)
     if stopping is not None and stopping.metric not in measured:
         raise InputError("stopping.metric", stopping.metric, f"name one of: {', '.join(measured)}")
-    return Parts(
-        problem=problem,
-        strategy=experiment.strategy,
-        selector=experiment.selection,
-        engine=engine,
-        streams=Streams(experiment.seed),
-        rounds=experiment.rounds,
-        evaluation=experiment.evaluation,
-        stopping=stopping,
-    )
 
 
 def run(
@@ -163,12 +164,17 @@ def run(
     place = None if out is None else Path(out)
     if save:
         RunFolder.check(place, experiment.name, force=force)
-    problem = build_problem(experiment) if problem is None else problem
+    described = experiment.resolved()
+    if problem is None:
+        problem = build_problem(experiment)
+    else:  # the file's own problem has nothing to do with this run
+        del described["problem"], described["partition"]
     simulation = build_simulation(experiment, problem, engine)
     if not save:
         return _run(experiment, problem, simulation, callbacks, None)
     with RunFolder.create(place, experiment.name, force=force) as folder:
         try:
+            folder.write_config(described | _notes(simulation, problem))
             return _run(experiment, problem, simulation, callbacks, folder)
         except (InputError, StorageError):
             raise
@@ -185,7 +191,6 @@ def _run(
     folder: RunFolder | None,
 ) -> Result:
     if folder is not None:
-        folder.write_config(experiment.resolved() | _notes(simulation, problem))
         _draw_partition(problem, folder)
     rows: list[Row] = []
     status, reason = "finished", ""
@@ -267,11 +272,6 @@ def _array(values: Any) -> np.ndarray[Any, Any]:
     if np.issubdtype(array.dtype, np.floating):
         return array.astype(np.float32) if array.dtype != np.float64 else array
     return array.astype(np.int64)
-
-
-def _cohort_size(experiment: Experiment, problem: Supervised) -> int:
-    count = getattr(experiment.selection, "count", None)
-    return problem.num_clients if count is None else int(count)
 
 
 def _notes(simulation: Simulation, problem: Supervised) -> dict[str, Any]:

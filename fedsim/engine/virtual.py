@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.aggregation import Aggregator
 from fedsim.engine.executor import Executor
 from fedsim.engine.ledger import Ledger
-from fedsim.exchange import Aggregator, Orders, Replies, Window, payload_bytes
+from fedsim.exchange import Orders, Replies, Window, payload_bytes
 
 DURATION = 1.0
 """Virtual seconds that every client takes for an order."""
@@ -32,7 +33,7 @@ class VirtualEngine:
     time: virtual seconds. ledger: what crossed so far. busy: clients at work.
     """
 
-    def __init__(self, executor: Executor, aggregator: Aggregator | None = None) -> None:
+    def __init__(self, executor: Executor, aggregator: Aggregator) -> None:
         self.executor, self.aggregator = executor, aggregator
         self.time = 0.0
         self.ledger = Ledger()

@@ -12,10 +12,11 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedsim.aggregation import Aggregator
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.virtual import settle
 from fedsim.errors import FedsimError
-from fedsim.exchange import Aggregator, Orders, Replies, Window, payload_bytes
+from fedsim.exchange import Orders, Replies, Window, payload_bytes
 from fedsim.flower.recipe import identity
 from fedsim.flower.records import (
     ARRAYS,
@@ -68,7 +69,7 @@ class GridEngine:
         self,
         grid: Grid,
         problem: Supervised,
-        aggregator: Aggregator | None = None,
+        aggregator: Aggregator,
         *,
         experiment: str,
         timeout: float = 600.0,

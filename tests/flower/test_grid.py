@@ -12,12 +12,13 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 import fedsim
+from fedsim.aggregation import WeightedMean
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.errors import InputError
 from fedsim.exchange import All, Orders
 from fedsim.flower import GridEngine, GridError, Recipe, client_app, node, server_app
 from fedsim.loop import Simulation
-from fedsim.runner import build_executor, build_problem, parts_of
+from fedsim.runner import build_executor, build_problem, build_simulation
 
 # Sums of the same float32 numbers in the same order: nothing may differ by more than the last bits.
 SAME = {"rtol": 0.0, "atol": 1e-6}
@@ -108,7 +109,11 @@ def grid_of(experiment, nodes=2, **kwargs):
 
 def engine_of(experiment, grid, problem=None, **kwargs):
     problem = build_problem(experiment) if problem is None else problem
-    return GridEngine(grid, problem, experiment=Recipe.of(experiment).digest, **kwargs)
+    return GridEngine(grid, problem, WeightedMean(), experiment=Recipe.of(experiment).digest, **kwargs)
+
+
+def simulated(experiment, problem, engine) -> Simulation:
+    return build_simulation(experiment, problem, lambda *_: engine)
 
 
 def on_grid(experiment, nodes=2):
@@ -197,7 +202,7 @@ def test_time_is_the_wall_clocks(monkeypatch):
 def test_a_snapshot_is_resumed_on_other_nodes_and_in_one_process(engine):
     experiment = tiny("scaffold", "scaffold")
     problem = build_problem(experiment)
-    whole = Simulation(parts_of(experiment, problem, engine_of(experiment, grid_of(experiment, 2), problem)))
+    whole = simulated(experiment, problem, engine_of(experiment, grid_of(experiment, 2), problem))
     for _ in range(2):
         whole.step()
     saved = whole.snapshot()
@@ -205,9 +210,9 @@ def test_a_snapshot_is_resumed_on_other_nodes_and_in_one_process(engine):
     other = (
         engine_of(experiment, grid_of(experiment, 3), problem)
         if engine == "grid"
-        else VirtualEngine(build_executor(experiment, problem))
+        else VirtualEngine(build_executor(experiment, problem), WeightedMean())
     )
-    resumed = Simulation(parts_of(experiment, problem, other))
+    resumed = simulated(experiment, problem, other)
     resumed.step()  # what it remembers from here must be forgotten
     resumed.restore(saved)
     rows = [resumed.step(), resumed.step()]
