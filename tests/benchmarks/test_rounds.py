@@ -1,0 +1,54 @@
+"""The table: its arithmetic, and one small race between two engines in processes of their own."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from experiments.benchmarks import rounds
+from experiments.benchmarks.peers import work
+from experiments.benchmarks.rounds import FEDSIM, Measured, table_of
+
+
+def text_of(table) -> str:
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(table)
+    return shown.getvalue()
+
+
+def test_ratios_are_medians_within_turns_and_warm_rounds_do_not_count():
+    ours = Measured([9.0, 1.0, 2.0, 4.0], start=1.0, accuracy=0.5, memory=100.0)
+    peer = Measured([9.0, 3.0, 4.0, 20.0], start=2.0, accuracy=0.5, memory=200.0)
+    shown = text_of(table_of("work", {FEDSIM: ours, "peer": peer, "absent": "not installed"}, warm=1))
+    # Ratios 3, 2 and 5: their median is 3, while the ratio of the medians is 4 / 2.
+    line = next(line for line in shown.splitlines() if "peer" in line)
+    assert "4000.0" in line
+    assert "3.00" in line
+    assert "not installed" in shown
+
+
+def test_engines_race_and_agree(monkeypatch):
+    found = rounds.race("digits", [FEDSIM, "lean loop (1)"], turns=10, gpu=False)
+    for measured in found.values():
+        assert isinstance(measured, Measured)
+        assert len(measured.seconds) == 10
+        assert measured.accuracy > 0.85
+        assert measured.memory > 50
+    # Different shuffles, equal method: the accuracies of 359 test examples are within five points.
+    accuracies = [measured.accuracy for measured in found.values()]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.05)
+
+
+def test_every_engine_has_an_interface():
+    for make in rounds.engines(gpu=False).values():
+        engine = make(work.digits())
+        for method in ("missing", "start", "round", "accuracy", "parameters", "stop"):
+            assert callable(getattr(engine, method))
+
+
+def test_a_population_runs():
+    seconds, memory = rounds.population(200, 3)
+    assert len(seconds) == 3
+    assert memory > 50

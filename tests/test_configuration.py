@@ -1,0 +1,72 @@
+"""Experiment files: overrides, defaults, schedules, and the pair of strategy and client."""
+
+from __future__ import annotations
+
+import pytest
+
+import fedsim
+from fedsim.errors import InputError
+from fedsim.schedules import Constant, Cosine, Exponential, Linear, Step
+
+
+def written(tmp_path, text: str):
+    path = tmp_path / "experiment.toml"
+    path.write_text(text)
+    return path
+
+
+def test_overrides_are_toml_and_bare_words_are_strings(tmp_path):
+    path = written(tmp_path, 'rounds = 3\n[client]\nkind = "sgd"\nepochs = 1\n')
+    loaded = fedsim.load(
+        path,
+        overrides=["client.lr=0.5", "strategy.kind=fedprox", "problem.model.hidden=[3, 4]", "problem.model.kind=mlp"],
+        seed=7,
+    )
+    assert (loaded.client.lr, type(loaded.strategy).__name__, loaded.model.hidden) == (0.5, "FedProx", (3, 4))
+    assert (loaded.rounds, loaded.seed) == (3, 7)
+
+
+def test_a_plug_in_named_without_options_can_be_given_one(tmp_path):
+    path = written(tmp_path, '[problem]\nmodel = "mlp"\n')
+    assert fedsim.load(path, overrides=["problem.model.hidden=[5]"]).model.hidden == (5,)
+
+
+def test_an_empty_file_is_an_experiment(tmp_path):
+    loaded = fedsim.load(written(tmp_path, ""))
+    assert loaded.rounds == 100
+    assert loaded.client.epochs == 1
+
+
+def test_the_experiment_itself_is_not_changed_by_running_or_reseeding():
+    first = fedsim.experiment(seed=1)
+    second = first.with_seed(2)
+    assert (first.seed, second.seed) == (1, 2)
+    assert first.resolved() | {"seed": 2} == second.resolved()
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"strategy": 3},
+        {"problem": "digits"},
+        {"transforms": {"kind": "clip"}},
+        {"transforms": [{"kind": "clip"}]},
+        {"client": {"epochs": 1}},
+        {"engine": {"executor": "fast"}},
+        {"evaluation": {"every": -1}},
+    ],
+)
+def test_tables_of_the_wrong_form_are_refused(tables):
+    with pytest.raises(InputError) as caught:
+        fedsim.experiment(**tables)
+    assert str(caught.value).startswith(next(iter(tables)))
+
+
+def test_schedules_are_their_formulas():
+    assert Constant().factor(7) == 1.0
+    assert Exponential(gamma=0.5).factor(3) == 0.125
+    assert [Step(every=2, gamma=0.1).factor(r) for r in (0, 1, 2, 5)] == pytest.approx([1, 1, 0.1, 0.01])
+    # Cosine from 1 to 0.2 over 4 rounds: half-way is 0.6, a quarter of the way 0.6 + 0.4 cos(pi / 4).
+    cosine = Cosine(rounds=4, end=0.2)
+    assert [cosine.factor(r) for r in (0, 1, 2, 4, 9)] == pytest.approx([1, 0.6 + 0.4 * 0.5**0.5, 0.6, 0.2, 0.2])
+    assert [Linear(rounds=4, end=0.2).factor(r) for r in (0, 1, 4, 9)] == pytest.approx([1, 0.8, 0.2, 0.2])
