@@ -1,8 +1,8 @@
 """Executing orders: cohorts are cut from the clients, run, and put back in the clients' order.
 
 How is chosen here and nowhere else. `stacked` runs as many clients at once as fit a fixed memory budget; `loop` runs
-one at a time through the module itself; `auto` takes the loop for convolutions on a CPU, where the loop already runs at
-the speed of the arithmetic, and for models that cannot be stacked, and the stack for everything else.
+one at a time through the module itself; `auto` takes the loop for convolutions and LSTMs on a CPU, where it already
+runs at the speed of the arithmetic, and for models that cannot be stacked, and the stack for everything else.
 Cohorts are spread over the cores of a CPU (see `fedsim.engine.cores`).
 """
 
@@ -17,8 +17,7 @@ from torch import Tensor
 
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.cores import cores, one_core_an_operation, spread
-from fedsim.engine.footprint import footprint
-from fedsim.engine.lowering import has_convolution
+from fedsim.engine.lowering import has_kernels_of_its_own
 from fedsim.engine.network import ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.engine.store import ClientStore, Shapes
 from fedsim.errors import InputError
@@ -71,7 +70,7 @@ class Work:
 def choose_network(problem: Supervised, choice: Choice) -> tuple[str, Network]:
     """The executor's name and the network it computes with."""
     model, layout, loss = problem.model, problem.layout, problem.loss
-    if choice == "loop" or (choice == "auto" and problem.device.type == "cpu" and has_convolution(model)):
+    if choice == "loop" or (choice == "auto" and problem.device.type == "cpu" and has_kernels_of_its_own(model)):
         return "loop", PlainNetwork(model, layout, loss)
     chain = ChainNetwork.of(model, layout, loss)
     if chain is not None:
@@ -114,7 +113,7 @@ class Executor:
         self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory)
         asked = getattr(client, "batch_size", None)
         self._width = min(asked, problem.largest) if isinstance(asked, int) else problem.largest
-        cost = footprint(problem.model, problem.x[:1])
+        cost = problem.footprint
         # A stacked client takes about six vectors of d, and a batch's activations with their gradients.
         numbers = 6 * problem.dimension + 3 * self._width * cost.activations
         self._row_bytes = numbers * problem.dtype.itemsize

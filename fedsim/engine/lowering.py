@@ -37,9 +37,12 @@ IMAGEWISE = (
 )
 
 
-def has_convolution(model: nn.Module) -> bool:
-    """Whether the plain loop may beat a stack on a CPU (see the design notes on convolutions)."""
-    return any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
+def has_kernels_of_its_own(model: nn.Module) -> bool:
+    """Whether PyTorch has CPU kernels for layers of `model` that a stack cannot use: convolutions and recurrences.
+
+    With them the plain loop already runs at the speed of the arithmetic, and a stack loses to it.
+    """
+    return any(isinstance(part, nn.modules.conv._ConvNd | nn.RNNBase) for part in model.modules())
 
 
 def lower(model: nn.Module, prefix: str = "") -> Lowered:

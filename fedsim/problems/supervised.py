@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedsim.engine.cores import spread
 from fedsim.engine.dropout import prepare
+from fedsim.engine.footprint import footprint
 from fedsim.engine.functional import Functional
 from fedsim.engine.losses import loss_named
 from fedsim.engine.stack import Layout
@@ -22,7 +23,8 @@ from fedsim.errors import InputError
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.partition import Partition
 
-EVALUATION_BATCH = 2048
+EVALUATED_AT_ONCE = 2**24
+"""Numbers that an evaluation's forward pass may make at once: with more they leave the cache, at twice the time."""
 CLIENTS_EVALUATED = 1_000
 EXAMPLES_EVALUATED = 20_000
 
@@ -59,6 +61,7 @@ class Supervised:
         self.sizes = self.examples.cpu()
         self.largest = int(self.sizes.max())
         self._check()
+        self.footprint = footprint(self.model, self.x[:1])
 
     @property
     def num_clients(self) -> int:
@@ -150,14 +153,16 @@ class Supervised:
     def _outputs(self, params: Tensor, x: Tensor, index: Tensor | None) -> Tensor:
         named, total = self.layout.named(params), len(x) if index is None else len(index)
 
+        batch = min(max(EVALUATED_AT_ONCE // self.footprint.activations, 32), 2048)
+
         def outputs(first: int) -> Tensor:
-            rows = slice(first, first + EVALUATION_BATCH)
+            rows = slice(first, first + batch)
             model, _ = self.functional.bind(named.values())
             with torch.no_grad():
                 found: Tensor = model(x[rows] if index is None else x[index[rows]])
             return found
 
-        return torch.cat(spread(outputs, range(0, total, EVALUATION_BATCH)))
+        return torch.cat(spread(outputs, range(0, total, batch)))
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values))
