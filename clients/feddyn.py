@@ -17,7 +17,7 @@ from fedsim.training import LocalTraining
 
 @options
 class FedDyn(LocalTraining):
-    """alpha comes with the server's order."""
+    """The regulariser's alpha comes with the server's order."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"params"})
     sends: ClassVar[frozenset[str]] = frozenset({"delta"})

@@ -18,7 +18,7 @@ from fedsim.strategy import Metrics, ServerState, ServerStep, observed
 
 @options
 class FedAvg(ServerStep):
-    """Federated averaging; see the module's text for the rule and `ServerStep` for the options."""
+    """No options beyond those of the server's step."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})

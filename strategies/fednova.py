@@ -18,7 +18,7 @@ from fedsim.strategy import Metrics, ServerState, ServerStep, observed
 
 @options
 class FedNova(ServerStep):
-    """Works with the client `sgd`, with momentum or a proximal term; see `ServerStep` for the options."""
+    """Works with the client `sgd`, with momentum or a proximal term."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta", "nu"})

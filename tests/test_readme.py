@@ -28,8 +28,9 @@ from fedsim import configuration, registry
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+REFERENCE = ROOT / "docs" / "reference.md"
 BEGIN, END = "<!-- reference: begin -->", "<!-- reference: end -->"
-RENEW = "FEDSIM_RENEW_README"
+RENEW = "FEDSIM_RENEW_REFERENCE"
 SECTIONS = (
     ("strategy", "strategies"),
     ("client", "clients"),
@@ -117,12 +118,12 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_reference_is_that_of_the_code() -> None:
-    text = README.read_text(encoding="utf-8")
+    text = REFERENCE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     wanted = "\n".join([before + BEGIN, "", *reference(), "", END + after])
     if os.environ.get(RENEW):
-        README.write_text(wanted, encoding="utf-8")
+        REFERENCE.write_text(wanted, encoding="utf-8")
     assert text == wanted, (
         f"options have changed: run {RENEW}=1 pytest tests/test_readme.py, read the change, commit it"
     )
