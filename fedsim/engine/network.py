@@ -149,6 +149,7 @@ class ChainNetwork:
         self.layout, self.loss, self.act = layout, loss, act
         place = {name: number for number, name in enumerate(layout.names)}
         self.places = [(place[weight], None if bias is None else place[bias]) for weight, bias in layers]
+        self._rows_of_ones: dict[int, Tensor] = {}
 
     @classmethod
     def of(cls, model: nn.Module, layout: Layout, loss: Loss) -> ChainNetwork | None:
@@ -175,20 +176,22 @@ class ChainNetwork:
         """Losses [k] and gradients of the k clients of a batch."""
         gradient: list[Tensor] = [torch.empty(0)] * len(y.leaves)
         losses, parts = self._backward(y, batch)
+        ones = self._ones(batch)
         for (weight, bias), delta, h in parts:
             gradient[weight] = torch.bmm(delta.mT, h)
             if bias is not None:
-                gradient[bias] = torch.bmm(_ones(delta), delta).squeeze(1)
+                gradient[bias] = torch.bmm(ones, delta).squeeze(1)
         return losses, Stack(gradient)
 
     def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
         """Take the step of the module's text in place; losses [k] before the step."""
         beta = 1.0 - lr * decay
         losses, parts = self._backward(y, batch)
+        ones = self._ones(batch)
         for (weight, bias), delta, h in parts:
             y.leaves[weight].baddbmm_(delta.mT, h, beta=beta, alpha=-lr)
             if bias is not None:
-                y.transposed[bias].baddbmm_(_ones(delta), delta, beta=beta, alpha=-lr)
+                y.transposed[bias].baddbmm_(ones, delta, beta=beta, alpha=-lr)
         if shift is not None:
             y.add_(shift, alpha=lr)
         return losses
@@ -196,6 +199,13 @@ class ChainNetwork:
     def forward(self, y: Stack, x: Tensor) -> Tensor:
         """Outputs [k, B, K] of inputs [k, B, ...]."""
         return self._forward(y, x)[-1]
+
+    def _ones(self, batch: Batch) -> Tensor:
+        """Ones [k, 1, B]: sums over a batch are products with them."""
+        count, width = batch.weight.shape
+        if (row := self._rows_of_ones.get(width)) is None:
+            row = self._rows_of_ones[width] = batch.weight.new_ones(1, 1, width)
+        return row.expand(count, 1, width)
 
     def _forward(self, y: Stack, x: Tensor) -> list[Tensor]:
         hidden = [x.flatten(2)]
@@ -230,8 +240,3 @@ class ChainNetwork:
 def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
     """Row sums of weight * losses, [k], as a batched product: a row's result never depends on other rows."""
     return torch.bmm(weight.unsqueeze(1), losses.unsqueeze(2)).view(-1)
-
-
-def _ones(like: Tensor) -> Tensor:
-    """Ones [k, 1, B] for sums over a batch by a product."""
-    return like.new_ones(1, 1, 1).expand(like.shape[0], 1, like.shape[1])
