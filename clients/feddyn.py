@@ -19,7 +19,7 @@ from fedsim.training import LocalTraining
 class FedDyn(LocalTraining):
     """The regulariser's alpha comes with the server's order."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"params"})
+    needs: ClassVar[frozenset[str]] = frozenset({"params", "feddyn-alpha"})
     sends: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     def state(self, dimension: int) -> Shapes:

@@ -21,11 +21,12 @@ from fedsim.training import LocalTraining
 
 @options
 class Sgd(LocalTraining):
-    """proximal_mu: the penalty's factor; one that the server sends goes before it."""
+    """proximal_mu: the penalty's factor, unless the server sends one."""
 
     proximal_mu: NonNegative = 0.0
 
     needs: ClassVar[frozenset[str]] = frozenset({"params"})
+    knows: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu"})
     sends: ClassVar[frozenset[str]] = frozenset({"delta", "nu"})
 
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
@@ -46,6 +47,23 @@ class Sgd(LocalTraining):
     def _mu(self, cohort: Cohort) -> float:
         return float(cohort.config.get("proximal-mu", self.proximal_mu))
 
+    def check(self, sent: frozenset[str]) -> None:
+        """Refuse options that do not go with what the server sends."""
+        if "proximal-mu" in sent and self.proximal_mu:
+            raise InputError("proximal_mu", self.proximal_mu, "the strategy sends its own; leave this one out")
+        if "report-nu" not in sent:
+            return
+        if self.optimizer != "sgd" or self.nesterov or (self.momentum and self.proximal_mu):
+            raise InputError(
+                "optimizer",
+                self.optimizer,
+                "FedNova knows sgd, with momentum or with a proximal term, without Nesterov's form",
+            )
+        if self.lr * self.proximal_mu >= 1.0:
+            raise InputError(
+                "proximal_mu", self.proximal_mu, f"FedNova needs lr * proximal_mu < 1; lower it or lr = {self.lr}"
+            )
+
     def normaliser(self, steps: Tensor, lr: float, mu: float) -> Tensor:
         """nu_i, the l1 norm of the gradients' weights after `steps` [C] steps, float64 [C].
 
@@ -53,14 +71,8 @@ class Sgd(LocalTraining):
         (1 - (1 - lr mu)^tau) / (lr mu).
         """
         tau, rho = steps.double(), self.momentum
-        if self.optimizer != "sgd" or self.nesterov or (rho and mu):
-            raise InputError(
-                "client.optimizer",
-                self.optimizer,
-                "FedNova knows sgd, with momentum or with a proximal term, without Nesterov's form",
-            )
         if rho:
             return (tau - rho * (1.0 - rho**tau) / (1.0 - rho)) / (1.0 - rho)
-        if mu:
+        if mu and lr:
             return (1.0 - torch.pow(1.0 - lr * mu, tau)) / (lr * mu)
         return tau

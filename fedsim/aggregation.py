@@ -130,9 +130,10 @@ class MultiKrum:
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """See `Aggregator`."""
         _shares(rows, weights)
-        self.check(len(rows))
-        # In row order, so that the sum does not depend on the ranks.
-        kept = _krum(rows, self.malicious, self.keep).sort().values
+        _enough("multi_krum", self.malicious, 2 * self.malicious + 3, len(rows))
+        # Where replies have failed, fewer are left to keep. In row order, so that the sum does not depend on the ranks.
+        keep = min(self.keep, len(rows) - self.malicious)
+        kept = _krum(rows, self.malicious, keep).sort().values
         shares = _shares(rows[kept, :0], weights[kept])
         return _by_coordinates(rows, lambda block: _weighted_sum(block[kept], shares))
 

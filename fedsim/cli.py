@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import sys
 import traceback
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 from rich.console import Console
 
@@ -59,28 +61,42 @@ def run(
         raise InputError("seeds", seeds, "give --seed or --seeds, not both")
     numbers = parse_seeds(seeds)
     RunFolder.check(out, loaded.name, force=force)
-    place = out if out is not None else RunFolder.create(None, loaded.name).path
+    group = RunFolder.create(None, loaded.name) if out is None else RunFolder(out)
     codes = []
-    for number in numbers:
-        codes.append(_execute(loaded.with_seed(number), place / f"seed-{number}", force, f"seed {number}"))
-        if codes[-1] == STATUS["interrupted"]:
-            break
+    try:
+        for number in numbers:
+            codes.append(_execute(loaded.with_seed(number), group.path / f"seed-{number}", force, f"seed {number}"))
+            if codes[-1] == STATUS["interrupted"]:
+                break
+    finally:
+        group.discard()  # which it does if no run has been left in it
     raise typer.Exit(max(codes))
 
 
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
-    out: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("compare.png"),
+    out: Annotated[Path | None, typer.Option(help="Where the picture goes; by default compare.png.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier picture.")] = False,
 ) -> None:
     """Show runs side by side: a table, and one picture of all. Runs that differ only in their seed are one group."""
     from fedsim.comparison import compare as compare_runs
     from fedsim.comparison import render
     from fedsim.plots import compare_curves
+    from fedsim.runfolder import StorageError
 
+    if out is None:
+        names = (Path("compare.png" if number == 0 else f"compare-{number}.png") for number in count())
+        out = next(path for path in names if force or not path.exists())
+    elif out.exists() and not force:
+        raise InputError("out", str(out), "this file exists; choose another or pass --force")
     compared = compare_runs(runs)
     Console().print(render(compared))
-    if compare_curves({group.name: [run.rows for run in group.runs] for group in compared.groups}, out):
+    try:
+        drawn = compare_curves({group.name: [run.rows for run in group.runs] for group in compared.groups}, out)
+    except StorageError as error:
+        raise InputError("out", str(out), str(error)) from error
+    if drawn:
         Console().print(f"picture: {out}", highlight=False, soft_wrap=True)
 
 
@@ -144,13 +160,18 @@ def _say(result: Result) -> None:
 def main() -> None:
     """Entry point of the `fedsim` command."""
     try:
-        app()
-    except InputError as error:
-        print(f"fedsim: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        code = app(standalone_mode=False)
+    except (InputError, click.UsageError) as error:
+        line = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        print(f"fedsim: {' '.join(line.split())}", file=sys.stderr)
+        code = 2
     except FedsimError as error:
         print(f"fedsim: {error}", file=sys.stderr)
-        sys.exit(1)
+        code = 1
+    except (KeyboardInterrupt, click.Abort):
+        print("fedsim: interrupted", file=sys.stderr)
+        code = STATUS["interrupted"]
     except Exception:
         traceback.print_exc()
-        sys.exit(1)
+        code = 1
+    sys.exit(code)

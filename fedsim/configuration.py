@@ -52,7 +52,7 @@ class ProblemOptions:
     squared_error, by default as the labels are. start: a state dict to start from (.safetensors, .pt).
     """
 
-    kind: Literal["supervised"] = "supervised"
+    kind: str = "supervised"
     dataset: Any = "digits"
     model: Any = "mlp"
     loss: Literal["cross_entropy", "squared_error"] | None = None
@@ -187,6 +187,7 @@ def load(
 
 
 def _override(tables: dict[str, Any], assignment: str) -> None:
+    """Carry out one `--set`. `none` takes an option away; a new `kind` keeps those options that it has, too."""
     name, equals, text = assignment.partition("=")
     path = [part.strip() for part in name.split(".")]
     if not equals or not all(path):
@@ -204,28 +205,46 @@ def _override(tables: dict[str, Any], assignment: str) -> None:
             raise InputError("set", assignment, f"{part} is not a table")
         table[part] = inner
         table = inner
+    if value == "none":
+        table.pop(path[-1], None)
+        return
+    if path[-1] == "kind" and len(path) == 2 and path[0] in PLUGINS and value != table.get("kind"):
+        group = PLUGINS[path[0]][0]
+        known = {field.name for field in dataclasses.fields(registry.find(group, str(value), name))}
+        for option in [option for option in table if option not in known]:
+            del table[option]
     table[path[-1]] = value
 
 
 def _check_pair(checked: Experiment) -> None:
     """Refuse a strategy and a client that do not speak of the same things."""
     strategy, client = checked.strategy, checked.client
-    missing = sorted(strategy.expects - client.sends)
-    if missing:
+    names = {part: _kind(checked.tables[part]) for part in ("strategy", "client")}
+    understood = client.needs | getattr(client, "knows", frozenset())
+    for missing, words in (
+        (strategy.expects - client.sends, "which this client does not send back"),
+        (strategy.sends - understood, "which this client does not understand"),
+        (client.needs - strategy.sends, "which the strategy does not send"),
+    ):
+        if missing:
+            raise InputError(
+                "client.kind",
+                names["client"],
+                f"with strategy {names['strategy']} it must exchange {', '.join(sorted(missing))}, {words}",
+            )
+    extra = strategy.expects - {"delta"}
+    if checked.transforms and extra:
         raise InputError(
-            "client.kind",
-            _kind(checked.tables["client"]),
-            f"strategy {_kind(checked.tables['strategy'])} needs replies with {', '.join(missing)}, "
-            "which this client does not send",
+            "transforms",
+            names["strategy"],
+            f"its replies carry {', '.join(sorted(extra))} beside the change, which transforms do not cover",
         )
-    unmet = sorted(client.needs - strategy.sends)
-    if unmet:
-        raise InputError(
-            "client.kind",
-            _kind(checked.tables["client"]),
-            f"needs {', '.join(unmet)} from the server, which strategy "
-            f"{_kind(checked.tables['strategy'])} does not send",
-        )
+    check = getattr(client, "check", None)
+    if check is not None:
+        try:
+            check(strategy.sends)
+        except InputError as error:
+            raise InputError(f"client.{error.option}", error.value, error.remedy) from None
 
 
 def _plugin_table(part: str, table: Any) -> str | Table:

@@ -6,7 +6,7 @@ an order and the metrics of a reply are a few plain numbers beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -112,3 +112,13 @@ class BrokenPromiseError(FedsimError):
 def payload_bytes(payload: Mapping[str, Tensor]) -> int:
     """Bytes of one client's payload: numbers times their size."""
     return sum(tensor.numel() * tensor.element_size() for tensor in payload.values())
+
+
+def finite_rows(tensors: Sequence[Tensor]) -> Tensor:
+    """Which rows [C] are finite in all of some tensors [C, ...]: bool [C]."""
+    finite = torch.ones(len(tensors[0]), dtype=torch.bool, device=tensors[0].device)
+    for rows in tensors:
+        # A sum is finite only if its terms are; where it is not, the terms themselves decide.
+        if not bool(torch.isfinite(rows.sum())):
+            finite &= torch.isfinite(rows.reshape(len(rows), -1)).all(dim=1)
+    return finite

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedsim.engine.cores import one_core_an_operation
 from fedsim.engine.ledger import Ledger
-from fedsim.errors import DivergedError
+from fedsim.errors import DivergedError, InputError
 from fedsim.exchange import Orders, Replies, Window
 from fedsim.options import Count, Whole, options
 from fedsim.selection import Selector
@@ -102,6 +102,10 @@ class Stopping:
     target: float | None = None
     patience: Count | None = None
 
+    def __post_init__(self) -> None:
+        if self.target is None and self.patience is None:
+            raise InputError("target", "(nothing)", "give target, patience or both")
+
     def reached(self, values: list[float]) -> str | None:
         """Why to stop after these evaluations, or None."""
         sign = -1.0 if "loss" in self.metric else 1.0
@@ -148,25 +152,36 @@ class Simulation:
             yield row
 
     def step(self) -> Row:
-        """Complete one round and say what it came to."""
+        """Complete one round and say what it came to.
+
+        Model and round change together at the end, so that an interruption leaves those of the round before.
+        """
         parts, engine = self.parts, self.parts.engine
         before = replace(engine.ledger)
         done = False
         metrics: dict[str, float] = {}
+        state, selector_state = self.state, self.selector_state
         while not done:
-            chosen, self.selector_state = parts.selector.select(
-                self.selector_state, parts.streams, self.round, len(parts.problem.sizes), engine.busy
+            chosen, selector_state = parts.selector.select(
+                selector_state, parts.streams, self.round, len(parts.problem.sizes), engine.busy
             )
-            orders, window = parts.strategy.ask(self.state, chosen)
+            orders, window = parts.strategy.ask(state, chosen)
             engine.submit(orders)
             replies = engine.collect(window)
-            self.selector_state = parts.selector.observe(self.selector_state, replies)
-            self.state, observed, done = parts.strategy.tell(self.state, replies)
+            selector_state = parts.selector.observe(selector_state, replies)
+            try:
+                state, observed, done = parts.strategy.tell(state, replies)
+            except InputError as error:  # too few replies for a robust aggregator
+                raise DivergedError(
+                    f"round {self.round + 1}, {len(replies.failed)} updates not finite: {error}"
+                ) from error
             metrics.update(observed)
-        self.round += 1
+        number = self.round + 1
         crossed = engine.ledger.since(before)
+        _hold_finite(number, state.params, crossed, metrics)
+        found = self._evaluate(number, state.params) if self._due(number) else {}
         row: Row = {
-            "round": self.round,
+            "round": number,
             "time": engine.time,
             "wall": time.perf_counter() - self._began,
             "clients": crossed["clients"],
@@ -175,10 +190,9 @@ class Simulation:
             "bytes_down": crossed["bytes_down"],
             "queries": crossed["queries"],
             **metrics,
+            **found,
         }
-        self._hold_finite(crossed, metrics)
-        if self._due():
-            row |= self._evaluate()
+        self.state, self.selector_state, self.round = state, selector_state, number
         return row
 
     def snapshot(self) -> dict[str, Any]:
@@ -198,30 +212,30 @@ class Simulation:
         self.parts.engine.restore(saved["engine"])
         self.round, self.stopped, self._watched = saved["round"], saved["stopped"], list(saved["watched"])
 
-    def _due(self) -> bool:
+    def _due(self, number: int) -> bool:
         every = self.parts.evaluation.every
-        return self.round == self.parts.rounds or (every > 0 and self.round % every == 0)
+        return number == self.parts.rounds or (every > 0 and number % every == 0)
 
-    def _evaluate(self) -> dict[str, float]:
-        found = self.parts.problem.evaluate(self.state.params, clients=self._clients)
+    def _evaluate(self, number: int, params: Tensor) -> dict[str, float]:
+        found = self.parts.problem.evaluate(params, clients=self._clients)
         for name, value in found.items():
             if not math.isfinite(value):
-                raise DivergedError(f"{name} is {value} after round {self.round}; lower client.lr")
+                raise DivergedError(f"{name} is {value} after round {number}; lower client.lr")
         stopping = self.parts.stopping
         if stopping is not None:
             self._watched.append(found[stopping.metric])
             self.stopped = stopping.reached(self._watched)
         return found
 
-    def _hold_finite(self, crossed: Mapping[str, int], metrics: Mapping[str, float]) -> None:
-        if crossed["failed"] and crossed["failed"] == crossed["clients"]:
-            raise DivergedError(
-                f"none of the {crossed['failed']} updates of round {self.round} is finite; lower client.lr"
-            )
-        if not bool(torch.isfinite(self.state.params.sum())):
-            raise DivergedError(
-                f"the global model is not finite after round {self.round}; lower client.lr or strategy.server_lr"
-            )
-        loss = metrics.get("train_loss", 0.0)
-        if not math.isfinite(loss):
-            raise DivergedError(f"train_loss is {loss} in round {self.round}; lower client.lr")
+
+def _hold_finite(number: int, params: Tensor, crossed: Mapping[str, int], metrics: Mapping[str, float]) -> None:
+    """End a run that cannot get better, with what to do about it."""
+    if crossed["failed"] and crossed["failed"] == crossed["clients"]:
+        raise DivergedError(f"none of the {crossed['failed']} updates of round {number} is finite; lower client.lr")
+    if not bool(torch.isfinite(params.sum())):
+        raise DivergedError(
+            f"the global model is not finite after round {number}; lower client.lr or strategy.server_lr"
+        )
+    loss = metrics.get("train_loss", 0.0)
+    if not math.isfinite(loss):
+        raise DivergedError(f"train_loss is {loss} in round {number}; lower client.lr")

@@ -26,6 +26,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
+from fedsim.errors import InputError
 from fedsim.options import Fraction, Positive, one_of, options
 
 OptimizerState = Mapping[str, Tensor]
@@ -38,6 +39,10 @@ class Sgd:
 
     momentum: Fraction = 0.0
     nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise InputError("nesterov", True, "needs a momentum above 0")
 
     def init(self, params: Tensor) -> OptimizerState:
         """Keep a velocity of zeros, or nothing at all without momentum."""

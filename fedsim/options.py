@@ -73,7 +73,9 @@ def one_of(**kinds: type[Any]) -> BeforeValidator:
 def first_error(error: ValidationError, prefix: str) -> InputError:
     """The first of pydantic's complaints as one line; `prefix` is the table the option stands in."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in (prefix, *first["loc"]) if part != "")
+    # Pydantic adds the kinds that a union tried, such as `constrained-int`, which nobody has written.
+    named = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
+    path = ".".join(part for part in (prefix, *named) if part != "")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return InputError(f"{path}.{cause.option}" if path else cause.option, cause.value, cause.remedy)
@@ -81,4 +83,6 @@ def first_error(error: ValidationError, prefix: str) -> InputError:
         return InputError(path, first["input"], "no such option here; remove it or correct its name")
     if first["type"] in ("missing", "missing_argument"):
         return InputError(path, "(nothing)", "this option has no default; give it a value")
+    if first["type"] == "string_pattern_mismatch":
+        return InputError(path, first["input"], "leave out / and control characters")
     return InputError(path, first["input"], first["msg"][0].lower() + first["msg"][1:])

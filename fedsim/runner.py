@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim import registry
 from fedsim.aggregation import Aggregator
 from fedsim.configuration import Experiment
 from fedsim.engine.executor import Executor
@@ -21,10 +22,9 @@ from fedsim.engine.virtual import VirtualEngine
 from fedsim.errors import DivergedError, InputError
 from fedsim.history import History
 from fedsim.loop import Engine, Parts, Row, Simulation
-from fedsim.problems.datasets import DataFolder, Dataset
-from fedsim.problems.models.layers import initialise
-from fedsim.problems.partition import Partition, cached_partition, noisy_labels
-from fedsim.problems.supervised import Supervised, load_start
+from fedsim.problems.datasets import Dataset
+from fedsim.problems.partition import Partition
+from fedsim.problems.supervised import Supervised, choose_device
 from fedsim.runfolder import CURVES, PARTITION, RunFolder, StorageError
 from fedsim.streams import Streams
 
@@ -33,7 +33,7 @@ VERSIONED = ("fedsim", "torch", "numpy", "scikit-learn", "flwr-datasets")
 
 @dataclass(frozen=True)
 class Round:
-    """What a callback sees after every round: the row of metrics so far, and the global parameters [d]."""
+    """What a callback sees after every round: the row of metrics, and a copy of the global parameters [d]."""
 
     row: Row
     params: Tensor
@@ -64,36 +64,10 @@ class Result:
         return self.problem.module(self.params)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device that an experiment asks for; auto is cuda where there is one."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("engine.device", wanted, "there is no CUDA device here; use cpu or auto")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def build_problem(experiment: Experiment) -> Supervised:
-    """The experiment's problem: its data, dealt to clients, and its model, on its device."""
-    streams, options = Streams(experiment.seed), experiment.problem
-    dataset: Dataset = experiment.dataset.load(DataFolder(experiment.data_dir))
-    seed = streams.derive("partition")
-    partition = cached_partition(experiment.partition, dataset, seed)
-    if experiment.partition.noise:
-        noisy = noisy_labels(dataset.y, dataset.num_classes, experiment.partition.noise, seed)
-        if partition.holdout_order is not None:  # what clients are judged on stays clean
-            noisy[partition.holdout_order] = dataset.y[partition.holdout_order]
-        dataset = replace(dataset, y=noisy)
-    model = experiment.model.build(dataset.x.shape[1:], dataset.num_classes, dataset.vocabulary)
-    initialise(model, streams)
-    problem = Supervised(
-        dataset,
-        partition,
-        model,
-        loss=options.loss,
-        device=choose_device(experiment.engine.device),
-        dtype=getattr(torch, experiment.engine.precision),
-    )
-    if options.start is not None:
-        problem.start_from(load_start(Path(options.start)))
+    """The problem that the experiment describes."""
+    kind = registry.find("problems", experiment.problem.kind, "problem.kind")
+    problem: Supervised = kind.build(experiment)
     return problem
 
 
@@ -167,17 +141,23 @@ def run(
     described = experiment.resolved()
     if problem is None:
         problem = build_problem(experiment)
-    else:  # the file's own problem has nothing to do with this run
-        del described["problem"], described["partition"]
+    else:  # what the experiment says of data, model and device has nothing to do with this run
+        del described["partition"]
+        described["problem"] = {"kind": "own"}
+        described["engine"] |= {"device": problem.device.type, "precision": str(problem.dtype).removeprefix("torch.")}
     simulation = build_simulation(experiment, problem, engine)
     if not save:
         return _run(experiment, problem, simulation, callbacks, None)
     with RunFolder.create(place, experiment.name, force=force) as folder:
         try:
-            folder.write_config(described | _notes(simulation, problem))
+            folder.write_config(described | _notes(experiment, simulation, problem))
             return _run(experiment, problem, simulation, callbacks, folder)
-        except (InputError, StorageError):
+        except InputError:
             raise
+        except StorageError as error:
+            if len(folder.rows()):
+                raise
+            raise InputError("out", str(folder.path), str(error)) from error
         except Exception:
             folder.write_traceback(traceback.format_exc())
             raise
@@ -190,17 +170,17 @@ def _run(
     callbacks: Sequence[Callback],
     folder: RunFolder | None,
 ) -> Result:
-    if folder is not None:
-        _draw_partition(problem, folder)
     rows: list[Row] = []
     status, reason = "finished", ""
     try:
+        if folder is not None:
+            _draw_partition(problem, folder)
         for row in simulation:
             rows.append(row)
             if folder is not None:
                 folder.append(row)
             for callback in callbacks:
-                callback(Round(row, simulation.state.params))
+                callback(Round(row, simulation.state.params.clone()))
         if simulation.stopped is not None:
             status, reason = "stopped", simulation.stopped
     except DivergedError as error:
@@ -250,12 +230,15 @@ def supervised(
     indices of its examples. test: inputs and targets to judge the global model on; without it the training examples
     are.
     """
-    inputs, targets = _array(x), _array(y)
-    held = (inputs, targets) if test is None else (_array(test[0]), _array(test[1]))
-    integral = np.issubdtype(targets.dtype, np.integer)
-    classes = int(max(targets.max(), held[1].max())) + 1 if integral else 0
+    inputs, targets = _array("x", x), _array("y", y)
+    held = (inputs, targets) if test is None else (_array("test", test[0]), _array("test", test[1]))
+    classes = 0
+    if loss != "squared_error" and np.issubdtype(targets.dtype, np.integer):
+        classes = 1 + max(int(part.max()) for part in (targets, held[1]) if part.size)
+    else:
+        targets, held = targets.astype(np.float64), (held[0], held[1].astype(np.float64))
     dataset = Dataset("own", inputs, targets, *held, num_classes=classes)
-    partition = Partition.from_lists([np.asarray(indices, dtype=np.int64) for indices in clients])
+    partition = Partition.from_lists(list(clients))
     partition.check(dataset)
     return Supervised(
         dataset,
@@ -267,18 +250,21 @@ def supervised(
     )
 
 
-def _array(values: Any) -> np.ndarray[Any, Any]:
+def _array(option: str, values: Any) -> np.ndarray[Any, Any]:
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if np.issubdtype(array.dtype, np.floating):
-        return array.astype(np.float32) if array.dtype != np.float64 else array
+        return array
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(option, str(array.dtype), "give numbers: floats, class numbers or tokens")
     return array.astype(np.int64)
 
 
-def _notes(simulation: Simulation, problem: Supervised) -> dict[str, Any]:
+def _notes(experiment: Experiment, simulation: Simulation, problem: Supervised) -> dict[str, Any]:
     """What was decided when the run began, for its config.toml."""
     versions = {name: importlib.metadata.version(name) for name in VERSIONED}
     return {
-        "resolved": simulation.parts.engine.describe() | {"parameters": problem.dimension},
+        "resolved": simulation.parts.engine.describe()
+        | {"parameters": problem.dimension, "data_dir": str(experiment.data_dir or "")},
         "versions": {"python": platform.python_version(), **versions},
     }
 

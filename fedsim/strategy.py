@@ -41,7 +41,7 @@ class ServerState:
 class Strategy(Protocol):
     """A server algorithm. Pure: state goes in and a new state comes out; inputs are never modified.
 
-    sends: names in the payloads of its orders. expects: names that it reads from replies.
+    sends: names in the payload and the configuration of its orders. expects: names that it reads from replies.
     """
 
     sends: ClassVar[frozenset[str]]

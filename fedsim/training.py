@@ -48,9 +48,15 @@ class LocalTraining:
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
-            raise InputError("epochs", self.epochs, "give exactly one of epochs and steps")
+            raise InputError(
+                "epochs", self.epochs, "give exactly one of epochs and steps (--set client.epochs=none takes one away)"
+            )
         if self.nesterov and self.momentum == 0.0:
             raise InputError("nesterov", True, "needs a momentum above 0")
+        if self.optimizer == "sgd":
+            for name, default in (("beta1", 0.9), ("beta2", 0.99), ("epsilon", 1e-8)):
+                if getattr(self, name) != default:
+                    raise InputError(name, getattr(self, name), "is an option of optimizer = 'adam' or 'lion' only")
         if self.momentum and self.optimizer != "sgd":
             raise InputError("momentum", self.momentum, "is an option of optimizer = 'sgd' only")
 
@@ -111,7 +117,7 @@ class LocalTraining:
     ) -> tuple[Tensor, Stack]:
         loss, gradient = cohort.network.gradients(rows, batch)
         if self.clip_norm is not None:
-            squares = [leaf.flatten(1).square().sum(dim=1) for leaf in gradient.leaves]
+            squares = [leaf.reshape(len(leaf), -1).square().sum(dim=1) for leaf in gradient.leaves]
             norm = torch.stack(squares, dim=1).sum(dim=1).sqrt()
             factor = torch.clamp(self.clip_norm / (norm + EPSILON), max=1.0)
             for leaf in gradient.leaves:

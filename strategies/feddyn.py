@@ -23,7 +23,7 @@ class FedDyn:
 
     alpha: Positive = 0.01
 
-    sends: ClassVar[frozenset[str]] = frozenset({"params"})
+    sends: ClassVar[frozenset[str]] = frozenset({"params", "feddyn-alpha"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     def init(self, problem: ProblemView) -> ServerState:

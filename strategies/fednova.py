@@ -20,7 +20,7 @@ from fedsim.strategy import Metrics, ServerState, ServerStep, observed
 class FedNova(ServerStep):
     """Works with the client `sgd`, with momentum or a proximal term."""
 
-    sends: ClassVar[frozenset[str]] = frozenset({"params"})
+    sends: ClassVar[frozenset[str]] = frozenset({"params", "report-nu"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta", "nu"})
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:

@@ -21,7 +21,7 @@ class FedProx(ServerStep):
 
     proximal_mu: NonNegative = 0.01
 
-    sends: ClassVar[frozenset[str]] = frozenset({"params"})
+    sends: ClassVar[frozenset[str]] = frozenset({"params", "proximal-mu"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:

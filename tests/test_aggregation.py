@@ -237,7 +237,7 @@ def test_a_cohort_too_small_is_one_clear_line(aggregator, cohort, needed):
 def test_other_bad_input():
     rows, weights = draw(7)
     with pytest.raises(InputError, match=r"^aggregation.keep = 6: .* at most 5 "):
-        MultiKrum(malicious=2, keep=6)(rows, weights)
+        MultiKrum(malicious=2, keep=6).check(len(rows))
     with pytest.raises(InputError, match="beta"):
         TrimmedMean(beta=0.5)
     with pytest.raises(ValueError, match="at least 0"):

@@ -103,7 +103,14 @@ BAD = {
     "model that does not fit": ("problem.model=lenet", "model"),
     "strategy without its client": ("strategy={kind='scaffold'}", "client.kind = sgd"),
     "client without its strategy": ("client.kind=scaffold", "client.kind = scaffold"),
-    "unknown metric": ("stopping.metric=accuracy", "stopping.metric = accuracy"),
+    "unknown metric": ('stopping={metric="accuracy", patience=2}', "stopping.metric = accuracy"),
+    "stopping at nothing": ("stopping.metric=test_loss", "stopping.target"),
+    "a loss that does not fit": ("problem.loss=squared_error", "problem.loss = squared_error"),
+    "a strategy whose client does not understand": ("strategy={kind='feddyn'}", "feddyn-alpha"),
+    "a client whose strategy does not send": ("client.kind=feddyn", "feddyn-alpha"),
+    "nova with adam": ("strategy={kind='fednova'}", "client.optimizer = adam"),
+    "an unknown problem": ("problem.kind=own", "problem.kind = own"),
+    "a batch size of the wrong kind": ("client.batch_size=half", "client.batch_size = half"),
     "start that is absent": ("problem.start=nowhere.pt", "problem.start = nowhere.pt"),
     "server optimizer": ("strategy.server_optimizer={kind='adam', beta1=1.0}", "strategy.server_optimizer.beta1 = 1.0"),
     "assignment": ("rounds", "set = rounds"),
@@ -116,11 +123,50 @@ BAD = {
 def test_bad_options_are_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, case):
     setting, named = BAD[case]
     monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, "run", DIGITS, "--set", setting) == 2
+    also = ["--set", "client.optimizer=adam"] if case == "nova with adam" else []
+    assert call(monkeypatch, "run", DIGITS, "--set", setting, *also) == 2
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
     assert named in said.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_wrong_usage_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["run", DIGITS, "--seed", "abc"], ["run"], ["fly"], ["run", DIGITS, "--fast"]):
+        assert call(monkeypatch, *arguments) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("fedsim: ")
+        assert said.count("\n") == 1
+
+
+def test_bad_input_under_several_seeds_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "run", DIGITS, "--seeds", "0-1", "--set", "selection.count=101") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compare_overwrites_nothing(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", "run") == 0
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    assert call(monkeypatch, "compare", "run", "--out", "mine.png") == 2
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"
+    assert call(monkeypatch, "compare", "run", "--out", "nowhere/at/all.png") == 2
+    assert call(monkeypatch, "compare", "run") == call(monkeypatch, "compare", "run") == 0
+    assert {path.name for path in tmp_path.glob("compare*.png")} == {"compare.png", "compare-1.png"}
+
+
+def test_a_full_disk_before_the_first_round_leaves_nothing(monkeypatch, capsys, tmp_path):
+    import errno
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fedsim.runfolder.os.fsync", full)
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(tmp_path / "run")) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_absent_data_says_what_was_looked_for_and_where(monkeypatch, capsys, tmp_path):

@@ -62,41 +62,84 @@ def plan_batches(
     order[begin[c] : begin[c] + examples[c]]. With `epochs`, E passes, each freshly shuffled, the last batch
     possibly partial. With `steps`, each step draws `batch_size` of the client's examples without
     replacement, independently of the other steps (all of them where it has fewer). Every row of the plan is
-    `batch_size` wide, so that a client's products have the same shapes, and so the same bits, in any cohort.
+    `batch_size` wide, so that a client's products have the same shapes, and so the same bits, in any cohort. Padding
+    stands on an example of the same client, so that one client's bad numbers stay its own.
     """
+    per_client = steps_of(examples, epochs, steps, batch_size)
+    active, start, length = _prefixes(per_client)
+    if steps is not None:
+        place, count = _draws(streams, clients, examples, steps, batch_size, round)
+    else:
+        assert epochs is not None
+        place, count = _passes(streams, clients, examples, epochs, batch_size, round, start, length)
+    row = torch.arange(length, device=clients.device) - torch.repeat_interleave(
+        torch.tensor(start, device=clients.device), torch.tensor(active, device=clients.device)
+    )
+    real = torch.arange(batch_size, device=clients.device) < count.unsqueeze(1)
+    weight = real.to(dtype) / count.unsqueeze(1).to(dtype)
+    return Plan(order[begin[row].unsqueeze(1) + place], weight, active, start)
+
+
+def _passes(
+    streams: Streams,
+    clients: Tensor,
+    examples: Tensor,
+    epochs: int,
+    width: int,
+    round: int,  # noqa: A002
+    start: list[int],
+    length: int,
+) -> tuple[Tensor, Tensor]:
+    """Of every row of the plan, which of its client's examples it has, [R, B] (0 in padding), and how many, [R]."""
     device = clients.device
     rows = torch.arange(len(clients), device=device)
-    passes = epochs if steps is None else steps
-    assert passes is not None
-    width = batch_size
-    per_pass = torch.ones_like(examples) if steps is not None else -(-examples // width)
-    active, start, length = _prefixes(per_pass * passes)
-
-    # One element for each (client, pass, example): its client's row, its pass, and a random key.
-    count = examples * passes
+    # One element for each (client, epoch, example): its client's row, its place in its epoch, and a random key.
+    count = examples * epochs
     row = torch.repeat_interleave(rows, count)
     position = torch.arange(len(row), device=device) - torch.repeat_interleave(count.cumsum(0) - count, count)
     size = examples[row]
-    segment_pass = position // size
-    segment_begin = torch.arange(len(row), device=device) - position % size
-    keys = streams.ragged_bits("batches", clients, count, round=round)
-    # Sorting (segment, key) shuffles every segment; equal keys keep their order.
-    shuffled = torch.sort((segment_begin << 32) | keys, stable=True).indices
-    example = order[begin[row] + (shuffled - segment_begin)]
-
     slot = position % size
-    step = segment_pass if steps is not None else segment_pass * per_pass[row] + slot // width
-    column = slot if steps is not None else slot % width
-    full = torch.clamp(size - (slot - column), max=width)
-    kept = column < width
-    place = (torch.as_tensor(start, device=device)[step] + row) * width + column
-    index = torch.zeros(length * width, dtype=torch.int64, device=device)
-    weight = torch.zeros(length * width, dtype=dtype, device=device)
-    if steps is not None:
-        place, example, full = place[kept], example[kept], full[kept]
-    index[place] = example
-    weight[place] = 1.0 / full.to(dtype)
-    return Plan(index.view(length, width), weight.view(length, width), active, start)
+    epoch_begin = torch.arange(len(row), device=device) - slot
+    keys = streams.ragged_bits("batches", clients, count, round=round)
+    # Sorting (epoch, key) shuffles every epoch; equal keys keep their order.
+    shuffled = torch.sort((epoch_begin << 32) | keys, stable=True).indices - epoch_begin
+    step = (position // size) * (-(-size // width)) + slot // width
+    packed = torch.tensor(start, device=device)[step] + row
+    column = slot % width
+    place = torch.zeros(length * width, dtype=torch.int64, device=device)
+    place[packed * width + column] = shuffled
+    counts = torch.zeros(length, dtype=torch.int64, device=device)
+    counts[packed] = torch.clamp(size - (slot - column), max=width)
+    return place.view(length, width), counts
+
+
+def _draws(
+    streams: Streams,
+    clients: Tensor,
+    examples: Tensor,
+    steps: int,
+    width: int,
+    round: int,  # noqa: A002
+) -> tuple[Tensor, Tensor]:
+    """The same for independent batches: Floyd's sampling without replacement, one column after the other.
+
+    Column j of B draws t in 0 .. n-B+j and takes it, or n-B+j if t is taken already; every set of B is equally likely.
+    """
+    number = len(clients)
+    words = streams.bits("batches", clients, steps * width, round=round).view(number, steps, width)
+    place = torch.empty_like(words)
+    size = examples.view(-1, 1)
+    for column in range(width):
+        last = size - width + column
+        drawn = (words[:, :, column] * (last + 1).clamp(min=1)) >> 32
+        taken = (place[:, :, :column] == drawn.unsqueeze(2)).any(dim=2)
+        place[:, :, column] = torch.where(taken, last, drawn)
+    everything = torch.arange(width, device=clients.device).expand_as(place)
+    few = (size <= width).unsqueeze(2)
+    place = torch.where(few, torch.minimum(everything, (size - 1).unsqueeze(2)), place)
+    counts = examples.clamp(max=width).unsqueeze(1).expand(number, steps)
+    # Rows of the plan go step by step.
+    return place.transpose(0, 1).reshape(-1, width), counts.transpose(0, 1).reshape(-1)
 
 
 def _prefixes(steps: Tensor) -> tuple[list[int], list[int], int]:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.cores import cores, one_core_an_operation, spread
+from fedsim.engine.dropout import Draw
 from fedsim.engine.lowering import has_kernels_of_its_own
-from fedsim.engine.network import ChainNetwork, Network, PlainNetwork, StackedNetwork
+from fedsim.engine.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.engine.store import ClientStore, Shapes
 from fedsim.errors import InputError
-from fedsim.exchange import BrokenPromiseError, Cost, Orders, Update, payload_bytes
+from fedsim.exchange import BrokenPromiseError, Cost, Orders, Update, finite_rows, payload_bytes
 from fedsim.problems.supervised import Supervised
 from fedsim.streams import Streams
 from fedsim.transforms import Transform
@@ -35,13 +36,14 @@ WORTH_A_THREAD = 20_000_000
 class Client(Protocol):
     """A client algorithm. Its methods are named after the actions it can do: (Cohort) -> Update.
 
-    needs: names in an order's payload that it reads. sends: names it may put into a reply. A client that remembers
-    something between rounds has a method `state(dimension) -> {name: shape}`.
+    needs: names in an order's payload and configuration that it must have. sends: names it may put into a reply. It may
+    also have `knows`, names that it reads where they are sent; `state(dimension) -> {name: shape}`, what each client
+    remembers between rounds; and `check(sent)`, which refuses options that do not go with what the server sends.
     """
 
     @property
     def needs(self) -> frozenset[str]:
-        """Names in an order's payload that it reads."""
+        """Names that an order must have."""
         ...
 
     @property
@@ -76,11 +78,27 @@ def choose_network(problem: Supervised, choice: Choice) -> tuple[str, Network]:
     if chain is not None:
         return "stacked", chain
     try:
-        return "stacked", StackedNetwork(model, layout, loss)
+        stacked = StackedNetwork(model, layout, loss)
+        _try(stacked, problem)
     except InputError:
         if choice == "stacked":
             raise
         return "loop", PlainNetwork(model, layout, loss)
+    return "stacked", stacked
+
+
+def _try(network: Network, problem: Supervised) -> None:
+    """Two clients of two examples: a module that `vmap` cannot take is found out before a run, not in it."""
+    rows = torch.zeros(2, 2, dtype=torch.int64, device=problem.device)
+    draw = Draw(Streams(0), torch.arange(2, device=problem.device), 0, 0)
+    weight = torch.full((2, 2), 0.5, dtype=problem.dtype, device=problem.device)
+    try:
+        network.gradients(
+            network.layout.stack(problem.initial(), 2), Batch(problem.x[rows], problem.y[rows], weight, draw)
+        )
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[:200]
+        raise InputError("engine.executor", "stacked", f"the model cannot be stacked, use 'loop' ({line})") from error
 
 
 class Executor:
@@ -147,13 +165,21 @@ class Executor:
         else:
             with one_core_an_operation():
                 done = [work(rows) for rows in units]
-        for cohort, _ in done:
-            self.store.write(cohort.clients, cohort.state)
+        for cohort, update in done:
+            self._remember(cohort, update)
         back = torch.argsort(torch.cat(units))
         payload = _gathered([update.payload for _, update in done], back)
         metrics = _gathered([update.metrics for _, update in done], back)
         encoded = sum(self._encoded(name, rows[0]) for name, rows in payload.items() if len(rows))
         return Work(payload, metrics, encoded, cost.steps)
+
+    def _remember(self, cohort: Cohort, update: Update) -> None:
+        """Keep the state of the clients whose work is finite: one that has failed starts again from what it was."""
+        if not self.store.shapes:
+            return
+        finite = finite_rows([*update.payload.values(), *cohort.state.values()])
+        kept = {name: value[finite] for name, value in cohort.state.items()}
+        self.store.write(cohort.clients[finite], kept)
 
     def _units(self, rank: Tensor) -> list[Tensor]:
         """Clients, longest first, dealt to cohorts of at most `chunk`, one a core or more where that pays."""

@@ -48,7 +48,7 @@ def has_kernels_of_its_own(model: nn.Module) -> bool:
 def lower(model: nn.Module, prefix: str = "") -> Lowered:
     """The stacked function of `model`; `prefix` is the name of the module within the whole model."""
     if type(model) is nn.Sequential and _reads_last_steps(model):
-        stages = [lower(part, f"{prefix}{name}.") for name, part in model.named_children()]
+        stages = [lower(part, f"{prefix}{name}.") for name, part in model._modules.items() if part is not None]
 
         def sequential(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
             for stage in stages:
@@ -59,9 +59,9 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
     if type(model) is Residual:
         body, shortcut = lower(model.body, f"{prefix}body."), lower(model.shortcut, f"{prefix}shortcut.")
         return lambda named, x: torch.relu(body(named, x) + shortcut(named, x))
-    if isinstance(model, ELEMENTWISE):
+    if type(model) in ELEMENTWISE:
         return lambda _, x: model(x)
-    if isinstance(model, IMAGEWISE):
+    if type(model) in IMAGEWISE:
         return lambda _, x: model(x.flatten(0, 1)).unflatten(0, x.shape[:2])
     if type(model) is nn.Flatten:
         # One more axis in front; negative ones count from the end.

@@ -17,6 +17,7 @@ corrections are `shift`. A network may fuse the step with the gradient.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,7 +35,7 @@ from fedsim.engine.stack import Layout, Stack
 class Batch:
     """One local step of the clients that still work, the first k rows of a cohort.
 
-    x: [k, B, ...], y: [k, B], weight: [k, B]: 1/count for examples and 0 for padding. full: no padding.
+    x: [k, B, ...], y: [k, B], weight: [k, B]: 1/count for examples and 0 for padding. draw: whose draws they make.
     """
 
     x: Tensor
@@ -60,16 +61,13 @@ class Network(Protocol):
         """Take the step above in place for the k clients of a batch; losses [k] before the step."""
         ...
 
-    def forward(self, y: Stack, x: Tensor) -> Tensor:
-        """Outputs [k, B, K] of inputs [k, B, ...], in evaluation mode, without gradients."""
-        ...
 
-
-class _Autograd:
+class _Autograd(ABC):
     """What networks share that know only how to make gradients."""
 
+    @abstractmethod
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
-        raise NotImplementedError  # pragma: no cover - replaced by both subclasses
+        """Losses [k] and gradients of the k clients of a batch."""
 
     def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
         """Gradient first, then the elementwise step."""
@@ -93,20 +91,29 @@ class StackedNetwork(_Autograd):
     def __init__(self, model: nn.Module, layout: Layout, loss: Loss) -> None:
         self.layout, self.loss = layout, loss
         self.lowered: Lowered = lower(model)
+        first: dict[int, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            first.setdefault(id(parameter), name)
+        shared = {name: first[id(own)] for name, own in model.named_parameters(remove_duplicate=False)}
+        self._aliases = {name: own for name, own in shared.items() if name != own and own in layout.names}
+        # Frozen parameters are no part of the vector; every client has the same.
+        self._frozen = {
+            name: own.detach()
+            for name, own in model.named_parameters(remove_duplicate=False)
+            if shared[name] not in layout.names
+        }
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients of the k clients of a batch."""
         leaves = [leaf.detach().requires_grad_() for leaf in y.leaves]
         named = dict(zip(self.layout.names, leaves, strict=True))
+        named |= {name: named[own] for name, own in self._aliases.items()}
+        named |= {name: own.expand(len(batch), *own.shape) for name, own in self._frozen.items()}
         with drawing(batch.draw, stacked=self.stacked):
             outputs = self.lowered(named, batch.x)
         losses = _weighted(self.loss.examples(outputs, batch.y), batch.weight)
-        return losses.detach(), Stack(torch.autograd.grad(losses.sum(), leaves))
-
-    def forward(self, y: Stack, x: Tensor) -> Tensor:
-        """Outputs [k, B, K] of inputs [k, B, ...], in evaluation mode, without gradients."""
-        with torch.no_grad():
-            return self.lowered(dict(zip(self.layout.names, y.leaves, strict=True)), x)
+        gradient = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
+        return losses.detach(), Stack(gradient)
 
 
 class PlainNetwork(_Autograd):
@@ -124,15 +131,8 @@ class PlainNetwork(_Autograd):
         with drawing(batch.draw, stacked=self.stacked):
             outputs = model(batch.x[0, :count])
         loss = self.loss.examples(outputs, batch.y[0, :count]).mean()
-        gradient = torch.autograd.grad(loss, parameters)
+        gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         return loss.detach().view(1), Stack([part.unsqueeze(0) for part in gradient])
-
-    def forward(self, y: Stack, x: Tensor) -> Tensor:
-        """Outputs [1, B, K] of inputs [1, B, ...], in evaluation mode, without gradients."""
-        model, _ = self.model.bind(leaf[0] for leaf in y.leaves)
-        with torch.no_grad():
-            outputs: Tensor = model(x[0])
-        return outputs.unsqueeze(0)
 
 
 class ChainNetwork:
@@ -154,9 +154,11 @@ class ChainNetwork:
     @classmethod
     def of(cls, model: nn.Module, layout: Layout, loss: Loss) -> ChainNetwork | None:
         """The chain that `model` is, or None."""
-        if not isinstance(model, nn.Sequential):
+        if type(model) is not nn.Sequential:
             return None
-        parts = [(name, part) for name, part in model.named_children() if not isinstance(part, nn.Flatten)]
+        # Not `named_children`, which leaves out a layer that comes again.
+        layers_in_order = [(name, part) for name, part in model._modules.items() if part is not None]
+        parts = [(name, part) for name, part in layers_in_order if type(part) is not nn.Flatten]
         if any(part.start_dim != 1 or part.end_dim != -1 for part in model if isinstance(part, nn.Flatten)):
             return None
         linear, between = parts[::2], parts[1::2]
@@ -195,10 +197,6 @@ class ChainNetwork:
         if shift is not None:
             y.add_(shift, alpha=lr)
         return losses
-
-    def forward(self, y: Stack, x: Tensor) -> Tensor:
-        """Outputs [k, B, K] of inputs [k, B, ...]."""
-        return self._forward(y, x)[-1]
 
     def _ones(self, batch: Batch) -> Tensor:
         """Ones [k, 1, B]: sums over a batch are products with them."""

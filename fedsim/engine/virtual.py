@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fedsim.aggregation import Aggregator
 from fedsim.engine.executor import Executor
 from fedsim.engine.ledger import Ledger
-from fedsim.exchange import Orders, Replies, Window, payload_bytes
+from fedsim.exchange import Orders, Replies, Window, finite_rows, payload_bytes
 
 DURATION = 1.0
 """Virtual seconds that every client takes for an order."""
@@ -91,7 +89,7 @@ def settle(replies: Replies, ledger: Ledger, bytes_up: int) -> Replies:
     count = len(replies)
     ledger.bytes_up += bytes_up * count
     ledger.clients += count
-    finite = _finite(replies.payload, count)
+    finite = finite_rows(list(replies.payload.values())).cpu()
     if bool(finite.all()):
         return replies
     ledger.failed += int((~finite).sum())
@@ -107,14 +105,3 @@ def select(replies: Replies, kept: Tensor) -> Replies:
         metrics={name: rows[kept.to(rows.device)] for name, rows in replies.metrics.items()},
         examples=replies.examples[kept],
     )
-
-
-def _finite(payload: Mapping[str, Tensor], count: int) -> Tensor:
-    """Which rows are finite in every payload: bool [count] on the CPU."""
-    finite = torch.ones(count, dtype=torch.bool)
-    for rows in payload.values():
-        flat = rows.reshape(count, -1)
-        # A sum is finite only if its terms are; where it is not, the terms themselves decide.
-        if not bool(torch.isfinite(flat.sum())):
-            finite &= torch.isfinite(flat).all(dim=1).cpu()
-    return finite

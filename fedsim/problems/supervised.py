@@ -6,8 +6,11 @@ one tensor; a client is a range of an index list, so a hundred thousand clients 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,11 +20,16 @@ from fedsim.engine.cores import spread
 from fedsim.engine.dropout import prepare
 from fedsim.engine.footprint import footprint
 from fedsim.engine.functional import Functional
-from fedsim.engine.losses import loss_named
+from fedsim.engine.losses import LOSSES, Loss, loss_named
 from fedsim.engine.stack import Layout
 from fedsim.errors import InputError
-from fedsim.problems.datasets import Dataset
-from fedsim.problems.partition import Partition
+from fedsim.problems.datasets import DataFolder, Dataset
+from fedsim.problems.models.layers import initialise
+from fedsim.problems.partition import Partition, cached_partition, noisy_labels
+from fedsim.streams import Streams
+
+if TYPE_CHECKING:
+    from fedsim.configuration import Experiment
 
 EVALUATED_AT_ONCE = 2**24
 """Numbers that an evaluation's forward pass may make at once: with more they leave the cache, at twice the time."""
@@ -50,18 +58,49 @@ class Supervised:
     ) -> None:
         self.dataset, self.partition = dataset, partition
         self.device, self.dtype = torch.device(device), dtype
-        self.loss = loss_named(loss or ("cross_entropy" if dataset.num_classes else "squared_error"))
-        self.model = prepare(model).to(self.device, dtype)
-        self.functional = Functional(self.model)
-        self.layout = Layout.of(dict(self.model.named_parameters()))
-        self._start = self.layout.flatten(dict(self.model.named_parameters()))
+        self.loss = _fitting_loss(dataset, loss)
+        prepared = prepare(model).to("cpu", dtype).train()
+        _check_model(prepared, self._tensor(dataset.x[:2]).cpu(), dataset.num_classes or 1)
+        self.model = prepared.to(self.device)
+        self.functional = Functional(copy.deepcopy(self.model).eval())
+        trained = {name: own for name, own in self.model.named_parameters() if own.requires_grad}
+        self.layout = Layout.of(trained)
+        self._start = self.layout.flatten(trained)
         self.x, self.y = self._tensor(dataset.x), self._tensor(dataset.y)
         self.x_test, self.y_test = self._tensor(dataset.x_test), self._tensor(dataset.y_test)
         self.order, self.begin, self.examples = _rows(partition.order, partition.offset, self.device)
         self.sizes = self.examples.cpu()
         self.largest = int(self.sizes.max())
-        self._check()
         self.footprint = footprint(self.model, self.x[:1])
+
+    @classmethod
+    def build(cls, experiment: Experiment) -> Supervised:
+        """The problem that an experiment describes: its data, dealt to clients, and its model, on its device."""
+        streams, options = Streams(experiment.seed), experiment.problem
+        dataset: Dataset = experiment.dataset.load(DataFolder(experiment.data_dir))
+        seed = streams.derive("partition")
+        partition = cached_partition(experiment.partition, dataset, seed)
+        if experiment.partition.noise:
+            noisy = noisy_labels(dataset.y, dataset.num_classes, experiment.partition.noise, seed)
+            if partition.holdout_order is not None:  # what clients are judged on stays clean
+                noisy[partition.holdout_order] = dataset.y[partition.holdout_order]
+            dataset = replace(dataset, y=noisy)
+        try:
+            model = experiment.model.build(dataset.x.shape[1:], dataset.num_classes, dataset.vocabulary)
+        except InputError as error:
+            raise InputError("problem.model", error.value, error.remedy) from None
+        initialise(model, streams)
+        problem = cls(
+            dataset,
+            partition,
+            model,
+            loss=options.loss,
+            device=choose_device(experiment.engine.device),
+            dtype=getattr(torch, experiment.engine.precision),
+        )
+        if options.start is not None:
+            problem.start_from(load_start(Path(options.start)))
+        return problem
 
     @property
     def num_clients(self) -> int:
@@ -168,34 +207,55 @@ class Supervised:
         tensor = torch.from_numpy(np.ascontiguousarray(values))
         return tensor.to(self.device, self.dtype if tensor.is_floating_point() else torch.int64)
 
-    def _check(self) -> None:
-        """Refuse a model that does not fit the data, or whose forward pass draws from the global generator."""
-        name = type(self.model).__name__
-        before = torch.get_rng_state()
-        try:
-            with torch.no_grad():
-                outputs = self.model.train()(self.x[:2])
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            line = " ".join(str(error).split())[:200]
-            raise InputError(
-                "problem.model", name, f"does not fit inputs of shape {tuple(self.x.shape[1:])}: {line}"
-            ) from error
-        finally:
-            drawn = not torch.equal(before, torch.get_rng_state())
-            torch.set_rng_state(before)
-        if drawn:
-            raise InputError(
-                "problem.model",
-                name,
-                "its forward draws from the global generator; use torch.nn.Dropout as a layer of its own",
-            )
-        wanted = (len(self.x[:2]), self.dataset.num_classes or 1)
-        if tuple(outputs.shape) != wanted:
-            raise InputError(
-                "problem.model", name, f"gives outputs of shape {tuple(outputs.shape)[1:]}, not {wanted[1:]}"
-            )
-        if not torch.isfinite(self._start).all():
-            raise InputError("problem.model", name, "its initial parameters are not all finite")
+
+def _fitting_loss(dataset: Dataset, name: str | None) -> Loss:
+    """The loss of that name, or the labels' own; refuses one that does not go with the labels."""
+    classes = dataset.num_classes > 0
+    loss = loss_named(name or ("cross_entropy" if classes else "squared_error"))
+    if classes != (loss is LOSSES["cross_entropy"]):
+        held = "classes" if classes else "real numbers"
+        raise InputError("problem.loss", name, f"the labels of {dataset.name} are {held}; leave it out")
+    return loss
+
+
+def _check_model(model: nn.Module, x: Tensor, outputs: int) -> None:
+    """Refuse a model that does not fit inputs x [2, ...], or whose forward pass draws or changes what it should not.
+
+    On the CPU, whose generator a draw would move.
+    """
+    name = type(model).__name__
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("problem.model", name, "it has no parameter to train")
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise InputError("problem.model", name, "its initial parameters are not all finite")
+    before = torch.get_rng_state()
+    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    try:
+        with torch.no_grad():
+            found = model(x)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise InputError("problem.model", name, f"does not fit inputs of shape {tuple(x.shape[1:])}: {line}") from error
+    finally:
+        drawn = not torch.equal(before, torch.get_rng_state())
+        torch.set_rng_state(before)
+    if drawn:
+        raise InputError(
+            "problem.model",
+            name,
+            "its forward draws from the global generator; use torch.nn.Dropout as a layer of its own",
+        )
+    if any(not torch.equal(buffers[key], buffer) for key, buffer in model.named_buffers()):
+        raise InputError("problem.model", name, "its forward changes a buffer, which clients would share")
+    if tuple(found.shape) != (len(x), outputs):
+        raise InputError("problem.model", name, f"gives outputs of shape {tuple(found.shape)[1:]}, not {(outputs,)}")
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device that an experiment asks for; auto is cuda where there is one."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InputError("engine.device", wanted, "there is no CUDA device here; use cpu or auto")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_start(path: Path) -> dict[str, Tensor]:
@@ -210,7 +270,7 @@ def load_start(path: Path) -> dict[str, Tensor]:
         loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         return loaded
     except Exception as error:
-        line = " ".join(str(error).split())[:200]
+        line = str(error).strip().partition("\n")[0][:120]
         raise InputError("problem.start", str(path), f"cannot be read as a state dict: {line}") from error
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from itertools import islice
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fedsim.errors import InputError
-from fedsim.options import Count, Share, options
+from fedsim.options import Count, options
 
 
 @options
@@ -20,7 +22,7 @@ class Size:
     """
 
     count: Count | None = None
-    fraction: Share | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
 
     def __post_init__(self) -> None:
         if self.count is None and self.fraction is None:

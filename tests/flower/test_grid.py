@@ -409,7 +409,7 @@ def test_a_nodes_own_data_folder_comes_first():
 
 
 def test_a_recipe_is_the_experiment():
-    experiment = tiny("scaffold", "scaffold", transforms=[{"kind": "clip", "max_norm": 2.0}])
+    experiment = tiny(transforms=[{"kind": "clip", "max_norm": 2.0}])
     assert Recipe.of(experiment).experiment().resolved() == experiment.resolved()
     assert Recipe.of(tiny(seed=1)).digest != Recipe.of(tiny()).digest
 

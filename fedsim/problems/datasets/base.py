@@ -73,6 +73,10 @@ class Dataset:
             (self.x, self.y, self.owner, "training"),
             (self.x_test, self.y_test, self.owner_test, "test"),
         ):
+            if y.ndim != 1:
+                raise InputError(
+                    TABLE, self.name, f"{kind} labels have shape {y.shape}; give one number for each input"
+                )
             if len(x) != len(y) or (owner is not None and len(owner) != len(x)):
                 owners = "" if owner is None else f" and {len(owner)} owners"
                 fault = f"{len(x)} {kind} inputs have {len(y)} labels{owners}; give one for each input"
