@@ -19,6 +19,8 @@ from fedsim.loop import Evaluation, Stopping
 from fedsim.options import Count, Name, options
 
 Table = Mapping[str, Any]
+TRANSFORMS = ("transforms", "order_transforms")
+"""Lists of transforms: of the clients' replies, and of the server's orders."""
 NOTES = ("resolved", "versions")
 """Tables that a run writes into its config.toml and that say nothing about what to do."""
 PLUGINS: dict[str, tuple[str, str | Table]] = {
@@ -75,6 +77,7 @@ class Experiment:
     client: Any
     aggregation: Any
     transforms: tuple[Any, ...]
+    order_transforms: tuple[Any, ...]
     evaluation: Evaluation
     stopping: Stopping | None
     engine: EngineOptions
@@ -95,10 +98,9 @@ class Experiment:
         }
         for part in PLUGINS:
             found[part] = self._table(part, self.tables[part])
-        found["transforms"] = [
-            {"kind": _kind(table)} | _values(made)
-            for table, made in zip(self.tables["transforms"], self.transforms, strict=True)
-        ]
+        for part in TRANSFORMS:
+            pairs = zip(self.tables[part], getattr(self, part), strict=True)
+            found[part] = [{"kind": _kind(table)} | _values(made) for table, made in pairs]
         found["evaluation"], found["engine"] = _values(self.evaluation), _values(self.engine)
         if self.stopping is not None:
             found["stopping"] = _values(self.stopping)
@@ -127,7 +129,7 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     Raises InputError for the first option that cannot be used.
     """
     tables = {name: value for name, value in tables.items() if name not in NOTES}
-    known = {"name", "seed", "rounds", "problem", "transforms", "evaluation", "stopping", "engine", *PLUGINS}
+    known = {"name", "seed", "rounds", "problem", "evaluation", "stopping", "engine", *PLUGINS, *TRANSFORMS}
     for name, value in tables.items():
         if name not in known:
             raise InputError(name, value, "no such option here; remove it or correct its name")
@@ -139,10 +141,14 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         given["client"] = {"kind": "sgd", "epochs": 1}
     made = {part: registry.make(group, given[part], part) for part, (group, _) in PLUGINS.items()}
     problem = _checked(ProblemOptions, _table(tables, "problem"), "problem")
-    transforms = tables.get("transforms", [])
-    if not isinstance(transforms, list):
-        raise InputError("transforms", transforms, "write each as a [[transforms]] table")
-    given |= {"problem": _table(tables, "problem"), "transforms": transforms}
+    given["problem"] = _table(tables, "problem")
+    for part in TRANSFORMS:
+        given[part] = tables.get(part, [])
+        if not isinstance(given[part], list):
+            raise InputError(part, given[part], f"write each as a [[{part}]] table")
+        made[part] = tuple(
+            registry.make("transforms", table, f"{part}.{number}") for number, table in enumerate(given[part])
+        )
     checked = Experiment(
         name=top.name,
         seed=top.seed,
@@ -150,9 +156,6 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         problem=problem,
         dataset=registry.make("datasets", problem.dataset, "problem.dataset"),
         model=registry.make("models", problem.model, "problem.model"),
-        transforms=tuple(
-            registry.make("transforms", table, f"transforms.{number}") for number, table in enumerate(transforms)
-        ),
         evaluation=_checked(Evaluation, _table(tables, "evaluation"), "evaluation"),
         stopping=_checked(Stopping, _table(tables, "stopping"), "stopping") if "stopping" in tables else None,
         engine=_checked(EngineOptions, _table(tables, "engine"), "engine"),

@@ -25,7 +25,8 @@ class Orders:
     """The same order to several clients.
 
     action: what they are to do; names a method of the client algorithm. clients: int64 [C], ascending. payload: vectors
-    sent to each of them. config: plain settings. round: which round it belongs to, from 0.
+    sent to each of them. config: plain settings. round: which round it belongs to,
+    from 0. encoded: bytes of the payload as transforms have encoded it, if they have.
     """
 
     action: str
@@ -33,6 +34,12 @@ class Orders:
     payload: Mapping[str, Tensor]
     config: Mapping[str, Scalar] = field(default_factory=dict)
     round: int = 0
+    encoded: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Payload bytes that each client is sent."""
+        return payload_bytes(self.payload) if self.encoded is None else self.encoded
 
 
 @dataclass(frozen=True)

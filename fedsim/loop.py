@@ -27,7 +27,8 @@ from fedsim.exchange import Orders, Replies, Window
 from fedsim.options import Count, Whole, options
 from fedsim.selection import Selector
 from fedsim.strategy import ProblemView, ServerState, Strategy
-from fedsim.streams import Streams
+from fedsim.streams import SERVER, Streams
+from fedsim.transforms import Chain
 
 Row = dict[str, Any]
 """What one completed round came to, by the names of metrics.jsonl."""
@@ -128,7 +129,8 @@ class Parts:
     streams: Streams
     rounds: int
     evaluation: Evaluation
-    stopping: Stopping | None = None
+    stopping: Stopping | None
+    order_transforms: Chain
 
 
 class Simulation:
@@ -141,6 +143,10 @@ class Simulation:
         self.round = 0
         self.stopped: str | None = None
         self._watched: list[float] = []
+        self._sending = {
+            name: torch.zeros((1, *shape), dtype=self.state.params.dtype, device=self.state.params.device)
+            for name, shape in parts.order_transforms.init(self.state.params.numel()).items()
+        }
         self._clients = parts.problem.evaluates_clients(parts.evaluation.clients)
         self._began = time.perf_counter()
 
@@ -160,12 +166,13 @@ class Simulation:
         before = replace(engine.ledger)
         done = False
         metrics: dict[str, float] = {}
-        state, selector_state = self.state, self.selector_state
+        state, selector_state, sending = self.state, self.selector_state, self._sending
         while not done:
             chosen, selector_state = parts.selector.select(
                 selector_state, parts.streams, self.round, len(parts.problem.sizes), engine.busy
             )
             orders, window = parts.strategy.ask(state, chosen)
+            orders, sending = self._transformed(orders, sending)
             engine.submit(orders)
             replies = engine.collect(window)
             selector_state = parts.selector.observe(selector_state, replies)
@@ -192,7 +199,7 @@ class Simulation:
             **metrics,
             **found,
         }
-        self.state, self.selector_state, self.round = state, selector_state, number
+        self.state, self.selector_state, self._sending, self.round = state, selector_state, sending, number
         return row
 
     def snapshot(self) -> dict[str, Any]:
@@ -204,6 +211,7 @@ class Simulation:
             "round": self.round,
             "stopped": self.stopped,
             "watched": list(self._watched),
+            "sending": deepcopy(self._sending),
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -211,6 +219,19 @@ class Simulation:
         self.state, self.selector_state = deepcopy(saved["state"]), deepcopy(saved["selector"])
         self.parts.engine.restore(saved["engine"])
         self.round, self.stopped, self._watched = saved["round"], saved["stopped"], list(saved["watched"])
+        self._sending = deepcopy(saved["sending"])
+
+    def _transformed(self, orders: Orders, state: dict[str, Tensor]) -> tuple[Orders, dict[str, Tensor]]:
+        """An order as the transforms of orders leave it, and their state, which the server keeps."""
+        chain = self.parts.order_transforms
+        if not chain.transforms:
+            return orders, state
+        if set(orders.payload) != {"params"}:
+            raise InputError("order_transforms", ", ".join(orders.payload), "these orders carry more than the model")
+        params = orders.payload["params"]
+        server = torch.tensor([SERVER], device=params.device)
+        rows, state = chain.apply(params.unsqueeze(0), state, server, self.parts.streams, orders.round)
+        return replace(orders, payload={"params": rows[0]}, encoded=chain.nbytes(params)), state
 
     def _due(self, number: int) -> bool:
         every = self.parts.evaluation.every

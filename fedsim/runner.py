@@ -27,6 +27,7 @@ from fedsim.problems.partition import Partition
 from fedsim.problems.supervised import Supervised, choose_device
 from fedsim.runfolder import CURVES, PARTITION, RunFolder, StorageError
 from fedsim.streams import Streams
+from fedsim.transforms import Chain
 
 VERSIONED = ("fedsim", "torch", "numpy", "scikit-learn", "flwr-datasets")
 
@@ -104,6 +105,7 @@ def build_simulation(experiment: Experiment, problem: Supervised, engine: Engine
             rounds=experiment.rounds,
             evaluation=experiment.evaluation,
             stopping=experiment.stopping,
+            order_transforms=Chain(experiment.order_transforms),
         )
     )
 

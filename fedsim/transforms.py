@@ -8,6 +8,7 @@ own random stream, not on who else is in the cohort.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -46,6 +47,44 @@ class Transform(Protocol):
     def nbytes(self, dimension: int, itemsize: int) -> int:
         """Payload of one client's vector of this length as it crosses. itemsize: bytes of a number before."""
         ...
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Transforms one after the other; the state of the n-th has names that begin with `transform<n>/`."""
+
+    transforms: tuple[Transform, ...] = ()
+
+    def init(self, dimension: int) -> dict[str, tuple[int, ...]]:
+        """All the state that a client keeps, and its shapes."""
+        return {
+            f"transform{number}/{name}": shape
+            for number, transform in enumerate(self.transforms)
+            for name, shape in transform.init(dimension).items()
+        }
+
+    def apply(
+        self,
+        rows: Tensor,
+        state: TransformState,
+        clients: Tensor,
+        streams: Streams,
+        round: int,  # noqa: A002
+    ) -> tuple[Tensor, TransformState]:
+        """What arrives of rows [C, d], and the new state; names in `state` that are not the chain's stay out of it."""
+        kept: TransformState = {}
+        for number, transform in enumerate(self.transforms):
+            prefix = f"transform{number}/"
+            own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            rows, own = transform.apply(rows, own, clients, streams, round)
+            kept |= {prefix + name: value for name, value in own.items()}
+        return rows, kept
+
+    def nbytes(self, row: Tensor) -> int:
+        """Bytes of one vector on its way: the last transform says what its encoding takes."""
+        if not self.transforms:
+            return row.numel() * row.element_size()
+        return self.transforms[-1].nbytes(row.numel(), row.element_size())
 
 
 @options

@@ -36,6 +36,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "lion": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "lion", "weight_decay": 0.1}},
     "steps": {"client": {"kind": "sgd", "steps": 5, "batch_size": 4, "clip_norm": 0.3, "weight_decay": 0.01}},
     "median": {"aggregation": "median"},
+    "orders": {"order_transforms": [{"kind": "noise", "std": 0.01}]},
     "noise": {"transforms": [{"kind": "clip", "max_norm": 0.1}, {"kind": "noise", "std": 0.01}]},
 }  # fmt: skip
 # For each option of a plug-in, another value that must change the run (given the settings it needs to matter).

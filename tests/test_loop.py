@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from small_problems import blobs, mlp, small, small_problem
@@ -10,7 +12,9 @@ from torch import nn
 import fedsim
 from fedsim.errors import DivergedError, InputError
 from fedsim.loop import Stopping
+from fedsim.options import options
 from fedsim.runner import build_simulation
+from fedsim.streams import SERVER
 
 
 def test_evaluation_every_k_rounds_and_after_the_last():
@@ -139,3 +143,53 @@ def test_virtual_time_and_the_ledger_add_up():
     result = fedsim.run(small(4), problem=small_problem(), save=False)
     assert [row["time"] for row in result.history] == [1.0, 2.0, 3.0, 4.0]
     assert result.summary["total_bytes_up"] == sum(row["bytes_up"] for row in result.history) == 4 * 4 * 83 * 8
+
+
+@options
+class Halved:
+    """Rounds to half precision on the way: two bytes a number; counts its uses in a state of the server's."""
+
+    def init(self, dimension: int) -> dict[str, tuple[int, ...]]:
+        return {"uses": (1,)}
+
+    def apply(self, rows, state, clients, streams, round):  # noqa: A002
+        assert clients.tolist() == [SERVER]
+        return rows.half().to(rows.dtype), {"uses": state["uses"] + 1}
+
+    def nbytes(self, dimension: int, itemsize: int) -> int:
+        return 2 * dimension
+
+
+def test_orders_pass_through_transforms_and_count_as_encoded():
+    plain = build_simulation(small(2), small_problem())
+    halved = build_simulation(dataclasses.replace(small(2), order_transforms=(Halved(),)), small_problem())
+    seen = []
+    execute = halved.parts.engine.executor.execute
+    halved.parts.engine.executor.execute = lambda orders: seen.append(orders) or execute(orders)
+    start = halved.state.params
+    assert halved.step()["bytes_down"] == 4 * 83 * 2
+    assert plain.step()["bytes_down"] == 4 * 83 * 8
+    assert torch.equal(seen[0].payload["params"], start.half().double())
+    halved.step()
+    assert halved.snapshot()["sending"]["transform0/uses"].tolist() == [[2.0]]
+
+
+def test_order_transforms_refuse_orders_that_carry_more_than_the_model():
+    experiment = small(
+        1,
+        strategy={"kind": "scaffold"},
+        client={"kind": "scaffold", "epochs": 1},
+        order_transforms=[{"kind": "clip", "max_norm": 1.0}],
+    )
+    with pytest.raises(InputError, match="order_transforms"):
+        build_simulation(experiment, small_problem()).step()
+
+
+def test_reply_transforms_refuse_replies_that_carry_more_than_the_change():
+    with pytest.raises(InputError, match="control_delta"):
+        small(
+            1,
+            strategy={"kind": "scaffold"},
+            client={"kind": "scaffold", "epochs": 1},
+            transforms=[{"kind": "clip", "max_norm": 1.0}],
+        )

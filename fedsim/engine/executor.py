@@ -25,7 +25,7 @@ from fedsim.errors import InputError
 from fedsim.exchange import BrokenPromiseError, Cost, Orders, Update, finite_rows, payload_bytes
 from fedsim.problems.supervised import Supervised
 from fedsim.streams import Streams
-from fedsim.transforms import Transform
+from fedsim.transforms import Chain, Transform
 
 Choice = Literal["auto", "stacked", "loop"]
 
@@ -120,13 +120,11 @@ class Executor:
         state_memory: int = 2**32,
         participants: int | None = None,
     ) -> None:
-        self.problem, self.client, self.streams, self.transforms = problem, client, streams, list(transforms)
+        self.problem, self.client, self.streams, self.transforms = problem, client, streams, Chain(tuple(transforms))
         self.name, self.network = choose_network(problem, choice)
         self.memory = memory
         shapes: dict[str, tuple[int, ...]] = dict(_own_state(client, problem.dimension))
-        for number, transform in enumerate(self.transforms):
-            for name, shape in transform.init(problem.dimension).items():
-                shapes[f"transform{number}/{name}"] = shape
+        shapes |= self.transforms.init(problem.dimension)
         count = problem.num_clients if participants is None else min(participants, problem.num_clients)
         self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory)
         asked = getattr(client, "batch_size", None)
@@ -209,19 +207,17 @@ class Executor:
             )
 
     def _transform(self, orders: Orders, cohort: Cohort, payload: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The payload's vectors as the transforms leave them; other payloads pass."""
-        for number, transform in enumerate(self.transforms):
-            prefix = f"transform{number}/"
-            own = {name.removeprefix(prefix): value for name, value in cohort.state.items() if name.startswith(prefix)}
-            payload["delta"], own = transform.apply(payload["delta"], own, cohort.clients, self.streams, orders.round)
-            cohort.keep(**{prefix + name: value for name, value in own.items()})
+        """The payload with the change as the transforms leave it."""
+        if self.transforms.transforms:
+            payload["delta"], state = self.transforms.apply(
+                payload["delta"], cohort.state, cohort.clients, self.streams, orders.round
+            )
+            cohort.keep(**state)
         return payload
 
     def _encoded(self, name: str, row: Tensor) -> int:
-        """Bytes of one client's vector on its way; the last transform says what its encoding takes."""
-        if name == "delta" and self.transforms:
-            return self.transforms[-1].nbytes(row.numel(), row.element_size())
-        return row.numel() * row.element_size()
+        """Bytes of one client's payload `name` on its way."""
+        return self.transforms.nbytes(row) if name == "delta" else row.numel() * row.element_size()
 
 
 def _own_state(client: Client, dimension: int) -> Shapes:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsim.aggregation import Aggregator
 from fedsim.engine.executor import Executor
 from fedsim.engine.ledger import Ledger
-from fedsim.exchange import Orders, Replies, Window, finite_rows, payload_bytes
+from fedsim.exchange import Orders, Replies, Window, finite_rows
 
 DURATION = 1.0
 """Virtual seconds that every client takes for an order."""
@@ -44,7 +44,7 @@ class VirtualEngine:
 
     def submit(self, orders: Orders) -> None:
         """Send orders; each reply is due after the client's duration."""
-        self.ledger.bytes_down += payload_bytes(orders.payload) * len(orders.clients)
+        self.ledger.bytes_down += orders.nbytes * len(orders.clients)
         self._flights.append(_Flight(orders, self.time + DURATION))
 
     def collect(self, window: Window) -> Replies:  # noqa: ARG002

@@ -16,7 +16,7 @@ from fedsim.aggregation import Aggregator
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.virtual import settle
 from fedsim.errors import FedsimError
-from fedsim.exchange import Orders, Replies, Window, payload_bytes
+from fedsim.exchange import Orders, Replies, Window
 from fedsim.flower.recipe import identity
 from fedsim.flower.records import (
     ARRAYS,
@@ -101,7 +101,7 @@ class GridEngine:
         for partition in involved:
             order = ConfigRecord({"action": orders.action, CLIENTS: orders.clients[owner == partition].tolist()})
             contents[partition] = RecordDict({ARRAYS: payload, CONFIG: config, ORDER: order})
-        self.ledger.bytes_down += payload_bytes(orders.payload) * len(orders.clients)
+        self.ledger.bytes_down += orders.nbytes * len(orders.clients)
         group = str(orders.round + 1)
         self._flight = _Flight(orders, _send(self.grid, self._nodes, contents, MessageType.TRAIN, group))
 
