@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -154,9 +153,9 @@ def _peak_memory(processes: Sequence[int]) -> float:
     """The sum of the processes' peak resident memory, in MiB."""
     total = 0.0
     for process in processes:
-        if process == os.getpid():
-            total += resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        elif (status := Path(f"/proc/{process}/status")).exists():
+        # Not getrusage, whose maximum a new process has from the one that started it.
+        status = Path(f"/proc/{process}/status")
+        if status.exists():
             total += sum(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
     return total
 

@@ -1,0 +1,91 @@
+"""Whole processes: the same bytes on any number of cores, and what signals leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedsim.comparison import compare
+from fedsim.runfolder import open_run
+
+ROOT = Path(__file__).parent.parent
+DIGITS = str(ROOT / "experiments" / "digits_fedavg.toml")
+
+
+def command(out: Path, *settings: str) -> list[str]:
+    given = [part for setting in settings for part in ("--set", setting)]
+    return [sys.executable, "-m", "fedsim", "run", DIGITS, "--out", str(out), *given]
+
+
+def rows_of(out: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "wall"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("selection.count=100", "rounds=3"),
+        (
+            # 10 clients in batches of 63, 2000 x 64 + 2000 x 10 parameters: 93 million multiply-adds a step,
+            # more than twice what two threads are worth.
+            'problem.dataset={kind="synthetic", features=64, clients=40, examples_per_client=70}',
+            'partition={kind="natural"}',
+            "problem.model.hidden=[2000]",
+            "client.batch_size=64",
+            "rounds=2",
+        ),
+    ],
+)
+def test_the_number_of_cores_changes_no_byte(tmp_path, settings):
+    """Both in one thread each and, where a step has enough to do, with cohorts spread over threads."""
+    for cores in ("1", "2"):
+        environment = os.environ | {"OMP_NUM_THREADS": cores}
+        subprocess.run(command(tmp_path / cores, *settings), env=environment, check=True, cwd=ROOT, timeout=120)
+    model = [(tmp_path / cores / "model.safetensors").read_bytes() for cores in ("1", "2")]
+    assert model[0] == model[1]
+    assert rows_of(tmp_path / "1") == rows_of(tmp_path / "2")
+
+
+def started(out: Path) -> subprocess.Popen[bytes]:
+    """A run of many rounds that has logged at least three."""
+    process = subprocess.Popen(
+        command(out, "rounds=100000", "evaluation.every=0"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    metrics, began = out / "metrics.jsonl", time.monotonic()
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - began < 60
+        time.sleep(0.05)
+    return process
+
+
+def test_finished_rounds_survive_a_kill(tmp_path):
+    process = started(tmp_path / "run")
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    run = open_run(tmp_path / "run")
+    rows = run.rows()
+    assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) >= 3
+    assert run.config()["rounds"] == 100000
+    assert len(compare([tmp_path / "run"]).groups) == 1
+
+
+def test_an_interrupt_ends_the_run_cleanly(tmp_path):
+    process = started(tmp_path / "run")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted" in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["rounds"] == len(rows_of(tmp_path / "run"))
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert (tmp_path / "run" / "curves.png").exists()
