@@ -7,6 +7,7 @@ A table of an experiment file names its plug-in by `kind`; every other key is on
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -78,12 +79,17 @@ def _load_from(kind: str, option: str) -> type[Any]:
         path = Path(place).resolve()
         if not path.is_file():
             raise InputError(option, kind, f"there is no file {path}")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        # A name of its own for each file: two may be called alike, or like a module of the standard library.
+        module_name = f"fedsim_plugin_{hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()}_{path.stem}"
+        spec = importlib.util.spec_from_file_location(module_name, path)
         if spec is None or spec.loader is None:
             raise InputError(option, kind, f"{path} is not a Python file")
         module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(path.stem, module)
-        spec.loader.exec_module(module)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            raise InputError(option, kind, f"line {error.lineno}: {error.msg}") from error
     else:
         if importlib.util.find_spec(place.partition(".")[0]) is None:
             raise InputError(option, kind, f"there is no module {place}")

@@ -32,6 +32,22 @@ def test_a_plug_in_from_a_file(tmp_path, monkeypatch):
     assert (type(made).__name__, made.factor) == ("Mine", 3.0)
 
 
+def test_files_of_the_same_name_are_two_plug_ins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, factor in (("first", "2.0"), ("second", "4.0")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "random.py").write_text(PLUGIN.replace("2.0", factor))
+    found = [registry.make("strategies", f"./{folder}/random.py:Mine", "s").factor for folder in ("first", "second")]
+    assert found == [2.0, 4.0]
+
+
+def test_a_file_that_is_not_python_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text("x = 1\ndef (:\n")
+    with pytest.raises(InputError, match="line 2: invalid syntax"):
+        registry.make("strategies", "./broken.py:Mine", "strategy")
+
+
 def test_a_plug_in_from_a_module():
     made = registry.make("strategies", "strategies.fedavg:FedAvg", "strategy")
     assert made == registry.make("strategies", "fedavg", "strategy")
