@@ -199,8 +199,11 @@ def _override(tables: dict[str, Any], assignment: str) -> None:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    removed = text.strip() == "none"
     table = tables
     for part in path[:-1]:
+        if removed and part not in table:
+            raise InputError("set", assignment, f"there is no {part} in the file")
         inner = table.get(part, {})
         if isinstance(inner, str):  # a plug-in named without options
             inner = {"kind": inner}
@@ -208,8 +211,10 @@ def _override(tables: dict[str, Any], assignment: str) -> None:
             raise InputError("set", assignment, f"{part} is not a table")
         table[part] = inner
         table = inner
-    if value == "none":
-        table.pop(path[-1], None)
+    if removed:
+        if path[-1] not in table:
+            raise InputError("set", assignment, f"there is no {path[-1]} in the file")
+        del table[path[-1]]
         return
     if path[-1] == "kind" and len(path) == 2 and path[0] in PLUGINS and value != table.get("kind"):
         group = PLUGINS[path[0]][0]

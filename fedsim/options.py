@@ -8,6 +8,7 @@ alike. The annotated types below say the ranges once.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
@@ -74,7 +75,8 @@ def first_error(error: ValidationError, prefix: str) -> InputError:
     """The first of pydantic's complaints as one line; `prefix` is the table the option stands in."""
     first = error.errors(include_url=False)[0]
     # Pydantic adds the kinds that a union tried, such as `constrained-int`, which nobody has written.
-    named = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
+    tag = re.compile(r"constrained-|function-|.*\[")
+    named = [str(part) for part in first["loc"] if isinstance(part, int) or not tag.match(part)]
     path = ".".join(part for part in (prefix, *named) if part != "")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):

@@ -289,6 +289,6 @@ def _finish(
     from fedsim import plots
 
     # One entry: safetensors writes several in no fixed order.
-    folder.write_model(problem.layout.named(params), {"run": f"{experiment.name}, seed {experiment.seed}"})
+    folder.write_model(problem.module(params).state_dict(), {"run": f"{experiment.name}, seed {experiment.seed}"})
     folder.write_summary(summary)
     plots.curves(rows, folder.place(CURVES))

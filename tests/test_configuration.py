@@ -70,3 +70,22 @@ def test_schedules_are_their_formulas():
     cosine = Cosine(rounds=4, end=0.2)
     assert [cosine.factor(r) for r in (0, 1, 2, 4, 9)] == pytest.approx([1, 0.6 + 0.4 * 0.5**0.5, 0.6, 0.2, 0.2])
     assert [Linear(rounds=4, end=0.2).factor(r) for r in (0, 1, 4, 9)] == pytest.approx([1, 0.8, 0.2, 0.2])
+
+
+def test_none_takes_an_option_away_and_only_one_that_is_there(tmp_path):
+    path = written(tmp_path, '[client]\nkind = "sgd"\nepochs = 1\n')
+    assert fedsim.load(path, overrides=["client.epochs=none", "client.steps=3"]).client.steps == 3
+    for absent in ("client.epoch=none", "stopping.patience=none"):
+        with pytest.raises(InputError, match="there is no"):
+            fedsim.load(path, overrides=[absent])
+
+
+def test_a_new_kind_keeps_the_options_that_it_has(tmp_path):
+    path = written(tmp_path, '[partition]\nkind = "dirichlet"\nclients = 7\nalpha = 0.3\n')
+    loaded = fedsim.load(path, overrides=["partition.kind=iid"])
+    assert (type(loaded.partition).__name__, loaded.partition.clients) == ("IID", 7)
+
+
+def test_a_name_that_is_no_identifier_is_named():
+    with pytest.raises(InputError, match=r"^client\.batch-size = 4"):
+        fedsim.experiment(client={"kind": "sgd", "epochs": 1, "batch-size": 4})

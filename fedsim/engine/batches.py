@@ -129,7 +129,8 @@ def _draws(
     words = streams.bits("batches", clients, steps * width, round=round).view(number, steps, width)
     place = torch.empty_like(words)
     size = examples.view(-1, 1)
-    for column in range(width):
+    # Where everybody has at most a batch, nothing is drawn.
+    for column in range(width if bool((examples > width).any()) else 0):
         last = size - width + column
         drawn = (words[:, :, column] * (last + 1).clamp(min=1)) >> 32
         taken = (place[:, :, :column] == drawn.unsqueeze(2)).any(dim=2)

@@ -50,4 +50,5 @@ def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Re
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(cores(), thread_name_prefix="fedsim")
+    # Each thread says so for itself: the setting of the process may change meanwhile.
+    return ThreadPoolExecutor(cores(), "fedsim", initializer=torch.set_num_threads, initargs=(1,))

@@ -75,7 +75,8 @@ class NamedDropout(nn.Module):
 def prepare(model: nn.Module) -> nn.Module:
     """A copy of `model` that draws by name; what cannot be simulated exactly is refused with a remedy."""
     model = copy.deepcopy(model)
-    for name, part in list(model.named_modules()):
+    named: dict[int, NamedDropout] = {}  # one for each layer, however often it stands in the model
+    for name, part in list(model.named_modules(remove_duplicate=False)):
         if isinstance(part, nn.modules.batchnorm._BatchNorm) or getattr(part, "track_running_stats", False):
             raise InputError(
                 "problem.model",
@@ -86,7 +87,7 @@ def prepare(model: nn.Module) -> nn.Module:
         if isinstance(part, nn.Dropout):
             if name == "":
                 return NamedDropout(part.p, name)
-            model.set_submodule(name, NamedDropout(part.p, name))
+            model.set_submodule(name, named.setdefault(id(part), NamedDropout(part.p, name)))
         elif isinstance(part, nn.modules.dropout._DropoutNd) or _drops_inside(part):
             raise InputError(
                 "problem.model",

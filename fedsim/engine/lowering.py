@@ -47,6 +47,8 @@ def has_kernels_of_its_own(model: nn.Module) -> bool:
 
 def lower(model: nn.Module, prefix: str = "") -> Lowered:
     """The stacked function of `model`; `prefix` is the name of the module within the whole model."""
+    if has_hooks(model):
+        return _vmapped(model, prefix)
     if type(model) is nn.Sequential and _reads_last_steps(model):
         stages = [lower(part, f"{prefix}{name}.") for name, part in model._modules.items() if part is not None]
 
@@ -73,6 +75,11 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
             if lowered is not None:
                 return lowered
     return _vmapped(model, prefix)
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether something is called around its forward pass, which only a call of the module itself does."""
+    return bool(model._forward_hooks or model._forward_pre_hooks)
 
 
 def _reads_last_steps(model: nn.Sequential) -> bool:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fedsim.engine.dropout import Draw, drawing
 from fedsim.engine.functional import Functional
 from fedsim.engine.losses import Loss
-from fedsim.engine.lowering import Lowered, lower
+from fedsim.engine.lowering import Lowered, has_hooks, lower
 from fedsim.engine.stack import Layout, Stack
 
 
@@ -157,9 +157,12 @@ class ChainNetwork:
         if type(model) is not nn.Sequential:
             return None
         # Not `named_children`, which leaves out a layer that comes again.
-        layers_in_order = [(name, part) for name, part in model._modules.items() if part is not None]
-        parts = [(name, part) for name, part in layers_in_order if type(part) is not nn.Flatten]
-        if any(part.start_dim != 1 or part.end_dim != -1 for part in model if isinstance(part, nn.Flatten)):
+        parts = [(name, part) for name, part in model._modules.items() if part is not None]
+        if any(has_hooks(part) for _, part in [("", model), *parts]):
+            return None
+        if parts and type(parts[0][1]) is nn.Flatten:
+            parts = parts[1:]
+        if any(part.start_dim != 1 or part.end_dim != -1 for part in model if type(part) is nn.Flatten):
             return None
         linear, between = parts[::2], parts[1::2]
         if len(parts) % 2 == 0 or not all(type(part) is nn.Linear for _, part in linear):

@@ -86,7 +86,10 @@ class Supervised:
                 noisy[partition.holdout_order] = dataset.y[partition.holdout_order]
             dataset = replace(dataset, y=noisy)
         try:
-            model = experiment.model.build(dataset.x.shape[1:], dataset.num_classes, dataset.vocabulary)
+            # A plug-in's layers may draw their parameters from the global generator when they are made.
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(streams.derive("model") & 0xFFFFFFFF)
+                model = experiment.model.build(dataset.x.shape[1:], dataset.num_classes, dataset.vocabulary)
         except InputError as error:
             raise InputError("problem.model", error.value, error.remedy) from None
         initialise(model, streams)
@@ -118,12 +121,20 @@ class Supervised:
 
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Start from a state dict instead of the model's own initial parameters."""
-        for name, shape in zip(self.layout.names, self.layout.shapes, strict=True):
+        if not isinstance(tensors, Mapping):
+            raise InputError("problem.start", type(tensors).__name__, "is not a state dict")
+        held = dict(self.model.state_dict())
+        for name, own in held.items():
             found = tensors.get(name)
-            if found is None or tuple(found.shape) != shape:
-                held = "nothing" if found is None else f"shape {tuple(found.shape)}"
-                raise InputError("problem.start", name, f"the model wants shape {shape}, the state has {held}")
-        self._start = self.layout.flatten(tensors).to(self.device, self.dtype)
+            if isinstance(found, Tensor) and found.shape == own.shape and bool(torch.isfinite(found).all()):
+                held[name] = found.to(own.device, own.dtype)
+            elif name in self.layout.names or found is not None:
+                shape = tuple(found.shape) if isinstance(found, Tensor) else "none"
+                remedy = f"the model wants a finite tensor of shape {tuple(own.shape)}, the state has shape {shape}"
+                raise InputError("problem.start", name, remedy)
+        self.model.load_state_dict(held)
+        self.functional = Functional(copy.deepcopy(self.model).eval())
+        self._start = self.layout.flatten(held)
 
     def module(self, params: Tensor) -> nn.Module:
         """The model with the parameters of a vector [d]; dropout in it is inactive."""
@@ -233,6 +244,7 @@ def _check_model(model: nn.Module, x: Tensor, outputs: int) -> None:
     try:
         with torch.no_grad():
             found = model(x)
+            apart = torch.cat([model(x[row : row + 1]) for row in range(len(x))])
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         line = " ".join(str(error).split())[:200]
         raise InputError("problem.model", name, f"does not fit inputs of shape {tuple(x.shape[1:])}: {line}") from error
@@ -249,6 +261,8 @@ def _check_model(model: nn.Module, x: Tensor, outputs: int) -> None:
         raise InputError("problem.model", name, "its forward changes a buffer, which clients would share")
     if tuple(found.shape) != (len(x), outputs):
         raise InputError("problem.model", name, f"gives outputs of shape {tuple(found.shape)[1:]}, not {(outputs,)}")
+    if not torch.allclose(found, apart, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise InputError("problem.model", name, "its outputs for an example depend on the others of the batch")
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -258,3 +258,67 @@ def test_a_callback_sees_a_copy():
     problem = fedsim.supervised(**blobs(), model=seeded(repeated), device=DEVICE)
     result = fedsim.run(small(2), problem=problem, save=False, callbacks=[lambda now: now.params.zero_()])
     assert float(result.params.abs().sum()) > 0
+
+
+def flatten_within() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[0].register_forward_hook(lambda layer, inputs, output: output * 2)
+    return model
+
+
+def same_dropout() -> nn.Module:
+    drop = nn.Dropout(0.3)
+    return nn.Sequential(nn.Linear(6, 8), drop, nn.Linear(8, 8), drop, nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize(("make", "shape"), [(flatten_within, (2, 3)), (hooked, (6,)), (same_dropout, (6,))])
+def test_stacked_equals_loop_in_forms_that_are_easy_to_miss(make, shape):
+    found = []
+    for executor in ("stacked", "loop"):
+        problem = fedsim.supervised(**blobs(shape=shape), model=seeded(make), dtype=torch.float64, device=DEVICE)
+        simulation = build_simulation(small(2, engine={"executor": executor}), problem)
+        list(simulation)
+        found.append(simulation.state.params)
+    assert torch.allclose(*found, rtol=0, atol=1e-9)
+
+
+class Mixing(nn.Module):
+    """Centres a batch: what an example gives depends on its neighbours, padding among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x - x.mean(dim=0))
+
+
+def test_a_model_that_mixes_examples_is_refused():
+    with pytest.raises(InputError, match="others of the batch"):
+        fedsim.supervised(**blobs(), model=seeded(Mixing), device=DEVICE)
+
+
+def test_a_frozen_model_comes_back_whole_from_its_folder(tmp_path):
+    model = seeded(frozen)
+    problem = fedsim.supervised(**blobs(), model=model, dtype=torch.float64, device=DEVICE)
+    result = fedsim.run(small(1), problem=problem, out=tmp_path / "run")
+    from fedsim.problems.supervised import load_start
+
+    saved = load_start(tmp_path / "run" / "model.safetensors")
+    assert saved.keys() == model.state_dict().keys()
+    with torch.no_grad():
+        model[0].weight.fill_(7.0)
+    other = fedsim.supervised(**blobs(), model=model, dtype=torch.float64, device=DEVICE)
+    other.start_from(saved)
+    assert torch.equal(other.initial(), result.params)
+    assert torch.equal(other.module(other.initial())[0].weight, result.model()[0].weight)
+
+
+def test_pool_threads_keep_to_one_core():
+    from fedsim.engine.cores import spread
+
+    assert spread(lambda _: torch.get_num_threads(), range(8)) == [1] * 8

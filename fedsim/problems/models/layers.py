@@ -63,15 +63,18 @@ def initialise(module: nn.Module, streams: Streams) -> None:
     +-1/sqrt(hidden), embeddings standard normal (their padding row 0); norms start at scale 1 and shift 0.
     The draw is named by the parameter's name, so a layer's numbers do not depend on its neighbours, and
     made in single precision on the CPU, so they are the same in every precision and on every device. The
-    parameters of any other layer stay as they are.
+    parameters of any other layer, and of one that is frozen, stay as they are.
     """
     owner = torch.tensor([SERVER])
     with torch.no_grad():
         for path, layer in module.named_modules():
+            own = list(layer.named_parameters(prefix=path, recurse=False))
+            if any(not parameter.requires_grad for _, parameter in own):
+                continue
             if isinstance(layer, NORMS):
                 layer.reset_parameters()
                 continue
-            for name, parameter in layer.named_parameters(prefix=path, recurse=False):
+            for name, parameter in own:
                 if getattr(layer, "starts_at_zero", False):
                     parameter.zero_()
                 elif isinstance(layer, nn.Embedding):
