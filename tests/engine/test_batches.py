@@ -93,7 +93,7 @@ def test_rows_that_are_not_sorted_are_refused():
 
 
 def test_independent_batches_are_fair_and_the_same_in_any_company():
-    """3 of 5 examples, 2,000 times: each of the 10 sets has mean 200 and standard deviation 13.4; five of them is 67."""
+    """3 of 5 examples, 2,000 times: each of 10 sets has mean 200 and deviation 13.4; five of these are 67."""
     together = plan_batches(
         Streams(0), torch.tensor([4, 9]), torch.arange(10), torch.tensor([0, 5]), torch.tensor([5, 5]),
         epochs=None, steps=2000, batch_size=3, round=0, dtype=torch.float64,
