@@ -67,6 +67,8 @@ def make(group: str, table: str | Mapping[str, Any], option: str) -> Any:
     if not isinstance(kind, str):
         raise InputError(f"{option}.kind", kind, f"name one of: {', '.join(names(group))}")
     made = find(group, kind, f"{option}.kind")
+    if "__dataclass_fields__" not in vars(made):
+        raise InputError(f"{option}.kind", kind, "its options cannot be read; put @options above the class")
     try:
         return made(**settings)
     except InputError as error:

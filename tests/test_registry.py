@@ -48,6 +48,13 @@ def test_a_file_that_is_not_python_is_one_line(tmp_path, monkeypatch):
         registry.make("strategies", "./broken.py:Mine", "strategy")
 
 
+def test_a_class_whose_options_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bare.py").write_text(PLUGIN.replace("@options", ""))
+    with pytest.raises(InputError, match="put @options above the class"):
+        registry.make("strategies", "./bare.py:Mine", "strategy")
+
+
 def test_a_plug_in_from_a_module():
     made = registry.make("strategies", "strategies.fedavg:FedAvg", "strategy")
     assert made == registry.make("strategies", "fedavg", "strategy")
