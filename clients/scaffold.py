@@ -47,7 +47,7 @@ class Scaffold(LocalTraining):
         """Train with the correction; send the changes of model and control variate."""
         theta, c, own = cohort.received("params"), cohort.received("control"), cohort.state["control"]
         y, loss = self.descend(cohort, theta, shift=own - c)
-        lr = self.rate(cohort.round)
+        lr = self.rate(cohort)
         # At a rate of 0, where a schedule has ended, nothing was learnt about the gradients.
         renewed = own - c + (theta - y) / (cohort.steps_taken.unsqueeze(1) * lr) if lr else own
         cohort.keep(control=renewed)

@@ -41,7 +41,7 @@ class Sgd(LocalTraining):
         y, loss = self.descend(cohort, theta, decay=mu, shift=mu * theta if mu else None)
         payload = {"delta": y - theta}
         if cohort.config.get("report-nu"):
-            payload["nu"] = self.normaliser(cohort.steps_taken, self.rate(cohort.round), mu).to(y.dtype)
+            payload["nu"] = self.normaliser(cohort.steps_taken, self.rate(cohort), mu).to(y.dtype)
         return Update(payload, {"loss": loss})
 
     def _mu(self, cohort: Cohort) -> float:

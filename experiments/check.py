@@ -14,12 +14,15 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 import fedsim
+from experiments.fedfix import study
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.md"
@@ -73,6 +76,24 @@ def mnist_shards(data_dir: Path | None) -> Outcome:
     return Outcome(f"{means[-1]:.4f} at round {len(accuracy)}, best {max(means):.4f}, {reached}", first is not None)
 
 
+@cache
+def fedfix_outcomes(data_dir: Path | None) -> dict[str, Outcome]:
+    """All claims about FedFix's comparison, by name, over seeds 0 to 4: they are about the same runs."""
+    with TemporaryDirectory() as out:
+        results = study.measure(Path(out), data_dir=data_dir, seeds=range(5))
+        return {claim.name: Outcome(*claim.judge(results)) for claim in study.CLAIMS}
+
+
+def fedfix(claim: study.Claim) -> Claim:
+    """One of them."""
+    return Claim(
+        f"fedfix_{claim.name}",
+        f"fedfix/: {claim.text}",
+        lambda data_dir: fedfix_outcomes(data_dir)[claim.name],
+        needs_data=True,
+    )
+
+
 CLAIMS = (
     Claim(
         "digits_fedavg",
@@ -85,6 +106,7 @@ CLAIMS = (
         mnist_shards,
         needs_data=True,
     ),
+    *map(fedfix, study.CLAIMS),
 )
 
 

@@ -19,7 +19,7 @@ does not grow with C x d.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -37,7 +37,10 @@ class Aggregator(Protocol):
     """What a plug-in of the group `aggregators` offers."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """Give the centre [d] of rows [C, d] under weights [C]; neither is changed. C is at least 1."""
+        """Give the centre [d] of rows [C, d] under weights [C]; neither is changed. C is at least 1.
+
+        It may be a view of the rows.
+        """
         ...
 
     def check(self, cohort: int) -> None:
@@ -51,6 +54,8 @@ class WeightedMean:
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """See `Aggregator`."""
+        if rows.shape[0] == 1 and 0.0 <= float(weights) < torch.inf:
+            return rows[0]  # its share is 1: every step of asynchronous FedAvg comes here
         shares = _shares(rows, weights)
         return _by_coordinates(rows, lambda block: _weighted_sum(block, shares))
 
@@ -210,11 +215,15 @@ def halving_sum(values: Tensor, dim: int) -> Tensor:
     do not depend on threads, devices or the other dimensions, as those of `torch.sum` may.
     """
     count = values.shape[dim]
+    # Through NumPy a small piece takes a fifth of the time; it is the same memory, and the same additions.
+    on_host = values.device.type == "cpu"
+    pieces: Any = values.numpy() if on_host else values
+    pieces = pieces.swapaxes(0, dim)
     while count > 1:
         half = (count + 1) // 2
-        values.narrow(dim, 0, count - half).add_(values.narrow(dim, half, count - half))
+        pieces[: count - half] += pieces[half:count]
         count = half
-    return values.select(dim, 0)
+    return torch.from_numpy(pieces[0, ...]) if on_host else values.select(dim, 0)
 
 
 def _shares(rows: Tensor, weights: Tensor) -> Tensor:
@@ -235,6 +244,8 @@ def _columns(rows: Tensor) -> Iterator[slice]:
 
 def _by_coordinates(rows: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply `rule`, a function of each coordinate alone, block by block: [C, d] to [d]."""
+    if rows.numel() <= BLOCK:
+        return rule(rows)
     centre = rows.new_empty(rows.shape[1])
     for columns in _columns(rows):
         centre[columns] = rule(rows[:, columns])

@@ -1,4 +1,4 @@
-"""The command line: run, compare, list.
+"""The command line: run, sweep, compare, list.
 
 Exit code 0: done. 1: something went wrong inside, or the run diverged; what was logged is kept. 2: an input that
 cannot be used, said in one line. 130: interrupted, with a usable run folder.
@@ -6,42 +6,69 @@ cannot be used, said in one line. 130: interrupted, with a usable run folder.
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 import traceback
-from itertools import count
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from itertools import count, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
 
+from fedsim import __version__
 from fedsim.errors import FedsimError, InputError
 
 if TYPE_CHECKING:
     from fedsim.configuration import Experiment
     from fedsim.runner import Result
+    from fedsim.sweep import Outcome
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Federated learning with thousands of virtual clients on one machine.",
 )
 
-STATUS = {"finished": 0, "stopped": 0, "diverged": 1, "interrupted": 130}
+STATUS = {"finished": 0, "stopped": 0, "diverged": 1, "stalled": 1, "failed": 1, "interrupted": 130}
+MEASURES = ("train_loss", "test_loss", "test_accuracy", "client_accuracy_p10")
+"""What is said of a run, where it was measured."""
 
 DataDir = Annotated[Path | None, typer.Option(envvar="FEDSIM_DATA", help="Folder in which data files are looked for.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="table.option=value; may be given several times.")]
+Seeds = Annotated[str | None, typer.Option(help="Several seeds, as in 0-4 or 0,2,5.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fedsim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Federated learning with thousands of virtual clients on one machine."""
 
 
 @app.command()
 def run(
     experiment: Annotated[Path, typer.Argument(help="An experiment file (TOML).")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="table.option=value; may be given several times.")
-    ] = None,
+    settings: Settings = None,
     seed: Annotated[int | None, typer.Option(help="The run's seed, instead of the file's.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Several seeds, as in 0-4 or 0,2,5.")] = None,
+    seeds: Seeds = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/<name>-<n>.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in --out.")] = False,
     data_dir: DataDir = None,
@@ -74,30 +101,75 @@ def run(
 
 
 @app.command()
+def sweep(
+    experiments: Annotated[list[Path], typer.Argument(help="Experiment files (TOML).")],
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="table.option=value,value,...; given several times, all combinations are run."),
+    ] = None,
+    seeds: Seeds = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of all runs; by default runs/sweep-<n>.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Run files under every combination of a grid and every seed. With the same --out it goes on where it ended."""
+    from fedsim.engine.cores import cores
+    from fedsim.runfolder import RunFolder
+    from fedsim.sweep import expand, parse_grid
+    from fedsim.sweep import sweep as run_points
+
+    values = parse_grid(grid or [])
+    numbers = [] if seeds is None else parse_seeds(seeds)
+    group = RunFolder.create(None, "sweep") if out is None else RunFolder(out)
+    try:
+        points = expand(
+            experiments, out=group.path, grid=values, seeds=numbers, overrides=settings or [], data_dir=data_dir
+        )
+        bar = SweepProgress(len(points), workers or cores()) if sys.stderr.isatty() else nullcontext(_say_outcome)
+        with bar as heard:
+            outcomes = run_points(points, workers=workers, on_done=heard)
+    except KeyboardInterrupt:
+        print(f"fedsim: interrupted; the same command with --out {group.path} goes on", file=sys.stderr)
+        raise typer.Exit(STATUS["interrupted"]) from None
+    finally:
+        group.discard()  # which it does if no run has been left in it
+    Console(width=None if sys.stdout.isatty() else 200).print(sweep_table(outcomes))
+    found = Counter(outcome.status for outcome in outcomes)
+    skipped = sum(outcome.skipped for outcome in outcomes)
+    counted = [f"{number} {status}" for status, number in found.items()]
+    print(f"{', '.join(counted)}{f' ({skipped} of them before)' if skipped else ''}")
+    print(f"sweep folder: {group.path}")
+    raise typer.Exit(max(STATUS[status] for status in found))
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
     out: Annotated[Path | None, typer.Option(help="Where the picture goes; by default compare.png.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier picture.")] = False,
 ) -> None:
-    """Show runs side by side: a table, and one picture of all. Runs that differ only in their seed are one group."""
+    """Show runs side by side: a table, and pictures of all. Runs that differ only in their seed are one group."""
     from fedsim.comparison import compare as compare_runs
-    from fedsim.comparison import render
-    from fedsim.plots import compare_curves
+    from fedsim.comparison import draw, places, render
     from fedsim.runfolder import StorageError
+
+    def taken(path: Path) -> Path | None:
+        return next((place for place in places(path) if place.exists()), None)
 
     if out is None:
         names = (Path("compare.png" if number == 0 else f"compare-{number}.png") for number in count())
-        out = next(path for path in names if force or not path.exists())
-    elif out.exists() and not force:
-        raise InputError("out", str(out), "this file exists; choose another or pass --force")
+        out = next(path for path in names if force or taken(path) is None)
+    elif (present := taken(out)) is not None and not force:
+        raise InputError("out", str(present), "this file exists; choose another or pass --force")
     compared = compare_runs(runs)
     Console().print(render(compared))
     try:
-        drawn = compare_curves({group.name: [run.rows for run in group.runs] for group in compared.groups}, out)
+        drawn = draw(compared, out)
     except StorageError as error:
         raise InputError("out", str(out), str(error)) from error
-    if drawn:
-        Console().print(f"picture: {out}", highlight=False, soft_wrap=True)
+    for path in drawn:
+        Console().print(f"picture: {path}", highlight=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -116,7 +188,10 @@ def parse_seeds(text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, dash, last = part.strip().partition("-")
-            found += range(int(first), int(last) + 1) if dash else [int(first)]
+            numbers = range(int(first), int(last if dash else first) + 1)
+            if not numbers:
+                raise ValueError("an empty range")
+            found += numbers
     except ValueError:
         found = []
     if not found or len(set(found)) < len(found):
@@ -126,11 +201,11 @@ def parse_seeds(text: str) -> list[int]:
 
 def _execute(experiment: Experiment, out: Path | None, force: bool, label: str) -> int:
     """Run one experiment, say what it came to and return the exit code; a bar is drawn where somebody looks."""
-    from fedsim.progress import Progress
+    from fedsim.progress import Progress as RoundProgress
     from fedsim.runner import run as run_experiment
 
     if sys.stderr.isatty():
-        with Progress(experiment.rounds, label) as bar:
+        with RoundProgress(experiment.rounds, experiment.duration, label) as bar:
             result = run_experiment(experiment, out=out, force=force, callbacks=[bar])
     else:
         result = run_experiment(experiment, out=out, force=force)
@@ -141,20 +216,119 @@ def _execute(experiment: Experiment, out: Path | None, force: bool, label: str) 
 def _say(result: Result) -> None:
     console = Console(soft_wrap=True, highlight=False)
     summary = result.summary
-    measures = [
-        f"{name.replace('_', ' ')} {summary[name]:.4f}"
-        for name in ("train_loss", "test_loss", "test_accuracy", "client_accuracy_p10")
-        if name in summary
-    ]
     traffic = (summary["total_bytes_up"] + summary["total_bytes_down"]) / 2**20
     head = f"{result.status}: {summary['rounds']} rounds in {summary['wall']:.1f} s"
-    console.print(", ".join([head, *measures, f"{traffic:.1f} MiB exchanged"]))
+    console.print(", ".join([head, *_measures(summary), f"{traffic:.1f} MiB exchanged"]))
     if summary["total_failed"]:
         console.print(f"{summary['total_failed']} updates were not finite and were left out")
+    if summary["total_lost"]:
+        share = f"{100 * summary['lost_weight']:.3g} % of the examples"
+        console.print(f"{summary['total_lost']} clients failed for good, and with them {share}")
     if result.reason:
         console.print(result.reason)
     if result.folder is not None:
         console.print(f"run folder: {result.folder}")
+
+
+def _measures(summary: Mapping[str, Any]) -> list[str]:
+    return [f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in MEASURES if name in summary]
+
+
+class SweepProgress:
+    """Called with every outcome of a sweep: draws points done, running and failed and the time left, on standard error.
+
+    Failures are said above the bar, which is taken away at the end.
+    """
+
+    def __init__(self, points: int, workers: int) -> None:
+        self._points, self._workers = points, workers
+        self._skipped, self._failed, self._done = 0, 0, 0
+        self._bar = Progress(
+            TextColumn("points"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[now]}"),
+            _TimeLeft(),
+            console=Console(stderr=True, soft_wrap=True, highlight=False),
+            transient=True,
+        )
+        self._began = time.monotonic()
+        self._task = self._bar.add_task("", total=points, now="", ends=None)
+
+    def __enter__(self) -> SweepProgress:
+        self._bar.start()
+        self._show()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, outcome: Outcome) -> None:
+        """Move the bar."""
+        self._done += 1
+        self._skipped += outcome.skipped
+        if outcome.status == "failed":
+            self._failed += 1
+            self._bar.console.print(_outcome_line(outcome), markup=False)
+        self._show()
+
+    def _show(self) -> None:
+        now, left, done = time.monotonic(), self._points - self._done, self._done - self._skipped
+        # As long for each as for those that this sweep has run: those that it skipped took no time.
+        ends = now + left * (now - self._began) / done if done else None
+        said = f"{min(self._workers, left)} running, {self._failed} failed"
+        self._bar.update(self._task, completed=self._done, now=said, ends=ends)
+
+
+class _TimeLeft(ProgressColumn):
+    """Hours, minutes and seconds until the time that the task's field `ends` has, on the monotonic clock."""
+
+    def render(self, task: Task) -> Text:
+        ends = task.fields["ends"]
+        return Text("" if ends is None else f"{timedelta(seconds=max(0, round(ends - time.monotonic())))} left")
+
+
+def sweep_table(outcomes: Sequence[Outcome]) -> Table:
+    """Lay out a sweep: a line for the seeds of a combination, with mean and sample deviation of their final values."""
+    measured = {name for outcome in outcomes for name in outcome.summary}
+    names = [name for name in MEASURES if name in measured and not name.startswith("client")]  # four would be too wide
+    table = Table(show_edge=False)
+    table.add_column("experiment", overflow="fold")
+    for heading in ("seeds", *(name.replace("_", " ") for name in names)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group, members in groupby(outcomes, key=lambda outcome: outcome.point.folder.parent):
+        ran = list(members)
+        others = Counter(outcome.status for outcome in ran if STATUS[outcome.status])
+        seeds = f"{len(ran)}{''.join(f' ({number} {status})' for status, number in others.items())}"
+        cells = [[outcome.summary[name] for outcome in ran if name in outcome.summary] for name in names]
+        table.add_row(Text("/".join(group.parts[-2:])), seeds, *map(_cell, cells))
+    if len({outcome.point.folder.parent for outcome in outcomes}) < len(outcomes):
+        table.caption = "±: one sample standard deviation over the seeds"
+    return table
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    """Write mean ± standard deviation. A value that is None was not finite."""
+    from fedsim.comparison import Spread
+
+    if not values:
+        return "-"
+    spread = Spread(tuple(math.nan if value is None else value for value in values))
+    if not math.isfinite(spread.mean):
+        return "not finite"
+    return f"{spread.mean:.4f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.4f}")
+
+
+def _say_outcome(outcome: Outcome) -> None:
+    if not outcome.skipped:
+        print(_outcome_line(outcome), flush=True)
+
+
+def _outcome_line(outcome: Outcome) -> str:
+    head = f"{'/'.join(outcome.point.folder.parts[-3:])}: {outcome.status}"
+    if outcome.status in ("failed", "diverged"):
+        return f"{head}: {outcome.reason}"
+    return ", ".join([head, *_measures(outcome.summary), f"{outcome.summary['wall']:.1f} s"])
 
 
 def main() -> None:

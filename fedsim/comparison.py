@@ -1,7 +1,8 @@
-"""Runs side by side, as a table; `plots.compare_curves` draws them.
+"""Runs side by side, as a table and as pictures.
 
-Runs whose config.toml differ in nothing but `seed` are one group. What is said of a group is the mean over
-its runs and, from two runs on, the sample standard deviation sqrt(sum_i (x_i - mean)^2 / (n - 1)).
+Runs whose options (config.toml without `resolved`) differ in nothing but `seed` are one group. What is said of a
+group is the mean over its runs and, from two runs on, the sample standard deviation
+sqrt(sum_i (x_i - mean)^2 / (n - 1)).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import InputError
 from fedsim.history import History, Row
-from fedsim.plots import measured
+from fedsim.plots import compare_curves, histograms, measured, timelines
 from fedsim.runfolder import METRICS, is_run, open_run
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 FIRST = ("test_accuracy", "test_loss", "train_loss", "client_accuracy_p10")
 """What is shown first, in this order, where it was measured."""
 HIDDEN = ("client_accuracy_mean", "client_accuracy_worst")
-DEPTH = 2
-"""How deep below a given folder runs are looked for: runs/<name>-<n>/seed-<k>."""
+WHERE_ANY = ("staleness, mean", "late", "lost")
+"""What is left out where it is zero in all groups."""
+DEPTH = 3
+"""How deep below a given folder runs are looked for: runs/sweep-<n>/<name>/<options>/seed-<k>."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as it was read. config: without the seed, keys of nested tables joined by dots."""
+    """A run as it was read. config: the options without the seed, keys of nested tables joined by dots."""
 
     path: Path
     seed: int | None
@@ -86,10 +89,22 @@ class Run:
         ):
             if column in history.columns:
                 numbers[label] = float(history.last(column))
-        for column, label in (("bytes_up", "up (MB)"), ("bytes_down", "down (MB)")):
+        for column, label in (("bytes_up", "up (MiB)"), ("bytes_down", "down (MiB)")):
             if column in history.columns:
-                numbers[label] = sum(value or 0 for value in history[column]) / 1e6
+                numbers[label] = sum(value or 0 for value in history[column]) / 2**20
+        # A row's staleness is a mean over its replies: a row of many replies says more.
+        replies = [(row["clients"], row["staleness"]) for row in history if row.get("staleness") is not None]
+        if any(count for count, _ in replies):
+            numbers["staleness, mean"] = sum(count * mean for count, mean in replies) / sum(c for c, _ in replies)
+        for column in ("late", "lost"):
+            if column in history.columns:
+                numbers[column] = float(sum(value or 0 for value in history[column]))
         return numbers
+
+    @cached_property
+    def trace(self) -> dict[str, Any] | None:
+        """What it says of staleness, participation and the first clients; None without one. InputError: unreadable."""
+        return open_run(self.path).trace()
 
 
 @dataclass(frozen=True)
@@ -116,8 +131,15 @@ class Comparison:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """The numbers that any group has, in the order of the table."""
-        return tuple(dict.fromkeys(label for group in self.groups for label in group.numbers))
+        """The numbers that any group has, in the order of the table; of `WHERE_ANY` those that any has not zero."""
+        return tuple(
+            dict.fromkeys(
+                label
+                for group in self.groups
+                for label, spread in group.numbers.items()
+                if label not in WHERE_ANY or any(spread.values)
+            )
+        )
 
     @cached_property
     def differing(self) -> dict[str, tuple[Any, ...]]:
@@ -172,6 +194,30 @@ def render(comparison: Comparison) -> Table:
     return table
 
 
+def places(out: Path) -> tuple[Path, Path, Path]:
+    """Name the pictures that `draw` may write: `out`, and beside it out-trace and out-timeline."""
+    trace, timeline = (out.with_name(f"{out.stem}-{part}{out.suffix}") for part in ("trace", "timeline"))
+    return out, trace, timeline
+
+
+def draw(comparison: Comparison, out: Path) -> list[Path]:
+    """Draw the groups into the files that `places(out)` names, and return those that were written.
+
+    The curves; staleness and participation; the timelines of each group's first run. A picture that would show
+    nothing is not drawn: see `plots.compare_curves`, `plots.histograms` and `plots.timelines`. Raises InputError when
+    a trace cannot be read, before anything is drawn, and StorageError when a picture cannot be written.
+    """
+    groups = comparison.groups
+    traces = {group.name: [run.trace for run in group.runs if run.trace is not None] for group in groups}
+    curves, trace, timeline = places(out)
+    drawn = {
+        curves: compare_curves({group.name: [run.rows for run in group.runs] for group in groups}, curves),
+        trace: histograms(traces, trace),
+        timeline: timelines({name: found[0] for name, found in traces.items() if found}, timeline),
+    }
+    return [path for path, was_drawn in drawn.items() if was_drawn]
+
+
 def _runs_in(given: Path) -> list[Path]:
     try:
         found = _search(given, DEPTH)
@@ -195,6 +241,7 @@ def _read(path: Path) -> Run:
     folder = open_run(path)
     config = folder.config()
     seed = config.pop("seed", None)
+    config.pop("resolved", None)  # what came of the options on one machine
     history = folder.history
     if len(history) == 0:
         raise InputError("runs", str(path / METRICS), "no round was logged; leave this run out")

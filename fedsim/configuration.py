@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from fedsim import registry
+from fedsim.devices import Devices
 from fedsim.engine.executor import Choice
-from fedsim.errors import InputError
+from fedsim.errors import InputError, naming
 from fedsim.loop import Evaluation, Stopping
-from fedsim.options import Count, Name, options
+from fedsim.options import Count, Name, Positive, options
 
 Table = Mapping[str, Any]
 TRANSFORMS = ("transforms", "order_transforms")
 """Lists of transforms: of the clients' replies, and of the server's orders."""
+TOP = ("name", "seed", "rounds", "duration")
 NOTES = ("resolved", "versions")
 """Tables that a run writes into its config.toml and that say nothing about what to do."""
 PLUGINS: dict[str, tuple[str, str | Table]] = {
@@ -67,7 +69,8 @@ class Experiment:
 
     name: str
     seed: int
-    rounds: int
+    rounds: int | None
+    duration: float | None
     problem: ProblemOptions
     dataset: Any
     model: Any
@@ -80,6 +83,7 @@ class Experiment:
     order_transforms: tuple[Any, ...]
     evaluation: Evaluation
     stopping: Stopping | None
+    devices: Devices
     engine: EngineOptions
     tables: Table
     data_dir: Path | None = None
@@ -93,15 +97,16 @@ class Experiment:
         found: dict[str, Any] = {
             "name": self.name,
             "seed": self.seed,
-            "rounds": self.rounds,
             "problem": problem,
         }
+        found |= {name: value for name in ("rounds", "duration") if (value := getattr(self, name)) is not None}
         for part in PLUGINS:
             found[part] = self._table(part, self.tables[part])
         for part in TRANSFORMS:
             pairs = zip(self.tables[part], getattr(self, part), strict=True)
             found[part] = [{"kind": _kind(table)} | _values(made) for table, made in pairs]
-        found["evaluation"], found["engine"] = _values(self.evaluation), _values(self.engine)
+        for part in ("evaluation", "devices", "engine"):
+            found[part] = _values(getattr(self, part))
         if self.stopping is not None:
             found["stopping"] = _values(self.stopping)
         return found
@@ -116,11 +121,16 @@ class Experiment:
 
 @options
 class _Top:
-    """The keys of an experiment file that are not tables."""
+    """The keys of an experiment file that are not tables.
+
+    rounds: where the run ends, by default after 100 if it has no duration. duration: virtual seconds after which it
+    does.
+    """
 
     name: Name = "experiment"
     seed: int = 0
-    rounds: Count = 100
+    rounds: Count | None = None
+    duration: Positive | None = None
 
 
 def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experiment:
@@ -129,11 +139,11 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     Raises InputError for the first option that cannot be used.
     """
     tables = {name: value for name, value in tables.items() if name not in NOTES}
-    known = {"name", "seed", "rounds", "problem", "evaluation", "stopping", "engine", *PLUGINS, *TRANSFORMS}
+    known = {*TOP, "problem", "evaluation", "stopping", "devices", "engine", *PLUGINS, *TRANSFORMS}
     for name, value in tables.items():
         if name not in known:
             raise InputError(name, value, "no such option here; remove it or correct its name")
-    top = _checked(_Top, {name: tables[name] for name in ("name", "seed", "rounds") if name in tables}, "")
+    top = _checked(_Top, {name: tables[name] for name in TOP if name in tables}, "")
     given: dict[str, Any] = {
         part: _plugin_table(part, tables.get(part, default)) for part, (_, default) in PLUGINS.items()
     }
@@ -152,12 +162,14 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     checked = Experiment(
         name=top.name,
         seed=top.seed,
-        rounds=top.rounds,
+        rounds=100 if top.rounds is None and top.duration is None else top.rounds,
+        duration=top.duration,
         problem=problem,
         dataset=registry.make("datasets", problem.dataset, "problem.dataset"),
         model=registry.make("models", problem.model, "problem.model"),
         evaluation=_checked(Evaluation, _table(tables, "evaluation"), "evaluation"),
         stopping=_checked(Stopping, _table(tables, "stopping"), "stopping") if "stopping" in tables else None,
+        devices=_checked(Devices, _table(tables, "devices"), "devices"),
         engine=_checked(EngineOptions, _table(tables, "engine"), "engine"),
         tables=given,
         data_dir=None if data_dir is None else Path(data_dir),
@@ -249,10 +261,8 @@ def _check_pair(checked: Experiment) -> None:
         )
     check = getattr(client, "check", None)
     if check is not None:
-        try:
+        with naming("client"):
             check(strategy.sends)
-        except InputError as error:
-            raise InputError(f"client.{error.option}", error.value, error.remedy) from None
 
 
 def _plugin_table(part: str, table: Any) -> str | Table:
@@ -269,11 +279,8 @@ def _table(tables: Table, name: str) -> dict[str, Any]:
 
 
 def _checked(cls: Any, values: Mapping[str, Any], part: str) -> Any:
-    try:
+    with naming(part):
         return cls(**values)
-    except InputError as error:
-        option = f"{part}.{error.option}" if part else error.option
-        raise InputError(option, error.value, error.remedy) from None
 
 
 def _kind(table: str | Table) -> str:
@@ -286,7 +293,8 @@ def _values(made: Any) -> dict[str, Any]:
     for field in dataclasses.fields(made):
         value = getattr(made, field.name)
         if dataclasses.is_dataclass(value):
-            value = {"kind": type(value).kind} | _values(value)  # type: ignore[union-attr]
+            kind = getattr(type(value), "kind", None)
+            value = ({} if kind is None else {"kind": kind}) | _values(value)
         if value is not None:
             found[field.name] = list(value) if isinstance(value, tuple) else value
     return found

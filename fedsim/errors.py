@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FedsimError(Exception):
     """Base of every error that fedsim raises on purpose."""
@@ -19,5 +22,20 @@ class InputError(FedsimError, ValueError):
         super().__init__(f"{option} = {shown}: {remedy}")
 
 
+@contextmanager
+def naming(table: str) -> Iterator[None]:
+    """Within this block a refused option is one of this table; none for an empty name."""
+    try:
+        yield
+    except InputError as error:
+        if not table:
+            raise
+        raise InputError(f"{table}.{error.option}", error.value, error.remedy) from None
+
+
 class DivergedError(FedsimError):
     """The global model or its loss is no longer finite; what was logged so far is kept."""
+
+
+class StalledError(FedsimError):
+    """Nothing will ever happen again in virtual time; what was logged so far is kept."""

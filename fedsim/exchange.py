@@ -7,7 +7,7 @@ an order and the metrics of a reply are a few plain numbers beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -25,8 +25,11 @@ class Orders:
     """The same order to several clients.
 
     action: what they are to do; names a method of the client algorithm. clients: int64 [C], ascending. payload: vectors
-    sent to each of them. config: plain settings. round: which round it belongs to,
-    from 0. encoded: bytes of the payload as transforms have encoded it, if they have.
+    sent to each of them. config: plain settings. round: which round it belongs to, from 0: the version of the model
+    that they start from. late: what becomes of a client that is still at work when the window closes: it is told to
+    stop and its work is lost, or it works on and is taken in the window in which it finishes. encoded: bytes of the
+    payload as transforms have encoded it, if they have. turn: what names the clients' draws where a client may be sent
+    the same version twice; by default the round.
     """
 
     action: str
@@ -34,20 +37,49 @@ class Orders:
     payload: Mapping[str, Tensor]
     config: Mapping[str, Scalar] = field(default_factory=dict)
     round: int = 0
+    late: Literal["cancel", "keep"] = "cancel"
     encoded: int | None = None
+    turn: int | None = None
 
     @property
     def nbytes(self) -> int:
         """Payload bytes that each client is sent."""
         return payload_bytes(self.payload) if self.encoded is None else self.encoded
 
+    @property
+    def draws(self) -> int:
+        """The number under which the clients draw."""
+        return self.round if self.turn is None else self.turn
+
 
 @dataclass(frozen=True)
 class All:
-    """A window that closes when every order of its action has been answered: a synchronous round."""
+    """Closes when every order of its action has been answered, or after `deadline` seconds: a synchronous round."""
+
+    deadline: float | None = None
 
 
-Window = All
+@dataclass(frozen=True)
+class Every:
+    """Closes so many seconds after it opened, whoever has answered; a reply due at that very time is in it."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Count:
+    """Closes with the `count`-th reply, ties by client, or after `deadline` seconds.
+
+    refill: clients that have answered are replaced at once, by orders with the unchanged state; otherwise when the
+    window has closed.
+    """
+
+    count: int
+    deadline: float | None = None
+    refill: bool = False
+
+
+Window = All | Every | Count
 
 
 @dataclass(frozen=True)
@@ -70,8 +102,11 @@ class Update:
 class Replies:
     """The finite replies of a window, in ascending order of client; sums are taken in this order.
 
-    clients: int64 [k]. payload: [k, ...] by name. metrics: [k] by name. examples: int64 [k], how many examples each
-    client has. failed: ids of clients whose update was not finite; they are left out everywhere else.
+    clients: int64 [k]; where clients restart at once, one may occur twice. payload: [k, ...] by name. metrics: [k] by
+    name. examples: int64 [k], how many examples each client has. failed: ids of clients whose update was not finite;
+    they are left out everywhere else. round: the server's when the window closed. versions: int64 [k], the round of the
+    order that each reply answers. durations: int64 [k], ticks of the clock (see `fedsim.clock`) from order to reply.
+    orders, origin: the orders that were answered, and which of them each reply answers, one number a reply.
     """
 
     clients: Tensor
@@ -79,16 +114,43 @@ class Replies:
     metrics: Mapping[str, Tensor]
     examples: Tensor
     failed: Tensor
+    round: int
+    versions: Tensor
+    durations: Tensor
+    orders: Sequence[Orders]
+    origin: Sequence[int]
     aggregator: Aggregator = field(default_factory=WeightedMean)
 
     def __len__(self) -> int:
-        return len(self.clients)
+        return self.clients.shape[0]  # the length of a tensor takes five times as long
+
+    @property
+    def staleness(self) -> Tensor:
+        """How many rounds the server has completed since each reply's order: int64 [k]."""
+        return self.round - self.versions
+
+    def where(self, kept: Tensor) -> Replies:
+        """The replies where `kept`, bool [k] on the CPU, says so."""
+        return replace(
+            self,
+            clients=self.clients[kept],
+            payload={name: rows[kept.to(rows.device)] for name, rows in self.payload.items()},
+            metrics={name: rows[kept.to(rows.device)] for name, rows in self.metrics.items()},
+            examples=self.examples[kept],
+            versions=self.versions[kept],
+            durations=self.durations[kept],
+            origin=[origin for origin, keep in zip(self.origin, kept.tolist(), strict=True) if keep],
+        )
+
+    def sent(self, name: str) -> Tensor:
+        """What each client had been sent under this name: [k, ...]."""
+        return torch.stack([self.orders[origin].payload[name] for origin in self.origin])
 
     def weights(self, weighting: Weighting) -> Tensor:
         """Weights [k] that sum to one: by examples, or the same for all."""
         rows = next(iter(self.payload.values()))
         like = self.examples if weighting == "examples" else torch.ones_like(self.examples)
-        return (like / like.sum()).to(rows.device, rows.dtype)
+        return (like.double() / like.sum()).to(rows.device, rows.dtype)
 
     def combine(
         self, weights: Tensor, scale: float | Tensor = 1.0, name: str = "delta", rows: Tensor | None = None
@@ -101,7 +163,10 @@ class Replies:
         rows = self.payload[name] if rows is None else rows
         if len(self) == 0:
             return rows.new_zeros(rows.shape[1:])
-        return scale * weights.sum() * self.aggregator(rows, weights)
+        length = weights.sum()
+        if not (isinstance(scale, float) and scale == 1.0):
+            length = scale * length
+        return self.aggregator(rows, weights) * length
 
     def mean(self, metric: str) -> float | None:
         """A metric's mean weighted by examples; None where no reply carries it."""
@@ -110,6 +175,38 @@ class Replies:
         values = self.metrics[metric].double()
         weights = self.examples.to(values.device).double()
         return float(weights @ values / weights.sum())
+
+
+def joined(parts: Sequence[Replies]) -> Replies:
+    """The replies of several windows as those of one, closing with the last."""
+    if len(parts) == 1:
+        return parts[0]
+    last, order = parts[-1], torch.cat([part.clients for part in parts]).argsort(stable=True)
+    full = [part for part in parts if len(part)] or [last]
+    origins, orders = list[int](), list[Orders]()
+    for part in parts:
+        origins += [len(orders) + origin for origin in part.origin]
+        orders += part.orders
+
+    def rows(name: str) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts])[order]
+
+    def named(name: str) -> dict[str, Tensor]:
+        held = [getattr(part, name) for part in full]
+        return {key: torch.cat([part[key] for part in held])[order.to(first.device)] for key, first in held[0].items()}
+
+    return replace(
+        last,
+        clients=rows("clients"),
+        payload=named("payload"),
+        metrics=named("metrics"),
+        examples=rows("examples"),
+        failed=torch.cat([part.failed for part in parts]).sort().values,
+        versions=rows("versions"),
+        durations=rows("durations"),
+        orders=orders,
+        origin=[origins[row] for row in order.tolist()],
+    )
 
 
 class BrokenPromiseError(FedsimError):

@@ -5,41 +5,51 @@ repeat: orders, window = strategy.ask(state, chosen); engine.submit(orders); rep
         state, metrics, round_done = strategy.tell(state, replies)
 
 A synchronous round is the simplest case: one window that closes when all have answered. A round may also be several
-windows; rows of metrics, evaluation and early stopping count completed rounds.
+windows, and clients that have not answered may work on. The global model is judged after so many rounds, or at so many
+virtual seconds; between two judgements of an asynchronous run nothing is kept but counters, so that its memory does not
+grow with the number of windows.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from fedsim.clock import seconds, ticks
 from fedsim.engine.cores import one_core_an_operation
+from fedsim.engine.executor import REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
 from fedsim.engine.ledger import Ledger
-from fedsim.errors import DivergedError, InputError
-from fedsim.exchange import Orders, Replies, Window
-from fedsim.options import Count, Whole, options
-from fedsim.selection import Selector
+from fedsim.engine.trace import Trace
+from fedsim.errors import DivergedError, FedsimError, InputError, StalledError, naming
+from fedsim.exchange import All, Count, Orders, Replies, Window, joined
+from fedsim.options import Count as Number
+from fedsim.options import Positive, Whole, options
+from fedsim.selection import Free, Selector, SelectorState, Turn
 from fedsim.strategy import ProblemView, ServerState, Strategy
 from fedsim.streams import SERVER, Streams
 from fedsim.transforms import Chain
 
 Row = dict[str, Any]
-"""What one completed round came to, by the names of metrics.jsonl."""
+"""What one completed round, or the time since the last row, came to, by the names of metrics.jsonl."""
+TURNS = 2**31
+"""Numbers from here on name draws by order where rounds do not tell orders apart."""
+RESTS = 100_000
+"""How often in a row somebody's waking is waited for in vain before a run is given up."""
 
 
 class Problem(ProblemView, Protocol):
     """What the loop asks of a problem."""
 
-    sizes: Tensor
-
-    def evaluate(self, params: Tensor, *, clients: bool) -> dict[str, float]:
+    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str]) -> dict[str, float]:
         """Measure the global model."""
         ...
 
@@ -49,22 +59,43 @@ class Problem(ProblemView, Protocol):
 
 
 class Engine(Protocol):
-    """Where orders are executed, and what time it is."""
+    """Where orders are executed, and what time it is.
 
-    time: float
+    now: ticks of the clock (see `fedsim.clock`). in_flight: clients at work.
+    """
+
+    now: int
+    in_flight: int
     ledger: Ledger
+    trace: Trace
 
-    @property
-    def busy(self) -> frozenset[int]:
-        """Clients at work."""
+    def free(self) -> Free:
+        """Who could start now."""
+        ...
+
+    def declared(self, orders: Orders) -> Tensor | None:
+        """The seconds that this order takes its clients, float64 [C]; None where they are random or unknown."""
         ...
 
     def submit(self, orders: Orders) -> None:
         """Send orders."""
         ...
 
-    def collect(self, window: Window) -> Replies:
-        """Wait for the window's close and return its replies."""
+    def collect(self, window: Window, round: int, until: int | None = None) -> Replies | None:  # noqa: A002
+        """Wait for the window's close and return its replies.
+
+        The window is about the action of the last orders. round: the server's. Where the window is still open at tick
+        `until`, or cannot close before other clients start: None, and the next call goes on with the same window.
+        StalledError: it will never close.
+        """
+        ...
+
+    def settled(self) -> bool:
+        """Whether nothing more is due at this very tick."""
+        ...
+
+    def rest(self, until: int | None = None) -> bool:
+        """Let time pass, at most to tick `until`, to where somebody may become free; False: nobody ever will."""
         ...
 
     def snapshot(self) -> dict[str, Any]:
@@ -80,16 +111,33 @@ class Engine(Protocol):
         ...
 
 
+Measured = Annotated[tuple[Literal["test", "train"], ...], Field(strict=False, min_length=1)]
+
+
 @options
 class Evaluation:
     """When the global model is judged, and on what.
 
-    every: evaluate after so many rounds, and after the last; 0 only then. clients: accuracy of each client's own
-    examples, "auto" where it costs little (see `Supervised.evaluates_clients`).
+    every: evaluate after so many rounds (1), and after the last; 0 only then. every_seconds: instead, whenever so many
+    virtual seconds have passed, and at the end. on: test, the test set; train, all training examples. clients: accuracy
+    of each client's own examples, "auto" where it costs little (see `Supervised.evaluates_clients`).
     """
 
-    every: Whole = 1
+    every: Whole | None = None
+    every_seconds: Positive | None = None
+    on: Measured = ("test",)
     clients: bool | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every_seconds is not None:
+            raise InputError("every_seconds", self.every_seconds, f"give it or every ({self.every}), not both")
+
+    @property
+    def rounds(self) -> int:
+        """Evaluate after so many rounds; 0: never after a round as such."""
+        if self.every_seconds is not None:
+            return 0
+        return 1 if self.every is None else self.every
 
 
 @options
@@ -101,7 +149,7 @@ class Stopping:
 
     metric: str = "test_accuracy"
     target: float | None = None
-    patience: Count | None = None
+    patience: Number | None = None
 
     def __post_init__(self) -> None:
         if self.target is None and self.patience is None:
@@ -120,140 +168,366 @@ class Stopping:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a simulation is made of."""
+    """What a simulation is made of. rounds, duration (virtual seconds): where it ends; None: not there."""
 
     problem: Problem
     strategy: Strategy
     selector: Selector
     engine: Engine
     streams: Streams
-    rounds: int
+    rounds: int | None
+    duration: float | None
     evaluation: Evaluation
     stopping: Stopping | None
     order_transforms: Chain
 
 
+class _Server(NamedTuple):
+    """What the server knows. sending: state of the orders' transforms. asked: how often it has sent orders."""
+
+    state: ServerState
+    selector: SelectorState
+    sending: dict[str, Tensor]
+    asked: int = 0
+
+
+@dataclass
+class _Interval:
+    """What the strategy has observed since the last row: metrics, averaged over rounds by their number of replies."""
+
+    rounds: int = 0
+    last: Mapping[str, float] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def add(self, metrics: Mapping[str, float], replies: int) -> None:
+        """Take in a round."""
+        self.rounds += 1
+        self.last = metrics
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + replies * value
+            self.weights[name] = self.weights.get(name, 0.0) + replies
+
+    def metrics(self) -> dict[str, float]:
+        """The averages; of a single round its own metrics as they are."""
+        if self.rounds == 1:
+            return dict(self.last)
+        return {name: total / self.weights[name] for name, total in self.sums.items() if self.weights[name]}
+
+
+class _TimeOverError(Exception):
+    """The run's duration is over while a window is open."""
+
+
 class Simulation:
-    """A run as a value: iterate for one row a completed round; `snapshot` and `restore` at any point between rounds."""
+    """A run as a value: iterate for its rows; `snapshot` and `restore` between two of them.
+
+    params: the global model [d] that the last row is about.
+    """
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.state: ServerState = parts.strategy.init(parts.problem)
-        self.selector_state = parts.selector.start(parts.problem.sizes)
-        self.round = 0
+        state = _planned(parts)
+        self.params = state.params
         self.stopped: str | None = None
-        self._watched: list[float] = []
-        self._sending = {
-            name: torch.zeros((1, *shape), dtype=self.state.params.dtype, device=self.state.params.device)
-            for name, shape in parts.order_transforms.init(self.state.params.numel()).items()
+        sending = {
+            name: torch.zeros((1, *shape), dtype=state.params.dtype, device=state.params.device)
+            for name, shape in parts.order_transforms.init(state.params.numel()).items()
         }
+        self._server = _Server(state, parts.selector.start(parts.problem.sizes), sending)
+        self._at_work = parts.selector.of(int((parts.problem.sizes > 0).sum()))
         self._clients = parts.problem.evaluates_clients(parts.evaluation.clients)
+        self._end = None if parts.duration is None else ticks(parts.duration)
+        every = parts.evaluation.every_seconds
+        self._grid = None if every is None else ticks(every)
+        self._watched: list[float] = []
+        self._rows: deque[tuple[Row, Tensor]] = deque()
+        self._interval = _Interval()
+        self._crossed = replace(parts.engine.ledger)
+        self._looks = 0
+        self._judged: tuple[int, dict[str, float]] = (-1, {})
+        self._in_vain = self._failed = 0
+        self._over = False
         self._began = time.perf_counter()
+
+    @property
+    def state(self) -> ServerState:
+        """The strategy's state after the last completed round."""
+        return self._server.state
+
+    @property
+    def round(self) -> int:
+        """How many rounds are completed."""
+        return self._server.state.round
 
     def __iter__(self) -> Iterator[Row]:
         self._began = time.perf_counter()
-        while self.round < self.parts.rounds and self.stopped is None:
-            with one_core_an_operation():
-                row = self.step()
-            yield row
+        while self._rows or not self._ended():
+            row = self._next()
+            if row is not None:
+                yield row
 
     def step(self) -> Row:
-        """Complete one round and say what it came to.
-
-        Model and round change together at the end, so that an interruption leaves those of the round before.
-        """
-        parts, engine = self.parts, self.parts.engine
-        before = replace(engine.ledger)
-        done = False
-        metrics: dict[str, float] = {}
-        state, selector_state, sending = self.state, self.selector_state, self._sending
-        while not done:
-            chosen, selector_state = parts.selector.select(
-                selector_state, parts.streams, self.round, len(parts.problem.sizes), engine.busy
-            )
-            orders, window = parts.strategy.ask(state, chosen)
-            orders, sending = self._transformed(orders, sending)
-            engine.submit(orders)
-            replies = engine.collect(window)
-            selector_state = parts.selector.observe(selector_state, replies)
-            try:
-                state, observed, done = parts.strategy.tell(state, replies)
-            except InputError as error:  # too few replies for a robust aggregator
-                raise DivergedError(
-                    f"round {self.round + 1}, {len(replies.failed)} updates not finite: {error}"
-                ) from error
-            metrics.update(observed)
-        number = self.round + 1
-        crossed = engine.ledger.since(before)
-        _hold_finite(number, state.params, crossed, metrics)
-        found = self._evaluate(number, state.params) if self._due(number) else {}
-        row: Row = {
-            "round": number,
-            "time": engine.time,
-            "wall": time.perf_counter() - self._began,
-            "clients": crossed["clients"],
-            "failed": crossed["failed"],
-            "bytes_up": crossed["bytes_up"],
-            "bytes_down": crossed["bytes_down"],
-            "queries": crossed["queries"],
-            **metrics,
-            **found,
-        }
-        self.state, self.selector_state, self._sending, self.round = state, selector_state, sending, number
+        """Go on to the next row: complete a round, or as many as an evaluation takes."""
+        row = self._next()
+        if row is None:
+            raise FedsimError("the run is over")
         return row
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that a restored simulation needs to go on as if nothing had happened."""
-        return {
-            "state": deepcopy(self.state),
-            "selector": deepcopy(self.selector_state),
-            "engine": self.parts.engine.snapshot(),
-            "round": self.round,
-            "stopped": self.stopped,
-            "watched": list(self._watched),
-            "sending": deepcopy(self._sending),
-        }
+        return {"engine": self.parts.engine.snapshot(), **deepcopy({name: getattr(self, name) for name in _KEPT})}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go back to a snapshot."""
-        self.state, self.selector_state = deepcopy(saved["state"]), deepcopy(saved["selector"])
         self.parts.engine.restore(saved["engine"])
-        self.round, self.stopped, self._watched = saved["round"], saved["stopped"], list(saved["watched"])
-        self._sending = deepcopy(saved["sending"])
+        for name, value in deepcopy({name: saved[name] for name in _KEPT}).items():
+            setattr(self, name, value)
 
-    def _transformed(self, orders: Orders, state: dict[str, Tensor]) -> tuple[Orders, dict[str, Tensor]]:
-        """An order as the transforms of orders leave it, and their state, which the server keeps."""
-        chain = self.parts.order_transforms
-        if not chain.transforms:
-            return orders, state
-        if set(orders.payload) != {"params"}:
-            raise InputError("order_transforms", ", ".join(orders.payload), "these orders carry more than the model")
-        params = orders.payload["params"]
-        server = torch.tensor([SERVER], device=params.device)
-        rows, state = chain.apply(params.unsqueeze(0), state, server, self.parts.streams, orders.round)
-        return replace(orders, payload={"params": rows[0]}, encoded=chain.nbytes(params)), state
+    def _next(self) -> Row | None:
+        with one_core_an_operation():
+            while not self._rows and not self._ended():
+                try:
+                    self.complete_round()
+                except _TimeOverError:
+                    self._over = True
+        if not self._rows:
+            return None
+        row, self.params = self._rows.popleft()
+        return row
 
-    def _due(self, number: int) -> bool:
-        every = self.parts.evaluation.every
-        return number == self.parts.rounds or (every > 0 and number % every == 0)
+    def _ended(self) -> bool:
+        rounds = self.parts.rounds
+        return self._over or self.stopped is not None or (rounds is not None and self.round >= rounds)
 
-    def _evaluate(self, number: int, params: Tensor) -> dict[str, float]:
-        found = self.parts.problem.evaluate(params, clients=self._clients)
-        for name, value in found.items():
-            if not math.isfinite(value):
-                raise DivergedError(f"{name} is {value} after round {number}; lower client.lr")
-        stopping = self.parts.stopping
+    def complete_round(self) -> None:
+        """Complete one round, and put by the rows that became due.
+
+        What the server knows changes at the end, so that an interruption leaves that of the round before.
+        """
+        parts, engine = self.parts, self.parts.engine
+        server, count, failed, done, keeps = self._server, 0, 0, False, False
+        number, metrics = self.round + 1, dict[str, float]()
+        while not done:
+            server, chosen = self._choose(server)
+            server, orders, window = self._send(server, chosen)
+            server, replies = self._collect(server, orders, window)
+            keeps = orders.late == "keep"
+            count, failed = count + len(replies), failed + len(replies.failed)
+            selector = parts.selector.observe(server.selector, replies)
+            try:
+                state, observed, done = parts.strategy.tell(server.state, replies)
+            except InputError as error:  # too few replies for a robust aggregator
+                raise DivergedError(f"round {number}, {failed} updates not finite: {error}") from error
+            server = _Server(state, selector, server.sending, server.asked)
+            metrics.update(observed)
+        _hold_finite(number, server.state.params, metrics)
+        self._server = server
+        self._interval.add(metrics, count)
+        every, settled = parts.evaluation.rounds, engine.settled()
+        self._over = settled and self._time_is_over()
+        if self._grid is not None and settled and self._look() == engine.now:
+            self._glance()
+        elif number == parts.rounds or (every and number % every == 0) or self._over:
+            self._put_by(self._evaluate())
+        elif self._grid is None and not keeps:
+            self._put_by({})
+
+    def _choose(self, server: _Server) -> tuple[_Server, Tensor]:
+        """Whom to start now; waits while nobody is at work or free."""
+        engine, selector = self.parts.engine, self.parts.selector
+        while True:
+            free, missing = engine.free(), self._at_work - engine.in_flight
+            if free.count and missing > 0:
+                break
+            if engine.in_flight:
+                return server, torch.zeros(0, dtype=torch.int64)
+            if not engine.rest(self._look()):
+                raise StalledError(f"no client will ever be free again (virtual time {seconds(engine.now):g} s)")
+            if not self._glance():
+                self._wasted()
+        self._in_vain = 0
+        turn = Turn(self.parts.streams, server.state.round, free, min(missing, free.count))
+        candidates = selector.candidates(server.selector, turn)
+        scores = None
+        if candidates is not None:
+            server, scores = self._score(server, candidates)
+        chosen, state = selector.select(server.selector, turn, scores)
+        return _Server(server.state, state, server.sending, server.asked), chosen
+
+    def _score(self, server: _Server, candidates: Tensor) -> tuple[_Server, Tensor]:
+        """The mean losses of these clients under the current model, float64 [m]; NaN where none came."""
+        payload, examples = {"params": server.state.params}, self.parts.selector.score_examples
+        config = {} if examples is None else {SCORE_EXAMPLES: examples}
+        server, orders = self._submit(server, Orders(SCORE, candidates, payload, config, round=server.state.round))
+        _, replies = self._await(server, orders, All())
+        scores = torch.full((len(candidates),), torch.nan, dtype=torch.float64)
+        if len(replies):
+            scores[torch.searchsorted(candidates, replies.clients)] = replies.payload["loss"][:, 0].double().cpu()
+        return server, scores
+
+    def _send(self, server: _Server, chosen: Tensor, *, again: bool = False) -> tuple[_Server, Orders, Window]:
+        orders, window = self.parts.strategy.ask(server.state, chosen)
+        if UTILITY in self.parts.selector.reports:
+            orders = replace(orders, config={**orders.config, REPORT_UTILITY: True})
+        if again or (isinstance(window, Count) and window.refill):
+            # A client may be sent the same version twice, and must not draw the same numbers again.
+            orders = replace(orders, turn=TURNS + server.asked)
+        server, orders = self._submit(server, orders)
+        return server, orders, window
+
+    def _submit(self, server: _Server, orders: Orders) -> tuple[_Server, Orders]:
+        """Send orders as their transforms leave them."""
+        sending, chain = server.sending, self.parts.order_transforms
+        if chain.transforms:
+            if set(orders.payload) != {"params"}:
+                raise InputError(
+                    "order_transforms", ", ".join(orders.payload), "these orders carry more than the model"
+                )
+            params = orders.payload["params"]
+            owner = torch.tensor([SERVER], device=params.device)
+            rows, sending = chain.apply(params.unsqueeze(0), sending, owner, self.parts.streams, orders.draws)
+            encoded = chain.nbytes(params.numel(), params.element_size())
+            orders = replace(orders, payload={"params": rows[0]}, encoded=encoded)
+        self.parts.engine.submit(orders)
+        return _Server(server.state, server.selector, sending, server.asked + 1), orders
+
+    def _collect(self, server: _Server, orders: Orders, window: Window) -> tuple[_Server, Replies]:
+        """The window's replies; with `refill`, clients start again while it is open."""
+        if not (isinstance(window, Count) and window.refill):
+            return self._await(server, orders, window)
+        parts: list[Replies] = []
+        engine, last = self.parts.engine, None
+        if window.deadline is not None:
+            last = engine.now + ticks(window.deadline)
+        while (missing := window.count - sum(map(len, parts))) > 0:
+            left = None if last is None else seconds(last - engine.now)
+            server, replies = self._await(server, orders, Count(1, left))
+            parts.append(replies)
+            if last is not None and engine.now >= last:
+                break
+            if missing > len(replies):
+                server = self._top_up(server)
+        return server, joined(parts)
+
+    def _await(self, server: _Server, orders: Orders, window: Window) -> tuple[_Server, Replies]:
+        """The window's replies; meanwhile the model is judged when it is time to."""
+        engine = self.parts.engine
+        while True:
+            replies = engine.collect(window, server.state.round, self._look())
+            if replies is not None:
+                self._hold_alive(len(replies), len(replies.failed), 1 if orders.late == "cancel" else self._at_work)
+                return server, replies
+            if not self._glance():
+                self._wasted()
+            if isinstance(window, Count) and orders.late == "keep" and engine.in_flight < window.count:
+                server = self._top_up(server)
+
+    def _top_up(self, server: _Server) -> _Server:
+        """Start clients in a window that is open, from the model that it opened with."""
+        server, chosen = self._choose(server)
+        return self._send(server, chosen, again=True)[0] if len(chosen) else server
+
+    def _look(self) -> int | None:
+        """When to judge the model next, whatever happens: on the grid of virtual time, or at the end."""
+        end, grid = self._end, self._grid
+        if grid is None:
+            return end
+        return (self._looks + 1) * grid if end is None else min(end, (self._looks + 1) * grid)
+
+    def _glance(self) -> bool:
+        """Judge the model if it is time to."""
+        look, grid = self._look(), self._grid
+        if look is None or self.parts.engine.now < look:
+            return False
+        if grid is not None or self._judged[0] != self.round:
+            self._put_by(self._evaluate())
+        if grid is not None and look == (self._looks + 1) * grid:
+            self._looks += 1
+        if self._time_is_over():
+            raise _TimeOverError
+        return True
+
+    def _time_is_over(self) -> bool:
+        return self._end is not None and self.parts.engine.now >= self._end
+
+    def _evaluate(self) -> dict[str, float]:
+        """What the global model comes to; judged once where it has not changed."""
+        evaluation, stopping = self.parts.evaluation, self.parts.stopping
+        judged, found = self._judged
+        if judged != self.round:
+            found = self.parts.problem.evaluate(self.state.params, clients=self._clients, on=evaluation.on)
+            for name, value in found.items():
+                if not math.isfinite(value):
+                    raise DivergedError(f"{name} is {value} after round {self.round}; lower client.lr")
+            self._judged = (self.round, found)
         if stopping is not None:
             self._watched.append(found[stopping.metric])
             self.stopped = stopping.reached(self._watched)
         return found
 
+    def _put_by(self, found: Mapping[str, float]) -> None:
+        """A row of what has happened since the last one."""
+        engine = self.parts.engine
+        crossed, self._crossed = engine.ledger.since(self._crossed), replace(engine.ledger)
+        row: Row = {
+            "round": self.round,
+            "time": seconds(engine.now),
+            "wall": time.perf_counter() - self._began,
+            "staleness": crossed.pop("staleness") / max(crossed["clients"], 1),
+            **crossed,
+            **self._interval.metrics(),
+            **found,
+        }
+        self._interval = _Interval()
+        self._rows.append((row, self.state.params))
 
-def _hold_finite(number: int, params: Tensor, crossed: Mapping[str, int], metrics: Mapping[str, float]) -> None:
+    def _wasted(self) -> None:
+        """Count that time went by and nothing came of it."""
+        self._in_vain += 1
+        if self._in_vain > RESTS:
+            now = seconds(self.parts.engine.now)
+            raise StalledError(f"nobody has become free in {RESTS} times of waiting for it (virtual time {now:g} s)")
+
+    def _hold_alive(self, count: int, failed: int, bearable: int) -> None:
+        """End a run in which so many updates one after the other were not finite."""
+        self._failed = 0 if count else self._failed + failed
+        if self._failed >= bearable:
+            number = self.round + 1
+            raise DivergedError(f"none of the {self._failed} updates of round {number} is finite; lower client.lr")
+
+
+def _planned(parts: Parts) -> ServerState:
+    """The state to begin with, of a strategy that may want to know how long its orders take."""
+    state, plan = parts.strategy.init(parts.problem), getattr(parts.strategy, "plan", None)
+    if plan is None:
+        return state
+    orders, _ = parts.strategy.ask(state, (parts.problem.sizes > 0).nonzero().flatten())
+    with naming("strategy"):
+        planned: ServerState = plan(state, parts.engine.declared(orders))
+    return planned
+
+
+_KEPT = (
+    "params",
+    "stopped",
+    "_server",
+    "_watched",
+    "_rows",
+    "_interval",
+    "_crossed",
+    "_looks",
+    "_judged",
+    "_in_vain",
+    "_failed",
+    "_over",
+)
+"""What a snapshot holds beside the engine's."""
+
+
+def _hold_finite(number: int, params: Tensor, metrics: Mapping[str, float]) -> None:
     """End a run that cannot get better, with what to do about it."""
-    if crossed["failed"] and crossed["failed"] == crossed["clients"]:
-        raise DivergedError(f"none of the {crossed['failed']} updates of round {number} is finite; lower client.lr")
-    if not bool(torch.isfinite(params.sum())):
+    if not math.isfinite(float(params.sum())):
         raise DivergedError(
             f"the global model is not finite after round {number}; lower client.lr or strategy.server_lr"
         )

@@ -51,7 +51,7 @@ class Sgd:
     def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
         """What to add to the parameters after an averaged change delta [d], and the new state."""
         if not self.momentum:
-            return lr * delta, {}
+            return (delta if lr == 1.0 else lr * delta), {}
         velocity = self.momentum * state["v"] + delta
         ahead = delta + self.momentum * velocity if self.nesterov else velocity
         return lr * ahead, {"v": velocity}

@@ -10,20 +10,23 @@ from fedsim.runner import Round
 
 
 class Progress:
-    """A callback that draws the bar on standard error and takes it away at the end."""
+    """A callback that draws the bar on standard error and takes it away at the end.
 
-    def __init__(self, rounds: int, label: str) -> None:
+    rounds, duration (virtual seconds): where the run ends; with both, time is shown.
+    """
+
+    def __init__(self, rounds: int | None, duration: float | None, label: str) -> None:
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            MofNCompleteColumn() if duration is None else TextColumn("{task.completed:g}/{task.total:g} s"),
             TextColumn("{task.fields[measures]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
         )
-        self._rounds = rounds
-        self._task = self._bar.add_task(label, total=rounds, measures="")
+        self._counts = "round" if duration is None else "time"
+        self._task = self._bar.add_task(label, total=rounds if duration is None else duration, measures="")
         self._clients = 0
         self._seen: dict[str, float] = {}
 
@@ -41,4 +44,4 @@ class Progress:
         self._seen |= {name: row[name] for name in ("train_loss", "test_accuracy") if name in row}
         measures = [f"{name.split('_')[1]} {value:.3f}" for name, value in self._seen.items()]
         measures.append(f"{self._clients / max(row['wall'], 1e-9):,.0f} clients/s")
-        self._bar.update(self._task, completed=row["round"], measures="  ".join(measures))
+        self._bar.update(self._task, completed=row[self._counts], measures="  ".join(measures))

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import InputError
+from fedsim.errors import InputError, naming
 
 GROUPS = (
     "strategies",
@@ -69,10 +69,8 @@ def make(group: str, table: str | Mapping[str, Any], option: str) -> Any:
     made = find(group, kind, f"{option}.kind")
     if "__dataclass_fields__" not in vars(made):
         raise InputError(f"{option}.kind", kind, "its options cannot be read; put @options above the class")
-    try:
+    with naming(option):
         return made(**settings)
-    except InputError as error:
-        raise InputError(f"{option}.{error.option}", error.value, error.remedy) from None
 
 
 def _load_from(kind: str, option: str) -> type[Any]:

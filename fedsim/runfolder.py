@@ -1,9 +1,10 @@
 """The folder of a run: `runs/<name>-<n>/`, in which nothing is overwritten unless that is asked for.
 
 config.toml         the experiment, with every option resolved, and the versions
-metrics.jsonl       one JSON object a completed round, written when the round is complete
+metrics.jsonl       one JSON object a completed round or evaluation, written when it is complete
 model.safetensors   the final parameters
 summary.json        the final values
+trace.json          staleness, participation, and when the first clients worked on which version of the model
 curves.png          loss and accuracy against the round
 partition.png       the label distribution of the clients
 traceback.txt       where a run that failed was
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
-CURVES, PARTITION, TRACEBACK = "curves.png", "partition.png", "traceback.txt"
-FILES = (CONFIG, METRICS, MODEL, SUMMARY, CURVES, PARTITION, TRACEBACK)
+TRACE, CURVES, PARTITION, TRACEBACK = "trace.json", "curves.png", "partition.png", "traceback.txt"
+FILES = (CONFIG, METRICS, MODEL, SUMMARY, TRACE, CURVES, PARTITION, TRACEBACK)
 """The names that a run writes, and the only ones that it ever removes."""
 EXISTS = "this folder exists; choose another or pass --force"
 
@@ -157,6 +158,10 @@ class RunFolder:
         text = json.dumps(_for_json(summary), allow_nan=False, indent=2)
         write_whole(self.place(SUMMARY), f"{text}\n".encode())
 
+    def write_trace(self, trace: Mapping[str, Any]) -> None:
+        """Write trace.json."""
+        write_whole(self.place(TRACE), f"{json.dumps(_for_json(trace), allow_nan=False)}\n".encode())
+
     def write_traceback(self, text: str) -> None:
         """Write traceback.txt."""
         write_whole(self.place(TRACEBACK), text.encode())
@@ -200,6 +205,17 @@ class RunFolder:
     def history(self) -> History:
         """The same rows as a table, read when it is first asked something."""
         return History(self.path / METRICS)
+
+    def trace(self) -> dict[str, Any] | None:
+        """Read trace.json; None without it. InputError: it cannot be read."""
+        path = self.path / TRACE
+        try:
+            found: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError("trace", str(path), f"cannot be read: {error}") from error
+        return found
 
     def config(self) -> dict[str, Any]:
         """Read config.toml. InputError: it is absent or not TOML."""

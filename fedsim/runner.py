@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from fedsim import registry
 from fedsim.aggregation import Aggregator
 from fedsim.configuration import Experiment
+from fedsim.devices import Census, Fleet
 from fedsim.engine.executor import Executor
 from fedsim.engine.virtual import VirtualEngine
-from fedsim.errors import DivergedError, InputError
+from fedsim.errors import DivergedError, InputError, StalledError, naming
 from fedsim.history import History
 from fedsim.loop import Engine, Parts, Row, Simulation
 from fedsim.problems.datasets import Dataset
@@ -47,7 +48,7 @@ EngineMaker = Callable[[Supervised, Aggregator], Engine]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves. status: finished, stopped (early, see reason), diverged or interrupted.
+    """What a run leaves. status: finished, stopped (early), diverged, stalled or interrupted; reason: why.
 
     params: the final parameters, [d]. summary: final and best values. folder: the run's, or None. history: the rows.
     """
@@ -74,7 +75,7 @@ def build_problem(experiment: Experiment) -> Supervised:
 
 def build_executor(experiment: Experiment, problem: Supervised) -> Executor:
     """The experiment's executor, for all clients of the problem."""
-    options = experiment.engine
+    options, at_once = experiment.engine, experiment.selection.of(problem.num_clients)
     return Executor(
         problem,
         experiment.client,
@@ -83,7 +84,7 @@ def build_executor(experiment: Experiment, problem: Supervised) -> Executor:
         transforms=experiment.transforms,
         memory=options.memory_mib * 2**20,
         state_memory=options.state_mib * 2**20,
-        participants=experiment.rounds * experiment.selection.of(problem.num_clients),
+        participants=None if experiment.rounds is None else experiment.rounds * at_once,
     )
 
 
@@ -92,7 +93,7 @@ def build_simulation(experiment: Experiment, problem: Supervised, engine: Engine
     _check(experiment, problem)
     aggregator = experiment.aggregation
     if engine is None:
-        made: Engine = VirtualEngine(build_executor(experiment, problem), aggregator)
+        made: Engine = VirtualEngine(build_executor(experiment, problem), aggregator, build_fleet(experiment, problem))
     else:
         made = engine(problem, aggregator)
     return Simulation(
@@ -103,6 +104,7 @@ def build_simulation(experiment: Experiment, problem: Supervised, engine: Engine
             engine=made,
             streams=Streams(experiment.seed),
             rounds=experiment.rounds,
+            duration=experiment.duration,
             evaluation=experiment.evaluation,
             stopping=experiment.stopping,
             order_transforms=Chain(experiment.order_transforms),
@@ -110,12 +112,32 @@ def build_simulation(experiment: Experiment, problem: Supervised, engine: Engine
     )
 
 
+def build_fleet(experiment: Experiment, problem: Supervised) -> Fleet:
+    """The clients' devices, as the experiment describes them."""
+    census = Census(problem.sizes, _mean_labels(problem))
+    return experiment.devices.start(census, Streams(experiment.seed), experiment.data_dir)
+
+
+def _mean_labels(problem: Supervised) -> np.ndarray[Any, Any]:
+    """The mean label of each client's examples, [N]; 0 where it has none."""
+    sizes = problem.sizes.numpy()
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    labels = problem.y[problem.order].cpu().numpy().astype(np.float64)
+    means: np.ndarray[Any, Any] = np.bincount(owner, labels, len(sizes)) / np.maximum(sizes, 1)
+    return means
+
+
 def _check(experiment: Experiment, problem: Supervised) -> None:
     """Refuse what does not fit the problem."""
     experiment.selection.check(problem.num_clients)
     experiment.aggregation.check(experiment.selection.of(problem.num_clients))
+    check = getattr(experiment.strategy, "check", None)
+    if check is not None:
+        useful = int((problem.sizes > 0).sum())
+        with naming("strategy"):
+            check(experiment.selection.of(useful), useful)
     stopping = experiment.stopping
-    measured = problem.measures(experiment.evaluation.clients)
+    measured = problem.measures(experiment.evaluation.clients, experiment.evaluation.on)
     if stopping is not None and stopping.metric not in measured:
         raise InputError("stopping.metric", stopping.metric, f"name one of: {', '.join(measured)}")
 
@@ -182,16 +204,20 @@ def _run(
             if folder is not None:
                 folder.append(row)
             for callback in callbacks:
-                callback(Round(row, simulation.state.params.clone()))
+                callback(Round(row, simulation.params.clone()))
         if simulation.stopped is not None:
             status, reason = "stopped", simulation.stopped
     except DivergedError as error:
         status, reason = "diverged", str(error)
+    except StalledError as error:
+        status, reason = "stalled", str(error)
     except KeyboardInterrupt:
         status, reason = "interrupted", f"interrupted after round {simulation.round}"
-    summary = summarise(rows, status, reason)
+    trace = simulation.parts.engine.trace.summary((problem.sizes / problem.sizes.sum()).tolist())
+    summary = summarise(rows, status, reason) | {"lost_weight": trace["lost_weight"]}
     params = simulation.state.params
     if folder is not None:
+        folder.write_trace(trace)
         _finish(experiment, problem, params, summary, rows, folder)
     history = History(rows) if folder is None else folder.history
     return Result(params, problem, status, reason, summary, history, None if folder is None else folder.path)
@@ -204,7 +230,7 @@ def summarise(rows: Sequence[Row], status: str, reason: str) -> dict[str, Any]:
     summary |= {name: last.get(name, 0.0) for name in ("time", "wall")}
     summary |= {
         f"total_{name}": sum(row[name] for row in rows)
-        for name in ("clients", "failed", "bytes_up", "bytes_down", "queries")
+        for name in ("clients", "failed", "late", "lost", "bytes_up", "bytes_down", "queries")
     }
     for name in sorted({name for row in rows for name in row if name.endswith("loss") or "accuracy" in name}):
         seen = [(row[name], row["round"]) for row in rows if name in row]

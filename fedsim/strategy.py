@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from torch import Tensor
@@ -17,6 +17,9 @@ Metrics = Mapping[str, float]
 
 class ProblemView(Protocol):
     """What a strategy may know of the problem."""
+
+    sizes: Tensor
+    """Examples of each client, int64 [N]."""
 
     @property
     def num_clients(self) -> int:
@@ -41,7 +44,11 @@ class ServerState:
 class Strategy(Protocol):
     """A server algorithm. Pure: state goes in and a new state comes out; inputs are never modified.
 
-    sends: names in the payload and the configuration of its orders. expects: names that it reads from replies.
+    sends: names in the payload and the configuration of its orders. expects: names that it reads from replies. It may
+    also have `check(at_once, population)`, which refuses (InputError) options that do not go with so many clients at
+    work at once, of so many; and `plan(state, durations)`, which is called once after `init` with the seconds that its
+    first order takes each client, float64 [N], or None where they are random or unknown, and returns the state to
+    begin with.
     """
 
     sends: ClassVar[frozenset[str]]
@@ -64,11 +71,10 @@ class Strategy(Protocol):
 class ServerStep:
     """The server's step theta <- theta + optimizer(Delta), Delta = sum_i w_i Delta_i.
 
-    weighting: w_i by examples, or the same for all. server_lr: eta. server_optimizer: sgd (with momentum: FedAvgM),
-    adagrad, adam, yogi (FedOpt; Reddi et al. 2021), a name or a table with `kind`.
+    server_lr: eta. server_optimizer: sgd (with momentum: FedAvgM), adagrad, adam, yogi (FedOpt; Reddi et al. 2021), a
+    name or a table with `kind`.
     """
 
-    weighting: Weighting = "examples"
     server_lr: Positive = 1.0
     server_optimizer: ServerOptimizer = Sgd()
 
@@ -80,13 +86,17 @@ class ServerStep:
     def advance(self, state: ServerState, delta: Tensor, **memory: Tensor) -> ServerState:
         """The state one round later, the model moved along delta [d]."""
         step, optimizer = self.server_optimizer.step(state.optimizer, delta, self.server_lr)
-        return replace(
-            state,
-            params=state.params + step,
-            round=state.round + 1,
-            optimizer=optimizer,
-            memory={**state.memory, **memory},
-        )
+        return ServerState(state.params + step, state.round + 1, optimizer, {**state.memory, **memory})
+
+
+@options
+class WeightedStep(ServerStep):
+    """The server's step, where clients count as they do in the objective sum_i p_i f_i.
+
+    weighting: p_i by examples, or the same for all.
+    """
+
+    weighting: Weighting = "examples"
 
 
 def observed(replies: Replies) -> Metrics:

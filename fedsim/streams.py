@@ -75,19 +75,21 @@ class Streams:
         clients: Tensor,
         counts: Tensor,
         *,
-        round: int = 0,  # noqa: A002
+        round: Index = 0,  # noqa: A002
         step: int = 0,
     ) -> Tensor:
         """Draw `counts[c]` words for client c, one client after the other: int64 [sum of counts].
 
         The same words as the first `counts[c]` of `bits`, without drawing what a shorter client has no use for.
+        round: one number, or int64 [C].
         """
         key = _hash(self.seed, purpose)
         blocks = -(-counts // 4)
         first = blocks.cumsum(0) - blocks
         owner = torch.repeat_interleave(torch.arange(len(clients), device=clients.device), blocks)
         block = torch.arange(len(owner), device=clients.device) - first[owner]
-        words = torch.stack(philox(block, clients[owner], round, step, key & MASK, key >> 32), dim=1)
+        rounds = round[owner] if isinstance(round, Tensor) else round
+        words = torch.stack(philox(block, clients[owner], rounds, step, key & MASK, key >> 32), dim=1)
         kept = block.unsqueeze(1) * 4 + torch.arange(4, device=clients.device) < counts[owner].unsqueeze(1)
         return words[kept]
 

@@ -65,9 +65,14 @@ class LocalTraining:
         """Whether a step is a multiple of the gradient, so that it may be fused with it."""
         return self.optimizer == "sgd" and self.momentum == 0.0 and self.clip_norm is None
 
-    def rate(self, round: int) -> float:  # noqa: A002
-        """The learning rate in a round."""
-        return self.lr * self.schedule.factor(round)
+    @property
+    def same_every_round(self) -> bool:
+        """Whether rounds differ in nothing but their draws."""
+        return isinstance(self.schedule, Constant)
+
+    def rate(self, cohort: Cohort) -> float:
+        """The learning rate in the round of a cohort's order."""
+        return self.lr if self.same_every_round else self.lr * self.schedule.factor(cohort.round)
 
     def local_steps(self, examples: Tensor) -> Tensor:
         """How many steps clients with so many examples take: int64 [C]."""
@@ -89,7 +94,7 @@ class LocalTraining:
         y = cohort.stack(start)
         fixed = None if shift is None else cohort.stack(shift)
         rule = None if self.plain else self._rule(y)
-        lr = self.rate(cohort.round)
+        lr = self.rate(cohort)
         coupled = decay + (self.weight_decay if self.optimizer != "lion" else 0.0)
         decoupled = self.weight_decay if self.optimizer == "lion" else 0.0
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim.aggregation import halving_sum
 from fedsim.options import NonNegative, Positive, options
-from fedsim.streams import Streams
+from fedsim.streams import Index, Streams
 
 BLOCK = 2**21
 """Numbers of rows that are worked on at a time."""
@@ -36,7 +36,7 @@ class Transform(Protocol):
         state: TransformState,
         clients: Tensor,
         streams: Streams,
-        round: int,  # noqa: A002
+        round: Index,  # noqa: A002
     ) -> tuple[Tensor, TransformState]:
         """Transform rows [C, d] of clients int64 [C]: what arrives, [C, d], and the new state.
 
@@ -69,7 +69,7 @@ class Chain:
         state: TransformState,
         clients: Tensor,
         streams: Streams,
-        round: int,  # noqa: A002
+        round: Index,  # noqa: A002
     ) -> tuple[Tensor, TransformState]:
         """What arrives of rows [C, d], and the new state; names in `state` that are not the chain's stay out of it."""
         kept: TransformState = {}
@@ -80,11 +80,11 @@ class Chain:
             kept |= {prefix + name: value for name, value in own.items()}
         return rows, kept
 
-    def nbytes(self, row: Tensor) -> int:
+    def nbytes(self, dimension: int, itemsize: int) -> int:
         """Bytes of one vector on its way: the last transform says what its encoding takes."""
         if not self.transforms:
-            return row.numel() * row.element_size()
-        return self.transforms[-1].nbytes(row.numel(), row.element_size())
+            return dimension * itemsize
+        return self.transforms[-1].nbytes(dimension, itemsize)
 
 
 @options
@@ -103,7 +103,7 @@ class Clip:
         state: TransformState,
         clients: Tensor,  # noqa: ARG002
         streams: Streams,  # noqa: ARG002
-        round: int,  # noqa: A002, ARG002
+        round: Index,  # noqa: A002, ARG002
     ) -> tuple[Tensor, TransformState]:
         """See `Transform`."""
         clipped = torch.empty_like(rows)
@@ -139,12 +139,13 @@ class Noise:
         state: TransformState,
         clients: Tensor,
         streams: Streams,
-        round: int,  # noqa: A002
+        round: Index,  # noqa: A002
     ) -> tuple[Tensor, TransformState]:
         """See `Transform`."""
         noisy = torch.empty_like(rows)
         for part in _parts(rows):
-            drawn = streams.normal(self.stream, clients[part], rows.shape[1:], round=round, dtype=rows.dtype)
+            rounds = round[part] if isinstance(round, Tensor) else round
+            drawn = streams.normal(self.stream, clients[part], rows.shape[1:], round=rounds, dtype=rows.dtype)
             noisy[part] = rows[part] + self.std * drawn
         return noisy, state
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fedsim.exchange import All, Orders, Replies, Window
 from fedsim.options import options
-from fedsim.strategy import Metrics, ServerState, ServerStep, observed
+from fedsim.strategy import Metrics, ServerState, WeightedStep, observed
 
 
 @options
-class FedNova(ServerStep):
+class FedNova(WeightedStep):
     """Works with the client `sgd`, with momentum or a proximal term."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params", "report-nu"})

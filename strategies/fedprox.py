@@ -12,11 +12,11 @@ from torch import Tensor
 
 from fedsim.exchange import All, Orders, Replies, Window
 from fedsim.options import NonNegative, options
-from fedsim.strategy import Metrics, ServerState, ServerStep, observed
+from fedsim.strategy import Metrics, ServerState, WeightedStep, observed
 
 
 @options
-class FedProx(ServerStep):
+class FedProx(WeightedStep):
     """The penalty's factor is `proximal_mu`; 0 is FedAvg."""
 
     proximal_mu: NonNegative = 0.01

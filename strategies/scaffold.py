@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fedsim.exchange import All, Orders, Replies, Weighting, Window
 from fedsim.options import options
-from fedsim.strategy import Metrics, ProblemView, ServerState, ServerStep, observed
+from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
 
 
 @options
-class Scaffold(ServerStep):
+class Scaffold(WeightedStep):
     """Needs the client `scaffold`. The control variate stays the mean of the clients' whatever the weighting."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params", "control"})

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 import fedsim
 from fedsim import cli
 from fedsim.cli import parse_seeds
 from fedsim.errors import InputError
 from fedsim.runfolder import FILES, TRACEBACK
+from fedsim.sweep import Outcome, Point
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "experiments" / "digits_fedavg.toml")
@@ -154,7 +160,9 @@ def test_compare_overwrites_nothing(monkeypatch, tmp_path):
     assert (tmp_path / "mine.png").read_bytes() == b"mine"
     assert call(monkeypatch, "compare", "run", "--out", "nowhere/at/all.png") == 2
     assert call(monkeypatch, "compare", "run") == call(monkeypatch, "compare", "run") == 0
-    assert {path.name for path in tmp_path.glob("compare*.png")} == {"compare.png", "compare-1.png"}
+    # Ten of a hundred clients a round take part unequally often, which the second picture shows.
+    pictures = {"compare.png", "compare-trace.png", "compare-1.png", "compare-1-trace.png"}
+    assert {path.name for path in tmp_path.glob("compare*.png")} == pictures
 
 
 def test_a_full_disk_before_the_first_round_leaves_nothing(monkeypatch, capsys, tmp_path):
@@ -206,7 +214,7 @@ def test_an_internal_failure_keeps_its_traceback(monkeypatch, tmp_path):
     def fail(self: Simulation) -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr(Simulation, "step", fail)
+    monkeypatch.setattr(Simulation, "complete_round", fail)
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(out)) == 1
     assert "ZeroDivisionError: on purpose" in (out / TRACEBACK).read_text()
@@ -215,14 +223,14 @@ def test_an_internal_failure_keeps_its_traceback(monkeypatch, tmp_path):
 def test_an_interrupt_leaves_a_usable_folder(monkeypatch, tmp_path):
     from fedsim.loop import Simulation
 
-    step = Simulation.step
+    step = Simulation.complete_round
 
     def interrupted(self: Simulation) -> dict:
         if self.round == 1:
             raise KeyboardInterrupt
         return step(self)
 
-    monkeypatch.setattr(Simulation, "step", interrupted)
+    monkeypatch.setattr(Simulation, "complete_round", interrupted)
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(out)) == 130
     assert json.loads((out / "summary.json").read_text())["rounds"] == 1
@@ -232,9 +240,102 @@ def test_an_interrupt_leaves_a_usable_folder(monkeypatch, tmp_path):
 def test_seeds_are_read():
     assert parse_seeds("0-2") == [0, 1, 2]
     assert parse_seeds("4,0-1") == [4, 0, 1]
-    for bad in ("", "a", "1-", "3,3", "2-1"):
+    for bad in ("", "a", "1-", "3,3", "2-1", "0,4-3"):
         with pytest.raises(InputError, match="seeds"):
             parse_seeds(bad)
+
+
+def test_a_sweep_leaves_runs_and_a_table_and_goes_on(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["sweep", DIGITS, *QUICK, "--grid", "client.lr=0.05,0.1", "--seeds", "0-1", "--workers", "2"]
+    assert call(monkeypatch, *arguments) == 0
+    out = tmp_path / "runs" / "sweep-0" / "digits_fedavg"
+    assert sorted(str(path.parent.relative_to(out)) for path in out.rglob("summary.json")) == [
+        f"client.lr={lr}/seed-{seed}" for lr in (0.05, 0.1) for seed in (0, 1)
+    ]
+    said = capsys.readouterr().out
+    assert said.count(": finished, train loss") == 4
+    assert "4 finished\nsweep folder: runs/sweep-0\n" in said
+    (out / "client.lr=0.1" / "seed-1" / "summary.json").unlink()
+    assert call(monkeypatch, *arguments, "--out", "runs/sweep-0") == 0
+    again = capsys.readouterr().out
+    assert again.count(": finished, train loss") == 1
+    assert "4 finished (3 of them before)" in again
+    table = [line for line in said.splitlines() if line.startswith(" digits_fedavg/client.lr=")]
+    assert len(table) == 2
+    assert all(line in again for line in table)
+    assert call(monkeypatch, "compare", "runs/sweep-0/digits_fedavg") == 0
+
+
+def test_a_sweep_with_a_bad_point_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for arguments, named in (
+        (["--grid", "client.lr=0.1,-1"], "client.lr=-1"),
+        (["--grid", "client.lr"], "grid = client.lr"),
+        (["--seeds", "4-3"], "seeds = 4-3"),
+        (["--workers", "0"], "--workers"),
+        ([DIGITS], "two points have this folder"),
+    ):
+        assert call(monkeypatch, "sweep", DIGITS, *QUICK, *arguments) == 2
+        said = capsys.readouterr().err
+        assert named in said
+        assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_with_a_failed_point_ends_with_1(monkeypatch, capsys, tmp_path):
+    # Of 100 clients, 101 cannot be selected, which only shows when the problem has been built.
+    arguments = [*QUICK, "--grid", "selection.count=2,101", "--workers", "1", "--out", str(tmp_path / "all")]
+    assert call(monkeypatch, "sweep", DIGITS, *arguments) == 1
+    said = capsys.readouterr().out
+    assert "selection.count=101/seed-0: failed: selection.count = 101" in said
+    assert "1 finished, 1 failed" in said
+
+
+def outcome(combination: str, seed: int, status: str, **summary: object) -> Outcome:
+    folder = Path("all", "digits", combination, f"seed-{seed}")
+    return Outcome(Point(None, folder), status, "the reason", {"wall": 2.0, **summary} if summary else {})
+
+
+def test_the_table_of_a_sweep_has_mean_and_deviation():
+    printed = io.StringIO()
+    outcomes = [
+        outcome("lr=1", 0, "finished", test_accuracy=0.8, test_loss=0.5),
+        outcome("lr=1", 1, "stopped", test_accuracy=0.9, test_loss=None),
+        outcome("lr=1", 2, "failed"),
+        outcome("lr=2", 0, "diverged", test_accuracy=0.1, test_loss=2.0),
+        outcome("lr=3", 0, "failed"),
+    ]
+    Console(width=120, file=printed).print(cli.sweep_table(outcomes))
+    rows = [[cell.strip() for cell in re.split("[┃│]", line)] for line in printed.getvalue().splitlines()]
+    assert rows[0] == ["experiment", "seeds", "test loss", "test accuracy"]
+    # 0.8 and 0.9: mean 0.85, deviation sqrt(2 * 0.05^2 / 1) = 0.0707.
+    assert rows[2:5] == [
+        ["digits/lr=1", "3 (1 failed)", "not finite", "0.8500 ± 0.0707"],
+        ["digits/lr=2", "1 (1 diverged)", "2.0000", "0.1000"],
+        ["digits/lr=3", "1 (1 failed)", "-", "-"],
+    ]
+
+
+def test_the_bar_of_a_sweep_says_what_is_done_running_failed_and_left(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        cli, "Console", lambda **_: Console(file=shown, force_terminal=True, width=120, color_system=None)
+    )
+    clock = [100.0]
+    monkeypatch.setattr(cli, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    bar = cli.SweepProgress(6, 2)
+    bar(dataclasses.replace(outcome("lr=1", 0, "finished", train_loss=1.0), skipped=True))
+    for seed, now, status in ((1, 110.0, "failed"), (2, 120.0, "finished")):
+        clock[0] = now
+        bar(outcome("lr=1", seed, status, wall=1.0))
+    assert shown.getvalue() == "digits/lr=1/seed-1: failed: the reason\n"
+    clock[0] = 125.0
+    bar._bar.refresh()
+    bar._bar.console.print(bar._bar.get_renderable())
+    # 2 points took 20 s, or 10 each, so that at 120 s the other 3 would take until 150 s; it is 125 s now.
+    for part in ("3/6", "2 running, 1 failed", "0:00:25 left"):
+        assert part in shown.getvalue()
 
 
 def test_importing_fedsim_is_light():
@@ -249,8 +350,10 @@ def test_importing_fedsim_is_light():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_version_is_that_of_the_package():
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
     from importlib.metadata import version
 
     assert fedsim.__version__ == version("fedsim")
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"fedsim {fedsim.__version__}\n"
     assert "FEDSIM_CACHE" in os.environ

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
+from traces import every, everybody, schedule
 
-from fedsim.comparison import Comparison, compare, render
+from fedsim.comparison import Comparison, compare, draw, places, render
 from fedsim.errors import InputError
-from fedsim.plots import compare_curves
-from fedsim.runfolder import RunFolder
+from fedsim.runfolder import RunFolder, StorageError
 
 
 def write(path: Path, accuracies: list[float | None], *, seed: int = 0, lr: float = 0.1, **options: object) -> Path:
@@ -23,8 +24,8 @@ def write(path: Path, accuracies: list[float | None], *, seed: int = 0, lr: floa
         for number, accuracy in enumerate(accuracies, start=1):
             row = {"round": number, "time": 2.0 * number, "wall": 0.5 * number, "clients": 10}
             row |= {
-                "bytes_up": 250_000,
-                "bytes_down": 500_000,
+                "bytes_up": 2**18,
+                "bytes_down": 2**19,
                 "queries": 0,
                 "failed": 0,
                 "train_loss": 1.0 / number,
@@ -61,13 +62,13 @@ def test_seeds_are_a_group_with_mean_and_deviation(tmp_path):
     assert best.deviation == pytest.approx(0.05 / math.sqrt(3))
     assert group.numbers["test_loss, best"].values == pytest.approx((0.15, 0.1, 0.15))
     assert group.numbers["train_loss, final"].mean == 0.25
-    # Four rounds of 0.25 MB up and 0.5 MB down, 2 virtual seconds and half a second each.
+    # Four rounds of 2^18 bytes (0.25 MiB) up and 0.5 MiB down, 2 virtual seconds and half a second each.
     for label, expected in {
         "rounds done": 4,
         "virtual time (s)": 8.0,
         "wall time (s)": 2.0,
-        "up (MB)": 1.0,
-        "down (MB)": 2.0,
+        "up (MiB)": 1.0,
+        "down (MiB)": 2.0,
     }.items():
         assert group.numbers[label].values == (expected,) * 3
         assert group.numbers[label].deviation == 0
@@ -149,14 +150,85 @@ def test_a_number_that_not_every_run_has_says_how_many_have_it(tmp_path):
     assert table(compare([tmp_path / "a"]))["test_accuracy, final"] == ["0.6000 (n = 1)"]
 
 
-def test_the_picture_shows_every_group(tmp_path):
-    comparison = compare([write(tmp_path / "a", [0.5, 0.6]), write(tmp_path / "b", [0.5, 0.7], lr=1.0)])
-    runs = {group.name: [run.rows for run in group.runs] for group in comparison.groups}
-    assert compare_curves(runs, tmp_path / "compare.png")
-    points = imread(tmp_path / "compare.png")[..., :3]
+def scheduled(path: Path, name: str, *, seed: int = 0) -> Path:
+    """A run of four clients, which take 1.0, 0.8, 0.6 and 0.4 s, up to 4 s, in FedAvg's rounds or FedFix's windows."""
+    rows, trace = schedule([1.0, 0.8, 0.6, 0.4], everybody if name == "fedavg" else every(0.5), 4.0)
+    with RunFolder.create(path, "x") as folder:
+        folder.write_config({"name": "x", "seed": seed, "strategy": {"kind": name}})
+        for row in rows:
+            folder.append(row)
+    (path / "trace.json").write_text(json.dumps(trace))
+    return path
+
+
+def test_staleness_lateness_and_losses_are_numbers_where_there_are_any(tmp_path):
+    # Three replies of mean staleness 1 and one of staleness 3: (3 + 3) / 4 = 1.5. Late are 2 + 1; lost 1.
+    stale = [
+        {"clients": 3, "staleness": 1.0, "late": 2, "lost": 0},
+        {"clients": 0, "staleness": None, "late": 1, "lost": 1},
+        {"clients": 1, "staleness": 3.0, "late": 0, "lost": 0},
+    ]
+    fresh = [{"clients": 3, "staleness": 0.0, "late": 0, "lost": 0}]
+    for name, rows in (("fresh", fresh), ("stale", stale)):
+        with RunFolder.create(tmp_path / name, "x") as folder:
+            folder.write_config({"name": "x", "seed": 0})
+            for number, row in enumerate(rows, start=1):
+                folder.append({"round": number, "train_loss": 1.0, **row})
+    cells = table(compare([tmp_path / "fresh", tmp_path / "stale"]))
+    assert [cells[label] for label in ("staleness, mean", "late", "lost")] == [
+        ["0.00", "1.50"],
+        ["0.00", "3.00"],
+        ["0.00", "1.00"],
+    ]
+    assert not {"staleness, mean", "late", "lost"} & set(table(compare([tmp_path / "fresh"])))
+
+
+def test_what_came_of_the_options_is_no_option(tmp_path):
+    paths = [
+        write(tmp_path / "a", [0.5], seed=0, resolved={"device": "cpu"}),
+        write(tmp_path / "b", [0.5], seed=1, resolved={"device": "cuda"}),
+        write(tmp_path / "c", [0.5], lr=0.2, resolved={"device": "cuda"}),
+    ]
+    comparison = compare(paths)
+    assert [len(group.runs) for group in comparison.groups] == [2, 1]
+    assert comparison.differing == {"client.lr": (0.1, 0.2)}
+
+
+def test_the_pictures_show_every_group(tmp_path):
+    for seed in (0, 1):
+        scheduled(tmp_path / "fix" / f"seed-{seed}", "fedfix", seed=seed)
+    comparison = compare([scheduled(tmp_path / "avg", "fedavg"), tmp_path / "fix"])
+    drawn = draw(comparison, tmp_path / "c.png")
+    assert drawn == [tmp_path / name for name in ("c.png", "c-trace.png", "c-timeline.png")]
+    assert tuple(drawn) == places(tmp_path / "c.png")
     # Ink of both groups' colours, #4477AA and #EE6677.
-    for colour in ((0x44, 0x77, 0xAA), (0xEE, 0x66, 0x77)):
-        assert (abs(points * 255 - colour).max(axis=2) < 2).sum() > 100
+    for path in drawn[:2]:
+        points = imread(path)[..., :3]
+        for colour in ((0x44, 0x77, 0xAA), (0xEE, 0x66, 0x77)):
+            assert (abs(points * 255 - colour).max(axis=2) < 2).sum() > 100
+    alone = draw(compare([tmp_path / "avg"]), tmp_path / "alone.png")
+    # One run's timeline is less high than two runs'.
+    assert imread(alone[-1]).shape[0] < imread(drawn[-1]).shape[0]
+
+
+def test_runs_without_traces_have_the_curves_alone(tmp_path):
+    comparison = compare([write(tmp_path / "a", [0.5, 0.6]), write(tmp_path / "b", [0.5, 0.7], lr=1.0)])
+    assert draw(comparison, tmp_path / "c.png") == [tmp_path / "c.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c.png"]
+    with pytest.raises(StorageError, match="cannot write"):
+        draw(comparison, tmp_path / "absent" / "c.png")
+
+
+def test_a_trace_that_cannot_be_read_is_refused_before_anything_is_drawn(tmp_path):
+    run = scheduled(tmp_path / "a", "fedfix")
+    (run / "trace.json").write_text('{"staleness":')
+    with pytest.raises(InputError, match=r"trace.json: cannot be read"):
+        draw(compare([run]), tmp_path / "c.png")
+    (run / "trace.json").unlink()
+    (run / "trace.json").mkdir()
+    with pytest.raises(InputError, match=r"trace.json: cannot be read"):
+        draw(compare([run]), tmp_path / "c.png")
+    assert not (tmp_path / "c.png").exists()
 
 
 def test_markup_in_a_name_is_shown_and_not_obeyed(tmp_path):

@@ -17,12 +17,15 @@ from small_problems import small, small_problem
 
 import fedsim
 from fedsim import registry
-from fedsim.engine.virtual import select
 from fedsim.exchange import All, Replies, payload_bytes
 from fedsim.loop import Simulation
 from fedsim.runner import build_simulation
 
 TRAINING = {"epochs": 2, "batch_size": 4, "lr": 0.1}
+SPREAD = {"compute": {"kind": "fixed", "spread": 80.0}}
+ALL = {"kind": "uniform", "fraction": 1.0}
+OBSERVED = {"frequency": "observed"}
+ASYNCHRONOUS: dict[str, Any] = {"devices": SPREAD, "selection": ALL, "rounds": 9, "evaluation": {"every": 3}}
 ROWS: dict[str, dict[str, Any]] = {
     "fedavg": {"strategy": {"kind": "fedavg"}},
     "fedavgm": {"strategy": {"kind": "fedavg", "server_optimizer": {"kind": "sgd", "momentum": 0.9}}},
@@ -38,6 +41,28 @@ ROWS: dict[str, dict[str, Any]] = {
     "median": {"aggregation": "median"},
     "orders": {"order_transforms": [{"kind": "noise", "std": 0.01}]},
     "noise": {"transforms": [{"kind": "clip", "max_norm": 0.1}, {"kind": "noise", "std": 0.01}]},
+    "deadline": {"strategy": {"kind": "fedavg", "deadline": 0.6}, "devices": SPREAD},
+    "fedfix": {"strategy": {"kind": "fedfix"}, **ASYNCHRONOUS},
+    "fedfix_adam": {
+        "strategy": {"kind": "fedfix", "frequency": "observed", "server_lr": 0.1, "server_optimizer": "adam"},
+        "client": {"kind": "sgd", **TRAINING, "proximal_mu": 0.5},
+        **ASYNCHRONOUS,
+        "selection": {"kind": "uniform", "count": 4},
+    },
+    "fedavg_async": {"strategy": {"kind": "fedavg_async"}, **ASYNCHRONOUS},
+    "fedbuff": {"strategy": {"kind": "fedbuff", "size": 3}, **ASYNCHRONOUS},
+    "fedbuff_window": {
+        "strategy": {"kind": "fedbuff", "size": 3, "restart": "window", "weights": "unbiased"},
+        **ASYNCHRONOUS,
+        "aggregation": "median",
+    },
+    "fedasync": {"strategy": {"kind": "fedasync"}, **ASYNCHRONOUS},
+    "schedule": {
+        "strategy": {"kind": "fedbuff", "size": 3},
+        "client": {"kind": "sgd", **TRAINING, "schedule": {"kind": "exponential", "gamma": 0.9}},
+        **ASYNCHRONOUS,
+        "transforms": [{"kind": "noise", "std": 0.01}],
+    },
 }  # fmt: skip
 # For each option of a plug-in, another value that must change the run (given the settings it needs to matter).
 OTHER: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
@@ -45,6 +70,44 @@ OTHER: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "weighting": ("uniform", {}),
         "server_lr": (0.5, {}),
         "server_optimizer": ("adagrad", {}),
+        "deadline": (0.5, {"devices": SPREAD}),
+        "first": (2, {}),
+    },
+    "fedfix": {
+        "weighting": ("uniform", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "window": (0.3, {}),
+        "weights": ("identical", {}),
+        # Where durations are fixed, what is observed is what was declared.
+        "frequency": ("observed", {"devices": {**SPREAD, "jitter": 0.5}}),
+        "floor": (0.9, {"frequency": "observed"}),
+    },
+    "fedavg_async": {
+        "weighting": ("uniform", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "weights": ("identical", {}),
+        "frequency": ("observed", {}),
+        "floor": (0.9, {"frequency": "observed"}),
+    },
+    "fedbuff": {
+        "weighting": ("uniform", {"weights": "unbiased"}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "size": (2, {}),
+        "restart": ("window", {}),
+        "staleness": ("constant", {}),
+        "weights": ("unbiased", {}),
+        "floor": (0.9, {"weights": "unbiased"}),
+    },
+    "fedasync": {
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "alpha": (0.3, {}),
+        "staleness": ("constant", {}),
+        "max_staleness": (3, {}),
+        "proximal_mu": (0.9, {}),
     },
     "fedprox": {
         "weighting": ("uniform", {}),
@@ -80,7 +143,8 @@ PLAIN_ONLY = {"optimizer", "momentum", "nesterov", "beta1", "beta2", "epsilon", 
 
 
 def simulation(row: str, dtype: torch.dtype = torch.float64, rounds: int = 3, **tables: Any) -> Simulation:
-    return build_simulation(small(rounds, **(ROWS[row] | tables)), small_problem(dtype))
+    tables = {"rounds": rounds, **ROWS[row], **tables}
+    return build_simulation(small(**tables), small_problem(dtype))
 
 
 def final(simulated: Simulation) -> torch.Tensor:
@@ -93,7 +157,9 @@ def replies_of(simulated: Simulation) -> Replies:
     parts = simulated.parts
     orders, _ = parts.strategy.ask(simulated.state, torch.arange(6))
     parts.engine.submit(orders)
-    return parts.engine.collect(All())
+    replies = parts.engine.collect(All(), 0)
+    assert replies is not None
+    return replies
 
 
 def copied(value: Any) -> Any:
@@ -136,7 +202,8 @@ def test_the_order_of_clients_in_an_order_does_not_matter(row: str) -> None:
     replies = replies_of(simulated)
     shuffled = torch.tensor([4, 0, 5, 2, 1, 3])
     orders, _ = again.parts.strategy.ask(again.state, shuffled)
-    work = again.parts.engine.executor.execute(orders)
+    executor = again.parts.engine.executor
+    work = executor.execute(executor.assign(orders))
     for name, rows in replies.payload.items():
         assert torch.equal(work.payload[name], rows[shuffled])
 
@@ -191,9 +258,10 @@ def test_options_survive_toml(row: str) -> None:
 @pytest.mark.parametrize(("row", "option"), [(row, option) for row, options in OTHER.items() for option in options])
 def test_every_option_of_a_strategy_moves_something(row: str, option: str) -> None:
     value, also = OTHER[row][option]
-    strategy = ROWS[row]["strategy"] | also
-    base = final(simulation(row, strategy=strategy))
-    moved = final(simulation(row, strategy=strategy | {option: value}))
+    tables = {name: table for name, table in also.items() if name == "devices"}
+    strategy = ROWS[row]["strategy"] | {name: given for name, given in also.items() if name not in tables}
+    base = final(simulation(row, strategy=strategy, **tables))
+    moved = final(simulation(row, strategy=strategy | {option: value}, **tables))
     assert not torch.allclose(base, moved, rtol=1e-6)
 
 
@@ -227,7 +295,7 @@ def test_every_option_is_in_the_tables_above(row: str) -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_a_cohort_of_nobody_leaves_the_model_and_completes_the_round(row: str) -> None:
     simulated = simulation(row)
-    nobody = select(replies_of(simulated), torch.zeros(6, dtype=torch.bool))
+    nobody = replies_of(simulated).where(torch.zeros(6, dtype=torch.bool))
     state, _, done = simulated.parts.strategy.tell(simulated.state, nobody)
     assert done
     assert state.round == 1
@@ -236,7 +304,11 @@ def test_a_cohort_of_nobody_leaves_the_model_and_completes_the_round(row: str) -
 
 @pytest.mark.parametrize("row", ROWS)
 def test_a_cohort_of_one(row: str) -> None:
-    assert torch.isfinite(final(simulation(row, selection={"kind": "uniform", "count": 1}))).all()
+    strategy = ROWS[row].get("strategy", {"kind": "fedavg"})
+    also = {"fedfix": OBSERVED, "fedavg_async": OBSERVED, "fedbuff": {"size": 1}}
+    strategy = strategy | also.get(strategy["kind"], {})
+    tables = {"strategy": strategy, "selection": {"kind": "uniform", "count": 1}}
+    assert torch.isfinite(final(simulation(row, **tables))).all()
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -249,7 +321,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(row: str, bad: flo
     assert everybody.clients.tolist() == [0, 1, 3, 4, 5]
     assert everybody.failed.tolist() == [2]
     assert with_failure.parts.engine.ledger.failed == 1
-    kept = select(replies_of(without), torch.tensor([True, True, False, True, True, True]))
+    kept = replies_of(without).where(torch.tensor([True, True, False, True, True, True]))
     strategy = with_failure.parts.strategy
     found, _, _ = strategy.tell(with_failure.state, everybody)
     wanted, _, _ = strategy.tell(without.state, kept)
@@ -257,16 +329,16 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(row: str, bad: flo
 
 
 def poison(simulated: Simulation, client: int, value: float) -> None:
-    """Put a value into the update of one client, behind the executor's back."""
+    """Put a value into the update of one client, on its way to the server."""
     executor = simulated.parts.engine.executor
-    execute = executor.execute
+    transform = executor._transform
 
-    def poisoned(orders: Any) -> Any:
-        work = execute(orders)
-        work.payload["delta"][orders.clients == client, 0] = value
-        return work
+    def poisoned(cohort: Any, payload: Any) -> Any:
+        payload = transform(cohort, payload)
+        payload["delta"][cohort.clients == client, 0] = value
+        return payload
 
-    executor.execute = poisoned  # type: ignore[method-assign]
+    executor._transform = poisoned  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -275,7 +347,7 @@ def test_bytes_are_those_of_the_payloads(row: str) -> None:
     parts = simulated.parts
     orders, _ = parts.strategy.ask(simulated.state, torch.arange(6))
     parts.engine.submit(orders)
-    replies = parts.engine.collect(All())
+    replies = parts.engine.collect(All(), 0)
     down = 6 * sum(4 * vector.numel() for vector in orders.payload.values())
     up = sum(4 * rows.numel() for rows in replies.payload.values())
     assert (parts.engine.ledger.bytes_down, parts.engine.ledger.bytes_up) == (down, up)
@@ -295,7 +367,7 @@ def test_the_bytes_of_each_method_are_the_published_ones() -> None:
 
 def test_a_client_state_survives_rounds_without_it() -> None:
     """SCAFFOLD's control variates of clients that did not take part stay; those of participants change."""
-    simulated = simulation("scaffold", selection={"kind": "uniform", "count": 2})
+    simulated = simulation("scaffold", rounds=4, selection={"kind": "uniform", "count": 2})
     seen: dict[int, torch.Tensor] = {}
     for _ in range(4):
         simulated.step()

@@ -13,15 +13,19 @@ import fedsim
 from experiments import check
 
 FOLDER = Path(check.__file__).parent
-FILES = sorted(path.stem for path in FOLDER.glob("*.toml"))
+FILES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.toml"))
 SMALL = [
-    name for name in FILES if fedsim.load(FOLDER / f"{name}.toml").resolved()["problem"]["dataset"]["kind"] == "digits"
+    name
+    for name in FILES
+    if (resolved := fedsim.load(FOLDER / f"{name}.toml").resolved())["problem"]["dataset"]["kind"] == "digits"
+    and "rounds" in resolved
 ]
 
 
 def test_there_are_experiments_to_check() -> None:
-    # One file for each built-in strategy, FedAvg on two more data sets and on a large population, and FedAdam.
-    assert {"digits_fedavg", "mnist_shards", "population"} <= set(FILES)
+    # One file for each built-in strategy, FedAvg on two more data sets and on a large population, FedAdam, and FedFix's
+    # comparison in a folder of its own.
+    assert {"digits_fedavg", "mnist_shards", "population", "fedfix/fedfix_05"} <= set(FILES)
     assert "digits_fedavg" in SMALL
 
 
@@ -29,7 +33,7 @@ def test_there_are_experiments_to_check() -> None:
 def test_loads_and_survives_a_round_trip(name: str) -> None:
     loaded = fedsim.load(FOLDER / f"{name}.toml")
     resolved = loaded.resolved()
-    assert loaded.name == name
+    assert loaded.name == Path(name).name
     written = tomli_w.dumps(resolved)
     assert fedsim.experiment(**tomllib.loads(written)).resolved() == resolved
 
@@ -43,6 +47,16 @@ def test_runs(name: str) -> None:
     # Ten classes: a model that has learnt nothing is right one time in ten and has a loss of ln 10 = 2.30.
     assert result.summary["test_accuracy"] > 0.15
     assert result.summary["test_loss"] < 2.3
+
+
+def test_fedfix_steps_at_fixed_times() -> None:
+    result = fedsim.run(fedsim.load(FOLDER / "digits_fedfix.toml", overrides=["duration=4"]), save=False)
+    # A step every half of a virtual second, a row every second.
+    assert [(row["round"], row["time"]) for row in result.history] == [(2, 1.0), (4, 2.0), (6, 3.0), (8, 4.0)]
+    # Half of the 30 clients take a second or longer, so about two windows or more: replies are late by a step.
+    assert all(row["staleness"] >= 0.5 for row in result.history if row["clients"])
+    # Better than the one in ten of a model that has learnt nothing.
+    assert result.summary["test_accuracy"] > 0.15
 
 
 def test_population_trains_only_its_cohort() -> None:

@@ -169,9 +169,9 @@ def test_orders_pass_through_transforms_and_count_as_encoded():
     start = halved.state.params
     assert halved.step()["bytes_down"] == 4 * 83 * 2
     assert plain.step()["bytes_down"] == 4 * 83 * 8
-    assert torch.equal(seen[0].payload["params"], start.half().double())
+    assert torch.equal(seen[0].orders[0].payload["params"], start.half().double())
     halved.step()
-    assert halved.snapshot()["sending"]["transform0/uses"].tolist() == [[2.0]]
+    assert halved.snapshot()["_server"].sending["transform0/uses"].tolist() == [[2.0]]
 
 
 def test_order_transforms_refuse_orders_that_carry_more_than_the_model():

@@ -16,7 +16,7 @@ def test_the_bar_says_round_loss_accuracy_and_speed(monkeypatch):
     monkeypatch.setattr(
         progress, "Console", lambda **_: Console(file=shown, force_terminal=True, width=120, color_system=None)
     )
-    with progress.Progress(4, "digits") as bar:
+    with progress.Progress(4, None, "digits") as bar:
         for number in (1, 2):
             row = {"round": number, "clients": 10, "wall": 0.5 * number, "train_loss": 0.25, "test_accuracy": 0.5}
             bar(Round(row, torch.zeros(1)))

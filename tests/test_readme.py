@@ -25,6 +25,7 @@ import pytest
 
 import fedsim
 from fedsim import configuration, registry
+from fedsim.devices.fleet import Bandwidth, Devices, Failure
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -147,11 +148,17 @@ def reference() -> Iterator[str]:
                 yield row(table, f"*{base.__name__}*", base)
             parents = [base.__name__ for base in shared if own_fields(base)]
             yield row(table, f"`{name}`", made, after=parents[:1])
-    for field, owner in (("server_optimizer", "strategy"), ("schedule", "client")):
+    for field, owner in (("server_optimizer", "strategy"), ("staleness", "strategy"), ("schedule", "client")):
         for made in nested(field, (entry.load() for entry in plugins(owner))):
             yield row(f"{owner}.{field}", f"`{made.kind}`", made)
     for table, made in (("evaluation", configuration.Evaluation), ("stopping", configuration.Stopping)):
         yield row(table, "", made)
+    yield row("devices", "", Devices)
+    for field in ("compute", "availability"):
+        for made in nested(field, [Devices]):
+            yield row(f"devices.{field}", f"`{made.kind}`", made)
+    for field, made in (("bandwidth", Bandwidth), ("failure", Failure)):
+        yield row(f"devices.{field}", "", made)
     yield row("engine", "", configuration.EngineOptions)
 
 
@@ -164,7 +171,7 @@ def nested(field: str, owners: Iterable[type]) -> list[Any]:
     found: dict[str, Any] = {}
     for owner in owners:
         hint = typing.get_type_hints(owner).get(field)
-        found |= {made.kind: made for made in typing.get_args(hint)}
+        found |= {made.kind: made for made in typing.get_args(hint) if hasattr(made, "kind")}
     return list(found.values())
 
 

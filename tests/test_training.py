@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ def ours(**client: Any) -> torch.Tensor:
     problem = fedsim.supervised(**DATA, model=mlp(), dtype=torch.float64, device="cpu")
     training = {"kind": "sgd", "steps": STEPS, "batch_size": "full", "lr": LR} | client
     executor = build_executor(small(1, client=training, selection={"kind": "uniform", "count": 1}), problem)
-    work = executor.execute(Orders("train", torch.arange(1), {"params": problem.initial()}))
+    work = executor.execute(executor.assign(Orders("train", torch.arange(1), {"params": problem.initial()})))
     return problem.initial() + work.payload["delta"][0]
 
 
@@ -89,7 +90,7 @@ def test_clipping_bounds_the_gradient_before_decay():
 
 def test_a_schedule_scales_the_rate_of_its_round():
     training = LocalTraining(epochs=1, lr=0.4, schedule={"kind": "exponential", "gamma": 0.5})
-    assert [training.rate(number) for number in range(3)] == pytest.approx([0.4, 0.2, 0.1])
+    assert [training.rate(SimpleNamespace(round=number)) for number in range(3)] == pytest.approx([0.4, 0.2, 0.1])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fedsim.streams import Streams
+from fedsim.streams import Index, Streams
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,14 @@ def plan_batches(
     epochs: int | None,
     steps: int | None,
     batch_size: int,
-    round: int,  # noqa: A002
+    draws: Index,
     dtype: torch.dtype,
 ) -> Plan:
     """Shuffle and cut the examples of a cohort.
 
     clients, begin, examples: int64 [C] on one device, longest first; client c owns
-    order[begin[c] : begin[c] + examples[c]]. With `epochs`, E passes, each freshly shuffled, the last batch
+    order[begin[c] : begin[c] + examples[c]]. draws: the number under which clients draw, one or int64 [C]. With
+    `epochs`, E passes, each freshly shuffled, the last batch
     possibly partial. With `steps`, each step draws `batch_size` of the client's examples without
     replacement, independently of the other steps (all of them where it has fewer). Every row of the plan is
     `batch_size` wide, so that a client's products have the same shapes, and so the same bits, in any cohort. Padding
@@ -68,12 +69,13 @@ def plan_batches(
     per_client = steps_of(examples, epochs, steps, batch_size)
     active, start, length = _prefixes(per_client)
     if steps is not None:
-        place, count = _draws(streams, clients, examples, steps, batch_size, round)
+        place, count = _draws(streams, clients, examples, steps, batch_size, draws)
     else:
         assert epochs is not None
-        place, count = _passes(streams, clients, examples, epochs, batch_size, round, start, length)
+        place, count = _passes(streams, clients, examples, epochs, batch_size, draws, start, length)
     row = torch.arange(length, device=clients.device) - torch.repeat_interleave(
-        torch.tensor(start, device=clients.device), torch.tensor(active, device=clients.device)
+        torch.tensor(start, dtype=torch.int64, device=clients.device),
+        torch.tensor(active, dtype=torch.int64, device=clients.device),
     )
     real = torch.arange(batch_size, device=clients.device) < count.unsqueeze(1)
     weight = real.to(dtype) / count.unsqueeze(1).to(dtype)
@@ -86,7 +88,7 @@ def _passes(
     examples: Tensor,
     epochs: int,
     width: int,
-    round: int,  # noqa: A002
+    draws: Index,
     start: list[int],
     length: int,
 ) -> tuple[Tensor, Tensor]:
@@ -100,11 +102,11 @@ def _passes(
     size = examples[row]
     slot = position % size
     epoch_begin = torch.arange(len(row), device=device) - slot
-    keys = streams.ragged_bits("batches", clients, count, round=round)
+    keys = streams.ragged_bits("batches", clients, count, round=draws)
     # Sorting (epoch, key) shuffles every epoch; equal keys keep their order.
     shuffled = torch.sort((epoch_begin << 32) | keys, stable=True).indices - epoch_begin
     step = (position // size) * (-(-size // width)) + slot // width
-    packed = torch.tensor(start, device=device)[step] + row
+    packed = torch.tensor(start, dtype=torch.int64, device=device)[step] + row
     column = slot % width
     place = torch.zeros(length * width, dtype=torch.int64, device=device)
     place[packed * width + column] = shuffled
@@ -119,14 +121,14 @@ def _draws(
     examples: Tensor,
     steps: int,
     width: int,
-    round: int,  # noqa: A002
+    draws: Index,
 ) -> tuple[Tensor, Tensor]:
     """The same for independent batches: Floyd's sampling without replacement, one column after the other.
 
     Column j of B draws t in 0 .. n-B+j and takes it, or n-B+j if t is taken already; every set of B is equally likely.
     """
     number = len(clients)
-    words = streams.bits("batches", clients, steps * width, round=round).view(number, steps, width)
+    words = streams.bits("batches", clients, steps * width, round=draws).view(number, steps, width)
     place = torch.empty_like(words)
     size = examples.view(-1, 1)
     # Where everybody has at most a batch, nothing is drawn.

@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from fedsim.errors import InputError
-from fedsim.streams import Streams
+from fedsim.streams import Index, Streams
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Whose draws are to be made: of `clients` [k], in local step `step` of round `round`."""
+    """Whose draws are to be made: of `clients` [k], in local step `step` of a round, one or int64 [k]."""
 
     streams: Streams
     clients: Tensor
-    round: int
+    round: Index
     step: int
 
 

@@ -8,13 +8,15 @@ Cohorts are spread over the cores of a CPU (see `fedsim.engine.cores`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from fedsim.engine.assignment import Assignment
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.cores import cores, one_core_an_operation, spread
 from fedsim.engine.dropout import Draw
@@ -22,13 +24,21 @@ from fedsim.engine.lowering import has_kernels_of_its_own
 from fedsim.engine.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.engine.store import ClientStore, Shapes
 from fedsim.errors import InputError
-from fedsim.exchange import BrokenPromiseError, Cost, Orders, Update, finite_rows, payload_bytes
+from fedsim.exchange import BrokenPromiseError, Cost, Orders, Update, finite_rows
 from fedsim.problems.supervised import Supervised
 from fedsim.streams import Streams
 from fedsim.transforms import Chain, Transform
 
 Choice = Literal["auto", "stacked", "loop"]
 
+SCORE = "score"
+"""The action whose reply is the client's loss under the model that it was sent: of the problem, not of an algorithm."""
+SCORE_EXAMPLES = "score-examples"
+"""The setting of such an order that says on how many of its examples, at random, a client measures its loss."""
+UTILITY, REPORT_UTILITY = "utility", "report-utility"
+"""A reply's root of the mean squared loss under the model that was sent, and the setting that asks for it."""
+FORWARD = 1 / 3
+"""What a forward pass takes of the time of a local step."""
 WORTH_A_THREAD = 20_000_000
 """Multiply-adds that a step must have, for each core, before threads win more than they lose to Python's lock."""
 
@@ -38,7 +48,9 @@ class Client(Protocol):
 
     needs: names in an order's payload and configuration that it must have. sends: names it may put into a reply. It may
     also have `knows`, names that it reads where they are sent; `state(dimension) -> {name: shape}`, what each client
-    remembers between rounds; and `check(sent)`, which refuses options that do not go with what the server sends.
+    remembers between rounds; `check(sent)`, which refuses options that do not go with what the server sends; and
+    `same_every_round`, True where it never asks its cohort for the round, so that clients that started in different
+    rounds may be executed together.
     """
 
     @property
@@ -56,17 +68,21 @@ class Client(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Work:
     """What an order came to, in the order of its clients.
 
-    payload, metrics: [C, ...] by name. bytes_up: payload bytes of one reply, as transformed. steps: int64 [C].
+    payload, metrics: [C, ...] by name. finite: bool [C], whether all of a client's payload is.
     """
 
     payload: dict[str, Tensor]
     metrics: dict[str, Tensor]
-    bytes_up: int
-    steps: Tensor
+    finite: Tensor
+
+    @cached_property
+    def sound(self) -> bool:
+        """Whether all of them are finite."""
+        return bool(self.finite.all())
 
 
 def choose_network(problem: Supervised, choice: Choice) -> tuple[str, Network]:
@@ -141,21 +157,89 @@ class Executor:
         """How many clients are stacked at most: a function of the model and the budget only."""
         return 1 if self.name == "loop" else max(1, self.memory // self._row_bytes)
 
-    def execute(self, orders: Orders) -> Work:
-        """Have the clients of an order do its action."""
+    @property
+    def together(self) -> int:
+        """How many clients are worth executing at once."""
+        return max(self.chunk, self.cores if self._spreads(self.cores) else 1)
+
+    def assign(self, orders: Orders) -> Assignment:
+        """The work that an order comes to, as the algorithm declares it."""
         problem = self.problem
         clients = orders.clients.to(problem.device)
-        cost = self.client.cost(orders, problem.examples[clients])
-        rank = torch.argsort(cost.steps, descending=True, stable=True)
+        examples = problem.examples[clients]
+        if orders.action == SCORE:
+            return Assignment(
+                (orders,), None, clients, torch.zeros_like(clients), problem.dtype.itemsize, problem.dtype.itemsize
+            )
+        cost = self.client.cost(orders, examples)
+        encoded = cost.bytes_up
+        if self.transforms.transforms:
+            plain = problem.dimension * problem.dtype.itemsize
+            encoded += self.transforms.nbytes(problem.dimension, problem.dtype.itemsize) - plain
+        if orders.config.get(REPORT_UTILITY):
+            encoded += problem.dtype.itemsize
+        return Assignment((orders,), None, clients, cost.steps, cost.bytes_up, encoded)
+
+    def work(self, assignment: Assignment) -> Tensor:
+        """What an assignment takes in time, in local steps, float64 [C]: a forward pass takes a share of one."""
+        orders, work = assignment.orders[0], assignment.steps.double()
+        if orders.action == SCORE or orders.config.get(REPORT_UTILITY):
+            examples = self.problem.examples[assignment.clients]
+            examples = examples.clamp(max=int(orders.config.get(SCORE_EXAMPLES, self.problem.largest)))
+            work += FORWARD * -(-examples // self._width).double()
+        return work
+
+    def stackable(self, orders: Orders) -> Hashable:
+        """What orders must have in common to be executed together."""
+        mixes = orders.action == SCORE or getattr(self.client, "same_every_round", False)
+        return orders.action, tuple(sorted(orders.config.items())), None if mixes else orders.round
+
+    def execute(self, assignment: Assignment) -> Work:
+        """Have clients do what they are ordered to."""
+        if assignment.action == SCORE:
+            losses = self._losses(assignment)
+            work = Work({"loss": losses[:, :1].to(self.problem.dtype)}, {}, torch.isfinite(losses[:, 0]))
+        else:
+            work = self._act(assignment)
+            if assignment.config.get(REPORT_UTILITY):
+                work.payload[UTILITY] = self._losses(assignment)[:, 1:].to(self.problem.dtype)
+        return work
+
+    def _losses(self, assignment: Assignment) -> Tensor:
+        """Mean loss and root of the mean squared loss under the models that were sent, float64 [C, 2]."""
+        found = torch.empty((len(assignment), 2), dtype=torch.float64, device=self.problem.device)
+        for number, orders in enumerate(assignment.orders):
+            rows = slice(None) if assignment.origin is None else (assignment.origin == number).nonzero().flatten()
+            found[rows] = self.problem.client_losses(
+                orders.payload["params"], assignment.clients[rows], self._sampled(orders)
+            )
+        return found
+
+    def _sampled(self, orders: Orders) -> Callable[[int], Tensor] | None:
+        """Which of a client's examples its loss is measured on; None: on all."""
+        limit = orders.config.get(SCORE_EXAMPLES)
+        if limit is None:
+            return None
+
+        def places(client: int) -> Tensor:
+            owner = torch.tensor([client], device=self.problem.device)
+            count = int(self.problem.sizes[client])
+            return self.streams.permutation("score", owner, count, round=orders.draws)[0, : int(limit)]
+
+        return places
+
+    def _act(self, assignment: Assignment) -> Work:
+        problem, clients = self.problem, assignment.clients
+        rank = torch.argsort(assignment.steps, descending=True, stable=True)
         units = self._units(rank)
-        act = getattr(self.client, orders.action)
+        act = getattr(self.client, assignment.action)
 
         def work(rows: Tensor) -> tuple[Cohort, Update]:
-            ids = clients[rows]
-            cohort = Cohort(problem, self.network, self.streams, orders, ids, self.store.read(ids))
+            part = assignment[rows]
+            cohort = Cohort(problem, self.network, self.streams, part, self.store.read(part.clients))
             update: Update = act(cohort)
-            self._hold(cost, rows, cohort, update)
-            return cohort, Update(self._transform(orders, cohort, dict(update.payload)), update.metrics)
+            self._hold(part, cohort, update)
+            return cohort, Update(self._transform(cohort, dict(update.payload)), update.metrics)
 
         self.store.admit(clients)
         if self._spreads(len(rank)):
@@ -163,21 +247,23 @@ class Executor:
         else:
             with one_core_an_operation():
                 done = [work(rows) for rows in units]
-        for cohort, update in done:
-            self._remember(cohort, update)
+        finite = [self._remember(cohort, update) for cohort, update in done]
         back = torch.argsort(torch.cat(units))
         payload = _gathered([update.payload for _, update in done], back)
         metrics = _gathered([update.metrics for _, update in done], back)
-        encoded = sum(self._encoded(name, rows[0]) for name, rows in payload.items() if len(rows))
-        return Work(payload, metrics, encoded, cost.steps)
+        return Work(payload, metrics, torch.cat(finite)[back])
 
-    def _remember(self, cohort: Cohort, update: Update) -> None:
-        """Keep the state of the clients whose work is finite: one that has failed starts again from what it was."""
-        if not self.store.shapes:
-            return
-        finite = finite_rows([*update.payload.values(), *cohort.state.values()])
-        kept = {name: value[finite] for name, value in cohort.state.items()}
-        self.store.write(cohort.clients[finite], kept)
+    def _remember(self, cohort: Cohort, update: Update) -> Tensor:
+        """Keep the state of the clients whose work is finite: one that has failed starts again from what it was.
+
+        Returns which rows' payloads are finite.
+        """
+        finite = finite_rows(list(update.payload.values()))
+        if self.store.shapes:
+            sound = finite & finite_rows(list(cohort.state.values()))
+            kept = {name: value[sound] for name, value in cohort.state.items()}
+            self.store.write(cohort.clients[sound], kept)
+        return finite
 
     def _units(self, rank: Tensor) -> list[Tensor]:
         """Clients, longest first, dealt to cohorts of at most `chunk`, one a core or more where that pays."""
@@ -193,31 +279,27 @@ class Executor:
         together = 1 if self.chunk == 1 else clients // self.cores
         return together * self._row_operations > WORTH_A_THREAD
 
-    def _hold(self, cost: Cost, rows: Tensor, cohort: Cohort, update: Update) -> None:
+    def _hold(self, declared: Assignment, cohort: Cohort, update: Update) -> None:
         """Hold a client algorithm to what it declared."""
-        if not torch.equal(cohort.steps_taken, cost.steps[rows]):
+        if not torch.equal(cohort.steps_taken, declared.steps):
             raise BrokenPromiseError(
                 f"{type(self.client).__name__} took {cohort.steps_taken.tolist()} local steps "
-                f"where its cost declares {cost.steps[rows].tolist()}"
+                f"where its cost declares {declared.steps.tolist()}"
             )
-        sent = payload_bytes({name: value[0] for name, value in update.payload.items()})
-        if sent != cost.bytes_up:
+        sent = sum(value[0].numel() * value.element_size() for value in update.payload.values() if len(value))
+        if len(declared) and sent != declared.bytes_up:
             raise BrokenPromiseError(
-                f"{type(self.client).__name__} sends {sent} bytes a client where its cost declares {cost.bytes_up}"
+                f"{type(self.client).__name__} sends {sent} bytes a client where its cost declares {declared.bytes_up}"
             )
 
-    def _transform(self, orders: Orders, cohort: Cohort, payload: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _transform(self, cohort: Cohort, payload: dict[str, Tensor]) -> dict[str, Tensor]:
         """The payload with the change as the transforms leave it."""
         if self.transforms.transforms:
             payload["delta"], state = self.transforms.apply(
-                payload["delta"], cohort.state, cohort.clients, self.streams, orders.round
+                payload["delta"], cohort.state, cohort.clients, self.streams, cohort.draws
             )
             cohort.keep(**state)
         return payload
-
-    def _encoded(self, name: str, row: Tensor) -> int:
-        """Bytes of one client's payload `name` on its way."""
-        return self.transforms.nbytes(row) if name == "delta" else row.numel() * row.element_size()
 
 
 def _own_state(client: Client, dimension: int) -> Shapes:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 class Ledger:
     """Running totals. bytes_up, bytes_down: payload bytes of replies and orders. queries: evaluations of black boxes.
 
-    clients: replies that arrived. failed: replies left out because they were not finite.
+    clients: replies that arrived. failed: replies left out because they were not finite. late: replies that were not in
+    when the first window closed, taken later or never. lost: clients whose machine failed for good.
+    staleness: sum over the replies of the rounds that the server had completed since their orders.
     """
 
     bytes_up: int = 0
@@ -17,6 +19,9 @@ class Ledger:
     queries: int = 0
     clients: int = 0
     failed: int = 0
+    late: int = 0
+    lost: int = 0
+    staleness: int = 0
 
     def since(self, before: Ledger) -> dict[str, int]:
         """What was added since an earlier state of the ledger."""

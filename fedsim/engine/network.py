@@ -149,7 +149,6 @@ class ChainNetwork:
         self.layout, self.loss, self.act = layout, loss, act
         place = {name: number for number, name in enumerate(layout.names)}
         self.places = [(place[weight], None if bias is None else place[bias]) for weight, bias in layers]
-        self._rows_of_ones: dict[int, Tensor] = {}
 
     @classmethod
     def of(cls, model: nn.Module, layout: Layout, loss: Loss) -> ChainNetwork | None:
@@ -181,32 +180,27 @@ class ChainNetwork:
         """Losses [k] and gradients of the k clients of a batch."""
         gradient: list[Tensor] = [torch.empty(0)] * len(y.leaves)
         losses, parts = self._backward(y, batch)
-        ones = self._ones(batch)
         for (weight, bias), delta, h in parts:
             gradient[weight] = torch.bmm(delta.mT, h)
             if bias is not None:
-                gradient[bias] = torch.bmm(ones, delta).squeeze(1)
+                gradient[bias] = delta.sum(dim=1)
         return losses, Stack(gradient)
 
     def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
         """Take the step of the module's text in place; losses [k] before the step."""
         beta = 1.0 - lr * decay
         losses, parts = self._backward(y, batch)
-        ones = self._ones(batch)
         for (weight, bias), delta, h in parts:
             y.leaves[weight].baddbmm_(delta.mT, h, beta=beta, alpha=-lr)
             if bias is not None:
-                y.transposed[bias].baddbmm_(ones, delta, beta=beta, alpha=-lr)
+                leaf = y.leaves[bias]
+                if decay:
+                    leaf.mul_(beta)
+                # Not a product with a row of ones: of a single client that would be another kernel's.
+                leaf.add_(delta.sum(dim=1), alpha=-lr)
         if shift is not None:
             y.add_(shift, alpha=lr)
         return losses
-
-    def _ones(self, batch: Batch) -> Tensor:
-        """Ones [k, 1, B]: sums over a batch are products with them."""
-        count, width = batch.weight.shape
-        if (row := self._rows_of_ones.get(width)) is None:
-            row = self._rows_of_ones[width] = batch.weight.new_ones(1, 1, width)
-        return row.expand(count, 1, width)
 
     def _forward(self, y: Stack, x: Tensor) -> list[Tensor]:
         hidden = [x.flatten(2)]

@@ -84,7 +84,7 @@ class Stack:
 
     def flat(self) -> Tensor:
         """The rows as one matrix [C, d]."""
-        return torch.cat([leaf.reshape(len(leaf), -1) for leaf in self.leaves], dim=1)
+        return torch.cat([leaf.reshape(len(leaf), leaf.shape[1:].numel()) for leaf in self.leaves], dim=1)
 
     def add_(self, other: Stack, alpha: float = 1.0) -> Stack:
         """Add alpha * other in place; `other` may have one row for all."""

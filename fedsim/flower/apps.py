@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -12,15 +13,17 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedsim.aggregation import Aggregator
 from fedsim.configuration import Experiment
-from fedsim.errors import DivergedError, InputError
+from fedsim.errors import DivergedError, InputError, StalledError
 from fedsim.flower import node
 from fedsim.flower.grid import GridEngine
 from fedsim.flower.recipe import Recipe
-from fedsim.runner import Callback, Result, Round, run
+from fedsim.problems.supervised import Supervised
+from fedsim.runner import Callback, Result, Round, build_executor, run
 
 TIMEOUT = 600.0
-"""Seconds to wait for all nodes at the start, and for the replies of a round."""
+"""Seconds to wait for all nodes at the start, for the replies of a round, and for any reply where some are awaited."""
 
 
 def client_app(experiment: Experiment | None = None) -> ClientApp:
@@ -49,8 +52,10 @@ def server_app(
 
     experiment: by default the one that the run configuration names; `out` and `timeout` may stand there too.
     callbacks, out, force, save: as for `fedsim.run`. receive: called with the result; without it a run that
-    diverges is an error.
+    diverges or stalls is an error. InputError: the experiment describes virtual devices.
     """
+    if experiment is not None:
+        _refuse_devices(experiment)
     app = ServerApp()
 
     @app.main()
@@ -59,9 +64,15 @@ def server_app(
         recipe = Recipe.configured(config) if experiment is None else Recipe.of(experiment)
         waited = float(config.get("timeout", TIMEOUT)) if timeout is None else timeout
         checked = recipe.experiment()
+        _refuse_devices(checked)
+
+        def engine(problem: Supervised, aggregator: Aggregator) -> GridEngine:
+            executor = build_executor(checked, problem)
+            return GridEngine(grid, executor, aggregator, experiment=recipe.digest, timeout=waited)
+
         result = run(
             checked,
-            engine=partial(GridEngine, grid, experiment=recipe.digest, timeout=waited),
+            engine=engine,
             callbacks=[*callbacks, partial(_say, checked.rounds)],
             out=out or str(config.get("out", "")) or None,
             force=force,
@@ -73,6 +84,8 @@ def server_app(
             receive(result)
         elif result.status == "diverged":
             raise DivergedError(result.reason)
+        elif result.status == "stalled":
+            raise StalledError(result.reason)
 
     return app
 
@@ -90,9 +103,8 @@ def simulate(
 ) -> Result:
     """Run an experiment on Flower's simulation engine, which is Ray's, and return its result.
 
-    nodes: how many; each has one CPU and a share `gpus` of a GPU while it works. timeout: seconds to wait for
-    the nodes and for a round. The rest as for `fedsim.run`. Ray is started and
-    stopped; it comes with the extra `ray`.
+    nodes: how many; each has one CPU and a share `gpus` of a GPU while it works. timeout: seconds to wait for the nodes
+    and for replies. The rest as for `fedsim.run`. Ray is started and stopped; it comes with the extra `ray`.
     """
     if nodes < 1:
         raise InputError("nodes", nodes, "at least one node must do the work")
@@ -127,11 +139,25 @@ def simulate(
     return results[0]
 
 
-def _say(rounds: int, seen: Round) -> None:
-    """Print a line a round, which Flower shows in its log."""
+def _refuse_devices(experiment: Experiment) -> None:
+    """Refuse a description of virtual devices, where clients take the time that they take."""
+    found = [
+        field.name
+        for field in dataclasses.fields(experiment.devices)
+        if getattr(experiment.devices, field.name) != field.default
+    ]
+    if found:
+        raise InputError(
+            "devices", ", ".join(found), "describe virtual devices, and on Flower time is real; remove them"
+        )
+
+
+def _say(rounds: int | None, seen: Round) -> None:
+    """Print a line a row, which Flower shows in its log."""
     names = ("train_loss", "test_loss", "test_accuracy")
     measures = [f"{name} {seen.row[name]:.4f}" for name in names if name in seen.row]
-    print(f"round {seen.row['round']}/{rounds}: {', '.join(measures)}", flush=True)
+    end = f", {seen.row['time']:.1f} s" if rounds is None else f"/{rounds}"
+    print(f"round {seen.row['round']}{end}: {', '.join(measures)}", flush=True)
 
 
 client = client_app()

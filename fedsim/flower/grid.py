@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsim.aggregation import Aggregator
+from fedsim.clock import seconds, ticks
+from fedsim.engine.executor import Executor
 from fedsim.engine.ledger import Ledger
-from fedsim.engine.virtual import settle
-from fedsim.errors import FedsimError
-from fedsim.exchange import Orders, Replies, Window
+from fedsim.engine.trace import Trace
+from fedsim.errors import FedsimError, StalledError
+from fedsim.exchange import All, Count, Every, Orders, Replies, Window, finite_rows, joined
 from fedsim.flower.recipe import identity
 from fedsim.flower.records import (
     ARRAYS,
-    BYTES_UP,
     CLIENT_METRICS,
     CLIENTS,
     CONFIG,
+    DRAWS,
     EXAMPLES,
-    METRICS,
+    LATE,
     ORDER,
     PARTITION,
     PARTITIONS,
@@ -34,7 +39,7 @@ from fedsim.flower.records import (
     record,
     tensors,
 )
-from fedsim.problems.supervised import Supervised
+from fedsim.selection import Free
 
 Introduction = Mapping[str, str]
 """What a node says of itself; see `fedsim.flower.node.introduce`."""
@@ -43,115 +48,181 @@ PAUSES = (0.01, 0.5)
 
 
 class GridError(FedsimError):
-    """A node that cannot be used, has failed, or does not answer."""
+    """A node that cannot be used, has failed, or does not answer; or what cannot be done on nodes."""
 
 
 @dataclass(frozen=True)
 class _Flight:
-    """An order on its way. partitions: of the nodes that are to answer, by message id."""
+    """A message on its way: an order to clients [k] of one node.
 
+    encoded: bytes of one client's reply. start: the tick at which it was sent.
+    """
+
+    partition: int
     orders: Orders
-    partitions: dict[str, int]
+    clients: Tensor
+    encoded: int
+    start: int
+
+
+@dataclass(frozen=True)
+class _Landed:
+    """Replies that are in and that no window has taken yet. due: the tick at which they came. finite: bool [k]."""
+
+    flight: _Flight
+    due: int
+    replies: Replies
+    finite: Tensor
+
+    def where(self, kept: Tensor) -> _Landed:
+        """Those where `kept`, bool [k], says so."""
+        return replace(self, replies=self.replies.where(kept), finite=self.finite[kept])
 
 
 class GridEngine:
     """Takes orders, sends each node those of its clients, and hands back the replies; see `fedsim.loop`.
 
-    The clients `c` with `c mod num-partitions = partition-id` live on one node; rows are put back in the
-    clients' order, so that any number of nodes gives the same replies. Making the engine waits for the nodes,
-    maps their ids to partitions, and refuses (GridError) those with another fedsim or another experiment.
+    The clients `c` with `c mod num-partitions = partition-id` live on one node. What is cancelled when its window
+    closes is one message a node; what goes on is one a client, so that each reply comes by itself. Rows are put in the
+    clients' order: in synchronous rounds any number of nodes gives the same replies. Making the engine waits for the
+    nodes, maps their ids to partitions, and refuses (GridError) those with another fedsim or another experiment.
 
-    experiment: the recipe's digest. timeout: seconds to wait for all nodes, and for the replies of a window.
-    time: seconds since all nodes were there. ledger: payload bytes, as in one process. busy: clients at work.
+    executor: says what orders come to; it does no work of clients. experiment: the recipe's digest. timeout: seconds to
+    wait for all nodes, for a window that closes when all have answered, and for any reply where a window waits for a
+    number of them.
+
+    now: ticks since all nodes were there, as last looked at; while a time is waited for, not beyond it. A reply has
+    arrived when it is first seen. in_flight: clients at work. ledger: payload bytes, as in one process. trace: who did
+    what.
     """
 
     def __init__(
-        self,
-        grid: Grid,
-        problem: Supervised,
-        aggregator: Aggregator,
-        *,
-        experiment: str,
-        timeout: float = 600.0,
+        self, grid: Grid, executor: Executor, aggregator: Aggregator, *, experiment: str, timeout: float = 600.0
     ) -> None:
-        self.grid, self.problem, self.aggregator, self.timeout = grid, problem, aggregator, timeout
-        self.time = 0.0
+        self.grid, self.executor, self.aggregator, self.timeout = grid, executor, aggregator, timeout
+        self.now = 0
         self.ledger = Ledger()
-        self._flight: _Flight | None = None
-        self._origin = time.monotonic()
+        self.trace = Trace(executor.problem.num_clients)
         self._introductions = _meet(grid, experiment, timeout)
         self._nodes = {partition: node for partition, (node, _) in self._introductions.items()}
-        self._origin = time.monotonic()
+        self._remembers = bool(executor.store.shapes)
+        self._origin = time.monotonic_ns()
+        self._begin()
 
-    @property
-    def busy(self) -> frozenset[int]:
-        """Clients whose replies are still to come."""
-        return frozenset() if self._flight is None else frozenset(self._flight.orders.clients.tolist())
+    def _begin(self) -> None:
+        """Nobody is at work."""
+        self.in_flight = 0
+        self._idle = (self.executor.problem.sizes > 0).numpy().copy()
+        self._flights: dict[str, _Flight] = {}  # by message id
+        self._landed: dict[str, list[_Landed]] = defaultdict(list)  # by action
+        self._latest: Orders | None = None
+        self._opened: int | None = None
+        self._heard = self.now
+        self._nothing: dict[str, dict[str, Tensor]] = {}  # the payload of no reply, [0, ...] by name, by action
+
+    def free(self) -> Free:
+        """Who could start now: whoever is not at work."""
+        return Free(self._idle, int(self._idle.sum()))
+
+    def declared(self, orders: Orders) -> None:  # noqa: ARG002
+        """Nobody knows how long an order takes a real client."""
+        return
 
     def submit(self, orders: Orders) -> None:
-        """Send each node the order for its clients."""
-        if self._flight is not None:
-            raise GridError("an order is on its way; collect its replies first")
+        """Send the nodes the orders for their clients. GridError: these clients cannot be served so."""
+        if orders.late == "keep":
+            self._hold_apart()
+        self._look(None)
+        self._latest = orders
+        if not len(orders.clients):
+            return
+        encoded, payload = self.executor.assign(orders).encoded, record(orders.payload)
         config = ConfigRecord({ROUND: orders.round + 1, **orders.config})
-        payload = record(orders.payload)
-        owner = orders.clients % len(self._nodes)
-        # An order to nobody goes to the first node, so that it comes to what it does in one process.
-        involved = sorted(set(owner.tolist())) or [0]
-        contents = {}
-        for partition in involved:
-            order = ConfigRecord({"action": orders.action, CLIENTS: orders.clients[owner == partition].tolist()})
-            contents[partition] = RecordDict({ARRAYS: payload, CONFIG: config, ORDER: order})
+        flights, contents = [], []
+        for partition, clients in self._groups(orders):
+            order = ConfigRecord({"action": orders.action, DRAWS: orders.draws, LATE: orders.late})
+            order[CLIENTS] = clients.tolist()
+            flights.append(_Flight(partition, orders, clients, encoded, self.now))
+            contents.append((self._nodes[partition], RecordDict({ARRAYS: payload, CONFIG: config, ORDER: order})))
+        sent = _send(self.grid, contents, MessageType.TRAIN, str(orders.round + 1))
+        self._flights |= zip(sent, flights, strict=True)
         self.ledger.bytes_down += orders.nbytes * len(orders.clients)
-        group = str(orders.round + 1)
-        self._flight = _Flight(orders, _send(self.grid, self._nodes, contents, MessageType.TRAIN, group))
+        self._idle[orders.clients.numpy()] = False
+        self.in_flight += len(orders.clients)
+        for client in orders.clients.tolist():
+            self.trace.began(client, orders.round, self.now)
 
-    def collect(self, window: Window) -> Replies:  # noqa: ARG002
-        """Wait until all have answered, and return their replies in ascending order of client."""
-        if self._flight is None:
+    def collect(self, window: Window, round: int, until: int | None = None) -> Replies | None:  # noqa: A002
+        """Wait for the window's close and return the replies that arrived in it.
+
+        The window is about the action of the last orders. round: the server's. Where the window is still open at tick
+        `until`, None is returned, and the next call goes on with the same window. StalledError: it will never close.
+        GridError: a node has failed, or nobody has answered for too long.
+        """
+        orders = self._latest
+        if orders is None:
             raise GridError("no order is on its way; submit one first")
-        flight, self._flight = self._flight, None
-        contents = _receive(self.grid, flight.partitions, self.timeout)
-        self.time = time.monotonic() - self._origin
-        device = self.problem.device
-        payloads = [tensors(content.array_records[ARRAYS], device) for content in contents.values()]
-        metrics = [tensors(content.array_records[CLIENT_METRICS], device) for content in contents.values()]
-        clients, back = torch.cat([part.pop(CLIENTS).cpu() for part in metrics]).sort()
-        examples = torch.cat([part.pop(EXAMPLES).cpu() for part in metrics])[back]
-        self._hold(flight.orders, clients, examples)
-        sent = {int(str(content.metric_records[METRICS][BYTES_UP])) for content in contents.values()}
-        if len(sent) > 1:
-            raise GridError(f"nodes sent replies of different sizes: {sorted(sent)} bytes a client")
-        replies = Replies(
-            clients,
-            _merged(payloads, back),
-            _merged(metrics, back),
-            examples,
-            clients[:0],
-            self.aggregator,
-        )
-        return settle(replies, self.ledger, sent.pop())
+        opened = self._opened = self.now if self._opened is None else self._opened
+        length = window.seconds if isinstance(window, Every) else window.deadline
+        end = None if length is None else opened + ticks(length)
+        if orders.late == "cancel" and not (isinstance(window, All) and end is None):
+            self._hold_complete()
+        stop = min((tick for tick in (end, until) if tick is not None), default=None)
+        for pause in _pauses():
+            self._look(stop)
+            in_time = until is None or self.now <= until
+            if in_time and (self._is_full(window, orders) or (end is not None and self.now >= end)):
+                break
+            if until is not None and self.now >= until:
+                return None
+            if end is None:
+                self._hold_alive(opened if isinstance(window, All) else max(opened, self._heard))
+            time.sleep(pause if stop is None else min(pause, seconds(stop - self.now)))
+        self._opened = None
+        replies = self._take(window, orders, round)
+        if orders.late == "cancel":
+            self._cancel(orders)
+        return replies
+
+    def settled(self) -> bool:
+        """Whether no reply that is in waits for another window."""
+        return not any(self._landed.values())
+
+    def rest(self, until: int | None = None) -> bool:  # noqa: ARG002
+        """Say that nobody becomes free by waiting: nobody sleeps here, and whoever is at work is to be collected."""
+        return False
 
     def snapshot(self) -> dict[str, Any]:
-        """Clock, ledger and what the clients remember, which the nodes are asked for.
+        """Clock, ledger, trace and what the clients remember, which the nodes are asked for.
 
-        It has the form of `VirtualEngine.snapshot`, so that either engine can go on from the other's.
+        It has the form of `VirtualEngine.snapshot`, so that either engine can go on from the other's. GridError:
+        clients are at work.
         """
-        if self._flight is not None:
-            raise GridError("an order is on its way; take a snapshot between rounds")
-        found = {"time": self.time, "ledger": asdict(self.ledger), "flights": []}
-        if not self._stateful:
+        if self.in_flight:
+            raise GridError(
+                f"{self.in_flight} clients are at work on their nodes; take a snapshot between synchronous rounds"
+            )
+        found = {"now": self.now, "ledger": asdict(self.ledger), "trace": deepcopy(self.trace), "queue": None}
+        if not self._remembers:
             return found | {"store": {CLIENTS: torch.zeros(0, dtype=torch.int64)}}
         contents = self._ask("query.hand_over", {partition: RecordDict() for partition in self._nodes})
         states = [tensors(content.array_records[STATE]) for content in contents.values()]
         order = torch.argsort(torch.cat([state[CLIENTS] for state in states]))
-        return found | {"store": _merged(states, order)}
+        store = {name: torch.cat([state[name] for state in states])[order] for name in states[0]}
+        return found | {"store": store}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go back to a snapshot, also one of other nodes; replies still on their way are forgotten."""
-        self._flight = None
-        self.time, self.ledger = saved["time"], Ledger(**saved["ledger"])
-        self._origin = time.monotonic() - self.time
-        if self._stateful:
+        """Go back to a snapshot, also one of other nodes; replies still on their way are forgotten.
+
+        GridError: clients were at work when it was taken.
+        """
+        queue = saved["queue"]
+        if queue is not None and queue["in_flight"]:
+            raise GridError("clients were at work when this snapshot was taken; they cannot go on with it on nodes")
+        self.now, self.ledger, self.trace = saved["now"], Ledger(**saved["ledger"]), deepcopy(saved["trace"])
+        self._origin = time.monotonic_ns() - self.now
+        self._begin()
+        if self._remembers:
             store = saved["store"]
             owner = store[CLIENTS] % len(self._nodes)
             contents = {}
@@ -166,19 +237,159 @@ class GridEngine:
         names = ("executor", "network", "chunk", "device")
         return {"nodes": len(said)} | {name: " ".join(sorted({answer[name] for answer in said})) for name in names}
 
-    @property
-    def _stateful(self) -> bool:
-        return any(answer["stateful"] == "True" for _, answer in self._introductions.values())
+    def _groups(self, orders: Orders) -> Iterator[tuple[int, Tensor]]:
+        """The partition and the clients of each message that an order takes."""
+        owner = orders.clients % len(self._nodes)
+        if orders.late == "keep":
+            yield from zip(owner.tolist(), torch.split(orders.clients, 1), strict=True)
+        else:
+            for partition in sorted(set(owner.tolist())):
+                yield partition, orders.clients[owner == partition]
+
+    def _look(self, stop: int | None) -> None:
+        """Read the clock, at most to tick `stop`, and take in the replies that have come."""
+        clock = time.monotonic_ns() - self._origin
+        self.now = max(self.now, clock if stop is None else min(clock, stop))
+        if not self._flights:
+            return
+        for reply in self.grid.pull_messages(list(self._flights)):
+            flight = self._flights.pop(reply.metadata.reply_to_message_id)
+            self._land(flight, _content(reply, f"partition {flight.partition}"))
+            self._heard = self.now
+
+    def _land(self, flight: _Flight, content: RecordDict) -> None:
+        """Put a message's replies by until a window takes them."""
+        device = self.executor.problem.device
+        payload = tensors(content.array_records[ARRAYS], device)
+        metrics = tensors(content.array_records[CLIENT_METRICS], device)
+        clients, examples = metrics.pop(CLIENTS).cpu(), metrics.pop(EXAMPLES).cpu()
+        self._hold_known(flight, clients, examples)
+        replies = Replies(
+            clients=clients,
+            payload=payload,
+            metrics=metrics,
+            examples=examples,
+            failed=clients[:0],
+            round=flight.orders.round,
+            versions=torch.full_like(clients, flight.orders.round),
+            # At least one tick, as in virtual time: strategies divide by durations.
+            durations=torch.full_like(clients, max(1, self.now - flight.start)),
+            orders=[flight.orders],
+            origin=[0] * len(clients),
+            aggregator=self.aggregator,
+        )
+        finite = finite_rows(list(payload.values())).cpu()
+        self._landed[flight.orders.action].append(_Landed(flight, self.now, replies, finite))
+
+    def _is_full(self, window: Window, orders: Orders) -> bool:
+        """Whether the window need not stay open for its time. StalledError: it has none and nobody can fill it."""
+        if isinstance(window, Every):
+            return False
+        arrived = sum(len(landed.replies) for landed in self._landed[orders.action])
+        if isinstance(window, Count) and arrived >= window.count:
+            return True
+        if any(flight.orders.action == orders.action for flight in self._flights.values()):
+            return False
+        if isinstance(window, All) or orders.late == "cancel":
+            return True
+        if window.deadline is None:
+            raise StalledError(
+                f"{arrived} replies are in and nobody is at work: a window that waits for {window.count} never closes"
+            )
+        return False
+
+    def _take(self, window: Window, orders: Orders, round: int) -> Replies:  # noqa: A002
+        """The replies that the window holds, by the time of their arrival, ties by client; counted."""
+        ours = self._landed.pop(orders.action, [])
+        if not ours:
+            return self._silence(orders, round)
+        due = np.concatenate([np.full(len(landed.replies), landed.due) for landed in ours])
+        clients = torch.cat([landed.replies.clients for landed in ours]).numpy()
+        count = window.count if isinstance(window, Count) else len(clients)
+        taken = torch.zeros(len(clients), dtype=torch.bool)
+        taken[np.lexsort((clients, due))[:count]] = True
+        parts = []
+        for landed, kept in zip(ours, torch.split(taken, [len(landed.replies) for landed in ours]), strict=True):
+            if bool(kept.any()):
+                parts.append(self._settle(landed.where(kept), round))
+            if not bool(kept.all()):
+                self._landed[orders.action].append(landed.where(~kept))
+        return joined(parts)
+
+    def _settle(self, landed: _Landed, round: int) -> Replies:  # noqa: A002
+        """Count replies, free their clients, and leave out what is not finite."""
+        clients, staleness = landed.replies.clients, round - landed.flight.orders.round
+        for client, finite in zip(clients.tolist(), landed.finite.tolist(), strict=True):
+            self.trace.took(client, staleness, landed.due, self.now, finite=finite)
+        self._release(clients)
+        failed = clients[~landed.finite]
+        self.ledger.clients += len(clients)
+        self.ledger.failed += len(failed)
+        self.ledger.late += len(clients) * (staleness > 0)
+        self.ledger.staleness += len(clients) * staleness
+        self.ledger.bytes_up += len(clients) * landed.flight.encoded
+        return replace(landed.replies.where(landed.finite), failed=failed, round=round)
+
+    def _silence(self, orders: Orders, round: int) -> Replies:  # noqa: A002
+        """No replies, in the shape that some would have."""
+        nobody = torch.zeros(0, dtype=torch.int64)
+        if orders.action not in self._nothing:
+            assignment = self.executor.assign(replace(orders, clients=nobody))
+            self._nothing[orders.action] = self.executor.execute(assignment).payload
+        payload = self._nothing[orders.action]
+        return Replies(nobody, payload, {}, nobody, nobody, round, nobody, nobody, [], [], self.aggregator)
+
+    def _cancel(self, orders: Orders) -> None:
+        """Stop to wait for who is late; nodes finish in vain what they have begun."""
+        late = {name: flight for name, flight in self._flights.items() if flight.orders.action == orders.action}
+        for name in late:
+            del self._flights[name]
+        stopped = [flight.clients for flight in late.values()]
+        stopped += [landed.replies.clients for landed in self._landed.pop(orders.action, [])]
+        for clients in stopped:
+            for client in clients.tolist():
+                self.trace.cancelled(client, self.now)
+            self._release(clients)
+            self.ledger.late += len(clients)
+
+    def _release(self, clients: Tensor) -> None:
+        self._idle[clients.numpy()] = True
+        self.in_flight -= len(clients)
 
     def _ask(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, RecordDict]:
-        return _receive(self.grid, _send(self.grid, self._nodes, contents, kind, ""), self.timeout)
+        """Ask nodes, and wait for all answers; both by partition."""
+        sent = _send(self.grid, [(self._nodes[partition], content) for partition, content in contents.items()], kind)
+        return _receive(self.grid, dict(zip(sent, contents, strict=True)), self.timeout, "partition")
 
-    def _hold(self, orders: Orders, clients: Tensor, examples: Tensor) -> None:
+    def _hold_apart(self) -> None:
+        """Refuse to have two messages at a node at once where the second would overwrite what the first remembers."""
+        population = self.executor.problem.num_clients
+        if self._remembers and population > len(self._nodes):
+            raise GridError(
+                f"these clients remember something between rounds, and {population} of them share "
+                f"{len(self._nodes)} nodes; give each client a node of its own in an asynchronous run"
+            )
+
+    def _hold_complete(self) -> None:
+        """Refuse to lose work that its node would remember."""
+        if self._remembers:
+            raise GridError(
+                "these clients remember something between rounds, and a node cannot be told to forget what was late; "
+                "wait for all replies of a round"
+            )
+
+    def _hold_alive(self, since: int) -> None:
+        """Refuse to wait on after too long a silence."""
+        if self.now - since >= ticks(self.timeout):
+            silent = {flight.partition for flight in self._flights.values()}
+            raise GridError(_silent(self.timeout, "partition", silent))
+
+    def _hold_known(self, flight: _Flight, clients: Tensor, examples: Tensor) -> None:
         """Refuse replies of other clients, or of clients that hold other data than the server knows of."""
-        if not torch.equal(clients, orders.clients):
-            wanted, found = orders.clients.tolist(), clients.tolist()
+        if not torch.equal(clients, flight.clients):
+            wanted, found = flight.clients.tolist(), clients.tolist()
             raise GridError(f"clients {found} have answered where {wanted} were asked")
-        known = self.problem.sizes[clients]
+        known = self.executor.problem.sizes[clients]
         other = (examples != known).nonzero().flatten().tolist()
         if other:
             row = other[0]
@@ -190,7 +401,7 @@ class GridEngine:
 
 def _meet(grid: Grid, experiment: str, timeout: float) -> dict[int, tuple[int, Introduction]]:
     """Wait for all nodes: id and introduction by partition. GridError: one does not fit, or is missing."""
-    own, end = identity(), time.monotonic() + timeout
+    own, end = identity(), time.monotonic_ns() + ticks(timeout)
     met: dict[int, tuple[int, Introduction]] = {}
     asked: set[int] = set()
     count: int | None = None
@@ -198,14 +409,14 @@ def _meet(grid: Grid, experiment: str, timeout: float) -> dict[int, tuple[int, I
         new = [node for node in grid.get_node_ids() if node not in asked]
         asked |= set(new)
         if not new:
-            if time.monotonic() >= end:
+            if time.monotonic_ns() >= end:
                 missing = "all" if count is None else sorted(set(range(count)) - set(met))
                 raise GridError(f"waited {timeout:g} s for nodes; missing partitions: {missing}")
             time.sleep(PAUSES[1] / 5)
             continue
-        contents = {node: RecordDict({CONFIG: ConfigRecord(dict(own))}) for node in new}
-        flight = _send(grid, {node: node for node in new}, contents, MessageType.QUERY, "")
-        for node, content in _receive(grid, flight, timeout, "node").items():
+        questions = [(node, RecordDict({CONFIG: ConfigRecord(dict(own))})) for node in new]
+        sent = _send(grid, questions, MessageType.QUERY)
+        for node, content in _receive(grid, dict(zip(sent, new, strict=True)), timeout, "node").items():
             said = {name: str(value) for name, value in content.config_records[CONFIG].items()}
             _refuse_stranger(node, said, own, experiment)
             partition, total = int(said[PARTITION]), int(said[PARTITIONS])
@@ -235,43 +446,47 @@ def _refuse_stranger(node: int, said: Introduction, own: Mapping[str, str], expe
         )
 
 
-def _send(
-    grid: Grid, nodes: Mapping[int, int], contents: Mapping[int, RecordDict], kind: str, group: str
-) -> dict[str, int]:
-    """Send contents to nodes, both by partition: partitions by message id."""
-    messages = [
-        Message(content, dst_node_id=nodes[partition], message_type=kind, group_id=group)
-        for partition, content in contents.items()
-    ]
+def _send(grid: Grid, contents: Sequence[tuple[int, RecordDict]], kind: str, group: str = "") -> list[str]:
+    """Send contents to node ids, and return the messages' ids."""
+    messages = [Message(content, dst_node_id=node, message_type=kind, group_id=group) for node, content in contents]
     sent = list(grid.push_messages(messages))
     if len(sent) < len(messages) or not all(sent):
         raise GridError(f"Flower took {sum(map(bool, sent))} of {len(messages)} messages; are all nodes connected?")
-    return dict(zip(sent, contents, strict=True))
+    return sent
 
 
 def _receive(
-    grid: Grid, partitions: Mapping[str, int], timeout: float, whose: str = "partition"
+    grid: Grid, senders: Mapping[str, int], timeout: float, whose: Literal["node", "partition"]
 ) -> dict[int, RecordDict]:
-    """Wait for all replies: contents by ascending partition. GridError: one is an error, or is late."""
-    waiting, found = dict(partitions), {}
-    end, pause = time.monotonic() + timeout, PAUSES[0]
-    while waiting:
-        replies = list(grid.pull_messages(list(waiting)))
-        for reply in replies:
-            partition = waiting.pop(reply.metadata.reply_to_message_id)
-            if reply.has_error():
-                raise GridError(f"{whose} {partition} has failed: {reply.error.reason}")
-            found[partition] = reply.content
+    """Wait for all replies, to message ids: contents by sender, ascending. GridError: one is an error, or is late."""
+    waiting, found = dict(senders), {}
+    end = time.monotonic_ns() + ticks(timeout)
+    for pause in _pauses():
+        for reply in grid.pull_messages(list(waiting)):
+            sender = waiting.pop(reply.metadata.reply_to_message_id)
+            found[sender] = _content(reply, f"{whose} {sender}")
         if not waiting:
             break
-        if time.monotonic() >= end:
-            silent = ", ".join(map(str, sorted(waiting.values())))
-            raise GridError(f"no reply within {timeout:g} s from {whose} {silent}")
+        if time.monotonic_ns() >= end:
+            raise GridError(_silent(timeout, whose, set(waiting.values())))
         time.sleep(pause)
-        pause = min(1.2 * pause, PAUSES[1])
     return dict(sorted(found.items()))
 
 
-def _merged(parts: Sequence[Mapping[str, Tensor]], order: Tensor) -> dict[str, Tensor]:
-    """Put the parts' rows one after the other, then in this order."""
-    return {name: torch.cat([part[name] for part in parts])[order.to(rows.device)] for name, rows in parts[0].items()}
+def _content(reply: Message, whose: str) -> RecordDict:
+    """What a reply holds. GridError: its sender has failed."""
+    if reply.has_error():
+        raise GridError(f"{whose} has failed: {reply.error.reason}")
+    return reply.content
+
+
+def _silent(timeout: float, whose: str, silent: set[int]) -> str:
+    return f"no reply within {timeout:g} s from {whose} {', '.join(map(str, sorted(silent)))}"
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds between two looks: short at first, for the replies of quick work."""
+    pause, longest = PAUSES
+    while True:
+        yield pause
+        pause = min(1.2 * pause, longest)

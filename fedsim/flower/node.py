@@ -21,11 +21,12 @@ from fedsim.exchange import Orders
 from fedsim.flower.recipe import Recipe, identity
 from fedsim.flower.records import (
     ARRAYS,
-    BYTES_UP,
     CLIENT_METRICS,
     CLIENTS,
     CONFIG,
+    DRAWS,
     EXAMPLES,
+    LATE,
     METRICS,
     ORDER,
     PARTITION,
@@ -95,7 +96,6 @@ def introduce(recipe: Recipe | None, message: Message, context: Context) -> Reco
         said["network"] = type(executor.network).__name__
         said["chunk"] = executor.chunk
         said["device"] = str(executor.problem.device)
-        said["stateful"] = bool(executor.store.shapes)
     return RecordDict({CONFIG: said})
 
 
@@ -104,17 +104,19 @@ def execute(recipe: Recipe | None, message: Message, context: Context) -> Record
     node = _node(_recipe(recipe, context))
     executor, content = node.executor, message.content
     order, config = content.config_records[ORDER], dict(content.config_records[CONFIG])
+    number = int(str(config.pop(ROUND))) - 1
     clients = torch.tensor(order[CLIENTS], dtype=torch.int64)
     _recall(node, context)
-    work = executor.execute(
-        Orders(
-            action=str(order["action"]),
-            clients=clients,
-            payload=tensors(content.array_records[ARRAYS], executor.problem.device),
-            round=int(str(config.pop(ROUND))) - 1,
-            config=config,  # type: ignore[arg-type]  # the server sends scalars only
-        )
+    orders = Orders(
+        action=str(order["action"]),
+        clients=clients,
+        payload=tensors(content.array_records[ARRAYS], executor.problem.device),
+        config=config,  # type: ignore[arg-type]  # the server sends scalars only
+        round=number,
+        late=order[LATE],  # type: ignore[arg-type]  # one of its values, as the server has it
+        turn=int(str(order[DRAWS])),
     )
+    work = executor.execute(executor.assign(orders))
     if executor.store.shapes:
         context.state[STATE] = record(executor.store.snapshot())
     examples = executor.problem.sizes[clients]
@@ -122,7 +124,7 @@ def execute(recipe: Recipe | None, message: Message, context: Context) -> Record
         {
             ARRAYS: record(work.payload),
             CLIENT_METRICS: record({**work.metrics, CLIENTS: clients, EXAMPLES: examples}),
-            METRICS: MetricRecord({EXAMPLES: int(examples.sum()), BYTES_UP: work.bytes_up}),
+            METRICS: MetricRecord({EXAMPLES: int(examples.sum())}),
         }
     )
 

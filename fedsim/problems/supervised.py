@@ -7,7 +7,7 @@ one tensor; a client is a range of an index list, so a hundred thousand clients 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,19 +142,41 @@ class Supervised:
         prepared.load_state_dict(self.layout.named(params), strict=False)
         return prepared.eval()
 
-    def evaluate(self, params: Tensor, *, clients: bool) -> dict[str, float]:
-        """Loss and accuracy on the test set, and, if `clients`, accuracies of the clients' own examples."""
-        found = self._by_client(params) if clients else {}
-        if len(self.x_test) == 0:
-            return found
-        outputs = self._outputs(params, self.x_test, None)
-        correct = self.loss.correct(outputs, self.y_test)
-        accuracy = {} if correct is None else {"test_accuracy": float(correct.double().mean())}
-        return {
-            "test_loss": float(self.loss.examples(outputs, self.y_test).double().mean()),
-            **accuracy,
-            **found,
-        }
+    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",)) -> dict[str, float]:
+        """Loss and accuracy of the global model.
+
+        on: `test`, the test set; `train`, all the clients' training examples together, as global_train_loss and
+        global_train_accuracy. clients: also the accuracies of the clients' own examples.
+        """
+        found: dict[str, float] = {}
+        if "test" in on and len(self.x_test):
+            found |= self._measured("test", params, self.x_test, self.y_test, None)
+        if "train" in on:
+            found |= self._measured("global_train", params, self.x, self.y, self.order)
+        return found | (self._by_client(params) if clients else {})
+
+    def _measured(self, name: str, params: Tensor, x: Tensor, y: Tensor, index: Tensor | None) -> dict[str, float]:
+        outputs, targets = self._outputs(params, x, index), y if index is None else y[index]
+        correct = self.loss.correct(outputs, targets)
+        accuracy = {} if correct is None else {f"{name}_accuracy": float(correct.double().mean())}
+        return {f"{name}_loss": float(self.loss.examples(outputs, targets).double().mean()), **accuracy}
+
+    def client_losses(self, params: Tensor, clients: Tensor, sampled: Callable[[int], Tensor] | None = None) -> Tensor:
+        """Mean and root of the mean square of the losses of each client's examples, float64 [C, 2].
+
+        clients: int64 [C]. sampled: which of a client's examples, by their places; None: all. Every client by itself,
+        so that its numbers do not depend on who else is asked.
+        """
+
+        def losses(client: int) -> Tensor:
+            index = self.order[self.begin[client] : self.begin[client] + self.examples[client]]
+            index = index if sampled is None else index[sampled(client)]
+            outputs = self._forward(params, self.x[index])
+            found = self.loss.examples(outputs, self.y[index]).double()
+            return torch.stack((found.mean(), found.square().mean().sqrt()))
+
+        found = spread(losses, clients.tolist())
+        return torch.stack(found) if found else torch.zeros((0, 2), dtype=torch.float64, device=self.device)
 
     def evaluates_clients(self, wanted: bool | str) -> bool:
         """Whether clients are evaluated: as asked, or, for "auto", where it costs little.
@@ -169,11 +191,12 @@ class Supervised:
         own = self.partition.holdout_order is None and self.partition.order_test is None
         return self.num_clients <= CLIENTS_EVALUATED and not (own and len(self.order) > EXAMPLES_EVALUATED)
 
-    def measures(self, clients: bool | str) -> list[str]:
+    def measures(self, clients: bool | str, on: Collection[str] = ("test",)) -> list[str]:
         """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
         own = ["client_accuracy_mean", "client_accuracy_p10", "client_accuracy_worst"]
-        central = ["test_loss", "test_accuracy"] if self._has_accuracy else ["test_loss"]
-        return (central if len(self.x_test) else []) + (own if self.evaluates_clients(clients) else [])
+        sets = (["test"] if "test" in on and len(self.x_test) else []) + (["global_train"] if "train" in on else [])
+        central = [f"{name}_{kind}" for name in sets for kind in ("loss", "accuracy")[: 1 + self._has_accuracy]]
+        return central + (own if self.evaluates_clients(clients) else [])
 
     @property
     def _has_accuracy(self) -> bool:
@@ -201,18 +224,20 @@ class Supervised:
         }
 
     def _outputs(self, params: Tensor, x: Tensor, index: Tensor | None) -> Tensor:
-        named, total = self.layout.named(params), len(x) if index is None else len(index)
-
+        total = len(x) if index is None else len(index)
         batch = min(max(EVALUATED_AT_ONCE // self.footprint.activations, 32), 2048)
 
         def outputs(first: int) -> Tensor:
             rows = slice(first, first + batch)
-            model, _ = self.functional.bind(named.values())
-            with torch.no_grad():
-                found: Tensor = model(x[rows] if index is None else x[index[rows]])
-            return found
+            return self._forward(params, x[rows] if index is None else x[index[rows]])
 
         return torch.cat(spread(outputs, range(0, total, batch)))
+
+    def _forward(self, params: Tensor, x: Tensor) -> Tensor:
+        model, _ = self.functional.bind(self.layout.named(params).values())
+        with torch.no_grad():
+            found: Tensor = model(x)
+        return found
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values))

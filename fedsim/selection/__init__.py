@@ -2,45 +2,87 @@
 
 A selector is pure, as strategies are: its state is a dictionary of tensors that goes in and comes out. Its
 draws are named by the round and by how often it has selected, so that it goes on where a snapshot left it.
+
+In a synchronous run a selection takes `of(N)` clients; in an asynchronous one it fills up what is missing until that
+many are at work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.exchange import Replies
 from fedsim.streams import Streams
 
 SelectorState = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Free:
+    """Who could start now: clients that have examples, are available and not at work.
+
+    mask: bool [N], never to be written to. count: how many of them there are.
+    """
+
+    mask: NDArray[np.bool_]
+    count: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The situation in which clients are selected.
+
+    wanted: how many are to start, at least one. round: from 0. streams: the run's named draws.
+    """
+
+    streams: Streams
+    round: int
+    free: Free
+    wanted: int
+
+
 class Selector(Protocol):
-    """What a plug-in of the group `selectors` offers."""
+    """What a plug-in of the group `selectors` offers.
+
+    reports: names that the clients' replies are to carry for it beside what their algorithm sends: `utility`, [k, 1],
+    the root of the mean squared loss of the client's examples under the model that it was sent (4 bytes up).
+    """
+
+    reports: ClassVar[frozenset[str]]
+
+    @property
+    def score_examples(self) -> int | None:
+        """On how many of a candidate's examples its loss is measured; None: on all."""
+        ...
 
     def check(self, population: int) -> None:
         """Raise `InputError` when the options ask for more clients than there are."""
+        ...
+
+    def of(self, population: int) -> int:
+        """How many clients of this population work at once."""
         ...
 
     def start(self, sizes: Tensor) -> SelectorState:
         """Give the state before the first selection. sizes: examples of each client, int64 [N]."""
         ...
 
-    def select(
-        self,
-        state: SelectorState,
-        streams: Streams,
-        round: int,  # noqa: A002
-        population: int,
-        busy: Collection[int],
-    ) -> tuple[Tensor, SelectorState]:
-        """Choose clients that have examples and are not busy: ids, int64 [k] ascending, and the new state.
+    def candidates(self, state: SelectorState, turn: Turn) -> Tensor | None:
+        """Whose loss under the current model to ask for first: free clients, int64 [m] ascending; None: nobody's."""
+        ...
 
-        When fewer are free than were asked for, all of those. busy: best a set, which is quick to search.
+    def select(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> tuple[Tensor, SelectorState]:
+        """Choose free clients: ids, int64 [k] ascending, and the new state; all that are free where they are too few.
+
+        scores: float64 [m], the mean losses of those candidates, NaN where none came; None if nobody was asked.
         """
         ...
 
-    def observe(self, state: SelectorState, replies: object) -> SelectorState:
-        """Learn from the replies to the last selection: the new state."""
+    def observe(self, state: SelectorState, replies: Replies) -> SelectorState:
+        """Learn from a window's replies: the new state."""
         ...

@@ -1,25 +1,29 @@
-"""How many clients a selection takes: a count, or a share of the population."""
+"""What selectors share: how many clients they take, and what the simplest of them leave to others."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from itertools import islice
-from typing import Annotated
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedsim.errors import InputError
+from fedsim.exchange import Replies
 from fedsim.options import Count, options
+from fedsim.selection import SelectorState, Turn
+from fedsim.selection.draws import Ids
 
 
 @options
-class Size:
+class Size(ABC):
     """The options `count` and `fraction`, of which one is given.
 
     count: clients per selection. fraction: the same as a share of the population, rounded, at least one.
     """
+
+    reports: ClassVar[frozenset[str]] = frozenset()
 
     count: Count | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -41,17 +45,38 @@ class Size:
             return self.count
         return max(1, round((self.fraction or 0.0) * population))
 
+    @property
+    def score_examples(self) -> int | None:
+        """On how many of a candidate's examples its loss is measured; None: on all."""
+        return None
 
-def quick_to_search(busy: Collection[int]) -> Collection[int]:
-    """`busy` itself when membership in it is quick to tell, else a set of it."""
-    return busy if isinstance(busy, (set, frozenset, dict)) else set(busy)
+    def start(self, sizes: Tensor) -> SelectorState:  # noqa: ARG002
+        """Count the selections, [], from 0."""
+        return {"selections": torch.zeros((), dtype=torch.int64)}
+
+    def candidates(self, state: SelectorState, turn: Turn) -> Tensor | None:  # noqa: ARG002
+        """Ask nobody."""
+        return None
+
+    def select(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> tuple[Tensor, SelectorState]:
+        """See `Selector`."""
+        if turn.wanted >= turn.free.count:  # nothing is drawn; for one of thousands twice as quick as np.flatnonzero
+            return torch.from_numpy(turn.free.mask.nonzero()[0]), dict(state)
+        chosen = self.choose(state, turn, scores)
+        return torch.from_numpy(chosen), {**state, "selections": state["selections"] + 1}
+
+    @abstractmethod
+    def choose(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> Ids:
+        """Choose where more are free than wanted: ids, int64 [wanted], ascending."""
+
+    def observe(self, state: SelectorState, replies: Replies) -> SelectorState:  # noqa: ARG002
+        """Learn nothing."""
+        return state
 
 
-def first_distinct(drawn: Iterable[int], busy: Collection[int], count: int) -> list[int]:
-    """Take the first `count` different clients of `drawn` that are not busy, or fewer when it ends."""
-    return list(islice((client for client in dict.fromkeys(drawn) if client not in busy), count))
-
-
-def without(clients: Tensor, busy: Collection[int]) -> Tensor:
-    """`clients` [n] but those that are busy, in the same order."""
-    return clients[~torch.isin(clients, torch.tensor(list(busy), dtype=torch.int64))] if busy else clients
+def noted(column: Tensor, clients: Tensor, values: Tensor) -> Tensor:
+    """A column [N] of a state with the values [k] of some clients [k] written in; the last of a client's stays."""
+    written = column.clone()
+    # NumPy promises what PyTorch leaves open: where a client occurs twice, the later value wins.
+    written.numpy()[clients.numpy()] = values.to("cpu", column.dtype).numpy()
+    return written

@@ -55,7 +55,7 @@ def test_replies_carry_the_mean_loss_over_the_steps():
     experiment = small(1, client={"kind": "sgd", "steps": 1, "batch_size": "full", "lr": 0.1})
     problem, data = small_problem(), blobs()
     executor = build_simulation(experiment, problem).parts.engine.executor
-    work = executor.execute(Orders("train", torch.arange(6), {"params": problem.initial()}))
+    work = executor.execute(executor.assign(Orders("train", torch.arange(6), {"params": problem.initial()})))
     model = mlp().double()
     for client, own in enumerate(data["clients"]):
         loss = functional.cross_entropy(model(torch.tensor(data["x"][own])), torch.tensor(data["y"][own]))
@@ -79,7 +79,7 @@ def test_a_client_is_held_to_what_it_declares(off):
     problem = small_problem()
     executor = Executor(problem, Liar(epochs=1, **off), Streams(0))
     with pytest.raises(BrokenPromiseError, match="declares"):
-        executor.execute(Orders("train", torch.arange(2), {"params": problem.initial()}))
+        executor.execute(executor.assign(Orders("train", torch.arange(2), {"params": problem.initial()})))
 
 
 def test_auto_takes_the_loop_for_convolutions_on_a_cpu_and_for_what_cannot_be_stacked():

@@ -11,6 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+from flwr.supercore.task_identity import TaskIdentity
+
+
+@pytest.fixture
+def local_flower(monkeypatch):
+    """Flower's runtimes name the task before they call an app; messages cannot be made without. And nothing pauses."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    monkeypatch.setattr("fedsim.flower.grid.PAUSES", (0.001, 0.001))
 
 
 class World:

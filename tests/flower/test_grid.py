@@ -1,115 +1,27 @@
 """Whatever the number of nodes, an experiment on a Flower grid comes to what it does in one process."""
 
-import pickle
 import subprocess
 import sys
-from itertools import count
 
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
+from local_grid import LocalGrid, engine_of, grid_of, partitions, tiny
 
 import fedsim
 from fedsim.aggregation import WeightedMean
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.errors import InputError
 from fedsim.exchange import All, Orders
-from fedsim.flower import GridEngine, GridError, Recipe, client_app, node, server_app
+from fedsim.flower import GridError, Recipe, client_app, node, server_app
 from fedsim.loop import Simulation
-from fedsim.runner import build_executor, build_problem, build_simulation
+from fedsim.runner import build_executor, build_fleet, build_problem, build_simulation
 
 # Sums of the same float32 numbers in the same order: nothing may differ by more than the last bits.
 SAME = {"rtol": 0.0, "atol": 1e-6}
 
 
-@pytest.fixture(autouse=True)
-def server_identity(monkeypatch):
-    """Flower's runtimes name the task before they call an app; messages cannot be made without."""
-    monkeypatch.setattr(TaskIdentity, "_task_id", 1)
-    monkeypatch.setattr(TaskIdentity, "_run_id", 1)
-    monkeypatch.setattr(TaskIdentity, "_node_id", 1)
-
-
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch):
-    monkeypatch.setattr("fedsim.flower.grid.PAUSES", (0.001, 0.001))
-
-
-class LocalGrid(Grid):
-    """Nodes of this process. A message and a context cross it as bytes, as they cross Ray."""
-
-    def __init__(self, app, partitions, run_config=None, late=()):
-        self.app, self.late, self.ids = app, set(late), count(1)
-        self.contexts = {
-            1000 + 7 * row: Context(1, 1000 + 7 * row, config, RecordDict(), run_config or {})
-            for row, config in enumerate(partitions)
-        }
-        self.replies = {}
-        self.seen = []
-
-    run = None
-
-    def set_run(self, run): ...
-
-    def create_message(self, *args, **kwargs):
-        raise NotImplementedError
-
-    def get_node_ids(self):
-        return [node for node in self.contexts if node not in self.late]
-
-    def push_messages(self, messages):
-        return [self.deliver(message) for message in messages]
-
-    def deliver(self, message):
-        message.metadata.__dict__["_message_id"] = name = str(next(self.ids))
-        where = message.metadata.dst_node_id
-        message, context = pickle.loads(pickle.dumps((message, self.contexts[where])))
-        self.seen.append(message)
-        self.replies[name] = self.reply(message, context)
-        self.contexts[where] = pickle.loads(pickle.dumps(context))
-        return name
-
-    def reply(self, message, context):
-        return self.app(message, context)
-
-    def pull_messages(self, message_ids):
-        # One at a time, the last first: replies come in no particular order.
-        ready = [name for name in reversed(list(message_ids)) if name in self.replies]
-        return [self.replies.pop(ready[0])] if ready else []
-
-    def send_and_receive(self, messages, *, timeout=None):
-        raise NotImplementedError
-
-
-def partitions(nodes):
-    # Partition ids in another order than node ids, as in a real federation.
-    return [{"partition-id": (row + 1) % nodes, "num-partitions": nodes} for row in range(nodes)]
-
-
-def tiny(strategy="fedavg", client="sgd", lr=0.1, **tables):
-    return fedsim.experiment(
-        **{
-            "name": "tiny",
-            "rounds": 4,
-            "problem": {"dataset": "digits", "model": {"kind": "mlp", "hidden": [8]}},
-            "partition": {"kind": "dirichlet", "clients": 7, "alpha": 0.3, "min_size": 1},
-            "selection": {"kind": "uniform", "count": 4},
-            "strategy": strategy,
-            "client": {"kind": client, "epochs": 1, "batch_size": 32, "lr": lr},
-        }
-        | tables
-    )
-
-
-def grid_of(experiment, nodes=2, **kwargs):
-    return LocalGrid(client_app(experiment), partitions(nodes), **kwargs)
-
-
-def engine_of(experiment, grid, problem=None, **kwargs):
-    problem = build_problem(experiment) if problem is None else problem
-    return GridEngine(grid, problem, WeightedMean(), experiment=Recipe.of(experiment).digest, **kwargs)
+pytestmark = pytest.mark.usefixtures("local_flower")
 
 
 def simulated(experiment, problem, engine) -> Simulation:
@@ -159,12 +71,12 @@ def test_clients_state_is_needed_for_that():
 def test_a_node_keeps_the_state_of_its_own_clients_only():
     grid = grid_of(experiment := tiny("scaffold", "scaffold"))
     engine = engine_of(experiment, grid)
-    problem = engine.problem
+    problem = engine.executor.problem
     payload = {"params": problem.initial(), "control": torch.zeros(problem.dimension)}
     engine.submit(Orders("train", torch.tensor([0, 2, 3, 5]), payload))
-    assert engine.busy == {0, 2, 3, 5}
-    engine.collect(All())
-    assert engine.busy == frozenset()
+    assert (engine.in_flight, engine.free().mask.nonzero()[0].tolist()) == (4, [1, 4, 6])
+    engine.collect(All(), 0)
+    assert (engine.in_flight, engine.free().count) == (0, 7)
     held = {
         context.node_config["partition-id"]: context.state["state"]["clients"].numpy().tolist()
         for context in grid.contexts.values()
@@ -176,26 +88,16 @@ def test_an_order_is_one_train_message_a_node_in_flowers_words():
     grid = grid_of(experiment := tiny(), 3)
     engine = engine_of(experiment, grid)
     grid.seen.clear()
-    engine.submit(Orders("train", torch.tensor([1, 4]), {"params": engine.problem.initial()}, {"mu": 0.5}, 2))
+    engine.submit(Orders("train", torch.tensor([1, 4]), {"params": engine.executor.problem.initial()}, {"mu": 0.5}, 2))
     (message,) = grid.seen  # 1 and 4 are both partition 1 of 3
     assert (message.metadata.message_type, message.metadata.group_id) == ("train", "3")
     content = message.content
     assert dict(content["config"]) == {"server-round": 3, "mu": 0.5}
-    assert dict(content["order"]) == {"action": "train", "clients": [1, 4]}
+    assert dict(content["order"]) == {"action": "train", "clients": [1, 4], "draws": 2, "late": "cancel"}
     assert list(content["arrays"]) == ["params"]
     (reply,) = grid.replies.values()
-    assert reply.content["metrics"]["num-examples"] == int(engine.problem.sizes[[1, 4]].sum())
-    assert reply.content["arrays"]["delta"].shape == (2, engine.problem.dimension)
-
-
-def test_time_is_the_wall_clocks(monkeypatch):
-    grid = grid_of(experiment := tiny())
-    engine = engine_of(experiment, grid)
-    now = engine._origin + 12.5
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    engine.submit(Orders("train", torch.tensor([1]), {"params": engine.problem.initial()}))
-    engine.collect(All())
-    assert engine.time == 12.5
+    assert reply.content["metrics"]["num-examples"] == int(engine.executor.problem.sizes[[1, 4]].sum())
+    assert reply.content["arrays"]["delta"].shape == (2, engine.executor.problem.dimension)
 
 
 @pytest.mark.parametrize("engine", ["grid", "process"])
@@ -210,7 +112,7 @@ def test_a_snapshot_is_resumed_on_other_nodes_and_in_one_process(engine):
     other = (
         engine_of(experiment, grid_of(experiment, 3), problem)
         if engine == "grid"
-        else VirtualEngine(build_executor(experiment, problem), WeightedMean())
+        else VirtualEngine(build_executor(experiment, problem), WeightedMean(), build_fleet(experiment, problem))
     )
     resumed = simulated(experiment, problem, other)
     resumed.step()  # what it remembers from here must be forgotten
@@ -223,14 +125,12 @@ def test_a_snapshot_is_resumed_on_other_nodes_and_in_one_process(engine):
 
 def test_a_snapshot_between_rounds_only():
     engine = engine_of(experiment := tiny(), grid_of(experiment))
-    orders = Orders("train", torch.tensor([1]), {"params": engine.problem.initial()})
+    orders = Orders("train", torch.tensor([1]), {"params": engine.executor.problem.initial()})
     with pytest.raises(GridError, match="submit one first"):
-        engine.collect(All())
+        engine.collect(All(), 0)
     engine.submit(orders)
-    with pytest.raises(GridError, match="between rounds"):
+    with pytest.raises(GridError, match=r"^1 clients are at work .* between synchronous rounds"):
         engine.snapshot()
-    with pytest.raises(GridError, match="collect its replies first"):
-        engine.submit(orders)
 
 
 def test_updates_that_are_not_finite_are_left_out_and_counted():
@@ -245,13 +145,13 @@ def test_updates_that_are_not_finite_are_left_out_and_counted():
 
     experiment = tiny()
     engine = engine_of(experiment, Broken(client_app(experiment), partitions(2)))
-    engine.submit(Orders("train", torch.tensor([0, 1, 2, 3]), {"params": engine.problem.initial()}))
-    replies = engine.collect(All())
+    engine.submit(Orders("train", torch.tensor([0, 1, 2, 3]), {"params": engine.executor.problem.initial()}))
+    replies = engine.collect(All(), 0)
     assert replies.clients.tolist() == [0, 1, 2]
     assert replies.failed.tolist() == [3]
-    assert replies.payload["delta"].shape == (3, engine.problem.dimension)
+    assert replies.payload["delta"].shape == (3, engine.executor.problem.dimension)
     assert (engine.ledger.clients, engine.ledger.failed) == (4, 1)
-    assert engine.ledger.bytes_up == 4 * 4 * engine.problem.dimension  # four float32 vectors arrived
+    assert engine.ledger.bytes_up == 4 * 4 * engine.executor.problem.dimension  # four float32 vectors arrived
 
 
 def test_robust_aggregators_work_on_a_grid():
@@ -267,9 +167,9 @@ def test_an_exception_on_a_node_arrives_with_its_traceback(monkeypatch):
 
     grid = grid_of(experiment := tiny())
     engine = engine_of(experiment, grid)
-    engine.submit(Orders("dance", torch.tensor([1]), {"params": engine.problem.initial()}))
+    engine.submit(Orders("dance", torch.tensor([1]), {"params": engine.executor.problem.initial()}))
     with pytest.raises(GridError, match=r"^partition 1 has failed: AttributeError: .*dance"):
-        engine.collect(All())
+        engine.collect(All(), 0)
     monkeypatch.setattr(node, "build_problem", fail)
     node._node.cache_clear()
     with pytest.raises(GridError, match=r"RuntimeError: the battery is empty\nTraceback") as caught:
@@ -352,10 +252,10 @@ def test_another_experiment_is_refused():
 def test_other_data_are_refused(monkeypatch):
     grid = grid_of(experiment := tiny())
     engine = engine_of(experiment, grid)
-    engine.problem.sizes = engine.problem.sizes + 1
-    engine.submit(Orders("train", torch.tensor([3]), {"params": engine.problem.initial()}))
+    engine.executor.problem.sizes = engine.executor.problem.sizes + 1
+    engine.submit(Orders("train", torch.tensor([3]), {"params": engine.executor.problem.initial()}))
     with pytest.raises(GridError, match=r"client 3 has \d+ examples on its node and \d+ on the server"):
-        engine.collect(All())
+        engine.collect(All(), 0)
 
 
 def test_a_diverged_run_is_a_failed_run():

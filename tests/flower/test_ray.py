@@ -1,5 +1,6 @@
 """On Ray's actors, from Python and by `flwr run`, an experiment comes to what it does in one process."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import fedsim
+from fedsim.history import read_rows
 
 pytest.importorskip("ray")
 
@@ -39,7 +41,7 @@ def assert_ours(folder, ours):
     assert (ours.params - ours.problem.initial()).norm() > 0.1, "nothing was learnt, so nothing is compared"
     for name, tensor in ours.problem.layout.named(ours.params).items():
         assert torch.linalg.norm(found[name] - tensor) <= 1e-4 * torch.linalg.norm(tensor), name
-    rows = fedsim.history.read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder / "metrics.jsonl")
     assert [row["bytes_up"] for row in rows] == list(ours.history["bytes_up"])
 
 
@@ -75,3 +77,55 @@ def test_flwr_run_agrees_and_its_processes_can_be_ended(world, ours, tmp_path):
     assert len(superlinks) == 1, "the command has ended and its SuperLink has not"
     os.kill(superlinks[0], signal.SIGTERM)
     assert world.left(30.0) == {}
+
+
+# Client 0 sleeps twelve times as long as the others; each has a node of its own. Of two actors it leaves one to them.
+SLEEPERS = """
+import time
+from clients.sgd import Sgd
+from fedsim.options import options
+
+@options
+class Sleeper(Sgd):
+    def train(self, cohort):
+        for client in cohort.clients.tolist():
+            time.sleep(3.0 if client == 0 else 0.25)
+        return super().train(cohort)
+"""
+ASYNCHRONOUS = {
+    "fedfix": ["strategy.kind=fedfix", "strategy.window=0.5"],
+    "fedbuff": ["strategy.kind=fedbuff", "strategy.size=3"],
+}
+# Both in one process, which starts Ray for each.
+SIMULATE_EACH = """
+import json, sys, fedsim
+from fedsim.flower import simulate
+file, folder, runs = sys.argv[1:]
+for name, overrides in json.loads(runs).items():
+    result = simulate(fedsim.load(file, overrides=overrides), nodes=4, out=f"{folder}/{name}", timeout=60.0)
+    assert result.status == "finished", result
+"""
+
+
+@pytest.mark.timeout(180)
+def test_asynchronous_runs_go_on_without_the_slow(world, tmp_path):
+    (tmp_path / "sleepers.py").write_text(SLEEPERS)
+    settings = [f"client.kind={tmp_path}/sleepers.py:Sleeper", "client.epochs=1", "client.batch_size=64"]
+    settings += ["partition.clients=4", "selection.count=4", "rounds=none", "duration=5.0"]
+    settings += ["evaluation.every=none", "evaluation.every_seconds=1.0"]
+    runs = json.dumps({name: [*settings, *overrides] for name, overrides in ASYNCHRONOUS.items()})
+    world.run([sys.executable, "-c", SIMULATE_EACH, str(FILE), str(tmp_path), runs], tmp_path, 150)
+
+    for name in ASYNCHRONOUS:
+        folder = tmp_path / name
+        rows, trace = read_rows(folder / "metrics.jsonl"), json.loads((folder / "trace.json").read_text())
+        # The server looks when it has time: at the second, or as soon as it is done with something else.
+        assert [row["time"] for row in rows] == pytest.approx([1.0, 2.0, 3.0, 4.0, 5.0], abs=0.5), name
+        slow, *quick = trace["participation"]
+        assert 1 <= slow < min(quick), (name, trace["participation"])
+        assert sum(trace["participation"]) == sum(row["clients"] for row in rows) == sum(trace["staleness"].values())
+        # While the slow client works, for three seconds, the others work and the server steps.
+        assert max(map(int, trace["staleness"])) >= 2, (name, trace["staleness"])
+        assert sum(row["late"] for row in rows) == sum(count for age, count in trace["staleness"].items() if age != "0")
+        assert rows[-1]["test_loss"] < rows[0]["test_loss"] - 0.01, name
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(folder / "model.safetensors").values()), name

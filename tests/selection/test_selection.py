@@ -1,30 +1,34 @@
 from collections import Counter
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from turns import replies, select, turn
 
 from fedsim.errors import InputError
+from fedsim.selection.fastest import Fastest
+from fedsim.selection.oort import Oort
+from fedsim.selection.power_of_choice import PowerOfChoice
+from fedsim.selection.round_robin import RoundRobin
 from fedsim.selection.uniform import Uniform
 from fedsim.selection.weighted import Weighted
-from fedsim.streams import Streams
 
 KINDS = [Uniform, Weighted]
 EQUAL = torch.full((12,), 5)
 
 
-def choose(selector, sizes, *, busy=frozenset(), seed=0, rounds=1):
-    """The sets chosen in each round."""
+def choose(selector, sizes, *, busy=(), seed=0, rounds=1):
+    """The sets chosen in each round; who is busy or has no examples is not free."""
     state, chosen = selector.start(sizes), []
+    free = [size > 0 and client not in busy for client, size in enumerate(sizes.tolist())]
     for number in range(rounds):
-        ids, state = selector.select(state, Streams(seed), number, len(sizes), busy)
-        assert ids.dtype == torch.int64
-        assert ids.tolist() == sorted(set(ids.tolist()))
-        state = selector.observe(state, None)
-        chosen.append(tuple(ids.tolist()))
+        wanted = selector.of(len(sizes))
+        ids, state = select(selector, state, turn(free, wanted, round=number, seed=seed))
+        chosen.append(tuple(ids))
     return chosen
 
 
@@ -50,6 +54,70 @@ class Largest(TorchDispatchMode):
         return made
 
 
+SELECTORS = {
+    "uniform": Uniform(count=4),
+    "weighted": Weighted(count=4),
+    "round_robin": RoundRobin(count=4),
+    "fastest": Fastest(count=4),
+    "power_of_choice": PowerOfChoice(count=4, pool=8),
+    "power_of_choice, last": PowerOfChoice(count=4, pool=8, loss="last"),
+    "oort": Oort(count=4, blacklist_rounds=3, pacer_step=2),
+}
+
+
+@pytest.mark.parametrize("selector", SELECTORS.values(), ids=SELECTORS.keys())
+@pytest.mark.parametrize("wanted", [1, 4, 15, 20])
+def test_a_choice_depends_on_state_and_turn_alone_and_leaves_them_as_they_were(selector, wanted):
+    sizes = torch.arange(1, 21)
+    losses = torch.linspace(3.0, 0.5, 20).tolist()
+    state = selector.start(sizes)
+    for number in range(12):
+        kept = {name: value.clone() for name, value in state.items()}
+        now = turn([client % 5 != number % 5 for client in range(20)], wanted, round=number)
+        one, after = select(selector, state, now, losses)
+        turned = {name: kept[name] for name in reversed(list(kept))}
+        again, same = select(selector, turned, now, losses)
+        assert one == again
+        # Where all 16 that are free are taken, nothing is drawn, and so nothing counted.
+        assert int(after["selections"]) == (number + 1 if wanted < 16 else 0)
+        window = replies(one, loss=[losses[i] for i in one], durations=[20 + i for i in one], round=number)
+        observed, still = selector.observe(after, window), selector.observe(same, window)
+        for before, later in ((state, kept), (after, same), (observed, still)):
+            assert before.keys() == later.keys()
+            assert all(torch.equal(before[name], later[name]) for name in before)
+        state = selector.observe(after, window)
+
+
+@pytest.mark.parametrize("selector", SELECTORS.values(), ids=SELECTORS.keys())
+def test_one_at_a_time_as_clients_return(selector):
+    sizes, losses = torch.arange(1, 21), [1.0] * 20
+    state, waiting = selector.start(sizes), list(range(20))
+    seen = []
+    for number in range(60):
+        free = [client in waiting for client in range(20)]
+        (client,), state = select(selector, state, turn(free, 1, round=number // 5), losses)
+        waiting.remove(client)
+        seen.append(client)
+        if number >= 8:  # eight at work: the oldest is done
+            done = seen[number - 8]
+            waiting.append(done)
+            state = selector.observe(state, replies([done], durations=[done + 1], round=number // 5))
+    assert len(set(seen)) > 10
+    nobody = selector.observe(state, replies([]))
+    assert all(torch.equal(nobody[name], state[name]) for name in state)
+
+
+def test_the_simple_ones_neither_ask_nor_copy():
+    for name in ("uniform", "weighted", "round_robin"):
+        selector = SELECTORS[name]
+        state = selector.start(torch.arange(1, 21))
+        assert selector.candidates(state, turn([True] * 20, 4)) is None
+        assert selector.reports == frozenset()
+        assert selector.observe(state, replies([1, 2])) is state
+        _, after = select(selector, state, turn([True] * 20, 4))
+        assert after.get("ends") is state.get("ends")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 3, 4, 11, 12])
 def test_as_many_as_asked_for_without_replacement(kind, count):
@@ -72,12 +140,10 @@ def test_two_selections_of_one_round_are_two_draws_and_a_kept_state_goes_on(kind
     sizes, selector = torch.arange(1, 31), kind(count=count)
     state = selector.start(sizes)
     kept = {name: value.clone() for name, value in state.items()}
-    one, after = selector.select(state, Streams(0), 3, 30, ())
-    assert all(torch.equal(state[name], kept[name]) for name in kept)
-    two, _ = selector.select(after, Streams(0), 3, 30, ())
-    again, _ = selector.select(kept, Streams(0), 3, 30, ())
-    assert torch.equal(one, again)
-    assert not torch.equal(one, two)
+    now = turn([True] * 30, count, round=3)
+    one, after = select(selector, state, now)
+    two, _ = select(selector, after, now)
+    assert select(selector, kept, now)[0] == one != two
 
 
 # p-values below are of fixed seeds, so the tests do not flicker; a right sampler is below 1e-3 for one seed
@@ -110,6 +176,7 @@ def successive(sizes, free):
         ([1] * 6, ()),  # by permutation
         ([1] * 11, (0, 7, 10)),  # by rejection around busy clients
         ([1] * 7, (6,)),  # by permutation of the free
+        ([1] * 40, range(8, 40)),  # from a list: fewer than a quarter are free
         ([3, 0, 1, 1, 0, 9, 2, 2, 2, 2], ()),  # sizes do not matter, but no examples do
     ],
 )
@@ -126,6 +193,7 @@ def test_uniform_sets_are_equally_likely(sizes, busy):
         ([1, 2, 3, 4], ()),  # by exponential waits
         ([4, 1, 2, 90, 3, 4, 5, 2, 7, 8], (3, 0)),  # by rejection around busy clients
         ([5, 0, 4, 3, 2, 1, 1], (0,)),  # by waits; client 1 has no examples
+        ([90, 1, 2, 3, 4, 5, 2, 7, 8, 9, 900], (0, 10)),  # most draws meet the busy, so waits go on
         ([10**9, 2, 5, 1, 3, 4, 6, 1], ()),  # rejection finds the first and waits the second
     ],
 )
@@ -148,32 +216,21 @@ def test_weighted_differs_from_uniform():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("busy", [{0, 1, 2}, [0, 1, 2], {0: "a", 1: "b", 2: "c"}, set(range(12)), set(range(10))])
+@pytest.mark.parametrize("free", [12, 9, 2, 1, 0])
 @pytest.mark.parametrize("count", [1, 2, 9, 12])
-def test_the_busy_are_left_alone_and_too_few_free_are_all_taken(kind, busy, count):
-    for ids in choose(kind(count=count), EQUAL, busy=busy, rounds=10):
-        assert not set(ids) & set(busy)
-        assert len(ids) == min(count, 12 - len(busy))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_clients_without_examples_are_never_chosen(kind):
-    sizes = torch.tensor([0, 3] * 20)
-    for count in (2, 15, 30):
-        for ids in choose(kind(count=count), sizes, rounds=10):
-            assert all(c % 2 == 1 for c in ids)
-            assert len(ids) == min(count, 20)
-    assert choose(kind(count=2), torch.zeros(5, dtype=torch.int64)) == [()]
+def test_too_few_free_are_all_taken(kind, free, count):
+    for ids in choose(kind(count=count), EQUAL, busy=range(free, 12), rounds=10):
+        assert len(ids) == min(count, free)  # `select` has looked that they are free
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_cost_of_a_selection_does_not_grow_with_the_population(kind):
     population = 10**7 if kind is Uniform else 10**6
-    sizes = torch.full((1,), 20).expand(population)
     selector = kind(count=100)
-    state = selector.start(sizes)
+    state = selector.start(torch.full((1,), 20).expand(population))
+    now = turn(np.arange(population) > 2, 100)
     with Largest() as largest:
-        ids, _ = selector.select(state, Streams(0), 0, population, {1, 2, 3})
+        ids, _ = selector.select(state, now, None)
     assert len(ids) == 100
     # About 4 * 100 draws of two words, in blocks of four words.
     assert 100 <= largest.numel <= 4000

@@ -1,0 +1,136 @@
+"""How long clients compute: seconds of each, fixed for the run, by rule, by a named draw, or from a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from fedsim.devices.census import Census, Seconds, Spread
+from fedsim.devices.traces import File, read_trace
+from fedsim.errors import InputError
+from fedsim.options import one_of, options
+from fedsim.streams import SERVER, Streams
+
+DRAW = "devices/compute"
+TABLE = "devices.compute"
+
+
+@dataclass(frozen=True, eq=False)
+class Pace:
+    """Seconds that N clients take: client i has `count[i]` numbers, which it takes in turn, from `first[i]` on.
+
+    values: float64 [n], positive. first, count: int64 [N].
+    """
+
+    values: NDArray[np.float64]
+    first: NDArray[np.int64]
+    count: NDArray[np.int64]
+
+    @classmethod
+    def constant(cls, seconds: NDArray[np.float64]) -> Pace:
+        """One number a client: seconds, float64 [N]."""
+        return cls(seconds, np.arange(len(seconds)), np.ones(len(seconds), dtype=np.int64))
+
+
+@options
+class Fixed:
+    """tau_i = seconds (1 - spread/100 * i/(N - 1)), and `seconds` for a single client. FedFix's setting F-X.
+
+    i is the client's rank from 0, so the first is the slowest. by: client, its id; size, ascending by its number of
+    examples; label, ascending by the mean label of its examples (those without any last); ties by id. spread: percent.
+    Fraboni et al. 2023, section on experiments.
+    """
+
+    seconds: Seconds = 1.0
+    spread: Annotated[float, Field(ge=0, lt=100)] = 0.0
+    by: Literal["client", "size", "label"] = "client"
+
+    def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:  # noqa: ARG002
+        """Rank the clients; InputError: by label where there are none."""
+        population = len(census.sizes)
+        keys = {"client": np.arange(population), "size": census.sizes.numpy(), "label": census.labels}[self.by]
+        if keys is None:
+            raise InputError(f"{TABLE}.by", self.by, "the examples have no labels; take client or size")
+        rank = np.empty(population)
+        rank[np.argsort(keys, kind="stable")] = np.arange(population)
+        return Pace.constant(self.seconds * (1.0 - self.spread / 100.0 * (rank / max(population - 1, 1))))
+
+
+@options
+class Uniform:
+    """tau_i uniform in [low, high) seconds."""
+
+    low: Seconds
+    high: Seconds
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise InputError("high", self.high, f"must be at least low, which is {self.low}")
+
+    def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:  # noqa: ARG002
+        """Draw each client's seconds."""
+        drawn = streams.uniform(DRAW, torch.arange(len(census.sizes)), dtype=torch.float64).numpy()
+        return Pace.constant(self.low + (self.high - self.low) * drawn)
+
+
+@options
+class LogNormal:
+    """tau_i = median exp(sigma z_i) seconds, z_i standard normal."""
+
+    median: Seconds
+    sigma: Spread
+
+    def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:  # noqa: ARG002
+        """Draw each client's seconds."""
+        drawn = streams.normal(DRAW, torch.arange(len(census.sizes)), dtype=torch.float64).numpy()
+        return Pace.constant(self.median * np.exp(self.sigma * drawn))
+
+
+@options
+class Zipf:
+    """tau_i = seconds r_i^exponent, r_i = 1 .. N a random order: speeds follow Zipf's law.
+
+    seconds: of the fastest client, the one of rank 1.
+    """
+
+    seconds: Seconds
+    exponent: Annotated[float, Field(ge=0, le=10)]
+
+    def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:  # noqa: ARG002
+        """Draw the order of the clients."""
+        order = streams.permutation(DRAW, torch.tensor([SERVER]), len(census.sizes))[0].numpy()
+        return Pace.constant(self.seconds * (order + 1.0) ** self.exponent)
+
+
+@options
+class Trace:
+    """tau_i from a file with the columns client and seconds.
+
+    Several rows of one client are used one after the other, in the order of the file and from the beginning again: in
+    the turn t, the row t modulo their number.
+    """
+
+    file: File
+
+    def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:  # noqa: ARG002
+        """Read the file; InputError: it is not such a table."""
+        population = len(census.sizes)
+        records = read_trace(self.file, ["seconds"], population, f"{TABLE}.file", data_dir)
+        (seconds,) = records.columns
+        records.require(seconds > 0, "seconds must be above 0; correct it or remove the row")
+        order = np.argsort(records.clients, kind="stable")
+        count = np.bincount(records.clients, minlength=population)
+        return Pace(seconds[order], np.cumsum(count) - count, count)
+
+
+Compute = Annotated[
+    Fixed | Uniform | LogNormal | Zipf | Trace,
+    one_of(fixed=Fixed, uniform=Uniform, lognormal=LogNormal, zipf=Zipf, trace=Trace),
+]
+"""How long clients compute: one of these, or its name, or a table with `kind` and its options."""

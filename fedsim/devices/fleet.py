@@ -1,0 +1,176 @@
+"""Devices of all clients: how long an order takes, and whether the client lives to see its end.
+
+duration = seconds_i * steps (or 1) * jitter + bytes_down/down_i + bytes_up/up_i, in whole ticks, at least one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field
+
+from fedsim.clock import SECOND, ticks
+from fedsim.devices.availability import Always, Availability, Presence
+from fedsim.devices.census import LONGEST, Census, Seconds, Spread
+from fedsim.devices.compute import Compute, Fixed, Pace
+from fedsim.options import Positive, options
+from fedsim.streams import MASK, Streams
+
+Ticks = NDArray[np.int64]
+Numbers = NDArray[np.float64]
+
+LAST = 2**62
+"""Ticks, 146 years: what would take longer takes that."""
+
+
+@options
+class Bandwidth:
+    """A client's link: up and down, medians in bytes a second, both times the client's factor exp(sigma z_i).
+
+    z_i standard normal: who is slow to send is slow to receive.
+    """
+
+    up: Positive
+    down: Positive
+    sigma: Spread = 0.0
+
+
+@options
+class Failure:
+    """Clients fail at work, after a time that is exponential with this mean, in seconds, from the start of each order.
+
+    Being memoryless, that is the time from any other moment, too. repair_seconds: after which a failed client is free
+    again; None: it is lost for good.
+    """
+
+    mean_seconds: Seconds
+    repair_seconds: Annotated[float, Field(ge=0, le=LONGEST)] | None = None
+
+
+def _table(cls: type[Any]) -> BeforeValidator:
+    """A field that takes a table of that class's options beside an object of it."""
+    return BeforeValidator(lambda given: cls(**given) if isinstance(given, Mapping) else given)
+
+
+@options
+class Devices:
+    """The machines of the clients; by default each takes one second an order, always.
+
+    compute: seconds of each client. per: whether these are for an order or for one local step. jitter: sigma of a
+    log-normal factor with mean 1 on the time to compute, drawn for each order. bandwidth: None if sending takes
+    no time. availability: when a client can start; work that has begun is finished. failure: None if nobody fails.
+    """
+
+    compute: Compute = Fixed()
+    per: Literal["order", "step"] = "order"
+    jitter: Spread = 0.0
+    bandwidth: Annotated[Bandwidth, _table(Bandwidth)] | None = None
+    availability: Availability = Always()
+    failure: Annotated[Failure, _table(Failure)] | None = None
+
+    def start(self, census: Census, streams: Streams, data_dir: Path | None = None) -> Fleet:
+        """Give N clients their devices, by named draws. data_dir: where traces are looked for first.
+
+        Raises InputError, naming the option from `devices` on, when the clients or a trace do not go with it.
+        """
+        return Fleet(self, census, streams, data_dir)
+
+
+class Fleet:
+    """The devices of N clients. What it answers depends on its options and on what is asked, not on what was.
+
+    population: N. repair: ticks after which a failed client is free again; None: never. counts_steps: whether the
+    number of local steps makes a difference.
+    """
+
+    def __init__(self, devices: Devices, census: Census, streams: Streams, data_dir: Path | None) -> None:
+        self.population = len(census.sizes)
+        repair = None if devices.failure is None else devices.failure.repair_seconds
+        self.repair: int | None = None if repair is None else ticks(repair)
+        self.counts_steps = devices.per == "step"
+        self._devices, self._streams = devices, streams
+        self._pace: Pace = devices.compute.start(census, streams, data_dir)
+        self._presence: Presence | None = devices.availability.start(self.population, streams, data_dir)
+        self._links = self._bandwidths()
+        once = bool((self._pace.count == 1).all())
+        self._declares = once and devices.jitter == 0
+        # What a single client at a time is asked for in asynchronous runs, ready to be looked up.
+        plain = self._declares and self._links is None and devices.per == "order"
+        self._ready: Ticks | None = _whole(self._pace.values) if plain else None
+
+    def durations(self, clients: NDArray[np.int64], work: Numbers, bytes_down: int, bytes_up: int, turn: int) -> Ticks:
+        """Ticks that orders take, int64 [k], at least 1.
+
+        clients: int64 [k], at least one. work: local steps, float64 [k], which count where seconds are per step.
+        bytes_down, bytes_up: of one order and one reply. turn: of the orders; names the draws and picks the row of a
+        trace.
+        """
+        if self._ready is not None:
+            return self._ready[clients]
+        pace, jitter = self._pace, self._devices.jitter
+        taken = pace.values[pace.first[clients] + turn % pace.count[clients]]
+        if self._devices.per == "step":
+            taken *= work
+        if jitter > 0:
+            drawn = self._draw("normal", "devices/jitter", clients, turn)
+            taken *= np.exp(jitter * (drawn - 0.5 * jitter))
+        if self._links is not None:
+            down, up = self._links
+            taken += bytes_down / down[clients] + bytes_up / up[clients]
+        return _whole(taken)
+
+    def declared(self, work: Numbers, bytes_down: int, bytes_up: int) -> Ticks | None:
+        """Ticks that an order would take each of the clients, int64 [N]; None when that differs from order to order.
+
+        work: local steps, float64 [N].
+        """
+        if not self._declares:
+            return None
+        return self.durations(np.arange(self.population), work, bytes_down, bytes_up, 0)
+
+    def available(self, now: int) -> NDArray[np.bool_] | None:
+        """Who could start at a tick: bool [N], not to be written to; None: everybody, always."""
+        return None if self._presence is None else self._presence.at(now)
+
+    def wakes(self, now: int) -> int | None:
+        """The next tick > now at which that may change; None: never again."""
+        return None if self._presence is None else self._presence.wakes(now)
+
+    def failures(self, clients: NDArray[np.int64], durations: Ticks, turn: int) -> Ticks | None:
+        """Ticks from the start of an order until the client fails, int64 [k], at least 1; -1 where it ends before.
+
+        clients: int64 [k], at least one. durations: of their orders, int64 [k]. turn: as for them. None: nobody ever
+        fails.
+        """
+        failure = self._devices.failure
+        if failure is None:
+            return None
+        drawn = self._draw("uniform", "devices/failure", clients, turn)
+        fails = _whole(-failure.mean_seconds * np.log1p(-drawn))
+        return np.where(fails < durations, fails, -1)
+
+    def _bandwidths(self) -> tuple[Numbers, Numbers] | None:
+        """Bytes a second of each client, down and up, [N] both."""
+        bandwidth = self._devices.bandwidth
+        if bandwidth is None:
+            return None
+        drawn = self._draw("normal", "devices/bandwidth", np.arange(self.population), 0)
+        factor = np.exp(bandwidth.sigma * drawn)
+        return bandwidth.down * factor, bandwidth.up * factor
+
+    def _draw(self, law: Literal["normal", "uniform"], purpose: str, clients: NDArray[np.int64], turn: int) -> Numbers:
+        draw = self._streams.normal if law == "normal" else self._streams.uniform
+        # A turn may be past 2^32, the range of one word of the counter. The ids are copied: they may be read-only.
+        ids = torch.tensor(clients)
+        return draw(purpose, ids, round=turn & MASK, step=turn >> 32, dtype=torch.float64).numpy()
+
+
+def _whole(seconds: Numbers) -> Ticks:
+    """Whole ticks nearest to so many seconds, at least one."""
+    # Half the time of np.clip, which matters for one client at a time.
+    return np.minimum(np.maximum(np.rint(seconds * SECOND), 1), LAST).astype(np.int64)

@@ -1,0 +1,81 @@
+"""What happened to the clients' work over time: counters of fixed size, and the history of the first clients."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from fedsim.clock import seconds
+
+CLIENTS = 20
+"""Clients whose work is recorded one by one."""
+ENTRIES = 5_000
+"""Pieces of work that are recorded at most."""
+
+
+class Trace:
+    """Counters of staleness and participation, and a timeline of the first `CLIENTS` clients, until it is full."""
+
+    def __init__(self, population: int) -> None:
+        self.staleness: Counter[int] = Counter()
+        self.participation = [0] * population
+        self.lost: list[int] = []
+        self.late = 0
+        self._timeline: list[dict[str, Any]] = []
+        self._working: dict[int, dict[str, Any]] = {}
+
+    def began(self, client: int, version: int, start: int) -> None:
+        """Note that a client starts to work at tick `start`, from a version of the model."""
+        if client < CLIENTS and len(self._timeline) < ENTRIES:
+            entry = {"client": client, "version": version, "start": start, "end": None, "used": None}
+            self._timeline.append(entry)
+            self._working[client] = entry
+
+    def took(self, client: int, staleness: int, end: int, used: int, *, finite: bool) -> None:
+        """Note that a reply arrived at tick `end` and was taken when a window closed at tick `used`."""
+        if finite:
+            self.staleness[staleness] += 1
+            self.participation[client] += 1
+        if staleness > 0:
+            self.late += 1
+        if client < CLIENTS:
+            self._ended(client, end, used, "late" if staleness else "used") if finite else self._ended(
+                client, end, None, "failed"
+            )
+
+    def cancelled(self, client: int, at: int) -> None:
+        """Note that a client was told to stop at a tick."""
+        self.late += 1
+        self._ended(client, at, None, "cancelled")
+
+    def failed(self, client: int, at: int, *, lost: bool) -> None:
+        """Note that a client's machine failed at a tick, for good or not."""
+        if lost:
+            self.lost.append(client)
+        self._ended(client, at, None, "lost" if lost else "failed")
+
+    def summary(self, shares: list[float]) -> dict[str, Any]:
+        """Everything, as JSON takes it; times in seconds. shares: each client's weight p_i in the objective."""
+        timeline = [
+            {
+                "client": entry["client"],
+                "version": entry["version"],
+                **{name: None if entry[name] is None else seconds(entry[name]) for name in ("start", "end", "used")},
+                "outcome": entry.get("outcome", "working"),
+            }
+            for entry in self._timeline
+        ]
+        return {
+            "staleness": {str(rounds): self.staleness[rounds] for rounds in sorted(self.staleness)},
+            "participation": self.participation,
+            "late": self.late,
+            "lost": sorted(self.lost),
+            "lost_weight": sum(shares[client] for client in self.lost),
+            "timeline_clients": CLIENTS,
+            "timeline": timeline,
+        }
+
+    def _ended(self, client: int, end: int, used: int | None, outcome: str) -> None:
+        entry = self._working.pop(client, None)
+        if entry is not None:
+            entry |= {"end": end, "used": used, "outcome": outcome}

@@ -1,0 +1,56 @@
+"""What the pictures share: colours, plain axes, steps that are easy to read, and the writing of the file.
+
+The colours are those of Paul Tol's "bright" and "muted" sets, which people with colour blindness can tell apart.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from fedsim.runfolder import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BRIGHT = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#7F7F7F")
+MUTED = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933"]
+MUTED += ["#DDCC77", "#CC6677", "#882255", "#AA4499", "#BBBBBB"]
+STYLES = ("-", "--", ":", "-.")
+INK = "#333333"
+
+
+def plain(axis: Axes, *, grid: Literal["both", "x", "y"] | None) -> None:
+    """Leave two sides of the frame, in grey, and a faint grid behind what is drawn."""
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_color("#999999")
+    axis.tick_params(colors=INK, labelsize=9)
+    axis.set_axisbelow(True)
+    if grid is not None:
+        axis.grid(axis=grid, color="#E5E5E5", linewidth=0.6)
+
+
+def whole_step(span: float, steps: int) -> int:
+    """Find the least of 1, 2, 5, 10, 20, 50, ... of which `steps` make up the span."""
+    power = 1
+    while True:
+        for digit in (1, 2, 5):
+            if digit * power * steps >= span:
+                return digit * power
+        power *= 10
+
+
+def named(group: str, runs: int) -> str:
+    """Write the name of a group with the number of its runs, one a seed."""
+    return f"{group} ({runs} seeds)" if runs > 1 else group
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG. StorageError: it cannot be written."""
+    drawn = BytesIO()
+    figure.savefig(drawn, format="png", dpi=150, facecolor="white")
+    write_whole(path, drawn.getvalue())

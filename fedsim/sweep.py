@@ -1,0 +1,279 @@
+"""Sweeps: experiment files x the combinations of a grid x seeds, each a run folder, one process a core.
+
+DIR/<experiment name>/<key=value,key2=value2, or base>/seed-<k>/ is the run folder of a point. A point is finished when
+its summary says finished, stopped, diverged or stalled, and is then skipped; any other is begun anew. So the same call
+goes on after whatever ended the one before, be it SIGKILL: no other file says how far a sweep has come.
+
+Processes are spawned, for threads of PyTorch do not survive a fork. A point goes to its process as tables, since the
+classes of plug-in files cannot be pickled, and every operation takes one core anyway: its numbers are those of
+`fedsim run`, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedsim.errors import FedsimError, InputError
+
+# What needs PyTorch is imported where it is used: a new process then minds signals before it loads anything heavy.
+if TYPE_CHECKING:
+    from fedsim.configuration import Experiment
+
+DONE = ("finished", "stopped", "diverged", "stalled")
+"""How a run can end that need not be done again."""
+LONGEST = 200
+"""Bytes that the name of a combination's folder may take; most file systems allow 255."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep, and the folder that is to hold it."""
+
+    experiment: Experiment
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a point.
+
+    status: finished, stopped (early), diverged, stalled or failed; reason: why,. summary: as in summary.json,
+    empty where it failed. skipped: an earlier sweep had finished it.
+    """
+
+    point: Point
+    status: str
+    reason: str
+    summary: Mapping[str, Any]
+    skipped: bool = False
+
+
+def parse_grid(assignments: Iterable[str]) -> dict[str, list[str]]:
+    """Read a grid: `client.lr=0.1,0.2` and the like, split at commas outside brackets and quotes.
+
+    Values stay as they are written, in TOML; bare words are strings. InputError: an option without values, with an
+    empty one, given twice, or with brackets or quotes that do not match.
+    """
+    grid: dict[str, list[str]] = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        name = name.strip()
+        values = _split(text)
+        if not name or not all(values):
+            raise InputError("grid", assignment, "write table.option=value,value with brackets and quotes closed")
+        if name in grid:
+            raise InputError("grid", assignment, f"{name} has values already; write them all after one --grid")
+        grid[name] = values
+    return grid
+
+
+def expand(
+    paths: Sequence[Path | str],
+    *,
+    out: Path | str,
+    grid: Mapping[str, Sequence[str | float]] | None = None,
+    seeds: Sequence[int] = (),
+    overrides: Sequence[str] = (),
+    data_dir: Path | str | None = None,
+) -> list[Point]:
+    """Load every experiment file under every combination of the grid and every seed: the points, in this order.
+
+    grid: by `table.option`, its values, texts as after `--set`; they are set after the overrides. seeds: none stands
+    for each file's own. Nothing is written. InputError names file and combination beside the option.
+    """
+    from fedsim.configuration import load
+
+    grid = grid or {}
+    if "seed" in grid:
+        raise InputError("grid", "seed", "runs that differ in their seed are one point of a grid; pass --seeds")
+    points = []
+    for path in paths:
+        for values in itertools.product(*grid.values()):
+            combination = [f"{name}={value}" for name, value in zip(grid, values, strict=True)]
+            try:
+                loaded = load(path, overrides=[*overrides, *combination], data_dir=data_dir)
+            except InputError as error:
+                where = ", ".join([str(path), *combination])
+                raise InputError(error.option, error.value, f"{error.remedy} (in {where})") from error
+            group = Path(out) / loaded.name / _folder_name(combination)
+            points += [Point(loaded.with_seed(seed), group / f"seed-{seed}") for seed in seeds or [loaded.seed]]
+    return points
+
+
+def sweep(
+    points: Sequence[Point], *, workers: int | None = None, on_done: Callable[[Outcome], None] | None = None
+) -> list[Outcome]:
+    """Run the points that are not finished, `workers` at a time (by default one a core): their outcomes, in order.
+
+    on_done: called in this process with each outcome, first with those of points that are skipped. A point that fails
+    does not keep others from running; its folder has a traceback.txt where the code failed. When this call ends early
+    (KeyboardInterrupt), or its process does, so do the workers. A script that calls it needs
+    `if __name__ == "__main__":`, as every process begins by importing the script.
+    InputError, before anything runs: two points share a folder, one cannot be written, or holds another experiment.
+    """
+    from fedsim.engine.cores import cores
+
+    if workers is not None and workers < 1:
+        raise InputError("workers", workers, "at least one process is needed")
+    folder, uses = Counter(point.folder for point in points).most_common(1)[0] if points else (None, 0)
+    if uses > 1:
+        raise InputError("out", str(folder), "two points have this folder; name experiments apart, give values once")
+    outcomes: dict[Path, Outcome] = {}
+
+    def done(outcome: Outcome) -> None:
+        outcomes[outcome.point.folder] = outcome
+        if on_done is not None:
+            on_done(outcome)
+
+    earlier = [_earlier(point) for point in points]
+    for outcome in filter(None, earlier):
+        done(outcome)
+    waiting = deque(point for point, outcome in zip(points, earlier, strict=True) if outcome is None)
+    while waiting:
+        _work_off(waiting, min(workers or cores(), len(waiting)), done)
+    return [outcomes[point.folder] for point in points]
+
+
+def _work_off(waiting: deque[Point], workers: int, done: Callable[[Outcome], None]) -> None:
+    """Run waiting points until none is left or a worker dies; then those that were running have failed."""
+    context = multiprocessing.get_context("spawn")
+    alive, held = context.Pipe(duplex=False)
+    running: dict[Future[tuple[str, str, dict[str, Any]]], Point] = {}
+    broken = False
+    with alive, held, ProcessPoolExecutor(workers, context, _begin, (alive,)) as pool:
+        try:
+            while running or (waiting and not broken):
+                while waiting and not broken and len(running) < workers:
+                    point = waiting[0]
+                    try:
+                        task = pool.submit(_run, point.experiment.resolved(), point.experiment.data_dir, point.folder)
+                    except BrokenProcessPool:
+                        broken = True
+                    else:
+                        running[task] = waiting.popleft()
+                for task in wait(running, return_when=FIRST_COMPLETED).done:
+                    point, error = running.pop(task), task.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        broken = True
+                        done(Outcome(point, "failed", "its process, or one beside it, was ended: out of memory?", {}))
+                    elif error is not None:
+                        done(Outcome(point, "failed", _line(error), {}))
+                    else:
+                        done(Outcome(point, *task.result()))
+        except BaseException:
+            held.close()  # ends the workers, which would finish their points first
+            raise
+
+
+def _begin(alive: Connection) -> None:
+    """Make a worker of this process: one thread, deaf to Ctrl-C, gone when the other end of `alive` is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = "1"  # for NumPy, which reads it when it is loaded
+
+    import torch
+
+    torch.set_num_threads(1)  # before fedsim.engine.cores asks how many there are
+
+
+def _end_with(alive: Connection) -> None:
+    alive.poll(None)  # nothing is ever sent: this waits until the sweep closes its end, or dies
+    os._exit(1)
+
+
+def _run(tables: Mapping[str, Any], data_dir: Path | None, folder: Path) -> tuple[str, str, dict[str, Any]]:
+    """Run a point in a worker: status, reason and summary."""
+    from fedsim.configuration import experiment
+    from fedsim.runfolder import TRACEBACK, write_whole
+    from fedsim.runner import run
+
+    trace = folder / TRACEBACK
+    trace.unlink(missing_ok=True)  # a run removes only those of runs, not one left by an attempt that came to none
+    try:
+        result = run(experiment(data_dir=data_dir, **tables), out=folder, force=True)
+    except FedsimError as error:
+        return "failed", _line(error), {}
+    except Exception as error:
+        if not trace.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(trace, traceback.format_exc().encode())
+        return "failed", f"{_line(error)} (see {trace})", {}
+    return result.status, result.reason, result.summary
+
+
+def _earlier(point: Point) -> Outcome | None:
+    """Tell what an earlier sweep made of the point; None when it is still to be done.
+
+    InputError: the folder cannot be used, or another experiment has been run in it.
+    """
+    from fedsim.configuration import experiment
+    from fedsim.runfolder import CONFIG, SUMMARY, RunFolder
+
+    folder = point.folder
+    RunFolder.check(folder, point.experiment.name, force=True)
+    if not (folder / CONFIG).is_file():
+        return None
+    try:
+        same = _text(experiment(**RunFolder(folder).config())) == _text(point.experiment)
+    except InputError:
+        same = False
+    if not same:
+        raise InputError("out", str(folder), "another experiment has been run here; choose another --out")
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Outcome(point, summary["status"], summary["reason"], summary, True) if summary["status"] in DONE else None
+
+
+def _text(made: Experiment) -> str:
+    return json.dumps(made.resolved(), sort_keys=True, default=str)
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FedsimError) else f"{type(error).__name__}: {text}"
+
+
+def _folder_name(combination: Sequence[str]) -> str:
+    """Name the folder of a combination of a grid as it is written, but for what file names or shells stumble over."""
+    written = re.sub(r"[^\w.,:=+{}\[\]-]", "_", re.sub(r"[\s\"']", "", ",".join(combination)))
+    if len(written.encode()) <= LONGEST:
+        return written or "base"
+    digest = hashlib.blake2b(written.encode(), digest_size=6).hexdigest()
+    return f"{written.encode()[: LONGEST - 13].decode(errors='ignore')}-{digest}"
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas outside brackets and quotes; one empty value where these do not match."""
+    values, depth, quote, escaped = [""], 0, "", False
+    for letter in text:
+        if quote:
+            if letter == quote and not escaped:
+                quote = ""
+            escaped = quote == '"' and letter == "\\" and not escaped
+        elif letter in "\"'":
+            quote = letter
+        else:
+            depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth and not quote:
+            values.append("")
+        else:
+            values[-1] += letter
+    return [""] if depth or quote else [value.strip() for value in values]

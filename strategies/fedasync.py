@@ -1,0 +1,48 @@
+"""FedAsync: every arriving model is mixed into the global one, the less the staler it is.
+
+theta <- (1 - alpha s(u_i)) theta + alpha s(u_i) y_i,  u_i the staleness
+Clients minimise f_i(y) + rho/2 |y - theta^(rho_i)|^2. Uplink d floats a reply, downlink d floats and rho. Xie et al.
+2019, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedsim.exchange import Count, Orders, Replies, Window
+from fedsim.options import NonNegative, Share, Whole, options
+from fedsim.staleness import Discount, Polynomial
+from fedsim.strategy import Metrics, ServerState, ServerStep, observed
+
+
+@options
+class FedAsync(ServerStep):
+    """alpha: the mixing rate. staleness: the discount s. max_staleness: what is staler is left out.
+
+    proximal_mu: rho, the clients' penalty. The server's optimizer and rate apply to the change that mixing makes.
+    """
+
+    sends: ClassVar[frozenset[str]] = frozenset({"params", "proximal-mu"})
+    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
+
+    alpha: Share = 0.6
+    staleness: Discount = Polynomial()
+    max_staleness: Whole | None = None
+    proximal_mu: NonNegative = 0.005
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """Send the model and rho; look again at the next reply."""
+        config = {"proximal-mu": self.proximal_mu}
+        return Orders("train", chosen, {"params": state.params}, config, round=state.round, late="keep"), Count(1)
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Move towards the client's model y = (what it was sent) + Delta."""
+        delta = replies.payload["delta"]
+        weights = self.alpha * self.staleness.factor(replies.staleness)
+        if self.max_staleness is not None:
+            weights = weights * (replies.staleness <= self.max_staleness)
+        rows = replies.sent("params") + delta - state.params if len(replies) else delta
+        step = replies.combine(weights.to(delta.device, delta.dtype), rows=rows)
+        return self.advance(state, step), {**observed(replies), "mixing": float(weights.sum())}, True

@@ -1,0 +1,89 @@
+"""Asynchronous FedAvg: the server steps with every reply, and its client starts again at once.
+
+theta <- theta + eta * d_i Delta_i(theta^(rho_i))
+unbiased: d_i = p_i tau_i sum_j (1 / tau_j);  identical: d_i = 1
+Delta_i is taken from the model that client i was sent, and added to the current one. Uplink and downlink d floats a
+reply. Fraboni et al. 2023, section 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import InputError
+from fedsim.exchange import Count, Orders, Replies, Window
+from fedsim.options import Share, options
+from fedsim.participation import Frequency, Weights, observed_weights, participations, shares
+from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
+
+
+@options
+class FedAvgAsync(WeightedStep):
+    """weights: unbiased, or the same for all. floor: of observed frequencies.
+
+    frequency: how often a client takes part: declared, by the durations tau_j of all clients, which all work all the
+    time; or observed so far, where they are selected, asleep or lost, or their durations vary or are unknown.
+    """
+
+    sends: ClassVar[frozenset[str]] = frozenset({"params"})
+    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
+
+    weights: Weights = "unbiased"
+    frequency: Frequency = "declared"
+    floor: Share = 0.0001
+
+    def check(self, at_once: int, population: int) -> None:
+        """Refuse declared frequencies where clients also wait to be selected."""
+        if self.weights == "unbiased" and self.frequency == "declared" and at_once < population:
+            raise InputError(
+                "frequency", self.frequency, f"{at_once} of {population} clients work at once; use observed, or all"
+            )
+
+    def init(self, problem: ProblemView) -> ServerState:
+        """Keep p_i, or d_i where they are all the same; and how often each client took part, if that is needed."""
+        state, held = super().init(problem), shares(problem, self.weighting)
+        if self.weights == "identical":
+            return replace(state, memory={"weights": torch.ones_like(held)})
+        if self.frequency == "observed":
+            return replace(state, memory={"shares": held, "participations": torch.zeros(len(held), dtype=torch.int64)})
+        return replace(state, memory={"shares": held})
+
+    def plan(self, state: ServerState, durations: Tensor | None) -> ServerState:
+        """Find d_i from the durations of all clients."""
+        if self.weights == "identical" or self.frequency == "observed":
+            return state
+        if durations is None:
+            raise InputError("frequency", self.frequency, "these devices declare no durations; use observed")
+        weights = state.memory["shares"] * durations * (1.0 / durations).sum()
+        return replace(state, memory={"weights": weights.to(state.params.dtype)})
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """Send the model; look again at the next reply."""
+        orders = Orders("train", chosen, {"params": state.params}, round=state.round, late="keep")
+        return orders, Count(1)
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Move along the weighted change."""
+        memory = {}
+        if "weights" in state.memory:
+            weights = state.memory["weights"][replies.clients]
+        else:
+            memory["participations"] = participations(state, replies)
+            weights = observed_weights(
+                self.weights,
+                state.memory["shares"],
+                memory["participations"],
+                state.round + 1,
+                replies.clients,
+                self.floor,
+            )
+        delta = replies.payload["delta"]
+        return (
+            self.advance(state, replies.combine(weights.to(delta.device, delta.dtype)), **memory),
+            observed(replies),
+            True,
+        )

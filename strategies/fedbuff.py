@@ -1,0 +1,83 @@
+"""FedBuff: the server steps when a buffer of replies is full, whoever they are from.
+
+theta <- theta + eta * sum_(i in buffer) d_i s(u_i) Delta_i(theta^(rho_i)),  u_i the staleness
+identical: d_i = 1 / size;  unbiased: d_i = p_i / f_i, f_i how often client i took part so far
+Delta_i is taken from the model that client i was sent, and added to the current one. Uplink and downlink d floats a
+reply. Nguyen et al. 2022, algorithm 1 (restart = "arrival"); Fraboni et al. 2023, section 4 (restart = "window").
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import InputError
+from fedsim.exchange import Count, Orders, Replies, Window
+from fedsim.options import Count as Number
+from fedsim.options import Share, options
+from fedsim.participation import Weights, observed_weights, participations, shares
+from fedsim.staleness import Discount, Polynomial
+from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
+
+
+@options
+class FedBuff(WeightedStep):
+    """size: replies in the buffer. staleness: the discount s. weights: the same for all, or unbiased.
+
+    restart: a client starts again on arrival, from the model that there is then, or when its reply's window closes.
+    floor: of the observed frequencies f_i.
+    """
+
+    sends: ClassVar[frozenset[str]] = frozenset({"params"})
+    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
+
+    size: Number = 10
+    restart: Literal["arrival", "window"] = "arrival"
+    staleness: Discount = Polynomial()
+    weights: Weights = "identical"
+    floor: Share = 0.0001
+
+    def check(self, at_once: int, population: int) -> None:  # noqa: ARG002
+        """Refuse a buffer that can never be full."""
+        if self.size > at_once:
+            raise InputError(
+                "size", self.size, f"only {at_once} clients work at once; lower it or raise selection.count"
+            )
+
+    def init(self, problem: ProblemView) -> ServerState:
+        """Keep p_i and how often each client took part, if that is needed."""
+        state = super().init(problem)
+        if self.weights == "identical":
+            return state
+        held = shares(problem, self.weighting)
+        return replace(state, memory={"shares": held, "participations": torch.zeros(len(held), dtype=torch.int64)})
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """Send the model; look again when the buffer is full."""
+        orders = Orders("train", chosen, {"params": state.params}, round=state.round, late="keep")
+        return orders, Count(self.size, refill=self.restart == "arrival")
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Move along the discounted changes."""
+        weights, memory = self.staleness.factor(replies.staleness), {}
+        if self.weights == "identical":
+            weights = weights / self.size
+        else:
+            memory["participations"] = participations(state, replies)
+            weights = weights * observed_weights(
+                self.weights,
+                state.memory["shares"],
+                memory["participations"],
+                state.round + 1,
+                replies.clients,
+                self.floor,
+            )
+        delta = replies.payload["delta"]
+        return (
+            self.advance(state, replies.combine(weights.to(delta.device, delta.dtype)), **memory),
+            observed(replies),
+            True,
+        )

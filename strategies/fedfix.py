@@ -1,0 +1,98 @@
+"""FedFix: the server steps at fixed times, with whatever has arrived; who has not goes on with its work.
+
+theta^(n+1) = theta^n + eta * sum_(i arrived in (t^n, t^(n+1)]) d_i Delta_i(theta^(rho_i)),  t^(n+1) = t^n + window
+unbiased: d_i = p_i c_i, c_i = ceil(tau_i / window);  identical: d_i = 1 / sum_j (1 / c_j)
+Delta_i is taken from the model that client i was sent, and added to the current one. Clients that were aggregated
+start again when the window has closed. Uplink and downlink d floats a reply. Fraboni et al. 2023, sections 2 and 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.clock import ticks
+from fedsim.errors import InputError
+from fedsim.exchange import Every, Orders, Replies, Window
+from fedsim.options import Positive, Share, options
+from fedsim.participation import Frequency, Weights, observed_weights, participations, shares
+from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
+
+
+@options
+class FedFix(WeightedStep):
+    """window: virtual seconds between two steps. weights: unbiased, or the same for all.
+
+    frequency: how often a client takes part, 1 / c_i: declared, by the time that each reply has taken, which is exact
+    if all clients work all the time (also where a client's durations vary: each reply weighs for the windows that it
+    took); or observed so far, with at least `floor`, where clients are selected, asleep or lost.
+    """
+
+    sends: ClassVar[frozenset[str]] = frozenset({"params"})
+    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
+
+    window: Positive = 0.5
+    weights: Weights = "unbiased"
+    frequency: Frequency = "declared"
+    floor: Share = 0.01
+
+    def __post_init__(self) -> None:
+        if ticks(self.window) < 1:
+            raise InputError("window", self.window, "is less than a nanosecond, the clock's unit; raise it")
+
+    def check(self, at_once: int, population: int) -> None:
+        """Refuse declared frequencies where clients also wait to be selected."""
+        if self.frequency == "declared" and at_once < population:
+            raise InputError(
+                "frequency", self.frequency, f"{at_once} of {population} clients work at once; use observed, or all"
+            )
+
+    def init(self, problem: ProblemView) -> ServerState:
+        """Keep p_i and how often each client took part."""
+        state, held = super().init(problem), shares(problem, self.weighting)
+        memory = {"shares": held}
+        if self.frequency == "observed":
+            memory["participations"] = torch.zeros(len(held), dtype=torch.int64)
+        return replace(state, memory=memory)
+
+    def plan(self, state: ServerState, durations: Tensor | None) -> ServerState:
+        """Identical weights need the c_i of all clients from the start."""
+        if self.weights != "identical" or self.frequency != "declared":
+            return state
+        if durations is None:
+            raise InputError("frequency", self.frequency, "these devices declare no durations; use observed")
+        arrivals = sum(1.0 / self._windows(ticks(duration)) for duration in durations.tolist())
+        return replace(state, memory={**state.memory, "identical": torch.tensor(1.0 / arrivals, dtype=torch.float64)})
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """Send the model; look again when the window is over."""
+        orders = Orders("train", chosen, {"params": state.params}, round=state.round, late="keep")
+        return orders, Every(self.window)
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Move along the weighted changes; where nothing has arrived, only time has gone by."""
+        memory = {}
+        if self.frequency == "observed":
+            memory["participations"] = participations(state, replies)
+            weights = observed_weights(
+                self.weights,
+                state.memory["shares"],
+                memory["participations"],
+                state.round + 1,
+                replies.clients,
+                self.floor,
+            )
+        elif self.weights == "identical":
+            weights = state.memory["identical"].expand(len(replies))
+        else:
+            weights = state.memory["shares"][replies.clients] * self._windows(replies.durations)
+        delta = replies.payload["delta"]
+        step = replies.combine(weights.to(delta.device, delta.dtype))
+        return self.advance(state, step, **memory), {**observed(replies), "weight": float(weights.sum())}, True
+
+    def _windows(self, duration: Tensor | int) -> Tensor | int:
+        """How many windows work of so many ticks takes: it is taken in the one in which it ends."""
+        return -(-duration // ticks(self.window))
