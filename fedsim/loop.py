@@ -248,6 +248,7 @@ class Simulation:
         self._judged: tuple[int, dict[str, float]] = (-1, {})
         self._in_vain = self._failed = 0
         self._over = False
+        self._stalled: StalledError | None = None
         self._began = time.perf_counter()
 
     @property
@@ -266,6 +267,8 @@ class Simulation:
             row = self._next()
             if row is not None:
                 yield row
+        if self._stalled is not None:
+            raise self._stalled
 
     def step(self) -> Row:
         """Go on to the next row: complete a round, or as many as an evaluation takes."""
@@ -291,6 +294,9 @@ class Simulation:
                     self.complete_round()
                 except _TimeOverError:
                     self._over = True
+                except StalledError as error:
+                    self._over, self._stalled = True, error
+                    self._put_by(self._evaluate())
         if not self._rows:
             return None
         row, self.params = self._rows.popleft()
@@ -404,7 +410,7 @@ class Simulation:
             left = None if last is None else seconds(last - engine.now)
             server, replies = self._await(server, orders, Count(1, left))
             parts.append(replies)
-            if last is not None and engine.now >= last:
+            if last is not None and engine.now >= last and engine.settled():
                 break
             if missing > len(replies):
                 server = self._top_up(server)
@@ -521,6 +527,7 @@ _KEPT = (
     "_in_vain",
     "_failed",
     "_over",
+    "_stalled",
 )
 """What a snapshot holds beside the engine's."""
 

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedsim.errors import InputError
 from fedsim.exchange import Replies, Weighting
 from fedsim.strategy import ProblemView, ServerState
 
@@ -24,6 +25,15 @@ def shares(problem: ProblemView, weighting: Weighting) -> Tensor:
     sizes = problem.sizes
     like = sizes if weighting == "examples" else (sizes > 0).to(sizes.dtype)
     return like.double() / like.sum()
+
+
+def refuse_waiting(at_once: int, population: int, steady: bool) -> None:
+    """Refuse to go by durations alone where clients do not work all the time: InputError."""
+    if at_once < population:
+        remedy = f"only {at_once} of {population} clients work at once; use observed, or all clients"
+        raise InputError("frequency", "declared", remedy)
+    if not steady:
+        raise InputError("frequency", "declared", "these clients sleep or fail at times; use observed")
 
 
 def participations(state: ServerState, replies: Replies) -> Tensor:

@@ -135,7 +135,7 @@ def _check(experiment: Experiment, problem: Supervised) -> None:
     if check is not None:
         useful = int((problem.sizes > 0).sum())
         with naming("strategy"):
-            check(experiment.selection.of(useful), useful)
+            check(experiment.selection.of(useful), useful, experiment.devices.steady)
     stopping = experiment.stopping
     measured = problem.measures(experiment.evaluation.clients, experiment.evaluation.on)
     if stopping is not None and stopping.metric not in measured:
@@ -213,7 +213,8 @@ def _run(
         status, reason = "stalled", str(error)
     except KeyboardInterrupt:
         status, reason = "interrupted", f"interrupted after round {simulation.round}"
-    trace = simulation.parts.engine.trace.summary((problem.sizes / problem.sizes.sum()).tolist())
+    ended = simulation.parts.engine
+    trace = ended.trace.summary((problem.sizes.double() / problem.sizes.sum()).tolist(), ended.now)
     summary = summarise(rows, status, reason) | {"lost_weight": trace["lost_weight"]}
     params = simulation.state.params
     if folder is not None:

@@ -45,10 +45,10 @@ class Strategy(Protocol):
     """A server algorithm. Pure: state goes in and a new state comes out; inputs are never modified.
 
     sends: names in the payload and the configuration of its orders. expects: names that it reads from replies. It may
-    also have `check(at_once, population)`, which refuses (InputError) options that do not go with so many clients at
-    work at once, of so many; and `plan(state, durations)`, which is called once after `init` with the seconds that its
-    first order takes each client, float64 [N], or None where they are random or unknown, and returns the state to
-    begin with.
+    also have `check(at_once, population, steady)`, which refuses (InputError) options that do not go with so many
+    clients at work at once, of so many, or with clients that sleep or fail (not steady); and `plan(state, durations)`,
+    which is called once after `init` with the seconds that its first order takes each client, float64 [N], or None
+    where they are random or unknown, and returns the state to begin with.
     """
 
     sends: ClassVar[frozenset[str]]

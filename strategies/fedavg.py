@@ -31,7 +31,7 @@ class FedAvg(WeightedStep):
     deadline: Positive | None = None
     first: Number | None = None
 
-    def check(self, at_once: int, population: int) -> None:  # noqa: ARG002
+    def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: ARG002
         """Refuse to wait for more replies than there are clients in a round."""
         if self.first is not None and self.first > at_once:
             raise InputError("first", self.first, f"only {at_once} clients are selected; raise selection.count")

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.errors import InputError
 from fedsim.exchange import Count, Orders, Replies, Window
 from fedsim.options import Share, options
-from fedsim.participation import Frequency, Weights, observed_weights, participations, shares
+from fedsim.participation import Frequency, Weights, observed_weights, participations, refuse_waiting, shares
 from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
 
 
@@ -36,12 +36,10 @@ class FedAvgAsync(WeightedStep):
     frequency: Frequency = "declared"
     floor: Share = 0.0001
 
-    def check(self, at_once: int, population: int) -> None:
-        """Refuse declared frequencies where clients also wait to be selected."""
-        if self.weights == "unbiased" and self.frequency == "declared" and at_once < population:
-            raise InputError(
-                "frequency", self.frequency, f"{at_once} of {population} clients work at once; use observed, or all"
-            )
+    def check(self, at_once: int, population: int, steady: bool) -> None:
+        """Refuse declared frequencies where clients also wait, sleep or fail."""
+        if self.weights == "unbiased" and self.frequency == "declared":
+            refuse_waiting(at_once, population, steady)
 
     def init(self, problem: ProblemView) -> ServerState:
         """Keep p_i, or d_i where they are all the same; and how often each client took part, if that is needed."""

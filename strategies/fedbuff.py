@@ -40,8 +40,8 @@ class FedBuff(WeightedStep):
     weights: Weights = "identical"
     floor: Share = 0.0001
 
-    def check(self, at_once: int, population: int) -> None:  # noqa: ARG002
-        """Refuse a buffer that can never be full."""
+    def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: ARG002
+        """Refuse a buffer that the clients at work could not fill."""
         if self.size > at_once:
             raise InputError(
                 "size", self.size, f"only {at_once} clients work at once; lower it or raise selection.count"

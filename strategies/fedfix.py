@@ -18,7 +18,7 @@ from fedsim.clock import ticks
 from fedsim.errors import InputError
 from fedsim.exchange import Every, Orders, Replies, Window
 from fedsim.options import Positive, Share, options
-from fedsim.participation import Frequency, Weights, observed_weights, participations, shares
+from fedsim.participation import Frequency, Weights, observed_weights, participations, refuse_waiting, shares
 from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
 
 
@@ -43,12 +43,10 @@ class FedFix(WeightedStep):
         if ticks(self.window) < 1:
             raise InputError("window", self.window, "is less than a nanosecond, the clock's unit; raise it")
 
-    def check(self, at_once: int, population: int) -> None:
-        """Refuse declared frequencies where clients also wait to be selected."""
-        if self.frequency == "declared" and at_once < population:
-            raise InputError(
-                "frequency", self.frequency, f"{at_once} of {population} clients work at once; use observed, or all"
-            )
+    def check(self, at_once: int, population: int, steady: bool) -> None:
+        """Refuse declared frequencies where clients also wait, sleep or fail."""
+        if self.frequency == "declared":
+            refuse_waiting(at_once, population, steady)
 
     def init(self, problem: ProblemView) -> ServerState:
         """Keep p_i and how often each client took part."""

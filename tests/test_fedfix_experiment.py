@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from rich.console import Console
 
 import fedsim
+from experiments.fedfix import __main__ as program
 from experiments.fedfix import study
-from experiments.fedfix.__main__ import draw, table
 from experiments.fedfix.study import Measured
 from fedsim.configuration import load
 from fedsim.runner import build_problem, run
@@ -67,8 +68,8 @@ def test_measures_are_means_over_time():
 
 
 def test_best_rate_has_the_least_loss_over_time_and_seeds():
-    # At the end the first is better, 0.1 < 0.2; over time it is worse.
-    grid = [measured([0.9] * 39 + [0.1], lr=0.1), measured(0.2, lr=0.2), measured(0.3, lr=0.4)]
+    # In the last 15 seconds the first is better, 0.1 < 0.2; over time it is worse, (25 x 0.9 + 15 x 0.1) / 40 = 0.6.
+    grid = [measured([0.9] * 25 + [0.1] * 15, lr=0.1), measured(0.2, lr=0.2), measured(0.3, lr=0.4)]
     assert study.best(grid).lr == 0.2
 
 
@@ -128,6 +129,7 @@ def test_tuned_means_that_the_middle_of_the_grid_is_best():
         ((0.16, 0.16, 0.16, 0.16, 0.16), (0.2,) * 5, False),  # 0.06 is more than half of 0.1
         ((0.04, 0.04, 0.04, 0.04, 0.04), (0.2,) * 5, False),  # so is it below
         ((0.1, 0.1, 0.1, 0.1, 0.1), (0.3, 0.3, 0.3, 0.0, 0.0), False),  # in three of five seeds only
+        ((0.9, 0.12, 0.12, 0.12, 0.12), (0.2,) * 5, True),  # one restless run does not decide
     ],
 )
 def test_bias_is_beyond_that_of_fedavg(monkeypatch, unbiased, identical, holds):
@@ -207,11 +209,37 @@ def test_table_and_picture(tmp_path):
     falling = np.linspace(0.55, 0.16, 40)
     tuned = {"fedavg": measured(falling, falling + 0.02, lr=0.08), "fedfix_05": measured(1.0, lr=0.04)}
     console = Console(width=140, record=True)
-    console.print(table(tuned))
+    console.print(program.table(tuned))
     text = console.export_text()
     # The mean over time of 0.55 .. 0.16 is 0.355, with the other seed 0.365 ± 0.01 sqrt(2).
     assert "0.365 ± 0.014" in text
     assert "0.08" in text
     assert "inf" in text
-    draw(tuned, tmp_path / "figure.png")
+    program.draw(tuned, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_exit_code_says_whether_all_claims_hold(tmp_path, monkeypatch, capsys, holds):
+    claims = (
+        study.Claim("sure", "is true", lambda results: ("1", True)),
+        study.Claim("open", "may be", lambda results: ("2", holds)),
+    )
+    monkeypatch.setattr(program, "CLAIMS", claims)
+    monkeypatch.setattr(program, "measure", lambda out, **given: {"unequal": {"fedavg": [measured(0.5, lr=0.08)]}})
+    call = {"data_dir": tmp_path, "out": tmp_path, "seeds": "0-1", "picture": tmp_path / "figure.png"}
+    if holds:
+        program.main(**call)
+    else:
+        with pytest.raises(typer.Exit) as stopped:
+            program.main(**call)
+        assert stopped.value.exit_code == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2:] == ["holds: is true: 1", f"{'holds' if holds else 'FAILS'}: may be: 2"]
+
+
+def test_input_that_cannot_be_used_is_one_line(tmp_path, capsys):
+    with pytest.raises(typer.Exit) as stopped:
+        program.main(data_dir=tmp_path, out=tmp_path, seeds="1-0", picture=tmp_path / "figure.png")
+    assert stopped.value.exit_code == 2
+    assert capsys.readouterr().err.startswith("fedsim: seeds = 1-0: ")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from traces import after, every, everybody, schedule
+from traces import after, ended, every, everybody, schedule
 
 from fedsim import plots
 from fedsim.runfolder import StorageError
@@ -267,7 +267,7 @@ def test_targets_that_repeat_make_fewer_bins(tmp_path, targets):
 
 def trace(**changes: object) -> dict[str, object]:
     """Three clients of a synchronous run of two rounds of 1 s."""
-    return {
+    found = {
         "staleness": {"0": 6},
         "participation": [2, 2, 2],
         "late": 0,
@@ -277,6 +277,7 @@ def trace(**changes: object) -> dict[str, object]:
         "timeline_clients": 20,
         **changes,
     }
+    return {"until": ended(found["timeline"]), **found}
 
 
 def work(
@@ -491,3 +492,13 @@ def test_drawing_does_not_import_pyplot(tmp_path):
     code += "curves([dict(round=1, train_loss=1.0)], pathlib.Path(sys.argv[1])); "
     code += "sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "c.png"], check=False).returncode == 0
+
+
+def test_a_round_that_was_judged_twice_is_one_point(tmp_path):
+    """Looks at 1, 2 and 3 s fall into rounds 1, 1 and 2 of one run, and into 1, 2 and 2 of the other."""
+    groups = {
+        name: [[{"round": r, "time": float(t), "test_loss": 1.0 / t} for t, r in enumerate(rounds, start=1)]]
+        for name, rounds in {"slow": (1, 1, 2), "fast": (1, 2, 2)}.items()
+    }
+    assert plots.compare_curves(groups, tmp_path / "both.png")
+    assert (tmp_path / "both.png").stat().st_size > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fedsim.clock import seconds, ticks
@@ -97,5 +97,12 @@ def schedule(
         "lost_weight": len(missing) / len(taus),
         "timeline": [entry for entry in timeline if entry["client"] < drawn],
         "timeline_clients": drawn,
+        "until": ended(timeline),
     }
     return rows, trace
+
+
+def ended(timeline: Iterable[Mapping[str, Any]]) -> float:
+    """The last moment that a timeline names; 0 without one."""
+    moments = [entry[name] for entry in timeline for name in ("start", "end", "used")]
+    return max((moment for moment in moments if moment is not None), default=0.0)

@@ -1,8 +1,12 @@
-"""The benchmark of the event loop: `python -m experiments.benchmarks.events`.
+"""The benchmark of asynchronous runs: `python -m experiments.benchmarks.events`.
 
-10,000 clients in flight whose work is nothing (an update of 10 zeros), so that what is measured is the loop itself:
-select, ask, submit, collect, tell, ledger and trace. Beside it, turn by turn, a loop that only pushes to and pops from
-a heap. Reported: completions a second, medians over the turns, and how much memory all the turns together added.
+First the event loop: 10,000 clients in flight whose work is nothing (an update of 10 zeros), so that what is measured
+is select, ask, submit, collect, tell, ledger and trace. Beside it, turn by turn, a loop that only pushes to and pops
+from a heap. Reported: completions a second, medians over the turns, and how much memory all the turns together added.
+
+Then real work: 100 clients on the digits, all of them in flight, the slowest taking five times as long as the fastest
+(F-80), under each window, turn by turn with the synchronous run. Reported: wall time of a client's update, and its
+ratio to the synchronous one's, the median over turns of the ratio within a turn.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fedsim
+from experiments.benchmarks.peers.work import digits as make_digits
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.cores import one_core_an_operation
 from fedsim.exchange import Cost, Orders, Update
@@ -32,6 +37,15 @@ from fedsim.problems.supervised import Supervised
 from fedsim.runner import build_simulation
 
 CLIENTS = 10_000
+SYNCHRONOUS = "All, FedAvg"
+UPDATES: dict[str, dict[str, Any]] = {
+    SYNCHRONOUS: {"kind": "fedavg"},
+    "Every(0.5), FedFix": {"kind": "fedfix", "window": 0.5},
+    "Every(0.2), FedFix": {"kind": "fedfix", "window": 0.2},
+    "Count(10), FedBuff": {"kind": "fedbuff", "size": 10, "restart": "window"},
+    "Count(10) refilled, FedBuff": {"kind": "fedbuff", "size": 10},
+    "Count(1), FedAvg": {"kind": "fedavg_async"},
+}
 STRATEGIES: dict[str, dict[str, Any]] = {
     "Every(0.01), FedFix": {"kind": "fedfix", "window": 0.01},
     "Count(10), FedBuff": {"kind": "fedbuff", "size": 10, "restart": "window"},
@@ -115,6 +129,39 @@ def turns(simulated: Simulation, completions: int) -> int:
     return ledger.clients - before
 
 
+def digits(strategy: dict[str, Any]) -> Simulation:
+    """A run of 100 clients on the digits: an MLP, five local epochs of batches of 4; never judged."""
+    work = make_digits()
+    shared = fedsim.supervised(work.x, work.y, model=work.model(), clients=work.clients, device="cpu")
+    experiment = fedsim.experiment(
+        duration=1e6,
+        strategy=strategy,
+        client={"kind": "sgd", "epochs": work.epochs, "batch_size": work.batch_size, "lr": 0.01},
+        evaluation={"every": 0},
+        devices={"compute": {"kind": "fixed", "spread": 80.0}},
+    )
+    return build_simulation(experiment, shared)
+
+
+def updates(number: int, console: Console) -> None:
+    """Print what a client's update costs under each window."""
+    running = {name: digits(strategy) for name, strategy in UPDATES.items()}
+    for simulated in running.values():
+        turns(simulated, 1_000)
+    found: dict[str, list[float]] = {name: [] for name in running}
+    for _ in range(number):
+        for name, simulated in running.items():
+            found[name].append(1e6 / rate(lambda simulated=simulated: turns(simulated, 2_000)))  # type: ignore[misc]
+    table = Table(title=f"100 clients on the digits, F-80; {number} turns of 2,000 client updates")
+    table.add_column("window")
+    for column in ("µs a client update", "times the synchronous"):
+        table.add_column(column, justify="right")
+    for name, times in found.items():
+        ratio = statistics.median(own / base for own, base in zip(times, found[SYNCHRONOUS], strict=True))
+        table.add_row(name, f"{statistics.median(times):,.0f}", f"{ratio:.2f}")
+    console.print(table)
+
+
 def main(
     number: Annotated[int, typer.Option("--turns", help="How often each is measured.")] = 5,
     completions: Annotated[int, typer.Option(help="Completions a turn.")] = 50_000,
@@ -140,8 +187,10 @@ def main(
         ours, bare = (statistics.median(values) for values in zip(*pairs, strict=True))
         ratio = statistics.median(a / b for a, b in pairs)
         table.add_row(name, f"{ours:,.0f}", f"{bare:,.0f}", f"{ratio:.2f}")
-    Console().print(table)
-    Console().print(f"memory grew by {grown:.0f} MiB over {number * completions * len(STRATEGIES):,} completions")
+    console = Console()
+    console.print(table)
+    console.print(f"memory grew by {grown:.0f} MiB over {number * completions * len(STRATEGIES):,} completions")
+    updates(number, console)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ SCHEMES = {
 WEIGHTED = ("fedfix_05", "fedbuff_10", "async_unbiased")
 """Those whose weights can be unbiased and identical."""
 FACTORS = (0.5, 1.0, 2.0)
-"""The grid: a file's own learning rate times these."""
+"""The grid: the learning rate of a file, as it is set, times these."""
 LEVEL = 0.5
 """The training loss that is waited for."""
 LATE = 30
@@ -62,7 +62,7 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Part:
-    """Runs that differ from the files in a setting. tuned: over the grid of rates; otherwise only the file's rate."""
+    """Runs that differ from the files in settings. tuned: over a grid of rates around theirs, not at theirs alone."""
 
     schemes: tuple[str, ...]
     settings: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class Part:
 _BY_CLASS = "devices.compute.by=label"
 PARTS = {
     "unequal": Part(tuple(SCHEMES), tuned=True),
-    "equal": Part(("fedfix_05",), ("devices.compute.spread=0",), tuned=True),
+    "equal": Part(("fedfix_05",), ("devices.compute.spread=0", "client.lr=0.02"), tuned=True),
     "momentum": Part(("fedavg", "fedfix_05", "async_unbiased"), ("client.lr=0.001", "client.momentum=0.9")),
     "by_class": Part(("fedavg",), (_BY_CLASS,)),
     "by_class_unbiased": Part(WEIGHTED, (_BY_CLASS, "strategy.weights=unbiased")),
@@ -238,18 +238,22 @@ def _no_gain(results: Results) -> tuple[str, bool]:
 
 
 def _biased(results: Results) -> tuple[str, bool]:
-    """By how much more than under FedAvg slower clients are behind, mean over the seeds."""
+    """By how much more than under FedAvg slower clients are behind, median over the seeds.
+
+    Not the mean, since the last models of single runs may be off by more than what is looked for.
+    """
     unbiased, identical = results["by_class_unbiased"], results["by_class_identical"]
     schemes = [*results["by_class"].values(), *unbiased.values(), *identical.values()]
     reference, *gaps = behind([one for (one,) in schemes])
     fair, unfair = (np.array(part) - reference for part in (gaps[: len(unbiased)], gaps[len(unbiased) :]))
     agreed = (unfair > fair).mean(axis=1)
-    less = 2.0 * np.abs(fair.mean(axis=1)) < unfair.mean(axis=1)
+    alike, balanced = np.median(unfair, axis=1), np.median(fair, axis=1)
     numbers = "; ".join(
-        f"{scheme.partition('_')[0]} {alike:+.3f} and {balanced:+.3f}"
-        for scheme, alike, balanced in zip(identical, unfair.mean(axis=1), fair.mean(axis=1), strict=True)
+        f"{scheme.partition('_')[0]} {one:+.3f} and {other:+.3f}"
+        for scheme, one, other in zip(identical, alike, balanced, strict=True)
     )
-    return f"FedAvg {reference.mean():.3f}; beyond that {numbers}", bool((agreed >= MAJORITY).all() and less.all())
+    holds = bool((agreed >= MAJORITY).all() and (2.0 * np.abs(balanced) < alike).all())
+    return f"FedAvg {np.median(reference):.3f}; beyond that {numbers}", holds
 
 
 def behind(measured: Sequence[Measured]) -> list[Numbers]:
@@ -292,7 +296,7 @@ CLAIMS = (
     Claim(
         "biased",
         "where speed goes with class, identical weights leave the slower half of the clients further behind than FedAvg"
-        " does, more so than unbiased weights in 4 of 5 seeds, and in the mean by more than twice as much",
+        " does, more so than unbiased weights in 4 of 5 seeds, and in the median by more than twice as much",
         _biased,
     ),
 )

@@ -73,6 +73,11 @@ class Devices:
     availability: Availability = Always()
     failure: Annotated[Failure, _table(Failure)] | None = None
 
+    @property
+    def steady(self) -> bool:
+        """Whether clients can work all the time: nobody sleeps or fails."""
+        return isinstance(self.availability, Always) and self.failure is None
+
     def start(self, census: Census, streams: Streams, data_dir: Path | None = None) -> Fleet:
         """Give N clients their devices, by named draws. data_dir: where traces are looked for first.
 

@@ -24,10 +24,10 @@ class Trace:
         self._timeline: list[dict[str, Any]] = []
         self._working: dict[int, dict[str, Any]] = {}
 
-    def began(self, client: int, version: int, start: int) -> None:
-        """Note that a client starts to work at tick `start`, from a version of the model."""
+    def began(self, client: int, version: int, start: int, due: int | None = None) -> None:
+        """Note that a client starts to work at tick `start`, from a version of the model; due: when it will be done."""
         if client < CLIENTS and len(self._timeline) < ENTRIES:
-            entry = {"client": client, "version": version, "start": start, "end": None, "used": None}
+            entry = {"client": client, "version": version, "start": start, "end": due, "used": None}
             self._timeline.append(entry)
             self._working[client] = entry
 
@@ -54,13 +54,13 @@ class Trace:
             self.lost.append(client)
         self._ended(client, at, None, "lost" if lost else "failed")
 
-    def summary(self, shares: list[float]) -> dict[str, Any]:
-        """Everything, as JSON takes it; times in seconds. shares: each client's weight p_i in the objective."""
+    def summary(self, shares: list[float], now: int) -> dict[str, Any]:
+        """Everything up to tick `now`, as JSON takes it; times in seconds. shares: of the examples, each client's."""
         timeline = [
             {
                 "client": entry["client"],
                 "version": entry["version"],
-                **{name: None if entry[name] is None else seconds(entry[name]) for name in ("start", "end", "used")},
+                **{name: _past(entry[name], now) for name in ("start", "end", "used")},
                 "outcome": entry.get("outcome", "working"),
             }
             for entry in self._timeline
@@ -71,6 +71,7 @@ class Trace:
             "late": self.late,
             "lost": sorted(self.lost),
             "lost_weight": sum(shares[client] for client in self.lost),
+            "until": seconds(now),
             "timeline_clients": CLIENTS,
             "timeline": timeline,
         }
@@ -79,3 +80,8 @@ class Trace:
         entry = self._working.pop(client, None)
         if entry is not None:
             entry |= {"end": end, "used": used, "outcome": outcome}
+
+
+def _past(tick: int | None, now: int) -> float | None:
+    """Seconds of what has happened by now."""
+    return None if tick is None or tick > now else seconds(tick)

@@ -135,7 +135,7 @@ class VirtualEngine:
         steps = assignment.steps.tolist()
         for client, taken, duration, failure in zip(clients.tolist(), steps, durations.tolist(), fails, strict=True):
             self._sent += 1
-            self.trace.began(client, orders.round, self.now)
+            self.trace.began(client, orders.round, self.now, self.now + duration)
             if failure >= 0:
                 heappush(self._failing, (self.now + failure, client, orders.action))
                 continue
@@ -180,7 +180,7 @@ class VirtualEngine:
     def rest(self, until: int | None = None) -> bool:
         """Let time pass, at most to `until`, to where somebody may become free; False: nobody ever will."""
         times = [heap[0][0] for heap in (self._failing, self._mending) if heap]
-        wakes = self.fleet.wakes(self.now)
+        wakes = self.fleet.wakes(self.now) if self._idle_count else None
         times += [] if wakes is None else [wakes]
         if not times:
             return False

@@ -155,8 +155,8 @@ def _draw_quantity(axis: Axes, lines: Mapping[str, Line]) -> None:
 
 def _time_is_news(runs: Mapping[str, Sequence[Sequence[Row]]]) -> bool:
     """Tell whether rows have a time that is not one common factor times their round."""
-    rows = [row for group in runs.values() for rows in group for row in rows]
-    points = np.concatenate([_line(rows, "time", "round"), np.zeros((2, 1))], axis=1)  # the clock starts with round 0
+    lines = [_line(rows, "time", "round") for group in runs.values() for rows in group]
+    points = np.concatenate([*lines, np.zeros((2, 1))], axis=1)  # the clock starts with round 0
     rounds, times = points
     return not np.allclose(times * rounds.max(), rounds * times.max(), rtol=1e-6, atol=0.0)
 
@@ -207,13 +207,16 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _line(rows: Iterable[Row], column: str, along: Along) -> Line:
-    """Select rounds or times, and values of a column, where both are finite numbers: [2, points]."""
-    points = [
-        (row[along], row[column])
+    """Select rounds or times, and values of a column, where both are finite numbers: [2, points].
+
+    A model that was judged several times has several rows of one round; the last of them counts.
+    """
+    points = {
+        row[along]: row[column]
         for row in rows
         if all(isinstance(row.get(name), (int, float)) and np.isfinite(row[name]) for name in (along, column))
-    ]
-    return np.array(points, dtype=np.float64).reshape(-1, 2).T
+    }
+    return np.array(list(points.items()), dtype=np.float64).reshape(-1, 2).T
 
 
 def _bands(runs: Mapping[str, Sequence[Sequence[Row]]], column: str, along: Along) -> dict[str, Line]:

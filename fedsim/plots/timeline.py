@@ -132,15 +132,14 @@ def _draw_run(
 
 
 def _works(trace: Trace) -> list[_Work]:
-    """Read the orders of a trace; work that goes on lasts to the last moment that the trace knows of."""
+    """Read the orders of a trace; work that goes on lasts until the trace ends."""
     entries = trace["timeline"]
-    known = [entry[name] for entry in entries for name in ("start", "end", "used") if entry[name] is not None]
     return [
         _Work(
             entry["client"],
             entry["version"],
             entry["start"],
-            max(known) if entry["end"] is None else entry["end"],
+            trace["until"] if entry["end"] is None else entry["end"],
             entry["used"],
             entry["outcome"],
         )

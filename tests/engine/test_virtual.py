@@ -218,8 +218,20 @@ def test_a_synchronous_round_closes_when_the_last_has_answered_or_failed(tmp_pat
     assert sorted(machine.trace.lost) == sorted(moments)
     assert machine.free().count == len(clients)
     assert machine.in_flight == 0
-    summary = machine.trace.summary([0.5, 0.25, 0.25])
+    summary = machine.trace.summary([0.5, 0.25, 0.25], machine.now)
     assert summary["lost_weight"] == sum([0.5, 0.25, 0.25][client] for client in moments)
+
+
+@pytest.mark.parametrize("window", [All(0.5), Count(3, deadline=0.5)])
+@pytest.mark.parametrize(("moments", "end", "lost"), [({1: 0.55, 2: 0.7}, 0.5, 0), ({1: 0.35, 2: 0.4}, 0.4, 2)])
+def test_a_deadline_is_not_put_off_for_those_that_would_fail_after_it(tmp_path, window, moments, end, lost):
+    """Client 0 answers at 0.3 s, and nobody else will."""
+    machine = engine(tmp_path, 0.3, 0.6, 0.9)
+    failing(machine, moments)
+    order(machine, [0, 1, 2], "cancel")
+    assert taken(machine, window) == [0]
+    assert machine.now == ticks(end)
+    assert (machine.ledger.lost, machine.ledger.late, machine.free().count) == (lost, 2 - lost, 3 - lost)
 
 
 def test_repair_brings_clients_back(tmp_path):

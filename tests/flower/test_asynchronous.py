@@ -79,6 +79,13 @@ RUNS = {
 }
 
 
+def seen(engine: Any) -> dict[str, Any]:
+    """A trace, without the ends of work that no window has taken: replies that lie on a grid have no time yet."""
+    summary = engine.trace.summary([0.2] * 5, engine.now)
+    timeline = [entry | ({"end": None} if entry["outcome"] == "working" else {}) for entry in summary["timeline"]]
+    return summary | {"timeline": timeline}
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_nodes_that_take_declared_times_give_the_run_of_virtual_time(name, clock):
     ends = {"rounds": 1000, "duration": 5.0, "evaluation": {"every_seconds": 0.75}}
@@ -94,7 +101,7 @@ def test_nodes_that_take_declared_times_give_the_run_of_virtual_time(name, clock
     for ours, theirs in zip(expected, found, strict=True):
         assert theirs | {"wall": 0.0} == pytest.approx(ours | {"wall": 0.0}, abs=1e-6)
     torch.testing.assert_close(real.params, virtual.params, rtol=0.0, atol=1e-6)
-    assert engine.trace.summary([0.2] * 5) == virtual.parts.engine.trace.summary([0.2] * 5)
+    assert seen(engine) == seen(virtual.parts.engine)
     assert engine.ledger == virtual.parts.engine.ledger
 
 

@@ -77,7 +77,7 @@ def test_late_clients_are_free_in_the_next_round(tmp_path):
     assert final(simulated).tolist() == pytest.approx([0.0, 2.0, 2.0])
     assert simulated.parts.engine.ledger.late == 4
     assert simulated.parts.engine.ledger.bytes_down == 4 * 3 * 3 * 8
-    trace = simulated.parts.engine.trace.summary([1 / 3] * 3)
+    trace = simulated.parts.engine.trace.summary([1 / 3] * 3, simulated.parts.engine.now)
     own = [(entry["start"], entry["end"], entry["outcome"]) for entry in trace["timeline"] if entry["client"] == 0]
     assert own == [(float(number), float(number + 1), "cancelled") for number in range(4)]
 

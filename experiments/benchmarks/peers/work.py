@@ -166,7 +166,7 @@ def images() -> Work:
         epochs=1,
         batch_size=32,
         lr=0.05,
-        rounds=3,
+        rounds=9,
         per_round=10,
     )
 
