@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from typing import Any
+
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Context, RecordDict
