@@ -1,9 +1,8 @@
 """The claims that take long: measure them and write the table `experiments/results.md`.
 
-python -m experiments.check [--only NAME] [--data-dir FOLDER]. A claim is a row of `CLAIMS`. Exit code 1 when one
-does not
-hold, 0 otherwise; without a data folder the claims that need one are skipped, and the table says so. Rows of claims
-that were not chosen stay, if they come from the same machine and versions.
+python -m experiments.check [--only NAME]... [--data-dir FOLDER]. A claim is a row of `CLAIMS`. Exit code 1 when one
+does not hold, 0 otherwise; without a data folder the claims that need one are skipped, and the table says so. Rows of claims
+that were not chosen stay; every row says when and with what it was measured.
 """
 
 from __future__ import annotations
@@ -127,9 +126,9 @@ def _processor() -> str:
 
 def render(outcomes: dict[str, Outcome], before: str = "") -> str:
     """The text of results.md; `before` is the one that it replaces."""
-    head = f"Written by `python -m experiments.check` with {machine()}."
+    head = "Written by `python -m experiments.check`."
     today = datetime.now(UTC).date().isoformat()
-    old = before.splitlines() if head in before else []
+    old = before.splitlines()
     rows = []
     for claim in CLAIMS:
         found = outcomes.get(claim.name)
@@ -137,19 +136,19 @@ def render(outcomes: dict[str, Outcome], before: str = "") -> str:
         if found is None or (found.held is None and kept):
             rows += kept
         else:
-            rows.append(f"| {claim.text} | {found.measured} | {found.verdict} | {today} |")
-    table = ["| claim | measured | holds | date |", "|---|---|---|---|", *rows]
+            rows.append(f"| {claim.text} | {found.measured} | {found.verdict} | {today} | {machine()} |")
+    table = ["| claim | measured | holds | date | with |", "|---|---|---|---|---|", *rows]
     return "\n".join(["# Results", "", head, "", *table, ""])
 
 
 def main(
-    only: Annotated[str | None, typer.Option(help="Check this claim alone, by name.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Check these claims alone, by name.")] = None,
     data_dir: Annotated[Path | None, typer.Option(envvar="FEDSIM_DATA", help="Folder of the data files.")] = None,
     out: Annotated[Path, typer.Option(help="Where the table goes.")] = RESULTS,
 ) -> None:
     """Check the claims and write the table."""
-    chosen = [claim for claim in CLAIMS if only in (None, claim.name)]
-    if not chosen:
+    chosen = [claim for claim in CLAIMS if not only or claim.name in only]
+    if not chosen or set(only or ()) - {claim.name for claim in chosen}:
         raise typer.BadParameter(f"name one of: {', '.join(claim.name for claim in CLAIMS)}", param_hint="--only")
     outcomes = {}
     for claim in chosen:

@@ -67,7 +67,7 @@ class Streams:
             key & MASK,
             key >> 32,
         )
-        return torch.stack(words, dim=2).reshape(len(clients), -1)[:, :count]
+        return torch.stack(words, dim=2).flatten(1)[:, :count]
 
     def ragged_bits(
         self,

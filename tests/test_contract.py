@@ -43,6 +43,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "noise": {"transforms": [{"kind": "clip", "max_norm": 0.1}, {"kind": "noise", "std": 0.01}]},
     "deadline": {"strategy": {"kind": "fedavg", "deadline": 0.6}, "devices": SPREAD},
     "fedfix": {"strategy": {"kind": "fedfix"}, **ASYNCHRONOUS},
+    "empty windows": {
+        "strategy": {"kind": "fedfix", "window": 0.3},
+        "client": {"kind": "sgd", "steps": 3, "batch_size": 2},
+        **ASYNCHRONOUS,
+        "devices": {},
+    },
     "fedfix_adam": {
         "strategy": {"kind": "fedfix", "frequency": "observed", "server_lr": 0.1, "server_optimizer": "adam"},
         "client": {"kind": "sgd", **TRAINING, "proximal_mu": 0.5},

@@ -1,7 +1,6 @@
 """Windows on a Flower grid: where nodes take the time that virtual devices declare, a run is that of virtual time."""
 
 from dataclasses import replace
-
 from typing import Any
 
 import pytest
