@@ -1,8 +1,8 @@
 """The claims that take long: measure them and write the table `experiments/results.md`.
 
 python -m experiments.check [--only NAME]... [--data-dir FOLDER]. A claim is a row of `CLAIMS`. Exit code 1 when one
-does not hold, 0 otherwise; without a data folder the claims that need one are skipped, and the table says so. Rows of claims
-that were not chosen stay; every row says when and with what it was measured.
+does not hold, 0 otherwise; without a data folder the claims that need one are skipped, and the table says so. Rows of
+claims that were not chosen stay; every row says when and with what it was measured.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from fedsim.devices import Devices
 from fedsim.engine.executor import Choice
 from fedsim.errors import InputError, naming
 from fedsim.loop import Evaluation, Stopping
-from fedsim.options import Count, Name, Positive, options
+from fedsim.options import Count, Name, Seconds, options
 
 Table = Mapping[str, Any]
 TRANSFORMS = ("transforms", "order_transforms")
@@ -130,7 +130,7 @@ class _Top:
     name: Name = "experiment"
     seed: int = 0
     rounds: Count | None = None
-    duration: Positive | None = None
+    duration: Seconds | None = None
 
 
 def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experiment:

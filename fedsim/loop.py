@@ -32,7 +32,7 @@ from fedsim.engine.trace import Trace
 from fedsim.errors import DivergedError, FedsimError, InputError, StalledError, naming
 from fedsim.exchange import All, Count, Orders, Replies, Window, joined
 from fedsim.options import Count as Number
-from fedsim.options import Positive, Whole, options
+from fedsim.options import Seconds, Whole, options
 from fedsim.selection import Free, Selector, SelectorState, Turn
 from fedsim.strategy import ProblemView, ServerState, Strategy
 from fedsim.streams import SERVER, Streams
@@ -124,7 +124,7 @@ class Evaluation:
     """
 
     every: Whole | None = None
-    every_seconds: Positive | None = None
+    every_seconds: Seconds | None = None
     on: Measured = ("test",)
     clients: bool | Literal["auto"] = "auto"
 
@@ -216,7 +216,7 @@ class _Interval:
 
 
 class _TimeOverError(Exception):
-    """The run's duration is over while a window is open."""
+    """The run is over while a window is open."""
 
 
 class Simulation:
@@ -235,7 +235,7 @@ class Simulation:
             for name, shape in parts.order_transforms.init(state.params.numel()).items()
         }
         self._server = _Server(state, parts.selector.start(parts.problem.sizes), sending)
-        self._at_work = parts.selector.of(int((parts.problem.sizes > 0).sum()))
+        self._at_work = parts.selector.of(len(parts.problem.sizes))
         self._clients = parts.problem.evaluates_clients(parts.evaluation.clients)
         self._end = None if parts.duration is None else ticks(parts.duration)
         every = parts.evaluation.every_seconds
@@ -248,7 +248,7 @@ class Simulation:
         self._judged: tuple[int, dict[str, float]] = (-1, {})
         self._in_vain = self._failed = 0
         self._over = False
-        self._stalled: StalledError | None = None
+        self._ending: BaseException | None = None
         self._began = time.perf_counter()
 
     @property
@@ -267,8 +267,8 @@ class Simulation:
             row = self._next()
             if row is not None:
                 yield row
-        if self._stalled is not None:
-            raise self._stalled
+        if self._ending is not None:
+            raise self._ending
 
     def step(self) -> Row:
         """Go on to the next row: complete a round, or as many as an evaluation takes."""
@@ -295,8 +295,12 @@ class Simulation:
                 except _TimeOverError:
                     self._over = True
                 except StalledError as error:
-                    self._over, self._stalled = True, error
+                    self._ending = error
                     self._put_by(self._evaluate())
+                except (DivergedError, KeyboardInterrupt) as error:
+                    if not self._rows:
+                        raise
+                    self._ending = error  # after the rows that were put by while a window was open
         if not self._rows:
             return None
         row, self.params = self._rows.popleft()
@@ -304,7 +308,8 @@ class Simulation:
 
     def _ended(self) -> bool:
         rounds = self.parts.rounds
-        return self._over or self.stopped is not None or (rounds is not None and self.round >= rounds)
+        ended = self._over or self.stopped is not None or self._ending is not None
+        return ended or (rounds is not None and self.round >= rounds)
 
     def complete_round(self) -> None:
         """Complete one round, and put by the rows that became due.
@@ -324,7 +329,8 @@ class Simulation:
             try:
                 state, observed, done = parts.strategy.tell(server.state, replies)
             except InputError as error:  # too few replies for a robust aggregator
-                raise DivergedError(f"round {number}, {failed} updates not finite: {error}") from error
+                why = f", {failed} updates not finite" if failed else f", with {count} replies"
+                raise DivergedError(f"round {number}{why}: {error}") from error
             server = _Server(state, selector, server.sending, server.asked)
             metrics.update(observed)
         _hold_finite(number, server.state.params, metrics)
@@ -350,8 +356,8 @@ class Simulation:
                 return server, torch.zeros(0, dtype=torch.int64)
             if not engine.rest(self._look()):
                 raise StalledError(f"no client will ever be free again (virtual time {seconds(engine.now):g} s)")
-            if not self._glance():
-                self._wasted()
+            self._glance()
+            self._wasted()
         self._in_vain = 0
         turn = Turn(self.parts.streams, server.state.round, free, min(missing, free.count))
         candidates = selector.candidates(server.selector, turn)
@@ -359,13 +365,17 @@ class Simulation:
         if candidates is not None:
             server, scores = self._score(server, candidates)
         chosen, state = selector.select(server.selector, turn, scores)
+        if scores is not None:  # while they were waited for, some may have failed or fallen asleep
+            chosen = chosen[torch.from_numpy(engine.free().mask)[chosen]]
         return _Server(server.state, state, server.sending, server.asked), chosen
 
     def _score(self, server: _Server, candidates: Tensor) -> tuple[_Server, Tensor]:
         """The mean losses of these clients under the current model, float64 [m]; NaN where none came."""
         payload, examples = {"params": server.state.params}, self.parts.selector.score_examples
         config = {} if examples is None else {SCORE_EXAMPLES: examples}
-        server, orders = self._submit(server, Orders(SCORE, candidates, payload, config, round=server.state.round))
+        # Named apart from the training of the same round, for failures and durations are drawn by that name.
+        asked = Orders(SCORE, candidates, payload, config, server.state.round, turn=TURNS + server.asked)
+        server, orders = self._submit(server, asked)
         _, replies = self._await(server, orders, All())
         scores = torch.full((len(candidates),), torch.nan, dtype=torch.float64)
         if len(replies):
@@ -422,11 +432,14 @@ class Simulation:
         while True:
             replies = engine.collect(window, server.state.round, self._look())
             if replies is not None:
-                self._hold_alive(len(replies), len(replies.failed), 1 if orders.late == "cancel" else self._at_work)
+                if orders.action != SCORE:
+                    bearable = 1 if orders.late == "cancel" else self._at_work
+                    self._hold_alive(len(replies), len(replies.failed), bearable)
                 return server, replies
-            if not self._glance():
+            stuck = isinstance(window, Count) and orders.late == "keep" and engine.in_flight < window.count
+            if not self._glance() or stuck:
                 self._wasted()
-            if isinstance(window, Count) and orders.late == "keep" and engine.in_flight < window.count:
+            if stuck:
                 server = self._top_up(server)
 
     def _top_up(self, server: _Server) -> _Server:
@@ -446,11 +459,11 @@ class Simulation:
         look, grid = self._look(), self._grid
         if look is None or self.parts.engine.now < look:
             return False
-        if grid is not None or self._judged[0] != self.round:
+        if grid is not None or self._judged[0] != self.round or self._crossed != self.parts.engine.ledger:
             self._put_by(self._evaluate())
         if grid is not None and look == (self._looks + 1) * grid:
             self._looks += 1
-        if self._time_is_over():
+        if self._time_is_over() or self.stopped is not None:
             raise _TimeOverError
         return True
 
@@ -467,9 +480,9 @@ class Simulation:
                 if not math.isfinite(value):
                     raise DivergedError(f"{name} is {value} after round {self.round}; lower client.lr")
             self._judged = (self.round, found)
-        if stopping is not None:
-            self._watched.append(found[stopping.metric])
-            self.stopped = stopping.reached(self._watched)
+            if stopping is not None and self.stopped is None:
+                self._watched.append(found[stopping.metric])
+                self.stopped = stopping.reached(self._watched)
         return found
 
     def _put_by(self, found: Mapping[str, float]) -> None:
@@ -508,7 +521,7 @@ def _planned(parts: Parts) -> ServerState:
     state, plan = parts.strategy.init(parts.problem), getattr(parts.strategy, "plan", None)
     if plan is None:
         return state
-    orders, _ = parts.strategy.ask(state, (parts.problem.sizes > 0).nonzero().flatten())
+    orders, _ = parts.strategy.ask(state, torch.arange(len(parts.problem.sizes)))
     with naming("strategy"):
         planned: ServerState = plan(state, parts.engine.declared(orders))
     return planned
@@ -527,7 +540,7 @@ _KEPT = (
     "_in_vain",
     "_failed",
     "_over",
-    "_stalled",
+    "_ending",
 )
 """What a snapshot holds beside the engine's."""
 

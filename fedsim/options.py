@@ -23,6 +23,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 """A share of something, 0 to 1 inclusive."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 """A factor in [0, 1), such as a momentum."""
+LONGEST = 1e9
+"""Seconds, 31 years: the most that an option or a row of a trace may say, so that ticks stay far from 2^63."""
+Seconds = Annotated[float, Field(ge=1e-9, le=LONGEST)]
+"""A duration in virtual seconds, from one tick of the clock to 31 years."""
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^/\x00-\x1f]+$")]
@@ -60,8 +64,10 @@ def one_of(**kinds: type[Any]) -> BeforeValidator:
         made.kind = name
 
     def parse(given: object) -> object:
-        if not isinstance(given, str | Mapping):
+        if isinstance(given, tuple(kinds.values())):
             return given
+        if not isinstance(given, str | Mapping):
+            raise InputError("kind", given, f"name one of: {', '.join(kinds)}")
         table = {"kind": given} if isinstance(given, str) else dict(given)
         kind = table.pop("kind", None)
         if kind not in kinds:

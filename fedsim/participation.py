@@ -21,9 +21,8 @@ Frequency = Literal["declared", "observed"]
 
 
 def shares(problem: ProblemView, weighting: Weighting) -> Tensor:
-    """p_i, by examples or the same for all clients that have any, float64 [N]; they sum to one."""
-    sizes = problem.sizes
-    like = sizes if weighting == "examples" else (sizes > 0).to(sizes.dtype)
+    """p_i, by examples or the same for all clients: float64 [N], which sum to one."""
+    like = problem.sizes if weighting == "examples" else torch.ones_like(problem.sizes)
     return like.double() / like.sum()
 
 
@@ -36,20 +35,22 @@ def refuse_waiting(at_once: int, population: int, steady: bool) -> None:
         raise InputError("frequency", "declared", "these clients sleep or fail at times; use observed")
 
 
-def participations(state: ServerState, replies: Replies) -> Tensor:
-    """How many replies of each client have been taken, these included: int64 [N]."""
-    before = state.memory["participations"]
-    return before.index_add(0, replies.clients, torch.ones_like(replies.clients))
+def counting(problem: ProblemView, weighting: Weighting) -> dict[str, Tensor]:
+    """What a server remembers that counts: p_i, `shares` float64 [N], and replies taken so far, `counts` int64 [N]."""
+    return {"shares": shares(problem, weighting), "counts": torch.zeros(problem.num_clients, dtype=torch.int64)}
 
 
 def observed_weights(
-    weights: Weights, shares: Tensor, participations: Tensor, rounds: int, clients: Tensor, floor: float
-) -> Tensor:
-    """The weights [k] of clients [k] by how often they took part in so many rounds.
+    weights: Weights, state: ServerState, replies: Replies, floor: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weights [k] of replies by how often their clients took part so far, this round included; the new counts.
 
-    unbiased: p_i / max(f_i, floor). identical: 1 / (replies a round).
+    unbiased: p_i / max(f_i, floor). identical: 1 / (replies a round). state: with the memory that `counting` begins.
     """
+    clients, rounds = replies.clients, state.round + 1
+    counts = state.memory["counts"].index_add(0, clients, torch.ones_like(clients))
     if weights == "identical":
-        return torch.full((len(clients),), rounds / max(int(participations.sum()), 1), dtype=torch.float64)
-    frequency = participations[clients].double() / rounds
-    return shares[clients] / frequency.clamp(min=floor)
+        found = torch.full((len(clients),), rounds / max(int(counts.sum()), 1), dtype=torch.float64)
+    else:
+        found = state.memory["shares"][clients] / (counts[clients].double() / rounds).clamp(min=floor)
+    return found, {"counts": counts}

@@ -21,6 +21,7 @@ from fedsim.devices import Census, Fleet
 from fedsim.engine.executor import Executor
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.errors import DivergedError, InputError, StalledError, naming
+from fedsim.exchange import Count
 from fedsim.history import History
 from fedsim.loop import Engine, Parts, Row, Simulation
 from fedsim.problems.datasets import Dataset
@@ -84,7 +85,7 @@ def build_executor(experiment: Experiment, problem: Supervised) -> Executor:
         transforms=experiment.transforms,
         memory=options.memory_mib * 2**20,
         state_memory=options.state_mib * 2**20,
-        participants=None if experiment.rounds is None else experiment.rounds * at_once,
+        participants=None if experiment.rounds is None else (experiment.rounds + 1) * at_once,
     )
 
 
@@ -96,7 +97,7 @@ def build_simulation(experiment: Experiment, problem: Supervised, engine: Engine
         made: Engine = VirtualEngine(build_executor(experiment, problem), aggregator, build_fleet(experiment, problem))
     else:
         made = engine(problem, aggregator)
-    return Simulation(
+    simulation = Simulation(
         Parts(
             problem=problem,
             strategy=experiment.strategy,
@@ -110,6 +111,10 @@ def build_simulation(experiment: Experiment, problem: Supervised, engine: Engine
             order_transforms=Chain(experiment.order_transforms),
         )
     )
+    _, window = experiment.strategy.ask(simulation.state, torch.arange(problem.num_clients))
+    if isinstance(window, Count):
+        aggregator.check(window.count)
+    return simulation
 
 
 def build_fleet(experiment: Experiment, problem: Supervised) -> Fleet:
@@ -119,11 +124,11 @@ def build_fleet(experiment: Experiment, problem: Supervised) -> Fleet:
 
 
 def _mean_labels(problem: Supervised) -> np.ndarray[Any, Any]:
-    """The mean label of each client's examples, [N]; 0 where it has none."""
+    """The mean label of each client's examples, [N]."""
     sizes = problem.sizes.numpy()
     owner = np.repeat(np.arange(len(sizes)), sizes)
     labels = problem.y[problem.order].cpu().numpy().astype(np.float64)
-    means: np.ndarray[Any, Any] = np.bincount(owner, labels, len(sizes)) / np.maximum(sizes, 1)
+    means: np.ndarray[Any, Any] = np.bincount(owner, labels, len(sizes)) / sizes
     return means
 
 
@@ -133,9 +138,9 @@ def _check(experiment: Experiment, problem: Supervised) -> None:
     experiment.aggregation.check(experiment.selection.of(problem.num_clients))
     check = getattr(experiment.strategy, "check", None)
     if check is not None:
-        useful = int((problem.sizes > 0).sum())
+        at_once = experiment.selection.of(problem.num_clients)
         with naming("strategy"):
-            check(experiment.selection.of(useful), useful, experiment.devices.steady)
+            check(at_once, problem.num_clients, experiment.devices.steady)
     stopping = experiment.stopping
     measured = problem.measures(experiment.evaluation.clients, experiment.evaluation.on)
     if stopping is not None and stopping.metric not in measured:

@@ -83,8 +83,10 @@ class ServerStep:
         params = problem.initial()
         return ServerState(params, optimizer=self.server_optimizer.init(params))
 
-    def advance(self, state: ServerState, delta: Tensor, **memory: Tensor) -> ServerState:
-        """The state one round later, the model moved along delta [d]."""
+    def advance(self, state: ServerState, replies: Replies, delta: Tensor, **memory: Tensor) -> ServerState:
+        """The state one round later, the model moved along delta [d]; without replies it stays, and so do momenta."""
+        if not len(replies):
+            return ServerState(state.params, state.round + 1, state.optimizer, {**state.memory, **memory})
         step, optimizer = self.server_optimizer.step(state.optimizer, delta, self.server_lr)
         return ServerState(state.params + step, state.round + 1, optimizer, {**state.memory, **memory})
 

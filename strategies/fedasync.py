@@ -45,4 +45,4 @@ class FedAsync(ServerStep):
             weights = weights * (replies.staleness <= self.max_staleness)
         rows = replies.sent("params") + delta - state.params if len(replies) else delta
         step = replies.combine(weights.to(delta.device, delta.dtype), rows=rows)
-        return self.advance(state, step), {**observed(replies), "mixing": float(weights.sum())}, True
+        return self.advance(state, replies, step), {**observed(replies), "mixing": float(weights.sum())}, True

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsim.errors import InputError
 from fedsim.exchange import All, Count, Orders, Replies, Window
 from fedsim.options import Count as Number
-from fedsim.options import Positive, options
+from fedsim.options import Seconds, options
 from fedsim.strategy import Metrics, ServerState, WeightedStep, observed
 
 
@@ -28,7 +28,7 @@ class FedAvg(WeightedStep):
     sends: ClassVar[frozenset[str]] = frozenset({"params"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
-    deadline: Positive | None = None
+    deadline: Seconds | None = None
     first: Number | None = None
 
     def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: ARG002
@@ -52,4 +52,4 @@ class FedAvg(WeightedStep):
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the mean change; where nobody was in time, stay."""
-        return self.advance(state, replies.combine(replies.weights(self.weighting))), observed(replies), True
+        return self.advance(state, replies, replies.combine(replies.weights(self.weighting))), observed(replies), True

@@ -17,13 +17,13 @@ from torch import Tensor
 from fedsim.errors import InputError
 from fedsim.exchange import Count, Orders, Replies, Window
 from fedsim.options import Share, options
-from fedsim.participation import Frequency, Weights, observed_weights, participations, refuse_waiting, shares
+from fedsim.participation import Frequency, Weights, counting, observed_weights, refuse_waiting, shares
 from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
 
 
 @options
 class FedAvgAsync(WeightedStep):
-    """weights: unbiased, or the same for all. floor: of observed frequencies.
+    """weights: unbiased, or the same for all; the other options are about unbiased ones. floor: of what is observed.
 
     frequency: how often a client takes part: declared, by the durations tau_j of all clients, which all work all the
     time; or observed so far, where they are selected, asleep or lost, or their durations vary or are unknown.
@@ -43,12 +43,12 @@ class FedAvgAsync(WeightedStep):
 
     def init(self, problem: ProblemView) -> ServerState:
         """Keep p_i, or d_i where they are all the same; and how often each client took part, if that is needed."""
-        state, held = super().init(problem), shares(problem, self.weighting)
+        state = super().init(problem)
         if self.weights == "identical":
-            return replace(state, memory={"weights": torch.ones_like(held)})
+            return replace(state, memory={"weights": torch.ones(problem.num_clients)})
         if self.frequency == "observed":
-            return replace(state, memory={"shares": held, "participations": torch.zeros(len(held), dtype=torch.int64)})
-        return replace(state, memory={"shares": held})
+            return replace(state, memory=counting(problem, self.weighting))
+        return replace(state, memory={"shares": shares(problem, self.weighting)})
 
     def plan(self, state: ServerState, durations: Tensor | None) -> ServerState:
         """Find d_i from the durations of all clients."""
@@ -66,22 +66,14 @@ class FedAvgAsync(WeightedStep):
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the weighted change."""
-        memory = {}
+        memory: dict[str, Tensor] = {}
         if "weights" in state.memory:
             weights = state.memory["weights"][replies.clients]
         else:
-            memory["participations"] = participations(state, replies)
-            weights = observed_weights(
-                self.weights,
-                state.memory["shares"],
-                memory["participations"],
-                state.round + 1,
-                replies.clients,
-                self.floor,
-            )
+            weights, memory = observed_weights(self.weights, state, replies, self.floor)
         delta = replies.payload["delta"]
         return (
-            self.advance(state, replies.combine(weights.to(delta.device, delta.dtype)), **memory),
+            self.advance(state, replies, replies.combine(weights.to(delta.device, delta.dtype)), **memory),
             observed(replies),
             True,
         )

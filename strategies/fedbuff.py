@@ -11,14 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from fedsim.errors import InputError
 from fedsim.exchange import Count, Orders, Replies, Window
 from fedsim.options import Count as Number
 from fedsim.options import Share, options
-from fedsim.participation import Weights, observed_weights, participations, shares
+from fedsim.participation import Weights, counting, observed_weights
 from fedsim.staleness import Discount, Polynomial
 from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
 
@@ -28,7 +27,7 @@ class FedBuff(WeightedStep):
     """size: replies in the buffer. staleness: the discount s. weights: the same for all, or unbiased.
 
     restart: a client starts again on arrival, from the model that there is then, or when its reply's window closes.
-    floor: of the observed frequencies f_i.
+    weighting, floor: of unbiased weights, p_i and the least f_i.
     """
 
     sends: ClassVar[frozenset[str]] = frozenset({"params"})
@@ -52,8 +51,7 @@ class FedBuff(WeightedStep):
         state = super().init(problem)
         if self.weights == "identical":
             return state
-        held = shares(problem, self.weighting)
-        return replace(state, memory={"shares": held, "participations": torch.zeros(len(held), dtype=torch.int64)})
+        return replace(state, memory=counting(problem, self.weighting))
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
         """Send the model; look again when the buffer is full."""
@@ -62,22 +60,15 @@ class FedBuff(WeightedStep):
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the discounted changes."""
-        weights, memory = self.staleness.factor(replies.staleness), {}
+        weights, memory = self.staleness.factor(replies.staleness), dict[str, Tensor]()
         if self.weights == "identical":
             weights = weights / self.size
         else:
-            memory["participations"] = participations(state, replies)
-            weights = weights * observed_weights(
-                self.weights,
-                state.memory["shares"],
-                memory["participations"],
-                state.round + 1,
-                replies.clients,
-                self.floor,
-            )
+            unbiased, memory = observed_weights(self.weights, state, replies, self.floor)
+            weights = weights * unbiased
         delta = replies.payload["delta"]
         return (
-            self.advance(state, replies.combine(weights.to(delta.device, delta.dtype)), **memory),
+            self.advance(state, replies, replies.combine(weights.to(delta.device, delta.dtype)), **memory),
             observed(replies),
             True,
         )

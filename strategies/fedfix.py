@@ -17,8 +17,8 @@ from torch import Tensor
 from fedsim.clock import ticks
 from fedsim.errors import InputError
 from fedsim.exchange import Every, Orders, Replies, Window
-from fedsim.options import Positive, Share, options
-from fedsim.participation import Frequency, Weights, observed_weights, participations, refuse_waiting, shares
+from fedsim.options import Seconds, Share, options
+from fedsim.participation import Frequency, Weights, counting, observed_weights, refuse_waiting, shares
 from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
 
 
@@ -34,14 +34,10 @@ class FedFix(WeightedStep):
     sends: ClassVar[frozenset[str]] = frozenset({"params"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
-    window: Positive = 0.5
+    window: Seconds = 0.5
     weights: Weights = "unbiased"
     frequency: Frequency = "declared"
     floor: Share = 0.01
-
-    def __post_init__(self) -> None:
-        if ticks(self.window) < 1:
-            raise InputError("window", self.window, "is less than a nanosecond, the clock's unit; raise it")
 
     def check(self, at_once: int, population: int, steady: bool) -> None:
         """Refuse declared frequencies where clients also wait, sleep or fail."""
@@ -49,12 +45,10 @@ class FedFix(WeightedStep):
             refuse_waiting(at_once, population, steady)
 
     def init(self, problem: ProblemView) -> ServerState:
-        """Keep p_i and how often each client took part."""
-        state, held = super().init(problem), shares(problem, self.weighting)
-        memory = {"shares": held}
-        if self.frequency == "observed":
-            memory["participations"] = torch.zeros(len(held), dtype=torch.int64)
-        return replace(state, memory=memory)
+        """Keep p_i, and how often each client took part if that is needed."""
+        counted = self.frequency == "observed"
+        memory = counting(problem, self.weighting) if counted else {"shares": shares(problem, self.weighting)}
+        return replace(super().init(problem), memory=memory)
 
     def plan(self, state: ServerState, durations: Tensor | None) -> ServerState:
         """Identical weights need the c_i of all clients from the start."""
@@ -72,24 +66,16 @@ class FedFix(WeightedStep):
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the weighted changes; where nothing has arrived, only time has gone by."""
-        memory = {}
+        memory: dict[str, Tensor] = {}
         if self.frequency == "observed":
-            memory["participations"] = participations(state, replies)
-            weights = observed_weights(
-                self.weights,
-                state.memory["shares"],
-                memory["participations"],
-                state.round + 1,
-                replies.clients,
-                self.floor,
-            )
+            weights, memory = observed_weights(self.weights, state, replies, self.floor)
         elif self.weights == "identical":
             weights = state.memory["identical"].expand(len(replies))
         else:
             weights = state.memory["shares"][replies.clients] * self._windows(replies.durations)
         delta = replies.payload["delta"]
         step = replies.combine(weights.to(delta.device, delta.dtype))
-        return self.advance(state, step, **memory), {**observed(replies), "weight": float(weights.sum())}, True
+        return self.advance(state, replies, step, **memory), {**observed(replies), "weight": float(weights.sum())}, True
 
     def _windows(self, duration: Tensor | int) -> Tensor | int:
         """How many windows work of so many ticks takes: it is taken in the one in which it ends."""

@@ -33,4 +33,4 @@ class FedNova(WeightedStep):
         weights, nu = replies.weights(self.weighting), replies.payload["nu"]
         work = weights @ nu
         delta = replies.combine(weights, scale=work, rows=replies.payload["delta"] / nu.unsqueeze(1))
-        return self.advance(state, delta), {**observed(replies), "effective_steps": float(work)}, True
+        return self.advance(state, replies, delta), {**observed(replies), "effective_steps": float(work)}, True

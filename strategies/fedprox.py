@@ -31,4 +31,4 @@ class FedProx(WeightedStep):
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the mean change."""
-        return self.advance(state, replies.combine(replies.weights(self.weighting))), observed(replies), True
+        return self.advance(state, replies, replies.combine(replies.weights(self.weighting))), observed(replies), True

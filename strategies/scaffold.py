@@ -43,4 +43,4 @@ class Scaffold(WeightedStep):
         share = len(replies) / int(state.memory["clients"])
         change = replies.combine(replies.weights("uniform"), share, name="control_delta")
         control = state.memory["control"] + change
-        return self.advance(state, delta, control=control), observed(replies), True
+        return self.advance(state, replies, delta, control=control), observed(replies), True

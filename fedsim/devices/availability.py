@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedsim.clock import SECOND, ticks
-from fedsim.devices.census import Seconds
 from fedsim.devices.traces import File, read_trace
 from fedsim.errors import InputError
-from fedsim.options import one_of, options
+from fedsim.options import Seconds, one_of, options
 from fedsim.streams import MASK, Streams
 
 DRAW = "devices/availability"

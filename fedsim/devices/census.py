@@ -10,10 +10,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-LONGEST = 1e9
-"""Seconds, 31 years: the most that an option or a row of a trace may say, so that ticks stay far from 2^63."""
-Seconds = Annotated[float, Field(ge=1e-9, le=LONGEST)]
-"""A duration in seconds, from one tick to 31 years."""
 Spread = Annotated[float, Field(ge=0, le=10)]
 """Standard deviation of the logarithm of a log-normal factor."""
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedsim.devices.census import Census, Seconds, Spread
+from fedsim.devices.census import Census, Spread
 from fedsim.devices.traces import File, read_trace
 from fedsim.errors import InputError
-from fedsim.options import one_of, options
+from fedsim.options import Seconds, one_of, options
 from fedsim.streams import SERVER, Streams
 
 DRAW = "devices/compute"
@@ -112,8 +112,8 @@ class Zipf:
 class Trace:
     """tau_i from a file with the columns client and seconds.
 
-    Several rows of one client are used one after the other, in the order of the file and from the beginning again: in
-    the turn t, the row t modulo their number.
+    Of several rows of one client, an order of round t takes row t modulo their number (where clients restart at once, t
+    counts the server's orders): a client that sits out rounds skips rows.
     """
 
     file: File

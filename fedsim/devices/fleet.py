@@ -16,9 +16,9 @@ from pydantic import BeforeValidator, Field
 
 from fedsim.clock import SECOND, ticks
 from fedsim.devices.availability import Always, Availability, Presence
-from fedsim.devices.census import LONGEST, Census, Seconds, Spread
+from fedsim.devices.census import Census, Spread
 from fedsim.devices.compute import Compute, Fixed, Pace
-from fedsim.options import Positive, options
+from fedsim.options import LONGEST, Positive, Seconds, options
 from fedsim.streams import MASK, Streams
 
 Ticks = NDArray[np.int64]

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
-from fedsim.devices.census import LONGEST
 from fedsim.errors import InputError
+from fedsim.options import LONGEST
 from fedsim.problems.datasets.base import DataFolder, reading
 
 SUFFIXES = (".csv", ".parquet")

@@ -73,4 +73,5 @@ class ClientStore:
     def _rows(self, clients: Tensor) -> Tensor:
         if not self.shapes:
             return torch.zeros(0, dtype=torch.int64)
-        return torch.tensor([self._row_of[client] for client in clients.tolist()], device=self.device)
+        rows = [self._row_of[client] for client in clients.tolist()]
+        return torch.tensor(rows, dtype=torch.int64, device=self.device)

@@ -38,10 +38,10 @@ class Trace:
             self.participation[client] += 1
         if staleness > 0:
             self.late += 1
-        if client < CLIENTS:
-            self._ended(client, end, used, "late" if staleness else "used") if finite else self._ended(
-                client, end, None, "failed"
-            )
+        if finite:
+            self._ended(client, end, used, "late" if staleness else "used")
+        else:
+            self._ended(client, end, None, "failed")
 
     def cancelled(self, client: int, at: int) -> None:
         """Note that a client was told to stop at a tick."""

@@ -22,7 +22,7 @@ from fedsim.aggregation import Aggregator
 from fedsim.clock import SECOND, seconds, ticks
 from fedsim.devices import Fleet
 from fedsim.engine.assignment import Assignment
-from fedsim.engine.executor import Executor, Work
+from fedsim.engine.executor import SCORE, Executor, Work
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.errors import StalledError
@@ -56,12 +56,14 @@ class _Sky:
     """The flights of one action.
 
     pending: by time of arrival, a heap. waiting: those not yet computed, by what may be executed together, then by
-    number. latest: what the last orders came to. nothing: the payload of no reply, [0, ...] by name, once it is known.
+    number. latest: what the last orders came to. opened: when the window was opened that is open. nothing: the payload
+    of no reply, [0, ...] by name, once it is known.
     """
 
     pending: list[_Queued] = field(default_factory=list)
     waiting: dict[Hashable, dict[int, _Flight]] = field(default_factory=dict)
     latest: Assignment | None = None
+    opened: int | None = None
     nothing: dict[str, Tensor] | None = None
 
 
@@ -82,12 +84,11 @@ class VirtualEngine:
 
     def _begin(self) -> None:
         """Nobody is at work."""
-        self._idle = self._sizes > 0
-        self._idle_count = int(self._idle.sum())
+        self._idle = np.ones(len(self._sizes), dtype=np.bool_)
+        self._idle_count = len(self._sizes)
         self.in_flight = 0
         self._skies: dict[str, _Sky] = {}
         self._action = ""
-        self._opened: int | None = None
         self._failing: list[tuple[int, int, str]] = []  # (tick, client, action), a heap: they will fail at that tick
         self._mending: list[tuple[int, int]] = []  # (tick, client), a heap: they will be free again
         self._stored = 0  # replies that are computed and not yet collected
@@ -102,7 +103,7 @@ class VirtualEngine:
         """Who could start now."""
         available = self.fleet.available(self.now)
         if available is None:
-            return Free(self._idle, self._idle_count)
+            return Free(self._idle.copy(), self._idle_count)
         mask = self._idle & available
         return Free(mask, int(mask.sum()))
 
@@ -135,7 +136,8 @@ class VirtualEngine:
         steps = assignment.steps.tolist()
         for client, taken, duration, failure in zip(clients.tolist(), steps, durations.tolist(), fails, strict=True):
             self._sent += 1
-            self.trace.began(client, orders.round, self.now, self.now + duration)
+            if orders.action != SCORE:
+                self.trace.began(client, orders.round, self.now, self.now + duration)
             if failure >= 0:
                 heappush(self._failing, (self.now + failure, client, orders.action))
                 continue
@@ -151,13 +153,13 @@ class VirtualEngine:
         is returned, and the next call goes on with the same window. StalledError: it will never close.
         """
         sky = self._skies[self._action]
-        opened = self.now if self._opened is None else self._opened
+        opened = self.now if sky.opened is None else sky.opened
         taken = self._take(sky, window, opened)
         closing = self._closing(sky, window, opened, taken)
         if closing is None or (until is not None and closing > until):
             for flight in taken:
                 heappush(sky.pending, (flight.due, flight.client, flight.number, flight))
-            self._opened = opened
+            sky.opened = opened
             if closing is not None and until is not None:
                 self._move(until)
             elif not self.rest(until):
@@ -166,7 +168,7 @@ class VirtualEngine:
                     f"replies never closes (virtual time {self.time:g} s)"
                 )
             return None
-        self._opened = None
+        sky.opened = None
         self._move(closing)
         replies = self._replies(sky, taken, round)
         if sky.latest is not None and sky.latest.orders[0].late == "cancel":
@@ -190,12 +192,11 @@ class VirtualEngine:
     def snapshot(self) -> dict[str, Any]:
         """Clock, ledger, flights with what is computed of them, and what the clients remember."""
         queue = {name: getattr(self, name) for name in _QUEUE}
-        # In one copy, so that flights go on sharing their orders and results.
         return {
             "now": self.now,
             "ledger": asdict(self.ledger),
             "trace": deepcopy(self.trace),
-            "queue": deepcopy(queue),
+            "queue": deepcopy(queue),  # in one copy, so that flights go on sharing their orders and results
             "store": self.executor.store.snapshot(),
         }
 
@@ -283,15 +284,19 @@ class VirtualEngine:
         self.in_flight -= len(taken)
         taken.sort(key=CLIENT)
         bad, landed = list[_Flight](), list[_Flight]()
+        asked = self._action == SCORE  # to be asked for a loss is to take no part
         for flight in taken:
             assert flight.work is not None
             finite = flight.work.sound or bool(flight.work.finite[flight.row])
+            (landed if finite else bad).append(flight)
+            if asked:
+                continue
             self.trace.took(flight.client, round - flight.orders.round, flight.due, self.now, finite=finite)
             self.ledger.late += flight.orders.round < round
             self.ledger.staleness += round - flight.orders.round
-            (landed if finite else bad).append(flight)
-        self.ledger.clients += len(taken)
-        self.ledger.failed += len(bad)
+        if not asked:
+            self.ledger.clients += len(taken)
+            self.ledger.failed += len(bad)
         self.ledger.bytes_up += sum(flight.assignment.encoded for flight in taken)
         self._stored -= len(taken)
         clients = _integers([flight.client for flight in landed])
@@ -371,7 +376,6 @@ _QUEUE = (
     "_idle_count",
     "_skies",
     "_action",
-    "_opened",
     "_failing",
     "_mending",
     "_stored",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim.aggregation import Aggregator
 from fedsim.clock import seconds, ticks
-from fedsim.engine.executor import Executor
+from fedsim.engine.executor import SCORE, Executor
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.errors import FedsimError, StalledError
@@ -149,8 +149,9 @@ class GridEngine:
         self.ledger.bytes_down += orders.nbytes * len(orders.clients)
         self._idle[orders.clients.numpy()] = False
         self.in_flight += len(orders.clients)
-        for client in orders.clients.tolist():
-            self.trace.began(client, orders.round, self.now)
+        if orders.action != SCORE:
+            for client in orders.clients.tolist():
+                self.trace.began(client, orders.round, self.now)
 
     def collect(self, window: Window, round: int, until: int | None = None) -> Replies | None:  # noqa: A002
         """Wait for the window's close and return the replies that arrived in it.
@@ -319,14 +320,15 @@ class GridEngine:
     def _settle(self, landed: _Landed, round: int) -> Replies:  # noqa: A002
         """Count replies, free their clients, and leave out what is not finite."""
         clients, staleness = landed.replies.clients, round - landed.flight.orders.round
-        for client, finite in zip(clients.tolist(), landed.finite.tolist(), strict=True):
-            self.trace.took(client, staleness, landed.due, self.now, finite=finite)
         self._release(clients)
         failed = clients[~landed.finite]
-        self.ledger.clients += len(clients)
-        self.ledger.failed += len(failed)
-        self.ledger.late += len(clients) * (staleness > 0)
-        self.ledger.staleness += len(clients) * staleness
+        if landed.flight.orders.action != SCORE:  # to be asked for a loss is to take no part
+            for client, finite in zip(clients.tolist(), landed.finite.tolist(), strict=True):
+                self.trace.took(client, staleness, landed.due, self.now, finite=finite)
+            self.ledger.clients += len(clients)
+            self.ledger.failed += len(failed)
+            self.ledger.late += len(clients) * (staleness > 0)
+            self.ledger.staleness += len(clients) * staleness
         self.ledger.bytes_up += len(clients) * landed.flight.encoded
         return replace(landed.replies.where(landed.finite), failed=failed, round=round)
 

@@ -46,7 +46,7 @@ def test_a_round_is_that_of_a_plain_loop(executor):
     start = simulation.state.params
     simulation.step()
     changes = torch.stack([by_hand(data, client, 2, 4, 0.1, seed=4, number=0) for client in range(6)])
-    expected = start.cpu() + (sizes / sizes.sum()).double() @ changes
+    expected = start.cpu() + (sizes.double() / sizes.sum()) @ changes
     assert torch.allclose(simulation.state.params.cpu(), expected, rtol=0, atol=1e-12)
 
 

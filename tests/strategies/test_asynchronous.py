@@ -18,6 +18,7 @@ from fedsim.errors import InputError
 from fedsim.loop import Simulation
 from fedsim.participation import observed_weights, shares
 from fedsim.runner import build_simulation
+from fedsim.strategy import ServerState
 
 EVERYBODY = {"kind": "uniform", "fraction": 1.0}
 FULL = {"kind": "sgd", "epochs": 2, "batch_size": "full", "lr": 0.1}
@@ -123,18 +124,22 @@ def test_unbiased_weights_of_a_buffer_come_to_p_i_a_step(size, rounds, restart):
 
 
 def test_shares():
-    sizes = SimpleNamespace(sizes=torch.tensor([3, 0, 1]))
-    assert shares(sizes, "examples").tolist() == [0.75, 0.0, 0.25]
-    assert shares(sizes, "uniform").tolist() == [0.5, 0.0, 0.5]
+    sizes = SimpleNamespace(sizes=torch.tensor([5, 2, 1, 2]))
+    assert shares(sizes, "examples").tolist() == [0.5, 0.2, 0.1, 0.2]
+    assert shares(sizes, "uniform").tolist() == [0.25] * 4
 
 
 def test_observed_weights():
-    """Rounds 10, client 0 in 5 of them, 1 in none and 2 twice in each: p / f = .5/.5, .3/floor, .2/2; 1 / 2.5 each."""
-    held, taken = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([5, 0, 20])
-    everybody = torch.arange(3)
-    unbiased = observed_weights("unbiased", held, taken, 10, everybody, 0.01)
-    assert unbiased.tolist() == pytest.approx([1.0, 30.0, 0.1])
-    assert observed_weights("identical", held, taken, 10, everybody, 0.01).tolist() == [0.4, 0.4, 0.4]
+    """After 10 rounds with 10, 5 and 10 replies: p / f = .5, .25 / .5, .25 / 1; in all 2.5 a round, so 0.4 each."""
+    memory = {"shares": torch.tensor([0.5, 0.25, 0.25]).double(), "counts": torch.tensor([9, 4, 9])}
+    state = ServerState(torch.zeros(1), round=9, memory=memory)
+    everybody = SimpleNamespace(clients=torch.arange(3))
+    unbiased, counts = observed_weights("unbiased", state, everybody, 0.01)
+    assert unbiased.tolist() == [0.5, 0.5, 0.25]
+    assert counts["counts"].tolist() == [10, 5, 10]
+    assert memory["counts"].tolist() == [9, 4, 9]
+    assert observed_weights("unbiased", state, everybody, 0.8)[0].tolist() == [0.5, 0.25 / 0.8, 0.25]
+    assert observed_weights("identical", state, everybody, 0.01)[0].tolist() == [0.4, 0.4, 0.4]
 
 
 @pytest.mark.parametrize(
