@@ -27,7 +27,7 @@ NOTES = ("resolved", "versions")
 """Tables that a run writes into its config.toml and that say nothing about what to do."""
 PLUGINS: dict[str, tuple[str, str | Table]] = {
     "strategy": ("strategies", "fedavg"),
-    "client": ("clients", "sgd"),
+    "client": ("clients", {"kind": "sgd", "epochs": 1}),
     "partition": ("partitions", {"kind": "iid", "clients": 10}),
     "selection": ("selectors", {"kind": "uniform", "fraction": 1.0}),
     "aggregation": ("aggregators", "mean"),
@@ -147,8 +147,6 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     given: dict[str, Any] = {
         part: _plugin_table(part, tables.get(part, default)) for part, (_, default) in PLUGINS.items()
     }
-    if "client" not in tables:
-        given["client"] = {"kind": "sgd", "epochs": 1}
     made = {part: registry.make(group, given[part], part) for part, (group, _) in PLUGINS.items()}
     problem = _checked(ProblemOptions, _table(tables, "problem"), "problem")
     given["problem"] = _table(tables, "problem")
@@ -216,13 +214,14 @@ def _override(tables: dict[str, Any], assignment: str) -> None:
     for part in path[:-1]:
         if removed and part not in table:
             raise InputError("set", assignment, f"there is no {part} in the file")
-        inner = table.get(part, {})
+        default = PLUGINS[part][1] if table is tables and part in PLUGINS else {}
+        inner = table.get(part, default)
         if isinstance(inner, str):  # a plug-in named without options
             inner = {"kind": inner}
-        if not isinstance(inner, dict):
+        if not isinstance(inner, Mapping):
             raise InputError("set", assignment, f"{part} is not a table")
-        table[part] = inner
-        table = inner
+        table[part] = dict(inner)
+        table = table[part]
     if removed:
         if path[-1] not in table:
             raise InputError("set", assignment, f"there is no {path[-1]} in the file")

@@ -3,7 +3,8 @@
 theta^(n+1) = theta^n + eta * sum_(i arrived in (t^n, t^(n+1)]) d_i Delta_i(theta^(rho_i)),  t^(n+1) = t^n + window
 unbiased: d_i = p_i c_i, c_i = ceil(tau_i / window);  identical: d_i = 1 / sum_j (1 / c_j)
 Delta_i is taken from the model that client i was sent, and added to the current one. Clients that were aggregated
-start again when the window has closed. Uplink and downlink d floats a reply. Fraboni et al. 2023, sections 2 and 5.
+start again when the window has closed; while all sleep at once, no window opens. Uplink and downlink d floats a reply.
+Fraboni et al. 2023, sections 2 and 5.
 """
 
 from __future__ import annotations

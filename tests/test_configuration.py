@@ -89,3 +89,11 @@ def test_a_new_kind_keeps_the_options_that_it_has(tmp_path):
 def test_a_name_that_is_no_identifier_is_named():
     with pytest.raises(InputError, match=r"^client\.batch-size = 4"):
         fedsim.experiment(client={"kind": "sgd", "epochs": 1, "batch-size": 4})
+
+
+def test_set_adds_to_the_table_that_is_there_by_default(tmp_path):
+    (tmp_path / "bare.toml").write_text("rounds = 3")
+    loaded = fedsim.load(tmp_path / "bare.toml", overrides=["client.epochs=3", "selection.fraction=0.5"])
+    assert (loaded.client.epochs, loaded.selection.fraction) == (3, 0.5)
+    with pytest.raises(InputError, match=r"selection\.fraction = 1\.5"):
+        fedsim.load(tmp_path / "bare.toml", overrides=["selection.fraction=1.5"])
