@@ -128,3 +128,16 @@ def test_no_global_generator_is_touched():
     Streams(0).generator("host").random(3)
     assert torch.equal(before, torch.get_rng_state())
     assert (before_numpy == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+def test_tensors_give_the_words_of_arrays(monkeypatch):
+    """What a GPU computes, computed here: int64 tensors wrap where NumPy's numbers are unsigned."""
+    blocks, clients, rounds = (
+        torch.arange(5).unsqueeze(0),
+        torch.tensor([[0], [7], [MASK]]),
+        torch.tensor([[1], [2], [3]]),
+    )
+    arrays = philox(blocks, clients, rounds, 2**31, 123, MASK)
+    monkeypatch.setattr("fedsim.streams._words", lambda counter, device: torch.as_tensor(counter, device=device))
+    tensors = philox(blocks, clients, rounds, 2**31, 123, MASK)
+    assert all(torch.equal(one, other) for one, other in zip(arrays, tensors, strict=True))
