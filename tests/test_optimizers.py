@@ -133,7 +133,7 @@ def test_an_option_takes_an_optimizer_or_its_table():
         ({"kind": adam, "rho": 1}, r"server_optimizer\.rho = 1"),
         ({"beta1": 0.5}, r"server_optimizer\.kind = None"),
         ("nothing:Adam", r"server_optimizer\.kind = nothing:Adam"),
-        (3, r"server_optimizer\.Sgd = 3"),
+        (3, r"server_optimizer\.kind = 3"),
     ):
         with pytest.raises(InputError, match=f"^{name}: "):
             Holder(server_optimizer=given)
