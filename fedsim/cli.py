@@ -40,7 +40,7 @@ app = typer.Typer(
 )
 
 STATUS = {"finished": 0, "stopped": 0, "diverged": 1, "stalled": 1, "failed": 1, "interrupted": 130}
-MEASURES = ("train_loss", "test_loss", "test_accuracy", "client_accuracy_p10")
+MEASURES = ("train_loss", "global_train_loss", "test_loss", "test_accuracy", "client_accuracy_p10")
 """What is said of a run, where it was measured."""
 
 DataDir = Annotated[Path | None, typer.Option(envvar="FEDSIM_DATA", help="Folder in which data files are looked for.")]
@@ -221,6 +221,10 @@ def _say(result: Result) -> None:
     console.print(", ".join([head, *_measures(summary), f"{traffic:.1f} MiB exchanged"]))
     if summary["total_failed"]:
         console.print(f"{summary['total_failed']} updates were not finite and were left out")
+    if summary["total_clients"] == 0:
+        console.print("no reply was ever used: the model is the one that the run began with")
+    if summary["total_crashed"]:
+        console.print(f"{summary['total_crashed']} orders ended with the failure of the client's machine")
     if summary["total_lost"]:
         share = f"{100 * summary['lost_weight']:.3g} % of the examples"
         console.print(f"{summary['total_lost']} clients failed for good, and with them {share}")

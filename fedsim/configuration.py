@@ -23,6 +23,8 @@ Table = Mapping[str, Any]
 TRANSFORMS = ("transforms", "order_transforms")
 """Lists of transforms: of the clients' replies, and of the server's orders."""
 TOP = ("name", "seed", "rounds", "duration")
+INSTEAD = {"count": "fraction", "steps": "epochs"}
+"""Options of which the first takes the place of the second, where that is only there by default."""
 NOTES = ("resolved", "versions")
 """Tables that a run writes into its config.toml and that say nothing about what to do."""
 PLUGINS: dict[str, tuple[str, str | Table]] = {
@@ -214,8 +216,9 @@ def _override(tables: dict[str, Any], assignment: str) -> None:
     for part in path[:-1]:
         if removed and part not in table:
             raise InputError("set", assignment, f"there is no {part} in the file")
-        default = PLUGINS[part][1] if table is tables and part in PLUGINS else {}
-        inner = table.get(part, default)
+        inner = table.get(part)
+        if inner is None:
+            inner = _default(part, path[-1]) if table is tables else {}
         if isinstance(inner, str):  # a plug-in named without options
             inner = {"kind": inner}
         if not isinstance(inner, Mapping):
@@ -233,6 +236,14 @@ def _override(tables: dict[str, Any], assignment: str) -> None:
         for option in [option for option in table if option not in known]:
             del table[option]
     table[path[-1]] = value
+
+
+def _default(part: str, option: str) -> dict[str, Any]:
+    """The table that stands for a part by default, but for the option that this one takes the place of."""
+    default = PLUGINS[part][1] if part in PLUGINS else {}
+    table = {"kind": default} if isinstance(default, str) else dict(default)
+    table.pop(INSTEAD.get(option, ""), None)
+    return table
 
 
 def _check_pair(checked: Experiment) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from fedsim.clock import seconds, ticks
@@ -111,7 +111,11 @@ class Engine(Protocol):
         ...
 
 
-Measured = Annotated[tuple[Literal["test", "train"], ...], Field(strict=False, min_length=1)]
+Measured = Annotated[
+    tuple[Literal["test", "train"], ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
+]
 
 
 @options

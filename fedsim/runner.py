@@ -236,7 +236,7 @@ def summarise(rows: Sequence[Row], status: str, reason: str) -> dict[str, Any]:
     summary |= {name: last.get(name, 0.0) for name in ("time", "wall")}
     summary |= {
         f"total_{name}": sum(row[name] for row in rows)
-        for name in ("clients", "failed", "late", "lost", "bytes_up", "bytes_down", "queries")
+        for name in ("clients", "failed", "late", "crashed", "lost", "bytes_up", "bytes_down", "queries")
     }
     for name in sorted({name for row in rows for name in row if name.endswith("loss") or "accuracy" in name}):
         seen = [(row[name], row["round"]) for row in rows if name in row]

@@ -95,5 +95,7 @@ def test_set_adds_to_the_table_that_is_there_by_default(tmp_path):
     (tmp_path / "bare.toml").write_text("rounds = 3")
     loaded = fedsim.load(tmp_path / "bare.toml", overrides=["client.epochs=3", "selection.fraction=0.5"])
     assert (loaded.client.epochs, loaded.selection.fraction) == (3, 0.5)
+    other = fedsim.load(tmp_path / "bare.toml", overrides=["client.steps=7", "selection.count=4"])
+    assert (other.client.steps, other.selection.count) == (7, 4)
     with pytest.raises(InputError, match=r"selection\.fraction = 1\.5"):
         fedsim.load(tmp_path / "bare.toml", overrides=["selection.fraction=1.5"])

@@ -473,7 +473,7 @@ def test_timelines_share_their_time_and_say_what_is_left_out(tmp_path, figures):
     assert figures[0].get_suptitle() == "the first 4 of 5 groups"
     # FedAvg closes at 1, 2, .. 12 s, FedFix every half second; asynchronous windows are too many for lines.
     assert [strokes(axis)[1] for axis in panels[:2]] == [set(range(1, 13)), {n / 2 for n in range(1, 25)}]
-    assert "closings of windows are not drawn" in panels[3].get_title(loc="left")
+    assert "moments at which work was taken are not drawn" in panels[3].get_title(loc="left")
     assert strokes(panels[3])[1] == set()
 
 
@@ -502,3 +502,11 @@ def test_a_round_that_was_judged_twice_is_one_point(tmp_path):
     }
     assert plots.compare_curves(groups, tmp_path / "both.png")
     assert (tmp_path / "both.png").stat().st_size > 0
+
+
+def test_seeds_that_were_judged_in_different_rounds_keep_all_their_points(tmp_path, figures):
+    """Rounds 1, 3, 5 and 2, 3, 6: from round 2 to 5 each seed has what it had last."""
+    seeds = [[row(n, test_loss=float(n)) for n in rounds] for rounds in ((1, 3, 5), (2, 3, 6))]
+    assert plots.compare_curves({"two": seeds}, tmp_path / "compare.png")
+    # At 2: (1 + 2) / 2; at 3: 3; at 5: (5 + 3) / 2.
+    np.testing.assert_allclose(figures[0].axes[0].lines[0].get_xydata(), [(2, 1.5), (3, 3.0), (5, 4.0)])

@@ -110,10 +110,9 @@ class Zipf:
 
 @options
 class Trace:
-    """tau_i from a file with the columns client and seconds.
+    """tau_i from a file with the columns client and seconds; of several rows, round t takes row t modulo their number.
 
-    Of several rows of one client, an order of round t takes row t modulo their number (where clients restart at once, t
-    counts the server's orders): a client that sits out rounds skips rows.
+    So a client that sits out rounds skips rows. Where clients restart at once, t counts the server's orders.
     """
 
     file: File

@@ -61,9 +61,10 @@ def _table(cls: type[Any]) -> BeforeValidator:
 class Devices:
     """The machines of the clients; by default each takes one second an order, always.
 
-    compute: seconds of each client. per: whether these are for an order or for one local step. jitter: sigma of a
-    log-normal factor with mean 1 on the time to compute, drawn for each order. bandwidth: None if sending takes
-    no time. availability: when a client can start; work that has begun is finished. failure: None if nobody fails.
+    compute: seconds of each client. per: whether these are for an order or for one local step (per order, to report a
+    loss takes as long as to train; per step, a third of a pass). jitter: sigma of a log-normal factor with mean 1 on
+    the time to compute, drawn for each order. bandwidth: None if sending takes no time. availability: when a client can
+    start; work that has begun is finished. failure: None if nobody fails.
     """
 
     compute: Compute = Fixed()

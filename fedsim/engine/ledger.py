@@ -10,7 +10,8 @@ class Ledger:
     """Running totals. bytes_up, bytes_down: payload bytes of replies and orders. queries: evaluations of black boxes.
 
     clients: replies that arrived. failed: replies left out because they were not finite. late: replies that were not in
-    when the first window closed, taken later or never. lost: clients whose machine failed for good.
+    when the first window closed, taken later or never. crashed: orders during which the client's
+    machine failed. lost: clients whose machine failed for good.
     staleness: sum over the replies of the rounds that the server had completed since their orders.
     """
 
@@ -20,6 +21,7 @@ class Ledger:
     clients: int = 0
     failed: int = 0
     late: int = 0
+    crashed: int = 0
     lost: int = 0
     staleness: int = 0
 

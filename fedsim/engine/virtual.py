@@ -251,6 +251,7 @@ class VirtualEngine:
             tick, client, _ = heappop(self._failing)
             repair = self.fleet.repair
             self.trace.failed(client, tick, lost=repair is None)
+            self.ledger.crashed += 1
             self.ledger.lost += repair is None
             self.in_flight -= 1
             if repair is not None:

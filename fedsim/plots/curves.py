@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BOOKKEEPING = frozenset(
-    ("round", "time", "wall", "clients", "failed", "late", "lost", "bytes_up", "bytes_down", "queries", "staleness")
+    "round time wall clients failed late crashed lost bytes_up bytes_down queries staleness".split(" ")
 )
 WHOSE = {"global_train": "training set", "train": "local training", "test": "test set", "client": "clients"}
 """Prefixes of columns: the global model on all training examples, the clients' own models while they train, ..."""
@@ -238,8 +238,13 @@ def _bands(runs: Mapping[str, Sequence[Sequence[Row]]], column: str, along: Alon
 
 
 def _common_rounds(lines: Sequence[Line]) -> tuple[Line, Line]:
-    """Find the rounds that all lines have [points], and the lines' values there [lines, points]."""
+    """Find the rounds that all lines have [points], and the lines' values there [lines, points].
+
+    Where runs were judged at moments of time, their rounds differ: then a line has the value of its last one.
+    """
     rounds = np.array(sorted(set(lines[0][0]).intersection(*(line[0] for line in lines[1:]))))
+    if len(rounds) < min(line.shape[1] for line in lines):
+        return _common_times(lines)
     return rounds, np.array([line[1][np.isin(line[0], rounds)] for line in lines])
 
 

@@ -119,7 +119,7 @@ def _draw_run(
         _name_versions(figure, axis, colours)
     closings = sorted({work.used for work in works if work.used is not None and work.used <= shown})
     if len(closings) > CLOSINGS:
-        title.append(f"{len(closings)} closings of windows are not drawn")
+        title.append(f"{len(closings)} moments at which work was taken are not drawn")
     elif closings:
         lines = axis.vlines(closings, -0.6, clients - 0.4, color="#999999", linewidth=0.5, zorder=0.9)
         entries["a window closes"] = lines
