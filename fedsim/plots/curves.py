@@ -16,7 +16,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BOOKKEEPING = frozenset(
-    "round time wall clients failed late crashed lost bytes_up bytes_down queries staleness".split(" ")
+    [
+        "round",
+        "time",
+        "wall",
+        "clients",
+        "failed",
+        "late",
+        "crashed",
+        "lost",
+        "bytes_up",
+        "bytes_down",
+        "queries",
+        "staleness",
+    ]
 )
 WHOSE = {"global_train": "training set", "train": "local training", "test": "test set", "client": "clients"}
 """Prefixes of columns: the global model on all training examples, the clients' own models while they train, ..."""
