@@ -55,7 +55,7 @@ class FedAvgAsync(WeightedStep):
         if self.weights == "identical" or self.frequency == "observed":
             return state
         if durations is None:
-            raise InputError("frequency", self.frequency, "the durations on these devices are random; use observed")
+            raise InputError("frequency", self.frequency, "durations are random or unknown here; use observed")
         weights = state.memory["shares"] * durations * (1.0 / durations).sum()
         return replace(state, memory={"weights": weights.to(state.params.dtype)})
 

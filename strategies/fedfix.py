@@ -56,7 +56,7 @@ class FedFix(WeightedStep):
         if self.weights != "identical" or self.frequency != "declared":
             return state
         if durations is None:
-            raise InputError("frequency", self.frequency, "the durations on these devices are random; use observed")
+            raise InputError("frequency", self.frequency, "durations are random or unknown here; use observed")
         arrivals = sum(1.0 / self._windows(ticks(duration)) for duration in durations.tolist())
         return replace(state, memory={**state.memory, "identical": torch.tensor(1.0 / arrivals, dtype=torch.float64)})
 

@@ -362,7 +362,7 @@ def test_virtual_devices_are_refused(monkeypatch):
 def test_strategies_that_need_declared_durations_say_so(strategy):
     experiment = five(strategy)
     app = server_app(experiment, save=False)
-    with pytest.raises(InputError, match=r"^strategy\.frequency = declared: these devices declare no durations"):
+    with pytest.raises(InputError, match=r"^strategy\.frequency = declared: durations are random or unknown here"):
         app(grid_of(experiment), Context(1, 1, {}, RecordDict(), {}))
 
 
