@@ -1,0 +1,248 @@
+"""Random directions v in R^d of which only a name crosses the network.
+
+Directional derivatives p = g.v become an estimate of the gradient g with the dual vector w of v, chosen so that
+E[p w] = g. With c = E|p w|^2 / |g|^2, from which the mean of q estimates has E|.|^2 = c(q) |g|^2:
+
+kind          v                                                w        c            c(q)
+gaussian      standard normal                                  v        d + 2        1 + (c - 1) / q
+rademacher    independent signs                                v        d            1 + (c - 1) / q
+sphere        uniform on the unit sphere                       d v      d            1 + (c - 1) / q
+segmented     independent signs, magnitudes uniform [1/2, 1]   1 / v    1+7(d-1)/6   1 + (c - 1) / q
+orthonormal   q <= d orthonormal rows, uniform (Haar)          d v      d            d / q
+coordinate    unit vectors of q <= d distinct coordinates      d v      d            d / q
+
+For segmented directions 1 / v is elementwise; p v would have the mean 7/12 g, as E[v_i^2] = 7/12.
+
+Every direction has a key: (run seed, purpose; owner, round, step, draw). Its numbers are words of Philox4x32-10 under
+the 64-bit key `streams.derive(purpose)` and the counter (block, owner, round, step * 2^16 + draw), four words a block.
+Number i of a gaussian or segmented direction comes from block i // 4, of a rademacher direction (32 signs a word)
+from block i // 128, so any range of a direction can be drawn alone and has the bits that it has in the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fedsim.aggregation import halving_sum
+from fedsim.errors import InputError
+from fedsim.streams import MASK, SERVER, Index, Streams, philox
+
+Kind = Literal["gaussian", "rademacher", "sphere", "segmented", "orthonormal", "coordinate"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Sliceable = Literal["gaussian", "rademacher", "segmented"]
+"""Kinds whose numbers are independent, so that a part can be drawn without the rest."""
+DRAWS = 2**16
+"""Steps of a round, and draws of a step, that have names: both share one 32-bit counter word."""
+PIECE = {"cpu": 2**14}
+"""Numbers drawn at a time, by type of device: on a CPU the temporaries (some 30 bytes a number) stay in the cache."""
+ELSEWHERE = 2**20
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Names of J directions: each field is one number for all, or int64 [J].
+
+    owner: a client's id below 2^32, or SERVER for directions that everyone shares. round: below 2^32. step and draw:
+    below 2^16, else InputError.
+    """
+
+    purpose: str
+    owner: Index = SERVER
+    round: Index = 0
+    step: Index = 0
+    draw: Index = 0
+
+    def __post_init__(self) -> None:
+        for name, number in (("step", self.step), ("draw", self.draw)):
+            low, high = (number, number) if isinstance(number, int) else _extremes(number)
+            if low < 0 or high >= DRAWS:
+                raise InputError(name, high if high >= DRAWS else low, f"stay within 0 and {DRAWS - 1} in a round")
+
+    def __len__(self) -> int:
+        """J; one where every field is a single number."""
+        lengths = {len(field) for field in self._fields if isinstance(field, Tensor)} - {1}
+        if len(lengths) > 1:
+            raise ValueError(f"keys have one length, not {sorted(lengths)}")
+        return lengths.pop() if lengths else 1
+
+    def __getitem__(self, chosen: slice | Tensor) -> Keys:
+        """Some of the names: a slice, indices or a mask."""
+        owner, round_, step, draw = (
+            torch.as_tensor(field, dtype=torch.int64).expand(len(self))[chosen] for field in self._fields
+        )
+        return replace(self, owner=owner, round=round_, step=step, draw=draw)
+
+    @property
+    def _fields(self) -> tuple[Index, Index, Index, Index]:
+        return self.owner, self.round, self.step, self.draw
+
+    def counters(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The three counter words beside the block's: int64 [J, 1] each."""
+        owner, round_, step, draw = (
+            torch.as_tensor(field, dtype=torch.int64, device=device).reshape(-1, 1).expand(len(self), 1)
+            for field in self._fields
+        )
+        return owner, round_, step * DRAWS + draw
+
+
+def check(kind: Kind, count: int, dimension: int, option: str = "queries") -> None:
+    """Refuse a number of directions that cannot be drawn in d dimensions, with an InputError that names `option`."""
+    if kind in ("orthonormal", "coordinate") and count > dimension:
+        raise InputError(option, count, f"{kind} directions are at most as many as parameters, here {dimension}")
+    if not 0 < count <= DRAWS:
+        raise InputError(option, count, f"use 1 to {DRAWS} directions")
+
+
+def scale(kind: Kind, dimension: int) -> float:
+    """The factor with which scale * (g.v) v has the mean g; segmented directions have none, see `dual`."""
+    if kind == "segmented":
+        raise ValueError("segmented directions are divided by, not scaled")
+    return 1.0 if kind in ("gaussian", "rademacher") else float(dimension)
+
+
+def dual(kind: Kind, directions: Tensor) -> Tensor:
+    """The vectors w of directions v, both [..., d], with which E[(g.v) w] = g."""
+    if kind == "segmented":
+        return directions.reciprocal()
+    factor = scale(kind, directions.shape[-1])
+    return directions if factor == 1.0 else directions * factor
+
+
+def second_moment(kind: Kind, dimension: int, count: int = 1) -> float:
+    """c(q) of the module's table: E|mean of `count` unbiased estimates|^2 / |g|^2."""
+    if kind in ("orthonormal", "coordinate"):
+        return dimension / count
+    of_one = {"gaussian": dimension + 2.0, "segmented": 1.0 + 7.0 * (dimension - 1) / 6.0}.get(kind, float(dimension))
+    return 1.0 + (of_one - 1.0) / count
+
+
+def draw(
+    kind: Kind,
+    streams: Streams,
+    purpose: str,
+    clients: Tensor,
+    count: int,
+    dimension: int,
+    *,
+    round: Index = 0,  # noqa: A002
+    step: Index = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Draw `count` directions for each client: [C, count, d], on the device of `clients` int64 [C].
+
+    round, step: one number, or int64 [C]. Draw j of a client is the same whoever else is drawn for and however many
+    are drawn, except that `count` = d coordinates come in order, and that orthonormal rows agree up to rounding.
+    """
+    check(kind, count, dimension)
+    if kind == "coordinate":
+        return _coordinates(streams, purpose, clients, count, dimension, round, step, dtype)
+    each = torch.arange(count, device=clients.device).repeat(len(clients))
+    owner, round_, step_ = (
+        field.reshape(-1).repeat_interleave(count) if isinstance(field, Tensor) else field
+        for field in (clients, round, step)
+    )
+    keys = Keys(purpose, owner, round_, step_, each)
+    if kind in ("gaussian", "rademacher", "segmented"):
+        drawn = part(kind, streams, keys, 0, dimension, dtype=dtype, device=clients.device)
+        return drawn.reshape(len(clients), count, dimension)
+    normal = part("gaussian", streams, keys, 0, dimension, dtype=torch.float64, device=clients.device)
+    if kind == "sphere":
+        norms = halving_sum(normal.square(), 1).sqrt()
+        return (normal / norms.unsqueeze(1)).to(dtype).reshape(len(clients), count, dimension)
+    rows, triangle = torch.linalg.qr(normal.reshape(len(clients), count, dimension).mT)
+    # A QR decomposition is unique, and its Q uniform, only where the diagonal of R is positive.
+    signs = triangle.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)
+    orthonormal: Tensor = (rows * signs).mT
+    return orthonormal.to(dtype, memory_format=torch.contiguous_format)
+
+
+def part(
+    kind: Sliceable,
+    streams: Streams,
+    keys: Keys,
+    start: int,
+    stop: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Numbers `start` up to `stop` of each named direction: [J, stop - start], in pieces of bounded memory."""
+    make, grain = _MAKERS[kind]
+    first, last = start // grain, -(-stop // grain)
+    drawn = torch.empty(len(keys), last - first, grain, dtype=dtype, device=device)
+    owner, round_, step = keys.counters(device)
+    secret = streams.derive(keys.purpose)
+    at_once = PIECE.get(device.type, ELSEWHERE) // grain
+    width = max(1, min(last - first, at_once))
+    height = max(1, at_once // width)
+    for row in range(0, len(keys), height):
+        rows = slice(row, row + height)
+        for block in range(first, last, width):
+            blocks = torch.arange(block, min(block + width, last), device=device).unsqueeze(0)
+            words = philox(blocks, owner[rows], round_[rows], step[rows], secret & MASK, secret >> 32)
+            make(words, drawn[rows, block - first : block - first + blocks.shape[1]])
+    return drawn.flatten(1)[:, start - first * grain : stop - first * grain]
+
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _gaussian(words: Words, out: Tensor) -> None:
+    """Box and Muller's rule in double precision, twice a block: words [j, b] to numbers [j, b, 4]."""
+    for place in (0, 1):
+        # (word + 1/2) / 2^32 is never 0, so the logarithm is finite.
+        radius = words[place].to(torch.float64).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+        angle = words[place + 2].to(torch.float64).mul_(2.0 * math.pi * 2.0**-32)
+        out[..., 2 * place] = angle.cos().mul_(radius)
+        out[..., 2 * place + 1] = angle.sin_().mul_(radius)
+
+
+def _rademacher(words: Words, out: Tensor) -> None:
+    """One bit a sign: words [j, b] to numbers [j, b, 128]."""
+    places = torch.arange(32, device=out.device)
+    for number, word in enumerate(words):
+        out[..., 32 * number : 32 * number + 32] = 1 - 2 * (word.unsqueeze(2) >> places & 1)
+
+
+def _segmented(words: Words, out: Tensor) -> None:
+    """The first bit is the sign, the other 31 say the magnitude: words [j, b] to numbers [j, b, 4]."""
+    for number, word in enumerate(words):
+        magnitude = (word & (MASK >> 1)).to(torch.float64).mul_(2.0**-32).add_(0.5)
+        out[..., number] = torch.where(word > MASK >> 1, -magnitude, magnitude)
+
+
+_MAKERS: dict[Sliceable, tuple[Callable[[Words, Tensor], None], int]] = {
+    "gaussian": (_gaussian, 4),
+    "rademacher": (_rademacher, 128),
+    "segmented": (_segmented, 4),
+}
+
+
+def _coordinates(
+    streams: Streams,
+    purpose: str,
+    clients: Tensor,
+    count: int,
+    dimension: int,
+    round: Index,  # noqa: A002
+    step: Index,
+    dtype: torch.dtype,
+) -> Tensor:
+    if count == dimension:
+        return torch.eye(dimension, dtype=dtype, device=clients.device).expand(len(clients), -1, -1)
+    chosen = streams.permutation(purpose, clients, dimension, round=round, step=step)[:, :count]
+    units = torch.zeros(len(clients), count, dimension, dtype=dtype, device=clients.device)
+    return units.scatter_(2, chosen.unsqueeze(2), 1.0)
+
+
+def _extremes(numbers: Tensor) -> tuple[int, int]:
+    if not len(numbers):
+        return 0, 0
+    low, high = numbers.aminmax()
+    return int(low), int(high)

@@ -1,0 +1,108 @@
+"""Local search: the steps that a cohort takes along gradients that it has estimated from values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.cohort import Cohort
+from fedsim.engine.network import Batch
+from fedsim.errors import InputError
+from fedsim.exchange import Cost, Orders, Update, payload_bytes
+from fedsim.options import Count, Fraction, Positive, options
+from fedsim.schedules import Constant, Schedule
+from fedsim.zeroth_order.estimator import Probe
+
+MEASURE = "measure"
+"""The action whose reply is the values of f_c at the candidates that the order carries."""
+
+
+@options
+class LocalSearch:
+    """How a client searches: z <- z - lr * direction, so many steps from the server's model.
+
+    steps: T. batch_size: examples that the values of a step are about, each step an independent batch; "full": all of
+    the client's, and all that a black box knows. lr times schedule's factor: the rate in a round. optimizer: sgd, or
+    adam (bias-corrected; Kingma and Ba 2015), fresh in every round. project: keep z within the problem's box. cosine:
+    tell the mean cosine of the directions to the gradient of F, where the problem knows it.
+    """
+
+    black_box: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"params"})
+    knows: ClassVar[frozenset[str]] = frozenset({"candidates"})
+    sends: ClassVar[frozenset[str]] = frozenset({"delta", "values"})
+
+    steps: Count = 10
+    batch_size: Count | Literal["full"] = "full"
+    lr: Positive = 0.01
+    schedule: Schedule = Constant()
+    optimizer: Literal["sgd", "adam"] = "adam"
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.999
+    epsilon: Positive = 1e-8
+    project: bool = True
+    cosine: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer == "sgd":
+            for name, default in (("beta1", 0.9), ("beta2", 0.999), ("epsilon", 1e-8)):
+                if getattr(self, name) != default:
+                    raise InputError(name, getattr(self, name), "is an option of optimizer = 'adam' only")
+
+    @property
+    def same_every_round(self) -> bool:
+        """Whether rounds differ in nothing but their draws."""
+        return isinstance(self.schedule, Constant)
+
+    def rate(self, cohort: Cohort) -> float:
+        """The learning rate in the round of a cohort's order."""
+        return self.lr if self.same_every_round else self.lr * self.schedule.factor(cohort.round)
+
+    def declared(self, orders: Orders, examples: Tensor, queries: int) -> Cost:
+        """The cost of a search that asks for so many values and sends the change; or of measuring candidates."""
+        nothing = torch.zeros_like(examples)
+        if orders.action == MEASURE:
+            candidates = orders.payload["candidates"]
+            return Cost(nothing, len(candidates) * candidates.element_size(), len(candidates))
+        steps = nothing if self.batch_size == "full" else nothing + self.steps
+        return Cost(steps, payload_bytes({"params": orders.payload["params"]}), queries)
+
+    def batches(self, cohort: Cohort) -> Iterator[Batch | None]:
+        """What each local step's values are about."""
+        if self.batch_size == "full":
+            yield from [None] * self.steps
+        else:
+            yield from cohort.batches(steps=self.steps, batch_size=self.batch_size)
+
+    def search(self, cohort: Cohort, start: Tensor, direction: Callable[[Probe, Tensor], Tensor]) -> Tensor:
+        """Take the local steps from `start` ([d] or [C, d]): z [C, d].
+
+        direction(probe, z): the direction [C, d] at z, whatever it is made of.
+        """
+        z = start.expand(len(cohort), -1).clone()
+        mean, square = torch.zeros_like(z), torch.zeros_like(z)
+        lr, cosines = self.rate(cohort), list[Tensor]()
+        for step, batch in enumerate(self.batches(cohort)):
+            along = direction(Probe(cohort, len(cohort), batch, step), z)
+            truth = cohort.truth(z) if self.cosine else None
+            if truth is not None:
+                cosines.append(torch.cosine_similarity(along, truth, dim=1))
+            if self.optimizer == "adam":
+                mean.lerp_(along, 1.0 - self.beta1)
+                square.mul_(self.beta2).addcmul_(along, along, value=1.0 - self.beta2)
+                scale = (square / (1.0 - self.beta2 ** (step + 1))).sqrt_().add_(self.epsilon)
+                along = mean / (1.0 - self.beta1 ** (step + 1)) / scale
+            z.add_(along, alpha=-lr)
+            if self.project and cohort.bounds is not None:
+                z.clamp_(*cohort.bounds)
+        if cosines:
+            cohort.metrics["cosine"] = torch.stack(cosines).mean(dim=0)
+        return z
+
+    def measure(self, cohort: Cohort) -> Update:
+        """Tell the values of f_c at the candidates, which the methods' papers do not count."""
+        candidates = cohort.received("candidates")
+        return Update({"values": cohort.query(candidates.expand(len(cohort), -1, -1), extra=True)})

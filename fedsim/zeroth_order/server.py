@@ -1,0 +1,111 @@
+"""The server's side of a search: rounds of up to three windows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.exchange import All, Orders, Replies, Weighting, Window
+from fedsim.options import options
+from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
+from fedsim.zeroth_order.search import MEASURE
+
+TRAIN = "train"
+
+
+@options
+class GuardedStep(WeightedStep):
+    """theta <- theta + eta sum_i w_i Delta_i; where guarded, only if that lowers F.
+
+    guard: ask all clients of the round for F at the candidate (and, where they may not be those of the last round, at
+    the model as it is) and keep the model where F is not lower. These evaluations are no part of the published counts.
+
+    A subclass may end its rounds with one more exchange, about the new model: `sharing`, its action, and `shared`, the
+    vector that clients answer with. The mean of what they answer is kept in the state's memory under that name.
+    """
+
+    sends: ClassVar[frozenset[str]] = frozenset({"params", "candidates"})
+    expects: ClassVar[frozenset[str]] = frozenset({"delta", "values"})
+    sharing: ClassVar[str | None] = None
+    shared: ClassVar[str] = ""
+
+    weighting: Weighting = "uniform"
+    guard: bool = False
+
+    def windows(self, state: ServerState) -> tuple[str, ...]:  # noqa: ARG002
+        """The actions of a round, in their order."""
+        return (TRAIN, *([MEASURE] if self.guard else []), *([self.sharing] if self.sharing else []))
+
+    def message(self, state: ServerState) -> dict[str, Tensor]:
+        """What clients are sent to train with."""
+        return {"params": state.params}
+
+    def init(self, problem: ProblemView) -> ServerState:
+        """The state before the first round."""
+        return replace(super().init(problem), memory={"clients": torch.tensor(problem.num_clients)})
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """Send what the window is about; wait for everybody."""
+        action = self.windows(state)[state.phase]
+        if action == TRAIN:
+            payload = self.message(state)
+        elif action == MEASURE:
+            payload = {"candidates": self._candidates(state, len(chosen))}
+        else:
+            payload = {"params": state.params}
+        return Orders(action, chosen, payload, round=state.round), All()
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Move; hold the step against F; take in what was shared."""
+        windows = self.windows(state)
+        action, metrics = windows[state.phase], dict[str, float]()
+        if action == TRAIN:
+            metrics |= observed(replies)
+            state = self._moved(state, replies)
+        elif action == MEASURE:
+            state, metrics["accepted"] = self._judged(state, replies)
+        elif len(replies):
+            state = self.remember(state, replies)
+        if state.phase + 1 < len(windows):
+            return replace(state, phase=state.phase + 1), metrics, False
+        return replace(state, phase=0, round=state.round + 1), metrics, True
+
+    def remember(self, state: ServerState, replies: Replies) -> ServerState:
+        """The state with the mean of what was shared."""
+        shared = replies.combine(replies.weights(self.weighting), name=self.shared)
+        return replace(state, memory={**state.memory, self.shared: shared})
+
+    def _moved(self, state: ServerState, replies: Replies) -> ServerState:
+        """The state with the candidate, which without a guard is the new model."""
+        candidate, optimizer = state.params, state.optimizer
+        if len(replies):
+            delta = replies.combine(replies.weights(self.weighting))
+            step, optimizer = self.server_optimizer.step(optimizer, delta, self.server_lr)
+            candidate = candidate + step
+        if self.guard:
+            return replace(state, optimizer=optimizer, memory={**state.memory, "candidate": candidate})
+        return replace(state, optimizer=optimizer, params=candidate)
+
+    def _candidates(self, state: ServerState, count: int) -> Tensor:
+        """What F is measured at: the candidate, and the model as it is where that is not known of these clients."""
+        candidate = state.memory["candidate"].unsqueeze(0)
+        known = "value" in state.memory and count == int(state.memory["clients"])
+        return candidate if known else torch.cat((state.params.unsqueeze(0), candidate))
+
+    def _judged(self, state: ServerState, replies: Replies) -> tuple[ServerState, float]:
+        """The state with the candidate if F is lower there, and whether it is."""
+        memory = dict(state.memory)
+        candidate = memory.pop("candidate")
+        if not len(replies):
+            memory.pop("value", None)
+            return replace(state, memory=memory), 0.0
+        values = replies.combine(replies.weights(self.weighting), name="values")
+        before = values[0] if len(values) == 2 else memory["value"]
+        accepted = bool(values[-1] < before)
+        memory["value"] = values[-1] if accepted else before
+        if len(replies) < int(memory["clients"]):
+            del memory["value"]
+        return replace(state, params=candidate if accepted else state.params, memory=memory), float(accepted)
