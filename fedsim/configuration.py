@@ -28,6 +28,7 @@ INSTEAD = {"count": "fraction", "steps": "epochs"}
 NOTES = ("resolved", "versions")
 """Tables that a run writes into its config.toml and that say nothing about what to do."""
 PLUGINS: dict[str, tuple[str, str | Table]] = {
+    "problem": ("problems", "supervised"),
     "strategy": ("strategies", "fedavg"),
     "client": ("clients", {"kind": "sgd", "epochs": 1}),
     "partition": ("partitions", {"kind": "iid", "clients": 10}),
@@ -50,21 +51,6 @@ class EngineOptions:
     state_mib: Count = 4096
 
 
-@options
-class ProblemOptions:
-    """What is optimised.
-
-    kind: supervised. dataset, model: a name, or a table with `kind` and options. loss: cross_entropy or
-    squared_error, by default as the labels are. start: a state dict to start from (.safetensors, .pt).
-    """
-
-    kind: str = "supervised"
-    dataset: Any = "digits"
-    model: Any = "mlp"
-    loss: Literal["cross_entropy", "squared_error"] | None = None
-    start: str | None = None
-
-
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """A checked experiment. The parts are the plug-ins' own objects; see `experiment` and `load` to make one."""
@@ -73,9 +59,7 @@ class Experiment:
     seed: int
     rounds: int | None
     duration: float | None
-    problem: ProblemOptions
-    dataset: Any
-    model: Any
+    problem: Any
     partition: Any
     selection: Any
     strategy: Any
@@ -92,18 +76,12 @@ class Experiment:
 
     def resolved(self) -> dict[str, Any]:
         """Every option with its value, as tables that `experiment` accepts."""
-        problem = _values(self.problem) | {
-            "dataset": self._table("dataset", self.tables["problem"].get("dataset", "digits")),
-            "model": self._table("model", self.tables["problem"].get("model", "mlp")),
-        }
-        found: dict[str, Any] = {
-            "name": self.name,
-            "seed": self.seed,
-            "problem": problem,
-        }
+        found: dict[str, Any] = {"name": self.name, "seed": self.seed}
         found |= {name: value for name in ("rounds", "duration") if (value := getattr(self, name)) is not None}
         for part in PLUGINS:
             found[part] = self._table(part, self.tables[part])
+        if self.opaque:
+            del found["partition"]
         for part in TRANSFORMS:
             pairs = zip(self.tables[part], getattr(self, part), strict=True)
             found[part] = [{"kind": _kind(table)} | _values(made) for table, made in pairs]
@@ -114,7 +92,15 @@ class Experiment:
         return found
 
     def _table(self, part: str, table: str | Table) -> dict[str, Any]:
-        return {"kind": _kind(table)} | _values(getattr(self, part))
+        made = getattr(self, part)
+        nested = getattr(made, "made", {})
+        inner = {option: {"kind": _kind(getattr(made, option))} | _values(own) for option, own in nested.items()}
+        return {"kind": _kind(table)} | _values(made) | inner
+
+    @property
+    def opaque(self) -> bool:
+        """Whether all that clients can ask is what the values of their functions are."""
+        return bool(getattr(self.problem, "black_box", False))
 
     def with_seed(self, seed: int) -> Experiment:
         """The same experiment under another seed."""
@@ -141,7 +127,7 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     Raises InputError for the first option that cannot be used.
     """
     tables = {name: value for name, value in tables.items() if name not in NOTES}
-    known = {*TOP, "problem", "evaluation", "stopping", "devices", "engine", *PLUGINS, *TRANSFORMS}
+    known = {*TOP, "evaluation", "stopping", "devices", "engine", *PLUGINS, *TRANSFORMS}
     for name, value in tables.items():
         if name not in known:
             raise InputError(name, value, "no such option here; remove it or correct its name")
@@ -149,9 +135,9 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     given: dict[str, Any] = {
         part: _plugin_table(part, tables.get(part, default)) for part, (_, default) in PLUGINS.items()
     }
+    if isinstance(given["problem"], Mapping):  # which alone may leave its kind out
+        given["problem"] = {"kind": PLUGINS["problem"][1]} | dict(given["problem"])
     made = {part: registry.make(group, given[part], part) for part, (group, _) in PLUGINS.items()}
-    problem = _checked(ProblemOptions, _table(tables, "problem"), "problem")
-    given["problem"] = _table(tables, "problem")
     for part in TRANSFORMS:
         given[part] = tables.get(part, [])
         if not isinstance(given[part], list):
@@ -164,9 +150,6 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         seed=top.seed,
         rounds=100 if top.rounds is None and top.duration is None else top.rounds,
         duration=top.duration,
-        problem=problem,
-        dataset=registry.make("datasets", problem.dataset, "problem.dataset"),
-        model=registry.make("models", problem.model, "problem.model"),
         evaluation=_checked(Evaluation, _table(tables, "evaluation"), "evaluation"),
         stopping=_checked(Stopping, _table(tables, "stopping"), "stopping") if "stopping" in tables else None,
         devices=_checked(Devices, _table(tables, "devices"), "devices"),
@@ -175,6 +158,9 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         data_dir=None if data_dir is None else Path(data_dir),
         **made,
     )
+    if checked.opaque and "partition" in tables:
+        kind = _kind(given["problem"])
+        raise InputError("partition", _kind(given["partition"]), f"problem {kind} has no examples to deal; remove it")
     _check_pair(checked)
     return checked
 
@@ -250,6 +236,14 @@ def _check_pair(checked: Experiment) -> None:
     """Refuse a strategy and a client that do not speak of the same things."""
     strategy, client = checked.strategy, checked.client
     names = {part: _kind(checked.tables[part]) for part in ("strategy", "client")}
+    if checked.opaque and not getattr(client, "black_box", False):
+        raise InputError(
+            "client.kind",
+            names["client"],
+            f"it needs gradients, and problem {_kind(checked.tables['problem'])} only tells values; use fedzo, for one",
+        )
+    if checked.opaque and getattr(client, "batch_size", "full") != "full":
+        raise InputError("client.batch_size", client.batch_size, "a black box has no examples to sample; remove it")
     understood = client.needs | getattr(client, "knows", frozenset())
     for missing, words in (
         (strategy.expects - client.sends, "which this client does not send back"),

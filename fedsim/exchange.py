@@ -28,8 +28,9 @@ class Orders:
     sent to each of them. config: plain settings. round: which round it belongs to, from 0: the version of the model
     that they start from. late: what becomes of a client that is still at work when the window closes: it is told to
     stop and its work is lost, or it works on and is taken in the window in which it finishes. encoded: bytes of the
-    payload as transforms have encoded it, if they have. turn: what names the clients' draws where a client may be sent
-    the same version twice; by default the round.
+    payload as it crosses where that is not the size of its tensors: one number, or int64 [C] where clients are sent
+    parts of it. turn: what names the clients' draws where a client may be sent the same version twice; by default the
+    round. counts: whether to answer is to take part in the round, as the ledger and the trace count it.
     """
 
     action: str
@@ -38,13 +39,20 @@ class Orders:
     config: Mapping[str, Scalar] = field(default_factory=dict)
     round: int = 0
     late: Literal["cancel", "keep"] = "cancel"
-    encoded: int | None = None
+    encoded: int | Tensor | None = None
     turn: int | None = None
+    counts: bool = True
 
     @property
-    def nbytes(self) -> int:
-        """Payload bytes that each client is sent."""
+    def nbytes(self) -> int | Tensor:
+        """Payload bytes that each client is sent: one number, or int64 [C]."""
         return payload_bytes(self.payload) if self.encoded is None else self.encoded
+
+    @property
+    def total_bytes(self) -> int:
+        """Payload bytes that all of its clients are sent."""
+        nbytes = self.nbytes
+        return int(nbytes.sum()) if isinstance(nbytes, Tensor) else nbytes * len(self.clients)
 
     @property
     def draws(self) -> int:
@@ -84,10 +92,15 @@ Window = All | Every | Count
 
 @dataclass(frozen=True)
 class Cost:
-    """What a client declares before it works. steps: int64 [C]; bytes_up: payload bytes of one client's reply."""
+    """What a client declares before it works.
+
+    steps: local steps with gradients, int64 [C]. bytes_up: payload bytes of one client's reply. queries: evaluations
+    that a client asks for, for the time that they take; what is counted is what it then asks.
+    """
 
     steps: Tensor
     bytes_up: int
+    queries: int = 0
 
 
 @dataclass(frozen=True)

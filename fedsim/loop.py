@@ -5,9 +5,9 @@ repeat: orders, window = strategy.ask(state, chosen); engine.submit(orders); rep
         state, metrics, round_done = strategy.tell(state, replies)
 
 A synchronous round is the simplest case: one window that closes when all have answered. A round may also be several
-windows, and clients that have not answered may work on. The global model is judged after so many rounds, or at so many
-virtual seconds; between two judgements of an asynchronous run nothing is kept but counters, so that its memory does not
-grow with the number of windows.
+windows, the later ones for those who have answered the one before; and who has not answered may work on. The global
+model is judged after so many rounds, or at so many virtual seconds; between two judgements of an asynchronous run
+nothing is kept but counters, so that its memory does not grow with the number of windows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
@@ -31,10 +31,12 @@ from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.errors import DivergedError, FedsimError, InputError, StalledError, naming
 from fedsim.exchange import All, Count, Orders, Replies, Window, joined
+from fedsim.measures import lower_is_better
 from fedsim.options import Count as Number
 from fedsim.options import Seconds, Whole, options
+from fedsim.problems.problem import Problem
 from fedsim.selection import Free, Selector, SelectorState, Turn
-from fedsim.strategy import ProblemView, ServerState, Strategy
+from fedsim.strategy import ServerState, Strategy
 from fedsim.streams import SERVER, Streams
 from fedsim.transforms import Chain
 
@@ -44,18 +46,6 @@ TURNS = 2**31
 """Numbers from here on name draws by order where rounds do not tell orders apart."""
 RESTS = 100_000
 """How often in a row somebody's waking is waited for in vain before a run is given up."""
-
-
-class Problem(ProblemView, Protocol):
-    """What the loop asks of a problem."""
-
-    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str]) -> dict[str, float]:
-        """Measure the global model."""
-        ...
-
-    def evaluates_clients(self, wanted: bool | str) -> bool:
-        """Whether `evaluate` is to measure clients too."""
-        ...
 
 
 class Engine(Protocol):
@@ -148,7 +138,7 @@ class Evaluation:
 class Stopping:
     """Stop early: when `metric` has reached `target`, or has not improved for `patience` evaluations.
 
-    Losses improve downwards, everything else upwards.
+    Losses and values of functions improve downwards, everything else upwards.
     """
 
     metric: str = "test_accuracy"
@@ -161,7 +151,7 @@ class Stopping:
 
     def reached(self, values: list[float]) -> str | None:
         """Why to stop after these evaluations, or None."""
-        sign = -1.0 if "loss" in self.metric else 1.0
+        sign = -1.0 if lower_is_better(self.metric) else 1.0
         scores = [sign * value for value in values]
         if self.target is not None and scores[-1] >= sign * self.target:
             return f"{self.metric} reached {values[-1]:.4g}"
@@ -323,13 +313,17 @@ class Simulation:
         parts, engine = self.parts, self.parts.engine
         server, count, failed, done, keeps = self._server, 0, 0, False, False
         number, metrics = self.round + 1, dict[str, float]()
+        answered: Tensor | None = None
         while not done:
-            server, chosen = self._choose(server)
-            server, orders, window = self._send(server, chosen)
+            if answered is None:
+                server, chosen = self._choose(server)
+            else:
+                chosen = answered[torch.from_numpy(engine.free().mask)[answered]]
+            server, orders, window = self._send(server, chosen, further=answered is not None)
             server, replies = self._collect(server, orders, window)
-            keeps = orders.late == "keep"
-            count, failed = count + len(replies), failed + len(replies.failed)
-            selector = parts.selector.observe(server.selector, replies)
+            answered, keeps = replies.clients, orders.late == "keep"
+            count, failed = count + len(replies) * orders.counts, failed + len(replies.failed)
+            selector = parts.selector.observe(server.selector, replies) if orders.counts else server.selector
             try:
                 state, observed, done = parts.strategy.tell(server.state, replies)
             except InputError as error:  # too few replies for a robust aggregator
@@ -378,7 +372,7 @@ class Simulation:
         payload, examples = {"params": server.state.params}, self.parts.selector.score_examples
         config = {} if examples is None else {SCORE_EXAMPLES: examples}
         # Named apart from the training of the same round, for failures and durations are drawn by that name.
-        asked = Orders(SCORE, candidates, payload, config, server.state.round, turn=TURNS + server.asked)
+        asked = Orders(SCORE, candidates, payload, config, server.state.round, turn=TURNS + server.asked, counts=False)
         server, orders = self._submit(server, asked)
         _, replies = self._await(server, orders, All())
         scores = torch.full((len(candidates),), torch.nan, dtype=torch.float64)
@@ -386,13 +380,16 @@ class Simulation:
             scores[torch.searchsorted(candidates, replies.clients)] = replies.payload["loss"][:, 0].double().cpu()
         return server, scores
 
-    def _send(self, server: _Server, chosen: Tensor, *, again: bool = False) -> tuple[_Server, Orders, Window]:
+    def _send(
+        self, server: _Server, chosen: Tensor, *, again: bool = False, further: bool = False
+    ) -> tuple[_Server, Orders, Window]:
+        """Send what the strategy asks. again: from a version sent before. further: a later window of the round."""
         orders, window = self.parts.strategy.ask(server.state, chosen)
-        if UTILITY in self.parts.selector.reports:
+        if UTILITY in self.parts.selector.reports and not further:
             orders = replace(orders, config={**orders.config, REPORT_UTILITY: True})
-        if again or (isinstance(window, Count) and window.refill):
+        if again or further or (isinstance(window, Count) and window.refill):
             # A client may be sent the same version twice, and must not draw the same numbers again.
-            orders = replace(orders, turn=TURNS + server.asked)
+            orders = replace(orders, turn=TURNS + server.asked, counts=not further)
         server, orders = self._submit(server, orders)
         return server, orders, window
 
@@ -521,8 +518,11 @@ class Simulation:
 
 
 def _planned(parts: Parts) -> ServerState:
-    """The state to begin with, of a strategy that may want to know how long its orders take."""
+    """The state to begin with, of a strategy that may draw, and may want to know how long its orders take."""
     state, plan = parts.strategy.init(parts.problem), getattr(parts.strategy, "plan", None)
+    seeded = getattr(parts.strategy, "seeded", None)
+    if seeded is not None:
+        state = seeded(state, parts.streams)
     if plan is None:
         return state
     orders, _ = parts.strategy.ask(state, torch.arange(len(parts.problem.sizes)))

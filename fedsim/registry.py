@@ -22,6 +22,7 @@ from fedsim.errors import InputError, naming
 GROUPS = (
     "strategies",
     "clients",
+    "estimators",
     "problems",
     "datasets",
     "partitions",
@@ -50,8 +51,8 @@ def find(group: str, kind: str, option: str) -> type[Any]:
         raise InputError(option, kind, f"not one of the installed {group}: {known}")
     try:
         loaded: type[Any] = entry.load()
-    except (ImportError, AttributeError) as error:
-        shadow = _shadowed(entry.module)
+    except ModuleNotFoundError as error:
+        shadow = _shadowed(entry.module) if entry.module.startswith(error.name or ".") else None
         if shadow is None:
             raise
         raise InputError(

@@ -14,23 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim import registry
 from fedsim.aggregation import Aggregator
 from fedsim.configuration import Experiment
 from fedsim.devices import Census, Fleet
 from fedsim.engine.executor import Executor
 from fedsim.engine.virtual import VirtualEngine
-from fedsim.errors import DivergedError, InputError, StalledError, naming
+from fedsim.errors import DivergedError, FedsimError, InputError, StalledError, naming
 from fedsim.exchange import Count
 from fedsim.history import History
 from fedsim.loop import Engine, Parts, Row, Simulation
+from fedsim.measures import is_measure, lower_is_better
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.partition import Partition
+from fedsim.problems.problem import Problem
 from fedsim.problems.supervised import Supervised, choose_device
-from fedsim.runfolder import CURVES, PARTITION, RunFolder, StorageError
+from fedsim.runfolder import CURVES, RunFolder, StorageError
 from fedsim.streams import Streams
 from fedsim.transforms import Chain
 
+TOTALS = ("clients", "failed", "late", "crashed", "lost", "bytes_up", "bytes_down", "queries", "extra_queries")
+"""Columns of the rows that add up."""
 VERSIONED = ("fedsim", "torch", "numpy", "scikit-learn", "flwr-datasets")
 
 
@@ -43,7 +46,7 @@ class Round:
 
 
 Callback = Callable[[Round], None]
-EngineMaker = Callable[[Supervised, Aggregator], Engine]
+EngineMaker = Callable[[Problem, Aggregator], Engine]
 """Makes an engine for a problem, whose replies are combined by an aggregator."""
 
 
@@ -55,7 +58,7 @@ class Result:
     """
 
     params: Tensor
-    problem: Supervised
+    problem: Problem
     status: str
     reason: str
     summary: dict[str, Any]
@@ -63,18 +66,19 @@ class Result:
     folder: Path | None
 
     def model(self) -> nn.Module:
-        """The model with the final parameters, in evaluation mode."""
+        """The model with the final parameters, in evaluation mode. FedsimError: the problem has none."""
+        if not isinstance(self.problem, Supervised):
+            raise FedsimError("this problem has no model; its solution is Result.params")
         return self.problem.module(self.params)
 
 
-def build_problem(experiment: Experiment) -> Supervised:
+def build_problem(experiment: Experiment) -> Problem:
     """The problem that the experiment describes."""
-    kind = registry.find("problems", experiment.problem.kind, "problem.kind")
-    problem: Supervised = kind.build(experiment)
+    problem: Problem = experiment.problem.build(experiment)
     return problem
 
 
-def build_executor(experiment: Experiment, problem: Supervised) -> Executor:
+def build_executor(experiment: Experiment, problem: Problem) -> Executor:
     """The experiment's executor, for all clients of the problem."""
     options, at_once = experiment.engine, experiment.selection.of(problem.num_clients)
     return Executor(
@@ -89,7 +93,7 @@ def build_executor(experiment: Experiment, problem: Supervised) -> Executor:
     )
 
 
-def build_simulation(experiment: Experiment, problem: Supervised, engine: EngineMaker | None = None) -> Simulation:
+def build_simulation(experiment: Experiment, problem: Problem, engine: EngineMaker | None = None) -> Simulation:
     """The experiment as a simulation in this process, or over the engine that `engine` makes."""
     _check(experiment, problem)
     aggregator = experiment.aggregation
@@ -117,22 +121,13 @@ def build_simulation(experiment: Experiment, problem: Supervised, engine: Engine
     return simulation
 
 
-def build_fleet(experiment: Experiment, problem: Supervised) -> Fleet:
+def build_fleet(experiment: Experiment, problem: Problem) -> Fleet:
     """The clients' devices, as the experiment describes them."""
-    census = Census(problem.sizes, _mean_labels(problem))
+    census = Census(problem.sizes, problem.labels())
     return experiment.devices.start(census, Streams(experiment.seed), experiment.data_dir)
 
 
-def _mean_labels(problem: Supervised) -> np.ndarray[Any, Any]:
-    """The mean label of each client's examples, [N]."""
-    sizes = problem.sizes.numpy()
-    owner = np.repeat(np.arange(len(sizes)), sizes)
-    labels = problem.y[problem.order].cpu().numpy().astype(np.float64)
-    means: np.ndarray[Any, Any] = np.bincount(owner, labels, len(sizes)) / sizes
-    return means
-
-
-def _check(experiment: Experiment, problem: Supervised) -> None:
+def _check(experiment: Experiment, problem: Problem) -> None:
     """Refuse what does not fit the problem."""
     experiment.selection.check(problem.num_clients)
     experiment.aggregation.check(experiment.selection.of(problem.num_clients))
@@ -150,7 +145,7 @@ def _check(experiment: Experiment, problem: Supervised) -> None:
 def run(
     experiment: Experiment,
     *,
-    problem: Supervised | None = None,
+    problem: Problem | None = None,
     engine: EngineMaker | None = None,
     callbacks: Sequence[Callback] = (),
     out: Path | str | None = None,
@@ -171,7 +166,7 @@ def run(
     if problem is None:
         problem = build_problem(experiment)
     else:  # what the experiment says of data, model and device has nothing to do with this run
-        del described["partition"]
+        described.pop("partition", None)
         described["problem"] = {"kind": "own"}
         described["engine"] |= {"device": problem.device.type, "precision": str(problem.dtype).removeprefix("torch.")}
     simulation = build_simulation(experiment, problem, engine)
@@ -194,7 +189,7 @@ def run(
 
 def _run(
     experiment: Experiment,
-    problem: Supervised,
+    problem: Problem,
     simulation: Simulation,
     callbacks: Sequence[Callback],
     folder: RunFolder | None,
@@ -203,7 +198,7 @@ def _run(
     status, reason = "finished", ""
     try:
         if folder is not None:
-            _draw_partition(problem, folder)
+            problem.illustrate(folder.place, None)
         for row in simulation:
             rows.append(row)
             if folder is not None:
@@ -234,13 +229,10 @@ def summarise(rows: Sequence[Row], status: str, reason: str) -> dict[str, Any]:
     last = rows[-1] if rows else {}
     summary: dict[str, Any] = {"status": status, "reason": reason, "rounds": last.get("round", 0)}
     summary |= {name: last.get(name, 0.0) for name in ("time", "wall")}
-    summary |= {
-        f"total_{name}": sum(row[name] for row in rows)
-        for name in ("clients", "failed", "late", "crashed", "lost", "bytes_up", "bytes_down", "queries")
-    }
-    for name in sorted({name for row in rows for name in row if name.endswith("loss") or "accuracy" in name}):
+    summary |= {f"total_{name}": sum(row[name] for row in rows) for name in TOTALS}
+    for name in sorted({name for row in rows for name in row if is_measure(name)}):
         seen = [(row[name], row["round"]) for row in rows if name in row]
-        best = min(seen) if name.endswith("loss") else max(seen, key=lambda pair: (pair[0], -pair[1]))
+        best = min(seen) if lower_is_better(name) else max(seen, key=lambda pair: (pair[0], -pair[1]))
         summary |= {name: seen[-1][0], f"best_{name}": best[0], f"best_{name}_round": best[1]}
     return summary
 
@@ -293,7 +285,7 @@ def _array(option: str, values: Any) -> np.ndarray[Any, Any]:
     return array.astype(np.int64)
 
 
-def _notes(experiment: Experiment, simulation: Simulation, problem: Supervised) -> dict[str, Any]:
+def _notes(experiment: Experiment, simulation: Simulation, problem: Problem) -> dict[str, Any]:
     """What was decided when the run began, for its config.toml."""
     versions = {name: importlib.metadata.version(name) for name in VERSIONED}
     return {
@@ -303,16 +295,9 @@ def _notes(experiment: Experiment, simulation: Simulation, problem: Supervised) 
     }
 
 
-def _draw_partition(problem: Supervised, folder: RunFolder) -> None:
-    from fedsim import plots
-
-    dataset, split = problem.dataset, problem.partition
-    plots.label_distribution(dataset.y, split.offset, split.order, dataset.num_classes or None, folder.place(PARTITION))
-
-
 def _finish(
     experiment: Experiment,
-    problem: Supervised,
+    problem: Problem,
     params: Tensor,
     summary: dict[str, Any],
     rows: Sequence[Row],
@@ -321,6 +306,7 @@ def _finish(
     from fedsim import plots
 
     # One entry: safetensors writes several in no fixed order.
-    folder.write_model(problem.module(params).state_dict(), {"run": f"{experiment.name}, seed {experiment.seed}"})
+    folder.write_model(problem.tensors(params), {"run": f"{experiment.name}, seed {experiment.seed}"})
     folder.write_summary(summary)
     plots.curves(rows, folder.place(CURVES))
+    problem.illustrate(folder.place, params)

@@ -26,6 +26,11 @@ class ProblemView(Protocol):
         """N, how many clients there are."""
         ...
 
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The box [lower, upper]^d to which parameters belong; None: R^d."""
+        ...
+
     def initial(self) -> Tensor:
         """The parameters to start from, [d]."""
         ...
@@ -33,10 +38,14 @@ class ProblemView(Protocol):
 
 @dataclass(frozen=True)
 class ServerState:
-    """A strategy's state: the global model, the round (completed so far), and vectors of the strategy's own."""
+    """A strategy's state: the global model, the round (completed so far), and vectors of the strategy's own.
+
+    phase: of a round of several windows, how many of them are done.
+    """
 
     params: Tensor
     round: int = 0
+    phase: int = 0
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -46,9 +55,10 @@ class Strategy(Protocol):
 
     sends: names in the payload and the configuration of its orders. expects: names that it reads from replies. It may
     also have `check(at_once, population, steady)`, which refuses (InputError) options that do not go with so many
-    clients at work at once, of so many, or with clients that sleep or fail (not steady); and `plan(state, durations)`,
-    which is called once after `init` with the seconds that its first order takes each client, float64 [N], or None
-    where they are random or unknown, and returns the state to begin with.
+    clients at work at once, of so many, or with clients that sleep or fail (not steady); and two methods that are
+    called once after `init` and return the state to begin with: `seeded(state, streams)` for one that draws, which
+    keeps a seed that it derives from the run's named streams; and `plan(state, durations)`, with the seconds that its
+    first order takes each client, float64 [N], or None where they are random or unknown.
     """
 
     sends: ClassVar[frozenset[str]]
@@ -63,7 +73,10 @@ class Strategy(Protocol):
         ...
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
-        """The state after a window's replies, what was observed, and whether that completed a round."""
+        """The state after a window's replies, what was observed, and whether that completed a round.
+
+        If not, the next window is for the clients that answered this one.
+        """
         ...
 
 
@@ -86,9 +99,9 @@ class ServerStep:
     def advance(self, state: ServerState, replies: Replies, delta: Tensor, **memory: Tensor) -> ServerState:
         """The state one round later, the model moved along delta [d]; without replies it stays, and so do momenta."""
         if not len(replies):
-            return ServerState(state.params, state.round + 1, state.optimizer, {**state.memory, **memory})
+            return ServerState(state.params, state.round + 1, 0, state.optimizer, {**state.memory, **memory})
         step, optimizer = self.server_optimizer.step(state.optimizer, delta, self.server_lr)
-        return ServerState(state.params + step, state.round + 1, optimizer, {**state.memory, **memory})
+        return ServerState(state.params + step, state.round + 1, 0, optimizer, {**state.memory, **memory})
 
 
 @options
@@ -102,6 +115,6 @@ class WeightedStep(ServerStep):
 
 
 def observed(replies: Replies) -> Metrics:
-    """The metrics that every strategy reports: the clients' mean training loss."""
-    loss = replies.mean("loss")
-    return {} if loss is None else {"train_loss": loss}
+    """The metrics that every strategy reports: the clients' mean training loss, and cosine where they tell one."""
+    found = {"train_loss": replies.mean("loss"), "cosine": replies.mean("cosine")}
+    return {name: value for name, value in found.items() if value is not None}

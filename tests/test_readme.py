@@ -35,6 +35,7 @@ RENEW = "FEDSIM_RENEW_REFERENCE"
 SECTIONS = (
     ("strategy", "strategies"),
     ("client", "clients"),
+    ("problem", "problems"),
     ("problem.dataset", "datasets"),
     ("problem.model", "models"),
     ("partition", "partitions"),
@@ -135,7 +136,6 @@ def reference() -> Iterator[str]:
     yield "| table | kind | options | notes |"
     yield "|---|---|---|---|"
     yield row("", "", configuration._Top)
-    yield row("problem", "", configuration.ProblemOptions, leave=("kind",))
     shown: set[type] = set()
     for table, group in SECTIONS:
         for name, entry in registry.names(group).items():

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 import fedsim
 from fedsim.errors import FedsimError
 from fedsim.history import History
-from fedsim.problems.supervised import load_start
+from fedsim.problems.supervised import Supervised, load_start
 from fedsim.runfolder import METRICS, MODEL
 from fedsim.runner import build_fleet, build_problem
 from fedsim.sweep import Outcome, Point, expand, sweep
@@ -261,6 +261,7 @@ def behind(measured: Sequence[Measured]) -> list[Numbers]:
     gaps = [np.empty(len(one.points)) for one in measured]
     for seed, first in enumerate(measured[0].points):
         problem = build_problem(first.experiment)
+        assert isinstance(problem, Supervised)
         everyone = torch.arange(problem.num_clients)
         durations = build_fleet(first.experiment, problem).declared(np.ones(problem.num_clients), 0, 0)
         assert durations is not None

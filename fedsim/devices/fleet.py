@@ -109,11 +109,11 @@ class Fleet:
         plain = self._declares and self._links is None and devices.per == "order"
         self._ready: Ticks | None = _whole(self._pace.values) if plain else None
 
-    def durations(self, clients: NDArray[np.int64], work: Numbers, bytes_down: int, bytes_up: int, turn: int) -> Ticks:
+    def durations(self, clients: NDArray[np.int64], work: Numbers, bytes_down: int | Numbers, bytes_up: int, turn: int) -> Ticks:
         """Ticks that orders take, int64 [k], at least 1.
 
         clients: int64 [k], at least one. work: local steps, float64 [k], which count where seconds are per step.
-        bytes_down, bytes_up: of one order and one reply. turn: of the orders; names the draws and picks the row of a
+        bytes_down: of an order, one number or [k]. bytes_up: of a reply. turn: of the orders; names the draws and picks the row of a
         trace.
         """
         if self._ready is not None:
@@ -130,7 +130,7 @@ class Fleet:
             taken += bytes_down / down[clients] + bytes_up / up[clients]
         return _whole(taken)
 
-    def declared(self, work: Numbers, bytes_down: int, bytes_up: int) -> Ticks | None:
+    def declared(self, work: Numbers, bytes_down: int | Numbers, bytes_up: int) -> Ticks | None:
         """Ticks that an order would take each of the clients, int64 [N]; None when that differs from order to order.
 
         work: local steps, float64 [N].

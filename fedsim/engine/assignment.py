@@ -17,7 +17,7 @@ class Assignment:
 
     orders: at least one. origin: int64 [C], which of them is whose; None: all have the first. clients: int64 [C].
     steps: int64 [C], the local steps that each has declared. bytes_up: of one reply as its algorithm has declared it.
-    encoded: the same as transforms will have encoded it.
+    encoded: the same as transforms will have encoded it. queries: evaluations that each has declared.
     """
 
     orders: tuple[Orders, ...]
@@ -26,6 +26,7 @@ class Assignment:
     steps: Tensor
     bytes_up: int
     encoded: int
+    queries: int = 0
 
     def __getitem__(self, rows: Tensor) -> Assignment:
         """The part of the clients in these rows, int64 [k]."""

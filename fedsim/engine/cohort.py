@@ -1,5 +1,7 @@
 """A cohort: the clients that are executed together, as a client algorithm sees them.
 
+They may train, where they have examples and a model, and they may ask: `query` gives the values of their functions,
+whatever these are, and every evaluation is counted.
 Everything has a leading axis of clients; an algorithm never loops over them and never learns who they are beyond the
 ids that its named draws need.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -18,10 +20,13 @@ from fedsim.engine.batches import Plan, plan_batches, steps_of
 from fedsim.engine.dropout import Draw
 from fedsim.engine.network import Batch, Network
 from fedsim.engine.stack import Stack
+from fedsim.errors import InputError
 from fedsim.exchange import BrokenPromiseError, Scalar
 from fedsim.streams import Index, Streams
 
 if TYPE_CHECKING:
+    from fedsim.problems.black_box import BlackBox
+    from fedsim.problems.problem import Problem
     from fedsim.problems.supervised import Supervised
 
 GATHER = 2**22
@@ -29,26 +34,31 @@ GATHER = 2**22
 
 
 class Cohort:
-    """C clients of a supervised problem at work.
+    """C clients at work.
 
     clients: int64 [C], sorted by local steps, longest first. examples: int64 [C]. state: what they remember,
     [C, ...] by name; `keep` replaces it. config: of their order. streams: named draws. draws: the number under which
-    each of them draws, one or int64 [C].
+    each of them draws, one or int64 [C]. steps_taken, queries, extra_queries: int64 [C], the local steps taken so far,
+    the evaluations asked for, and those of them that are no part of the method's published count. metrics: [C] by
+    name, told to the server beside those of the update.
     """
 
     def __init__(
         self,
-        problem: Supervised,
-        network: Network,
+        problem: Problem,
+        network: Network | None,
         streams: Streams,
         assignment: Assignment,
         state: Mapping[str, Tensor],
     ) -> None:
-        self._problem, self.network, self.streams, self._assignment = problem, network, streams, assignment
+        self._problem, self._network, self.streams, self._assignment = problem, network, streams, assignment
         self.clients, self.state = assignment.clients, dict(state)
         self.examples = problem.examples[self.clients]
         self.draws: Index = assignment.draws
         self.steps_taken = torch.zeros_like(self.clients)
+        self.queries, self.extra_queries = torch.zeros_like(self.clients), torch.zeros_like(self.clients)
+        self.metrics: dict[str, Tensor] = {}
+        self._asked = 0
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -60,6 +70,28 @@ class Cohort:
         if len(rounds) > 1:
             raise BrokenPromiseError(f"an algorithm that is the same in every round asked for it: {sorted(rounds)}")
         return next(iter(rounds))
+
+    @property
+    def network(self) -> Network:
+        """What the clients' gradients are computed with."""
+        if self._network is None:
+            raise BrokenPromiseError("an algorithm for black boxes asked for gradients")
+        return self._network
+
+    @property
+    def dimension(self) -> int:
+        """d, how many parameters there are."""
+        return self._problem.dimension
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters and values."""
+        return self._problem.dtype
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The box [lower, upper]^d to which parameters belong; None: R^d."""
+        return self._problem.bounds
 
     @property
     def config(self) -> Mapping[str, Scalar]:
@@ -78,6 +110,65 @@ class Cohort:
         """Remember rows [C, ...] until these clients take part again."""
         self.state.update(state)
 
+    def query(
+        self, x: Tensor, batch: Batch | None = None, *, rows: Tensor | None = None, extra: bool = False
+    ) -> Tensor:
+        """Evaluate f_c at x [k, Q, d], for the first k clients or those in `rows`, int64 [k]: values [k, Q].
+
+        Each is counted; extra: as no part of the method's published count. With examples f_c is the mean loss on
+        `batch`, or without one on all of the client's own, dropout inactive. A call names the draws of a noisy black
+        box, so where some rows may have nothing to ask, it is still made, with none of them.
+        """
+        asking: slice | Tensor = slice(len(x)) if rows is None else rows
+        self.queries[asking] += x.shape[1]
+        self.extra_queries[asking] += x.shape[1] if extra else 0
+        self._asked += 1
+        if self._network is None:
+            opaque = cast("BlackBox", self._problem)
+            draws = self.draws[asking] if isinstance(self.draws, Tensor) else self.draws
+            return opaque.query(self.clients[asking], x, self.streams, draws, self._asked)
+        values = torch.empty(x.shape[:2], dtype=x.dtype, device=x.device)
+        for part, y, data in self._repeated(x, batch, asking):
+            values[:, part] = self._network.values(y, data).view(len(x), -1)
+        return values
+
+    def differentiate(self, x: Tensor, v: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
+        """Values of f_c at x [k, d], [k], and derivatives along v [k, Q, d], [k, Q], by forward mode.
+
+        Every direction counts as one evaluation. Where a layer has no forward mode, an InputError.
+        """
+        rows, count = slice(len(x)), v.shape[1]
+        self.queries[rows] += count
+        values, along = torch.empty(v.shape[:2], dtype=x.dtype, device=x.device), torch.empty_like(v[:, :, 0])
+        points = x.unsqueeze(1).expand(-1, count, -1)
+        try:
+            for part, y, data in self._repeated(points, batch, rows):
+                directions = self.network.layout.stack(v[:, part].flatten(0, 1))
+                found, slopes = self.network.derivatives(y, directions, data)
+                values[:, part], along[:, part] = found.view(len(x), -1), slopes.view(len(x), -1)
+        except (NotImplementedError, RuntimeError) as error:
+            if "forward" not in str(error).lower():
+                raise
+            line = " ".join(str(error).split())[:160]
+            raise InputError(
+                "problem.model", "forward gradients", f"a layer of it has no forward mode, use queries instead ({line})"
+            ) from error
+        return values[:, 0], along
+
+    def evaluate(self, y: Stack, batch: Batch) -> Tensor:
+        """Values [k] of f_c on a batch at the k rows of a stack, each counted; no copy of the parameters is made."""
+        self.queries[: len(y)] += 1
+        return self.network.values(y, batch)
+
+    def truth(self, x: Tensor) -> Tensor | None:
+        """The gradient of F at the first k clients' points x [k, d], to judge estimates by; None: it is not known."""
+        if self._network is not None:
+            return None
+        opaque = cast("BlackBox", self._problem)
+        everyone = torch.arange(opaque.num_clients, device=x.device)
+        found = opaque.gradients(everyone, x.expand(len(everyone), -1, -1))
+        return None if found is None else found.mean(dim=0)
+
     def batches(
         self, *, epochs: int | None = None, steps: int | None = None, batch_size: int | None = None
     ) -> Iterator[Batch]:
@@ -85,7 +176,7 @@ class Cohort:
 
         Batch s is for the first len(batch) rows of the cohort, those that have more than s steps to take.
         """
-        problem = self._problem
+        problem = cast("Supervised", self._problem)
         plan = plan_batches(
             self.streams,
             self.clients,
@@ -101,8 +192,34 @@ class Cohort:
         self.steps_taken = self.steps_taken + steps_of(self.examples, epochs, steps, batch_size)
         yield from self._gather(_at_least_two_wide(plan))
 
+    def _repeated(self, x: Tensor, batch: Batch | None, asking: slice | Tensor) -> Iterator[tuple[slice, Stack, Batch]]:
+        """The points x [k, Q, d] in parts that fit into memory: which of Q, as a stack of rows, with their examples."""
+        if not len(x):
+            return
+        data = self._all_examples(asking) if batch is None else batch
+        numbers = max(1, data.x.numel(), x[:, 0].numel())
+        width = max(1, GATHER // numbers)
+        for begin in range(0, x.shape[1], width):
+            part = slice(begin, min(begin + width, x.shape[1]))
+            points = x[:, part]
+            yield part, self.network.layout.stack(points.flatten(0, 1)), _each_repeated(data, points.shape[1])
+
+    def _all_examples(self, asking: slice | Tensor) -> Batch:
+        """All examples of some of the clients as one batch."""
+        problem, clients = cast("Supervised", self._problem), self.clients[asking]
+        examples = self.examples[asking]
+        width = max(2, int(examples.max()))
+        place = torch.arange(width, device=examples.device)
+        inside = place < examples.unsqueeze(1)
+        begin = problem.begin[clients].unsqueeze(1)
+        index = problem.order[torch.where(inside, begin + place, begin)]
+        weight = inside.to(problem.dtype) / examples.unsqueeze(1).to(problem.dtype)
+        draw = Draw(self.streams, clients, 0, 0)  # of no use: these batches are evaluated only
+        return Batch(problem.x[index], problem.y[index], weight, draw)
+
     def _gather(self, plan: Plan) -> Iterator[Batch]:
-        x, y, shape = self._problem.x, self._problem.y, plan.index.shape
+        problem = cast("Supervised", self._problem)
+        x, y, shape = problem.x, problem.y, plan.index.shape
         numbers = max(1, x[0].numel() * shape[1])
         step = 0
         while step < len(plan.active):
@@ -137,6 +254,14 @@ def _at_least_two_wide(plan: Plan) -> Plan:
         return plan
     weight = torch.cat((plan.weight, torch.zeros_like(plan.weight)), dim=1)
     return replace(plan, index=plan.index.repeat(1, 2), weight=weight)
+
+
+def _each_repeated(batch: Batch, count: int) -> Batch:
+    """The batch with each client's rows `count` times, one after the other."""
+    if count == 1:
+        return batch
+    x, y, weight = (part.repeat_interleave(count, dim=0) for part in (batch.x, batch.y, batch.weight))
+    return Batch(x, y, weight, batch.draw)
 
 
 def first(index: Index, count: int) -> Index:

@@ -25,6 +25,7 @@ from fedsim.engine.network import Batch, ChainNetwork, Network, PlainNetwork, St
 from fedsim.engine.store import ClientStore, Shapes
 from fedsim.errors import InputError
 from fedsim.exchange import BrokenPromiseError, Cost, Orders, Update, finite_rows
+from fedsim.problems.problem import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.streams import Streams
 from fedsim.transforms import Chain, Transform
@@ -44,13 +45,14 @@ WORTH_A_THREAD = 20_000_000
 
 
 class Client(Protocol):
-    """A client algorithm. Its methods are named after the actions it can do: (Cohort) -> Update.
+    """A client algorithm. Its methods are named after the actions it can do: (Cohort) -> Update, `train` for one.
 
     needs: names in an order's payload and configuration that it must have. sends: names it may put into a reply. It may
     also have `knows`, names that it reads where they are sent; `state(dimension) -> {name: shape}`, what each client
-    remembers between rounds; `check(sent)`, which refuses options that do not go with what the server sends; and
+    remembers between rounds; `check(sent)`, which refuses options that do not go with what the server sends;
     `same_every_round`, True where it never asks its cohort for the round, so that clients that started in different
-    rounds may be executed together.
+    rounds may be executed together; `black_box`, True where all it asks of f_c is values; and
+    `numbers(dimension, largest)`, how many numbers its work on one client with so many examples takes at most.
     """
 
     @property
@@ -72,12 +74,20 @@ class Client(Protocol):
 class Work:
     """What an order came to, in the order of its clients.
 
-    payload, metrics: [C, ...] by name. finite: bool [C], whether all of a client's payload is.
+    payload, metrics: [C, ...] by name. finite: bool [C], whether all of a client's payload is. queries: int64 [C, 2],
+    evaluations that each asked for, and those of them outside the method's published count.
     """
 
     payload: dict[str, Tensor]
     metrics: dict[str, Tensor]
     finite: Tensor
+    queries: Tensor
+
+    @cached_property
+    def asked(self) -> list[list[int]]:
+        """The queries as plain numbers."""
+        asked: list[list[int]] = self.queries.tolist()
+        return asked
 
     @cached_property
     def sound(self) -> bool:
@@ -126,7 +136,7 @@ class Executor:
 
     def __init__(
         self,
-        problem: Supervised,
+        problem: Problem,
         client: Client,
         streams: Streams,
         *,
@@ -137,7 +147,12 @@ class Executor:
         participants: int | None = None,
     ) -> None:
         self.problem, self.client, self.streams, self.transforms = problem, client, streams, Chain(tuple(transforms))
-        self.name, self.network = choose_network(problem, choice)
+        self.network: Network | None = None
+        self.name = "stacked"
+        if isinstance(problem, Supervised):
+            self.name, self.network = choose_network(problem, choice)
+        elif choice == "loop":
+            self.name = choice
         self.memory = memory
         shapes: dict[str, tuple[int, ...]] = dict(_own_state(client, problem.dimension))
         shapes |= self.transforms.init(problem.dimension)
@@ -145,11 +160,14 @@ class Executor:
         self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory)
         asked = getattr(client, "batch_size", None)
         self._width = min(asked, problem.largest) if isinstance(asked, int) else problem.largest
-        cost = problem.footprint
+        needs = getattr(client, "numbers", None)
         # A stacked client takes about six vectors of d, and a batch's activations with their gradients.
-        numbers = 6 * problem.dimension + 3 * self._width * cost.activations
+        numbers = 6 * problem.dimension if needs is None else int(needs(problem.dimension, problem.largest))
+        self._row_operations = 0
+        if isinstance(problem, Supervised):
+            numbers += 3 * self._width * problem.footprint.activations
+            self._row_operations = self._width * problem.footprint.operations
         self._row_bytes = numbers * problem.dtype.itemsize
-        self._row_operations = self._width * cost.operations
         self.cores = cores()
 
     @property
@@ -178,11 +196,16 @@ class Executor:
             encoded += self.transforms.nbytes(problem.dimension, problem.dtype.itemsize) - plain
         if orders.config.get(REPORT_UTILITY):
             encoded += problem.dtype.itemsize
-        return Assignment((orders,), None, clients, cost.steps, cost.bytes_up, encoded)
+        return Assignment((orders,), None, clients, cost.steps, cost.bytes_up, encoded, cost.queries)
 
     def work(self, assignment: Assignment) -> Tensor:
-        """What an assignment takes in time, in local steps, float64 [C]: a forward pass takes a share of one."""
+        """What an assignment takes in time, in local steps, float64 [C]: a forward pass takes a share of one.
+
+        On a black box an evaluation is the step.
+        """
         orders, work = assignment.orders[0], assignment.steps.double()
+        if assignment.queries:
+            work = work + assignment.queries * (FORWARD if self.network is not None else 1.0)
         if orders.action == SCORE or orders.config.get(REPORT_UTILITY):
             examples = self.problem.examples[assignment.clients]
             examples = examples.clamp(max=int(orders.config.get(SCORE_EXAMPLES, self.problem.largest)))
@@ -198,7 +221,9 @@ class Executor:
         """Have clients do what they are ordered to."""
         if assignment.action == SCORE:
             losses = self._losses(assignment)
-            work = Work({"loss": losses[:, :1].to(self.problem.dtype)}, {}, torch.isfinite(losses[:, 0]))
+            asked = torch.zeros((len(assignment), 2), dtype=torch.int64, device=self.problem.device)
+            asked[:, 0] = self.network is None
+            work = Work({"loss": losses[:, :1].to(self.problem.dtype)}, {}, torch.isfinite(losses[:, 0]), asked)
         else:
             work = self._act(assignment)
             if assignment.config.get(REPORT_UTILITY):
@@ -239,7 +264,8 @@ class Executor:
             cohort = Cohort(problem, self.network, self.streams, part, self.store.read(part.clients))
             update: Update = act(cohort)
             self._hold(part, cohort, update)
-            return cohort, Update(self._transform(cohort, dict(update.payload)), update.metrics)
+            metrics = {**cohort.metrics, **update.metrics}
+            return cohort, Update(self._transform(cohort, dict(update.payload)), metrics)
 
         self.store.admit(clients)
         if self._spreads(len(rank)):
@@ -251,7 +277,8 @@ class Executor:
         back = torch.argsort(torch.cat(units))
         payload = _gathered([update.payload for _, update in done], back)
         metrics = _gathered([update.metrics for _, update in done], back)
-        return Work(payload, metrics, torch.cat(finite)[back])
+        asked = torch.cat([torch.stack((cohort.queries, cohort.extra_queries), dim=1) for cohort, _ in done])
+        return Work(payload, metrics, torch.cat(finite)[back], asked[back])
 
     def _remember(self, cohort: Cohort, update: Update) -> Tensor:
         """Keep the state of the clients whose work is finite: one that has failed starts again from what it was.

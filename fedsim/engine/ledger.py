@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 @dataclass
 class Ledger:
-    """Running totals. bytes_up, bytes_down: payload bytes of replies and orders. queries: evaluations of black boxes.
+    """Running totals.
 
-    clients: replies that arrived. failed: replies left out because they were not finite. late: replies that were not in
-    when the first window closed, taken later or never. crashed: orders during which the client's
-    machine failed. lost: clients whose machine failed for good.
-    staleness: sum over the replies of the rounds that the server had completed since their orders.
+    bytes_up, bytes_down: payload bytes of replies and orders. queries: evaluations that clients asked for, of replies
+    that arrived; extra_queries: those of them that are no part of the method's published count. clients: replies that
+    arrived. failed: replies left out because they were not finite. late: replies that were not in when the first window
+    closed, taken later or never. crashed: orders during which the client's machine failed. lost: clients whose machine
+    failed for good. staleness: sum over the replies of the rounds that the server had completed since their orders.
     """
 
     bytes_up: int = 0
     bytes_down: int = 0
     queries: int = 0
+    extra_queries: int = 0
     clients: int = 0
     failed: int = 0
     late: int = 0

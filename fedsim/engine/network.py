@@ -18,11 +18,14 @@ corrections are `shift`. A network may fuse the step with the gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedsim.engine.dropout import Draw, drawing
 from fedsim.engine.functional import Functional
@@ -57,6 +60,14 @@ class Network(Protocol):
         """Losses [k] and gradients of the k clients of a batch."""
         ...
 
+    def values(self, y: Stack, batch: Batch) -> Tensor:
+        """Losses [k] of the k clients of a batch, without dropout and with nothing kept to differentiate them."""
+        ...
+
+    def derivatives(self, y: Stack, v: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses [k] as of `values`, and their derivatives [k] along the directions v, in forward mode."""
+        ...
+
     def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
         """Take the step above in place for the k clients of a batch; losses [k] before the step."""
         ...
@@ -68,6 +79,21 @@ class _Autograd(ABC):
     @abstractmethod
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients of the k clients of a batch."""
+
+    @abstractmethod
+    def _values(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Losses [k] under parameters in the shapes of the stack, in terms that can be differentiated."""
+
+    def values(self, y: Stack, batch: Batch) -> Tensor:
+        """Losses [k] of the k clients of a batch, without dropout and with nothing kept to differentiate them."""
+        with torch.no_grad():
+            return self._values(y.leaves, batch)
+
+    def derivatives(self, y: Stack, v: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses [k] as of `values`, and their derivatives [k] along the directions v, in forward mode."""
+        with torch.no_grad(), forward_mode():
+            found = torch.func.jvp(lambda *leaves: self._values(leaves, batch), tuple(y.leaves), tuple(v.leaves))
+        return found[0], found[1]
 
     def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
         """Gradient first, then the elementwise step."""
@@ -106,18 +132,21 @@ class StackedNetwork(_Autograd):
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients of the k clients of a batch."""
         leaves = [leaf.detach().requires_grad_() for leaf in y.leaves]
-        named = dict(zip(self.layout.names, leaves, strict=True))
-        named |= {name: named[own] for name, own in self._aliases.items()}
-        named |= {name: own.expand(len(batch), *own.shape) for name, own in self._frozen.items()}
         with drawing(batch.draw, stacked=self.stacked):
-            outputs = self.lowered(named, batch.x)
-        losses = _weighted(self.loss.examples(outputs, batch.y), batch.weight)
+            losses = self._values(leaves, batch)
         gradient = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
         return losses.detach(), Stack(gradient)
 
+    def _values(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
+        named = dict(zip(self.layout.names, leaves, strict=True))
+        named |= {name: named[own] for name, own in self._aliases.items()}
+        named |= {name: own.expand(len(batch), *own.shape) for name, own in self._frozen.items()}
+        outputs = self.lowered(named, batch.x)
+        return _weighted(self.loss.examples(outputs, batch.y), batch.weight)
+
 
 class PlainNetwork(_Autograd):
-    """The module itself, for stacks of one client."""
+    """The module itself, for stacks of one client; values alone for any stack, one row after the other."""
 
     stacked = False
 
@@ -133,6 +162,25 @@ class PlainNetwork(_Autograd):
         loss = self.loss.examples(outputs, batch.y[0, :count]).mean()
         gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         return loss.detach().view(1), Stack([part.unsqueeze(0) for part in gradient])
+
+    def values(self, y: Stack, batch: Batch) -> Tensor:
+        """Losses [k] of the k clients of a batch, without dropout and with nothing kept to differentiate them."""
+        found = []
+        with torch.no_grad():
+            for row, x in enumerate(batch.x):
+                model, _ = self.model.bind(leaf[row] for leaf in y.leaves)
+                found.append(self._weighted(model(x), batch, row))
+        return torch.stack(found)
+
+    def _values(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
+        found = []
+        for row, x in enumerate(batch.x):
+            named = dict(zip(self.layout.names, (leaf[row] for leaf in leaves), strict=True))
+            found.append(self._weighted(self.model(named, x), batch, row))
+        return torch.stack(found)
+
+    def _weighted(self, outputs: Tensor, batch: Batch, row: int) -> Tensor:
+        return self.loss.examples(outputs, batch.y[row]) @ batch.weight[row]
 
 
 class ChainNetwork:
@@ -186,6 +234,15 @@ class ChainNetwork:
                 gradient[bias] = delta.sum(dim=1)
         return losses, Stack(gradient)
 
+    def values(self, y: Stack, batch: Batch) -> Tensor:
+        """Losses [k] of the k clients of a batch."""
+        return _weighted(self.loss.examples(self._forward(y, batch.x)[-1], batch.y), batch.weight)
+
+    def derivatives(self, y: Stack, v: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses [k] and their derivatives [k] along the directions v, in forward mode."""
+        found = torch.func.jvp(lambda *leaves: self.values(Stack(leaves), batch), tuple(y.leaves), tuple(v.leaves))
+        return found[0], found[1]
+
     def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
         """Take the step of the module's text in place; losses [k] before the step."""
         beta = 1.0 - lr * decay
@@ -230,6 +287,24 @@ class ChainNetwork:
                 else:
                     delta = torch.ops.aten.tanh_backward(delta, h)
         return _weighted(losses, batch.weight), parts
+
+
+@contextmanager
+def forward_mode() -> Iterator[None]:
+    """Within this block layers are computed in ways that forward-mode differentiation knows.
+
+    PyTorch's fast paths for LSTMs and attention on a CPU are not among them.
+    """
+    layers: Any = torch.backends.mkldnn  # typed as if its flags could not be set
+    recurrent, attention = layers.enabled, torch.backends.mha.get_fastpath_enabled()
+    layers.enabled = False
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        layers.enabled = recurrent
+        torch.backends.mha.set_fastpath_enabled(attention)
 
 
 def _weighted(losses: Tensor, weight: Tensor) -> Tensor:

@@ -16,13 +16,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.aggregation import Aggregator
 from fedsim.clock import SECOND, seconds, ticks
 from fedsim.devices import Fleet
 from fedsim.engine.assignment import Assignment
-from fedsim.engine.executor import SCORE, Executor, Work
+from fedsim.engine.executor import Executor, Work
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.errors import StalledError
@@ -113,7 +114,12 @@ class VirtualEngine:
         work = np.zeros(self.executor.problem.num_clients)
         clients = orders.clients.numpy()
         work[clients] = self.executor.work(assignment).cpu().numpy()
-        known = self.fleet.declared(work, orders.nbytes, assignment.encoded)
+        down = _of_each(orders)
+        if not isinstance(down, int):
+            everybody = np.zeros(self.executor.problem.num_clients)
+            everybody[clients] = down
+            down = everybody
+        known = self.fleet.declared(work, down, assignment.encoded)
         return None if known is None else torch.from_numpy(known[clients] / SECOND)
 
     def submit(self, orders: Orders) -> None:
@@ -121,12 +127,12 @@ class VirtualEngine:
         assignment = self.executor.assign(orders)
         sky = self._skies.setdefault(orders.action, _Sky())
         sky.latest, self._action = assignment, orders.action
-        clients, nbytes = orders.clients.numpy(), orders.nbytes
+        clients = orders.clients.numpy()
         if not len(clients):
             return
-        self.ledger.bytes_down += nbytes * len(clients)
+        self.ledger.bytes_down += orders.total_bytes
         work = self.executor.work(assignment).cpu().numpy() if self.fleet.counts_steps else NO_MATTER
-        durations = self.fleet.durations(clients, work, nbytes, assignment.encoded, orders.draws)
+        durations = self.fleet.durations(clients, work, _of_each(orders), assignment.encoded, orders.draws)
         failures = self.fleet.failures(clients, durations, orders.draws)
         self._idle[clients] = False
         self._idle_count -= len(clients)
@@ -136,7 +142,7 @@ class VirtualEngine:
         steps = assignment.steps.tolist()
         for client, taken, duration, failure in zip(clients.tolist(), steps, durations.tolist(), fails, strict=True):
             self._sent += 1
-            if orders.action != SCORE:
+            if orders.counts:
                 self.trace.began(client, orders.round, self.now, self.now + duration)
             if failure >= 0:
                 heappush(self._failing, (self.now + failure, client, orders.action))
@@ -285,19 +291,20 @@ class VirtualEngine:
         self.in_flight -= len(taken)
         taken.sort(key=CLIENT)
         bad, landed = list[_Flight](), list[_Flight]()
-        asked = self._action == SCORE  # to be asked for a loss is to take no part
         for flight in taken:
             assert flight.work is not None
             finite = flight.work.sound or bool(flight.work.finite[flight.row])
             (landed if finite else bad).append(flight)
-            if asked:
+            queries, extra = flight.work.asked[flight.row]
+            self.ledger.queries += queries
+            self.ledger.extra_queries += extra
+            if not flight.orders.counts:
                 continue
+            self.ledger.clients += 1
+            self.ledger.failed += not finite
             self.trace.took(flight.client, round - flight.orders.round, flight.due, self.now, finite=finite)
             self.ledger.late += flight.orders.round < round
             self.ledger.staleness += round - flight.orders.round
-        if not asked:
-            self.ledger.clients += len(taken)
-            self.ledger.failed += len(bad)
         self.ledger.bytes_up += sum(flight.assignment.encoded for flight in taken)
         self._stored -= len(taken)
         clients = _integers([flight.client for flight in landed])
@@ -364,6 +371,7 @@ class VirtualEngine:
                 steps=steps,
                 bytes_up=group[0].assignment.bytes_up,
                 encoded=group[0].assignment.encoded,
+                queries=group[0].assignment.queries,
             )
         )
         self._stored += len(group)
@@ -404,6 +412,12 @@ def _gathered(flights: Sequence[_Flight], part: Literal["payload", "metrics"]) -
         held = [_rows(getattr(work, part)[name], [rows[place] for place in places]) for work, places in members.items()]
         found[name] = torch.cat(held)[back.to(own.device)]
     return found
+
+
+def _of_each(orders: Orders) -> int | NDArray[np.float64]:
+    """The bytes that each client is sent: one number, or [C]."""
+    nbytes = orders.nbytes
+    return nbytes.double().cpu().numpy() if isinstance(nbytes, Tensor) else nbytes
 
 
 def _integers(values: list[int]) -> Tensor:

@@ -19,7 +19,7 @@ from fedsim.errors import DivergedError, InputError, StalledError
 from fedsim.flower import node
 from fedsim.flower.grid import GridEngine
 from fedsim.flower.recipe import Recipe
-from fedsim.problems.supervised import Supervised
+from fedsim.problems.problem import Problem
 from fedsim.runner import Callback, Result, Round, build_executor, run
 
 TIMEOUT = 600.0
@@ -66,7 +66,7 @@ def server_app(
         checked = recipe.experiment()
         _refuse_devices(checked)
 
-        def engine(problem: Supervised, aggregator: Aggregator) -> GridEngine:
+        def engine(problem: Problem, aggregator: Aggregator) -> GridEngine:
             executor = build_executor(checked, problem)
             return GridEngine(grid, executor, aggregator, experiment=recipe.digest, timeout=waited)
 

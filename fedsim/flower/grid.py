@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim.aggregation import Aggregator
 from fedsim.clock import seconds, ticks
-from fedsim.engine.executor import SCORE, Executor
+from fedsim.engine.executor import Executor
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.errors import FedsimError, StalledError
@@ -34,6 +34,7 @@ from fedsim.flower.records import (
     ORDER,
     PARTITION,
     PARTITIONS,
+    QUERIES,
     ROUND,
     STATE,
     record,
@@ -67,16 +68,20 @@ class _Flight:
 
 @dataclass(frozen=True)
 class _Landed:
-    """Replies that are in and that no window has taken yet. due: the tick at which they came. finite: bool [k]."""
+    """Replies that are in and that no window has taken yet.
+
+    due: the tick at which they came. finite: bool [k]. queries: int64 [k, 2], as in `Work`.
+    """
 
     flight: _Flight
     due: int
     replies: Replies
     finite: Tensor
+    queries: Tensor
 
     def where(self, kept: Tensor) -> _Landed:
         """Those where `kept`, bool [k], says so."""
-        return replace(self, replies=self.replies.where(kept), finite=self.finite[kept])
+        return replace(self, replies=self.replies.where(kept), finite=self.finite[kept], queries=self.queries[kept])
 
 
 class GridEngine:
@@ -146,10 +151,10 @@ class GridEngine:
             contents.append((self._nodes[partition], RecordDict({ARRAYS: payload, CONFIG: config, ORDER: order})))
         sent = _send(self.grid, contents, MessageType.TRAIN, str(orders.round + 1))
         self._flights |= zip(sent, flights, strict=True)
-        self.ledger.bytes_down += orders.nbytes * len(orders.clients)
+        self.ledger.bytes_down += orders.total_bytes
         self._idle[orders.clients.numpy()] = False
         self.in_flight += len(orders.clients)
-        if orders.action != SCORE:
+        if orders.counts:
             for client in orders.clients.tolist():
                 self.trace.began(client, orders.round, self.now)
 
@@ -263,7 +268,7 @@ class GridEngine:
         device = self.executor.problem.device
         payload = tensors(content.array_records[ARRAYS], device)
         metrics = tensors(content.array_records[CLIENT_METRICS], device)
-        clients, examples = metrics.pop(CLIENTS).cpu(), metrics.pop(EXAMPLES).cpu()
+        clients, examples, queries = (metrics.pop(name).cpu() for name in (CLIENTS, EXAMPLES, QUERIES))
         self._hold_known(flight, clients, examples)
         replies = Replies(
             clients=clients,
@@ -280,7 +285,7 @@ class GridEngine:
             aggregator=self.aggregator,
         )
         finite = finite_rows(list(payload.values())).cpu()
-        self._landed[flight.orders.action].append(_Landed(flight, self.now, replies, finite))
+        self._landed[flight.orders.action].append(_Landed(flight, self.now, replies, finite, queries))
 
     def _is_full(self, window: Window, orders: Orders) -> bool:
         """Whether the window need not stay open for its time. StalledError: it has none and nobody can fill it."""
@@ -322,7 +327,10 @@ class GridEngine:
         clients, staleness = landed.replies.clients, round - landed.flight.orders.round
         self._release(clients)
         failed = clients[~landed.finite]
-        if landed.flight.orders.action != SCORE:  # to be asked for a loss is to take no part
+        queries, extra = landed.queries.sum(dim=0).tolist()
+        self.ledger.queries += queries
+        self.ledger.extra_queries += extra
+        if landed.flight.orders.counts:
             for client, finite in zip(clients.tolist(), landed.finite.tolist(), strict=True):
                 self.trace.took(client, staleness, landed.due, self.now, finite=finite)
             self.ledger.clients += len(clients)

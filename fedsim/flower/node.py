@@ -31,6 +31,7 @@ from fedsim.flower.records import (
     ORDER,
     PARTITION,
     PARTITIONS,
+    QUERIES,
     ROUND,
     STATE,
     record,
@@ -123,7 +124,7 @@ def execute(recipe: Recipe | None, message: Message, context: Context) -> Record
     return RecordDict(
         {
             ARRAYS: record(work.payload),
-            CLIENT_METRICS: record({**work.metrics, CLIENTS: clients, EXAMPLES: examples}),
+            CLIENT_METRICS: record({**work.metrics, CLIENTS: clients, EXAMPLES: examples, QUERIES: work.queries}),
             METRICS: MetricRecord({EXAMPLES: int(examples.sum())}),
         }
     )

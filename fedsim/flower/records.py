@@ -16,6 +16,8 @@ CLIENTS = "clients"
 """Which clients a record's rows belong to, int64 [C]; in an order, whom it is for."""
 CONFIG, ORDER, METRICS, STATE = "config", "order", "metrics", "state"
 EXAMPLES, ROUND, PARTITION, PARTITIONS = "num-examples", "server-round", "partition-id", "num-partitions"
+QUERIES = "queries"
+"""Of each client of a reply, the evaluations that it asked for, and those outside the published count, int64 [C, 2]."""
 DRAWS, LATE = "draws", "late"
 """In an order: the number under which its clients draw, and what becomes of those that are late; see `Orders`."""
 

@@ -4,9 +4,19 @@ Drawn with matplotlib's figures alone (no pyplot), so no global state is written
 something is drawn. Every function writes one PNG, whole or not at all (StorageError: it cannot be written).
 """
 
-from fedsim.plots.curves import compare_curves, curves, measured
+from fedsim.plots.curves import Along, axes_of, compare_curves, curves, measured
 from fedsim.plots.histograms import histograms
 from fedsim.plots.labels import label_distribution
 from fedsim.plots.timeline import timeline, timelines
 
-__all__ = ["compare_curves", "curves", "histograms", "label_distribution", "measured", "timeline", "timelines"]
+__all__ = [
+    "Along",
+    "axes_of",
+    "compare_curves",
+    "curves",
+    "histograms",
+    "label_distribution",
+    "measured",
+    "timeline",
+    "timelines",
+]

@@ -1,15 +1,17 @@
-"""Loss and accuracy against the round, and for runs side by side also against virtual time."""
+"""What runs measured against the round, and side by side also against virtual time, queries and bytes sent up."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.plots.style import BRIGHT, INK, STYLES, named, plain, save
+from fedsim.measures import FIRST, is_measure, lower_is_better
+from fedsim.plots.style import BRIGHT, INK, STYLES, legend_below, named, plain, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,29 +30,50 @@ BOOKKEEPING = frozenset(
         "bytes_up",
         "bytes_down",
         "queries",
+        "extra_queries",
         "staleness",
     ]
 )
 WHOSE = {"global_train": "training set", "train": "local training", "test": "test set", "client": "clients"}
 """Prefixes of columns: the global model on all training examples, the clients' own models while they train, ..."""
 COLOURS = {"global_train": BRIGHT[5], "train": BRIGHT[1], "test": BRIGHT[0], "client": BRIGHT[2]}
+STATISTICS = {
+    "mean": ", mean",
+    "p10": ", 10th percentile",
+    "p90": ", 90th percentile",
+    "worst": ", worst",
+}
+"""Endings of columns: what of the clients' numbers they are."""
+NAMES = {"value": "value of F", "gap": "gap F − F*"}
+"""Columns that are said in words of their own."""
 UNITS = {"accuracy": "accuracy (share of examples)"}
-AXES = {"round": "round", "time": "virtual time (s)"}
-COLUMNS = 4
-"""At most so many measures stand beside each other where each has a panel a kind of time."""
+AXES = {
+    "round": "round",
+    "time": "virtual time (s)",
+    "queries": "queries of all clients, extra ones included",
+    "bytes": "sent up by all clients",
+}
+COUNTED = {"queries": "queries", "bytes": "bytes_up"}
+"""Axes along which a column of the rows is added up from the start."""
+ROWS = 4
+"""Of so many measures runs are compared in one picture, at most."""
+WIDE = 100.0
+"""From this ratio of the largest to the least on, an axis is logarithmic."""
 
 Row = Mapping[str, Any]
-Along = Literal["round", "time"]
+Runs = Mapping[str, Sequence[Sequence[Row]]]
+"""For the name of each group the rows of its runs, one run a seed."""
+Along = Literal["round", "time", "queries", "bytes"]
 Line = NDArray[np.float64]
 
 
 def measured(columns: Iterable[str]) -> list[str]:
-    """Pick the columns that say how well a run does: all but the bookkeeping.
+    """Pick the columns that say how well a run does: measures, and whatever has a prefix of `WHOSE`.
 
-    When there are columns of `WHOSE`, the others (a strategy's own observations) are left out.
+    Where there are none it is all but the bookkeeping: a strategy's own observations.
     """
     own = [column for column in columns if column not in BOOKKEEPING]
-    return [column for column in own if _whose(column)] or own
+    return [column for column in own if _whose(column) or is_measure(column)] or own
 
 
 def curves(rows: Sequence[Row], path: Path) -> bool:
@@ -68,67 +91,82 @@ def curves(rows: Sequence[Row], path: Path) -> bool:
         return False
     figure, axes = _figure(len(panels))
     for axis, quantity in zip(axes, _in_order(panels), strict=True):
+        lines = list(panels[quantity].values())
         _draw_quantity(axis, panels[quantity])
-        _finish(axis, quantity, "round", list(panels[quantity].values()))
+        _scale(axis, quantity, lines)
+        (only,) = panels[quantity] if len(lines) == 1 else (quantity,)
+        axis.set_ylabel(_unit(only), color=INK)
+        _finish(axis, "round", lines)
         if len(panels[quantity]) > 1 or quantity not in panels[quantity]:  # else the axis says it all
             axis.legend(frameon=False, fontsize=9, labelcolor=INK)
     save(figure, path)
     return True
 
 
-def compare_curves(runs: Mapping[str, Sequence[Sequence[Row]]], path: Path) -> bool:
-    """Draw groups of runs into the same panels: what was measured against the round, and below against virtual time.
+def axes_of(runs: Runs) -> dict[Along, bool]:
+    """Find the horizontal axes that runs can be drawn along, and whether they are where none is asked for.
 
-    runs: for each name the rows of its runs, one run a seed. A line is the mean over a group's seeds, its
-    band one sample standard deviation to each side. Against the round both stand only where every seed of the
-    group has a number. Against time a run has at each moment the number measured last, so a line is a staircase,
-    from the moment at which every seed has a number to the end of the first seed that ends; a run gets no credit
-    for a model before it exists. Time is left out where it is the round in another unit, the same for all runs.
-    Returns False, and draws nothing, when no number was measured.
+    The round always is; virtual time where it is not the round in another unit, the same for all runs; queries where
+    any run has asked one; bytes sent up where a round of one run takes more than twice those of another's.
     """
-    measures = measured(_columns(row for group in runs.values() for rows in group for row in rows))
-    along: list[Along] = ["round", "time"] if _time_is_news(runs) else ["round"]
+    axes: dict[Along, bool] = {"round": True}
+    if any(_line(rows, "time", "round").size for group in runs.values() for rows in group):
+        axes["time"] = _time_is_news(runs)
+    if any(row.get("queries") for group in runs.values() for rows in group for row in rows):
+        axes["queries"] = True
+    rates = [rate for group in runs.values() for rows in group if (rate := _bytes_a_round(rows)) > 0]
+    if rates:
+        axes["bytes"] = max(rates) > 2 * min(rates)
+    return axes
+
+
+def compare_curves(runs: Runs, path: Path, along: Sequence[Along] = ()) -> bool:
+    """Draw groups of runs into the same panels: a line of panels for what was measured, one for each axis of `along`.
+
+    runs: for each name the rows of its runs, one run a seed. along: axes, by default those of `axes_of`. Of more than
+    `ROWS` measures those of `FIRST` are shown, then the others as they come. A line is the mean over a group's seeds,
+    its band one sample standard deviation to each side. Against the round both stand only where every seed of the
+    group has a number. Along the other axes a run has at each place the number measured last, so a line is a
+    staircase, from the place at which every seed has a number to the end of the first seed that ends; a run gets no
+    credit for a model before it exists. Queries and bytes are summed over all clients from the first round on; runs
+    without any have no line there. Returns False, and draws nothing, when no number was measured.
+    """
+    along = list(along) or [axis for axis, shown in axes_of(runs).items() if shown]
     panels: dict[str, dict[Along, dict[str, Line]]] = {}
-    for column in measures:
-        drawn = {kind: _bands(runs, column, kind) for kind in along}
-        if drawn["round"] and not _is_noise(column):
+    for column in measured(_columns(row for group in runs.values() for rows in group for row in rows)):
+        drawn = {axis: bands for axis in along if (bands := _bands(runs, column, axis))}
+        if drawn and not _is_noise(column):
             panels[column] = drawn
-    if not panels:
+    shown = _in_order(sorted(panels, key=lambda column: FIRST.index(column) if column in FIRST else len(FIRST))[:ROWS])
+    if not shown:
         return False
-    figure, pairs = _paired_figure(len(panels)) if len(along) > 1 else _single_figure(len(panels))
+    figure, grid = _grid(len(shown), len(along))
     entries: dict[str, Any] = {}
-    for pair, column in zip(pairs, _in_order(panels), strict=True):
-        for axis, kind in zip(pair, along, strict=True):
-            bands = panels[column][kind]
-            if not bands:  # as in rows that lack the time
+    for axes, column in zip(grid, shown, strict=True):
+        found = panels[column]
+        for axis, kind in zip(axes, along, strict=True):
+            if kind not in found:  # as in rows that lack the time
                 axis.remove()
                 continue
-            entries |= _draw_groups(axis, bands, runs, kind)
-            _finish(axis, _quantity(column), kind, [band[:2] for band in bands.values()])
-            axis.set_title(_heading(column), loc="left", fontsize=10, color=INK)
+            entries |= _draw_groups(axis, found[kind], runs, kind)
+            _finish(axis, kind, [band[:2] for band in found[kind].values()])
+        first = next(axis for axis, kind in zip(axes, along, strict=True) if kind in found)
+        first.set_title(_heading(column), loc="left", fontsize=10, color=INK)
+        first.set_ylabel(_unit(column), color=INK)
+        first.tick_params(labelleft=True)
+        _scale(first, _quantity(column), [band[:2] for bands in found.values() for band in bands.values()])
     labels = [label for name, group in runs.items() if (label := named(name, len(group))) in entries]
     several = any(len(group) > 1 for group in runs.values())
-    figure.legend(
-        [entries[label] for label in labels],
-        labels,
-        loc="outside lower center",
-        ncols=min(3, len(labels)),
-        frameon=False,
-        fontsize=9,
-        labelcolor=INK,
-        title="band: one sample standard deviation over the seeds" if several else None,
-        title_fontsize=8,
-    )
+    title = "band: one sample standard deviation over the seeds" if several else None
+    legend_below(figure, {label: entries[label] for label in labels}, title)
     save(figure, path)
     return True
 
 
-def _draw_groups(
-    axis: Axes, bands: Mapping[str, Line], runs: Mapping[str, Sequence[Sequence[Row]]], along: Along
-) -> dict[str, Any]:
+def _draw_groups(axis: Axes, bands: Mapping[str, Line], runs: Runs, along: Along) -> dict[str, Any]:
     """Draw the groups that have a band into a panel; returns the lines by their labels."""
     entries = {}
-    step: Literal["post"] | None = "post" if along == "time" else None
+    step: Literal["post"] | None = None if along == "round" else "post"
     for place, (name, group) in enumerate(runs.items()):
         if name not in bands:
             continue
@@ -166,12 +204,18 @@ def _draw_quantity(axis: Axes, lines: Mapping[str, Line]) -> None:
         )
 
 
-def _time_is_news(runs: Mapping[str, Sequence[Sequence[Row]]]) -> bool:
+def _time_is_news(runs: Runs) -> bool:
     """Tell whether rows have a time that is not one common factor times their round."""
     lines = [_line(rows, "time", "round") for group in runs.values() for rows in group]
     points = np.concatenate([*lines, np.zeros((2, 1))], axis=1)  # the clock starts with round 0
     rounds, times = points
     return not np.allclose(times * rounds.max(), rounds * times.max(), rtol=1e-6, atol=0.0)
+
+
+def _bytes_a_round(rows: Sequence[Row]) -> float:
+    """Divide what all clients have sent up by the rounds; 0 where either is not known."""
+    rounds = max((row.get("round") or 0 for row in rows), default=0)
+    return sum(row.get("bytes_up") or 0 for row in rows) / max(rounds, 1)
 
 
 def _columns(rows: Iterable[Row]) -> dict[str, None]:
@@ -185,9 +229,8 @@ def _whose(column: str) -> str:
 def _quantity(column: str) -> str:
     """Name what a column measures: test_loss and train_loss are both a loss."""
     name = column.removeprefix(f"{_whose(column)}_")
-    for suffix in ("_mean", "_p10", "_worst"):
-        name = name.removesuffix(suffix)
-    return name
+    head, _, ending = name.rpartition("_")
+    return head if ending in STATISTICS and head else name
 
 
 def _is_noise(column: str) -> bool:
@@ -198,46 +241,60 @@ def _is_noise(column: str) -> bool:
 def _label(column: str) -> str:
     """Say whose a column is; the axis says what it measures."""
     if not _whose(column):
-        return column.replace("_", " ")
+        return NAMES.get(column, column.replace("_", " "))
     return WHOSE[_whose(column)] + _statistic(column)
 
 
 def _heading(column: str) -> str:
     """Put a whole column in words: "test set: accuracy", "clients: accuracy, 10th percentile"."""
+    if column in NAMES:
+        return NAMES[column]
     whose = f"{WHOSE[_whose(column)]}: " if _whose(column) else ""
     return f"{whose}{_quantity(column).replace('_', ' ')}{_statistic(column)}"
 
 
+def _unit(column: str) -> str:
+    """Say what the vertical axis of a column, or of a quantity of several columns, measures."""
+    quantity = _quantity(column)
+    return NAMES.get(column, UNITS.get(quantity, quantity.replace("_", " ")))
+
+
 def _statistic(column: str) -> str:
-    known = {"mean": ", mean", "p10": ", 10th percentile", "worst": ", worst"}
-    return known.get(column.rpartition("_")[2], "")
+    return STATISTICS.get(column.rpartition("_")[2], "")
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """Losses first, then accuracies, then the rest as they come."""
-    first = ("loss", "accuracy")
+    """Values, losses and accuracies first, then the rest as they come."""
+    first = ("value", "gap", "loss", "accuracy")
     return sorted(names, key=lambda name: first.index(_quantity(name)) if _quantity(name) in first else len(first))
 
 
-def _line(rows: Iterable[Row], column: str, along: Along) -> Line:
-    """Select rounds or times, and values of a column, where both are finite numbers: [2, points].
+def _places(rows: Sequence[Row], along: Along) -> list[Any]:
+    """Find where along an axis each row stands; None where that is not known, or nothing has been counted yet."""
+    if along in COUNTED:
+        return [total or None for total in accumulate(row.get(COUNTED[along]) or 0 for row in rows)]
+    return [row.get(along) for row in rows]
 
-    A model that was judged several times has several rows of one round; the last of them counts.
+
+def _line(rows: Sequence[Row], column: str, along: Along) -> Line:
+    """Select places along an axis, and values of a column, where both are finite numbers: [2, points].
+
+    A model that was judged several times has several rows at one place; the last of them counts.
     """
     points = {
-        row[along]: row[column]
-        for row in rows
-        if all(isinstance(row.get(name), (int, float)) and np.isfinite(row[name]) for name in (along, column))
+        place: row[column]
+        for place, row in zip(_places(rows, along), rows, strict=True)
+        if all(isinstance(found, (int, float)) and np.isfinite(found) for found in (place, row.get(column)))
     }
     return np.array(list(points.items()), dtype=np.float64).reshape(-1, 2).T
 
 
-def _bands(runs: Mapping[str, Sequence[Sequence[Row]]], column: str, along: Along) -> dict[str, Line]:
+def _bands(runs: Runs, column: str, along: Along) -> dict[str, Line]:
     """Find where the runs of each group have numbers, their mean and sample standard deviation: [3, points].
 
     A group without a common point is left out.
     """
-    common = _common_times if along == "time" else _common_rounds
+    common = _common_rounds if along == "round" else _common_places
     bands = {}
     for name, group in runs.items():
         lines = [_line(rows, column, along) for rows in group]
@@ -257,18 +314,15 @@ def _common_rounds(lines: Sequence[Line]) -> tuple[Line, Line]:
     """
     rounds = np.array(sorted(set(lines[0][0]).intersection(*(line[0] for line in lines[1:]))))
     if len(rounds) < min(line.shape[1] for line in lines):
-        return _common_times(lines)
+        return _common_places(lines)
     return rounds, np.array([line[1][np.isin(line[0], rounds)] for line in lines])
 
 
-def _common_times(lines: Sequence[Line]) -> tuple[Line, Line]:
-    """Find the times at which a line changes while all are known [points], and their values then [lines, points].
-
-    Of several values at one time the last holds.
-    """
-    times = np.unique(np.concatenate([line[0] for line in lines]))
-    times = times[(times >= max(line[0][0] for line in lines)) & (times <= min(line[0][-1] for line in lines))]
-    return times, np.array([line[1][np.searchsorted(line[0], times, side="right") - 1] for line in lines])
+def _common_places(lines: Sequence[Line]) -> tuple[Line, Line]:
+    """Find the places at which a line changes while all are known [points], and their values there [lines, points]."""
+    places = np.unique(np.concatenate([line[0] for line in lines]))
+    places = places[(places >= max(line[0][0] for line in lines)) & (places <= min(line[0][-1] for line in lines))]
+    return places, np.array([line[1][np.searchsorted(line[0], places, side="right") - 1] for line in lines])
 
 
 def _mark(where: Line) -> str | None:
@@ -289,40 +343,48 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
     return figure, axes[:panels]
 
 
-def _single_figure(panels: int) -> tuple[Figure, list[tuple[Axes, ...]]]:
-    figure, axes = _figure(panels)
-    return figure, [(axis,) for axis in axes]
-
-
-def _paired_figure(measures: int) -> tuple[Figure, list[tuple[Axes, ...]]]:
-    """Make a figure of two panels a measure, one below the other, with the same vertical axis."""
+def _grid(measures: int, kinds: int) -> tuple[Figure, list[list[Axes]]]:
+    """Make a figure of a line of panels a measure, with the same vertical axis; of one kind of panel, several a line."""
     from matplotlib.figure import Figure
 
-    lines = -(-measures // COLUMNS)
-    columns = -(-measures // lines)
-    figure = Figure(figsize=(0.6 + 4.2 * columns, 6.0 * lines), layout="constrained")
-    axes = figure.subplots(2 * lines, columns, squeeze=False)
-    pairs: list[tuple[Axes, ...]] = [
-        (axes[2 * line, column], axes[2 * line + 1, column]) for line in range(lines) for column in range(columns)
-    ]
-    for above, below in pairs:
-        below.sharey(above)
-    for axis in (axis for pair in pairs[measures:] for axis in pair):
-        axis.remove()
-    return figure, pairs[:measures]
+    if kinds == 1:
+        figure, axes = _figure(measures)
+        return figure, [[axis] for axis in axes]
+    figure = Figure(figsize=(0.6 + 4.2 * kinds, 2.9 * measures), layout="constrained")
+    return figure, figure.subplots(measures, kinds, sharey="row", squeeze=False).tolist()
 
 
-def _finish(axis: Axes, quantity: str, along: Along, lines: Sequence[Line]) -> None:
-    """Name the axes; a positive quantity that spans more than two powers of ten gets a logarithmic axis."""
-    from matplotlib.ticker import MaxNLocator
+def _scale(axis: Axes, quantity: str, lines: Sequence[Line]) -> None:
+    """Give a positive quantity that is no share, and spans more than two powers of ten, a logarithmic axis.
 
+    A gap that is closed, or that rounding has made negative, is then below the axis.
+    """
     values = np.concatenate([line[1] for line in lines])
-    if "accuracy" not in quantity and values.min() > 0 and values.max() > 100 * values.min():
+    positive = values[values > 0]
+    if is_measure(quantity) and not lower_is_better(quantity):
+        return
+    if (
+        (len(positive) == len(values) or quantity == "gap")
+        and len(positive)
+        and np.ptp(np.log(positive)) > np.log(WIDE)
+    ):
         axis.set_yscale("log")
-    axis.set_xlabel(AXES[along], color=INK)
-    axis.set_ylabel(UNITS.get(quantity, quantity.replace("_", " ")), color=INK)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=along == "round", nbins=7, steps=(1, 2, 5, 10)))
+        axis.set_ylim(bottom=positive.min() / 1.5)  # else a band that comes close to 0 would decide
+
+
+def _finish(axis: Axes, along: Along, lines: Sequence[Line]) -> None:
+    """Name and divide the horizontal axis. Counts are on a logarithmic one where some runs end far beyond others."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     where = np.concatenate([line[0] for line in lines])
+    ends = [line[0][-1] for line in lines]
+    axis.set_xlabel(AXES[along], color=INK)
+    if along == "bytes" or (along == "queries" and max(ends) > WIDE * min(ends)):
+        axis.set_xscale("log")
+    else:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=along != "time", nbins=7, steps=(1, 2, 5, 10)))
+    if along in COUNTED:
+        axis.xaxis.set_major_formatter(EngFormatter(unit="B" if along == "bytes" else ""))
     if where.min() == where.max():
-        axis.set_xlim(where[0] - 1, where[0] + 1)
+        axis.set_xlim(*((where[0] / 2, where[0] * 2) if along in COUNTED else (where[0] - 1, where[0] + 1)))
     plain(axis, grid="both")

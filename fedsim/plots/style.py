@@ -5,9 +5,11 @@ The colours are those of Paul Tol's "bright" and "muted" sets, which people with
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedsim.runfolder import write_whole
 
@@ -20,6 +22,8 @@ MUTED = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933"]
 MUTED += ["#DDCC77", "#CC6677", "#882255", "#AA4499", "#BBBBBB"]
 STYLES = ("-", "--", ":", "-.")
 INK = "#333333"
+LETTERS = 11
+"""An inch takes so many of them, in the size of a legend."""
 
 
 def plain(axis: Axes, *, grid: Literal["both", "x", "y"] | None) -> None:
@@ -47,6 +51,31 @@ def whole_step(span: float, steps: int) -> int:
 def named(group: str, runs: int) -> str:
     """Write the name of a group with the number of its runs, one a seed."""
     return f"{group} ({runs} seeds)" if runs > 1 else group
+
+
+def legend_below(figure: Figure, entries: Mapping[str, Any], title: str | None) -> None:
+    """Set a legend below the panels: as many entries side by side as fit, up to three; the figure grows by its height.
+
+    entries: what is drawn, by its label. A label that is wider than the figure is broken into lines.
+    """
+    labels = [fill(label, int(LETTERS * figure.get_figwidth())) for label in entries]
+    for columns in (3, 2, 1):
+        legend = figure.legend(
+            list(entries.values()),
+            labels,
+            loc="outside lower center",
+            ncols=min(columns, len(labels)),
+            frameon=False,
+            fontsize=9,
+            labelcolor=INK,
+            title=title,
+            title_fontsize=8,
+        )
+        extent = legend.get_window_extent()
+        if extent.width <= figure.bbox.width or columns == 1:
+            figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)
+            return
+        legend.remove()
 
 
 def save(figure: Figure, path: Path) -> None:

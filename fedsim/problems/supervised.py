@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,9 +23,12 @@ from fedsim.engine.functional import Functional
 from fedsim.engine.losses import LOSSES, Loss, loss_named
 from fedsim.engine.stack import Layout
 from fedsim.errors import InputError
+from fedsim.options import options
+from fedsim.parts import Parts
 from fedsim.problems.datasets import DataFolder, Dataset
 from fedsim.problems.models.layers import initialise
 from fedsim.problems.partition import Partition, cached_partition, noisy_labels
+from fedsim.runfolder import PARTITION
 from fedsim.streams import Streams
 
 if TYPE_CHECKING:
@@ -35,6 +38,58 @@ EVALUATED_AT_ONCE = 2**24
 """Numbers that an evaluation's forward pass may make at once: with more they leave the cache, at twice the time."""
 CLIENTS_EVALUATED = 1_000
 EXAMPLES_EVALUATED = 20_000
+
+
+@options
+class SupervisedOptions(Parts):
+    """Supervised learning: a model trained on a data set that is dealt to clients as the partition says.
+
+    dataset, model: a name, or a table with `kind` and options. loss: cross_entropy or squared_error, by default as the
+    labels are. start: a state dict to start from (.safetensors, .pt).
+    """
+
+    parts: ClassVar[Mapping[str, str]] = {"dataset": "datasets", "model": "models"}
+
+    dataset: Any = "digits"
+    model: Any = "mlp"
+    loss: Literal["cross_entropy", "squared_error"] | None = None
+    start: str | None = None
+
+    def build(self, experiment: Experiment) -> Supervised:
+        """The data, dealt to clients, and the model, on its device."""
+        streams = Streams(experiment.seed)
+        dataset: Dataset = self.made["dataset"].load(DataFolder(experiment.data_dir))
+        seed = streams.derive("partition")
+        partition = cached_partition(experiment.partition, dataset, seed)
+        if experiment.partition.noise:
+            noisy = noisy_labels(dataset.y, dataset.num_classes, experiment.partition.noise, seed)
+            if partition.holdout_order is not None:  # what clients are judged on stays clean
+                noisy[partition.holdout_order] = dataset.y[partition.holdout_order]
+            dataset = replace(dataset, y=noisy)
+        problem = Supervised(
+            dataset,
+            partition,
+            build_model(self.made["model"], dataset, streams),
+            loss=self.loss,
+            device=choose_device(experiment.engine.device),
+            dtype=getattr(torch, experiment.engine.precision),
+        )
+        if self.start is not None:
+            problem.start_from(load_start(Path(self.start)))
+        return problem
+
+
+def build_model(made: Any, dataset: Dataset, streams: Streams) -> nn.Module:
+    """The model that options describe, to fit a data set, with initial parameters of the named draws."""
+    try:
+        # A plug-in's layers may draw their parameters from the global generator when they are made.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(streams.derive("model") & 0xFFFFFFFF)
+            model: nn.Module = made.build(dataset.x.shape[1:], dataset.num_classes, dataset.vocabulary)
+    except InputError as error:
+        raise InputError("problem.model", error.value, error.remedy) from None
+    initialise(model, streams)
+    return model
 
 
 class Supervised:
@@ -73,38 +128,6 @@ class Supervised:
         self.largest = int(self.sizes.max())
         self.footprint = footprint(self.model, self.x[:1])
 
-    @classmethod
-    def build(cls, experiment: Experiment) -> Supervised:
-        """The problem that an experiment describes: its data, dealt to clients, and its model, on its device."""
-        streams, options = Streams(experiment.seed), experiment.problem
-        dataset: Dataset = experiment.dataset.load(DataFolder(experiment.data_dir))
-        seed = streams.derive("partition")
-        partition = cached_partition(experiment.partition, dataset, seed)
-        if experiment.partition.noise:
-            noisy = noisy_labels(dataset.y, dataset.num_classes, experiment.partition.noise, seed)
-            if partition.holdout_order is not None:  # what clients are judged on stays clean
-                noisy[partition.holdout_order] = dataset.y[partition.holdout_order]
-            dataset = replace(dataset, y=noisy)
-        try:
-            # A plug-in's layers may draw their parameters from the global generator when they are made.
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(streams.derive("model") & 0xFFFFFFFF)
-                model = experiment.model.build(dataset.x.shape[1:], dataset.num_classes, dataset.vocabulary)
-        except InputError as error:
-            raise InputError("problem.model", error.value, error.remedy) from None
-        initialise(model, streams)
-        problem = cls(
-            dataset,
-            partition,
-            model,
-            loss=options.loss,
-            device=choose_device(experiment.engine.device),
-            dtype=getattr(torch, experiment.engine.precision),
-        )
-        if options.start is not None:
-            problem.start_from(load_start(Path(options.start)))
-        return problem
-
     @property
     def num_clients(self) -> int:
         """N, how many clients there are."""
@@ -118,6 +141,11 @@ class Supervised:
     def initial(self) -> Tensor:
         """The parameters to start from, [d]; a copy."""
         return self._start.clone()
+
+    @property
+    def bounds(self) -> None:
+        """Parameters of a model may be anything."""
+        return None
 
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Start from a state dict instead of the model's own initial parameters."""
@@ -141,6 +169,26 @@ class Supervised:
         prepared = prepare(self.model)
         prepared.load_state_dict(self.layout.named(params), strict=False)
         return prepared.eval()
+
+    def tensors(self, params: Tensor) -> Mapping[str, Tensor]:
+        """The state dict of the model with the parameters of a vector [d]."""
+        return self.module(params).state_dict()
+
+    def illustrate(self, place: Callable[[str], Path], params: Tensor | None) -> None:
+        """Draw which classes the clients have, before the first round."""
+        from fedsim import plots
+
+        if params is None:
+            data, split = self.dataset, self.partition
+            plots.label_distribution(data.y, split.offset, split.order, data.num_classes or None, place(PARTITION))
+
+    def labels(self) -> np.ndarray:
+        """The mean label of each client's examples, [N]."""
+        sizes = self.sizes.numpy()
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        labels = self.y[self.order].cpu().numpy().astype(np.float64)
+        means: np.ndarray = np.bincount(owner, labels, len(sizes)) / sizes
+        return means
 
     def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",)) -> dict[str, float]:
         """Loss and accuracy of the global model.

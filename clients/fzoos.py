@@ -1,0 +1,193 @@
+"""FZooS's client: gradients of a surrogate of all values that it has seen, corrected by everyone's surrogates.
+
+g = grad mu_i(z) + gamma_t (grad mu(z; w) - grad mu(z; w_i)),  z <- z - lr * Adam(g),  mu_i: Gaussian process,
+mu(.; w): random features, frozen since the last exchange and evaluated at the current z
+Uplink d + M floats. Evaluations: 1 + T + 5 (T - 1) while searching, 1 + 50 while sharing, and 10 in a client's first
+round. Shu et al. 2023, algorithm 1 and equations 5 to 8; defaults of its published code, but for gamma.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.cohort import Cohort
+from fedsim.engine.store import Shapes
+from fedsim.exchange import Cost, Orders, Update
+from fedsim.options import Count, NonNegative, Positive, Whole, options
+from fedsim.streams import Streams
+from fedsim.surrogates.gaussian_process import GaussianProcess, fit
+from fedsim.surrogates.kernels import RBF, Kernel, Matern52
+from fedsim.surrogates.random_features import RandomFeatures, draw
+from fedsim.surrogates.trajectory import Trajectory
+from fedsim.zeroth_order.estimator import Probe
+from fedsim.zeroth_order.search import MEASURE, LocalSearch
+
+KERNELS: dict[str, Kernel] = {"matern52": Matern52(), "rbf": RBF()}
+LEAST_RADIUS = 1e-3
+"""Of the last queries of a round, where the client's model and the server's are the same."""
+SHARE = "share"
+
+
+@options
+class FZooS(LocalSearch):
+    """A client's surrogates and what it asks for them.
+
+    gamma: the correction's factor; decay: constant, inverse (gamma / t in local step t, from 1), or adaptive (gamma
+    times the cosine, where positive, of the gradients of the client's own two surrogates: how far the frozen one still
+    holds at z). kernel, neighbours: of the Gaussian process, which is fitted to so many of the client's latest
+    `history` values, those nearest to z. active: further values a step, at those of `candidates` points within `radius`
+    of z (in every coordinate) where the gradient is least certain, or at random ones (selection). last_active,
+    last_candidates: the same around the new model, within half the mean distance in a coordinate between it and z.
+    initial: values in a client's first round, within `radius` of the model. features, feature_scale, feature_points: M,
+    the length scale of the shared features, and to how many values the weights are fitted. noise: of values scaled to
+    [0, 1], for both surrogates.
+    """
+
+    sends: ClassVar[frozenset[str]] = LocalSearch.sends | {"surrogate"}
+    knows: ClassVar[frozenset[str]] = LocalSearch.knows | {"surrogate", "corrected"}
+
+    gamma: NonNegative = 1.0
+    decay: Literal["constant", "inverse", "adaptive"] = "constant"
+    kernel: Literal["matern52", "rbf"] = "matern52"
+    neighbours: Count = 150
+    history: Count = 2000
+    initial: Whole = 10
+    active: Whole = 5
+    candidates: Count = 100
+    radius: Positive = 0.01
+    last_active: Whole = 50
+    last_candidates: Count = 200
+    selection: Literal["uncertainty", "random"] = "uncertainty"
+    features: Count = 10_000
+    feature_scale: Positive = 1.0
+    feature_points: Count = 500
+    noise: Positive = 1e-6
+
+    def state(self, dimension: int) -> Shapes:
+        """The trajectory; where the last search ended; the weights last shared, and whether there are any."""
+        own = {"reached": (dimension,), "weights": (self.features,), "fitted": ()}
+        return Trajectory.shapes(self.history, dimension) | own
+
+    def numbers(self, dimension: int, largest: int) -> int:  # noqa: ARG002
+        """The trajectory, the process's matrices, the candidates and the features of the points, in double precision."""
+        points = 2 * self.history + 4 * self.neighbours + 2 * self.last_candidates
+        matrices = 12 * self.neighbours * max(self.neighbours, self.last_candidates)
+        return 2 * (points * dimension + matrices + 2 * self.feature_points * self.features)
+
+    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+        """Evaluations of a search, or of sharing, which sends M floats."""
+        if orders.action == MEASURE:
+            return self.declared(orders, examples, 0)
+        if orders.action == SHARE:
+            size = orders.payload["params"].element_size()
+            return Cost(torch.zeros_like(examples), self.features * size, 1 + self.last_active)
+        return self.declared(orders, examples, 1 + self.steps + self.active * (self.steps - 1))
+
+    def train(self, cohort: Cohort) -> Update:
+        """Search from the server's model along corrected surrogate gradients, and send the change."""
+        theta, seen = cohort.received("params"), Trajectory.of(cohort.state)
+        start = theta.expand(len(cohort), -1)
+        new = (seen.count == 0).nonzero().flatten()
+        around = self._inside(cohort, self._cloud(cohort, "fzoos/initial", start, self.initial, 0)[new])
+        seen.add(around, cohort.query(around, rows=new), new)
+        difference = self._difference(cohort)
+        first, process = list[Tensor](), list[GaussianProcess]()
+
+        def direction(probe: Probe, z: Tensor) -> Tensor:
+            first.append(self._ask(cohort, seen, z))
+            if process and self.active:
+                self._explore(cohort, seen, process.pop(), z, probe.step)
+            process[:] = [self._process(seen, z)]
+            gradient = process[0].gradient(z.unsqueeze(1))[:, 0]
+            if difference is not None:
+                gradient = gradient + self._correction(cohort, difference, gradient, z, probe.step)
+            return gradient.to(z.dtype)
+
+        z = self.search(cohort, theta, direction)
+        self._ask(cohort, seen, z)
+        cohort.keep(**seen.state, reached=z)
+        return Update({"delta": z - theta}, {"loss": first[0]})
+
+    def share(self, cohort: Cohort) -> Update:
+        """Ask around the new model, fit the shared features to the values nearest to it, and send the weights."""
+        seen = Trajectory.of(cohort.state)
+        x = cohort.received("params").expand(len(cohort), -1)
+        self._ask(cohort, seen, x)
+        if self.last_active:
+            away = (x - cohort.state["reached"]).abs().mean(dim=1, keepdim=True) / 2.0
+            radius = away.clamp(min=LEAST_RADIUS).unsqueeze(2)
+            cloud = self._cloud(cohort, "fzoos/last", x, self.last_candidates, 0, radius)
+            self._pick(cohort, seen, self._process(seen, x), cloud, self.last_active)
+        points, values, counts = seen.nearest(x, self.feature_points)
+        weights = self._features(cohort).fit(points, values, counts, noise=self.noise).to(x.dtype)
+        cohort.keep(**seen.state, weights=weights, fitted=torch.ones_like(seen.count))
+        return Update({"surrogate": weights})
+
+    def _ask(self, cohort: Cohort, seen: Trajectory, x: Tensor) -> Tensor:
+        """The values [C] at x [C, d], remembered."""
+        values = cohort.query(x.unsqueeze(1))
+        seen.add(x.unsqueeze(1), values)
+        return values[:, 0]
+
+    def _process(self, seen: Trajectory, z: Tensor) -> GaussianProcess:
+        points, values, counts = seen.nearest(z, self.neighbours)
+        return fit(KERNELS[self.kernel], points, values, counts, noise=self.noise)
+
+    def _explore(self, cohort: Cohort, seen: Trajectory, process: GaussianProcess, z: Tensor, step: int) -> None:
+        """Ask around z, where the process of the step before is least certain."""
+        count = self.candidates if self.selection == "uncertainty" else self.active
+        self._pick(cohort, seen, process, self._cloud(cohort, "fzoos/active", z, count, step), self.active)
+
+    def _pick(self, cohort: Cohort, seen: Trajectory, process: GaussianProcess, cloud: Tensor, count: int) -> None:
+        """Ask for the values at `count` of the candidates [C, m, d], and remember them."""
+        cloud = self._inside(cohort, cloud)
+        chosen = cloud[:, :count]
+        if self.selection == "uncertainty" and count < cloud.shape[1]:
+            places = process.uncertainty(cloud).argsort(dim=1, descending=True, stable=True)[:, :count]
+            chosen = cloud.gather(1, places.unsqueeze(2).expand(-1, -1, cloud.shape[2]))
+        seen.add(chosen, cohort.query(chosen))
+
+    def _cloud(
+        self, cohort: Cohort, purpose: str, center: Tensor, count: int, step: int, radius: float | Tensor | None = None
+    ) -> Tensor:
+        """Points [C, count, d], uniform within `radius` of each center [C, d] in every coordinate."""
+        drawn = cohort.streams.uniform(
+            purpose, cohort.clients, (count, center.shape[1]), round=cohort.draws, step=step, dtype=center.dtype
+        )
+        return center.unsqueeze(1) + (self.radius if radius is None else radius) * (2.0 * drawn - 1.0)
+
+    def _inside(self, cohort: Cohort, points: Tensor) -> Tensor:
+        return points if cohort.bounds is None or not self.project else points.clamp(*cohort.bounds)
+
+    def _features(self, cohort: Cohort) -> RandomFeatures:
+        return _shared(cohort.streams, self.features, cohort.dimension, self.feature_scale, cohort.clients.device)
+
+    def _difference(self, cohort: Cohort) -> Tensor | None:
+        """The mean weights less each client's own [C, M], 0 for who has none; None before the first exchange."""
+        if not cohort.config.get("corrected"):
+            return None
+        own, fitted = cohort.state["weights"], cohort.state["fitted"].unsqueeze(1)
+        return (cohort.received("surrogate") - own).double() * fitted
+
+    def _correction(self, cohort: Cohort, difference: Tensor, gradient: Tensor, z: Tensor, step: int) -> Tensor:
+        """Gamma times the gradient of the mean surrogate less that of the client's own, at z: [C, d]."""
+        features = self._features(cohort)
+        correction = self.gamma * features.gradient(difference, z)
+        if self.decay == "inverse":
+            return correction / (step + 1)
+        if self.decay == "adaptive":
+            frozen = features.gradient(cohort.state["weights"].double(), z)
+            return correction * torch.cosine_similarity(frozen, gradient, dim=1).clamp(min=0.0).unsqueeze(1)
+        return correction
+
+
+@lru_cache(maxsize=2)
+def _shared(
+    streams: Streams, number: int, dimension: int, length_scale: float, device: torch.device
+) -> RandomFeatures:
+    """The run's features: everyone draws the same, once."""
+    return draw(streams, number, dimension, length_scale=length_scale, device=device)

@@ -1,0 +1,65 @@
+"""Finite differences along random directions: RGF, FedZO's sphere, Rademacher, orthonormal, coordinates.
+
+forward: s_j = (f(x + mu u_j) - f(x)) / mu;  central: s_j = (f(x + mu u_j) - f(x - mu u_j)) / (2 mu)
+ghat = (1/q) sum_j s_j w_j,  w_j the dual of u_j, so that small mu gives the mean grad f; or plainly w_j = u_j
+q evaluations beside f(x), or 2q. Nesterov and Spokoiny 2017; Fang et al. 2022 (sphere); Shu et al. 2023, whose RGF has
+orthonormal directions and w = u, so that its mean is grad f / d.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.store import Shapes
+from fedsim.options import Count, Positive, options
+from fedsim.zeroth_order.directions import Kind, check, dual
+from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
+
+
+@options
+class Differences:
+    """difference: forward or central. directions: how u_j are drawn. count: q. mu: the radius.
+
+    scaling: unbiased, so that for small mu the mean of ghat is grad f; or plain, w = u.
+    """
+
+    black_box: ClassVar[bool] = True
+
+    difference: Literal["forward", "central"] = "forward"
+    directions: Kind = "gaussian"
+    count: Count = 20
+    mu: Positive = 0.01
+    scaling: Literal["unbiased", "plain"] = "unbiased"
+
+    @property
+    def needs_base(self) -> bool:
+        """Forward differences use f(x)."""
+        return self.difference == "forward"
+
+    def evaluations(self, dimension: int) -> int:  # noqa: ARG002
+        """One a direction, or two."""
+        return self.count if self.needs_base else 2 * self.count
+
+    def state(self, dimension: int) -> Shapes:  # noqa: ARG002
+        """Nothing."""
+        return {}
+
+    def check(self, dimension: int) -> None:
+        """Refuse more directions than there are, where they may not repeat."""
+        check(self.directions, self.count, dimension, "client.estimator.count")
+
+    def estimate(self, probe: Probe, x: Tensor, base: Tensor | None, memory: Memory) -> Estimate:
+        """Estimate the gradients at x [k, d]."""
+        u, center = probe.directions(self.directions, self.count), x.unsqueeze(1)
+        ahead = probe.query(center + self.mu * u)
+        if base is not None:
+            slopes, value = (ahead - base.unsqueeze(1)) / self.mu, base
+        else:
+            behind = probe.query(center - self.mu * u)
+            slopes, value = (ahead - behind) / (2.0 * self.mu), (ahead + behind).mean(dim=1) / 2.0
+        along = dual(self.directions, u) if self.scaling == "unbiased" else u
+        gradient = torch.bmm(slopes.unsqueeze(1), along).squeeze(1)
+        return Estimate(gradient / self.count, value, memory)

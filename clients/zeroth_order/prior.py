@@ -1,0 +1,96 @@
+"""Prior-guided RGF: directions that lean towards a guess of the gradient, a client's own previous estimate.
+
+u_j = sqrt(lambda) v + sqrt(1 - lambda) e_j,   v = previous / |previous|,   e_j uniform on the unit sphere across v
+ghat = (1/q) sum_j (f(x + mu u_j) - f(x)) / mu * u_j
+
+lambda may be chosen anew in each step: with a = cos(v, grad f) it is best, in that (E[ghat.g])^2 / E|ghat|^2 is
+greatest, at
+
+    0 if a^2 <= 1 / (d + 2q - 2),   1 if a^2 >= (2q - 1) / (d + 2q - 2),   otherwise
+    (1 - a^2) (a^2 (d + 2q - 2) - 1) / (2 a^2 d q - a^4 d (d + 2q - 2) - 1)
+
+where a^2 is estimated as s_v^2 / ((d/S) sum_i s_i^2), from a slope s_v along v and slopes s_i along S uniform unit
+vectors. Without a previous estimate lambda is 0. The mean of ghat is no multiple of grad f, and about grad f / d where
+lambda is 0: lr, or Adam, sets the length of steps.
+q evaluations beside f(x), or q + 1 + S. Cheng et al. 2019 (P-RGF), whose guess is the gradient of another model.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.store import Shapes
+from fedsim.errors import InputError
+from fedsim.options import Count, Fraction, Positive, options
+from fedsim.zeroth_order.directions import check
+from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
+
+
+@options
+class Prior:
+    """weight: lambda, or "optimal". count: q. mu: the radius. samples: S, for the optimal weight; 10 unless given."""
+
+    black_box: ClassVar[bool] = True
+    needs_base: ClassVar[bool] = True
+
+    weight: Fraction | Literal["optimal"] = "optimal"
+    count: Count = 20
+    mu: Positive = 0.01
+    samples: Count = 10
+
+    def __post_init__(self) -> None:
+        if self.samples != 10 and self.weight != "optimal":
+            raise InputError("samples", self.samples, "is an option of weight = 'optimal' only")
+
+    def evaluations(self, dimension: int) -> int:  # noqa: ARG002
+        """One a direction, and those that the weight takes."""
+        return self.count + (1 + self.samples if self.weight == "optimal" else 0)
+
+    def state(self, dimension: int) -> Shapes:
+        """The previous estimate."""
+        return {"previous": (dimension,)}
+
+    def check(self, dimension: int) -> None:
+        """Refuse more directions than have names."""
+        check("sphere", self.count + self.samples, dimension, "client.estimator.count")
+
+    def estimate(self, probe: Probe, x: Tensor, base: Tensor | None, memory: Memory) -> Estimate:
+        """Estimate the gradients at x [k, d]."""
+        assert base is not None
+        center, value = x.unsqueeze(1), base.unsqueeze(1)
+        guess = unit(memory["previous"]).unsqueeze(1)
+        drawn = probe.directions("sphere", self.count + (self.samples if self.weight == "optimal" else 0))
+        across = drawn[:, : self.count]
+        across = unit(across - torch.bmm(across, guess.mT) * guess)
+        if self.weight == "optimal":
+            tried = torch.cat((guess, drawn[:, self.count :]), dim=1)
+            squares = ((probe.query(center + self.mu * tried) - value) / self.mu).square()
+            square = squares[:, 1:].mean(dim=1) * x.shape[1]
+            cosine = torch.where(square > 0, squares[:, 0] / square, 0.0).clamp(max=1.0)
+            weight = optimal_weight(cosine, x.shape[1], self.count)
+        else:
+            # A guess of zeros is none.
+            weight = self.weight * guess[:, 0].ne(0).any(dim=1).to(x.dtype)
+        weight = weight.view(-1, 1, 1)
+        u = weight.sqrt() * guess + (1.0 - weight).sqrt() * across
+        slopes = (probe.query(center + self.mu * u) - value) / self.mu
+        gradient = torch.bmm(slopes.unsqueeze(1), u).squeeze(1) / self.count
+        return Estimate(gradient, base, {"previous": gradient})
+
+
+def optimal_weight(cosine: Tensor, dimension: int, count: int) -> Tensor:
+    """The best lambda for squared cosines a^2 of any shape, in d dimensions with q directions; the module's formula."""
+    reach = dimension + 2 * count - 2
+    inside = (1.0 - cosine) * (cosine * reach - 1.0)
+    inside = inside / (2.0 * cosine * dimension * count - cosine.square() * dimension * reach - 1.0)
+    best = torch.where(cosine * reach <= 1.0, 0.0, inside)
+    return torch.where(cosine * reach >= 2 * count - 1, 1.0, best)
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Vectors [..., d] divided by their lengths; zeros stay."""
+    length = rows.square().sum(dim=-1, keepdim=True).sqrt()
+    return rows / torch.where(length > 0, length, 1.0)

@@ -1,0 +1,117 @@
+"""SPSA: simultaneous perturbation with decaying gains; and SPSA-GC, with gradient correction.
+
+In a client's k-th estimate, k = 1, 2, ... over all its rounds, u_j being its own random directions:
+c_k = c / k^gamma,   r_k = ((1 + offset) / (k + offset))^alpha
+s_j = (f(x + c_k u_j) - f(x - c_k u_j)) / (2 c_k),   ghat_k = (1/q) sum_j s_j / u_j   (elementwise)
+
+`Spsa` gives r_k ghat_k. With optimizer = "sgd" and without a schedule the step is a_k ghat_k, the classical
+a_k = a / (k + offset)^alpha with a_1 = lr; Adam divides such a slow decay out again.
+`SpsaGC`, whose m is 0 before the first estimate, gives with
+form = "code":       m <- beta m + ghat_k,       r_k (ghat_k + beta m)
+form = "lookahead":  m <- beta m + r_k ghat_k,   r_k ghat_k + beta m
+With constant gains, alpha = 0, these are the same. The second is v <- beta v - a_k ghat(y + beta v), y <- y + v, where
+the model stands for the look-ahead point y + beta v, and v = -lr m.
+
+2 q evaluations. Spall 1992; Oh et al. 2023 (BlackVIP), the first form as in their code, the second as in their paper.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.store import Shapes
+from fedsim.errors import InputError
+from fedsim.options import Count, Fraction, NonNegative, Positive, options
+from fedsim.zeroth_order.directions import check, dual
+from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
+
+
+@options
+class Spsa:
+    """directions: how u_j are drawn; segmented: signs times magnitudes in [1/2, 1]. count: q.
+
+    c, gamma: the radius c_k. offset, alpha: the gain r_k; alpha = 0: 1 throughout.
+    """
+
+    black_box: ClassVar[bool] = True
+    needs_base: ClassVar[bool] = False
+
+    directions: Literal["segmented", "rademacher"] = "segmented"
+    count: Count = 5
+    c: Positive = 0.01
+    gamma: NonNegative = 0.1
+    offset: NonNegative = 1.0
+    alpha: NonNegative = 0.4
+
+    def __post_init__(self) -> None:
+        if self.offset != 1.0 and not self.alpha:
+            raise InputError("offset", self.offset, "needs an alpha above 0")
+
+    def evaluations(self, dimension: int) -> int:  # noqa: ARG002
+        """Two a direction."""
+        return 2 * self.count
+
+    def state(self, dimension: int) -> Shapes:  # noqa: ARG002
+        """How many estimates were made."""
+        return {"estimates": ()}
+
+    def check(self, dimension: int) -> None:
+        """Refuse more directions than have names."""
+        check(self.directions, self.count, dimension, "client.estimator.count")
+
+    def estimate(self, probe: Probe, x: Tensor, base: Tensor | None, memory: Memory) -> Estimate:  # noqa: ARG002
+        """Estimate the gradients at x [k, d]."""
+        gain, found = self._differences(probe, x, memory)
+        return found._replace(gradient=gain * found.gradient)
+
+    def _differences(self, probe: Probe, x: Tensor, memory: Memory) -> tuple[Tensor, Estimate]:
+        """The gain r_k [k, 1], and ghat_k with the number of estimates."""
+        k = memory["estimates"] + 1.0
+        radius = (self.c * _power(k, -self.gamma)).unsqueeze(1)
+        u, center = probe.directions(self.directions, self.count), x.unsqueeze(1)
+        step = radius.unsqueeze(2) * u
+        ahead, behind = probe.query(center + step), probe.query(center - step)
+        slopes = (ahead - behind) / (2.0 * radius)
+        gradient = torch.bmm(slopes.unsqueeze(1), dual(self.directions, u)).squeeze(1) / self.count
+        gain = _power((k + self.offset) / (1.0 + self.offset), -self.alpha).unsqueeze(1)
+        return gain, Estimate(gradient, (ahead + behind).mean(dim=1) / 2.0, {"estimates": k})
+
+
+@options
+class SpsaGC(Spsa):
+    """beta: the momentum of the correction; 0: SPSA. form: see the module's text.
+
+    reset: whether m is 0 again at the start of every round, as the round starts from another model.
+    """
+
+    beta: Fraction = 0.9
+    form: Literal["code", "lookahead"] = "code"
+    reset: bool = False
+
+    def state(self, dimension: int) -> Shapes:
+        """How many estimates were made, and m."""
+        return {**super().state(dimension), "momentum": (dimension,)}
+
+    def estimate(self, probe: Probe, x: Tensor, base: Tensor | None, memory: Memory) -> Estimate:  # noqa: ARG002
+        """Estimate the gradients at x [k, d], and correct them."""
+        gain, found = self._differences(probe, x, memory)
+        momentum = memory["momentum"]
+        if self.reset and probe.step == 0:
+            momentum = torch.zeros_like(momentum)
+        inner, outer = (1.0, gain) if self.form == "code" else (gain, 1.0)
+        current = inner * found.gradient
+        momentum = self.beta * momentum + current
+        corrected = outer * (current + self.beta * momentum)
+        return Estimate(corrected, found.value, {**found.memory, "momentum": momentum})
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """base^exponent, elementwise.
+
+    `torch.pow` gives other last bits where a row falls out of a vector register, so that they would depend on the
+    cohort.
+    """
+    return (base.log() * exponent).exp()

@@ -1,0 +1,319 @@
+"""Black boxes: clients that can only ask for values of a function of their own.
+
+minimise F(x) = (1/N) sum_i f_i(x) over a box [lower, upper]^d or R^d. A query is one point for one client; its answer
+is f_i(x) + noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.engine.cores import one_core_an_operation
+from fedsim.errors import InputError
+from fedsim.problems.functions.evaluation import (
+    Answer,
+    BlackBoxError,
+    Failure,
+    Functions,
+    Processes,
+    Scalar,
+    Stacked,
+    Vectorised,
+    misfit,
+    real,
+)
+from fedsim.problems.supervised import CLIENTS_EVALUATED, choose_device
+from fedsim.streams import Index, Streams
+
+__all__ = ["BlackBox", "BlackBoxError", "black_box"]
+
+AT_ONCE = 2**24
+"""Coordinates at which functions are evaluated at once when F is."""
+Kind = Literal["stacked", "vectorised", "numpy", "scalar"]
+OnError = Literal["stop", "nan"]
+
+
+class BlackBox:
+    """N functions over a box or R^d, on a device.
+
+    functions: how they are evaluated. dimension: d. bounds: (lower, upper) of every coordinate; None: R^d. Points
+    outside are passed on: to stay inside is up to the algorithms. start: a number for all coordinates or d of them; by
+    default the middle of the box, or 0. optimum: min F, if known. noise: standard deviation of the normal noise of an
+    answer. on_error: when a function raises, takes too long or ends its process, "stop" the run with a BlackBoxError, or
+    take "nan" for what that call should have given. What is not real numbers of the right shape is always a
+    BlackBoxError. NaN and infinity are answers like others: the algorithms decide what becomes of them.
+    """
+
+    def __init__(
+        self,
+        functions: Functions,
+        *,
+        dimension: int,
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+        start: float | Sequence[float] | np.ndarray | Tensor | None = None,
+        optimum: float | None = None,
+        noise: float = 0.0,
+        on_error: OnError = "stop",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
+        if functions.num_clients < 1:
+            raise InputError("clients", functions.num_clients, "take one function at least")
+        if dimension < 1:
+            raise InputError("dimension", dimension, "take one at least")
+        if not 0 <= noise < math.inf:
+            raise InputError("noise", noise, "a standard deviation is 0 or more, and finite")
+        if optimum is not None and not math.isfinite(optimum):
+            raise InputError("optimum", optimum, "give a finite number, or leave it out")
+        if on_error not in ("stop", "nan"):
+            raise InputError("on_error", on_error, "name one of: stop, nan")
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
+        self.functions, self.dimension, self.bounds = functions, dimension, _checked_bounds(bounds)
+        self.optimum, self.noise, self.on_error = optimum, noise, on_error
+        self.device, self.dtype = torch.device(device), dtype
+        self.sizes = torch.ones(functions.num_clients, dtype=torch.int64)
+        self.examples, self.largest = self.sizes.to(self.device), 1
+        self._start = _checked_start(start, dimension, self.bounds).to(self.device, dtype)
+
+    @property
+    def num_clients(self) -> int:
+        """N, how many clients there are."""
+        return len(self.sizes)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether there are `gradients`."""
+        return self.functions.differentiable
+
+    def initial(self) -> Tensor:
+        """The point to start from, [d]; a copy."""
+        return self._start.clone()
+
+    def query(self, clients: Tensor, x: Tensor, streams: Streams, round: Index, step: Index) -> Tensor:  # noqa: A002
+        """Answers f_c(x) + noise, [C, Q], of clients int64 [C] at x [C, Q, d].
+
+        The noise of a client is named by (round, step) and the place of the point in the call, whoever else is asked.
+        BlackBoxError: see the class.
+        """
+        values = self._values(clients, x)
+        if self.noise and values.numel():
+            shape = (x.shape[1],)
+            drawn = streams.normal("query-noise", clients, shape, round=round, step=step, dtype=self.dtype)
+            values = values + self.noise * drawn
+        return values
+
+    def gradients(self, clients: Tensor, x: Tensor) -> Tensor | None:
+        """Gradients of f_c, without noise, at x [C, Q, d]: [C, Q, d], for diagnostics; None if not `differentiable`.
+
+        That of F is their mean over all clients.
+        """
+        if not self.differentiable:
+            return None
+        with torch.enable_grad():
+            at = x.detach().clone().requires_grad_()
+            total = self._traced(clients, at).sum()
+            if not total.requires_grad:
+                raise BlackBoxError("the functions are said to be differentiable, but autograd finds no way through")
+            (found,) = torch.autograd.grad(total, at)
+        return found
+
+    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",)) -> dict[str, float]:  # noqa: ARG002
+        """Measure params [d] without noise: `value`, F; `gap`, F - min F, where that is known.
+
+        clients: also the 90 % quantile of the f_i and the largest of them. on: a black box has no sets of examples.
+        """
+        values = self._everywhere(params, torch.arange(self.num_clients, device=self.device))
+        found = {"value": float(values.mean())}
+        if self.optimum is not None:
+            found["gap"] = found["value"] - self.optimum
+        if clients:
+            found["client_value_p90"] = float(torch.quantile(values, 0.9))
+            found["client_value_worst"] = float(values.max())
+        return found
+
+    def evaluates_clients(self, wanted: bool | str) -> bool:
+        """Whether clients are evaluated: as asked, or, for "auto", up to 1,000 of them."""
+        return wanted if isinstance(wanted, bool) else self.num_clients <= CLIENTS_EVALUATED
+
+    def measures(self, clients: bool | str, on: Collection[str] = ("test",)) -> list[str]:  # noqa: ARG002
+        """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
+        own = ["client_value_p90", "client_value_worst"] if self.evaluates_clients(clients) else []
+        return ["value"] + ([] if self.optimum is None else ["gap"]) + own
+
+    def client_losses(self, params: Tensor, clients: Tensor, sampled: Callable[[int], Tensor] | None = None) -> Tensor:  # noqa: ARG002
+        """f_c(params) and |f_c(params)| of clients int64 [C], float64 [C, 2]: a function is as one example's loss."""
+        values = self._everywhere(params, clients)
+        return torch.stack((values, values.abs()), dim=1)
+
+    def labels(self) -> None:
+        """There are no labels."""
+        return
+
+    def tensors(self, params: Tensor) -> dict[str, Tensor]:
+        """The point by name, as it is saved."""
+        return {"x": params}
+
+    def illustrate(self, place: Callable[[str], Path], params: Tensor | None) -> None:
+        """Draw nothing: any function looks different."""
+
+    def close(self) -> None:
+        """End the processes that evaluate functions; they also end with the problem, and start again when asked."""
+        self.functions.close()
+
+    def _everywhere(self, params: Tensor, clients: Tensor) -> Tensor:
+        """f_c(params) of clients [C], float64 [C]."""
+        parts = torch.split(clients, max(1, AT_ONCE // self.dimension))
+        found = [self._values(part, params.expand(len(part), 1, -1))[:, 0] for part in parts]
+        return torch.cat(found).double()
+
+    def _values(self, clients: Tensor, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._traced(clients, x)
+
+    def _traced(self, clients: Tensor, x: Tensor) -> Tensor:
+        """Values without noise, [C, Q], and autograd's way back from them if it is recording."""
+        if not (x.shape[0] and x.shape[1]):
+            return torch.zeros(x.shape[:2], dtype=self.dtype, device=self.device)
+        with one_core_an_operation():
+            found = [self._numbers(answer).reshape(-1) for answer in self.functions.ask(clients, x)]
+        return torch.cat(found).reshape(x.shape[:2])
+
+    def _numbers(self, answer: Answer) -> Tensor:
+        """The values of one answer; NaN for a failure that may be one."""
+        found, shape = answer.found, answer.shape
+        if isinstance(found, Tensor):
+            numeric = not (found.is_complex() or found.dtype == torch.bool)
+            if numeric and tuple(found.shape) == shape:
+                return found.to(self.device, self.dtype)
+            found = misfit(f"{found.dtype} of shape {tuple(found.shape)}", shape)
+        values = real(found, shape)
+        if not isinstance(values, Failure):
+            return torch.from_numpy(values).to(self.device, self.dtype)
+        if values.wrong or self.on_error == "stop":
+            raise BlackBoxError(f"{answer.who}: {values.reason}") from values.cause
+        return torch.full(shape, torch.nan, dtype=self.dtype, device=self.device)
+
+
+def black_box(
+    functions: Callable[[Tensor, Tensor], Any] | Sequence[Callable[[Any], Any]],
+    *,
+    dimension: int,
+    kind: Kind = "stacked",
+    clients: int | None = None,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+    start: float | Sequence[float] | np.ndarray | Tensor | None = None,
+    optimum: float | None = None,
+    noise: float = 0.0,
+    differentiable: bool = False,
+    workers: int = 0,
+    timeout: float | None = None,
+    on_error: OnError = "stop",
+    device: str = "auto",
+    dtype: torch.dtype = torch.float64,
+) -> BlackBox:
+    """A problem from functions of your own: minimise F(x) = (1/N) sum_i f_i(x), where only values can be asked for.
+
+    functions: by `kind`,
+    "stacked": one callable f(clients int64 [C], x [C, Q, d]) -> [C, Q] on tensors, the fastest; `clients` says how many
+    clients there are, N, and a row may depend on nothing but its own client and points;
+    "vectorised": a list of N callables f_i(x [Q, d]) -> [Q] on tensors;
+    "numpy": the same on NumPy arrays;
+    "scalar": a list of N callables f_i(x [d]) -> number, NumPy arrays, one point at a time.
+    Functions should give the same value for the same point each time, as a tensor, an array or numbers.
+    bounds: the box, lower and upper, the same for every coordinate; None: R^d. Algorithms stay inside where they
+    can, but points a small step outside may be asked for. start: a number for all coordinates, or d of them; by
+    default the middle of the box, or 0. optimum: min F, if known: `gap` is then measured. noise: standard deviation of
+    normal noise on every answer. differentiable: autograd may be used on the functions (stacked or vectorised), for
+    diagnostics only.
+    workers: for "scalar", evaluate in so many processes; functions must be picklable: defined at the top of a module,
+    in a script whose own work stands below `if __name__ == "__main__":`. timeout: seconds that an evaluation may take
+    in such a process before it is killed. on_error: what happens when a function raises, takes too long or ends its
+    process: "stop" the run with a BlackBoxError that names the client, or "nan": the value is NaN.
+    """
+    remedy = "give one of stacked, vectorised, numpy, scalar"
+    if kind not in ("stacked", "vectorised", "numpy", "scalar"):
+        raise InputError("kind", kind, remedy)
+    if workers < 0 or (workers and kind != "scalar"):
+        raise InputError("workers", workers, 'only functions of kind "scalar" can be evaluated in 1 or more processes')
+    if timeout is not None and not workers:
+        raise InputError("timeout", timeout, "nothing can be stopped in this process; set workers, or leave it out")
+    if timeout is not None and not 0 < timeout < math.inf:
+        raise InputError("timeout", timeout, "give seconds above 0, or leave it out")
+    if differentiable and kind not in ("stacked", "vectorised"):
+        raise InputError("differentiable", differentiable, "only functions on tensors are: stacked, vectorised")
+    evaluated: Functions
+    if kind == "stacked":
+        if not callable(functions):
+            raise InputError("functions", type(functions).__name__, "of kind stacked is one callable")
+        if clients is None or clients < 1:
+            raise InputError("clients", clients, "say how many clients the stacked function has, one at least")
+        evaluated = Stacked(functions, clients, differentiable)
+    else:
+        listed = _listed(functions, kind, clients)
+        if workers:
+            evaluated = Processes(listed, workers, timeout, hurry=on_error == "stop")
+        elif kind == "scalar":
+            evaluated = Scalar(listed)
+        else:
+            evaluated = Vectorised(listed, arrays=kind == "numpy", differentiable=differentiable)
+    return BlackBox(
+        evaluated,
+        dimension=dimension,
+        bounds=bounds,
+        start=start,
+        optimum=optimum,
+        noise=noise,
+        on_error=on_error,
+        device=choose_device(device),
+        dtype=dtype,
+    )
+
+
+def _listed(functions: object, kind: str, clients: int | None) -> Sequence[Callable[[Any], Any]]:
+    """The functions of N clients, one each."""
+    if clients is not None:
+        raise InputError("clients", clients, f"leave it out: of kind {kind} there is one function a client")
+    if callable(functions) or not isinstance(functions, Sequence) or not all(map(callable, functions)):
+        raise InputError("functions", type(functions).__name__, f"of kind {kind} is a list of callables, one a client")
+    if not functions:
+        raise InputError("functions", "[]", "give one function a client, one at least")
+    return functions
+
+
+def _checked_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    if bounds is None:
+        return None
+    try:
+        lower, upper = (float(bound) for bound in bounds)
+    except (TypeError, ValueError) as error:
+        raise InputError("bounds", bounds, "give two numbers, lower and upper, or None") from error
+    if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
+        raise InputError("bounds", bounds, "give two finite numbers, the lower one first, or None")
+    return lower, upper
+
+
+def _checked_start(start: Any, dimension: int, bounds: tuple[float, float] | None) -> Tensor:
+    """The starting point on the CPU, float64 [d]."""
+    lower, upper = bounds or (-math.inf, math.inf)
+    if start is None:
+        start = 0.0 if bounds is None else lower + (upper - lower) / 2
+    given = start.detach().cpu() if isinstance(start, Tensor) else start
+    values = real(given, ())
+    if isinstance(values, Failure):
+        values = real(given, (dimension,))
+    if isinstance(values, Failure):
+        shown = " ".join(str(start).split())[:100]
+        raise InputError("start", shown, f"give one number, or {dimension}, one for each coordinate")
+    outside = ~(np.isfinite(values) & (lower <= values) & (values <= upper))
+    if outside.any():
+        where = "finite" if bounds is None else f"within {lower:g} .. {upper:g}"
+        raise InputError("start", float(values[outside].flat[0]), f"all coordinates have to be {where}")
+    return torch.from_numpy(np.broadcast_to(values, dimension).copy())

@@ -1,0 +1,1 @@
+"""Black boxes: functions whose values are all that clients can ask for, and how they are evaluated."""

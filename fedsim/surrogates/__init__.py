@@ -1,0 +1,1 @@
+"""Surrogates of functions that can only be queried: Gaussian processes and random features, for stacks of clients."""
