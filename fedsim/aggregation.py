@@ -215,15 +215,15 @@ def halving_sum(values: Tensor, dim: int) -> Tensor:
     do not depend on threads, devices or the other dimensions, as those of `torch.sum` may.
     """
     count = values.shape[dim]
+    first = values.movedim(dim, 0)
     # Through NumPy a small piece takes a fifth of the time; it is the same memory, and the same additions.
     on_host = values.device.type == "cpu"
-    pieces: Any = values.numpy() if on_host else values
-    pieces = pieces.swapaxes(0, dim)
+    pieces: Any = first.numpy() if on_host else first
     while count > 1:
         half = (count + 1) // 2
         pieces[: count - half] += pieces[half:count]
         count = half
-    return torch.from_numpy(pieces[0, ...]) if on_host else values.select(dim, 0)
+    return torch.from_numpy(pieces[0, ...]) if on_host else first[0]
 
 
 def _shares(rows: Tensor, weights: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Runs whose options (config.toml without `resolved`) differ in nothing but `seed` are one group. What is said of a
 group is the mean over its runs and, from two runs on, the sample standard deviation
-sqrt(sum_i (x_i - mean)^2 / (n - 1)).
+sqrt(sum_i (x_i - mean)^2 / (n - 1)). A target, such as a test accuracy of 0.9, adds what it took each run to reach it
+for the first time; runs that never do have no such numbers, and the table says of how many runs its mean is.
 """
 
 from __future__ import annotations
@@ -11,26 +12,31 @@ import json
 import math
 import os
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.errors import InputError
 from fedsim.history import History, Row
-from fedsim.plots import compare_curves, histograms, measured, timelines
+from fedsim.measures import FIRST, is_measure, lower_is_better
+from fedsim.plots import Along, axes_of, compare_curves, histograms, measured, timelines
 from fedsim.runfolder import METRICS, is_run, open_run
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
-FIRST = ("test_accuracy", "test_loss", "train_loss", "client_accuracy_p10")
-"""What is shown first, in this order, where it was measured."""
-HIDDEN = ("client_accuracy_mean", "client_accuracy_worst")
-WHERE_ANY = ("staleness, mean", "late", "lost")
+HIDDEN = ("client_accuracy_mean", "client_accuracy_worst", "client_value_worst")
+COUNTS = {"queries": "queries", "extra_queries": "extra queries", "late": "late", "lost": "lost"}
+"""Columns whose sum over the rows is a number of the run, and its label."""
+WHERE_ANY = ("staleness, mean", *COUNTS.values())
 """What is left out where it is zero in all groups."""
+WIDEST = 30
+"""Letters that a column of the table takes at most; what is longer is folded."""
 DEPTH = 3
 """How deep below a given folder runs are looked for: runs/sweep-<n>/<name>/<options>/seed-<k>."""
 
@@ -79,8 +85,8 @@ class Run:
             final = history.last(column)
             numbers[f"{column}, final"] = math.nan if final is None else float(final)
             finite = [value for value in history[column] if value is not None]
-            pick = max if "accuracy" in column else min if column.endswith(("loss", "error")) else None
-            if pick is not None:
+            if is_measure(column):
+                pick = min if lower_is_better(column) else max
                 numbers[f"{column}, best"] = float(pick(finite, default=math.nan))
         for column, label in (
             ("round", "rounds done"),
@@ -96,10 +102,28 @@ class Run:
         replies = [(row["clients"], row["staleness"]) for row in history if row.get("staleness") is not None]
         if any(count for count, _ in replies):
             numbers["staleness, mean"] = sum(count * mean for count, mean in replies) / sum(c for c, _ in replies)
-        for column in ("late", "lost"):
+        for column, label in COUNTS.items():
             if column in history.columns:
-                numbers[column] = float(sum(value or 0 for value in history[column]))
+                numbers[label] = float(sum(value or 0 for value in history[column]))
         return numbers
+
+    def spent(self, measure: str, level: float) -> dict[str, float] | None:
+        """What it took until the measure was first as good as the level; None: it never was.
+
+        Rounds, and, where the rows have them, virtual seconds, queries and MiB sent up by all clients until then.
+        """
+        sign = -1.0 if lower_is_better(measure) else 1.0
+        totals = dict.fromkeys((column for column in ("queries", "bytes_up") if column in self.history.columns), 0)
+        for row in self.rows:
+            for column in totals:
+                totals[column] += row.get(column) or 0
+            value = row.get(measure)
+            if value is not None and sign * value >= sign * level:
+                found = {"rounds": row["round"], "virtual time (s)": row.get("time"), "queries": totals.get("queries")}
+                if "bytes_up" in totals:
+                    found["up (MiB)"] = totals["bytes_up"] / 2**20
+                return {label: float(number) for label, number in found.items() if number is not None}
+        return None
 
     @cached_property
     def trace(self) -> dict[str, Any] | None:
@@ -122,12 +146,23 @@ class Group:
             label: Spread(tuple(run.numbers[label] for run in self.runs if label in run.numbers)) for label in labels
         }
 
+    def spent(self, measure: str, level: float) -> dict[str, Spread]:
+        """What it took those runs that reached the level; see `Run.spent`. Empty: none did."""
+        found = [taken for run in self.runs if (taken := run.spent(measure, level)) is not None]
+        labels = dict.fromkeys(label for taken in found for label in taken)
+        return {label: Spread(tuple(taken[label] for taken in found if label in taken)) for label in labels}
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Groups of runs, in the order in which they were named."""
+    """Groups of runs, in the order in which they were named.
+
+    targets: levels of measures, by the measure. along: the horizontal axes of the curves; none: the usual ones.
+    """
 
     groups: tuple[Group, ...]
+    targets: Mapping[str, float] = field(default_factory=dict)
+    along: tuple[Along, ...] = ()
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -142,6 +177,14 @@ class Comparison:
         )
 
     @cached_property
+    def spent(self) -> dict[str, tuple[dict[str, Spread], ...]]:
+        """What each group took to reach each target, by its measure; see `Group.spent`."""
+        return {
+            measure: tuple(group.spent(measure, level) for group in self.groups)
+            for measure, level in self.targets.items()
+        }
+
+    @cached_property
     def differing(self) -> dict[str, tuple[Any, ...]]:
         """The options in which the groups differ: each group's value, None where it lacks the option."""
         configs = [group.runs[0].config for group in self.groups]
@@ -150,12 +193,16 @@ class Comparison:
         return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
 
 
-def compare(paths: Sequence[Path]) -> Comparison:
+def compare(
+    paths: Sequence[Path], *, targets: Mapping[str, float] | None = None, along: Sequence[str] = ()
+) -> Comparison:
     """Read runs and group them. paths: runs, or folders that hold runs (what `--seeds` writes).
 
     A run that is named twice counts once. Runs of equal seed and config are not replicas but results to be
-    compared (of two versions of the code, say): they stand in different groups. InputError: there is no path,
-    one holds no run, or a run cannot be read or has no row yet.
+    compared (of two versions of the code, say): they stand in different groups. targets: levels, by the measure that is
+    to reach them. along: what the curves are drawn against, of round, time, queries and bytes; by default see
+    `plots.axes_of`. InputError: there is no path, one holds no run, a run cannot be read or has no row yet, a target is
+    no measure of any run, or no run has what curves are to be drawn against.
     """
     found = dict.fromkeys(path.resolve() for given in paths for path in _runs_in(given))
     if not found:
@@ -169,33 +216,120 @@ def compare(paths: Sequence[Path]) -> Comparison:
         grouped.setdefault((config, place), []).append(run)
     groups = [sorted(runs, key=lambda run: -1 if run.seed is None else run.seed) for runs in grouped.values()]
     names = _names([[run.path for run in runs] for runs in groups])
-    return Comparison(tuple(Group(name, tuple(runs)) for name, runs in zip(names, groups, strict=True)))
+    compared = tuple(Group(name, tuple(runs)) for name, runs in zip(names, groups, strict=True))
+    known = dict.fromkeys(name for group in compared for run in group.runs for name in run.history.columns)
+    measures = [name for name in measured(known) if is_measure(name)]
+    for measure, level in (targets or {}).items():
+        if measure not in measures:
+            raise InputError("target", f"{measure}={level:g}", f"name one of: {', '.join(measures) or '(no measure)'}")
+    axes = axes_of(_rows(compared))
+    for axis in along:
+        if axis not in axes:
+            raise InputError("along", axis, f"name one of: {', '.join(axes)}")
+    return Comparison(compared, targets or {}, cast("tuple[Along, ...]", tuple(dict.fromkeys(along))))
 
 
-def render(comparison: Comparison) -> Table:
+def parse_targets(assignments: Iterable[str]) -> dict[str, float]:
+    """Read targets: `test_accuracy=0.9` and the like. InputError: no finite number follows, or one is given twice."""
+    targets: dict[str, float] = {}
+    for assignment in assignments:
+        measure, _, text = assignment.partition("=")
+        try:
+            level = float(text)
+        except ValueError:
+            level = math.nan
+        if not math.isfinite(level):
+            raise InputError("target", assignment, "write measure=number, as in test_accuracy=0.9")
+        if measure in targets:
+            raise InputError("target", assignment, f"{measure} has a target already")
+        targets[measure] = level
+    return targets
+
+
+class Tables:
+    """A comparison to be printed: tables one below the other, each with as many groups as the terminal is wide for."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.measure import Measurement
+
+        comparison, unbounded = self._comparison, options.update(max_width=sys.maxsize)
+        first, count = 0, len(comparison.groups)
+        while first < count:
+            last = first + 1
+            table = _table(comparison, range(first, last))
+            while last < count:
+                wider = _table(comparison, range(first, last + 1))
+                if Measurement.get(console, unbounded, wider).maximum > options.max_width:
+                    break
+                table, last = wider, last + 1
+            if last < count:
+                yield table
+                yield ""
+            else:
+                table.caption = _caption(comparison)
+                yield table
+            first = last
+
+
+def render(comparison: Comparison) -> Tables:
     """Lay out the comparison: a column a group; below the numbers the options in which the groups differ."""
+    return Tables(comparison)
+
+
+def _table(comparison: Comparison, shown: range) -> Table:
+    """Lay out some of the groups, by their places."""
     from rich.table import Table
     from rich.text import Text
 
+    groups = [comparison.groups[place] for place in shown]
     table = Table(show_edge=False)
-    table.add_column()
-    for group in comparison.groups:
-        table.add_column(Text(group.name), justify="right", overflow="fold")
-    table.add_row("seeds", *(_seeds(group) for group in comparison.groups), end_section=True)
+    table.add_column(max_width=WIDEST, overflow="fold")
+    for group in groups:
+        table.add_column(Text(group.name), justify="right", overflow="fold", max_width=WIDEST)
+    table.add_row("seeds", *(_seeds(group) for group in groups), end_section=True)
     for label in comparison.labels:
-        table.add_row(label, *(_cell(group, label) for group in comparison.groups))
+        table.add_row(label, *(_cell(label, group.numbers.get(label), len(group.runs)) for group in groups))
+    for measure, level in comparison.targets.items():
+        spent = comparison.spent[measure]
+        labels = dict.fromkeys(label for found in spent for label in found)
+        if not any(any(found["queries"].values) for found in spent if "queries" in found):
+            labels.pop("queries", None)
+        table.add_section()
+        table.add_row(Text(f"until {measure} {level:g}", style="italic"))
+        for label in labels or ("rounds",):
+            cells = (_cell_spent(comparison.groups[place], measure, label, spent[place]) for place in shown)
+            table.add_row(f"  {label}", *cells)
     if len(comparison.groups) > 1:
         table.add_section()
         table.add_row(Text("options that differ" + ("" if comparison.differing else ": none"), style="italic"))
     for key, values in comparison.differing.items():
-        table.add_row(Text(key), *(Text("(absent)" if value is None else str(value)) for value in values))
-    if any(len(group.runs) > 1 for group in comparison.groups):
-        table.caption = "±: one sample standard deviation over the seeds"
+        table.add_row(
+            Text(key), *(Text("(absent)" if values[place] is None else str(values[place])) for place in shown)
+        )
     return table
 
 
+def _caption(comparison: Comparison) -> str | None:
+    """Say what the signs in the table mean."""
+    several = any(len(group.runs) > 1 for group in comparison.groups)
+    if several and comparison.targets:
+        return "±: one sample standard deviation over the seeds; n = k of m: over the k of m runs that came to it"
+    return "±: one sample standard deviation over the seeds" if several else None
+
+
 def places(out: Path) -> tuple[Path, Path, Path]:
-    """Name the pictures that `draw` may write: `out`, and beside it out-trace and out-timeline."""
+    """Name the pictures that `draw` may write: `out`, and beside it out-trace and out-timeline.
+
+    InputError: there is no folder to write them in.
+    """
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise InputError("out", str(out), f"{folder} is not a folder; make it first, or choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError("out", str(out), f"{folder} cannot be written in; choose another place")
     trace, timeline = (out.with_name(f"{out.stem}-{part}{out.suffix}") for part in ("trace", "timeline"))
     return out, trace, timeline
 
@@ -205,17 +339,22 @@ def draw(comparison: Comparison, out: Path) -> list[Path]:
 
     The curves; staleness and participation; the timelines of each group's first run. A picture that would show
     nothing is not drawn: see `plots.compare_curves`, `plots.histograms` and `plots.timelines`. Raises InputError when
-    a trace cannot be read, before anything is drawn, and StorageError when a picture cannot be written.
+    a trace cannot be read, or there is no folder for the pictures, before anything is drawn, and StorageError when a
+    picture cannot be written.
     """
     groups = comparison.groups
     traces = {group.name: [run.trace for run in group.runs if run.trace is not None] for group in groups}
     curves, trace, timeline = places(out)
     drawn = {
-        curves: compare_curves({group.name: [run.rows for run in group.runs] for group in groups}, curves),
+        curves: compare_curves(_rows(groups), curves, comparison.along),
         trace: histograms(traces, trace),
         timeline: timelines({name: found[0] for name, found in traces.items() if found}, timeline),
     }
     return [path for path, was_drawn in drawn.items() if was_drawn]
+
+
+def _rows(groups: Iterable[Group]) -> dict[str, list[list[Row]]]:
+    return {group.name: [run.rows for run in group.runs] for group in groups}
 
 
 def _runs_in(given: Path) -> list[Path]:
@@ -284,20 +423,35 @@ def _seeds(group: Group) -> str:
     return f"{len(numbers)} ({which})"
 
 
-def _cell(group: Group, label: str) -> str:
+def _cell(label: str, spread: Spread | None, runs: int) -> str:
     """Write mean ± standard deviation; n where not every run of the group has the number."""
-    spread = group.numbers.get(label)
     if spread is None:
         return "-"
     if not math.isfinite(spread.mean):
         return "not finite"
-    if "accuracy" in label:
-        mean, deviation = ".4f", ".4f"
-    elif label.endswith((", final", ", best")):
-        mean, deviation = ".4g", ".2g"
-    else:  # what the run cost
-        mean, deviation = ",.6g" if label == "rounds done" else ",.2f", ",.2f"
-    text = f"{spread.mean:{mean}}"
-    if spread.deviation is not None:
-        text += f" ± {spread.deviation:{deviation}}"
-    return text if len(spread.values) == len(group.runs) else f"{text} (n = {len(spread.values)})"
+    column, _, which = label.partition(", ")
+    if which not in ("final", "best"):  # what the run cost
+        text = _cost(spread.mean)
+        deviation = "" if spread.deviation is None else _cost(spread.deviation)
+    else:
+        share = is_measure(column) and not lower_is_better(column)
+        text = f"{spread.mean:{'.4f' if share else '.4g'}}"
+        deviation = "" if spread.deviation is None else f"{spread.deviation:{'.4f' if share else '.2g'}}"
+    if deviation:
+        text += f" ± {deviation}"
+    return text if len(spread.values) == runs else f"{text} (n = {len(spread.values)} of {runs})"
+
+
+def _cost(number: float) -> str:
+    """Write whole numbers whole, and others with two decimals, or two digits where they are small."""
+    if number.is_integer():
+        return f"{number:,.0f}"
+    return f"{number:,.2f}" if number >= 0.1 else f"{number:.2g}"
+
+
+def _cell_spent(group: Group, measure: str, label: str, spent: Mapping[str, Spread]) -> str:
+    """Write what it took to reach a target; never, where no run did that was measured."""
+    runs = len(group.runs)
+    if spent or not any(measure in run.history.columns for run in group.runs):
+        return _cell(label, spent.get(label), runs)
+    return "never" if runs == 1 else f"never (n = 0 of {runs})"

@@ -344,7 +344,7 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
 
 
 def _grid(measures: int, kinds: int) -> tuple[Figure, list[list[Axes]]]:
-    """Make a figure of a line of panels a measure, with the same vertical axis; of one kind of panel, several a line."""
+    """Make a figure of a line of panels a measure, which share a vertical axis; of one kind, several a line."""
     from matplotlib.figure import Figure
 
     if kinds == 1:

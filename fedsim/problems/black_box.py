@@ -46,7 +46,7 @@ class BlackBox:
     functions: how they are evaluated. dimension: d. bounds: (lower, upper) of every coordinate; None: R^d. Points
     outside are passed on: to stay inside is up to the algorithms. start: a number for all coordinates or d of them; by
     default the middle of the box, or 0. optimum: min F, if known. noise: standard deviation of the normal noise of an
-    answer. on_error: when a function raises, takes too long or ends its process, "stop" the run with a BlackBoxError, or
+    answer. on_error: when a function raises, takes too long or ends its process, "stop" the run with a BlackBoxError or
     take "nan" for what that call should have given. What is not real numbers of the right shape is always a
     BlackBoxError. NaN and infinity are answers like others: the algorithms decide what becomes of them.
     """
