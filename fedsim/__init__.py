@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fedsim.comparison import compare
     from fedsim.configuration import Experiment, experiment, load
     from fedsim.errors import DivergedError, FedsimError, InputError
+    from fedsim.problems.black_box import BlackBoxError, black_box
     from fedsim.runner import Result, Round, run, supervised
 
 __version__ = "0.1.0"
@@ -27,6 +28,8 @@ _HOMES = {
     "Experiment": "fedsim.configuration",
     "experiment": "fedsim.configuration",
     "load": "fedsim.configuration",
+    "BlackBoxError": "fedsim.problems.black_box",
+    "black_box": "fedsim.problems.black_box",
     "Result": "fedsim.runner",
     "Round": "fedsim.runner",
     "run": "fedsim.runner",
@@ -34,12 +37,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "BlackBoxError",
     "DivergedError",
     "Experiment",
     "FedsimError",
     "InputError",
     "Result",
     "Round",
+    "black_box",
     "compare",
     "experiment",
     "load",

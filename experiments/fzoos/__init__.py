@@ -1,0 +1,1 @@
+"""FZooS against everything it is compared with; see `experiments.fzoos.study`."""

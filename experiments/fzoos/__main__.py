@@ -1,0 +1,105 @@
+"""FZooS's comparison: `python -m experiments.fzoos [--out runs/fzoos] [--setting main]... [--workers N]`.
+
+Runs what is not finished in --out, prints a table a setting, draws the picture and checks the claims. Exit code 1 when
+one does not hold, 2 for an input that cannot be used.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from experiments.fzoos.study import CLAIMS, HERE, METHODS, SETTINGS, SHARES, Measured, Results, measure, words
+from fedsim.errors import FedsimError, InputError
+from fedsim.plots.style import BRIGHT, INK, STYLES, plain, save
+from fedsim.sweep import Outcome
+
+
+def table(name: str, measured: Mapping[str, Measured]) -> Table:
+    """A row a method, one number a seed."""
+    setting = SETTINGS[name]
+    laid = Table(title=f"d = {setting.dimension}, C = {setting.heterogeneity:g}", show_edge=False)
+    laid.add_column("method")
+    for share in SHARES:
+        laid.add_column(f"rounds to {share:.0%}", justify="right")
+        laid.add_column("evaluations", justify="right")
+    laid.add_column(f"gap after {setting.rounds}", justify="right")
+    laid.add_column("cosine, rounds 2 to 5", justify="right")
+    for method, one in measured.items():
+        cells = [text for share in SHARES for text in (words(one.reached(share)), words(one.spent(share)))]
+        laid.add_row(METHODS[method], *cells, words(one.gap[:, -1].round(4)), f"{one.cosine[:, 1:5].mean():.2f}")
+    return laid
+
+
+def draw(results: Results, path: Path) -> None:
+    """A row a setting: the gap against rounds and against evaluations, and the directions' cosine; means over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.0, 3.4 * len(results) + 0.8), layout="constrained")
+    axes = figure.subplots(len(results), 3, squeeze=False)
+    for row, (name, methods) in zip(axes, results.items(), strict=True):
+        setting = SETTINGS[name]
+        for place, (method, one) in enumerate(methods.items()):
+            rounds = np.arange(one.gap.shape[1])
+            line = {"color": BRIGHT[place % len(BRIGHT)], "linestyle": STYLES[place % len(STYLES)], "linewidth": 1.5}
+            gap = np.exp(np.log(one.gap).mean(axis=0))
+            row[0].plot(rounds, gap, label=METHODS[method], **line)
+            row[1].plot(one.queries.mean(axis=0), gap, **line)
+            row[2].plot(rounds[1:], one.cosine.mean(axis=0), **line)
+        for axis, label in zip(row, ("round", "evaluations of all clients", "round"), strict=True):
+            axis.set_xlabel(label, color=INK)
+            plain(axis, grid="both")
+        for axis in row[:2]:
+            axis.set_yscale("log")
+            axis.set_ylabel("gap F - F*", color=INK)
+        row[2].set_ylabel("cosine to the gradient of F", color=INK)
+        row[0].set_title(f"d = {setting.dimension}, C = {setting.heterogeneity:g}", color=INK, loc="left")
+    lines, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
+    save(figure, path)
+
+
+def said(outcome: Outcome) -> None:
+    """Say of a run that it is done."""
+    if not outcome.skipped:
+        typer.echo(f"{'/'.join(outcome.point.folder.parts[-5:])}: {outcome.status}")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of all runs; those that are finished are not done again.")] = Path(
+        "runs/fzoos"
+    ),
+    setting: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(SETTINGS)}; by default all.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    picture: Annotated[Path, typer.Option(help="Where the picture goes.")] = HERE / "figure.png",
+) -> None:
+    """Run the comparison, print its tables, draw its picture and check its claims."""
+    chosen = setting or list(SETTINGS)
+    try:
+        for name in chosen:
+            if name not in SETTINGS:
+                raise InputError("setting", name, f"name one of: {', '.join(SETTINGS)}")
+        results = measure(out, settings=chosen, workers=workers, on_done=said)
+    except FedsimError as error:
+        typer.echo(f"fedsim: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+    draw(results, picture)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for name, measured in results.items():
+        console.print(table(name, measured))
+    judged = [(claim, *claim.judge(results)) for claim in CLAIMS if claim.settings <= set(chosen)]
+    for claim, found, holds in judged:
+        typer.echo(f"{'holds' if holds else 'FAILS'}: {claim.text}: {found}")
+    if not all(holds for _, _, holds in judged):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

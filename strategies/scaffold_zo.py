@@ -1,0 +1,65 @@
+"""SCAFFOLD on black boxes: control variates c and c_i, made of estimated gradients, take the drift out of local search.
+
+theta <- theta + eta * sum_i w_i Delta_i;  c <- sum_i w_i c_i, by default w_i = 1/k, over those who answer
+fresh (SCAFFOLD-I): when theta is chosen, c_i <- ghat_i(theta), in a window of its own. Uplink 2d floats a client;
+downlink 3d, for a client is sent the model again when it trains; q + 1 evaluations outside the published count.
+average (SCAFFOLD-II): c_i <- the mean of the ghat_i of the client's local steps. Uplink and downlink 2d floats, no
+further evaluation.
+With a guard one or two floats more up, and up to 2d more down. Karimireddy et al. 2020; both kinds of control variate
+as in Shu et al. 2023 (FZooS) and the code published with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.exchange import Orders, Replies, Window
+from fedsim.options import options
+from fedsim.strategy import Metrics, ProblemView, ServerState
+from fedsim.zeroth_order.server import TRAIN, GuardedStep
+
+
+@options
+class ScaffoldZO(GuardedStep):
+    """Needs the client `scaffold_zo`. variant: of what the control variates are made.
+
+    In the first round all are zero, and the rounds are those of `fedzo`. Where not everybody takes part, c is the mean
+    over the clients of the last round, while a client corrects with the c_i of the last round that it took part in.
+    """
+
+    sends: ClassVar[frozenset[str]] = GuardedStep.sends | {"control", "report-control"}
+    expects: ClassVar[frozenset[str]] = GuardedStep.expects | {"control"}
+    shared: ClassVar[str] = "control"
+
+    variant: Literal["fresh", "average"] = "fresh"
+
+    def windows(self, state: ServerState) -> tuple[str, ...]:
+        """Those of a guarded step; for fresh control variates one more."""
+        return super().windows(state) + (("control",) if self.variant == "fresh" else ())
+
+    def init(self, problem: ProblemView) -> ServerState:
+        """The control variate begins at zero."""
+        state = super().init(problem)
+        return replace(state, memory={**state.memory, "control": torch.zeros_like(state.params)})
+
+    def message(self, state: ServerState) -> dict[str, Tensor]:
+        """The model and the control variate."""
+        return {"params": state.params, "control": state.memory["control"]}
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """As a guarded step asks; for average control variates, to send them along."""
+        orders, window = super().ask(state, chosen)
+        if orders.action == TRAIN and self.variant == "average":
+            orders = replace(orders, config={"report-control": True})
+        return orders, window
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Take in the control variates that came with the changes."""
+        told, metrics, done = super().tell(state, replies)
+        if "delta" in replies.payload and "control" in replies.payload and len(replies):
+            told = self.remember(told, replies)
+        return told, metrics, done
