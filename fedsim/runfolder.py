@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
 TRACE, CURVES, PARTITION, TRACEBACK = "trace.json", "curves.png", "partition.png", "traceback.txt"
-FILES = (CONFIG, METRICS, MODEL, SUMMARY, TRACE, CURVES, PARTITION, TRACEBACK)
+ADVERSARIAL = "adversarial.png"
+FILES = (CONFIG, METRICS, MODEL, SUMMARY, TRACE, CURVES, PARTITION, ADVERSARIAL, TRACEBACK)
 """The names that a run writes, and the only ones that it ever removes."""
 EXISTS = "this folder exists; choose another or pass --force"
 

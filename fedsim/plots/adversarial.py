@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 ROWS = 20
 """At most so many classifiers have a row."""
-CORRECT, FOOLED = BRIGHT[0], BRIGHT[1]
+ABOVE, BELOW = BRIGHT[0], BRIGHT[1]
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What N classifiers say: margins [N], below 0 where one is fooled, and the classes they predict [N]."""
+    """What N classifiers say: their margins [N], and the classes that they predict [N]."""
 
     margins: NDArray[np.float64]
     predictions: NDArray[np.int64]
 
     @property
-    def fooled(self) -> int:
-        """How many are fooled."""
+    def below(self) -> int:
+        """How many margins are below 0."""
         return int((self.margins < 0).sum())
 
 
@@ -84,7 +84,7 @@ def adversarial(outcome: Outcome, path: Path) -> None:
     figure.suptitle(
         f"an image of class {outcome.label}, to be taken for {aim}\n"
         f"F, the mean margin: {first.margins.mean():.2f} → {last.margins.mean():.2f}     "
-        f"fooled classifiers: {first.fooled} → {last.fooled} of {count}",
+        f"classifiers below 0: {first.below} → {last.below} of {count}",
         fontsize=11,
         color=INK,
     )
@@ -102,13 +102,13 @@ def _margins(axis: Axes, outcome: Outcome, shown: NDArray[np.int64]) -> None:
     """Draw a row a classifier: an arrow from the margin before to the margin after, and both predictions beside it."""
     before, after = outcome.said_before, outcome.said_after
     rows = np.arange(len(shown))
-    colours = [FOOLED if margin < 0 else CORRECT for margin in after.margins[shown]]
+    colours = [BELOW if margin < 0 else ABOVE for margin in after.margins[shown]]
     axis.axvline(0.0, color=INK, linewidth=0.8)
     axis.hlines(rows, before.margins[shown], after.margins[shown], color=colours, linewidth=1.6, alpha=0.6)
     axis.plot(before.margins[shown], rows, "o", color="white", markeredgecolor=INK, markersize=5.5, label="before")
     axis.scatter(after.margins[shown], rows, color=colours, s=34, zorder=3)
-    axis.plot([], [], "o", color=CORRECT, markersize=6, label="after, holds")
-    axis.plot([], [], "o", color=FOOLED, markersize=6, label="after, fooled")
+    axis.plot([], [], "o", color=ABOVE, markersize=6, label="after, above 0")
+    axis.plot([], [], "o", color=BELOW, markersize=6, label="after, below 0")
     axis.set_yticks(rows, [str(number) for number in shown])
     axis.set_ylim(len(shown) - 0.4, -0.6)
     plain(axis, grid="x")
@@ -120,5 +120,5 @@ def _margins(axis: Axes, outcome: Outcome, shown: NDArray[np.int64]) -> None:
     says.set_ylabel("predicted class", fontsize=9, color=INK)
     named = "classifier" if len(shown) == len(before.margins) else f"classifier ({len(shown)} of {len(before.margins)})"
     axis.set_ylabel(named, fontsize=9, color=INK)
-    axis.set_xlabel("margin (below 0: fooled)", fontsize=9, color=INK)
+    axis.set_xlabel("margin (below 0: fooled, or wrong from the start)", fontsize=9, color=INK)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=9, labelcolor=INK)

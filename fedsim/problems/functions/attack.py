@@ -27,12 +27,12 @@ from fedsim.problems.datasets.base import Array, DataFolder, Dataset
 from fedsim.problems.functions.evaluation import Stacked
 from fedsim.problems.functions.training import Fit, by_class, classifiers
 from fedsim.problems.supervised import EVALUATED_AT_ONCE, choose_device
+from fedsim.runfolder import ADVERSARIAL
 from fedsim.streams import Streams
 
 if TYPE_CHECKING:
     from fedsim.configuration import Experiment
 
-PICTURE = "adversarial.png"
 LOOKED_AT = 64
 """Test images that are judged at once while those worth attacking are counted."""
 
@@ -228,5 +228,5 @@ class Attacked(BlackBox):
                 said_before=Verdict(margins[:, 0], predictions[:, 0]),
                 said_after=Verdict(margins[:, 1], predictions[:, 1]),
             ),
-            place(PICTURE),
+            place(ADVERSARIAL),
         )

@@ -1,7 +1,8 @@
 """Metric optimisation: improve what has no gradient, a macro average over classes, by changing a trained network.
 
 f_i(x) = 1 - macro metric of the network theta + reach (2 x - 1) on client i's test examples, where x moves the last d
-parameters only. The protocol is that of Shu et al. 2023 (FZooS), who take Covertype.
+parameters only. All K classes count, so a client with examples of k of them has f_i >= 1 - k/K. The protocol is that
+of Shu et al. 2023 (FZooS), who take Covertype.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from fedsim.engine.cores import spread
 from fedsim.errors import InputError
-from fedsim.options import Count, Counts, Fraction, NonNegative, Positive, Share, Whole, options
+from fedsim.options import Count, Counts, NonNegative, Positive, Share, Whole, options
 from fedsim.parts import Parts
 from fedsim.problems.black_box import BlackBox
 from fedsim.problems.datasets.base import DataFolder, Dataset, split_dataset, standardise
@@ -204,26 +205,3 @@ class Scored(BlackBox):
     def _change(self, x: Tensor) -> Tensor:
         """What x [Q, d] adds to the last parameters."""
         return self.reach * (2.0 * x.clamp(0.0, 1.0) - 1.0)
-
-
-@options
-class Covertype:
-    """Forest cover types: 581,012 places, 54 features, 7 classes (Blackard and Dean 1999), where scikit-learn keeps it.
-
-    Nothing is downloaded. test_share, split_seed: as for the digits.
-    """
-
-    test_share: Fraction = 0.2
-    split_seed: Whole = 0
-
-    def load(self, folder: DataFolder) -> Dataset:
-        """Return x float32 [n, 54], from the data folder, or without one from scikit-learn's own; classes from 0."""
-        from sklearn.datasets import fetch_covtype
-
-        try:
-            x, y = fetch_covtype(data_home=folder.path, download_if_missing=False, return_X_y=True)
-        except OSError as error:
-            remedy = "is not on this disk; sklearn.datasets.fetch_covtype(data_home=<the data folder>) fetches it"
-            raise InputError("problem.dataset", "covertype", remedy) from error
-        x, y = x.astype(np.float32), y.astype(np.int64) - 1
-        return split_dataset("covertype", x, y, 7, self.test_share, self.split_seed)

@@ -35,7 +35,7 @@ START, TRAINED = "start", "params"
 TRAINED_BY = tuple(f"fedsim.{name}" for name in ("training", "streams", "engine.batches", "engine.network"))
 """Modules whose source decides what training comes to."""
 ROUNDING = 1e-9
-"""So that 10 classes times a portion of 0.7 are 7, whatever the last bit of the product."""
+"""So that 100 classes times a portion of 0.29 are 29, whatever the last bit of the product."""
 
 
 @options
