@@ -40,7 +40,7 @@ app = typer.Typer(
 )
 
 STATUS = {"finished": 0, "stopped": 0, "diverged": 1, "stalled": 1, "failed": 1, "interrupted": 130}
-MEASURES = ("train_loss", "global_train_loss", "test_loss", "test_accuracy", "client_accuracy_p10")
+MEASURES = ("train_loss", "global_train_loss", "test_loss", "test_accuracy", "client_accuracy_p10", "value", "gap")
 """What is said of a run, where it was measured."""
 
 DataDir = Annotated[Path | None, typer.Option(envvar="FEDSIM_DATA", help="Folder in which data files are looked for.")]
@@ -147,11 +147,21 @@ def sweep(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
     out: Annotated[Path | None, typer.Option(help="Where the picture goes; by default compare.png.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="measure=level, as in test_accuracy=0.9: what it took to get there; may be given several times."
+        ),
+    ] = None,
+    along: Annotated[
+        list[str] | None,
+        typer.Option(help="What curves are drawn against: round, time, queries, bytes; may be given several times."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier picture.")] = False,
 ) -> None:
     """Show runs side by side: a table, and pictures of all. Runs that differ only in their seed are one group."""
     from fedsim.comparison import compare as compare_runs
-    from fedsim.comparison import draw, places, render
+    from fedsim.comparison import draw, parse_targets, places, render
     from fedsim.runfolder import StorageError
 
     def taken(path: Path) -> Path | None:
@@ -162,7 +172,7 @@ def compare(
         out = next(path for path in names if force or taken(path) is None)
     elif (present := taken(out)) is not None and not force:
         raise InputError("out", str(present), "this file exists; choose another or pass --force")
-    compared = compare_runs(runs)
+    compared = compare_runs(runs, targets=parse_targets(target or []), along=along or [])
     Console().print(render(compared))
     try:
         drawn = draw(compared, out)
@@ -216,9 +226,10 @@ def _execute(experiment: Experiment, out: Path | None, force: bool, label: str) 
 def _say(result: Result) -> None:
     console = Console(soft_wrap=True, highlight=False)
     summary = result.summary
-    traffic = (summary["total_bytes_up"] + summary["total_bytes_down"]) / 2**20
+    queries = [f"{summary['total_queries']:,} queries"] if summary["total_queries"] else []
+    traffic = _size(summary["total_bytes_up"] + summary["total_bytes_down"])
     head = f"{result.status}: {summary['rounds']} rounds in {summary['wall']:.1f} s"
-    console.print(", ".join([head, *_measures(summary), f"{traffic:.1f} MiB exchanged"]))
+    console.print(", ".join([head, *_measures(summary), *queries, f"{traffic} exchanged"]))
     if summary["total_failed"]:
         console.print(f"{summary['total_failed']} updates were not finite and were left out")
     if summary["total_clients"] == 0:
@@ -235,7 +246,19 @@ def _say(result: Result) -> None:
 
 
 def _measures(summary: Mapping[str, Any]) -> list[str]:
-    return [f"{name.replace('_', ' ')} {summary[name]:.4f}" for name in MEASURES if name in summary]
+    return [f"{name.replace('_', ' ')} {_number(name, summary[name])}" for name in MEASURES if name in summary]
+
+
+def _size(count: int) -> str:
+    """Bytes in a unit that leaves something before the point."""
+    if count < 2**17:
+        return f"{count / 2**10:.1f} KiB"
+    return f"{count / 2**20:.1f} MiB"
+
+
+def _number(name: str, value: float) -> str:
+    """Four digits after the point; of what may be small by design, four in all."""
+    return f"{value:.4g}" if name in ("value", "gap") else f"{value:.4f}"
 
 
 class SweepProgress:

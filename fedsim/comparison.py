@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.errors import InputError
@@ -27,7 +28,7 @@ from fedsim.plots import Along, axes_of, compare_curves, histograms, measured, t
 from fedsim.runfolder import METRICS, is_run, open_run
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
 
 HIDDEN = ("client_accuracy_mean", "client_accuracy_worst", "client_value_worst")
@@ -35,8 +36,8 @@ COUNTS = {"queries": "queries", "extra_queries": "extra queries", "late": "late"
 """Columns whose sum over the rows is a number of the run, and its label."""
 WHERE_ANY = ("staleness, mean", *COUNTS.values())
 """What is left out where it is zero in all groups."""
-WIDEST = 30
-"""Letters that a column of the table takes at most; what is longer is folded."""
+WIDEST = 22
+"""Letters after which the name of a group and the value of an option go on in the next line."""
 DEPTH = 3
 """How deep below a given folder runs are looked for: runs/sweep-<n>/<name>/<options>/seed-<k>."""
 
@@ -78,9 +79,8 @@ class Run:
     def numbers(self) -> dict[str, float]:
         """What the run came to: final and best values of what it measured, and what that cost."""
         history = self.history
-        others = [column for column in measured(history.columns) if column not in (*FIRST, *HIDDEN)]
         numbers: dict[str, float] = {}
-        for column in (*(column for column in FIRST if column in history.columns), *others):
+        for column in (column for column in measured(history.columns) if column not in HIDDEN):
             # A final value that was not finite must not pass for the last one that was.
             final = history.last(column)
             numbers[f"{column}, final"] = math.nan if final is None else float(final)
@@ -167,14 +167,13 @@ class Comparison:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """The numbers that any group has, in the order of the table; of `WHERE_ANY` those that any has not zero."""
-        return tuple(
-            dict.fromkeys(
-                label
-                for group in self.groups
-                for label, spread in group.numbers.items()
-                if label not in WHERE_ANY or any(spread.values)
-            )
+        labels = dict.fromkeys(
+            label
+            for group in self.groups
+            for label, spread in group.numbers.items()
+            if label not in WHERE_ANY or any(spread.values)
         )
+        return tuple(sorted(labels, key=_rank))
 
     @cached_property
     def spent(self) -> dict[str, tuple[dict[str, Spread], ...]]:
@@ -246,7 +245,7 @@ def parse_targets(assignments: Iterable[str]) -> dict[str, float]:
     return targets
 
 
-class Tables:
+class _Tables:
     """A comparison to be printed: tables one below the other, each with as many groups as the terminal is wide for."""
 
     def __init__(self, comparison: Comparison) -> None:
@@ -274,9 +273,9 @@ class Tables:
             first = last
 
 
-def render(comparison: Comparison) -> Tables:
-    """Lay out the comparison: a column a group; below the numbers the options in which the groups differ."""
-    return Tables(comparison)
+def render(comparison: Comparison) -> RenderableType:
+    """Lay out the comparison: a column a group; below the numbers the targets, and the options that differ."""
+    return _Tables(comparison)
 
 
 def _table(comparison: Comparison, shown: range) -> Table:
@@ -286,9 +285,9 @@ def _table(comparison: Comparison, shown: range) -> Table:
 
     groups = [comparison.groups[place] for place in shown]
     table = Table(show_edge=False)
-    table.add_column(max_width=WIDEST, overflow="fold")
+    table.add_column(overflow="fold")
     for group in groups:
-        table.add_column(Text(group.name), justify="right", overflow="fold", max_width=WIDEST)
+        table.add_column(Text(fill(group.name, WIDEST)), justify="right", overflow="fold")
     table.add_row("seeds", *(_seeds(group) for group in groups), end_section=True)
     for label in comparison.labels:
         table.add_row(label, *(_cell(label, group.numbers.get(label), len(group.runs)) for group in groups))
@@ -306,9 +305,8 @@ def _table(comparison: Comparison, shown: range) -> Table:
         table.add_section()
         table.add_row(Text("options that differ" + ("" if comparison.differing else ": none"), style="italic"))
     for key, values in comparison.differing.items():
-        table.add_row(
-            Text(key), *(Text("(absent)" if values[place] is None else str(values[place])) for place in shown)
-        )
+        said = ("(absent)" if values[place] is None else str(values[place]) for place in shown)
+        table.add_row(Text(key), *(Text(fill(text, WIDEST)) for text in said))
     return table
 
 
@@ -423,18 +421,32 @@ def _seeds(group: Group) -> str:
     return f"{len(numbers)} ({which})"
 
 
+def _measure(label: str) -> str | None:
+    """Name the measure whose final or best value a label is about; None: it is about what the run cost."""
+    column, _, which = label.partition(", ")
+    return column if which in ("final", "best") else None
+
+
+def _rank(label: str) -> int:
+    """Put the measures of `FIRST` first, in their order, then the others, then what it cost."""
+    measure = _measure(label)
+    if measure is None:
+        return len(FIRST) + 1
+    return FIRST.index(measure) if measure in FIRST else len(FIRST)
+
+
 def _cell(label: str, spread: Spread | None, runs: int) -> str:
     """Write mean ± standard deviation; n where not every run of the group has the number."""
     if spread is None:
         return "-"
     if not math.isfinite(spread.mean):
         return "not finite"
-    column, _, which = label.partition(", ")
-    if which not in ("final", "best"):  # what the run cost
+    measure = _measure(label)
+    if measure is None:
         text = _cost(spread.mean)
         deviation = "" if spread.deviation is None else _cost(spread.deviation)
     else:
-        share = is_measure(column) and not lower_is_better(column)
+        share = is_measure(measure) and not lower_is_better(measure)
         text = f"{spread.mean:{'.4f' if share else '.4g'}}"
         deviation = "" if spread.deviation is None else f"{spread.deviation:{'.4f' if share else '.2g'}}"
     if deviation:

@@ -1,4 +1,4 @@
-"""The progress bar of a terminal: round, loss, accuracy (or the value of a black box), clients a second, time left."""
+"""The progress bar of a terminal: round, loss, accuracy (or gap, or value), clients a second, time left."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from rich.progress import Progress as Bar
 
 from fedsim.runner import Round
 
-SHOWN = {"train_loss": "loss", "test_accuracy": "accuracy", "value": "value", "gap": "gap"}
-"""What is shown of a row where it was measured, and how it is called."""
+JUDGED = ("test_accuracy", "gap", "value")
+"""Of what the global model is judged by, the first that was measured is shown."""
 
 
 class Progress:
@@ -44,7 +44,8 @@ class Progress:
         """Move the bar."""
         row = round.row
         self._clients += row["clients"]
-        self._seen |= {name: row[name] for name in SHOWN if name in row}
-        measures = [f"{SHOWN[name]} {value:#.4g}" for name, value in self._seen.items()]
+        judged = [name for name in JUDGED if name in row][:1]
+        self._seen |= {name: row[name] for name in ("train_loss", *judged) if name in row}
+        measures = [f"{name.rpartition('_')[2]} {value:#.4g}" for name, value in self._seen.items()]
         measures.append(f"{self._clients / max(row['wall'], 1e-9):,.0f} clients/s")
         self._bar.update(self._task, completed=row[self._counts], measures="  ".join(measures))

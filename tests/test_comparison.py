@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from rich.console import Console
 from traces import every, everybody, schedule
 
-from fedsim.comparison import Comparison, compare, draw, places, render
+from fedsim.comparison import Comparison, compare, draw, parse_targets, places, render
 from fedsim.errors import InputError
 from fedsim.runfolder import RunFolder, StorageError
 
@@ -37,11 +37,16 @@ def write(path: Path, accuracies: list[float | None], *, seed: int = 0, lr: floa
     return path
 
 
+def text(comparison: Comparison, width: int = 120) -> str:
+    """What is printed on a terminal so many letters wide."""
+    printed = io.StringIO()
+    Console(width=width, file=printed).print(render(comparison))
+    return printed.getvalue()
+
+
 def table(comparison: Comparison) -> dict[str, list[str]]:
     """The cells of the printed table by the first one of their row."""
-    printed = io.StringIO()
-    Console(width=120, file=printed).print(render(comparison))
-    rows = [line.replace("┃", "│").split("│") for line in printed.getvalue().splitlines()]
+    rows = [line.replace("┃", "│").split("│") for line in text(comparison).splitlines()]
     return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
 
 
@@ -76,7 +81,7 @@ def test_seeds_are_a_group_with_mean_and_deviation(tmp_path):
     assert cells["seeds"] == ["3 (0 to 2)"]
     assert cells["test_accuracy, final"] == ["0.8000 ± 0.1000"]
     assert cells["test_accuracy, best"] == ["0.8667 ± 0.0289"]
-    assert cells["rounds done"] == ["4 ± 0.00"]
+    assert cells["rounds done"] == ["4 ± 0"]
     assert "client_accuracy_p10, final" not in cells
 
 
@@ -142,12 +147,116 @@ def test_a_run_that_diverged_does_not_pass_for_its_last_finite_value(tmp_path):
     assert table(comparison)["test_accuracy, final"] == ["not finite"]
 
 
+def searched(path: Path, values: list[float | None], *, seed: int = 0, queries: int = 1000, extra: int = 0) -> Path:
+    """A run on a black box whose minimum is 1, of rounds of 3 s that send 2^18 bytes up; None: not judged."""
+    with RunFolder.create(path, "x") as folder:
+        folder.write_config({"name": "x", "seed": seed, "client": {"kind": "fedzo", "queries": queries}})
+        for number, value in enumerate(values, start=1):
+            row = {"round": number, "time": 3.0 * number, "queries": queries, "extra_queries": extra}
+            row |= {"bytes_up": 2**18} | ({} if value is None else {"value": value, "gap": value - 1, "f1": 0.5})
+            folder.append(row)
+    return path
+
+
+def test_values_and_gaps_are_best_where_they_are_least_and_queries_are_summed(tmp_path):
+    some, more = [3.0, None, 1.25, 1.5], [3.0, 2.0]
+    comparison = compare(
+        [
+            searched(tmp_path / "a", some, extra=1),
+            write(tmp_path / "b", [0.5]),
+            searched(tmp_path / "c", more, queries=0),
+        ]
+    )
+    cells = table(comparison)
+    assert [cells[label][0] for label in ("value, final", "value, best", "gap, final", "gap, best", "f1, best")] == [
+        *("1.5", "1.25", "0.5", "0.25", "0.5000"),
+    ]
+    assert cells["queries"] == ["4,000", "0", "0"]
+    assert cells["extra queries"] == ["4", "-", "0"]
+    assert list(cells).index("value, final") < list(cells).index("test_loss, final") < list(cells).index("f1, final")
+    assert "extra queries" not in table(compare([tmp_path / "b", tmp_path / "c"]))
+
+
+def test_a_target_says_what_it_took_until_it_was_reached_first(tmp_path):
+    # Seed 0 is at 2 or below in round 3 first, having asked in all three: 9 s, 3000 queries, 0.75 MiB; seed 1 in round
+    # 1. Means 2 rounds and 6 s, s = sqrt(2) and sqrt(18) = 4.24; 2000 ± 1414.21 queries; 0.5 ± 0.35 MiB.
+    searched(tmp_path / "a" / "seed-0", [3.0, None, 2.0, 2.5, 1.0])
+    searched(tmp_path / "a" / "seed-1", [1.9, 4.0, 1.5], seed=1)
+    searched(tmp_path / "b" / "seed-0", [2.0], queries=7)
+    searched(tmp_path / "b" / "seed-1", [2.1, None], queries=7, seed=1)
+    searched(tmp_path / "c" / "seed-0", [2.1], queries=8)
+    searched(tmp_path / "d" / "seed-0", [2.1], queries=9)
+    searched(tmp_path / "d" / "seed-1", [2.1], queries=9, seed=1)
+    write(tmp_path / "e", [0.5])
+    cells = table(compare([tmp_path], targets={"value": 2.0}))
+    never = ["never", "never (n = 0 of 2)"]
+    assert cells["until value 2"] == [""] * 5
+    assert cells["rounds"] == ["2 ± 1.41", "1 (n = 1 of 2)", *never, "-"]
+    assert cells["queries"] == ["2,000 ± 1,414.21", "7 (n = 1 of 2)", *never, "-"]
+    # These labels are in the part above as well: of the two rows the later is here.
+    assert cells["virtual time (s)"] == ["6 ± 4.24", "3 (n = 1 of 2)", *never, "-"]
+    assert cells["up (MiB)"] == ["0.50 ± 0.35", "0.25 (n = 1 of 2)", *never, "-"]
+
+
+def test_targets_of_accuracies_are_reached_upwards_and_without_queries_have_no_row_of_them(tmp_path):
+    # Judged in rounds 2 and 4 only: 0.6, then 0.8.
+    comparison = compare(
+        [write(tmp_path / "a", [0.9, 0.6, 0.9, 0.8])], targets={"test_accuracy": 0.7, "test_loss": 0.1}
+    )
+    assert comparison.groups[0].runs[0].spent("test_accuracy", 0.6)["rounds"] == 2
+    assert comparison.groups[0].runs[0].spent("test_accuracy", 0.61)["rounds"] == 4
+    after = text(comparison).partition("until test_accuracy 0.7")[2]
+    assert "rounds" in after
+    assert "queries" not in after
+    assert "never" in after.partition("until test_loss 0.1")[2]
+
+
+def test_a_target_that_was_not_measured_and_an_axis_that_no_run_has_are_refused(tmp_path):
+    run = searched(tmp_path / "a", [3.0])
+    with pytest.raises(InputError, match=r"target = test_accuracy=0.9: name one of: value, gap, f1"):
+        compare([run], targets={"test_accuracy": 0.9})
+    for axis in ("wall", "space"):
+        with pytest.raises(InputError, match=f"along = {axis}: name one of: round, time, queries, bytes"):
+            compare([run], along=[axis])
+    assert draw(compare([run], along=["bytes", "queries"]), tmp_path / "c.png") == [tmp_path / "c.png"]
+    with pytest.raises(InputError, match=r"name one of: round, time, bytes$"):
+        compare([searched(tmp_path / "b", [3.0], queries=0)], along=["queries"])
+
+
+def test_targets_are_written_as_a_measure_and_a_number():
+    assert parse_targets(["test_accuracy=0.9", "gap=1e-3"]) == {"test_accuracy": 0.9, "gap": 0.001}
+    for wrong in ("value", "value=", "value=low", "value=nan", "value=inf"):
+        with pytest.raises(InputError, match=f"target = {wrong}: write measure=number"):
+            parse_targets([wrong])
+    with pytest.raises(InputError, match="value has a target already"):
+        parse_targets(["value=1", "value=2"])
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_more_groups_than_the_terminal_is_wide_for_are_tables_below_each_other(tmp_path, width):
+    for number in range(12):
+        write(tmp_path / f"group-{number:02}", [0.5], lr=0.1 * number)
+    printed = text(compare([tmp_path]), width)
+    assert max(map(len, printed.splitlines())) <= width
+    assert [printed.count(f" group-{number:02} ") for number in range(12)] == [1] * 12
+    # Each table has all rows.
+    heads = sum("group-" in line for line in printed.splitlines())
+    assert heads > 1 or width == 200
+    assert sum(line.startswith(" client.lr ") for line in printed.splitlines()) == heads
+
+
+def test_a_name_too_long_for_a_column_is_broken(tmp_path):
+    write(tmp_path / ("n" * 50), [0.5])
+    printed = text(compare([write(tmp_path / "short", [0.5], lr=0.2), tmp_path / ("n" * 50)]))
+    assert [printed.count("n" * 22), printed.count("n" * 23)] == [2, 0]
+
+
 def test_a_number_that_not_every_run_has_says_how_many_have_it(tmp_path):
     write(tmp_path / "a" / "seed-0", [0.1, 0.6], seed=0)
     with RunFolder.create(tmp_path / "a" / "seed-1", "x") as folder:
         folder.write_config({"name": "x", "seed": 1, "client": {"kind": "sgd", "lr": 0.1}})
         folder.append({"round": 1, "train_loss": 1.0})
-    assert table(compare([tmp_path / "a"]))["test_accuracy, final"] == ["0.6000 (n = 1)"]
+    assert table(compare([tmp_path / "a"]))["test_accuracy, final"] == ["0.6000 (n = 1 of 2)"]
 
 
 def scheduled(path: Path, name: str, *, seed: int = 0) -> Path:
@@ -176,9 +285,9 @@ def test_staleness_lateness_and_losses_are_numbers_where_there_are_any(tmp_path)
                 folder.append({"round": number, "train_loss": 1.0, **row})
     cells = table(compare([tmp_path / "fresh", tmp_path / "stale"]))
     assert [cells[label] for label in ("staleness, mean", "late", "lost")] == [
-        ["0.00", "1.50"],
-        ["0.00", "3.00"],
-        ["0.00", "1.00"],
+        ["0", "1.50"],
+        ["0", "3"],
+        ["0", "1"],
     ]
     assert not {"staleness, mean", "late", "lost"} & set(table(compare([tmp_path / "fresh"])))
 
@@ -215,8 +324,16 @@ def test_runs_without_traces_have_the_curves_alone(tmp_path):
     comparison = compare([write(tmp_path / "a", [0.5, 0.6]), write(tmp_path / "b", [0.5, 0.7], lr=1.0)])
     assert draw(comparison, tmp_path / "c.png") == [tmp_path / "c.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c.png"]
+    (tmp_path / "d.png").mkdir()
     with pytest.raises(StorageError, match="cannot write"):
-        draw(comparison, tmp_path / "absent" / "c.png")
+        draw(comparison, tmp_path / "d.png")
+
+
+@pytest.mark.parametrize("name", ["absent/c.png", "file/c.png"])
+def test_a_picture_that_has_no_folder_is_refused(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"out = .*c.png: .* is not a folder"):
+        places(tmp_path / name)
 
 
 def test_a_trace_that_cannot_be_read_is_refused_before_anything_is_drawn(tmp_path):

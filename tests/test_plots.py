@@ -120,8 +120,8 @@ def test_nothing_measured_is_no_picture(tmp_path, rows):
 
 
 def test_a_strategys_own_numbers_are_shown_only_when_nothing_else_is(tmp_path):
-    assert plots.measured(["round", "wall", "train_loss", "value"]) == ["train_loss"]
-    assert plots.measured(["round", "wall", "value", "failed", "late", "lost", "staleness"]) == ["value"]
+    assert plots.measured(["round", "train_loss", "drift", "value", "f1", "accepted"]) == ["train_loss", "value", "f1"]
+    assert plots.measured(["round", "wall", "drift", "failed", "late", "extra_queries", "staleness"]) == ["drift"]
 
 
 def test_the_global_model_on_the_training_set_is_not_the_clients_loss_while_they_train(tmp_path, figures):
@@ -198,9 +198,111 @@ def test_a_measure_of_rows_without_a_time_has_no_time_panel(tmp_path, figures):
     assert plots.compare_curves({"a": [[*timed, row(3, time=None, test_accuracy=0.5)]]}, tmp_path / "compare.png")
     assert [(axis.get_ylabel()[:4], axis.get_xlabel()[:4]) for axis in figures[0].axes] == [
         ("loss", "roun"),
+        ("", "virt"),  # the axis is that of the panel beside it
         ("accu", "roun"),
-        ("loss", "virt"),
     ]
+
+
+def test_a_black_box_has_panels_of_its_value_and_its_gap(tmp_path, figures):
+    rows = [
+        row(n, value=v, gap=v + 2, client_value_p90=v + 1, client_value_worst=9.0, train_loss=v, cosine=0.001 * 10**n)
+        for n, v in ((1, 8.0), (2, -1.0), (3, -2.0 + 1e-9), (4, -2.0))
+    ]
+    assert plots.curves(rows, tmp_path / "curves.png")
+    assert_is_picture(tmp_path / "curves.png")
+    value, gap, loss, cosine = figures[0].axes
+    assert [axis.get_ylabel() for axis in (value, gap, loss, cosine)] == ["value", "gap F − F*", "loss", "cosine"]
+    assert list(lines(value)) == ["value of F", "clients, 90th percentile"]
+    # A gap of 10 to 1e-9 spans more than 100 times, though it closes in the end; a cosine is on a linear axis.
+    assert [axis.get_yscale() for axis in (value, gap, loss, cosine)] == ["linear", "log", "linear", "linear"]
+    assert gap.get_ylim()[0] == pytest.approx(1e-9 / 1.5)
+    assert plots.curves([row(1, value=1.0, gap=3.0), row(2, value=-1.0, gap=1.0)], tmp_path / "curves.png")
+    assert [(axis.get_ylabel(), axis.get_yscale()) for axis in figures[1].axes] == [
+        ("value of F", "linear"),
+        ("gap F − F*", "linear"),
+    ]
+
+
+def counted(queries: list[int], bytes_up: list[int], values: list[float | None]) -> list[dict[str, object]]:
+    """Rows of rounds with so many queries and bytes each; a round without a value was not judged."""
+    return [
+        row(n, queries=q, bytes_up=b, **({} if value is None else {"value": value}))
+        for n, (q, b, value) in enumerate(zip(queries, bytes_up, values, strict=True), start=1)
+    ]
+
+
+def test_against_queries_and_bytes_stand_the_sums_over_all_rounds(tmp_path, figures):
+    # Judged after rounds 2 and 3: 10 + 20 = 30 and 60 queries, 8 and 12 bytes. The other seed's first round asks
+    # nothing: at 20 and 60 queries, 8 and 12 bytes. From 30 queries on both have a value: 4 and 6, then 1 and 3.
+    searched = [
+        counted([10, 20, 30], [4, 4, 4], [None, 4.0, 1.0]),
+        counted([0, 20, 40], [4, 4, 4], [None, 6.0, 3.0]),
+    ]
+    trained = [counted([0, 0, 0], [400, 400, 400], [None, 3.0, 2.0])]
+    runs = {"searched": searched, "trained": trained}
+    assert plots.axes_of(runs) == {"round": True, "time": False, "queries": True, "bytes": True}
+    assert plots.compare_curves(runs, tmp_path / "compare.png")
+    assert_is_picture(tmp_path / "compare.png")
+    by_round, by_queries, by_bytes = figures[0].axes
+    np.testing.assert_array_equal(by_round.lines[0].get_xydata(), [(2, 5.0), (3, 2.0)])
+    (line,) = by_queries.lines  # who asks nothing has no line there
+    np.testing.assert_array_equal(line.get_xydata(), [(30, 5.0), (60, 2.0)])
+    first, second = by_bytes.lines
+    np.testing.assert_array_equal(first.get_xydata(), [(8, 5.0), (12, 2.0)])
+    np.testing.assert_array_equal(second.get_xydata(), [(800, 3.0), (1200, 2.0)])
+    assert {line.get_drawstyle() for line in (line, first, second)} == {"steps-post"}
+    assert [axis.get_xscale() for axis in (by_round, by_queries, by_bytes)] == ["linear", "linear", "log"]
+    assert by_queries.get_xlabel() == "queries of all clients, extra ones included"
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["searched (2 seeds)", "trained"]
+
+
+@pytest.mark.parametrize(("queries", "scale"), [(100, "linear"), (101, "log")])
+def test_queries_are_on_a_logarithmic_axis_where_some_run_asks_far_more(tmp_path, figures, queries, scale):
+    runs = {str(q): [counted([q, q], [1, 1], [2.0, 1.0])] for q in (1, queries)}
+    assert plots.compare_curves(runs, tmp_path / "compare.png", ["queries"])
+    assert [axis.get_xscale() for axis in figures[0].axes] == [scale]
+
+
+@pytest.mark.parametrize(("rates", "shown"), [([4, 8], False), ([4, 9], True), ([0, 4], False)])
+def test_bytes_are_an_axis_where_a_round_takes_more_than_twice_as_many(rates, shown):
+    """A longer run does not take more a round."""
+    runs = {str(rate): [counted([0] * rounds, [rate] * rounds, [1.0] * rounds) for rounds in (1, 5)] for rate in rates}
+    assert plots.axes_of(runs)["bytes"] is shown
+
+
+def test_axes_that_no_run_has_are_no_axes():
+    silent = [[{"round": 1, "train_loss": 1.0}]]
+    assert plots.axes_of({"a": silent}) == {"round": True}
+
+
+def test_axes_are_those_asked_for_in_that_order(tmp_path, figures):
+    runs = {"a": [counted([1, 1], [5, 5], [2.0, 1.0])]}
+    assert plots.compare_curves(runs, tmp_path / "compare.png", ["bytes", "round"])
+    by_bytes, by_round = figures[0].axes
+    assert [tuple(point) for point in by_bytes.lines[0].get_xydata()] == [(5, 2.0), (10, 1.0)]
+    assert (by_bytes.get_ylabel(), by_round.get_ylabel(), by_round.get_xlabel()) == ("value of F", "", "round")
+
+
+def test_of_many_measures_the_main_ones_are_compared(tmp_path, figures):
+    names = ["recall", "cosine", "client_value_p90", "gap", "train_loss", "value", "client_value_worst"]
+    assert plots.compare_curves({"a": [[row(n, **dict.fromkeys(names, 1.0 / n)) for n in (1, 2)]]}, tmp_path / "c.png")
+    assert [axis.get_title(loc="left") for axis in figures[0].axes] == [
+        "value of F",
+        "gap F − F*",
+        "local training: loss",
+        "recall",
+    ]
+
+
+@pytest.mark.parametrize(("groups", "length"), [(2, 5), (4, 60), (30, 20), (3, 300)])
+def test_the_whole_legend_is_in_the_picture(tmp_path, figures, groups, length):
+    runs = {f"{number:02}-{'n' * length}": [[row(1, value=1.0), row(2, value=2.0)]] for number in range(groups)}
+    assert plots.compare_curves(runs, tmp_path / "c.png")
+    (figure,) = figures
+    extent, panel = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+    assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
+    assert 0 <= extent.y0 < extent.y1 <= panel.y0
+    assert panel.height > 200 * figure.dpi / 150  # the legend takes nothing from the panel
 
 
 def test_few_clients_are_bars_whose_lengths_are_counts(tmp_path, figures):

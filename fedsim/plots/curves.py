@@ -58,7 +58,7 @@ COUNTED = {"queries": "queries", "bytes": "bytes_up"}
 ROWS = 4
 """Of so many measures runs are compared in one picture, at most."""
 WIDE = 100.0
-"""From this ratio of the largest to the least on, an axis is logarithmic."""
+"""Beyond this ratio of the largest to the least an axis is logarithmic."""
 
 Row = Mapping[str, Any]
 Runs = Mapping[str, Sequence[Sequence[Row]]]
@@ -94,8 +94,7 @@ def curves(rows: Sequence[Row], path: Path) -> bool:
         lines = list(panels[quantity].values())
         _draw_quantity(axis, panels[quantity])
         _scale(axis, quantity, lines)
-        (only,) = panels[quantity] if len(lines) == 1 else (quantity,)
-        axis.set_ylabel(_unit(only), color=INK)
+        axis.set_ylabel(_unit(panels[quantity]), color=INK)
         _finish(axis, "round", lines)
         if len(panels[quantity]) > 1 or quantity not in panels[quantity]:  # else the axis says it all
             axis.legend(frameon=False, fontsize=9, labelcolor=INK)
@@ -152,7 +151,7 @@ def compare_curves(runs: Runs, path: Path, along: Sequence[Along] = ()) -> bool:
             _finish(axis, kind, [band[:2] for band in found[kind].values()])
         first = next(axis for axis, kind in zip(axes, along, strict=True) if kind in found)
         first.set_title(_heading(column), loc="left", fontsize=10, color=INK)
-        first.set_ylabel(_unit(column), color=INK)
+        first.set_ylabel(_unit([column]), color=INK)
         first.tick_params(labelleft=True)
         _scale(first, _quantity(column), [band[:2] for bands in found.values() for band in bands.values()])
     labels = [label for name, group in runs.items() if (label := named(name, len(group))) in entries]
@@ -253,10 +252,12 @@ def _heading(column: str) -> str:
     return f"{whose}{_quantity(column).replace('_', ' ')}{_statistic(column)}"
 
 
-def _unit(column: str) -> str:
-    """Say what the vertical axis of a column, or of a quantity of several columns, measures."""
-    quantity = _quantity(column)
-    return NAMES.get(column, UNITS.get(quantity, quantity.replace("_", " ")))
+def _unit(columns: Iterable[str]) -> str:
+    """Say what the vertical axis of columns measures, which are of one quantity."""
+    first, *more = columns
+    quantity = _quantity(first)
+    words = UNITS.get(quantity, quantity.replace("_", " "))
+    return words if more else NAMES.get(first, words)
 
 
 def _statistic(column: str) -> str:
@@ -361,26 +362,25 @@ def _scale(axis: Axes, quantity: str, lines: Sequence[Line]) -> None:
     """
     values = np.concatenate([line[1] for line in lines])
     positive = values[values > 0]
-    if is_measure(quantity) and not lower_is_better(quantity):
+    is_share = is_measure(quantity) and not lower_is_better(quantity)
+    if is_share or (len(positive) < len(values) and quantity != "gap"):
         return
-    if (
-        (len(positive) == len(values) or quantity == "gap")
-        and len(positive)
-        and np.ptp(np.log(positive)) > np.log(WIDE)
-    ):
+    if max(positive, default=0.0) > WIDE * min(positive, default=0.0):
         axis.set_yscale("log")
         axis.set_ylim(bottom=positive.min() / 1.5)  # else a band that comes close to 0 would decide
 
 
 def _finish(axis: Axes, along: Along, lines: Sequence[Line]) -> None:
     """Name and divide the horizontal axis. Counts are on a logarithmic one where some runs end far beyond others."""
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
     where = np.concatenate([line[0] for line in lines])
     ends = [line[0][-1] for line in lines]
     axis.set_xlabel(AXES[along], color=INK)
     if along == "bytes" or (along == "queries" and max(ends) > WIDE * min(ends)):
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if where.max() > WIDE * where.min() else (1.0, 2.0, 5.0)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
     else:
         axis.xaxis.set_major_locator(MaxNLocator(integer=along != "time", nbins=7, steps=(1, 2, 5, 10)))
     if along in COUNTED:
