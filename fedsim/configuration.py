@@ -236,14 +236,6 @@ def _check_pair(checked: Experiment) -> None:
     """Refuse a strategy and a client that do not speak of the same things."""
     strategy, client = checked.strategy, checked.client
     names = {part: _kind(checked.tables[part]) for part in ("strategy", "client")}
-    if checked.opaque and not getattr(client, "black_box", False):
-        raise InputError(
-            "client.kind",
-            names["client"],
-            f"it needs gradients, and problem {_kind(checked.tables['problem'])} only tells values; use fedzo, for one",
-        )
-    if checked.opaque and getattr(client, "batch_size", "full") != "full":
-        raise InputError("client.batch_size", client.batch_size, "a black box has no examples to sample; remove it")
     understood = client.needs | getattr(client, "knows", frozenset())
     for missing, words in (
         (strategy.expects - client.sends, "which this client does not send back"),

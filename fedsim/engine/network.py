@@ -17,6 +17,7 @@ corrections are `shift`. A network may fuse the step with the gradient.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -172,6 +173,11 @@ class PlainNetwork(_Autograd):
                 found.append(self._weighted(model(x), batch, row))
         return torch.stack(found)
 
+    def derivatives(self, y: Stack, v: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Losses [k] as of `values`, and their derivatives [k] along the directions v, in forward mode."""
+        self.model.bind(leaf[0] for leaf in y.leaves)  # a copy of the module that is made within stays forward mode's
+        return super().derivatives(y, v, batch)
+
     def _values(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         found = []
         for row, x in enumerate(batch.x):
@@ -240,7 +246,8 @@ class ChainNetwork:
 
     def derivatives(self, y: Stack, v: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses [k] and their derivatives [k] along the directions v, in forward mode."""
-        found = torch.func.jvp(lambda *leaves: self.values(Stack(leaves), batch), tuple(y.leaves), tuple(v.leaves))
+        with forward_mode():
+            found = torch.func.jvp(lambda *leaves: self.values(Stack(leaves), batch), tuple(y.leaves), tuple(v.leaves))
         return found[0], found[1]
 
     def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
@@ -300,7 +307,9 @@ def forward_mode() -> Iterator[None]:
     layers.enabled = False
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            # Of PyTorch's own rules, when the first of them is read.
+            warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=DeprecationWarning)
             yield
     finally:
         layers.enabled = recurrent

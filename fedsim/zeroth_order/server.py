@@ -21,7 +21,8 @@ class GuardedStep(WeightedStep):
     """theta <- theta + eta sum_i w_i Delta_i; where guarded, only if that lowers F.
 
     guard: ask all clients of the round for F at the candidate (and, where they may not be those of the last round, at
-    the model as it is) and keep the model where F is not lower. These evaluations are no part of the published counts.
+    the model as it is) and keep the model where F is not lower; momenta of the server's optimizer move even so. These
+    evaluations are no part of the published counts.
 
     A subclass may end its rounds with one more exchange, about the new model: `sharing`, its action, and `shared`, the
     vector that clients answer with. The mean of what they answer is kept in the state's memory under that name.
@@ -99,8 +100,7 @@ class GuardedStep(WeightedStep):
         """The state with the candidate if F is lower there, and whether it is."""
         memory = dict(state.memory)
         candidate = memory.pop("candidate")
-        if not len(replies):
-            memory.pop("value", None)
+        if not len(replies) or len(replies.failed):  # somebody's value is not finite: nor is F
             return replace(state, memory=memory), 0.0
         values = replies.combine(replies.weights(self.weighting), name="values")
         before = values[0] if len(values) == 2 else memory["value"]

@@ -1,0 +1,167 @@
+"""Local search: the steps, the box, the rates, and what a client says that it will do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from probing import DEVICE, cohort_of
+from small_problems import small_problem
+from torch import Tensor
+
+from fedsim.engine.executor import choose_network
+from fedsim.errors import InputError
+from fedsim.exchange import Orders
+from fedsim.problems.black_box import black_box
+from fedsim.zeroth_order.estimator import Probe
+from fedsim.zeroth_order.search import MEASURE, LocalSearch
+
+C, D = 3, 2
+CENTERS = torch.tensor([[1.0, -2.0], [0.5, 0.5], [-3.0, 0.0]], dtype=torch.float64, device=DEVICE)
+
+
+def bowls(clients: Tensor, x: Tensor) -> Tensor:
+    return (x - CENTERS[clients].unsqueeze(1)).square().sum(dim=-1) / 2.0
+
+
+def box(bounds: tuple[float, float] | None = None) -> Any:
+    return black_box(bowls, dimension=D, clients=C, bounds=bounds, start=0.0, device=DEVICE)
+
+
+def downhill(probe: Probe, z: Tensor) -> Tensor:
+    return z - CENTERS
+
+
+def searched(search: LocalSearch, direction: Callable[[Probe, Tensor], Tensor] = downhill, **problem: Any) -> Tensor:
+    cohort = cohort_of(box(**problem))
+    return search.search(cohort, cohort.received("params"), direction)
+
+
+def test_sgd_goes_the_share_of_the_way_that_it_should() -> None:
+    """z - c shrinks by 1 - lr a step: from 0, z = (1 - 0.9^4) c after four."""
+    found = searched(LocalSearch(steps=4, lr=0.1, optimizer="sgd"))
+    assert torch.allclose(found, (1 - 0.9**4) * CENTERS, rtol=0, atol=1e-14)
+
+
+def test_adam_is_the_optimizer_of_that_name() -> None:
+    """Held to torch's own, over seven steps, with options that are not the defaults."""
+    options: dict[str, Any] = {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}
+    found = searched(LocalSearch(steps=7, lr=0.05, **options))
+    z = torch.zeros(C, D, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    optimizer = torch.optim.Adam([z], lr=0.05, betas=(0.8, 0.95), eps=1e-3)
+    for _ in range(7):
+        optimizer.zero_grad()
+        ((z - CENTERS).square().sum() / 2).backward()
+        optimizer.step()
+    assert torch.allclose(found, z.detach(), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_every_step_is_kept_in_the_box(optimizer: str) -> None:
+    """A search from 0 towards c in steps that are clamped each time; Adam's memory is of what it was given."""
+    seen: list[Tensor] = []
+
+    def watched(probe: Probe, z: Tensor) -> Tensor:
+        seen.append(z.clone())
+        return downhill(probe, z)
+
+    found = searched(LocalSearch(steps=20, lr=0.5, optimizer=optimizer), watched, bounds=(-1.0, 0.75))
+    assert all(bool(((z >= -1.0) & (z <= 0.75)).all()) for z in (*seen, found))
+    assert torch.equal(found[2, 0], torch.tensor(-1.0, dtype=torch.float64, device=DEVICE))
+    free = searched(LocalSearch(steps=20, lr=0.5, optimizer=optimizer, project=False), bounds=(-1.0, 0.75))
+    assert float(free[2, 0]) < -1.5
+
+
+def test_steps_and_draws_are_numbered() -> None:
+    """Every step's directions are its own; the same step's are the same again."""
+    drawn: list[Tensor] = []
+
+    def watched(probe: Probe, z: Tensor) -> Tensor:
+        assert probe.step == len(drawn)
+        drawn.append(probe.directions("gaussian", 1))
+        return torch.zeros_like(z)
+
+    searched(LocalSearch(steps=4), watched)
+    assert len({tuple(rows.flatten().tolist()) for rows in drawn}) == 4
+    again, drawn[:] = list(drawn), []
+    searched(LocalSearch(steps=4), watched)
+    assert all(torch.equal(one, other) for one, other in zip(again, drawn, strict=True))
+
+
+def test_the_rate_follows_the_schedule() -> None:
+    """gamma^r in round r = 0, and in round 3 by the order's number."""
+    search = LocalSearch(lr=0.4, schedule={"kind": "exponential", "gamma": 0.5})
+    cohort = cohort_of(box())
+    assert search.rate(cohort) == 0.4
+    later = Orders("train", cohort.clients, {"params": torch.zeros(D)}, round=3)
+    cohort._assignment = type(cohort._assignment)((later,), None, cohort.clients, cohort.steps_taken, 0, 0)
+    assert search.rate(cohort) == 0.05
+    assert not search.same_every_round
+    assert LocalSearch().same_every_round
+
+
+def test_steps_are_about_batches_or_about_everything() -> None:
+    """Independent batches of two, counted as steps taken; "full" takes none."""
+    problem = small_problem()
+    for batch_size, steps in ((2, 3), ("full", 0)):
+        cohort = cohort_of(problem, choose_network(problem, "stacked")[1])
+        seen: list[Any] = []
+
+        def watched(probe: Probe, z: Tensor, seen: list[Any] = seen) -> Tensor:
+            seen.append(probe.batch)
+            return torch.zeros_like(z)
+
+        search = LocalSearch(steps=3, batch_size=batch_size)
+        search.search(cohort, cohort.received("params"), watched)
+        assert cohort.steps_taken.tolist() == [steps] * 6
+        if batch_size == "full":
+            assert seen == [None] * 3
+        else:
+            assert [tuple(batch.y.shape) for batch in seen] == [(6, 2)] * 3
+            assert not torch.equal(seen[0].x, seen[1].x)
+
+
+def test_a_batch_and_everything_have_the_values_that_they_should() -> None:
+    """Values of the whole are mean losses over a client's own examples, as the problem itself measures them."""
+    problem = small_problem()
+    cohort = cohort_of(problem, choose_network(problem, "stacked")[1])
+    x = problem.initial()
+    found = cohort.query(x.expand(6, 1, -1))[:, 0]
+    assert torch.allclose(found.cpu(), problem.client_losses(x, cohort.clients)[:, 0].cpu(), rtol=1e-12)
+
+
+def test_measuring_gives_values_that_no_paper_counts() -> None:
+    cohort = cohort_of(box())
+    candidates = torch.tensor([[0.0, 0.0], [1.0, -2.0]], dtype=torch.float64, device=DEVICE)
+    order = Orders(MEASURE, cohort.clients, {"candidates": candidates})
+    cohort._assignment = type(cohort._assignment)((order,), None, cohort.clients, cohort.steps_taken, 0, 0)
+    found = LocalSearch().measure(cohort).payload["values"]
+    # |c|^2 / 2 = 2.5, 0.25, 4.5 at the origin; |(1, -2) - c|^2 / 2 = 0, (0.25 + 6.25) / 2, (16 + 4) / 2
+    wanted = [[2.5, 0.0], [0.25, 3.25], [4.5, 10.0]]
+    assert torch.allclose(found, torch.tensor(wanted, dtype=torch.float64, device=DEVICE), rtol=1e-13)
+    assert cohort.queries.tolist() == cohort.extra_queries.tolist() == [2, 2, 2]
+
+
+def test_what_it_declares() -> None:
+    examples, params = torch.tensor([5, 3]), torch.zeros(7)
+    train, measure = (
+        Orders("train", examples, {"params": params}),
+        Orders(MEASURE, examples, {"candidates": params.view(1, 7)}),
+    )
+    cost = LocalSearch(steps=4).declared(train, examples, 44)
+    assert (cost.steps.tolist(), cost.bytes_up, cost.queries) == ([0, 0], 28, 44)
+    assert LocalSearch(steps=4, batch_size=2).declared(train, examples, 44).steps.tolist() == [4, 4]
+    cost = LocalSearch(steps=4, batch_size=2).declared(measure, examples, 0)
+    assert (cost.steps.tolist(), cost.bytes_up, cost.queries) == ([0, 0], 4, 1)
+
+
+@pytest.mark.parametrize("option", ["beta1", "beta2", "epsilon"])
+def test_options_of_adam_are_of_adam_only(option: str) -> None:
+    with pytest.raises(InputError, match=rf"{option} = 0.5: is an option of optimizer = 'adam' only"):
+        LocalSearch(optimizer="sgd", **{option: 0.5})  # type: ignore[arg-type]
+    found, other = (searched(LocalSearch(steps=3, **more)) for more in ({}, {option: 0.5}))  # type: ignore[arg-type]
+    assert not torch.allclose(found, other, rtol=1e-3)
+    assert math.isfinite(float(other.sum()))
