@@ -8,66 +8,39 @@ of q directions and a base; q + 1 more for a fresh c_i. Shu et al. 2023 (FZooS),
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange import Cost, Orders, Update, payload_bytes
+from fedsim.exchange import Cost, Orders, Update
 from fedsim.options import options
-from fedsim.parts import Parts
-from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
-from fedsim.zeroth_order.search import MEASURE, LocalSearch
+from fedsim.zeroth_order.estimator import Memory, Probe
+from fedsim.zeroth_order.search import EstimatedSearch
 
 
 @options
-class ScaffoldZO(LocalSearch, Parts):
-    """estimator: how gradients are made of values, a name or a table with `kind`.
+class ScaffoldZO(EstimatedSearch):
+    """A client that has no control variate yet does not correct."""
 
-    A client that has no control variate yet does not correct.
-    """
-
-    needs: ClassVar[frozenset[str]] = LocalSearch.needs | {"control"}
-    knows: ClassVar[frozenset[str]] = LocalSearch.knows | {"report-control"}
-    sends: ClassVar[frozenset[str]] = LocalSearch.sends | {"control"}
-    parts: ClassVar[Mapping[str, str]] = {"estimator": "estimators"}
-
-    estimator: Any = "differences"
-
-    def __post_init__(self) -> None:
-        LocalSearch.__post_init__(self)
-        Parts.__post_init__(self)
-
-    @property
-    def black_box(self) -> bool:  # type: ignore[override]
-        """Whether values are all that its estimator asks for."""
-        return bool(self.made["estimator"].black_box)
+    needs: ClassVar[frozenset[str]] = EstimatedSearch.needs | {"control"}
+    knows: ClassVar[frozenset[str]] = EstimatedSearch.knows | {"report-control"}
+    sends: ClassVar[frozenset[str]] = EstimatedSearch.sends | {"control"}
 
     def state(self, dimension: int) -> Shapes:
         """The control variate, 1 where there is one, and what the estimator remembers."""
-        estimator = self.made["estimator"]
-        estimator.check(dimension)
-        return {"control": (dimension,), "controlled": (), **estimator.state(dimension)}
-
-    def numbers(self, dimension: int, largest: int) -> int:  # noqa: ARG002
-        """The directions and the points along them, and the control variates."""
-        return (9 + 2 * int(self.made["estimator"].evaluations(dimension))) * dimension
+        return {"control": (dimension,), "controlled": (), **super().state(dimension)}
 
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """Evaluations of all steps, or of one estimate; the change, the control variate or both."""
-        if orders.action == MEASURE:
-            return self.declared(orders, examples, 0)
-        estimator, params = self.made["estimator"], orders.payload["params"]
-        queries, vector = estimator.evaluations(params.numel()) + estimator.needs_base, payload_bytes({"": params})
+        cost = super().cost(orders, examples)
         if orders.action == "control":
             steps = torch.full_like(examples, int(self.batch_size != "full"))
-            return Cost(steps, vector, queries)
-        cost = self.declared(orders, examples, self.steps * queries)
-        return replace(cost, bytes_up=2 * vector) if orders.config.get("report-control") else cost
+            return Cost(steps, cost.bytes_up, cost.queries // self.steps)
+        return replace(cost, bytes_up=2 * cost.bytes_up) if orders.config.get("report-control") else cost
 
     def train(self, cohort: Cohort) -> Update:
         """Search from the server's model with the correction; send the change, and c_i where it is asked for."""
@@ -77,7 +50,7 @@ class ScaffoldZO(LocalSearch, Parts):
 
         def direction(probe: Probe, z: Tensor) -> Tensor:
             nonlocal memory
-            gradient, value, memory = self._estimate(probe, z, memory)
+            gradient, value, memory = self.estimate(probe, z, memory)
             values.append(value)
             total.add_(gradient)
             return gradient + correction
@@ -95,7 +68,7 @@ class ScaffoldZO(LocalSearch, Parts):
             (batch,) = cohort.batches(steps=1, batch_size=self.batch_size)
         theta = cohort.received("params").expand(len(cohort), -1)
         probe = Probe(cohort, len(cohort), batch, 0, "control")
-        gradient, _, memory = self._estimate(probe, theta, self._remembered(cohort))
+        gradient, _, memory = self.estimate(probe, theta, self._remembered(cohort))
         cohort.keep(**memory)
         cohort.extra_queries = cohort.queries.clone()
         return Update({"control": self._controlled(cohort, gradient)})
@@ -103,13 +76,6 @@ class ScaffoldZO(LocalSearch, Parts):
     def _remembered(self, cohort: Cohort) -> Memory:
         """What the estimator remembers."""
         return {name: rows for name, rows in cohort.state.items() if name not in ("control", "controlled")}
-
-    def _estimate(self, probe: Probe, x: Tensor, memory: Memory) -> Estimate:
-        """The estimate at x [C, d], and all that the estimator then remembers."""
-        estimator = self.made["estimator"]
-        base = probe.query(x.unsqueeze(1))[:, 0] if estimator.needs_base else None
-        found: Estimate = estimator.estimate(probe, x, base, memory)
-        return found._replace(memory={**memory, **found.memory})
 
     def _controlled(self, cohort: Cohort, control: Tensor) -> Tensor:
         """The control variates, kept."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.network import Batch
+from fedsim.engine.store import Shapes
 from fedsim.errors import InputError
 from fedsim.exchange import Cost, Orders, Update, payload_bytes
 from fedsim.options import Count, Fraction, Positive, options
+from fedsim.parts import Parts
 from fedsim.schedules import Constant, Schedule
-from fedsim.zeroth_order.estimator import Probe
+from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 
 MEASURE = "measure"
 """The action whose reply is the values of f_c at the candidates that the order carries."""
@@ -106,3 +108,52 @@ class LocalSearch:
         """Tell the values of f_c at the candidates, which the methods' papers do not count."""
         candidates = cohort.received("candidates")
         return Update({"values": cohort.query(candidates.expand(len(cohort), -1, -1), extra=True)})
+
+
+@options
+class EstimatedSearch(LocalSearch, Parts):
+    """A local search along gradients of an estimator.
+
+    estimator: how gradients are made of values, a name or a table with `kind`.
+    """
+
+    parts: ClassVar[Mapping[str, str]] = {"estimator": "estimators"}
+
+    estimator: Any = "differences"
+
+    def __post_init__(self) -> None:
+        LocalSearch.__post_init__(self)
+        Parts.__post_init__(self)
+
+    @property
+    def black_box(self) -> bool:  # type: ignore[override]
+        """Whether values are all that its estimator asks for."""
+        return bool(self.made["estimator"].black_box)
+
+    def state(self, dimension: int) -> Shapes:
+        """What the estimator remembers of each client."""
+        estimator = self.made["estimator"]
+        estimator.check(dimension)
+        shapes: Shapes = estimator.state(dimension)
+        return shapes
+
+    def numbers(self, dimension: int, largest: int) -> int:  # noqa: ARG002
+        """The directions and the points along them, and a few vectors."""
+        return (9 + 2 * int(self.made["estimator"].evaluations(dimension))) * dimension
+
+    def evaluations(self, dimension: int) -> int:
+        """What one estimate asks for, the point itself included where it is needed."""
+        estimator = self.made["estimator"]
+        return int(estimator.evaluations(dimension) + estimator.needs_base)
+
+    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+        """Evaluations of all steps, and d floats."""
+        queries = 0 if orders.action == MEASURE else self.steps * self.evaluations(orders.payload["params"].numel())
+        return self.declared(orders, examples, queries)
+
+    def estimate(self, probe: Probe, x: Tensor, memory: Memory) -> Estimate:
+        """The estimate at x [k, d], and all that is then remembered."""
+        estimator = self.made["estimator"]
+        base = probe.query(x.unsqueeze(1))[:, 0] if estimator.needs_base else None
+        found: Estimate = estimator.estimate(probe, x, base, memory)
+        return found._replace(memory={**memory, **found.memory})

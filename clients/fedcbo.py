@@ -1,0 +1,70 @@
+"""FedCBO's agent: local training of its own model, and a move towards the models of others that suit its examples.
+
+mu_j ~ exp(-alpha L_i(theta_j)), sum_j mu_j = 1;  m_i = sum_j mu_j theta_j over its M peers;  L_i the mean loss
+theta_i <- theta_i - pull (theta_i - m_i) + noise |theta_i - m_i| xi,  xi ~ N(0, I)
+Uplink d floats after training, M + 1 after the move; M + 1 evaluations of all examples. Carrillo, Garcia Trillos, Li
+and Zhu 2024, whose lambda gamma is `pull`; the published code has no noise, and takes the sum of a client's losses.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from fedsim.engine.cohort import Cohort
+from fedsim.engine.store import Shapes
+from fedsim.exchange import Cost, Orders, Update
+from fedsim.options import NonNegative, Share, options
+from fedsim.training import LocalTraining
+
+
+@options
+class FedCBO(LocalTraining):
+    """alpha: how much more the better models weigh. pull: how far to the consensus. noise: of the way, in random."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"params", "models", "selection"})
+    sends: ClassVar[frozenset[str]] = frozenset({"model", "losses"})
+
+    alpha: NonNegative = 30.0
+    pull: Share = 0.5
+    noise: NonNegative = 0.0
+
+    def state(self, dimension: int) -> Shapes:
+        """Its model, and 1 where there is one."""
+        return {"model": (dimension,), "begun": ()}
+
+    def cost(self, orders: Orders, examples: torch.Tensor) -> Cost:
+        """Steps, and d floats; or evaluations, and as many floats."""
+        if orders.action == "train":
+            return super().cost(orders, examples)
+        queries = 1 + orders.payload["selection"].shape[1]
+        return Cost(torch.zeros_like(examples), queries * orders.payload["models"].element_size(), queries)
+
+    def train(self, cohort: Cohort) -> Update:
+        """Train its model, at first the one that it is sent; send it."""
+        begun = cohort.state["begun"].unsqueeze(1) > 0
+        y, loss = self.descend(cohort, torch.where(begun, cohort.state["model"], cohort.received("params")))
+        cohort.keep(model=y, begun=torch.ones_like(cohort.state["begun"]))
+        return Update({"model": y}, {"loss": loss})
+
+    def mix(self, cohort: Cohort) -> Update:
+        """Move to the consensus of its peers; send its own loss and theirs, [C, 1 + M]."""
+        theta, models = cohort.state["model"], cohort.received("models")
+        peers = cohort.received("selection")[cohort.clients]
+        # One peer of each at a time, so that memory does not grow with M.
+        values = [cohort.query(theta.unsqueeze(1)), *(cohort.query(models[own].unsqueeze(1)) for own in peers.T)]
+        losses = torch.cat(values, dim=1)
+        if peers.shape[1]:
+            weights = torch.softmax(-self.alpha * losses[:, 1:], dim=1)
+            center = torch.zeros_like(theta)
+            for own, weight in zip(peers.T, weights.T, strict=True):
+                center.addcmul_(models[own], weight.unsqueeze(1))
+            moved = torch.lerp(theta, center, self.pull)
+            if self.noise:
+                distance = torch.linalg.vector_norm(theta - center, dim=1, keepdim=True)
+                shape = (cohort.dimension,)
+                xi = cohort.streams.normal("consensus", cohort.clients, shape, round=cohort.draws, dtype=theta.dtype)
+                moved.addcmul_(distance, xi, value=self.noise)
+            cohort.keep(model=moved)
+        return Update({"losses": losses})
