@@ -160,10 +160,11 @@ class Replies:
         return torch.stack([self.orders[origin].payload[name] for origin in self.origin])
 
     def weights(self, weighting: Weighting) -> Tensor:
-        """Weights [k] that sum to one: by examples, or the same for all."""
+        """Weights [k] that sum to one: by examples, or the same for all; numbers as of the payload."""
         rows = next(iter(self.payload.values()))
+        dtype = rows.dtype if rows.is_floating_point() else torch.float64
         like = self.examples if weighting == "examples" else torch.ones_like(self.examples)
-        return (like.double() / like.sum()).to(rows.device, rows.dtype)
+        return (like.double() / like.sum()).to(rows.device, dtype)
 
     def combine(
         self, weights: Tensor, scale: float | Tensor = 1.0, name: str = "delta", rows: Tensor | None = None

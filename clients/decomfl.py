@@ -1,0 +1,62 @@
+"""DeComFL's client: K local steps from its replica, of which the scalars are sent and nothing is kept.
+
+g_kp = (f_i(y + mu z_kp) - f_i(y - mu z_kp)) / (2 mu), or forward (f_i(y + mu z_kp) - f_i(y)) / mu
+y <- y - lr * (1/P) sum_p g_kp z_kp
+Uplink K P floats; 2 K P evaluations, forward K (P + 1). A slope that is not finite is 0. Li et al. 2025.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from fedsim.engine.cohort import Cohort
+from fedsim.exchange import Cost, Orders, Update
+from fedsim.options import Positive, options
+from fedsim.zeroth_order.directions import part
+from fedsim.zeroth_order.replay import replay_
+from fedsim.zeroth_order.shared_seed import PUBLIC, Replica, finite, kind_of, of_scalars, seeded_keys, slopes
+
+
+@options
+class DeComFL(Replica):
+    """mu: the radius. difference: central, or forward."""
+
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"rounds", "seeds", "scalars", "now", "from", "at", "lr", "directions", "perturbations"}
+    )
+    knows: ClassVar[frozenset[str]] = frozenset({"params"})
+    sends: ClassVar[frozenset[str]] = frozenset({"scalars"})
+
+    mu: Positive = 1e-3
+    difference: Literal["central", "forward"] = "central"
+
+    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+        """K P floats, and one or two evaluations each."""
+        steps, perturbations = len(orders.payload["now"]), int(orders.config["perturbations"])
+        queries = 2 * perturbations if self.difference == "central" else perturbations + 1
+        size = orders.payload["scalars"].element_size()
+        return Cost(self.steps_of(examples, steps), steps * perturbations * size, steps * queries)
+
+    def train(self, cohort: Cohort) -> Update:
+        """Catch up with the log; take local steps, and send their scalars."""
+        config, now = cohort.config, cohort.received("now")
+        x = self.caught_up(cohort, of_scalars({name: cohort.received(name) for name in ("rounds", "seeds", "scalars")}))
+        count, kind, y = int(config["perturbations"]), kind_of(config), x.clone()
+        scalars, values = x.new_zeros(len(cohort), len(now), count), x.new_zeros(len(cohort), len(now))
+        for step, batch in enumerate(self.batches(cohort, len(now))):
+            keys = seeded_keys(now[step : step + 1], count)
+            if self.difference == "forward":
+                values[:, step] = cohort.query(y.unsqueeze(1), batch)[:, 0]
+            for place in range(count):
+                named = keys[place : place + 1]
+                z = part(kind, PUBLIC, named, 0, x.shape[1], dtype=x.dtype, device=x.device)[0]
+                if self.difference == "forward":
+                    ahead = cohort.query((y + self.mu * z).unsqueeze(1), batch)[:, 0]
+                    scalars[:, step, place] = finite((ahead - values[:, step]) / self.mu)
+                else:
+                    scalars[:, step, place], value = slopes(cohort, batch, y, z, self.mu)
+                    values[:, step] += value / count
+            replay_(y, PUBLIC, keys, scalars[:, step].double().T / count, rate=float(config["lr"]), kind=kind)
+        return Update({"scalars": scalars.flatten(1)}, {"loss": values.mean(dim=1)})

@@ -1,0 +1,64 @@
+"""FedES's client: the losses of n perturbed models.
+
+l_j = f_i(x + sigma e_j), j = 0 .. n-1;  antithetic: e_(j + n/2) = -e_j
+Uplink n floats; n evaluations, all on one batch. Lan 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.cohort import Cohort
+from fedsim.exchange import Cost, Orders, Scalar, Update
+from fedsim.options import options
+from fedsim.streams import Streams
+from fedsim.zeroth_order.directions import part
+from fedsim.zeroth_order.shared_seed import Population, Replica, kind_of, of_losses, population_keys
+
+AT_ONCE = 2**20
+"""Numbers of perturbed models that exist at once."""
+
+
+@options
+class FedES(Replica):
+    """The batch of a round is the same for all perturbations."""
+
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"seed", "rounds", "losses", "from", "at", "lr", "directions", "population", "sigma", "antithetic", "ranks"}
+    )
+    knows: ClassVar[frozenset[str]] = frozenset({"params"})
+    sends: ClassVar[frozenset[str]] = frozenset({"losses"})
+
+    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+        """N floats, and as many evaluations."""
+        count = int(orders.config["population"])
+        return Cost(self.steps_of(examples, 1), count * orders.payload["losses"].element_size(), count)
+
+    def train(self, cohort: Cohort) -> Update:
+        """Know the model; measure the losses around it."""
+        config, seed = cohort.config, cohort.received("seed")
+        shape = _population(config)
+        log = {name: cohort.received(name) for name in ("rounds", "losses")}
+        x = self.caught_up(cohort, of_losses(seed, log, shape))
+        losses = x.new_zeros(len(cohort), shape.size)
+        (batch,) = self.batches(cohort, 1)
+        keys = population_keys(torch.tensor([cohort.round], device=x.device), shape.directions)
+        halves = losses.view(len(cohort), -1, shape.directions)
+        width = max(1, AT_ONCE // max(1, x.numel()))
+        for first in range(0, shape.directions, width):
+            group = slice(first, first + width)
+            e = part(kind_of(config), Streams(int(seed)), keys[group], 0, x.shape[1], dtype=x.dtype, device=x.device)
+            shift = shape.sigma * e
+            halves[:, 0, group] = cohort.query(x.unsqueeze(1) + shift, batch)
+            if shape.antithetic:
+                halves[:, 1, group] = cohort.query(x.unsqueeze(1) - shift, batch)
+        return Update({"losses": losses}, {"loss": losses.mean(dim=1)})
+
+
+def _population(config: Mapping[str, Scalar]) -> Population:
+    size, sigma = int(config["population"]), float(config["sigma"])
+    return Population(size, sigma, bool(config["antithetic"]), bool(config["ranks"]))

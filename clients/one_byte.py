@@ -1,0 +1,60 @@
+"""Just One Byte's machine: one byte for each projected gradient.
+
+p_g = (f_k(x + mu z_g) - f_k(x - mu z_g)) / (2 mu), c_g = code(p_g), g = 0 .. G-1
+Uplink G bytes; 2 G evaluations. A value that is not finite is sent as 0 and moves nothing. Zelikman et al. 2023.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.engine.cohort import Cohort
+from fedsim.exchange import Cost, Orders, Update
+from fedsim.options import Positive, options
+from fedsim.streams import Streams
+from fedsim.zeroth_order.codec import OneByte
+from fedsim.zeroth_order.directions import Keys, part
+from fedsim.zeroth_order.shared_seed import Replica, codec_of, kind_of, of_codes, packed, samples_of, slopes
+
+
+@options
+class JustOneByte(Replica):
+    """mu: the radius. stochastic: whether a byte is rounded at random, so that its mean is the scalar."""
+
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"seed", "rounds", "owners", "codes", "from", "at", "lr", "directions", "samples", "agg", "codec"}
+    )
+    knows: ClassVar[frozenset[str]] = frozenset({"params", "codec-delta", "codec-scale", "codec-magnitude"})
+    sends: ClassVar[frozenset[str]] = frozenset({"codes"})
+
+    mu: Positive = 1e-3
+    stochastic: bool = False
+
+    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+        """G codes, and two evaluations each."""
+        samples = int(orders.config["samples"])
+        return Cost(self.steps_of(examples, samples), codec_of(orders.config).nbytes(samples), 2 * samples)
+
+    def train(self, cohort: Cohort) -> Update:
+        """Catch up with the log; measure the slopes along the own directions."""
+        config, seed, codec = cohort.config, cohort.received("seed"), codec_of(cohort.config)
+        log = {name: cohort.received(name) for name in ("rounds", "owners", "codes")}
+        x = self.caught_up(cohort, of_codes(seed, log, codec, str(config["agg"])))
+        samples = int(config["samples"])
+        found, values = x.new_zeros(2, len(cohort), samples)
+        numbers, streams = samples_of(cohort.clients, samples), Streams(int(seed))
+        for sample, batch in enumerate(self.batches(cohort, samples)):
+            keys = Keys("one-byte", owner=numbers[:, sample], round=cohort.round)
+            z = part(kind_of(config), streams, keys, 0, x.shape[1], dtype=x.dtype, device=x.device)
+            found[:, sample], values[:, sample] = slopes(cohort, batch, x, z, self.mu)
+        uniform = None
+        if self.stochastic:
+            shape = (samples,)
+            uniform = cohort.streams.uniform("code", cohort.clients, shape, round=cohort.draws, dtype=torch.float64)
+        metrics = {"loss": values.mean(dim=1)}
+        if isinstance(codec, OneByte):
+            metrics["saturated"] = codec.saturated(found).sum(dim=1)
+        return Update({"codes": packed(codec, codec.encode(found, uniform))}, metrics)
