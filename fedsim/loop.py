@@ -433,7 +433,7 @@ class Simulation:
         while True:
             replies = engine.collect(window, server.state.round, self._look())
             if replies is not None:
-                if orders.action != SCORE:
+                if orders.counts:
                     bearable = 1 if orders.late == "cancel" else self._at_work
                     self._hold_alive(len(replies), len(replies.failed), bearable)
                 return server, replies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from torch import nn
 
 import fedsim
 from fedsim.errors import DivergedError, InputError
-from fedsim.loop import Stopping
+from fedsim.exchange import All, Cost, Orders, Update
+from fedsim.loop import TURNS, Simulation, Stopping
 from fedsim.options import options
 from fedsim.runner import build_simulation
+from fedsim.strategy import ServerState
 from fedsim.streams import SERVER
 
 
@@ -193,3 +196,182 @@ def test_reply_transforms_refuse_replies_that_carry_more_than_the_change():
             client={"kind": "scaffold", "epochs": 1},
             transforms=[{"kind": "clip", "max_norm": 1.0}],
         )
+
+
+@options
+class Twice:
+    """Rounds of two windows, `first` and `second`; the model moves by the mean of all that clients tell in them."""
+
+    sends: ClassVar[frozenset[str]] = frozenset({"params"})
+    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
+
+    def init(self, problem):
+        return ServerState(problem.initial())
+
+    def ask(self, state, chosen):
+        action = ("first", "second")[state.phase]
+        return Orders(action, chosen, {"params": state.params}, round=state.round), All()
+
+    def tell(self, state, replies):
+        told = replies.payload["delta"]
+        params = state.params + told.mean() if len(replies) else state.params
+        metrics = {("first_mean", "second_mean")[state.phase]: float(told.mean()) if len(replies) else 0.0}
+        if state.phase == 0:
+            return dataclasses.replace(state, params=params, phase=1), metrics, False
+        return dataclasses.replace(state, params=params, phase=0, round=state.round + 1), metrics, True
+
+
+@options
+class Drawing:
+    """Tells a number that it draws; NaN in the first window of round `bad` if it is one of the clients `broken`."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"params"})
+    sends: ClassVar[frozenset[str]] = frozenset({"delta"})
+
+    broken: tuple[int, ...] = ()
+    bad: int = 0
+
+    def cost(self, orders, examples):
+        return Cost(torch.zeros_like(examples), orders.payload["params"].element_size())
+
+    def first(self, cohort):
+        told = self.second(cohort).payload["delta"]
+        if cohort.round == self.bad:
+            told[torch.isin(cohort.clients, torch.tensor(self.broken, device=told.device))] = float("nan")
+        return Update({"delta": told})
+
+    def second(self, cohort):
+        drawn = cohort.streams.normal("told", cohort.clients, (1,), round=cohort.draws, dtype=cohort.dtype)
+        return Update({"delta": drawn})
+
+
+def twice(client=None, rounds=3, problem=None, **tables) -> Simulation:
+    experiment = dataclasses.replace(
+        small(rounds, **tables), strategy=Twice(), client=Drawing() if client is None else client
+    )
+    return build_simulation(experiment, small_problem() if problem is None else problem)
+
+
+def heard(simulated):
+    """Orders and replies of the windows to come, filled in as they close."""
+    seen, engine = [], simulated.parts.engine
+    submit, collect = engine.submit, engine.collect
+
+    def submitted(orders):
+        seen.append([orders])
+        submit(orders)
+
+    def collected(*given):
+        replies = collect(*given)
+        if replies is not None:
+            seen[-1].append(replies)
+        return replies
+
+    engine.submit, engine.collect = submitted, collected
+    return seen
+
+
+def test_a_second_window_is_for_those_who_answered_the_first():
+    simulated = twice(Drawing(broken=(0, 1, 2), bad=1), selection={"kind": "uniform", "fraction": 1.0})
+    seen = heard(simulated)
+    rows = list(simulated)
+    assert [orders.action for orders, _ in seen] == ["first", "second"] * 3
+    asked = [orders.clients.tolist() for orders, _ in seen]
+    everybody = [0, 1, 2, 3, 4, 5]
+    # In the second round three clients fail in the first window; they are not asked again, until the next round.
+    assert asked == [everybody, everybody, everybody, [3, 4, 5], everybody, everybody]
+    assert [row["failed"] for row in rows] == [0, 3, 0]
+    assert [row["clients"] for row in rows] == [6, 6, 6]  # a client takes part once a round, however often it answers
+    assert [row["staleness"] for row in rows] == [0.0, 0.0, 0.0]
+    # One double a reply: 6 + 6, 6 + 3 and 6 + 6 of them; down d = 83 doubles each.
+    assert [row["bytes_up"] for row in rows] == [96, 72, 96]
+    assert [row["bytes_down"] for row in rows] == [96 * 83, 72 * 83, 96 * 83]
+    assert [row["time"] for row in rows] == [2.0, 4.0, 6.0]  # a second a window
+    trace = simulated.parts.engine.trace.summary([1 / 6] * 6, simulated.parts.engine.now)
+    assert trace["participation"] == [2, 2, 2, 3, 3, 3]
+    assert len(trace["timeline"]) == 18
+
+
+def test_metrics_of_all_windows_are_reported():
+    simulated = twice()
+    seen = heard(simulated)
+    for row in simulated:
+        (_, first), (_, second) = seen[-2:]
+        assert row["first_mean"] == float(first.payload["delta"].mean())
+        assert row["second_mean"] == float(second.payload["delta"].mean())
+
+
+def test_no_two_windows_draw_the_same():
+    simulated = twice(selection={"kind": "uniform", "fraction": 1.0})
+    seen = heard(simulated)
+    list(simulated)
+    draws = [orders.draws for orders, _ in seen]
+    assert draws[::2] == [0, 1, 2]  # rounds, as of a round of one window
+    assert min(draws[1::2]) >= TURNS
+    told = torch.cat([replies.payload["delta"] for _, replies in seen])
+    assert len(told.unique()) == 6 * 6
+
+
+def awake(folder, ends):
+    """Devices of clients that are awake up to a second `ends` of each two, and work for one second."""
+    path = folder / "awake.csv"
+    path.write_text("client,start,end\n" + "".join(f"{client},0,{end}\n" for client, end in enumerate(ends)))
+    return {"availability": {"kind": "trace", "file": str(path), "repeat": 2.0}}
+
+
+def test_clients_that_fell_asleep_between_two_windows_are_not_asked(tmp_path):
+    simulated = twice(devices=awake(tmp_path, [1, 1, 2, 2, 1, 1]), selection={"kind": "uniform", "fraction": 1.0})
+    seen = heard(simulated)
+    rows = list(simulated)
+    assert [orders.clients.tolist() for orders, _ in seen] == [[0, 1, 2, 3, 4, 5], [2, 3]] * 3
+    assert [row["clients"] for row in rows] == [6, 6, 6]
+
+
+def test_an_empty_second_window_completes_the_round(tmp_path):
+    simulated = twice(devices=awake(tmp_path, [1] * 6))
+    seen = heard(simulated)
+    rows = list(simulated)
+    assert [len(orders.clients) for orders, _ in seen] == [4, 0] * 3
+    # Each round waits for the even second in which its clients are awake.
+    assert [(row["round"], row["time"], row["clients"]) for row in rows] == [(1, 1.0, 4), (2, 3.0, 4), (3, 5.0, 4)]
+    assert [row["second_mean"] for row in rows] == [0.0, 0.0, 0.0]
+
+
+def test_a_round_of_which_a_first_window_fails_whole_goes_on_with_the_next():
+    """All but one client may fail: one answers, and alone is asked again. If all fail, the run ends."""
+    simulated = twice(Drawing(broken=(0, 1, 2, 3, 4), bad=0), selection={"kind": "uniform", "fraction": 1.0})
+    seen = heard(simulated)
+    list(simulated)
+    assert [orders.clients.tolist() for orders, _ in seen][:3] == [[0, 1, 2, 3, 4, 5], [5], [0, 1, 2, 3, 4, 5]]
+    with pytest.raises(DivergedError, match="none of the 6 updates of round 1 is finite"):
+        list(twice(Drawing(broken=(0, 1, 2, 3, 4, 5)), selection={"kind": "uniform", "fraction": 1.0}))
+
+
+def test_rounds_of_two_windows_go_on_from_a_snapshot():
+    whole, first, second = twice(rounds=4), twice(rounds=4), twice(rounds=4)
+    rows = [first.step(), first.step()]
+    saved = first.snapshot()
+    first.step()
+    second.restore(saved)
+    rows += list(second)
+    expected = list(whole)
+    assert [{**row, "wall": 0} for row in rows] == [{**row, "wall": 0} for row in expected]
+    assert torch.equal(second.state.params, whole.state.params)
+
+
+def test_an_interruption_within_a_round_leaves_the_round_before(monkeypatch):
+    """Between two windows nothing of the round is kept: it begins anew."""
+    simulated = twice()
+    simulated.step()
+    before, tell = simulated.state, Twice.tell
+
+    def interrupted(self, state, replies):
+        if state.phase == 1:
+            raise KeyboardInterrupt
+        return tell(self, state, replies)
+
+    monkeypatch.setattr(Twice, "tell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        simulated.step()
+    assert simulated.state is before
+    assert (simulated.round, simulated.state.phase) == (1, 0)

@@ -307,3 +307,16 @@ def test_options_of_the_estimator_are_checked_when_the_experiment_is_read() -> N
         fedsim.experiment(rounds=1, client={"kind": "fedzo", "estimator": {"kind": "differences", "mu": -1.0}})
     with pytest.raises(fedsim.InputError, match=r"client.estimator.count = 30: coordinate directions are at most"):
         simulation(opaque(), 1, estimator=COORDINATES | {"count": 30})
+
+
+def test_a_guard_keeps_the_model_where_the_candidate_is_infinite_for_everybody() -> None:
+    """The server steps 50 times as far as the clients went, out of the ball in which values are finite."""
+
+    def walled(clients: Tensor, x: Tensor) -> Tensor:
+        return torch.where(x.abs().amax(dim=-1) > 2.0, torch.inf, bowls(clients, x))
+
+    settings = {"kind": "fedzo", "guard": True, "server_lr": 50.0}
+    simulated = simulation(opaque(walled), 2, strategy=settings, estimator={"kind": "differences"}, lr=0.05)
+    start = simulated.state.params
+    assert [row["accepted"] for row in simulated] == [0.0, 0.0]
+    assert torch.equal(simulated.state.params, start)

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from contract import ROWS
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from local_grid import LocalGrid, engine_of, grid_of, partitions, tiny
 
@@ -47,6 +48,23 @@ def test_any_number_of_nodes_gives_the_result_of_one_process(method, nodes):
     for name in ("clients", "failed", "bytes_up", "bytes_down", "train_loss", "test_accuracy"):
         assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
     assert theirs.status == "finished"
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+@pytest.mark.parametrize(
+    "row",
+    ["fedzo_guard", "fedzo_batches", "fzoos", "fzoos_guard", "scaffold_zo", "one_byte", "fedkseed", "fedes", "fedcbo"],
+)
+def test_rounds_of_questions_are_those_of_one_process(row, nodes):
+    """Several windows a round, states and logs that differ from client to client, and what was asked."""
+    experiment = fedsim.experiment(**tiny(rounds=3).resolved() | ROWS[row])
+    ours, theirs = fedsim.run(experiment, save=False), on_grid(experiment, nodes)
+    assert (ours.params - ours.problem.initial()).norm() > 1e-3
+    torch.testing.assert_close(theirs.params, ours.params, **SAME)
+    counted = ("clients", "failed", "bytes_up", "bytes_down", "queries", "extra_queries")
+    assert sum(ours.history["queries"]) > 0
+    for name in (*counted, "train_loss", "test_accuracy"):
+        assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
 
 
 def test_clients_state_is_needed_for_that():

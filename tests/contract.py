@@ -1,0 +1,423 @@
+"""The tables of the contract: its rows, and for each option of a plug-in another value that must change the run.
+
+A row is a set of tables of an experiment. Those of methods that ask for values only are also run on functions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+TRAINING = {"epochs": 2, "batch_size": 4, "lr": 0.1}
+SPREAD = {"compute": {"kind": "fixed", "spread": 80.0}}
+ALL = {"kind": "uniform", "fraction": 1.0}
+OBSERVED = {"frequency": "observed"}
+ASYNCHRONOUS: dict[str, Any] = {"devices": SPREAD, "selection": ALL, "rounds": 9, "evaluation": {"every": 3}}
+SEARCH: dict[str, Any] = {"steps": 3, "lr": 0.05}
+FEW = {"count": 4, "mu": 0.1}
+SURROGATE = {
+    "features": 200, "feature_points": 40, "history": 60, "neighbours": 20, "candidates": 12, "last_candidates": 12,
+    "last_active": 4,
+}  # fmt: skip
+SCAFFOLD_ZO = {"kind": "scaffold_zo", **SEARCH, "estimator": {"kind": "differences", **FEW}}
+
+ONE_BYTE: dict[str, dict[str, Any]] = {
+    "strategy": {"kind": "one_byte", "samples": 2},
+    "client": {"kind": "one_byte", "mu": 0.1},
+}
+FEDKSEED: dict[str, dict[str, Any]] = {
+    "strategy": {"kind": "fedkseed", "pool": 16},
+    "client": {"kind": "fedkseed", "steps": 3, "mu": 0.1},
+}
+DECOMFL: dict[str, dict[str, Any]] = {
+    "strategy": {"kind": "decomfl", "steps": 2, "perturbations": 2},
+    "client": {"kind": "decomfl", "mu": 0.1},
+}
+FEDES: dict[str, dict[str, Any]] = {
+    "strategy": {"kind": "fedes", "population": 6, "sigma": 0.1},
+    "client": {"kind": "fedes"},
+}
+CBO: dict[str, dict[str, Any]] = {
+    "strategy": {"kind": "cbo", "particles": 6, "dt": 0.1, "sigma": 1.0},
+    "client": {"kind": "values"},
+}
+
+
+def fedzo(client: dict[str, Any] | None = None, estimator: str = "differences", **options: Any) -> dict[str, Any]:
+    """A row of FedZO with an estimator; client: other options of the client."""
+    table = {"kind": "fedzo", **SEARCH, "estimator": {"kind": estimator, **options}, **(client or {})}
+    return {"strategy": {"kind": "fedzo"}, "client": table}
+
+
+def fzoos(strategy: dict[str, Any] | None = None, **client: Any) -> dict[str, Any]:
+    """A row of FZooS."""
+    return {
+        "strategy": {"kind": "fzoos", **(strategy or {})},
+        "client": {"kind": "fzoos", **SEARCH, **SURROGATE, **client},
+    }
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "fedavg": {"strategy": {"kind": "fedavg"}},
+    "fedavgm": {"strategy": {"kind": "fedavg", "server_optimizer": {"kind": "sgd", "momentum": 0.9}}},
+    "fedadam": {"strategy": {"kind": "fedavg", "server_lr": 0.1, "server_optimizer": "adam"}},
+    "fedprox": {"strategy": {"kind": "fedprox", "proximal_mu": 0.5}},
+    "scaffold": {"strategy": {"kind": "scaffold"}, "client": {"kind": "scaffold", **TRAINING}},
+    "fednova": {"strategy": {"kind": "fednova"}},
+    "feddyn": {"strategy": {"kind": "feddyn", "alpha": 0.1}, "client": {"kind": "feddyn", **TRAINING}},
+    "momentum": {"client": {"kind": "sgd", **TRAINING, "momentum": 0.9, "nesterov": True}},
+    "adam": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "adam"}},
+    "lion": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "lion", "weight_decay": 0.1}},
+    "steps": {"client": {"kind": "sgd", "steps": 5, "batch_size": 4, "clip_norm": 0.3, "weight_decay": 0.01}},
+    "median": {"aggregation": "median"},
+    "orders": {"order_transforms": [{"kind": "noise", "std": 0.01}]},
+    "noise": {"transforms": [{"kind": "clip", "max_norm": 0.1}, {"kind": "noise", "std": 0.01}]},
+    "deadline": {"strategy": {"kind": "fedavg", "deadline": 0.6}, "devices": SPREAD},
+    "fedfix": {"strategy": {"kind": "fedfix"}, **ASYNCHRONOUS},
+    "empty windows": {
+        "strategy": {"kind": "fedfix", "window": 0.3},
+        "client": {"kind": "sgd", "steps": 3, "batch_size": 2},
+        **ASYNCHRONOUS,
+        "devices": {},
+    },
+    "fedfix_adam": {
+        "strategy": {"kind": "fedfix", "frequency": "observed", "server_lr": 0.1, "server_optimizer": "adam"},
+        "client": {"kind": "sgd", **TRAINING, "proximal_mu": 0.5},
+        **ASYNCHRONOUS,
+        "selection": {"kind": "uniform", "count": 4},
+    },
+    "fedavg_async": {"strategy": {"kind": "fedavg_async"}, **ASYNCHRONOUS},
+    "fedbuff": {"strategy": {"kind": "fedbuff", "size": 3}, **ASYNCHRONOUS},
+    "fedbuff_window": {
+        "strategy": {"kind": "fedbuff", "size": 3, "restart": "window", "weights": "unbiased"},
+        **ASYNCHRONOUS,
+        "aggregation": "median",
+    },
+    "fedasync": {"strategy": {"kind": "fedasync"}, **ASYNCHRONOUS},
+    "schedule": {
+        "strategy": {"kind": "fedbuff", "size": 3},
+        "client": {"kind": "sgd", **TRAINING, "schedule": {"kind": "exponential", "gamma": 0.9}},
+        **ASYNCHRONOUS,
+        "transforms": [{"kind": "noise", "std": 0.01}],
+    },
+    "fedzo": fedzo(**FEW),
+    "fedzo_guard": fedzo({"lr": 0.5}, **FEW) | {"strategy": {"kind": "fedzo", "guard": True}},
+    "fedzo_batches": fedzo({"batch_size": 4, "proximal_mu": 0.5}, **FEW),
+    "fedzo_sgd": fedzo({"optimizer": "sgd", "schedule": {"kind": "exponential", "gamma": 0.9}}, **FEW),
+    "fedzo_buffered": {**fedzo(**FEW), "strategy": {"kind": "fedbuff", "size": 3}, **ASYNCHRONOUS},
+    "central": fedzo(**FEW, difference="central", directions="rademacher"),
+    "sphere": fedzo(**FEW, directions="sphere"),
+    "segmented": fedzo(**FEW, difference="central", directions="segmented"),
+    "orthonormal": fedzo(**FEW, directions="orthonormal", scaling="plain"),
+    "coordinates": fedzo(**FEW, difference="central", directions="coordinate"),
+    "spsa": fedzo(estimator="spsa", count=2, c=0.1),
+    "spsa_gc": fedzo(estimator="spsa_gc", count=2, c=0.1),
+    "residual": fedzo(estimator="residual"),
+    "prior": fedzo(estimator="prior", **FEW, samples=3),
+    "forward_gradient": fedzo(
+        {"batch_size": 4}, "forward_gradient", count=3, guess="momentum"
+    ),
+    "scaffold_zo": {"strategy": {"kind": "scaffold_zo"}, "client": SCAFFOLD_ZO},
+    "scaffold_zo_average": {
+        "strategy": {"kind": "scaffold_zo", "variant": "average", "guard": True},
+        "client": SCAFFOLD_ZO | {"batch_size": 4},
+    },
+    "fzoos": fzoos(),
+    "fzoos_alone": fzoos({"correction": False}),
+    "fzoos_guard": fzoos({"guard": True}, lr=0.5),
+    "fzoos_inverse": fzoos(decay="inverse", kernel="rbf"),
+    "fzoos_adaptive": fzoos(decay="adaptive"),
+    "fzoos_random": fzoos(selection="random"),
+    "one_byte": ONE_BYTE,
+    "one_byte_sign": {
+        "strategy": {**ONE_BYTE["strategy"], "codec": "sign", "agg": "sqrt"},
+        "client": {**ONE_BYTE["client"], "batch_size": 4},
+    },
+    "one_byte_float": {**ONE_BYTE, "strategy": {**ONE_BYTE["strategy"], "codec": "fp32", "join": "replay"}},
+    "fedkseed": FEDKSEED,
+    "fedkseed_dense": {
+        "strategy": {**FEDKSEED["strategy"], "reply": "dense"},
+        "client": {**FEDKSEED["client"], "batch_size": 4},
+    },
+    "fedkseed_pro": {**FEDKSEED, "strategy": {**FEDKSEED["strategy"], "sampling": "importance", "start": "public"}},
+    "decomfl": DECOMFL,
+    "decomfl_forward": {
+        "strategy": {**DECOMFL["strategy"], "history": 1},
+        "client": {**DECOMFL["client"], "difference": "forward", "batch_size": 4},
+    },
+    "fedes": FEDES,
+    "fedes_losses": {
+        "strategy": {**FEDES["strategy"], "downlink": "losses", "ranks": False, "antithetic": False},
+        "client": {**FEDES["client"], "batch_size": 4},
+    },
+    "cma_es": {
+        "strategy": {"kind": "cma_es", "population": 6},
+        "client": {"kind": "values"},
+    },
+    "cma_es_diagonal": {
+        "strategy": {"kind": "cma_es", "diagonal": True},
+        "client": {"kind": "values", "batch_size": 4},
+    },
+    "cbo": CBO,
+    "cbo_share": {**CBO, "strategy": {**CBO["strategy"], "share": 0.5, "noise": "isotropic"}},
+    "fedcbo": {
+        "strategy": {"kind": "fedcbo", "peers": 3},
+        "client": {"kind": "fedcbo", **TRAINING, "noise": 0.1},
+    },
+}  # fmt: skip
+# Options of a row's plug-in: for each another value that must change the run, given the settings that it needs to
+# matter: other options beside it (None: without that one), settings of the experiment, or a problem of functions.
+Others = dict[str, tuple[Any, dict[str, Any]]]
+OPAQUE = {"opaque": True}
+AWAY = {"rounds": 6, "selection": {"kind": "uniform", "count": 2}}
+STRATEGIES: dict[str, Others] = {
+    "fedavg": {
+        "weighting": ("uniform", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "deadline": (0.5, {"devices": SPREAD}),
+        "first": (2, {}),
+    },
+    "fedfix": {
+        "weighting": ("uniform", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "window": (0.3, {}),
+        "weights": ("identical", {}),
+        # Where durations are fixed, what is observed is what was declared.
+        "frequency": ("observed", {"devices": {**SPREAD, "jitter": 0.5}}),
+        "floor": (0.9, {"frequency": "observed"}),
+    },
+    "fedavg_async": {
+        "weighting": ("uniform", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "weights": ("identical", {}),
+        "frequency": ("observed", {}),
+        "floor": (0.9, {"frequency": "observed"}),
+    },
+    "fedbuff": {
+        "weighting": ("uniform", {"weights": "unbiased"}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "size": (2, {}),
+        "restart": ("window", {}),
+        "staleness": ("constant", {}),
+        "weights": ("unbiased", {}),
+        "floor": (0.9, {"weights": "unbiased"}),
+    },
+    "fedasync": {
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "alpha": (0.3, {}),
+        "staleness": ("constant", {}),
+        "max_staleness": (3, {}),
+        "proximal_mu": (0.9, {}),
+    },
+    "fedprox": {
+        "weighting": ("uniform", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("yogi", {}),
+        "proximal_mu": (0.9, {}),
+    },
+    "scaffold": {
+        "weighting": ("examples", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+    },
+    "fednova": {"weighting": ("uniform", {}), "server_lr": (0.5, {}), "server_optimizer": ("adam", {})},
+    "feddyn": {"alpha": (0.2, {})},
+    "fedzo": {
+        "weighting": ("examples", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "guard": (True, {"server_lr": 30.0}),
+    },
+    "scaffold_zo": {
+        "weighting": ("examples", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "guard": (True, {"server_lr": 30.0}),
+        "variant": ("average", {}),
+    },
+    "fzoos": {
+        "weighting": ("examples", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "guard": (True, {"server_lr": 30.0}),
+        "correction": (False, {}),
+    },
+    "one_byte": {
+        "lr": (0.02, {}),
+        "directions": ("rademacher", {}),
+        "samples": (3, {}),
+        "agg": ("sqrt", {}),
+        "codec": ("fp32", {}),
+    },
+    "fedkseed": {
+        "lr": (0.02, {}),
+        "directions": ("rademacher", {}),
+        "pool": (20, {}),
+        "sampling": ("importance", {}),
+    },
+    "decomfl": {
+        "lr": (0.02, {}),
+        "directions": ("rademacher", {}),
+        "steps": (3, {}),
+        "perturbations": (3, {}),
+    },
+    "fedes": {
+        "lr": (0.02, {}),
+        "directions": ("rademacher", {}),
+        "population": (8, {}),
+        "sigma": (0.2, {}),
+        "antithetic": (False, {}),
+        "ranks": (False, {}),
+    },
+    "cma_es": {
+        "weighting": ("examples", {}),
+        "sigma": (0.5, {}),
+        "population": (8, {}),
+        "diagonal": (True, {}),
+    },
+    "cbo": {
+        "weighting": ("examples", {}),
+        "particles": (8, {}),
+        "drift": (0.5, {}),
+        "sigma": (2.0, {}),
+        "noise": ("isotropic", {}),
+        "dt": (0.2, {}),
+        "alpha": (5.0, {}),
+        "growth": (2.0, {}),
+        "most": (1.0, {"alpha": 2.0}),
+        "share": (0.5, {}),
+        "spread": (0.5, {}),
+        "project": (False, {"sigma": 20.0, **OPAQUE}),
+    },
+    "fedcbo": {
+        "peers": (2, {}),
+        "exploration": (1.0, {}),
+        "decay": (0.4, {}),
+        "least": (0.9, {}),
+    },
+}
+LOCAL: Others = {
+    "epochs": (3, {}),
+    "steps": (7, {"epochs": None, "steps": 4}),
+    "batch_size": (3, {}),
+    "lr": (0.05, {}),
+    "schedule": ({"kind": "exponential", "gamma": 0.5}, {}),
+}
+STEPPING: Others = {
+    "optimizer": ("adam", {}),
+    "momentum": (0.5, {}),
+    "nesterov": (True, {"momentum": 0.5}),
+    "beta1": (0.5, {"optimizer": "adam"}),
+    "beta2": (0.5, {"optimizer": "adam"}),
+    "epsilon": (0.1, {"optimizer": "adam"}),
+    "weight_decay": (0.1, {}),
+    "clip_norm": (0.1, {}),
+}
+SEARCHING: Others = {
+    "steps": (4, {}),
+    "batch_size": (4, {}),
+    "lr": (0.02, {}),
+    "schedule": ({"kind": "exponential", "gamma": 0.5}, {}),
+    "optimizer": ("sgd", {}),
+    "beta1": (0.5, {}),
+    "beta2": (0.5, {}),
+    "epsilon": (0.1, {}),
+    "project": (False, {"lr": 0.5, **OPAQUE}),
+}
+ESTIMATED: Others = {**SEARCHING, "estimator": ({"kind": "differences", **FEW, "directions": "sphere"}, {})}
+CLIENTS: dict[str, Others] = {
+    "fedavg": {**LOCAL, **STEPPING, "proximal_mu": (0.5, {})},
+    "scaffold": LOCAL,
+    "feddyn": {**LOCAL, **STEPPING},
+    "fedzo": {**ESTIMATED, "proximal_mu": (0.5, {})},
+    "scaffold_zo": ESTIMATED,
+    "fzoos": {
+        **{name: other for name, other in SEARCHING.items() if name != "batch_size"},
+        "gamma": (0.5, {}),
+        "decay": ("inverse", {}),
+        "kernel": ("rbf", {}),
+        "neighbours": (10, {}),
+        "history": (25, {}),
+        "initial": (5, {}),
+        "active": (3, {}),
+        "candidates": (8, {}),
+        "radius": (0.1, {}),
+        "last_active": (2, {}),
+        "last_candidates": (8, {}),
+        "selection": ("random", {}),
+        "features": (100, {}),
+        "feature_scale": (2.0, {}),
+        "feature_points": (20, {}),
+        "feature_seed": (1, {}),
+        "noise": (1e-2, {}),
+    },
+    "one_byte": {"batch_size": (4, {}), "mu": (0.5, {}), "stochastic": (True, {})},
+    "fedkseed": {"batch_size": (4, {}), "steps": (4, {}), "mu": (0.5, {}), "clip": (0.05, {})},
+    "decomfl": {"batch_size": (4, {}), "mu": (0.5, {}), "difference": ("forward", {})},
+    "fedes": {"batch_size": (4, {})},
+    "cma_es": {"batch_size": (1, {})},
+    "fedcbo": {**LOCAL, **STEPPING, "alpha": (1.0, {}), "pull": (0.9, {}), "noise": (0.5, {})},
+}
+SEGMENTED: Others = {
+    "directions": ("rademacher", {}),
+    "count": (3, {}),
+    "c": (0.5, {}),
+    "gamma": (0.5, {}),
+    "offset": (5.0, {}),
+    "alpha": (0.8, {}),
+}
+ESTIMATORS: dict[str, Others] = {
+    "fedzo": {
+        "difference": ("central", {}),
+        "directions": ("sphere", {}),
+        "count": (5, {}),
+        "mu": (0.5, {}),
+        "scaling": ("plain", {"directions": "sphere"}),
+    },
+    "spsa": SEGMENTED,
+    "spsa_gc": {**SEGMENTED, "beta": (0.5, {}), "form": ("lookahead", {}), "reset": (True, {})},
+    "residual": {"directions": ("sphere", {}), "mu": (0.5, {})},
+    "prior": {"weight": (0.5, {"samples": None}), "count": (5, {}), "mu": (0.5, {}), "samples": (5, {})},
+    "forward_gradient": {
+        "directions": ("rademacher", {}),
+        "count": (4, {}),
+        "guess": ("random", {}),
+        "beta": (0.5, {}),
+    },
+}
+PARTS: dict[str, dict[str, Others]] = {"strategy": STRATEGIES, "client": CLIENTS, "estimator": ESTIMATORS}
+REFUSED: dict[str, Others] = {"scaffold": STEPPING, "fzoos": {"batch_size": (4, {})}}
+"""Options of a row's client that it has from others, and refuses."""
+REPORTING = {"cosine"}
+"""Options of clients that change what is reported, and must not change the run."""
+CROSSING: dict[str, Others] = {
+    "one_byte": {"join": ("replay", {}), "history": (1, AWAY)},
+    "fedkseed": {"reply": ("dense", {}), "start": ("public", {})},
+    "decomfl": {"join": ("replay", {}), "history": (1, AWAY)},
+    "fedes": {
+        "downlink": ("losses", {}),
+        "join": ("replay", {"downlink": "losses"}),
+        "history": (1, {"downlink": "losses", **AWAY}),
+    },
+}
+"""Options of strategies that change what crosses, and must change nothing else."""
+SINGLE = {"fedzo": 1e-4, "fzoos": 1e-3}
+"""By how much executors may differ in single precision, of the largest parameter, where that is not 1e-5, by client.
+
+Rounded values are divided by a radius, or interpolated by processes whose matrices are far from well conditioned.
+"""
+CODES: dict[str, str] = {
+    "one_byte": "a byte is always a number",
+    "one_byte_sign": "two bits are always a number",
+}
+"""Rows whose replies cannot be other than finite, and why."""
+UNCOUNTED = {"measure", "control"}
+"""Actions whose evaluations are no part of a method's published count."""
+SILENT = {"sgd", "scaffold", "feddyn"}
+"""Clients that never ask for a value."""
+JUDGING = {"measure"}
+"""Actions that judge a step: where somebody's answer is not finite it is not taken."""
