@@ -47,8 +47,9 @@ class FedES(Replica):
         losses = x.new_zeros(len(cohort), shape.size)
         (batch,) = self.batches(cohort, 1)
         keys = population_keys(torch.tensor([cohort.round], device=x.device), shape.directions)
-        halves = losses.view(len(cohort), -1, shape.directions)
-        width = max(1, AT_ONCE // max(1, x.numel()))
+        halves = losses.view(len(cohort), 1 + shape.antithetic, shape.directions)
+        # Of d alone: a call names the draws of a noisy black box, whoever else is in the cohort.
+        width = max(1, AT_ONCE // x.shape[1])
         for first in range(0, shape.directions, width):
             group = slice(first, first + width)
             e = part(kind_of(config), Streams(int(seed)), keys[group], 0, x.shape[1], dtype=x.dtype, device=x.device)

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
+from fedsim.errors import InputError
 from fedsim.exchange import Cost, Orders, Update
 from fedsim.options import Count, NonNegative, Positive, Whole, options
 from fedsim.streams import Streams
-from fedsim.surrogates.gaussian_process import GaussianProcess, fit
+from fedsim.surrogates.gaussian_process import GaussianProcess, fit, length_scales
 from fedsim.surrogates.kernels import RBF, Kernel, Matern52
 from fedsim.surrogates.random_features import RandomFeatures, draw
 from fedsim.surrogates.trajectory import Trajectory
@@ -44,7 +45,8 @@ class FZooS(LocalSearch):
     last_candidates: the same around the new model, within half the mean distance in a coordinate between it and z.
     initial: values in a client's first round, within `radius` of the model. features, feature_scale, feature_points: M,
     the length scale of the shared features, and to how many values the weights are fitted. noise: of values scaled to
-    [0, 1], for both surrogates.
+    [0, 1], for both surrogates. feature_seed: which features are drawn; not by the run's seed, so that runs of
+    different seeds have them in common.
     """
 
     sends: ClassVar[frozenset[str]] = LocalSearch.sends | {"surrogate"}
@@ -65,7 +67,13 @@ class FZooS(LocalSearch):
     features: Count = 10_000
     feature_scale: Positive = 1.0
     feature_points: Count = 500
+    feature_seed: int = 0
     noise: Positive = 1e-6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size != "full":
+            raise InputError("batch_size", self.batch_size, "surrogates are of one function; leave it out")
 
     def state(self, dimension: int) -> Shapes:
         """The trajectory; where the last search ended; the weights last shared, and whether there are any."""
@@ -73,10 +81,16 @@ class FZooS(LocalSearch):
         return Trajectory.shapes(self.history, dimension) | own
 
     def numbers(self, dimension: int, largest: int) -> int:  # noqa: ARG002
-        """The trajectory, the process's matrices, the candidates and the features of the points, in double precision."""
-        points = 2 * self.history + 4 * self.neighbours + 2 * self.last_candidates
+        """The trajectory, the points fitted to, candidates, the process's matrices and weights, in double precision."""
+        points = 2 * self.history + 4 * max(self.neighbours, self.feature_points) + 4 * self.last_candidates
         matrices = 12 * self.neighbours * max(self.neighbours, self.last_candidates)
-        return 2 * (points * dimension + matrices + 2 * self.feature_points * self.features)
+        return 2 * (points * dimension + matrices + 8 * self.features)
+
+    def operations(self, dimension: int) -> int:
+        """A fit of the process and two gradients of the features; and the features' fit, of the steps' mean."""
+        process = len(length_scales(dimension)) * self.neighbours**3 // 6 + self.neighbours**2 * dimension
+        share = self.features * self.last_active * (dimension + self.feature_points) // self.steps
+        return process + 2 * self.features * dimension + share
 
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """Evaluations of a search, or of sharing, which sends M floats."""
@@ -123,7 +137,9 @@ class FZooS(LocalSearch):
             cloud = self._cloud(cohort, "fzoos/last", x, self.last_candidates, 0, radius)
             self._pick(cohort, seen, self._process(seen, x), cloud, self.last_active)
         points, values, counts = seen.nearest(x, self.feature_points)
-        weights = self._features(cohort).fit(points, values, counts, noise=self.noise).to(x.dtype)
+        known, clients = cohort.scratch, cohort.clients.tolist()
+        fitted = self._features(cohort).fit(points, values, counts, noise=self.noise, known=known, clients=clients)
+        weights = fitted.to(x.dtype)
         cohort.keep(**seen.state, weights=weights, fitted=torch.ones_like(seen.count))
         return Update({"surrogate": weights})
 
@@ -164,7 +180,7 @@ class FZooS(LocalSearch):
         return points if cohort.bounds is None or not self.project else points.clamp(*cohort.bounds)
 
     def _features(self, cohort: Cohort) -> RandomFeatures:
-        return _shared(cohort.streams, self.features, cohort.dimension, self.feature_scale, cohort.clients.device)
+        return _shared(self.feature_seed, self.features, cohort.dimension, self.feature_scale, cohort.clients.device)
 
     def _difference(self, cohort: Cohort) -> Tensor | None:
         """The mean weights less each client's own [C, M], 0 for who has none; None before the first exchange."""
@@ -186,8 +202,6 @@ class FZooS(LocalSearch):
 
 
 @lru_cache(maxsize=2)
-def _shared(
-    streams: Streams, number: int, dimension: int, length_scale: float, device: torch.device
-) -> RandomFeatures:
-    """The run's features: everyone draws the same, once."""
-    return draw(streams, number, dimension, length_scale=length_scale, device=device)
+def _shared(seed: int, number: int, dimension: int, length_scale: float, device: torch.device) -> RandomFeatures:
+    """The features that everyone draws for themselves, here once."""
+    return draw(Streams(seed), number, dimension, length_scale=length_scale, device=device)

@@ -1,7 +1,8 @@
 """Just One Byte's machine: one byte for each projected gradient.
 
 p_g = (f_k(x + mu z_g) - f_k(x - mu z_g)) / (2 mu), c_g = code(p_g), g = 0 .. G-1
-Uplink G bytes; 2 G evaluations. A value that is not finite is sent as 0 and moves nothing. Zelikman et al. 2023.
+Uplink G bytes; 2 G evaluations. A value that is not finite is sent as 0 and moves nothing. With a batch_size, a large
+model takes little more memory than its replica and one evaluation. Zelikman et al. 2023.
 """
 
 from __future__ import annotations
@@ -16,13 +17,22 @@ from fedsim.exchange import Cost, Orders, Update
 from fedsim.options import Positive, options
 from fedsim.streams import Streams
 from fedsim.zeroth_order.codec import OneByte
-from fedsim.zeroth_order.directions import Keys, part
-from fedsim.zeroth_order.shared_seed import Replica, codec_of, kind_of, of_codes, packed, samples_of, slopes
+from fedsim.zeroth_order.directions import Keys
+from fedsim.zeroth_order.shared_seed import (
+    Directions,
+    Replica,
+    codec_of,
+    kind_of,
+    of_codes,
+    packed,
+    samples_of,
+    slopes_along,
+)
 
 
 @options
 class JustOneByte(Replica):
-    """mu: the radius. stochastic: whether a byte is rounded at random, so that its mean is the scalar."""
+    """mu: the radius. stochastic: whether a byte, no other code, is rounded so at random that its mean is right."""
 
     needs: ClassVar[frozenset[str]] = frozenset(
         {"seed", "rounds", "owners", "codes", "from", "at", "lr", "directions", "samples", "agg", "codec"}
@@ -48,8 +58,8 @@ class JustOneByte(Replica):
         numbers, streams = samples_of(cohort.clients, samples), Streams(int(seed))
         for sample, batch in enumerate(self.batches(cohort, samples)):
             keys = Keys("one-byte", owner=numbers[:, sample], round=cohort.round)
-            z = part(kind_of(config), streams, keys, 0, x.shape[1], dtype=x.dtype, device=x.device)
-            found[:, sample], values[:, sample] = slopes(cohort, batch, x, z, self.mu)
+            z = Directions(streams, keys, kind_of(config))
+            found[:, sample], values[:, sample] = slopes_along(cohort, batch, x, z, self.mu)
         uniform = None
         if self.stochastic:
             shape = (samples,)

@@ -19,7 +19,7 @@ from fedsim.engine.store import Shapes
 from fedsim.exchange import Cost, Orders, Update
 from fedsim.options import options
 from fedsim.zeroth_order.estimator import Memory, Probe
-from fedsim.zeroth_order.search import EstimatedSearch
+from fedsim.zeroth_order.search import EstimatedSearch, batches
 
 
 @options
@@ -63,9 +63,7 @@ class ScaffoldZO(EstimatedSearch):
 
     def control(self, cohort: Cohort) -> Update:
         """Estimate the gradient at the server's model afresh, which the method's paper does not count."""
-        batch = None
-        if self.batch_size != "full":
-            (batch,) = cohort.batches(steps=1, batch_size=self.batch_size)
+        (batch,) = batches(cohort, self.batch_size, 1)
         theta = cohort.received("params").expand(len(cohort), -1)
         probe = Probe(cohort, len(cohort), batch, 0, "control")
         gradient, _, memory = self.estimate(probe, theta, self._remembered(cohort))

@@ -13,6 +13,10 @@ import torch
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange import Cost, Orders, Update
 from fedsim.options import Count, options
+from fedsim.zeroth_order.search import batches
+
+AT_ONCE = 32
+"""How many candidates a client is asked about in one call."""
 
 
 @options
@@ -26,6 +30,10 @@ class Values:
 
     batch_size: Count | Literal["full"] = "full"
 
+    def numbers(self, dimension: int, largest: int) -> int:  # noqa: ARG002
+        """The candidates that are asked about at once, and as many again while they are evaluated."""
+        return (2 * AT_ONCE + 2) * dimension
+
     def cost(self, orders: Orders, examples: torch.Tensor) -> Cost:
         """A value for each candidate [n, d]."""
         candidates = orders.payload["candidates"]
@@ -34,10 +42,8 @@ class Values:
 
     def evaluate(self, cohort: Cohort) -> Update:
         """Tell the values [C, n], and their mean as the loss."""
-        batch = None
-        if self.batch_size != "full":
-            (batch,) = cohort.batches(steps=1, batch_size=self.batch_size)
+        (batch,) = batches(cohort, self.batch_size, 1)
         # Orders that are executed together may carry different candidates: [n, d], or [C, n, d].
-        candidates = cohort.received("candidates")
-        values = cohort.query(candidates.expand(len(cohort), -1, -1), batch)
+        candidates = cohort.received("candidates").expand(len(cohort), -1, -1)
+        values = torch.cat([cohort.query(part, batch) for part in torch.split(candidates, AT_ONCE, dim=1)], dim=1)
         return Update({"values": values}, {"loss": values.mean(dim=1)})

@@ -1,8 +1,9 @@
 """The claims that take long: measure them and write the table `experiments/results.md`.
 
-python -m experiments.check [--only NAME]... [--data-dir FOLDER]. A claim is a row of `CLAIMS`. Exit code 1 when one
-does not hold, 0 otherwise; without a data folder the claims that need one are skipped, and the table says so. Rows of
-claims that were not chosen stay; every row says when and with what it was measured.
+python -m experiments.check [--only NAME]... [--data-dir FOLDER] [--runs FOLDER]. A claim is a row of `CLAIMS`. Exit
+code 1 when one does not hold, 0 otherwise; without a data folder the claims that need one are skipped, and the table
+says so. Rows of claims that were not chosen stay; every row says when and with what it was measured. The comparisons'
+runs that are finished in --runs, by `python -m experiments.fzoos --out <runs>/fzoos` for one, are not done again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from typing import Annotated
 import typer
 
 import fedsim
-from experiments.fedfix import study
+from experiments.fedfix import study as fedfix
+from experiments.fzoos import applications
+from experiments.fzoos import study as fzoos
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.md"
@@ -42,32 +45,40 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Place:
+    """data_dir: the data folder, if there is one. runs: the folder of the comparisons' runs."""
+
+    data_dir: Path | None
+    runs: Path
+
+
+@dataclass(frozen=True)
 class Claim:
-    """text: what is claimed. measure: find out, given the data folder. needs_data: it cannot be done without one."""
+    """text: what is claimed. measure: find out. needs_data: it cannot be done without a data folder."""
 
     name: str
     text: str
-    measure: Callable[[Path | None], Outcome]
+    measure: Callable[[Place], Outcome]
     needs_data: bool = False
 
-    def check(self, data_dir: Path | None) -> Outcome:
+    def check(self, place: Place) -> Outcome:
         """Measure, or say why not."""
-        if self.needs_data and data_dir is None:
+        if self.needs_data and place.data_dir is None:
             return Outcome("no data folder: pass --data-dir or set FEDSIM_DATA", None)
-        return self.measure(data_dir)
+        return self.measure(place)
 
 
-def digits_fedavg(data_dir: Path | None) -> Outcome:
+def digits_fedavg(place: Place) -> Outcome:
     """Mean of the final test accuracies over seeds 0 to 2."""
-    base = fedsim.load(HERE / "digits_fedavg.toml", data_dir=data_dir)
+    base = fedsim.load(HERE / "digits_fedavg.toml", data_dir=place.data_dir)
     found = [fedsim.run(base.with_seed(seed), save=False).history.last("test_accuracy") for seed in range(3)]
     mean = sum(found) / len(found)
     return Outcome(f"{mean:.4f} ({', '.join(f'{value:.4f}' for value in found)})", mean >= 0.94)
 
 
-def mnist_shards(data_dir: Path | None) -> Outcome:
+def mnist_shards(place: Place) -> Outcome:
     """Mean of the last ten evaluations at the first round where it reaches the bar, or at the last round."""
-    result = fedsim.run(fedsim.load(HERE / "mnist_shards.toml", data_dir=data_dir), save=False)
+    result = fedsim.run(fedsim.load(HERE / "mnist_shards.toml", data_dir=place.data_dir), save=False)
     accuracy = result.history.to_numpy("test_accuracy")
     means = [float(accuracy[end - 10 : end].mean()) for end in range(10, len(accuracy) + 1)]
     first = next((number for number, mean in enumerate(means, start=10) if mean >= 0.97), None)
@@ -76,21 +87,42 @@ def mnist_shards(data_dir: Path | None) -> Outcome:
 
 
 @cache
-def fedfix_outcomes(data_dir: Path | None) -> dict[str, Outcome]:
+def fedfix_outcomes(place: Place) -> dict[str, Outcome]:
     """All claims about FedFix's comparison, by name, over seeds 0 to 4: they are about the same runs."""
-    with TemporaryDirectory() as out:
-        results = study.measure(Path(out), data_dir=data_dir, seeds=range(5))
-        return {claim.name: Outcome(*claim.judge(results)) for claim in study.CLAIMS}
+    results = fedfix.measure(place.runs / "fedfix", data_dir=place.data_dir, seeds=range(5))
+    return {claim.name: Outcome(*claim.judge(results)) for claim in fedfix.CLAIMS}
 
 
-def fedfix(claim: study.Claim) -> Claim:
+def of_fedfix(claim: fedfix.Claim) -> Claim:
     """One of them."""
-    return Claim(
-        f"fedfix_{claim.name}",
-        f"fedfix/: {claim.text}",
-        lambda data_dir: fedfix_outcomes(data_dir)[claim.name],
-        needs_data=True,
-    )
+    text = f"fedfix/: {claim.text}"
+    return Claim(f"fedfix_{claim.name}", text, lambda place: fedfix_outcomes(place)[claim.name], needs_data=True)
+
+
+@cache
+def fzoos_results(place: Place) -> fzoos.Results:
+    """The runs of FZooS's comparison on synthetic functions."""
+    return fzoos.measure(place.runs / "fzoos")
+
+
+def of_fzoos(claim: fzoos.Claim) -> Claim:
+    """A claim about them."""
+    return Claim(claim.name, f"fzoos/: {claim.text}", lambda place: Outcome(*claim.judge(fzoos_results(place))))
+
+
+def fzoos_attack(place: Place) -> Outcome:
+    """The attacks."""
+    assert place.data_dir is not None
+    points = applications.attack_points(place.runs / "fzoos", place.data_dir)
+    applications.run_all([point for group in points.values() for point in group])
+    return Outcome(*applications.attack_claim(applications.attacks(points)))
+
+
+def fzoos_metric(place: Place) -> Outcome:
+    """The metrics."""
+    points = applications.metric_points(place.runs / "fzoos")
+    applications.run_all([point for group in points.values() for point in group])
+    return Outcome(*applications.metric_claim(applications.scores(points)))
 
 
 CLAIMS = (
@@ -105,7 +137,10 @@ CLAIMS = (
         mnist_shards,
         needs_data=True,
     ),
-    *map(fedfix, study.CLAIMS),
+    *map(of_fedfix, fedfix.CLAIMS),
+    *map(of_fzoos, fzoos.CLAIMS),
+    Claim("fzoos_attack", f"fzoos/: {applications.ATTACK_CLAIM}", fzoos_attack, needs_data=True),
+    Claim("fzoos_metric", f"fzoos/: {applications.METRIC_CLAIM}", fzoos_metric),
 )
 
 
@@ -144,6 +179,7 @@ def render(outcomes: dict[str, Outcome], before: str = "") -> str:
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Check these claims alone, by name.")] = None,
     data_dir: Annotated[Path | None, typer.Option(envvar="FEDSIM_DATA", help="Folder of the data files.")] = None,
+    runs: Annotated[Path | None, typer.Option(help="Folder of the comparisons' runs; by default none is kept.")] = None,
     out: Annotated[Path, typer.Option(help="Where the table goes.")] = RESULTS,
 ) -> None:
     """Check the claims and write the table."""
@@ -151,9 +187,11 @@ def main(
     if not chosen or set(only or ()) - {claim.name for claim in chosen}:
         raise typer.BadParameter(f"name one of: {', '.join(claim.name for claim in CLAIMS)}", param_hint="--only")
     outcomes = {}
-    for claim in chosen:
-        outcomes[claim.name] = claim.check(data_dir)
-        typer.echo(f"{claim.name}: {outcomes[claim.name].measured}; holds: {outcomes[claim.name].verdict}")
+    with TemporaryDirectory() as scratch:
+        place = Place(data_dir, runs or Path(scratch))
+        for claim in chosen:
+            outcomes[claim.name] = claim.check(place)
+            typer.echo(f"{claim.name}: {outcomes[claim.name].measured}; holds: {outcomes[claim.name].verdict}")
     before = out.read_text(encoding="utf-8") if out.is_file() else ""
     out.write_text(render(outcomes, before), encoding="utf-8")
     if any(outcome.held is False for outcome in outcomes.values()):

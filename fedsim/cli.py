@@ -111,6 +111,9 @@ def sweep(
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Folder of all runs; by default runs/sweep-<n>.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="Run the seeds of a black box together, as one stack in one process.")
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Run files under every combination of a grid and every seed. With the same --out it goes on where it ended."""
@@ -128,7 +131,7 @@ def sweep(
         )
         bar = SweepProgress(len(points), workers or cores()) if sys.stderr.isatty() else nullcontext(_say_outcome)
         with bar as heard:
-            outcomes = run_points(points, workers=workers, on_done=heard)
+            outcomes = run_points(points, workers=workers, on_done=heard, stack=stack)
     except KeyboardInterrupt:
         print(f"fedsim: interrupted; the same command with --out {group.path} goes on", file=sys.stderr)
         raise typer.Exit(STATUS["interrupted"]) from None

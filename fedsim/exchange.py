@@ -6,6 +6,7 @@ an order and the metrics of a reply are a few plain numbers beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -183,11 +184,17 @@ class Replies:
         return self.aggregator(rows, weights) * length
 
     def mean(self, metric: str) -> float | None:
-        """A metric's mean weighted by examples; None where no reply carries it."""
+        """A metric's mean over the replies in which it is finite, weighted by examples; None where no reply carries it.
+
+        NaN where it is finite in none.
+        """
         if metric not in self.metrics or len(self) == 0:
             return None
         values = self.metrics[metric].double()
         weights = self.examples.to(values.device).double()
+        if not math.isfinite(float(values.sum())):
+            told = torch.isfinite(values)
+            values, weights = values[told], weights[told]
         return float(weights @ values / weights.sum())
 
 

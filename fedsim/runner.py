@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.aggregation import Aggregator
+from fedsim.aggregation import Aggregator, WeightedMean
 from fedsim.configuration import Experiment
 from fedsim.devices import Census, Fleet
 from fedsim.engine.executor import Executor
@@ -78,10 +78,10 @@ def build_problem(experiment: Experiment) -> Problem:
     return problem
 
 
-def build_executor(experiment: Experiment, problem: Problem) -> Executor:
-    """The experiment's executor, for all clients of the problem."""
+def build_executor(experiment: Experiment, problem: Problem, kind: Callable[..., Executor] = Executor) -> Executor:
+    """The experiment's executor, for all clients of the problem. kind: what makes it."""
     options, at_once = experiment.engine, experiment.selection.of(problem.num_clients)
-    return Executor(
+    return kind(
         problem,
         experiment.client,
         Streams(experiment.seed),
@@ -115,7 +115,12 @@ def build_simulation(experiment: Experiment, problem: Problem, engine: EngineMak
             order_transforms=Chain(experiment.order_transforms),
         )
     )
-    _, window = experiment.strategy.ask(simulation.state, torch.arange(problem.num_clients))
+    orders, window = experiment.strategy.ask(simulation.state, torch.arange(problem.num_clients))
+    if experiment.order_transforms and set(orders.payload) != {"params"}:
+        raise InputError("order_transforms", ", ".join(orders.payload), "these orders carry more than the model")
+    if not getattr(experiment.strategy, "aggregates", True) and not isinstance(aggregator, WeightedMean):
+        kind = experiment.resolved()["aggregation"]["kind"]
+        raise InputError("aggregation.kind", kind, "this strategy averages nothing; leave the table out")
     if isinstance(window, Count):
         aggregator.check(window.count)
     return simulation
@@ -129,6 +134,8 @@ def build_fleet(experiment: Experiment, problem: Problem) -> Fleet:
 
 def _check(experiment: Experiment, problem: Problem) -> None:
     """Refuse what does not fit the problem."""
+    if not isinstance(problem, Supervised):
+        _check_asking(experiment)
     experiment.selection.check(problem.num_clients)
     experiment.aggregation.check(experiment.selection.of(problem.num_clients))
     check = getattr(experiment.strategy, "check", None)
@@ -140,6 +147,16 @@ def _check(experiment: Experiment, problem: Problem) -> None:
     measured = problem.measures(experiment.evaluation.clients, experiment.evaluation.on)
     if stopping is not None and stopping.metric not in measured:
         raise InputError("stopping.metric", stopping.metric, f"name one of: {', '.join(measured)}")
+
+
+def _check_asking(experiment: Experiment) -> None:
+    """Refuse clients that want more of a black box than values."""
+    client, table = experiment.client, experiment.tables["client"]
+    kind = table if isinstance(table, str) else table["kind"]
+    if not getattr(client, "black_box", False):
+        raise InputError("client.kind", kind, "it needs gradients, and this problem only tells values; use fedzo, say")
+    if getattr(client, "batch_size", "full") != "full":
+        raise InputError("client.batch_size", client.batch_size, "a black box has no examples to sample; remove it")
 
 
 def run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -54,15 +54,23 @@ class Strategy(Protocol):
     """A server algorithm. Pure: state goes in and a new state comes out; inputs are never modified.
 
     sends: names in the payload and the configuration of its orders. expects: names that it reads from replies. It may
-    also have `check(at_once, population, steady)`, which refuses (InputError) options that do not go with so many
-    clients at work at once, of so many, or with clients that sleep or fail (not steady); and two methods that are
-    called once after `init` and return the state to begin with: `seeded(state, streams)` for one that draws, which
-    keeps a seed that it derives from the run's named streams; and `plan(state, durations)`, with the seconds that its
-    first order takes each client, float64 [N], or None where they are random or unknown.
+    also have `aggregates`, False where it combines no replies, so that no aggregator could matter; `check(at_once,
+    population, steady)`, which refuses (InputError) options that do not go with so many clients at work at once, of so
+    many, or with clients that sleep or fail (not steady); and two methods that are called once after `init` and return
+    the state to begin with: `seeded(state, streams)` for one that draws, which keeps a seed that it derives from the
+    run's named streams; and `plan(state, durations)`, with the seconds that its first order takes each client, float64
+    [N], or None where they are random or unknown.
     """
 
-    sends: ClassVar[frozenset[str]]
-    expects: ClassVar[frozenset[str]]
+    @property
+    def sends(self) -> frozenset[str]:
+        """Names in the payload and the configuration of its orders."""
+        ...
+
+    @property
+    def expects(self) -> frozenset[str]:
+        """Names that it reads from replies."""
+        ...
 
     def init(self, problem: ProblemView) -> ServerState:
         """The state before the first round."""

@@ -45,6 +45,15 @@ class Streams:
         """A NumPy generator of its own for work on the host that is not per client, such as a partition."""
         return np.random.Generator(np.random.Philox(self.derive(purpose, round=round, step=step)))
 
+    def keyed(self, name: str, owners: Tensor) -> tuple[Tensor, Index, Index]:
+        """What names the draws of `owners`, int64 of any shape: their counter word, and the two words of their key.
+
+        name: what is hashed with the seed. The words of the key are numbers, or of the owners' shape where the runs of
+        several seeds draw together (see `fedsim.engine.joint`).
+        """
+        key = _hash(self.seed, name)
+        return owners, key & MASK, key >> 32
+
     def bits(
         self,
         purpose: str,
@@ -58,16 +67,9 @@ class Streams:
 
         clients: int64 [C], ids below 2^32. round, step: one number, or a tensor of [C] or [C, 1].
         """
-        key = _hash(self.seed, purpose)
+        owners, low, high = self.keyed(purpose, clients.unsqueeze(1))
         blocks = torch.arange(-(-count // 4), device=clients.device)
-        words = philox(
-            blocks.unsqueeze(0),
-            clients.unsqueeze(1),
-            _column(round),
-            _column(step),
-            key & MASK,
-            key >> 32,
-        )
+        words = philox(blocks.unsqueeze(0), owners, _column(round), _column(step), low, high)
         return torch.stack(words, dim=2).flatten(1)[:, :count]
 
     def ragged_bits(
@@ -84,13 +86,13 @@ class Streams:
         The same words as the first `counts[c]` of `bits`, without drawing what a shorter client has no use for.
         round: one number, or int64 [C].
         """
-        key = _hash(self.seed, purpose)
         blocks = -(-counts // 4)
         first = blocks.cumsum(0) - blocks
         owner = torch.repeat_interleave(torch.arange(len(clients), device=clients.device), blocks)
         block = torch.arange(len(owner), device=clients.device) - first[owner]
         rounds = round[owner] if isinstance(round, Tensor) else round
-        words = torch.stack(philox(block, clients[owner], rounds, step, key & MASK, key >> 32), dim=1)
+        owners, low, high = self.keyed(purpose, clients[owner])
+        words = torch.stack(philox(block, owners, rounds, step, low, high), dim=1)
         kept = block.unsqueeze(1) * 4 + torch.arange(4, device=clients.device) < counts[owner].unsqueeze(1)
         return words[kept]
 
@@ -166,13 +168,14 @@ class Streams:
 
 
 def philox(
-    c0: Tensor, c1: Tensor, c2: Tensor | int, c3: Tensor | int, k0: int, k1: int, rounds: int = 10
+    c0: Tensor, c1: Tensor, c2: Index, c3: Index, k0: Index, k1: Index, rounds: int = 10
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox4x32: four 32-bit counter words (int64 tensors, broadcast) and two key words to four words.
+    """Philox4x32: four 32-bit counter words (int64 tensors, broadcast) and two key words (the same) to four words.
 
     On the CPU it is computed by NumPy, which takes half the time for many words and a quarter for a few.
     """
     x0, x1, x2, x3 = (_words(counter, c1.device) for counter in (c0, c1, c2, c3))
+    k0, k1 = (_words(key, c1.device) if isinstance(key, Tensor) else key for key in (k0, k1))
     for _ in range(rounds):
         # In int64 the product wraps; its low 64 bits are those of the unsigned product.
         p0, p1 = x0 * M0, x2 * M1
@@ -189,8 +192,8 @@ def philox(
     return first, second, third, fourth
 
 
-def _words(counter: Tensor | int, device: torch.device) -> Any:
-    """A counter word as numbers to compute with: unsigned and NumPy's on the CPU, else a tensor."""
+def _words(counter: Index, device: torch.device) -> Any:
+    """A word as numbers to compute with: unsigned and NumPy's on the CPU, else a tensor."""
     if device.type != "cpu":
         return torch.as_tensor(counter, device=device)
     numbers = counter.numpy() if isinstance(counter, Tensor) else np.full(1, counter)

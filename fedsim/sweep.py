@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 DONE = ("finished", "stopped", "diverged", "stalled")
 """How a run can end that need not be done again."""
+Ended = tuple[str, str, dict[str, Any]]
+"""Status, reason and summary of a run."""
 LONGEST = 200
 """Bytes that the name of a combination's folder may take; most file systems allow 255."""
 
@@ -117,20 +119,29 @@ def expand(
 
 
 def sweep(
-    points: Sequence[Point], *, workers: int | None = None, on_done: Callable[[Outcome], None] | None = None
+    points: Sequence[Point],
+    *,
+    workers: int | None = None,
+    on_done: Callable[[Outcome], None] | None = None,
+    stack: bool = False,
 ) -> list[Outcome]:
     """Run the points that are not finished, `workers` at a time (by default one a core): their outcomes, in order.
 
     on_done: called in this process with each outcome, first with those of points that are skipped. A point that fails
     does not keep others from running; its folder has a traceback.txt where the code failed. When this call ends early
     (KeyboardInterrupt), or its process does, so do the workers. A script that calls it needs
-    `if __name__ == "__main__":`, as every process begins by importing the script.
-    InputError, before anything runs: two points share a folder, one cannot be written, or holds another experiment.
+    `if __name__ == "__main__":`, as every process begins by importing the script. stack: points of `expand` that differ
+    only in their seed run as one, in one process (see `fedsim.replicates`), and where one of them fails all do.
+    InputError, before anything runs: two points share a folder, one cannot be written, or holds another experiment; or
+    is no black box, and is to be stacked.
     """
     from fedsim.engine.cores import cores
 
     if workers is not None and workers < 1:
         raise InputError("workers", workers, "at least one process is needed")
+    examples = [point.experiment.name for point in points if not point.experiment.opaque]
+    if stack and examples:
+        raise InputError("stack", examples[0], "only seeds of black boxes run as one stack; leave --stack out")
     folder, uses = Counter(point.folder for point in points).most_common(1)[0] if points else (None, 0)
     if uses > 1:
         raise InputError("out", str(folder), "two points have this folder; name experiments apart, give values once")
@@ -144,38 +155,48 @@ def sweep(
     earlier = [_earlier(point) for point in points]
     for outcome in filter(None, earlier):
         done(outcome)
-    waiting = deque(point for point, outcome in zip(points, earlier, strict=True) if outcome is None)
+    groups: dict[Path, list[Point]] = {}
+    for point, before in zip(points, earlier, strict=True):
+        if before is None:
+            groups.setdefault(point.folder.parent if stack else point.folder, []).append(point)
+    waiting = deque(groups.values())
     while waiting:
         _work_off(waiting, min(workers or cores(), len(waiting)), done)
     return [outcomes[point.folder] for point in points]
 
 
-def _work_off(waiting: deque[Point], workers: int, done: Callable[[Outcome], None]) -> None:
-    """Run waiting points until none is left or a worker dies; then those that were running have failed."""
+def _work_off(waiting: deque[list[Point]], workers: int, done: Callable[[Outcome], None]) -> None:
+    """Run waiting points until none is left or a worker dies; then those that were running have failed.
+
+    Points in one list are the seeds of a stack.
+    """
     context = multiprocessing.get_context("spawn")
     alive, held = context.Pipe(duplex=False)
-    running: dict[Future[tuple[str, str, dict[str, Any]]], Point] = {}
+    running: dict[Future[list[Ended]], list[Point]] = {}
     broken = False
     with alive, held, ProcessPoolExecutor(workers, context, _begin, (alive,)) as pool:
         try:
             while running or (waiting and not broken):
                 while waiting and not broken and len(running) < workers:
-                    point = waiting[0]
+                    made, folders = waiting[0][0].experiment, {p.experiment.seed: p.folder for p in waiting[0]}
                     try:
-                        task = pool.submit(_run, point.experiment.resolved(), point.experiment.data_dir, point.folder)
+                        task = pool.submit(_run, made.resolved(), made.data_dir, folders)
                     except BrokenProcessPool:
                         broken = True
                     else:
                         running[task] = waiting.popleft()
                 for task in wait(running, return_when=FIRST_COMPLETED).done:
-                    point, error = running.pop(task), task.exception()
-                    if isinstance(error, BrokenProcessPool):
+                    group, error = running.pop(task), task.exception()
+                    if error is None:
+                        ended = task.result()
+                    elif isinstance(error, BrokenProcessPool):
                         broken = True
-                        done(Outcome(point, "failed", "its process, or one beside it, was ended: out of memory?", {}))
-                    elif error is not None:
-                        done(Outcome(point, "failed", _line(error), {}))
+                        reason = "its process, or one beside it, was ended: out of memory?"
+                        ended = [("failed", reason, {})] * len(group)
                     else:
-                        done(Outcome(point, *task.result()))
+                        ended = [("failed", _line(error), {})] * len(group)
+                    for point, came in zip(group, ended, strict=True):
+                        done(Outcome(point, *came))
         except BaseException:
             held.close()  # ends the workers, which would finish their points first
             raise
@@ -197,24 +218,31 @@ def _end_with(alive: Connection) -> None:
     os._exit(1)
 
 
-def _run(tables: Mapping[str, Any], data_dir: Path | None, folder: Path) -> tuple[str, str, dict[str, Any]]:
-    """Run a point in a worker: status, reason and summary."""
+def _run(tables: Mapping[str, Any], data_dir: Path | None, folders: Mapping[int, Path]) -> list[Ended]:
+    """Run a point, or several seeds of it as a stack, in a worker. folders: by seed."""
     from fedsim.configuration import experiment
+    from fedsim.replicates import run_seeds
     from fedsim.runfolder import TRACEBACK, write_whole
     from fedsim.runner import run
 
-    trace = folder / TRACEBACK
-    trace.unlink(missing_ok=True)  # a run removes only those of runs, not one left by an attempt that came to none
+    traces = [folder / TRACEBACK for folder in folders.values()]
+    for trace in traces:
+        trace.unlink(missing_ok=True)  # a run removes only those of runs, not one left by an attempt that came to none
     try:
-        result = run(experiment(data_dir=data_dir, **tables), out=folder, force=True)
+        made = experiment(data_dir=data_dir, **tables)
+        if len(folders) == 1:
+            results = [run(made, out=traces[0].parent, force=True)]
+        else:
+            results = run_seeds(made, list(folders), out=traces[0].parent.parent, force=True)
     except FedsimError as error:
-        return "failed", _line(error), {}
+        return [("failed", _line(error), {})] * len(folders)
     except Exception as error:
-        if not trace.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(trace, traceback.format_exc().encode())
-        return "failed", f"{_line(error)} (see {trace})", {}
-    return result.status, result.reason, result.summary
+        for trace in traces:
+            if not trace.exists():
+                trace.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(trace, traceback.format_exc().encode())
+        return [("failed", f"{_line(error)} (see {trace})", {}) for trace in traces]
+    return [(result.status, result.reason, result.summary) for result in results]
 
 
 def _earlier(point: Point) -> Outcome | None:

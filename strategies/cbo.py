@@ -106,7 +106,7 @@ class CBO:
             memory["particles"] = memory["particles"].clamp(memory["box"][0], memory["box"][1])
         memory["alpha"] = torch.tensor(min(alpha * self.growth, self.most), dtype=torch.float64)
         metrics = {
-            "best_value": float(values.min()),
+            "lowest_value": float(values.min()),
             "alpha": alpha,
             "effective": 1.0 / float(weights.square().sum()),
             "disagreement": float((particles - center).square().sum(dim=1).mean().sqrt()),

@@ -103,7 +103,7 @@ class CmaEs:
             mean, step = search.result.xfavorite, float(search.sigma)
         params = torch.from_numpy(np.array(mean)).to(state.params.device, state.params.dtype)
         moved = replace(state, params=params, round=state.round + 1, memory={**state.memory, "search": _kept(search)})
-        return moved, {**observed(replies), "best_value": float(values.min()), "sigma": step}, True
+        return moved, {**observed(replies), "lowest_value": float(values.min()), "sigma": step}, True
 
 
 def _kept(search: Any) -> Tensor:

@@ -1,8 +1,9 @@
 """FZooS's server: averages the clients' models, then their surrogates of the functions around the new model.
 
 x <- x + eta * mean_i (z_i - x);  w <- mean_i w_i, of which grad mu(x; w) = mean_i grad mu(x; w_i)
-Uplink and downlink d + M floats a client, in two exchanges a round (downlink d in the first round; with a guard one
-float more up and up to 2d more down, in an exchange of its own). Shu et al. 2023, algorithm 1.
+Uplink d + M floats a client and downlink 2d + M, in two exchanges a round: the model is sent in both, since it may be
+other clients' turn (no M down in the first round; with a guard one float more up and up to 2d more down, in an exchange
+of its own). Shu et al. 2023, algorithm 1.
 """
 
 from __future__ import annotations
@@ -19,16 +20,25 @@ from fedsim.zeroth_order.server import GuardedStep
 
 @options
 class FZooS(GuardedStep):
-    """correction: exchange surrogates; without it this is FedAvg over the gradients of the clients' own surrogates,
-    and with a single client ZoRD (Shu et al. 2022).
+    """correction: exchange surrogates; without it clients follow their own: for one client ZoRD (Shu et al. 2022).
+
+    Needs the client `fzoos`.
     """
 
-    sends: ClassVar[frozenset[str]] = GuardedStep.sends | {"surrogate"}
-    expects: ClassVar[frozenset[str]] = GuardedStep.expects | {"surrogate"}
     sharing: ClassVar[str | None] = "share"
     shared: ClassVar[str] = "surrogate"
 
     correction: bool = True
+
+    @property
+    def sends(self) -> frozenset[str]:
+        """The model and the mean surrogate; and for the guard candidates."""
+        return super().sends | ({"surrogate", "corrected"} if self.correction else frozenset())
+
+    @property
+    def expects(self) -> frozenset[str]:
+        """The change and a surrogate; and for the guard values."""
+        return super().expects | ({"surrogate"} if self.correction else frozenset())
 
     def windows(self, state: ServerState) -> tuple[str, ...]:
         """Without a correction nothing is shared."""

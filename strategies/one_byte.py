@@ -40,6 +40,7 @@ class JustOneByte(ReplicaServer):
     """
 
     purpose: ClassVar[str] = "one-byte"
+    aggregates: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("owners", "codes", "listed")
     private: ClassVar[tuple[str, ...]] = ("listed",)
     sends: ClassVar[frozenset[str]] = frozenset(

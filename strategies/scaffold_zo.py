@@ -31,11 +31,19 @@ class ScaffoldZO(GuardedStep):
     over the clients of the last round, while a client corrects with the c_i of the last round that it took part in.
     """
 
-    sends: ClassVar[frozenset[str]] = GuardedStep.sends | {"control", "report-control"}
-    expects: ClassVar[frozenset[str]] = GuardedStep.expects | {"control"}
     shared: ClassVar[str] = "control"
 
     variant: Literal["fresh", "average"] = "fresh"
+
+    @property
+    def sends(self) -> frozenset[str]:
+        """The model and the control variate; and for the guard candidates."""
+        return super().sends | {"control", "report-control"}
+
+    @property
+    def expects(self) -> frozenset[str]:
+        """The change and the control variate; and for the guard values."""
+        return super().expects | {"control"}
 
     def windows(self, state: ServerState) -> tuple[str, ...]:
         """Those of a guarded step; for fresh control variates one more."""

@@ -35,6 +35,7 @@ RENEW = "FEDSIM_RENEW_REFERENCE"
 SECTIONS = (
     ("strategy", "strategies"),
     ("client", "clients"),
+    ("client.estimator", "estimators"),
     ("problem", "problems"),
     ("problem.dataset", "datasets"),
     ("problem.model", "models"),

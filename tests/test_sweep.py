@@ -15,7 +15,7 @@ import pytest
 
 import fedsim
 from fedsim.errors import InputError
-from fedsim.runfolder import CONFIG, FILES, METRICS, MODEL, SUMMARY, TRACEBACK
+from fedsim.runfolder import ADVERSARIAL, CONFIG, FILES, METRICS, MODEL, SUMMARY, TRACEBACK
 from fedsim.sweep import LONGEST, Outcome, Point, expand, parse_grid, sweep
 
 ROOT = Path(__file__).parent.parent
@@ -176,7 +176,7 @@ def test_points_are_what_run_makes_of_them(plugins, workers):
         result = fedsim.run(outcome.point.experiment, out=again)
         assert (outcome.status, outcome.skipped) == ("finished", False)
         assert outcome.summary | {"wall": 0} == result.summary | {"wall": 0}
-        assert sorted(path.name for path in folder.iterdir()) == sorted(set(FILES) - {TRACEBACK})
+        assert sorted(path.name for path in folder.iterdir()) == sorted(set(FILES) - {ADVERSARIAL, TRACEBACK})
         assert rows_of(folder) == rows_of(again)
         for file in (MODEL, CONFIG):
             assert (folder / file).read_bytes() == (again / file).read_bytes()
@@ -295,3 +295,45 @@ def test_workers_end_with_the_sweep(tmp_path, number, code):
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == code
     assert (b"interrupted; the same command with --out" in said) == (number == signal.SIGINT)
+
+
+FUNCTIONS = """
+name = "functions"
+rounds = 3
+strategy = "fedzo"
+problem = {kind = "synthetic", dimension = 4, clients = 3}
+client = {kind = "fedzo", steps = 2, estimator = {kind = "differences", count = 2}}
+"""
+
+
+def test_stacked_seeds_are_the_same_runs_and_are_done_once(tmp_path):
+    path = tmp_path / "functions.toml"
+    path.write_text(FUNCTIONS)
+
+    def points(out: str, seeds: list[int]) -> list[Point]:
+        return expand([path], out=tmp_path / out, grid={"client.lr": [0.1, 0.2]}, seeds=seeds)
+
+    apart = sweep(points("apart", [0, 1, 2]), workers=1)
+    first = sweep(points("stacked", [0]), workers=1, stack=True)
+    assert [outcome.skipped for outcome in first] == [False] * 2
+    outcomes = sweep(points("stacked", [0, 1, 2]), workers=1, stack=True)
+    assert [outcome.skipped for outcome in outcomes] == [True, False, False] * 2
+    for outcome, other in zip(outcomes, apart, strict=True):
+        assert outcome.status == "finished"
+        folder, single = outcome.point.folder, other.point.folder
+        assert rows_of(folder) == rows_of(single)
+        for file in (CONFIG, MODEL):
+            assert (folder / file).read_bytes() == (single / file).read_bytes()
+
+
+def test_stacked_seeds_fail_together(plugins):
+    path = plugins / "functions.toml"
+    path.write_text(FUNCTIONS.replace("rounds = 3", 'rounds = 3\nselection = {kind = "uniform", count = 9}'))
+    points = expand([path], out=plugins / "out", seeds=[0, 1])
+    outcomes = sweep(points, workers=1, stack=True)
+    assert [(outcome.status, "count" in outcome.reason) for outcome in outcomes] == [("failed", True)] * 2
+
+
+def test_examples_are_not_stacked(tmp_path):
+    with pytest.raises(InputError, match="stack = digits_fedavg: only seeds of black boxes"):
+        sweep([point(tmp_path / "seed-0")], stack=True)

@@ -72,9 +72,8 @@ class Prior:
             cosine = torch.where(square > 0, squares[:, 0] / square, 0.0).clamp(max=1.0)
             weight = optimal_weight(cosine, x.shape[1], self.count)
         else:
-            # A guess of zeros is none.
-            weight = self.weight * guess[:, 0].ne(0).any(dim=1).to(x.dtype)
-        weight = weight.view(-1, 1, 1)
+            weight = torch.full_like(base, self.weight)
+        weight = (weight * guess[:, 0].ne(0).any(dim=1)).view(-1, 1, 1)  # a guess of zeros is none
         u = weight.sqrt() * guess + (1.0 - weight).sqrt() * across
         slopes = (probe.query(center + self.mu * u) - value) / self.mu
         gradient = torch.bmm(slopes.unsqueeze(1), u).squeeze(1) / self.count

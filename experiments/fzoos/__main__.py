@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.fzoos.applications import (
+    ATTACK_CLAIM,
+    METRIC_CLAIM,
     Attacks,
     attack_claim,
     attack_points,
@@ -32,8 +34,6 @@ from fedsim.plots.style import BRIGHT, INK, STYLES, plain, save
 from fedsim.sweep import Outcome
 
 PARTS = (*SETTINGS, "attack", "metric")
-ATTACK_CLAIM = "10 images of MNIST, portion 0.7: at equal evaluations FZooS's success rate is ahead of its rivals'"
-METRIC_CLAIM = "FZooS improves precision, recall, F1 and Jaccard index, each with the fewest evaluations"
 
 
 def table(name: str, measured: Mapping[str, Measured]) -> Table:

@@ -109,7 +109,9 @@ class Fleet:
         plain = self._declares and self._links is None and devices.per == "order"
         self._ready: Ticks | None = _whole(self._pace.values) if plain else None
 
-    def durations(self, clients: NDArray[np.int64], work: Numbers, bytes_down: int | Numbers, bytes_up: int, turn: int) -> Ticks:
+    def durations(
+        self, clients: NDArray[np.int64], work: Numbers, bytes_down: int | Numbers, bytes_up: int, turn: int
+    ) -> Ticks:
         """Ticks that orders take, int64 [k], at least 1.
 
         clients: int64 [k], at least one. work: local steps, float64 [k], which count where seconds are per step.

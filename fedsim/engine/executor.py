@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from fedsim.engine.cores import cores, one_core_an_operation, spread
 from fedsim.engine.dropout import Draw
 from fedsim.engine.lowering import has_kernels_of_its_own
 from fedsim.engine.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
+from fedsim.engine.scratch import Scratch
 from fedsim.engine.store import ClientStore, Shapes
 from fedsim.errors import InputError
 from fedsim.exchange import BrokenPromiseError, Cost, Orders, Update, finite_rows
@@ -29,6 +30,9 @@ from fedsim.problems.problem import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.streams import Streams
 from fedsim.transforms import Chain, Transform
+
+if TYPE_CHECKING:
+    from fedsim.problems.black_box import BlackBox
 
 Choice = Literal["auto", "stacked", "loop"]
 
@@ -51,8 +55,9 @@ class Client(Protocol):
     also have `knows`, names that it reads where they are sent; `state(dimension) -> {name: shape}`, what each client
     remembers between rounds; `check(sent)`, which refuses options that do not go with what the server sends;
     `same_every_round`, True where it never asks its cohort for the round, so that clients that started in different
-    rounds may be executed together; `black_box`, True where all it asks of f_c is values; and
-    `numbers(dimension, largest)`, how many numbers its work on one client with so many examples takes at most.
+    rounds may be executed together; `black_box`, True where all it asks of f_c is values;
+    `numbers(dimension, largest)`, how many numbers its work on one client with so many examples takes at most; and
+    `operations(dimension)`, multiply-adds that a step takes it beside the model's.
     """
 
     @property
@@ -163,11 +168,13 @@ class Executor:
         needs = getattr(client, "numbers", None)
         # A stacked client takes about six vectors of d, and a batch's activations with their gradients.
         numbers = 6 * problem.dimension if needs is None else int(needs(problem.dimension, problem.largest))
-        self._row_operations = 0
+        operations = getattr(client, "operations", None)
+        self._row_operations = 0 if operations is None else int(operations(problem.dimension))
         if isinstance(problem, Supervised):
             numbers += 3 * self._width * problem.footprint.activations
-            self._row_operations = self._width * problem.footprint.operations
+            self._row_operations += self._width * problem.footprint.operations
         self._row_bytes = numbers * problem.dtype.itemsize
+        self.scratch = Scratch(memory)
         self.cores = cores()
 
     @property
@@ -199,45 +206,58 @@ class Executor:
         return Assignment((orders,), None, clients, cost.steps, cost.bytes_up, encoded, cost.queries)
 
     def work(self, assignment: Assignment) -> Tensor:
-        """What an assignment takes in time, in local steps, float64 [C]: a forward pass takes a share of one.
-
-        On a black box an evaluation is the step.
-        """
+        """What an assignment takes in time, in local steps, float64 [C]: a forward pass takes a share of one."""
         orders, work = assignment.orders[0], assignment.steps.double()
         if assignment.queries:
-            work = work + assignment.queries * (FORWARD if self.network is not None else 1.0)
+            work = work + assignment.queries * self._value
         if orders.action == SCORE or orders.config.get(REPORT_UTILITY):
             examples = self.problem.examples[assignment.clients]
             examples = examples.clamp(max=int(orders.config.get(SCORE_EXAMPLES, self.problem.largest)))
-            work += FORWARD * -(-examples // self._width).double()
+            work = work + self._value * -(-examples // self._width).double()
         return work
+
+    @property
+    def _value(self) -> float:
+        """What an evaluation takes of the time of a local step: on a black box it is the step."""
+        return FORWARD if self.network is not None else 1.0
 
     def stackable(self, orders: Orders) -> Hashable:
         """What orders must have in common to be executed together."""
-        mixes = orders.action == SCORE or getattr(self.client, "same_every_round", False)
-        return orders.action, tuple(sorted(orders.config.items())), None if mixes else orders.round
+        return orders.action, tuple(sorted(orders.config.items())), None if self.mixes(orders) else orders.round
+
+    def mixes(self, orders: Orders) -> bool:
+        """Whether orders of different rounds, and what else differs in their payloads, can be executed together."""
+        return orders.action == SCORE or bool(getattr(self.client, "same_every_round", False))
 
     def execute(self, assignment: Assignment) -> Work:
         """Have clients do what they are ordered to."""
         if assignment.action == SCORE:
             losses = self._losses(assignment)
             asked = torch.zeros((len(assignment), 2), dtype=torch.int64, device=self.problem.device)
-            asked[:, 0] = self.network is None
             work = Work({"loss": losses[:, :1].to(self.problem.dtype)}, {}, torch.isfinite(losses[:, 0]), asked)
         else:
             work = self._act(assignment)
             if assignment.config.get(REPORT_UTILITY):
                 work.payload[UTILITY] = self._losses(assignment)[:, 1:].to(self.problem.dtype)
+        if self.network is None and (assignment.action == SCORE or assignment.config.get(REPORT_UTILITY)):
+            work.queries[:, 0] += 1
         return work
 
     def _losses(self, assignment: Assignment) -> Tensor:
-        """Mean loss and root of the mean squared loss under the models that were sent, float64 [C, 2]."""
+        """Mean loss and root of the mean squared loss under the models that were sent, float64 [C, 2].
+
+        Of a black box its answer, and the answer's absolute value.
+        """
         found = torch.empty((len(assignment), 2), dtype=torch.float64, device=self.problem.device)
         for number, orders in enumerate(assignment.orders):
             rows = slice(None) if assignment.origin is None else (assignment.origin == number).nonzero().flatten()
-            found[rows] = self.problem.client_losses(
-                orders.payload["params"], assignment.clients[rows], self._sampled(orders)
-            )
+            params, clients = orders.payload["params"], assignment.clients[rows]
+            if isinstance(self.problem, Supervised):
+                found[rows] = self.problem.client_losses(params, clients, self._sampled(orders))
+            else:
+                at = params.expand(len(clients), 1, -1)
+                answers = cast("BlackBox", self.problem).query(clients, at, self.streams, orders.draws, 0)
+                found[rows] = torch.cat((answers, answers.abs()), dim=1).double()
         return found
 
     def _sampled(self, orders: Orders) -> Callable[[int], Tensor] | None:
@@ -261,7 +281,8 @@ class Executor:
 
         def work(rows: Tensor) -> tuple[Cohort, Update]:
             part = assignment[rows]
-            cohort = Cohort(problem, self.network, self.streams, part, self.store.read(part.clients))
+            state = self.store.read(part.clients)
+            cohort = Cohort(problem, self.network, self.streams, part, state, self.scratch)
             update: Update = act(cohort)
             self._hold(part, cohort, update)
             metrics = {**cohort.metrics, **update.metrics}

@@ -125,6 +125,12 @@ class BlackBox:
             (found,) = torch.autograd.grad(total, at)
         return found
 
+    def truth(self, clients: Tensor, x: Tensor) -> Tensor | None:  # noqa: ARG002
+        """The gradient of F at points x [k, d], of which each is of a client, int64 [k]: [k, d]; None: not known."""
+        everyone = torch.arange(self.num_clients, device=x.device)
+        found = self.gradients(everyone, x.expand(self.num_clients, -1, -1))
+        return None if found is None else found.mean(dim=0)
+
     def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",)) -> dict[str, float]:  # noqa: ARG002
         """Measure params [d] without noise: `value`, F; `gap`, F - min F, where that is known.
 
@@ -147,11 +153,6 @@ class BlackBox:
         """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
         own = ["client_value_p90", "client_value_worst"] if self.evaluates_clients(clients) else []
         return ["value"] + ([] if self.optimum is None else ["gap"]) + own
-
-    def client_losses(self, params: Tensor, clients: Tensor, sampled: Callable[[int], Tensor] | None = None) -> Tensor:  # noqa: ARG002
-        """f_c(params) and |f_c(params)| of clients int64 [C], float64 [C, 2]: a function is as one example's loss."""
-        values = self._everywhere(params, clients)
-        return torch.stack((values, values.abs()), dim=1)
 
     def labels(self) -> None:
         """There are no labels."""

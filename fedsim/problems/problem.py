@@ -43,10 +43,6 @@ class Problem(ProblemView, Protocol):
         """The names that `evaluate` gives."""
         ...
 
-    def client_losses(self, params: Tensor, clients: Tensor, sampled: Callable[[int], Tensor] | None = None) -> Tensor:
-        """Mean and root of the mean square of each client's losses, float64 [C, 2]."""
-        ...
-
     def labels(self) -> np.ndarray | None:
         """The mean label of each client's examples, [N]; None where there are no labels."""
         ...

@@ -177,7 +177,7 @@ def part(
     first, last = start // grain, -(-stop // grain)
     drawn = torch.empty(len(keys), last - first, grain, dtype=dtype, device=device)
     owner, round_, step = keys.counters(device)
-    secret = streams.derive(keys.purpose)
+    owner, low, high = streams.keyed(f"{keys.purpose}/0/0", owner)  # hashed to what `derive(purpose)` gives
     at_once = PIECE.get(device.type, ELSEWHERE) // grain
     width = max(1, min(last - first, at_once))
     height = max(1, at_once // width)
@@ -185,7 +185,7 @@ def part(
         rows = slice(row, row + height)
         for block in range(first, last, width):
             blocks = torch.arange(block, min(block + width, last), device=device).unsqueeze(0)
-            words = philox(blocks, owner[rows], round_[rows], step[rows], secret & MASK, secret >> 32)
+            words = philox(blocks, owner[rows], round_[rows], step[rows], _of(low, rows), _of(high, rows))
             make(words, drawn[rows, block - first : block - first + blocks.shape[1]])
     return drawn.flatten(1)[:, start - first * grain : stop - first * grain]
 
@@ -239,6 +239,10 @@ def _coordinates(
     chosen = streams.permutation(purpose, clients, dimension, round=round, step=step)[:, :count]
     units = torch.zeros(len(clients), count, dimension, dtype=dtype, device=clients.device)
     return units.scatter_(2, chosen.unsqueeze(2), 1.0)
+
+
+def _of(word: Index, rows: slice) -> Index:
+    return word[rows] if isinstance(word, Tensor) else word
 
 
 def _extremes(numbers: Tensor) -> tuple[int, int]:

@@ -22,6 +22,14 @@ MEASURE = "measure"
 """The action whose reply is the values of f_c at the candidates that the order carries."""
 
 
+def batches(cohort: Cohort, batch_size: int | Literal["full"], steps: int) -> Iterator[Batch | None]:
+    """What values are about in so many steps: independent batches; None where they are about all that a client has."""
+    if batch_size == "full" or not len(cohort):
+        yield from [None] * steps
+    else:
+        yield from cohort.batches(steps=steps, batch_size=batch_size)
+
+
 @options
 class LocalSearch:
     """How a client searches: z <- z - lr * direction, so many steps from the server's model.
@@ -74,10 +82,7 @@ class LocalSearch:
 
     def batches(self, cohort: Cohort) -> Iterator[Batch | None]:
         """What each local step's values are about."""
-        if self.batch_size == "full":
-            yield from [None] * self.steps
-        else:
-            yield from cohort.batches(steps=self.steps, batch_size=self.batch_size)
+        return batches(cohort, self.batch_size, self.steps)
 
     def search(self, cohort: Cohort, start: Tensor, direction: Callable[[Probe, Tensor], Tensor]) -> Tensor:
         """Take the local steps from `start` ([d] or [C, d]): z [C, d].

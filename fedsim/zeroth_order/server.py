@@ -28,13 +28,21 @@ class GuardedStep(WeightedStep):
     vector that clients answer with. The mean of what they answer is kept in the state's memory under that name.
     """
 
-    sends: ClassVar[frozenset[str]] = frozenset({"params", "candidates"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta", "values"})
     sharing: ClassVar[str | None] = None
     shared: ClassVar[str] = ""
 
     weighting: Weighting = "uniform"
     guard: bool = False
+
+    @property
+    def sends(self) -> frozenset[str]:
+        """The model; and for the guard candidates."""
+        return frozenset({"params", "candidates"} if self.guard else {"params"})
+
+    @property
+    def expects(self) -> frozenset[str]:
+        """The change; and for the guard values."""
+        return frozenset({"delta", "values"} if self.guard else {"delta"})
 
     def windows(self, state: ServerState) -> tuple[str, ...]:  # noqa: ARG002
         """The actions of a round, in their order."""
@@ -103,6 +111,9 @@ class GuardedStep(WeightedStep):
         if not len(replies) or len(replies.failed):  # somebody's value is not finite: nor is F
             return replace(state, memory=memory), 0.0
         values = replies.combine(replies.weights(self.weighting), name="values")
+        if len(values) == 1 and len(replies) < int(memory["clients"]):
+            del memory["value"]  # it was everybody's
+            return replace(state, memory=memory), 0.0
         before = values[0] if len(values) == 2 else memory["value"]
         accepted = bool(values[-1] < before)
         memory["value"] = values[-1] if accepted else before

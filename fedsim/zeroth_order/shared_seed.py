@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.network import Batch
+from fedsim.engine.stack import Stack
 from fedsim.engine.store import Shapes
 from fedsim.errors import InputError
 from fedsim.exchange import All, Orders, Replies, Scalar, Window
@@ -27,13 +28,16 @@ from fedsim.options import Count, Positive, one_of, options
 from fedsim.strategy import Metrics, ProblemView, ServerState
 from fedsim.streams import MASK, Streams
 from fedsim.zeroth_order.codec import OneByte, Sign
-from fedsim.zeroth_order.directions import DRAWS, Keys, Sliceable
+from fedsim.zeroth_order.directions import DRAWS, Keys, Sliceable, part
+from fedsim.zeroth_order.perturbation import perturb_
 from fedsim.zeroth_order.replay import replay_
 
 SEED = 8
 """Bytes of a seed."""
 MEMBER = 4
 """Bytes of a client's id in a list of who took part."""
+AT_ONCE = 2**20
+"""Numbers of models beside their own that clients evaluate at once; above, one copy of theirs is moved in place."""
 LARGEST_SLOPE = 1000.0
 """What a slope counts for at most in the importance of its direction (Qin et al. 2024)."""
 PUBLIC = Streams(0)
@@ -419,11 +423,48 @@ def kind_of(config: Mapping[str, Scalar]) -> Sliceable:
     return named
 
 
+@dataclass(frozen=True)
+class Directions:
+    """Random directions by name: one that all clients share, or one each."""
+
+    streams: Streams
+    keys: Keys
+    kind: Sliceable
+
+    def drawn_for(self, x: Tensor) -> Tensor:
+        """The directions, [J, d], for models x [k, d]."""
+        return part(self.kind, self.streams, self.keys, 0, x.shape[1], dtype=x.dtype, device=x.device)
+
+    def add_(self, stack: Stack, distance: float) -> Stack:
+        """Move the models of a stack along them in place, block by block; return it."""
+        perturb_(stack.leaves, self.streams, self.keys, distance, kind=self.kind)
+        return stack
+
+
 def slopes(cohort: Cohort, batch: Batch | None, x: Tensor, v: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     """Central differences (f(x + mu v) - f(x - mu v)) / (2 mu), 0 where not finite, and the mean of both values: [k].
 
     x: [k, d]. v: [d], or [k, d].
     """
     shift = mu * v
-    values = cohort.query(torch.stack((x + shift, x - shift), dim=1), batch)
+    return _differences(cohort.query(torch.stack((x + shift, x - shift), dim=1), batch), mu)
+
+
+def slopes_along(
+    cohort: Cohort, batch: Batch | None, x: Tensor, directions: Directions, mu: float
+) -> tuple[Tensor, Tensor]:
+    """`slopes` of x [k, d] along directions that are not drawn yet, with the same bits.
+
+    On batches of large models, in the memory of one evaluation: v is drawn twice and never whole, and nothing but one
+    stack of the models is moved.
+    """
+    if batch is None or 2 * x.numel() <= AT_ONCE:
+        return slopes(cohort, batch, x, directions.drawn_for(x), mu)
+    # One side after the other from x itself, not back by 2 mu v, so that no rounding is left of the first.
+    sides = [cohort.evaluate(directions.add_(cohort.stack(x), distance), batch) for distance in (mu, -mu)]
+    return _differences(torch.stack(sides, dim=1), mu)
+
+
+def _differences(values: Tensor, mu: float) -> tuple[Tensor, Tensor]:
+    """Slopes and means, [k], of values [k, 2] on both sides."""
     return finite((values[:, 0] - values[:, 1]) / (2.0 * mu)), values.mean(dim=1)

@@ -320,3 +320,32 @@ def test_a_guard_keeps_the_model_where_the_candidate_is_infinite_for_everybody()
     start = simulated.state.params
     assert [row["accepted"] for row in simulated] == [0.0, 0.0]
     assert torch.equal(simulated.state.params, start)
+
+
+@pytest.mark.parametrize("batch_size", ["full", 4])
+def test_a_round_in_which_nobody_answers_leaves_the_model(batch_size: int | str) -> None:
+    """Every client's machine fails at once, and is repaired a thousand seconds later."""
+    tables = {"devices": {"failure": {"mean_seconds": 1e-6, "repair_seconds": 1000.0}}}
+    simulated = simulation(small_problem(), 2, batch_size=batch_size, tables=tables)
+    start = simulated.state.params
+    assert [row["clients"] for row in simulated] == [0, 0]
+    assert torch.equal(simulated.state.params, start)
+
+
+def test_scores_of_black_boxes_are_answers_like_any_other() -> None:
+    """Power of choice asks all four for F at the model: noisy, counted, and a step of time each."""
+    noisy = black_box(bowls, dimension=D, clients=4, bounds=None, noise=1.0)
+    choice = {"selection": {"kind": "power_of_choice", "count": 2, "pool": 4}, "devices": {"per": "step"}}
+    simulated = simulation(noisy, 1, tables=choice, estimator={"kind": "residual"})
+    row = simulated.step()
+    # Two clients take three steps of one evaluation; before that four have told one value.
+    assert (row["queries"], row["time"]) == (4 + 2 * 3, 1.0 + 3.0)
+
+
+def test_transforms_go_with_fedzo_but_for_its_guard() -> None:
+    noise = [{"kind": "noise", "std": 0.1}]
+    client = {"kind": "fedzo"}
+    for where in ("transforms", "order_transforms"):
+        final(simulation(opaque(), 1, tables={where: noise}))
+    with pytest.raises(fedsim.InputError, match="transforms"):
+        fedsim.experiment(rounds=1, client=client, strategy={"kind": "fedzo", "guard": True}, transforms=noise)

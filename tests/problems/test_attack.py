@@ -15,7 +15,7 @@ from fedsim.configuration import EngineOptions
 from fedsim.errors import InputError
 from fedsim.problems.datasets import DataFolder, Dataset
 from fedsim.problems.datasets.embedded import Digits
-from fedsim.problems.functions import attack, training
+from fedsim.problems.functions import training
 from fedsim.problems.functions.attack import Attack, Attacked, Ensemble, Goal, perturbed
 from fedsim.problems.functions.training import Fit, by_class, classifiers
 from fedsim.problems.models.dense import MLP

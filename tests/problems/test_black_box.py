@@ -98,14 +98,6 @@ def test_all_clients_are_evaluated_however_many_go_at_once(monkeypatch):
     assert asked == [[0, 1, 2], [3]]
 
 
-def test_losses_of_clients_are_their_values_without_noise():
-    problem = made(lambda clients, x: -rows(clients, x), noise=5.0)
-    found = problem.client_losses(torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([3, 0]))
-    assert found.dtype == torch.float64
-    assert found.tolist() == [[-4.0, 4.0], [-1.0, 1.0]]
-    assert problem.client_losses(problem.initial(), torch.tensor([], dtype=torch.int64)).shape == (0, 2)
-
-
 # Answers
 
 X = [[[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], [[0.5, 0.5], [0.0, 0.0], [-1.0, 0.0]]]

@@ -100,7 +100,7 @@ def test_a_large_alpha_means_the_best_particle():
     metrics = search.step()
     assert torch.equal(search.state.params, best)
     assert metrics["effective"] == 1.0
-    assert metrics["best_value"] == float(bowl(best))
+    assert metrics["lowest_value"] == float(bowl(best))
 
 
 def test_the_consensus_is_the_weighted_mean():

@@ -90,7 +90,7 @@ def test_it_finds_the_minimum_of_the_mean_and_counts_what_it_asks():
         assert (row["queries"], row["extra_queries"]) == (3 * 8, 0)
         assert (row["bytes_down"], row["bytes_up"]) == (3 * 8 * 8 * 4, 3 * 8 * 8)
     # min F = mean_i 4 (c_i - 0.3)^2 = 4 (0.04 + 0.01 + 0.09) / 3 = 0.56 / 3.
-    assert rows[-1]["best_value"] == pytest.approx(0.56 / 3, abs=1e-5)
+    assert rows[-1]["lowest_value"] == pytest.approx(0.56 / 3, abs=1e-5)
 
 
 def test_candidates_stay_in_the_box():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fedsim.engine.cores import one_core_an_operation
+from fedsim.engine.scratch import Scratch
 from fedsim.streams import Streams
 from fedsim.surrogates.gaussian_process import fit
 from fedsim.surrogates.kernels import RBF
@@ -73,7 +74,7 @@ def test_weights_are_the_ridge_regression_of_the_scaled_values():
     found = features.fit(points, values, full(points), noise=1e-2)
     for client in range(3):
         low, size = values[client].min(), values[client].max() - values[client].min()
-        phi = features.features(points[client])
+        phi = features.rounded(points[client]) * math.sqrt(2 / 60)
         # (Phi^T Phi + s2 I)^-1 Phi^T y is the same by the identity of Woodbury.
         matrix = phi.T @ phi + 1e-2 * torch.eye(60, dtype=torch.float64)
         plain = torch.linalg.solve(matrix, phi.T @ ((values[client] - low) / size))
@@ -182,6 +183,17 @@ def test_a_clients_numbers_do_not_depend_on_who_is_beside_it(dimension, number):
             assert torch.equal(features.gradient(own, x[rows].clone()), gradient[rows]), rows
 
 
+def test_a_clients_gradient_of_many_features_does_not_depend_on_who_is_beside_it():
+    features, x = draw(Streams(0), 10_000, 50), uniform("x", 20, 50)
+    weights = uniform("weights", 20, 10_000)
+    with one_core_an_operation():
+        gradient = features.gradient(weights, x)
+        for first, count in itertools.product((0, 5, 13, 19), (1, 2, 3, 4, 9)):
+            rows = slice(first, first + count)
+            assert torch.equal(features.gradient(weights[rows], x[rows]), gradient[rows]), rows
+    assert features.gradient(weights[:0], x[:0]).shape == (0, 50)
+
+
 def test_single_precision_is_computed_in_double():
     points, values = (part.float() for part in problem())
     features = draw(Streams(0), 200, 5)
@@ -197,3 +209,67 @@ def test_inputs_are_left_as_they_are():
     before = [part.clone() for part in (points, values, weights)]
     features.gradient(weights, points[:, 0])
     assert all(torch.equal(a, b) for a, b in zip((points, values, weights), before, strict=True))
+
+
+@pytest.mark.parametrize(("number", "places"), [(1, 23), (128, 23), (129, 22), (200, 22), (10_000, 19), (32_768, 19)])
+def test_products_of_rounded_cosines_have_no_rounding(number, places):
+    # 2^15 products of two multiples of 2^-19 up to 1 are at most 2^15 / 2^-38 = 2^53 units; float32 has 24 bits.
+    features = draw(Streams(0), number, 3)
+    cosines = features.rounded(problem(clients=1, dimension=3)[0][0])
+    assert (cosines * 2.0**places).frac().abs().max() == 0
+    assert places == 23 or (cosines * 2.0 ** (places - 1)).frac().abs().max() > 0
+    assert torch.equal(cosines.float().double(), cosines)
+    exact = [sum(int(v * 2**places) ** 2 for v in row) for row in cosines.tolist()]
+    assert [int(v * 4.0**places) for v in (cosines @ cosines.T).diagonal().tolist()] == exact
+    plain = features.features(problem(clients=1, dimension=3)[0][0]) / math.sqrt(2 / number)
+    assert (cosines - plain).abs().max() <= 2.0 ** -(places + 1)
+
+
+@pytest.mark.parametrize(("dimension", "number"), [(1, 100), (50, 1001), (300, 2000)])
+def test_what_is_known_changes_no_bit(dimension, number):
+    """Two clients' points come, go and come again, in windows of 60 of 300, with some in another order."""
+    points, values = problem(clients=2, number=300, dimension=dimension)
+    features, scratch = draw(Streams(0), number, dimension), Scratch(2**30)
+    for first in (0, 1, 20, 5, 150, 90, 0):
+        rows = torch.arange(first, first + 60)
+        if first == 90:
+            rows = rows.flip(0)
+        window = points[:, rows], values[:, rows], torch.tensor([60, 41])
+        with one_core_an_operation():
+            known = features.fit(*window, known=scratch, clients=[7, 3])
+            assert torch.equal(known, features.fit(*window))
+    # 60 rows of M cosines of 4 bytes and of 60 products of 8.
+    assert scratch.nbytes == 2 * 60 * (4 * number + 8 * 60)
+
+
+def test_what_is_known_is_used_and_only_where_it_fits():
+    points, values = problem(clients=1)
+    features, scratch = draw(Streams(0), 200, 5), Scratch(2**30)
+    weights = features.fit(points, values, full(points), known=scratch, clients=[0])
+    table = scratch.take(0)
+    scratch.put(0, table, table.nbytes)
+    table._cosines.zero_()
+    assert not torch.equal(features.fit(points, values, full(points), known=scratch, clients=[0]), weights)
+    # Of other features, or of fewer points, it is not used.
+    other = draw(Streams(1), 200, 5)
+    expected = other.fit(points, values, full(points))
+    assert torch.equal(other.fit(points, values, full(points), known=scratch, clients=[0]), expected)
+    fewer = points[:, :30], values[:, :30], torch.tensor([30])
+    assert torch.equal(other.fit(*fewer, known=scratch, clients=[0]), other.fit(*fewer))
+
+
+def test_scratch_keeps_what_was_used_last_and_fits():
+    scratch = Scratch(10)
+    for client in (1, 2, 3):
+        scratch.put(client, f"of {client}", 3)
+    assert scratch.take(1) == "of 1"
+    assert scratch.take(1) is None
+    scratch.put(1, "again", 3)
+    scratch.put(4, "new", 4)  # 3 + 3 + 4 = 10: client 2, the longest unused, goes
+    assert [scratch.take(client) for client in (2, 3, 1, 4)] == [None, "of 3", "again", "new"]
+    scratch.put(5, "large", 11)
+    assert scratch.take(5) is None
+    scratch.put(5, "small", 10)
+    scratch.clear()
+    assert scratch.take(5) is None
+    assert scratch.nbytes == 0
