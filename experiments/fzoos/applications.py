@@ -138,6 +138,10 @@ def _queries(history: History) -> Numbers:
     return counted
 
 
+def _number(value: float) -> str:
+    return "never" if math.isinf(value) else f"{value:,.0f}"
+
+
 def attack_claim(found: Mapping[str, Attacks]) -> tuple[str, bool]:
     """FZooS's success rate is never behind at equal evaluations, and ahead of each rival at some."""
     budgets = sorted({spent for one in found.values() for spent in one.spent if math.isfinite(spent)})
@@ -149,9 +153,8 @@ def attack_claim(found: Mapping[str, Attacks]) -> tuple[str, bool]:
         held &= any(own > other for own, other in zip(ours, others, strict=True))
     words = []
     for method, one in found.items():
-        median = float(np.median(one.spent))
         fooled = f"{np.isfinite(one.spent).sum()} of {len(one.spent)}"
-        words.append(f"{METHODS[method]} {fooled}, median {median:,.0f} evaluations")
+        words.append(f"{METHODS[method]} {fooled}, median {_number(float(np.median(one.spent)))} evaluations")
     return "; ".join(words), held
 
 
@@ -167,6 +170,6 @@ def metric_claim(found: Mapping[str, Mapping[str, Scores]]) -> tuple[str, bool]:
         held &= (
             bool((ours.value[:, -1] < ours.value[:, 0]).all()) and min(spent, key=lambda name: spent[name]) == "fzoos"
         )
-        told = ", ".join(f"{METHODS[name]} {value:,.0f}" for name, value in spent.items())
+        told = ", ".join(f"{METHODS[name]} {_number(value)}" for name, value in spent.items())
         words.append(f"{measure}: 1 - metric {start:.3f} to {end:.3f}; evaluations to {level:.3f}: {told}")
     return "; ".join(words), held
