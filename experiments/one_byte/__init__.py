@@ -1,0 +1,1 @@
+"""Accuracy against the bytes that clients send; see `experiments.one_byte.study`."""
