@@ -25,6 +25,7 @@ import fedsim
 from experiments.fedfix import study as fedfix
 from experiments.fzoos import applications
 from experiments.fzoos import study as fzoos
+from experiments.one_byte import study as one_byte
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.md"
@@ -110,6 +111,17 @@ def of_fzoos(claim: fzoos.Claim) -> Claim:
     return Claim(claim.name, f"fzoos/: {claim.text}", lambda place: Outcome(*claim.judge(fzoos_results(place))))
 
 
+@cache
+def one_byte_results(place: Place) -> one_byte.Results:
+    """The runs of the comparison of accuracy against bytes, on the digits."""
+    return one_byte.measure("digits", place.runs / "one_byte")
+
+
+def of_one_byte(claim: one_byte.Claim) -> Claim:
+    """A claim about them."""
+    return Claim(claim.name, f"one_byte/: {claim.text}", lambda place: Outcome(*claim.judge(one_byte_results(place))))
+
+
 def fzoos_attack(place: Place) -> Outcome:
     """The attacks."""
     assert place.data_dir is not None
@@ -141,6 +153,7 @@ CLAIMS = (
     *map(of_fzoos, fzoos.CLAIMS),
     Claim("fzoos_attack", f"fzoos/: {applications.ATTACK_CLAIM}", fzoos_attack, needs_data=True),
     Claim("fzoos_metric", f"fzoos/: {applications.METRIC_CLAIM}", fzoos_metric),
+    *map(of_one_byte, one_byte.CLAIMS),
 )
 
 

@@ -118,7 +118,7 @@ def test_table_picture_and_exit_code(tmp_path, monkeypatch, capsys, holds):
     console.print(program.table("digits", curves))
     assert "96.0 ± 1.4" in console.export_text()  # half of 2 times the square root of 2
     monkeypatch.setattr(program, "measure", lambda part, out, **given: curves)
-    monkeypatch.setattr(program, "CLAIMS", (study.Claim("digits", "may be", lambda results: ("2", holds)),))
+    monkeypatch.setattr(program, "CLAIMS", (study.Claim("may_be", "digits", "may be", lambda results: ("2", holds)),))
     call = {"part": None, "data_dir": None, "out": tmp_path, "pictures": tmp_path}
     if holds:
         program.main(**call)

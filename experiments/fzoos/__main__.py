@@ -90,6 +90,7 @@ def draw_attacks(found: Mapping[str, Attacks], path: Path) -> None:
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
+    longest = max(float(one.spent[np.isfinite(one.spent)].max(initial=0.0)) for one in found.values())
     for place, (method, one) in enumerate(found.items()):
         spent = np.sort(one.spent[np.isfinite(one.spent)])
         line: dict[str, Any] = {
@@ -97,10 +98,10 @@ def draw_attacks(found: Mapping[str, Attacks], path: Path) -> None:
             "linestyle": STYLES[place % len(STYLES)],
             "linewidth": 1.6,
         }
-        rates = np.arange(len(spent) + 1) / len(one.spent)
-        axis.step(np.concatenate(([0.0], spent)), rates, where="post", label=METHODS[method], **line)
+        rates = np.minimum(np.arange(len(spent) + 2), len(spent)) / len(one.spent)
+        axis.step(np.concatenate(([0.0], spent, [longest])), rates, where="post", label=METHODS[method], **line)
     axis.set_xlabel("evaluations of all clients", color=INK)
-    axis.set_ylabel("share of images fooled", color=INK)
+    axis.set_ylabel("share of images with F < 0", color=INK)
     axis.set_ylim(-0.02, 1.02)
     plain(axis, grid="both")
     axis.legend(frameon=False, labelcolor=INK)

@@ -224,8 +224,9 @@ def _counted(part: str) -> Callable[[Results], tuple[str, bool]]:
 
 @dataclass(frozen=True)
 class Claim:
-    """text: what is claimed of a part. judge: the numbers in words, and whether they bear it out."""
+    """name, part, text: what is claimed of a part. judge: the numbers in words, and whether they bear it out."""
 
+    name: str
     part: str
     text: str
     judge: Callable[[Results], tuple[str, bool]]
@@ -233,20 +234,25 @@ class Claim:
 
 CLAIMS = (
     Claim(
+        "one_byte_as_good",
         "digits",
         "digits: scalars of one byte end within a point of scalars in fp32, and a pair of evaluations costs one byte",
         _as_good,
     ),
     Claim(
+        "one_byte_thousandth",
         "digits",
         "digits: one byte reaches the final accuracy of FedAvg with one step a round, less half a point, with 1/1000 of"
         " its bytes",
         _fewer("fedavg_1", 1000.0),
     ),
     Claim(
+        "one_byte_epochs",
         "digits",
         "digits: to 95 % one byte sends at most 1/50 of what FedAvg with 20 local epochs does",
         _fewer("fedavg", 50.0, 0.95),
     ),
-    Claim("digits", "digits: every method sends in every round what its rule says", _counted("digits")),
+    Claim(
+        "one_byte_counted", "digits", "digits: every method sends in every round what its rule says", _counted("digits")
+    ),
 )
