@@ -21,13 +21,12 @@ from fedsim.exchange import Cost, Orders, Update
 from fedsim.options import Count, NonNegative, Positive, Whole, options
 from fedsim.streams import Streams
 from fedsim.surrogates.gaussian_process import GaussianProcess, fit, length_scales
-from fedsim.surrogates.kernels import RBF, Kernel, Matern52
+from fedsim.surrogates.kernels import KERNELS
 from fedsim.surrogates.random_features import RandomFeatures, draw
 from fedsim.surrogates.trajectory import Trajectory
 from fedsim.zeroth_order.estimator import Probe
 from fedsim.zeroth_order.search import MEASURE, LocalSearch
 
-KERNELS: dict[str, Kernel] = {"matern52": Matern52(), "rbf": RBF()}
 LEAST_RADIUS = 1e-3
 """Of the last queries of a round, where the client's model and the server's are the same."""
 SHARE = "share"

@@ -138,16 +138,23 @@ class Evaluation:
 class Stopping:
     """Stop early: when `metric` has reached `target`, or has not improved for `patience` evaluations.
 
-    Losses and values of functions improve downwards, everything else upwards.
+    Losses and values of functions improve downwards, everything else upwards. queries: or after the round in which
+    clients have asked so many values in all.
     """
 
     metric: str = "test_accuracy"
     target: float | None = None
     patience: Number | None = None
+    queries: Number | None = None
 
     def __post_init__(self) -> None:
-        if self.target is None and self.patience is None:
-            raise InputError("target", "(nothing)", "give target, patience or both")
+        if self.target is None and self.patience is None and self.queries is None:
+            raise InputError("target", "(nothing)", "give target, patience or queries")
+
+    @property
+    def watches(self) -> bool:
+        """Whether it looks at the metric."""
+        return self.target is not None or self.patience is not None
 
     def reached(self, values: list[float]) -> str | None:
         """Why to stop after these evaluations, or None."""
@@ -335,7 +342,7 @@ class Simulation:
         self._server = server
         self._interval.add(metrics, count)
         every, settled = parts.evaluation.rounds, engine.settled()
-        self._over = settled and self._time_is_over()
+        self._over = (settled and self._time_is_over()) or self._spent()
         if self._grid is not None and settled and self._look() == engine.now:
             self._glance()
         elif number == parts.rounds or (every and number % every == 0) or self._over:
@@ -468,6 +475,14 @@ class Simulation:
             raise _TimeOverError
         return True
 
+    def _spent(self) -> bool:
+        """Whether the evaluations that clients may make are made; says so."""
+        stopping, asked = self.parts.stopping, self.parts.engine.ledger.queries
+        if stopping is None or stopping.queries is None or asked < stopping.queries:
+            return False
+        self.stopped = self.stopped or f"{asked:,} queries were made"
+        return True
+
     def _time_is_over(self) -> bool:
         return self._end is not None and self.parts.engine.now >= self._end
 
@@ -481,7 +496,7 @@ class Simulation:
                 if not math.isfinite(value):
                     raise DivergedError(f"{name} is {value} after round {self.round}; lower client.lr")
             self._judged = (self.round, found)
-            if stopping is not None and self.stopped is None:
+            if stopping is not None and stopping.watches and self.stopped is None:
                 self._watched.append(found[stopping.metric])
                 self.stopped = stopping.reached(self._watched)
         return found

@@ -123,6 +123,11 @@ def build_simulation(experiment: Experiment, problem: Problem, engine: EngineMak
         raise InputError("aggregation.kind", kind, "this strategy averages nothing; leave the table out")
     if isinstance(window, Count):
         aggregator.check(window.count)
+    budget = None if experiment.stopping is None else experiment.stopping.queries
+    if budget is not None and isinstance(made, VirtualEngine):
+        least = made.executor.assign(orders).queries * experiment.selection.of(problem.num_clients)
+        if least > budget:
+            raise InputError("stopping.queries", budget, f"the clients of one round ask for {least}; raise it")
     return simulation
 
 
@@ -145,7 +150,7 @@ def _check(experiment: Experiment, problem: Problem) -> None:
             check(at_once, problem.num_clients, experiment.devices.steady)
     stopping = experiment.stopping
     measured = problem.measures(experiment.evaluation.clients, experiment.evaluation.on)
-    if stopping is not None and stopping.metric not in measured:
+    if stopping is not None and stopping.watches and stopping.metric not in measured:
         raise InputError("stopping.metric", stopping.metric, f"name one of: {', '.join(measured)}")
 
 

@@ -112,6 +112,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "spsa": fedzo(estimator="spsa", count=2, c=0.1),
     "spsa_gc": fedzo(estimator="spsa_gc", count=2, c=0.1),
     "residual": fedzo(estimator="residual"),
+    "process": fedzo(estimator="gaussian_process", active=3, history=8, neighbours=6),
     "prior": fedzo(estimator="prior", **FEW, samples=3),
     "forward_gradient": fedzo(
         {"batch_size": 4}, "forward_gradient", count=3, guess="momentum"
@@ -381,6 +382,14 @@ ESTIMATORS: dict[str, Others] = {
     "spsa": SEGMENTED,
     "spsa_gc": {**SEGMENTED, "beta": (0.5, {}), "form": ("lookahead", {}), "reset": (True, {})},
     "residual": {"directions": ("sphere", {}), "mu": (0.5, {})},
+    "process": {
+        "active": (2, {}),
+        "radius": (0.1, {}),
+        "kernel": ("rbf", {}),
+        "neighbours": (4, {}),
+        "history": (5, {}),
+        "noise": (1e-2, {}),
+    },
     "prior": {"weight": (0.5, {"samples": None}), "count": (5, {}), "mu": (0.5, {}), "samples": (5, {})},
     "forward_gradient": {
         "directions": ("rademacher", {}),

@@ -375,3 +375,16 @@ def test_an_interruption_within_a_round_leaves_the_round_before(monkeypatch):
         simulated.step()
     assert simulated.state is before
     assert (simulated.round, simulated.state.phase) == (1, 0)
+
+
+def test_a_run_ends_with_the_round_in_which_its_queries_are_made() -> None:
+    """Four clients ask for 3 steps x (2 directions + 1) = 9 values each: 36 a round, so 100 are made in the third."""
+    asking = {"client": {"kind": "fedzo", "steps": 3, "estimator": {"kind": "differences", "count": 2}}}
+    asking |= {"strategy": {"kind": "fedzo"}, "evaluation": {"every": 0}}
+    simulated = build_simulation(small(9, stopping={"queries": 100}, **asking), small_problem())
+    rows = list(simulated)
+    assert [row["queries"] for row in rows] == [36, 36, 36]
+    assert ["test_loss" in row for row in rows] == [False, False, True]
+    assert simulated.stopped == "108 queries were made"
+    with pytest.raises(InputError, match=r"stopping.queries = 35: the clients of one round ask for 36; raise it"):
+        build_simulation(small(9, stopping={"queries": 35}, **asking), small_problem())

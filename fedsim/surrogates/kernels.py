@@ -68,3 +68,7 @@ class RBF:
     def gradient_variance(self, length_scale: LengthScale) -> LengthScale:
         """1 / l^2."""
         return 1.0 / (length_scale * length_scale)
+
+
+KERNELS: dict[str, Kernel] = {"matern52": Matern52(), "rbf": RBF()}
+"""By the names that options give them."""

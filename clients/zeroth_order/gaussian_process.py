@@ -1,0 +1,67 @@
+"""The gradient of a Gaussian process that is fitted to all that a client has seen: ZoRD's estimate for any client.
+
+ghat = grad mu(x), mu: the posterior mean given the values nearest to x
+The values at x and at `active` random points around it join the client's trajectory before each estimate. Shu et al.
+2022 (ZoRD); Shu et al. 2023, equation 4. FZooS asks where the process is least certain instead; see `clients/fzoos.py`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from fedsim.engine.store import Shapes
+from fedsim.options import Count, Positive, options
+from fedsim.surrogates.gaussian_process import fit
+from fedsim.surrogates.kernels import KERNELS
+from fedsim.surrogates.trajectory import Trajectory
+from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
+
+
+@options
+class GaussianProcess:
+    """active: random points a step, within `radius` of x in every coordinate.
+
+    kernel, neighbours: the process is fitted to so many of a client's latest `history` values, those nearest to x.
+    noise: of values scaled to [0, 1].
+    """
+
+    black_box: ClassVar[bool] = True
+    needs_base: ClassVar[bool] = True
+
+    active: Count = 5
+    radius: Positive = 0.01
+    kernel: Literal["matern52", "rbf"] = "matern52"
+    neighbours: Count = 150
+    history: Count = 1000
+    noise: Positive = 1e-6
+
+    def evaluations(self, dimension: int) -> int:  # noqa: ARG002
+        """Those of the points around x."""
+        return self.active
+
+    def state(self, dimension: int) -> Shapes:
+        """The trajectory."""
+        return Trajectory.shapes(self.history, dimension)
+
+    def check(self, dimension: int) -> None:
+        """Any number of parameters will do."""
+
+    def estimate(self, probe: Probe, x: Tensor, base: Tensor | None, memory: Memory) -> Estimate:
+        """Estimate the gradients at x [k, d]."""
+        assert base is not None
+        seen, center = Trajectory.of({name: rows.clone() for name, rows in memory.items()}), x.unsqueeze(1)
+        drawn = probe.streams.uniform(
+            f"process/{probe.point}",
+            probe.clients,
+            (self.active, x.shape[1]),
+            round=probe.draws,
+            step=probe.step,
+            dtype=x.dtype,
+        )
+        around = center + self.radius * (2.0 * drawn - 1.0)
+        seen.add(center, base.unsqueeze(1))
+        seen.add(around, probe.query(around))
+        process = fit(KERNELS[self.kernel], *seen.nearest(x, self.neighbours), noise=self.noise)
+        return Estimate(process.gradient(center)[:, 0].to(x.dtype), base, seen.state)
