@@ -73,6 +73,11 @@ class FZooS(LocalSearch):
         super().__post_init__()
         if self.batch_size != "full":
             raise InputError("batch_size", self.batch_size, "surrogates are of one function; leave it out")
+        if self.selection == "uncertainty":
+            for asked, of in (("active", "candidates"), ("last_active", "last_candidates")):
+                if getattr(self, asked) > getattr(self, of):
+                    remedy = f"there are only {getattr(self, of)} {of}; raise them"
+                    raise InputError(asked, getattr(self, asked), remedy)
 
     def state(self, dimension: int) -> Shapes:
         """The trajectory; where the last search ended; the weights last shared, and whether there are any."""

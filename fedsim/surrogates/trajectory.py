@@ -46,8 +46,10 @@ class Trajectory:
         """Take in pairs [k, Q, d], [k, Q], of all clients or of the rows int64 [k]; those not finite are dropped."""
         told = torch.isfinite(values) & torch.isfinite(points).all(dim=2)
         which = torch.arange(len(self.count), device=self.count.device) if rows is None else rows
-        client, pair = told.nonzero(as_tuple=True)
-        place = (self.count[which].long().unsqueeze(1) + told.cumsum(dim=1) - 1) % self.points.shape[1]
+        number, length = told.cumsum(dim=1), self.points.shape[1]
+        # Of more pairs than there are rows the last ones stay: no row is written twice.
+        client, pair = (told & (number > number[:, -1:] - length)).nonzero(as_tuple=True)
+        place = (self.count[which].long().unsqueeze(1) + number - 1) % length
         owner = which[client]
         self.points[owner, place[client, pair]] = points[client, pair]
         self.values[owner, place[client, pair]] = values[client, pair]

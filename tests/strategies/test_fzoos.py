@@ -17,6 +17,7 @@ from torch import Tensor
 
 import fedsim
 from fedsim.engine.scratch import Scratch
+from fedsim.errors import InputError
 from fedsim.exchange import Orders
 from fedsim.loop import Simulation
 from fedsim.problems.black_box import BlackBox, black_box
@@ -448,3 +449,16 @@ def test_published_claim(seed):
     assert reached["fzoos"][0.01][0] <= 20
     assert reached["alone"][0.01][0] == math.inf
     assert reached["fedzo"][0.01][0] >= 1.7 * reached["fzoos"][0.01][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"active": 9, "candidates": 8}, "client.active = 9: there are only 8 candidates"),
+        ({"last_active": 9, "last_candidates": 8}, "client.last_active = 9: there are only 8 last_candidates"),
+        ({"batch_size": 4}, "client.batch_size = 4: surrogates are of one function"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        fedsim.experiment(rounds=1, strategy={"kind": "fzoos"}, client={"kind": "fzoos", **options})

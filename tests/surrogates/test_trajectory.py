@@ -54,3 +54,13 @@ def test_the_nearest_of_what_is_stored(number):
     assert points[0].flatten().tolist() == [value / 10 for value in expected]
     assert counts.tolist() == [min(number, 3), 1]
     assert values[1, 0] == 40
+
+
+def test_of_more_pairs_than_rows_the_last_ones_stay():
+    seen = empty(2, 3)
+    values = torch.tensor([[0.0, 1, 2, 3, 4], [0, torch.nan, 2, 3, torch.nan]]).double()
+    seen.add(10 * values.nan_to_num().unsqueeze(2), values)
+    # Of the first client's five pairs, 2 to 4 in rows 2, 0 and 1; of the second's three, all.
+    assert seen.values.tolist() == [[3, 4, 2], [0, 2, 3]]
+    assert seen.points.squeeze(2).tolist() == [[30, 40, 20], [0, 20, 30]]
+    assert seen.count.tolist() == [5, 3]
