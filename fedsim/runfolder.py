@@ -2,11 +2,12 @@
 
 config.toml         the experiment, with every option resolved, and the versions
 metrics.jsonl       one JSON object a completed round or evaluation, written when it is complete
-model.safetensors   the final parameters
+model.safetensors   the final parameters, of a black box one vector x
 summary.json        the final values
 trace.json          staleness, participation, and when the first clients worked on which version of the model
-curves.png          loss and accuracy against the round
-partition.png       the label distribution of the clients
+curves.png          loss, accuracy, the value of a function against the round
+partition.png       the label distribution of the clients; of supervised problems
+adversarial.png     an image before and after; of attacks
 traceback.txt       where a run that failed was
 
 A file other than metrics.jsonl appears whole or not at all: it is written beside its place, then renamed.
