@@ -20,7 +20,7 @@ import fedsim
 from fedsim import cli
 from fedsim.cli import parse_seeds
 from fedsim.errors import InputError
-from fedsim.runfolder import FILES, TRACEBACK
+from fedsim.runfolder import ADVERSARIAL, FILES, TRACEBACK
 from fedsim.sweep import Outcome, Point
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_a_run_leaves_the_whole_folder(monkeypatch, capsys, tmp_path):
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--seed", "3", "--out", str(out)) == 0
-    assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - {TRACEBACK})
+    assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - {ADVERSARIAL, TRACEBACK})
     config = tomllib.loads((out / "config.toml").read_text())
     assert (config["seed"], config["rounds"], config["client"]["epochs"]) == (3, 2, 1)
     assert config["resolved"]["executor"] == "stacked"
@@ -234,7 +234,7 @@ def test_an_interrupt_leaves_a_usable_folder(monkeypatch, tmp_path):
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(out)) == 130
     assert json.loads((out / "summary.json").read_text())["rounds"] == 1
-    assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - {TRACEBACK})
+    assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - {ADVERSARIAL, TRACEBACK})
 
 
 def test_seeds_are_read():
