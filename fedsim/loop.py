@@ -494,7 +494,9 @@ class Simulation:
             found = self.parts.problem.evaluate(self.state.params, clients=self._clients, on=evaluation.on)
             for name, value in found.items():
                 if not math.isfinite(value):
-                    raise DivergedError(f"{name} is {value} after round {self.round}; lower client.lr")
+                    raise DivergedError(
+                        f"{name} is {value} after round {self.round}; lower the rate, or look at what it is made of"
+                    )
             self._judged = (self.round, found)
             if stopping is not None and stopping.watches and self.stopped is None:
                 self._watched.append(found[stopping.metric])

@@ -127,7 +127,7 @@ def build_simulation(experiment: Experiment, problem: Problem, engine: EngineMak
     if budget is not None and isinstance(made, VirtualEngine):
         least = made.executor.assign(orders).queries * experiment.selection.of(problem.num_clients)
         if least > budget:
-            raise InputError("stopping.queries", budget, f"the clients of one round ask for {least}; raise it")
+            raise InputError("stopping.queries", budget, f"the clients of one round ask for {least} at least; raise it")
     return simulation
 
 
@@ -159,7 +159,13 @@ def _check_asking(experiment: Experiment) -> None:
     client, table = experiment.client, experiment.tables["client"]
     kind = table if isinstance(table, str) else table["kind"]
     if not getattr(client, "black_box", False):
-        raise InputError("client.kind", kind, "it needs gradients, and this problem only tells values; use fedzo, say")
+        estimator = getattr(client, "estimator", None)
+        if estimator is None:
+            raise InputError("client.kind", kind, "it needs gradients, and this problem only tells values; use fedzo")
+        inner = estimator if isinstance(estimator, str) else estimator["kind"]
+        raise InputError(
+            "client.estimator.kind", inner, "it needs derivatives, and this problem only tells values; use differences"
+        )
     if getattr(client, "batch_size", "full") != "full":
         raise InputError("client.batch_size", client.batch_size, "a black box has no examples to sample; remove it")
 

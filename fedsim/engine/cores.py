@@ -7,6 +7,7 @@ one core, so it does not depend on how many there are.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from typing import TypeVar
 
 import torch
 
+_given = threading.local()
+"""`core` is there in the threads of the pool."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -41,14 +44,22 @@ def one_core_an_operation() -> Iterator[None]:
 
 
 def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Apply `function` to each item, different items on different cores; the results in the items' order."""
+    """Apply `function` to each item, different items on different cores; the results in the items' order.
+
+    On a core that such a call has been given, one item after the other: all cores may be waiting for it.
+    """
     with one_core_an_operation():
-        if len(items) < 2 or cores() == 1:
+        if len(items) < 2 or cores() == 1 or hasattr(_given, "core"):
             return [function(item) for item in items]
         return list(_pool().map(function, items))
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    # Each thread says so for itself: the setting of the process may change meanwhile.
-    return ThreadPoolExecutor(cores(), "fedsim", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(cores(), "fedsim", initializer=_begin)
+
+
+def _begin() -> None:
+    """Each thread says for itself that it has one core: the setting of the process may change meanwhile."""
+    torch.set_num_threads(1)
+    _given.core = True
