@@ -143,7 +143,7 @@ def test_integer_inputs_and_real_targets():
 
 
 def test_work_spread_within_spread_work_is_done_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an attack's classifiers are asked by clients that are spread themselves: all threads would wait for threads."""
+    """As an attack's classifiers are asked by clients that are spread themselves: threads would wait for threads."""
     monkeypatch.setattr(cores, "cores", lambda: 2)
     cores._pool.cache_clear()
     try:
