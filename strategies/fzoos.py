@@ -8,6 +8,7 @@ of its own). Shu et al. 2023, algorithm 1.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -55,4 +56,4 @@ class FZooS(GuardedStep):
         orders, window = super().ask(state, chosen)
         if "surrogate" not in orders.payload:
             return orders, window
-        return Orders(orders.action, chosen, orders.payload, {"corrected": True}, state.round), window
+        return replace(orders, config={"corrected": True}), window

@@ -11,6 +11,7 @@ Nothing keeps x within a problem's box. Replicas have the same bits where direct
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,12 +26,13 @@ from fedsim.engine.store import Shapes
 from fedsim.errors import InputError
 from fedsim.exchange import All, Orders, Replies, Scalar, Window
 from fedsim.options import Count, Positive, one_of, options
-from fedsim.strategy import Metrics, ProblemView, ServerState
+from fedsim.strategy import Metrics, ProblemView, ServerState, observed
 from fedsim.streams import MASK, Streams
 from fedsim.zeroth_order.codec import OneByte, Sign
 from fedsim.zeroth_order.directions import DRAWS, Keys, Sliceable, part
 from fedsim.zeroth_order.perturbation import perturb_
 from fedsim.zeroth_order.replay import replay_
+from fedsim.zeroth_order.search import batches
 
 SEED = 8
 """Bytes of a seed."""
@@ -254,13 +256,8 @@ def importance(sizes: Tensor, counts: Tensor) -> Tensor:
 
 
 def mean_loss(replies: Replies) -> Metrics:
-    """`train_loss`, the mean of the clients' losses weighted by examples, of those that are finite."""
-    loss = replies.metrics.get("loss")
-    if loss is None or not len(replies):
-        return {}
-    kept = loss.isfinite().cpu()
-    mean = replies.where(kept).mean("loss")
-    return {} if mean is None else {"train_loss": mean}
+    """`train_loss`, where any client's loss is finite: what is not finite moves nothing, and ends nothing."""
+    return {name: value for name, value in observed(replies).items() if math.isfinite(value)}
 
 
 @options
@@ -399,9 +396,7 @@ class Replica:
 
     def batches(self, cohort: Cohort, steps: int) -> list[Batch | None]:
         """What the values of each step are about."""
-        if self.batch_size == "full":
-            return [None] * steps
-        return list(cohort.batches(steps=steps, batch_size=self.batch_size))
+        return list(batches(cohort, self.batch_size, steps))
 
     def caught_up(self, cohort: Cohort, log: Contributions) -> Tensor:
         """The model of the order's round, [C, d], replayed from each client's replica, and kept in its place."""

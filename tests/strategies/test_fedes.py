@@ -123,3 +123,14 @@ def test_chunks_restored_runs_and_the_loop(downlink: str, monkeypatch: pytest.Mo
 def test_what_cannot_be_is_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match=named):
         fedes(options)
+
+
+@pytest.mark.parametrize("method", ["fedes", "decomfl", "fedkseed", "one_byte"])
+@pytest.mark.parametrize("batch_size", ["full", 4])
+def test_a_round_in_which_nobody_answers_leaves_the_model(method: str, batch_size: int | str) -> None:
+    """Every machine fails at once, and is repaired a thousand seconds later."""
+    devices = {"failure": {"mean_seconds": 1e-6, "repair_seconds": 1000.0}}
+    simulated = simulation(method, {}, {"batch_size": batch_size}, rounds=2, devices=devices)
+    start = simulated.state.params
+    assert [row["clients"] for row in simulated] == [0, 0]
+    assert torch.equal(simulated.state.params, start)
