@@ -6,13 +6,13 @@ Uplink n floats and n evaluations; for servers that do all of the search themsel
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange import Cost, Orders, Update
-from fedsim.options import Count, options
+from fedsim.options import BatchSize, options
 from fedsim.zeroth_order.search import batches
 
 AT_ONCE = 32
@@ -28,7 +28,7 @@ class Values:
     needs: ClassVar[frozenset[str]] = frozenset({"candidates"})
     sends: ClassVar[frozenset[str]] = frozenset({"values"})
 
-    batch_size: Count | Literal["full"] = "full"
+    batch_size: BatchSize = "full"
 
     def numbers(self, dimension: int, largest: int) -> int:  # noqa: ARG002
         """The candidates that are asked about at once, and as many again while they are evaluated."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -33,6 +33,9 @@ Name = Annotated[str, Field(min_length=1, pattern=r"^[^/\x00-\x1f]+$")]
 """A name that can be a folder's."""
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 """Several counts; a TOML array."""
+
+BatchSize = Count | Literal["full"]
+"""How many examples a step is about; full: all that the client has."""
 
 T = TypeVar("T")
 CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)

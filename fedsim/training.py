@@ -14,7 +14,7 @@ from fedsim.engine.network import Batch
 from fedsim.engine.stack import Stack
 from fedsim.errors import InputError
 from fedsim.exchange import Cost, Orders
-from fedsim.options import Count, Fraction, NonNegative, Positive, options
+from fedsim.options import BatchSize, Count, Fraction, NonNegative, Positive, options
 from fedsim.schedules import Constant, Schedule
 
 EPSILON = 1e-12
@@ -34,7 +34,7 @@ class LocalTraining:
 
     epochs: Count | None = None
     steps: Count | None = None
-    batch_size: Count | Literal["full"] = 32
+    batch_size: BatchSize = 32
     lr: Positive = 0.1
     schedule: Schedule = Constant()
     optimizer: Literal["sgd", "adam", "lion"] = "sgd"

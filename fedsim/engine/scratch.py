@@ -37,8 +37,3 @@ class Scratch:
             while self.nbytes + nbytes > self.budget:
                 self._kept.popitem(last=False)
             self._kept[client] = (value, nbytes)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._kept.clear()

@@ -13,7 +13,7 @@ from fedsim.engine.network import Batch
 from fedsim.engine.store import Shapes
 from fedsim.errors import InputError
 from fedsim.exchange import Cost, Orders, Update, payload_bytes
-from fedsim.options import Count, Fraction, Positive, options
+from fedsim.options import BatchSize, Count, Fraction, Positive, options
 from fedsim.parts import Parts
 from fedsim.schedules import Constant, Schedule
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
@@ -22,7 +22,7 @@ MEASURE = "measure"
 """The action whose reply is the values of f_c at the candidates that the order carries."""
 
 
-def batches(cohort: Cohort, batch_size: int | Literal["full"], steps: int) -> Iterator[Batch | None]:
+def batches(cohort: Cohort, batch_size: BatchSize, steps: int) -> Iterator[Batch | None]:
     """What values are about in so many steps: independent batches; None where they are about all that a client has."""
     if batch_size == "full" or not len(cohort):
         yield from [None] * steps
@@ -46,7 +46,7 @@ class LocalSearch:
     sends: ClassVar[frozenset[str]] = frozenset({"delta", "values"})
 
     steps: Count = 10
-    batch_size: Count | Literal["full"] = "full"
+    batch_size: BatchSize = "full"
     lr: Positive = 0.01
     schedule: Schedule = Constant()
     optimizer: Literal["sgd", "adam"] = "adam"

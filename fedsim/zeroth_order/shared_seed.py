@@ -25,7 +25,7 @@ from fedsim.engine.stack import Stack
 from fedsim.engine.store import Shapes
 from fedsim.errors import InputError
 from fedsim.exchange import All, Orders, Replies, Scalar, Window
-from fedsim.options import Count, Positive, one_of, options
+from fedsim.options import BatchSize, Count, Positive, one_of, options
 from fedsim.strategy import Metrics, ProblemView, ServerState, observed
 from fedsim.streams import MASK, Streams
 from fedsim.zeroth_order.codec import OneByte, Sign
@@ -45,7 +45,6 @@ LARGEST_SLOPE = 1000.0
 PUBLIC = Streams(0)
 """Of directions that are named by a seed of their own: a function that needs nothing else."""
 Join = Literal["model", "replay"]
-BatchSize = Count | Literal["full"]
 Rows = Mapping[str, Tensor]
 """Columns of a log, [L, ...] by name."""
 
