@@ -32,7 +32,7 @@ class FedCBO(LocalTraining):
 
     def state(self, dimension: int) -> Shapes:
         """Its model, and 1 where there is one."""
-        return {"model": (dimension,), "begun": ()}
+        return {**super().state(dimension), "model": (dimension,), "begun": ()}
 
     def cost(self, orders: Orders, examples: torch.Tensor) -> Cost:
         """Steps, and d floats; or evaluations, and as many floats."""
@@ -44,9 +44,9 @@ class FedCBO(LocalTraining):
     def train(self, cohort: Cohort) -> Update:
         """Train its model, at first the one that it is sent; send it."""
         begun = cohort.state["begun"].unsqueeze(1) > 0
-        y, loss = self.descend(cohort, torch.where(begun, cohort.state["model"], cohort.received("params")))
-        cohort.keep(model=y, begun=torch.ones_like(cohort.state["begun"]))
-        return Update({"model": y}, {"loss": loss})
+        trained = self.descend(cohort, torch.where(begun, cohort.state["model"], cohort.received("params")))
+        cohort.keep(model=trained.params, begun=torch.ones_like(cohort.state["begun"]))
+        return Update({"model": trained.params}, {"loss": trained.loss})
 
     def mix(self, cohort: Cohort) -> Update:
         """Move to the consensus of its peers; send its own loss and theirs, [C, 1 + M]."""

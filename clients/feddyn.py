@@ -24,12 +24,13 @@ class FedDyn(LocalTraining):
 
     def state(self, dimension: int) -> Shapes:
         """Each client keeps the gradient of its loss at its last local solution, L_i."""
-        return {"gradient": (dimension,)}
+        return {**super().state(dimension), "gradient": (dimension,)}
 
     def train(self, cohort: Cohort) -> Update:
         """Train on the regularised loss and send the change."""
         theta, alpha = cohort.received("params"), float(cohort.config["feddyn-alpha"])
         own = cohort.state["gradient"]
-        y, loss = self.descend(cohort, theta, decay=alpha, shift=own + alpha * theta)
-        cohort.keep(gradient=own - alpha * (y - theta))
-        return Update({"delta": y - theta}, {"loss": loss})
+        trained = self.descend(cohort, theta, decay=alpha, shift=own + alpha * theta)
+        delta = trained.params - theta
+        cohort.keep(gradient=own - alpha * delta)
+        return Update({"delta": delta}, {"loss": trained.loss})

@@ -1,6 +1,6 @@
 """SCAFFOLD's client: local SGD corrected by control variates.
 
-y <- y - lr * (grad f_i(y) - c_i + c);  c_i+ = c_i - c + (theta - y) / (K lr)
+y <- y - lr_s * (grad f_i(y) - c_i + c);  c_i+ = c_i - c + (theta - y) / sum_s lr_s, which is K lr at a constant rate
 Uplink 2d floats: Delta_i and c_i+ - c_i. Karimireddy et al. 2020, algorithm 1, option II.
 """
 
@@ -36,7 +36,7 @@ class Scaffold(LocalTraining):
 
     def state(self, dimension: int) -> Shapes:
         """Each client keeps its control variate."""
-        return {"control": (dimension,)}
+        return {**super().state(dimension), "control": (dimension,)}
 
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """Steps, and 2d floats."""
@@ -46,9 +46,9 @@ class Scaffold(LocalTraining):
     def train(self, cohort: Cohort) -> Update:
         """Train with the correction; send the changes of model and control variate."""
         theta, c, own = cohort.received("params"), cohort.received("control"), cohort.state["control"]
-        y, loss = self.descend(cohort, theta, shift=own - c)
-        lr = self.rate(cohort)
+        trained = self.descend(cohort, theta, shift=own - c)
+        delta, way = trained.params - theta, self.rates(cohort).to(own.dtype).unsqueeze(1)
         # At a rate of 0, where a schedule has ended, nothing was learnt about the gradients.
-        renewed = own - c + (theta - y) / (cohort.steps_taken.unsqueeze(1) * lr) if lr else own
+        renewed = own - c - delta / way if self.rate(cohort) else own
         cohort.keep(control=renewed)
-        return Update({"delta": y - theta, "control_delta": renewed - own}, {"loss": loss})
+        return Update({"delta": delta, "control_delta": renewed - own}, {"loss": trained.loss})

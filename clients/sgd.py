@@ -1,12 +1,13 @@
 """Local training on the client's own loss.
 
 y <- y - lr * (grad f_i(y) + mu (y - theta)),  Delta_i = y - theta
-Uplink d floats (one more, nu, where the server asks for it). McMahan et al. 2017; the proximal term mu of Li et
-al. 2020; nu of Wang et al. 2020, section 4.
+Uplink d floats, and where the server asks for them one more for nu, and one for the mean loss of the last epoch. McMahan
+et al. 2017; the proximal term mu of Li et al. 2020; nu of Wang et al. 2020, section 4.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -26,23 +27,26 @@ class Sgd(LocalTraining):
     proximal_mu: NonNegative = 0.0
 
     needs: ClassVar[frozenset[str]] = frozenset({"params"})
-    knows: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu"})
-    sends: ClassVar[frozenset[str]] = frozenset({"delta", "nu"})
+    knows: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu", "report-loss"})
+    sends: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last_loss"})
 
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
-        """Steps, d floats, and one more for nu."""
+        """Steps, d floats, and one more for each number that is asked for."""
         cost = super().cost(orders, examples)
-        extra = orders.payload["params"].element_size() if orders.config.get("report-nu") else 0
-        return Cost(cost.steps, cost.bytes_up + extra)
+        numbers = sum(bool(orders.config.get(name)) for name in ("report-nu", "report-loss"))
+        return replace(cost, bytes_up=cost.bytes_up + numbers * orders.payload["params"].element_size())
 
     def train(self, cohort: Cohort) -> Update:
         """Train from the server's model and send the change."""
         theta, mu = cohort.received("params"), self._mu(cohort)
-        y, loss = self.descend(cohort, theta, decay=mu, shift=mu * theta if mu else None)
-        payload = {"delta": y - theta}
+        report_last = bool(cohort.config.get("report-loss"))
+        trained = self.descend(cohort, theta, decay=mu, shift=mu * theta if mu else None, report_last=report_last)
+        payload = {"delta": trained.params - theta}
         if cohort.config.get("report-nu"):
-            payload["nu"] = self.normaliser(cohort.steps_taken, self.rate(cohort), mu).to(y.dtype)
-        return Update(payload, {"loss": loss})
+            payload["nu"] = self.normaliser(cohort.steps_taken, self.rate(cohort), mu).to(theta.dtype)
+        if trained.last_loss is not None:
+            payload["last_loss"] = trained.last_loss.unsqueeze(1)
+        return Update(payload, {"loss": trained.loss})
 
     def _mu(self, cohort: Cohort) -> float:
         return float(cohort.config.get("proximal-mu", self.proximal_mu))
@@ -59,6 +63,8 @@ class Sgd(LocalTraining):
                 self.optimizer,
                 "FedNova knows sgd, with momentum or with a proximal term, without Nesterov's form",
             )
+        if self.inverse_decay:
+            raise InputError("inverse_decay", self.inverse_decay, "FedNova needs the same rate in all steps of a round")
         if self.lr * self.proximal_mu >= 1.0:
             raise InputError(
                 "proximal_mu", self.proximal_mu, f"FedNova needs lr * proximal_mu < 1; lower it or lr = {self.lr}"

@@ -26,6 +26,7 @@ from experiments.fedfix import study as fedfix
 from experiments.fzoos import applications
 from experiments.fzoos import study as fzoos
 from experiments.one_byte import study as one_byte
+from experiments.studies import run_all
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.md"
@@ -126,14 +127,14 @@ def fzoos_attack(place: Place) -> Outcome:
     """The attacks."""
     assert place.data_dir is not None
     points = applications.attack_points(place.runs / "fzoos", place.data_dir)
-    applications.run_all([point for group in points.values() for point in group])
+    run_all([point for group in points.values() for point in group], accepted=applications.ENDED)
     return Outcome(*applications.attack_claim(applications.attacks(points)))
 
 
 def fzoos_metric(place: Place) -> Outcome:
     """The metrics."""
     points = applications.metric_points(place.runs / "fzoos")
-    applications.run_all([point for group in points.values() for point in group])
+    run_all([point for group in points.values() for point in group], accepted=applications.ENDED)
     return Outcome(*applications.metric_claim(applications.scores(points)))
 
 

@@ -92,10 +92,7 @@ class Experiment:
         return found
 
     def _table(self, part: str, table: str | Table) -> dict[str, Any]:
-        made = getattr(self, part)
-        nested = getattr(made, "made", {})
-        inner = {option: {"kind": _kind(getattr(made, option))} | _values(own) for option, own in nested.items()}
-        return {"kind": _kind(table)} | _values(made) | inner
+        return {"kind": _kind(table)} | _values(getattr(self, part))
 
     @property
     def opaque(self) -> bool:
@@ -293,4 +290,10 @@ def _values(made: Any) -> dict[str, Any]:
             value = ({} if kind is None else {"kind": kind}) | _values(value)
         if value is not None:
             found[field.name] = list(value) if isinstance(value, tuple) else value
+    for option, inner in getattr(made, "made", {}).items():
+        tables = getattr(made, option)
+        if isinstance(inner, tuple):
+            found[option] = [{"kind": _kind(table)} | _values(own) for table, own in zip(tables, inner, strict=True)]
+        else:
+            found[option] = {"kind": _kind(tables)} | _values(inner)
     return found

@@ -96,12 +96,14 @@ class Cost:
     """What a client declares before it works.
 
     steps: local steps with gradients, int64 [C]. bytes_up: payload bytes of one client's reply. queries: evaluations
-    that a client asks for, for the time that they take; what is counted is what it then asks.
+    that a client asks for, for the time that they take; what is counted is what it then asks. effort: what it does
+    beside, in the time of so many local steps, float64 [C].
     """
 
     steps: Tensor
     bytes_up: int
     queries: int = 0
+    effort: Tensor | None = None
 
 
 @dataclass(frozen=True)

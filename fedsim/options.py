@@ -80,6 +80,11 @@ def one_of(**kinds: type[Any]) -> BeforeValidator:
     return BeforeValidator(parse)
 
 
+def table_of(made: type[Any]) -> BeforeValidator:
+    """A field that takes an object of an option class, or a table of its options."""
+    return BeforeValidator(lambda given: made(**given) if isinstance(given, Mapping) else given)
+
+
 def first_error(error: ValidationError, prefix: str) -> InputError:
     """The first of pydantic's complaints as one line; `prefix` is the table the option stands in."""
     first = error.errors(include_url=False)[0]

@@ -10,7 +10,10 @@ from fedsim import registry
 
 
 class Parts:
-    """Base of option classes. parts: by option, the group of plug-ins that it names: a name, or a table with `kind`."""
+    """Base of option classes.
+
+    parts: by option, the group of plug-ins that it names: a name, or a table with `kind`; a list of them; or None.
+    """
 
     parts: ClassVar[Mapping[str, str]] = {}
 
@@ -19,5 +22,12 @@ class Parts:
 
     @cached_property
     def made(self) -> Mapping[str, Any]:
-        """The plug-ins that the options name."""
-        return {option: registry.make(group, getattr(self, option), option) for option, group in self.parts.items()}
+        """The plug-ins that the options name; of a list a tuple, and of None none."""
+        named = {option: (group, getattr(self, option)) for option, group in self.parts.items()}
+        return {option: _make(group, value, option) for option, (group, value) in named.items() if value is not None}
+
+
+def _make(group: str, value: Any, option: str) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(registry.make(group, table, f"{option}.{number}") for number, table in enumerate(value))
+    return registry.make(group, value, option)

@@ -23,6 +23,8 @@ GROUPS = (
     "strategies",
     "clients",
     "estimators",
+    "defences",
+    "attacks",
     "problems",
     "datasets",
     "partitions",

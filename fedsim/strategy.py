@@ -123,6 +123,9 @@ class WeightedStep(ServerStep):
 
 
 def observed(replies: Replies) -> Metrics:
-    """The metrics that every strategy reports: the clients' mean training loss, and cosine where they tell one."""
-    found = {"train_loss": replies.mean("loss"), "cosine": replies.mean("cosine")}
+    """The metrics that every strategy reports: the clients' mean training loss, and what else they tell.
+
+    cosine, of an estimated direction to the gradient; difficulty, the mean score of a curriculum.
+    """
+    found = {"train_loss": replies.mean("loss")} | {name: replies.mean(name) for name in ("cosine", "difficulty")}
     return {name: value for name, value in found.items() if value is not None}

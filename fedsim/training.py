@@ -2,41 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from fedsim.adversarial.training import Defence
+from fedsim.curriculum.samples import SampleCurriculum
 from fedsim.engine.batches import steps_of
 from fedsim.engine.cohort import Cohort
+from fedsim.engine.executor import FORWARD
 from fedsim.engine.network import Batch
 from fedsim.engine.stack import Stack
+from fedsim.engine.store import Shapes
 from fedsim.errors import InputError
 from fedsim.exchange import Cost, Orders
-from fedsim.options import BatchSize, Count, Fraction, NonNegative, Positive, options
+from fedsim.options import BatchSize, Count, Fraction, NonNegative, Positive, options, table_of
+from fedsim.parts import Parts
 from fedsim.schedules import Constant, Schedule
 
 EPSILON = 1e-12
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What local training comes to. params: y, [C, d]. loss: the mean over the steps, [C], taken before each step.
+
+    last_loss: the same over the steps of the last epoch, where it is asked for.
+    """
+
+    params: Tensor
+    loss: Tensor
+    last_loss: Tensor | None
+
+
 @options
-class LocalTraining:
+class LocalTraining(Parts):
     """How a client trains: y <- y - lr * direction, over mini-batches of its own examples.
 
     epochs, or steps: passes over the data, each freshly shuffled, the last batch possibly partial; or so many steps,
-    each on an independent batch. batch_size: examples, or "full". lr times schedule's factor: the rate in a round.
+    each on an independent batch. epochs_schedule: times its factor and rounded, at least 1, are the epochs of a round
+    (FedDynAT; Shah et al. 2021). batch_size: examples, or "full". lr times schedule's factor: the rate in a round;
+    in its step s times (1 + inverse_decay s)^(-inverse_power).
     optimizer: sgd (momentum, Nesterov's form), adam (bias-corrected; Kingma and Ba 2015) or lion (sign of an
     interpolated
     momentum; Chen et al. 2023), fresh in every round. weight_decay: added to the gradient for sgd and adam, decoupled
     for lion. clip_norm: bound of the l2 norm of the gradient of the client's loss, before decay and corrections.
+    adversarial: a plug-in of the group `defences`, training against an attack. curriculum: an order of the examples
+    (see `fedsim.curriculum.samples`).
     """
+
+    parts: ClassVar[Mapping[str, str]] = {"adversarial": "defences"}
 
     epochs: Count | None = None
     steps: Count | None = None
     batch_size: BatchSize = 32
     lr: Positive = 0.1
     schedule: Schedule = Constant()
+    epochs_schedule: Schedule = Constant()
+    inverse_decay: NonNegative = 0.0
+    inverse_power: Positive = 0.75
     optimizer: Literal["sgd", "adam", "lion"] = "sgd"
     momentum: Fraction = 0.0
     nesterov: bool = False
@@ -45,12 +73,20 @@ class LocalTraining:
     epsilon: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     clip_norm: Positive | None = None
+    adversarial: Any = None
+    curriculum: Annotated[SampleCurriculum | None, table_of(SampleCurriculum)] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.epochs is None) == (self.steps is None):
             raise InputError(
                 "epochs", self.epochs, "give exactly one of epochs and steps (--set client.epochs=none takes one away)"
             )
+        if self.epochs is None:
+            if self.curriculum is not None:
+                raise InputError("curriculum", "given", "it orders epochs; give epochs instead of steps")
+            if self.epochs_schedule != Constant():
+                raise InputError("epochs_schedule", "given", "there are steps; give epochs instead")
         if self.nesterov and self.momentum == 0.0:
             raise InputError("nesterov", True, "needs a momentum above 0")
         if self.optimizer == "sgd":
@@ -68,41 +104,89 @@ class LocalTraining:
     @property
     def same_every_round(self) -> bool:
         """Whether rounds differ in nothing but their draws."""
-        return isinstance(self.schedule, Constant)
+        constant = isinstance(self.schedule, Constant) and isinstance(self.epochs_schedule, Constant)
+        return constant and (self.defence is None or self.defence.same_every_round)
+
+    @property
+    def defence(self) -> Defence | None:
+        """What trains against an attack, if something does."""
+        defence: Defence | None = self.made.get("adversarial")
+        return defence
+
+    @property
+    def views(self) -> int:
+        """How many times an example is in a batch."""
+        return 1 if self.defence is None else self.defence.views
 
     def rate(self, cohort: Cohort) -> float:
-        """The learning rate in the round of a cohort's order."""
-        return self.lr if self.same_every_round else self.lr * self.schedule.factor(cohort.round)
+        """The learning rate in the round of a cohort's order, at its first step."""
+        return self.lr if isinstance(self.schedule, Constant) else self.lr * self.schedule.factor(cohort.round)
 
-    def local_steps(self, examples: Tensor) -> Tensor:
-        """How many steps clients with so many examples take: int64 [C]."""
-        return steps_of(examples, self.epochs, self.steps, self._width)
+    def rates(self, cohort: Cohort) -> Tensor:
+        """The sum of the rates of the steps that each client has taken, float64 [C]."""
+        if not self.inverse_decay:
+            return cohort.steps_taken.double() * self.rate(cohort)
+        longest = int(cohort.steps_taken.max()) if len(cohort) else 0
+        decayed = [self._decay(step) for step in range(longest)]
+        sums = torch.tensor([0.0, *decayed], dtype=torch.float64, device=cohort.examples.device).cumsum(0)
+        return sums[cohort.steps_taken] * self.rate(cohort)
+
+    def local_steps(self, examples: Tensor, round: int = 0) -> Tensor:  # noqa: A002
+        """How many steps clients with so many examples take in a round: int64 [C]."""
+        epochs = self._epochs(round)
+        if self.curriculum is not None and epochs is not None:
+            return self.curriculum.steps(examples, epochs, self._width)
+        return steps_of(examples, epochs, self.steps, self._width)
 
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
-        """Steps, and one vector the size of the parameters sent up."""
+        """Steps, and one vector the size of the parameters sent up; beside, what attacks and scoring take."""
         params = orders.payload["params"]
-        return Cost(self.local_steps(examples), params.numel() * params.element_size())
+        steps, effort = self.local_steps(examples, orders.round), None
+        if self.defence is not None:
+            effort = steps * self.defence.effort(orders.round)
+        if self.curriculum is not None:
+            width = examples if self._width is None else self._width
+            scoring = self.curriculum.judgements() * FORWARD * -(-examples // width)
+            effort = scoring if effort is None else effort + scoring
+        return Cost(steps, params.numel() * params.element_size(), effort=effort)
+
+    def state(self, dimension: int) -> Shapes:
+        """What clients keep for their curriculum."""
+        return {} if self.curriculum is None else self.curriculum.state(dimension)
 
     def descend(
-        self, cohort: Cohort, start: Tensor, *, decay: float = 0.0, shift: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        cohort: Cohort,
+        start: Tensor,
+        *,
+        decay: float = 0.0,
+        shift: Tensor | None = None,
+        report_last: bool = False,
+    ) -> Trained:
         """Train from `start` ([d] or [C, d]) on f_i(y) + decay/2 |y|^2 - <shift, y>.
 
-        decay and shift ([d] or [C, d]) are added to every gradient: grad f_i(y) + decay y - shift.
-        Returns y [C, d] and the mean loss over the steps [C], taken before each step.
+        decay and shift ([d] or [C, d]) are added to every gradient: grad f_i(y) + decay y - shift. report_last: tell
+        the losses of the last epoch, too.
         """
+        batches = self._batches(cohort)
+        arm = None if self.defence is None else self.defence.arm(cohort)
         y = cohort.stack(start)
         fixed = None if shift is None else cohort.stack(shift)
         rule = None if self.plain else self._rule(y)
-        lr = self.rate(cohort)
+        lr = base = self.rate(cohort)
         coupled = decay + (self.weight_decay if self.optimizer != "lion" else 0.0)
         decoupled = self.weight_decay if self.optimizer == "lion" else 0.0
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
+        history: list[Tensor] = []
         rows, fixed_rows = y, fixed
-        for step, batch in enumerate(cohort.batches(epochs=self.epochs, steps=self.steps, batch_size=self._width)):
+        for step, batch in enumerate(batches):
             active = len(batch)
             if active != len(rows):
                 rows, fixed_rows = y[:active], None if fixed is None else fixed[:active]
+            if self.inverse_decay:
+                lr = base * self._decay(step)
+            if arm is not None:
+                batch = arm(rows, batch)
             if rule is None:
                 loss = cohort.network.descend(rows, batch, lr, coupled, fixed_rows)
             else:
@@ -111,7 +195,37 @@ class LocalTraining:
                     rows.mul_(1.0 - lr * decoupled)
                 rule(step, rows, gradient, lr)
             losses[:active] += loss
-        return y.flat(), losses / cohort.steps_taken.clamp(min=1)
+            if report_last:
+                history.append(loss)
+        params = y.flat()
+        if self.curriculum is not None:
+            self.curriculum.keep(cohort, params)
+        last = self._last(cohort, history) if report_last else None
+        return Trained(params, losses / cohort.steps_taken.clamp(min=1), last)
+
+    def _last(self, cohort: Cohort, history: list[Tensor]) -> Tensor:
+        """The mean loss of each client's last epoch [C]; of independent steps the mean of all."""
+        steps = cohort.steps_taken
+        epoch = steps if self.epochs is None else torch.minimum(steps_of(cohort.examples, 1, None, self._width), steps)
+        total = torch.zeros(len(cohort), dtype=cohort.dtype, device=steps.device)
+        for step, loss in enumerate(history):
+            total[: len(loss)] += torch.where(step >= (steps - epoch)[: len(loss)], loss, 0.0)
+        return total / epoch.clamp(min=1)
+
+    def _epochs(self, round: int) -> int | None:  # noqa: A002
+        if self.epochs is None:
+            return None
+        return max(1, math.floor(self.epochs * self.epochs_schedule.factor(round) + 0.5))
+
+    def _decay(self, step: int) -> float:
+        return float((1.0 + self.inverse_decay * step) ** -self.inverse_power)
+
+    def _batches(self, cohort: Cohort) -> Iterator[Batch]:
+        epochs = self.epochs if isinstance(self.epochs_schedule, Constant) else self._epochs(cohort.round)
+        if self.curriculum is None or epochs is None:
+            return cohort.batches(epochs=epochs, steps=self.steps, batch_size=self._width)
+        course = self.curriculum.course(cohort, epochs, self._width)
+        return cohort.batches(batch_size=self._width, course=course)
 
     @property
     def _width(self) -> int | None:

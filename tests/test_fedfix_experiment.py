@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 import fedsim
+from experiments import studies
 from experiments.fedfix import __main__ as program
 from experiments.fedfix import study
 from experiments.fedfix.study import Measured
@@ -174,7 +175,7 @@ def test_study_reads_what_it_has_run(tmp_path, monkeypatch):
         "momentum": study.Part(("fedfix_05",), (*TINY, "client.lr=0.01", "client.momentum=0.9")),
     }
     monkeypatch.setattr(study, "PARTS", parts)
-    monkeypatch.setattr(study, "sweep", in_turn)
+    monkeypatch.setattr(studies, "sweep", in_turn)
     results = study.measure(tmp_path, data_dir=None, seeds=[0, 2])
     rate = tiny("fedavg").client.lr
     assert [one.lr for one in results["unequal"]["fedavg"]] == [rate / 2, rate, rate * 2]
@@ -200,7 +201,7 @@ def test_failed_run_is_an_error(tmp_path, monkeypatch):
     def failing(points, *, workers, on_done):
         return [Outcome(point, "failed", "no data", {}) for point in points]
 
-    monkeypatch.setattr(study, "sweep", failing)
+    monkeypatch.setattr(studies, "sweep", failing)
     with pytest.raises(fedsim.FedsimError, match="seed-0: failed: no data"):
         study.measure(tmp_path, data_dir=None, seeds=[0])
 

@@ -6,22 +6,18 @@ not hold, 2 for an input that cannot be used.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from experiments.fedfix.study import CLAIMS, HERE, LEVEL, SCHEMES, Measured, Numbers, best, measure
+from experiments.fedfix.study import CLAIMS, HERE, LEVEL, SCHEMES, Measured, best, measure
+from experiments.studies import band, cell, concluding, console, said
 from fedsim.cli import parse_seeds
-from fedsim.comparison import Spread
-from fedsim.errors import FedsimError, InputError
-from fedsim.plots.style import BRIGHT, INK, STYLES, plain, save
-from fedsim.sweep import Outcome
+from fedsim.plots.style import INK, plain, save
 
 
 def table(tuned: Mapping[str, Measured]) -> Table:
@@ -33,14 +29,9 @@ def table(tuned: Mapping[str, Measured]) -> Table:
         laid.add_column(heading, justify="right")
     for scheme, one in tuned.items():
         finals = (one.accuracy[:, -1], one.own[:, -1])
-        cells = [*map(_cell, (one.area, one.tail)), f"{one.reached:g}", *map(_cell, finals)]
+        cells = [cell(one.area, 3), cell(one.tail, 3), f"{one.reached:g}", *(cell(final, 3) for final in finals)]
         laid.add_row(SCHEMES[scheme], f"{one.lr:g}", *cells)
     return laid
-
-
-def _cell(values: Numbers) -> str:
-    spread = Spread(tuple(values.tolist()))
-    return f"{spread.mean:.3f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.3f}")
 
 
 def draw(tuned: Mapping[str, Measured], path: Path) -> None:
@@ -52,12 +43,8 @@ def draw(tuned: Mapping[str, Measured], path: Path) -> None:
     for axis, name in ((left, "training loss"), (right, "test accuracy")):
         for place, (scheme, one) in enumerate(tuned.items()):
             curves = one.loss if axis is left else one.accuracy
-            time, mean = np.arange(1, curves.shape[1] + 1), curves.mean(axis=0)
-            colour, style = BRIGHT[place % len(BRIGHT)], STYLES[place % len(STYLES)]
-            axis.plot(time, mean, style, color=colour, linewidth=1.6, label=f"{SCHEMES[scheme]} (lr {one.lr:g})")
-            if len(curves) > 1:
-                band = curves.std(axis=0, ddof=1)
-                axis.fill_between(time, mean - band, mean + band, color=colour, alpha=0.1, linewidth=0)
+            seconds = np.arange(1.0, curves.shape[1] + 1.0)
+            band(axis, place, f"{SCHEMES[scheme]} (lr {one.lr:g})", seconds, curves)
         axis.set_xlabel("virtual time (s)", color=INK)
         axis.set_ylabel(name, color=INK)
         plain(axis, grid="both")
@@ -66,12 +53,6 @@ def draw(tuned: Mapping[str, Measured], path: Path) -> None:
     lines, labels = left.get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8, labelcolor=INK)
     save(figure, path)
-
-
-def said(outcome: Outcome) -> None:
-    """Say of a run that it is done."""
-    if not outcome.skipped:
-        typer.echo(f"{'/'.join(outcome.point.folder.parts[-4:])}: {outcome.status}")
 
 
 def main(
@@ -84,19 +65,12 @@ def main(
     picture: Annotated[Path, typer.Option(help="Where the picture goes.")] = HERE / "figure.png",
 ) -> None:
     """Run the comparison, print its table, draw its picture and check its claims."""
-    try:
+    with concluding() as judged:
         results = measure(out, data_dir=data_dir, seeds=parse_seeds(seeds), workers=workers, on_done=said)
         tuned = {scheme: best(grid) for scheme, grid in results["unequal"].items()}
         draw(tuned, picture)
-        judged = [(claim, *claim.judge(results)) for claim in CLAIMS]
-    except FedsimError as error:
-        typer.echo(f"fedsim: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
-    Console(width=None if sys.stdout.isatty() else 140).print(table(tuned))
-    for claim, measured, holds in judged:
-        typer.echo(f"{'holds' if holds else 'FAILS'}: {claim.text}: {measured}")
-    if not all(holds for _, _, holds in judged):
-        raise typer.Exit(1)
+        judged += [(claim.text, *claim.judge(results)) for claim in CLAIMS]
+        console(140).print(table(tuned))
 
 
 if __name__ == "__main__":

@@ -20,15 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import fedsim
-from fedsim.errors import FedsimError
+from experiments.studies import Numbers, run_all
 from fedsim.history import History
 from fedsim.problems.supervised import Supervised, load_start
 from fedsim.runfolder import METRICS, MODEL
 from fedsim.runner import build_fleet, build_problem
-from fedsim.sweep import Outcome, Point, expand, sweep
+from fedsim.sweep import Outcome, Point, expand
 
 HERE = Path(__file__).parent
 SCHEMES = {
@@ -56,8 +55,6 @@ MAJORITY = 0.8
 """Share of the seeds in which one scheme must be better than another."""
 EQUAL = 0.007
 """Mean training losses over time that differ by less count as equal."""
-
-Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -166,10 +163,8 @@ def measure(
                     overrides=part.settings,
                     data_dir=data_dir,
                 )
-    outcomes = sweep([point for group in points.values() for point in group], workers=workers, on_done=on_done)
-    failed = next((outcome for outcome in outcomes if outcome.status not in ("finished", "diverged")), None)
-    if failed is not None:
-        raise FedsimError(f"{failed.point.folder}: {failed.status}: {failed.reason}")
+    everything = [point for group in points.values() for point in group]
+    run_all(everything, workers, on_done, accepted=("finished", "diverged"))
     return {
         name: {
             scheme: [_read(lr, group) for (of, by, lr), group in points.items() if (of, by) == (name, scheme)]

@@ -6,18 +6,17 @@ one does not hold, 2 for an input that cannot be used.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from experiments.fzoos.applications import (
     ATTACK_CLAIM,
+    ENDED,
     METRIC_CLAIM,
     Attacks,
     attack_claim,
@@ -25,13 +24,12 @@ from experiments.fzoos.applications import (
     attacks,
     metric_claim,
     metric_points,
-    run_all,
     scores,
 )
 from experiments.fzoos.study import CLAIMS, HERE, METHODS, SETTINGS, SHARES, Measured, Results, measure, words
-from fedsim.errors import FedsimError, InputError
+from experiments.studies import concluding, console, run_all, said
+from fedsim.errors import InputError
 from fedsim.plots.style import BRIGHT, INK, STYLES, plain, save
-from fedsim.sweep import Outcome
 
 PARTS = (*SETTINGS, "attack", "metric")
 
@@ -108,12 +106,6 @@ def draw_attacks(found: Mapping[str, Attacks], path: Path) -> None:
     save(figure, path)
 
 
-def said(outcome: Outcome) -> None:
-    """Say of a run that it is done."""
-    if not outcome.skipped:
-        typer.echo(f"{'/'.join(outcome.point.folder.parts[-5:])}: {outcome.status}")
-
-
 def main(
     out: Annotated[Path, typer.Option(help="Folder of all runs; those that are finished are not done again.")] = Path(
         "runs/fzoos"
@@ -125,9 +117,7 @@ def main(
 ) -> None:
     """Run the comparison, print its tables, draw its pictures and check its claims."""
     chosen = part or list(PARTS)
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    judged: list[tuple[str, str, bool]] = []
-    try:
+    with concluding() as judged:
         for name in chosen:
             if name not in PARTS:
                 raise InputError("part", name, f"name one of: {', '.join(PARTS)}")
@@ -138,25 +128,18 @@ def main(
             results = measure(out, settings=settings, workers=workers, on_done=said)
             draw(results, pictures / "figure.png")
             for name, measured in results.items():
-                console.print(table(name, measured))
+                console(150).print(table(name, measured))
             judged += [(claim.text, *claim.judge(results)) for claim in CLAIMS if claim.settings <= set(settings)]
         if "attack" in chosen and data_dir is not None:
             points = attack_points(out, data_dir)
-            run_all([point for group in points.values() for point in group], workers, said)
+            run_all([point for group in points.values() for point in group], workers, said, accepted=ENDED)
             found = attacks(points)
             draw_attacks(found, pictures / "attacks.png")
             judged.append((ATTACK_CLAIM, *attack_claim(found)))
         if "metric" in chosen:
             runs = metric_points(out)
-            run_all([point for group in runs.values() for point in group], workers, said)
+            run_all([point for group in runs.values() for point in group], workers, said, accepted=ENDED)
             judged.append((METRIC_CLAIM, *metric_claim(scores(runs))))
-    except FedsimError as error:
-        typer.echo(f"fedsim: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
-    for text, told, holds in judged:
-        typer.echo(f"{'holds' if holds else 'FAILS'}: {text}: {told}")
-    if not all(holds for _, _, holds in judged):
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

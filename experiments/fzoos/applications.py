@@ -10,18 +10,18 @@ as published, and 2,000 shared features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from experiments.fzoos.study import FILES, HERE, METHODS, Numbers
-from fedsim.errors import FedsimError
+from experiments.fzoos.study import FILES, HERE, METHODS
+from experiments.studies import Numbers
 from fedsim.history import History
 from fedsim.runfolder import METRICS
 from fedsim.runner import build_problem
-from fedsim.sweep import Outcome, Point, expand, sweep
+from fedsim.sweep import Point, expand
 
 COMPARED = ("fzoos", "fedzo", "fedprox", "scaffold_1", "scaffold_2")
 IMAGES = range(10)
@@ -30,6 +30,8 @@ SEEDS = range(3)
 FEATURES = {"fzoos": ("client.features=2000",)}
 ATTACK = ("client.steps=5", "rounds=30", "stopping={metric = 'attack_success', target = 1.0}")
 METRIC = ("rounds=15",)
+ENDED = ("finished", "stopped")
+"""How runs may end: those of attacks do when an image is fooled."""
 ATTACK_CLAIM = "10 images of MNIST, portion 0.7: at equal evaluations FZooS's success rate is ahead of its rivals'"
 METRIC_CLAIM = "FZooS improves precision, recall, F1 and Jaccard index, each with the fewest evaluations"
 
@@ -94,16 +96,6 @@ def metric_points(out: Path) -> dict[tuple[str, str], list[Point]]:
         for measure in MEASURES
         for method in COMPARED
     }
-
-
-def run_all(
-    points: Sequence[Point], workers: int | None = None, on_done: Callable[[Outcome], None] | None = None
-) -> None:
-    """Run what is not finished. FedsimError: a run failed."""
-    outcomes = sweep(points, workers=workers, on_done=on_done)
-    failed = next((outcome for outcome in outcomes if outcome.status not in ("finished", "stopped")), None)
-    if failed is not None:
-        raise FedsimError(f"{failed.point.folder}: {failed.status}: {failed.reason}")
 
 
 def attacks(points: Mapping[str, Sequence[Point]]) -> dict[str, Attacks]:

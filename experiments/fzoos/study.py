@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedsim.errors import FedsimError
+from experiments.studies import Numbers, run_all
 from fedsim.history import History
 from fedsim.runfolder import METRICS
 from fedsim.runner import build_problem
-from fedsim.sweep import Outcome, Point, expand, sweep
+from fedsim.sweep import Outcome, Point, expand
 
 HERE = Path(__file__).parent
 METHODS = {
@@ -39,8 +38,6 @@ VARIED = {"inverse": ("client.decay=inverse",)}
 """Settings by which a method differs from its file."""
 SHARES = (0.1, 0.01)
 """Of the gap at x_0: what is waited for."""
-
-Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -121,10 +118,7 @@ def measure(
                 seeds=range(setting.seeds),
                 overrides=[*setting.overrides, *VARIED.get(method, ())],
             )
-    outcomes = sweep([point for group in points.values() for point in group], workers=workers, on_done=on_done)
-    failed = next((outcome for outcome in outcomes if outcome.status != "finished"), None)
-    if failed is not None:
-        raise FedsimError(f"{failed.point.folder}: {failed.status}: {failed.reason}")
+    run_all([point for group in points.values() for point in group], workers, on_done)
     return {name: {method: _read(points[name, method]) for method in METHODS} for name in settings}
 
 

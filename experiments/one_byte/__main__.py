@@ -7,12 +7,10 @@ when one does not hold, 2 for an input that cannot be used. Fashion-MNIST is lef
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from experiments.one_byte.study import (
@@ -21,18 +19,15 @@ from experiments.one_byte.study import (
     HERE,
     METHODS,
     PARTS,
-    Measured,
-    Numbers,
     Results,
     measure,
     nearly,
     said_times,
     times_fewer,
 )
-from fedsim.comparison import Spread
-from fedsim.errors import FedsimError, InputError
-from fedsim.plots.style import BRIGHT, INK, STYLES, plain, save
-from fedsim.sweep import Outcome
+from experiments.studies import band, cell, concluding, console, said
+from fedsim.errors import InputError
+from fedsim.plots.style import INK, plain, save
 
 RIVALS = ("fedavg_1", "fedavg")
 
@@ -47,15 +42,10 @@ def table(part: str, results: Results) -> Table:
         laid.add_column(heading, justify="right")
     fewer = [times_fewer(results, rival, nearly(results[rival])) for rival in RIVALS]
     for method, one in results.items():
-        cells = [_cell(100.0 * one.final), f"{one.uplink[:, -1].mean():,.0f}", _bytes(one.spent(PARTS[part].level))]
+        cells = [cell(100.0 * one.final, 1), f"{one.uplink[:, -1].mean():,.0f}", _bytes(one.spent(PARTS[part].level))]
         cells += [f"{one.sent.shape[1]}", f"{one.queries.sum(axis=1).mean() / CLIENTS:,.0f}"]
         laid.add_row(METHODS[method], *cells, *(said_times(ratios[method]) for ratios in fewer))
     return laid
-
-
-def _cell(values: Numbers) -> str:
-    spread = Spread(tuple(values.tolist()))
-    return f"{spread.mean:.1f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.1f}")
 
 
 def _bytes(count: float) -> str:
@@ -69,7 +59,7 @@ def draw(part: str, results: Results, path: Path) -> None:
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axis = figure.subplots()
     for place, (method, one) in enumerate(results.items()):
-        _line(axis, place, METHODS[method], one)
+        band(axis, place, METHODS[method], one.uplink.mean(axis=0), one.accuracy)
     axis.set_xscale("log")
     axis.set_xlabel("bytes sent by a client", color=INK)
     axis.set_ylabel("test accuracy", color=INK)
@@ -78,21 +68,6 @@ def draw(part: str, results: Results, path: Path) -> None:
     lines, labels = axis.get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9, labelcolor=INK)
     save(figure, path)
-
-
-def _line(axis: Any, place: int, label: str, one: Measured) -> None:
-    colour, style = BRIGHT[place % len(BRIGHT)], STYLES[place % len(STYLES)]
-    sent, mean = one.uplink.mean(axis=0), one.accuracy.mean(axis=0)
-    axis.plot(sent, mean, style, color=colour, linewidth=1.6, label=label)
-    if len(one.accuracy) > 1:
-        band = one.accuracy.std(axis=0, ddof=1)
-        axis.fill_between(sent, mean - band, mean + band, color=colour, alpha=0.12, linewidth=0)
-
-
-def said(outcome: Outcome) -> None:
-    """Say of a run that it is done."""
-    if not outcome.skipped:
-        typer.echo(f"{'/'.join(outcome.point.folder.parts[-5:])}: {outcome.status}")
 
 
 def main(
@@ -105,9 +80,7 @@ def main(
     pictures: Annotated[Path, typer.Option(help="Folder of the pictures.")] = HERE,
 ) -> None:
     """Run the comparison, print its tables, draw its pictures and check its claims."""
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    judged: list[tuple[str, str, bool]] = []
-    try:
+    with concluding() as judged:
         for name in part or PARTS:
             if name not in PARTS:
                 raise InputError("part", name, f"name one of: {', '.join(PARTS)}")
@@ -116,15 +89,8 @@ def main(
                 continue
             results = measure(name, out, data_dir=data_dir, workers=workers, on_done=said)
             draw(name, results, pictures / f"{name}.png")
-            console.print(table(name, results))
+            console(150).print(table(name, results))
             judged += [(claim.text, *claim.judge(results)) for claim in CLAIMS if claim.part == name]
-    except FedsimError as error:
-        typer.echo(f"fedsim: {error}", err=True)
-        raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
-    for text, told, holds in judged:
-        typer.echo(f"{'holds' if holds else 'FAILS'}: {text}: {told}")
-    if not all(holds for _, _, holds in judged):
-        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedsim.errors import FedsimError
+from experiments.studies import Numbers, run_all
 from fedsim.history import History
 from fedsim.runfolder import METRICS
-from fedsim.sweep import Outcome, Point, expand, sweep
+from fedsim.sweep import Outcome, Point, expand
 
 HERE = Path(__file__).parent
 CLIENTS = 10
@@ -46,8 +45,6 @@ VARIED = {name: (f"strategy.codec={name}",) for name in ("fp32", "sign")}
 """Settings by which a method differs from its file."""
 MARGIN = 0.005
 """How far below FedAvg's final accuracy counts as reached."""
-
-Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -140,10 +137,7 @@ def measure(
         )
         for method, file in FILES.items()
     }
-    outcomes = sweep([point for group in points.values() for point in group], workers=workers, on_done=on_done)
-    failed = next((outcome for outcome in outcomes if outcome.status != "finished"), None)
-    if failed is not None:
-        raise FedsimError(f"{failed.point.folder}: {failed.status}: {failed.reason}")
+    run_all([point for group in points.values() for point in group], workers, on_done)
     return {method: _read(group) for method, group in points.items()}
 
 

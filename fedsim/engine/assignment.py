@@ -17,7 +17,8 @@ class Assignment:
 
     orders: at least one. origin: int64 [C], which of them is whose; None: all have the first. clients: int64 [C].
     steps: int64 [C], the local steps that each has declared. bytes_up: of one reply as its algorithm has declared it.
-    encoded: the same as transforms will have encoded it. queries: evaluations that each has declared.
+    encoded: the same as transforms will have encoded it. queries: evaluations that each has declared. effort: what each
+    does beside, in local steps, float64 [C].
     """
 
     orders: tuple[Orders, ...]
@@ -27,6 +28,7 @@ class Assignment:
     bytes_up: int
     encoded: int
     queries: int = 0
+    effort: Tensor | None = None
 
     def __getitem__(self, rows: Tensor) -> Assignment:
         """The part of the clients in these rows, int64 [k]."""

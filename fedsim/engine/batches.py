@@ -6,7 +6,8 @@ are rows `start[s] : start[s] + active[s]` of `index` and `weight`, and nothing 
 multiplied for clients that have finished.
 
 Every client reshuffles its examples in each epoch with its own named draws; its last batch of an epoch may be
-partial, which each step says with a weight of 0 in the padded places and 1/count in the others.
+partial, which each step says with a weight of 0 in the padded places and 1/count in the others. A `Course` has clients
+pass over some of their examples instead, as a curriculum does.
 """
 
 from __future__ import annotations
@@ -34,6 +35,22 @@ class Plan:
     start: list[int]
 
 
+@dataclass(frozen=True)
+class Course:
+    """Passes over the first examples of an order of each client's own, instead of epochs.
+
+    rank: int64 [sum of examples], client after client: where each of its examples stands in the order, from 0. passes:
+    int64 [C], how many passes each makes. taken: int64 [sum of passes], client after client: how many examples, from
+    the order's first, a pass is over; at least 1. steps: int64 [C], after how many steps it stops, at most those of
+    its passes.
+    """
+
+    rank: Tensor
+    passes: Tensor
+    taken: Tensor
+    steps: Tensor
+
+
 def steps_of(examples: Tensor, epochs: int | None, steps: int | None, batch_size: int | None) -> Tensor:
     """Local steps of clients with so many examples: int64 [C]; `batch_size` None is the full batch."""
     if steps is not None:
@@ -55,24 +72,28 @@ def plan_batches(
     batch_size: int,
     draws: Index,
     dtype: torch.dtype,
+    course: Course | None = None,
 ) -> Plan:
     """Shuffle and cut the examples of a cohort.
 
     clients, begin, examples: int64 [C] on one device, longest first; client c owns
     order[begin[c] : begin[c] + examples[c]]. draws: the number under which clients draw, one or int64 [C]. With
-    `epochs`, E passes, each freshly shuffled, the last batch
-    possibly partial. With `steps`, each step draws `batch_size` of the client's examples without
-    replacement, independently of the other steps (all of them where it has fewer). Every row of the plan is
-    `batch_size` wide, so that a client's products have the same shapes, and so the same bits, in any cohort. Padding
-    stands on an example of the same client, so that one client's bad numbers stay its own.
+    `epochs`, E passes, each freshly shuffled, the last batch possibly partial; with a `course`, its passes. With
+    `steps`, each step draws `batch_size` of the client's examples without replacement, independently of the other steps
+    (all of them where it has fewer). Every row of the plan is `batch_size` wide, so that a client's products have the
+    same shapes, and so the same bits, in any cohort. Padding stands on an example of the same client, so that one
+    client's bad numbers stay its own.
     """
-    per_client = steps_of(examples, epochs, steps, batch_size)
+    per_client = steps_of(examples, epochs, steps, batch_size) if course is None else course.steps
     active, start, length = _prefixes(per_client)
     if steps is not None:
         place, count = _draws(streams, clients, examples, steps, batch_size, draws)
     else:
-        assert epochs is not None
-        place, count = _passes(streams, clients, examples, epochs, batch_size, draws, start, length)
+        passes = epochs if course is None else course.passes
+        assert passes is not None
+        count = examples * passes
+        keys = streams.ragged_bits("batches", clients, count, round=draws)
+        place, count = _passes(examples, count, keys, batch_size, start, length, course)
     row = torch.arange(length, device=clients.device) - torch.repeat_interleave(
         torch.tensor(start, dtype=torch.int64, device=clients.device),
         torch.tensor(active, dtype=torch.int64, device=clients.device),
@@ -83,29 +104,35 @@ def plan_batches(
 
 
 def _passes(
-    streams: Streams,
-    clients: Tensor,
-    examples: Tensor,
-    epochs: int,
-    width: int,
-    draws: Index,
-    start: list[int],
-    length: int,
+    examples: Tensor, count: Tensor, keys: Tensor, width: int, start: list[int], length: int, course: Course | None
 ) -> tuple[Tensor, Tensor]:
-    """Of every row of the plan, which of its client's examples it has, [R, B] (0 in padding), and how many, [R]."""
-    device = clients.device
-    rows = torch.arange(len(clients), device=device)
+    """Of every row of the plan, which of its client's examples it has, [R, B] (0 in padding), and how many, [R].
+
+    count: int64 [C], the examples of each client's epochs. keys: below 2^32, one for each of them.
+    """
+    device = examples.device
+    rows = torch.arange(len(examples), device=device)
     # One element for each (client, epoch, example): its client's row, its place in its epoch, and a random key.
-    count = examples * epochs
     row = torch.repeat_interleave(rows, count)
     position = torch.arange(len(row), device=device) - torch.repeat_interleave(count.cumsum(0) - count, count)
     size = examples[row]
-    slot = position % size
+    epoch, slot = position // size, position % size
     epoch_begin = torch.arange(len(row), device=device) - slot
-    keys = streams.ragged_bits("batches", clients, count, round=draws)
+    if course is None:
+        first = epoch * (-(-size // width))
+    else:
+        number = (course.passes.cumsum(0) - course.passes)[row] + epoch
+        first_example = (examples.cumsum(0) - examples)[row]
+        size = course.taken[number]
+        # An example that is left out has a key above all others.
+        keys = torch.where(course.rank[first_example + slot] < size, keys, 1 << 32)
+        first = _first_steps(course, width)[number]
     # Sorting (epoch, key) shuffles every epoch; equal keys keep their order.
-    shuffled = torch.sort((epoch_begin << 32) | keys, stable=True).indices - epoch_begin
-    step = (position // size) * (-(-size // width)) + slot // width
+    shuffled = torch.sort((epoch_begin << 33) | keys, stable=True).indices - epoch_begin
+    step = first + slot // width
+    if course is not None:
+        kept = (slot < size) & (step < course.steps[row])
+        row, slot, size, shuffled, step = (values[kept] for values in (row, slot, size, shuffled, step))
     packed = torch.tensor(start, dtype=torch.int64, device=device)[step] + row
     column = slot % width
     place = torch.zeros(length * width, dtype=torch.int64, device=device)
@@ -113,6 +140,14 @@ def _passes(
     counts = torch.zeros(length, dtype=torch.int64, device=device)
     counts[packed] = torch.clamp(size - (slot - column), max=width)
     return place.view(length, width), counts
+
+
+def _first_steps(course: Course, width: int) -> Tensor:
+    """The step of its client at which each pass begins, int64 [sum of passes]."""
+    steps = -(-course.taken // width)
+    before = steps.cumsum(0) - steps
+    first = course.passes.cumsum(0) - course.passes
+    return before - torch.repeat_interleave(before[first], course.passes)
 
 
 def _draws(

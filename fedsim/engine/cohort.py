@@ -8,7 +8,7 @@ ids that its named draws need.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.engine.assignment import Assignment
-from fedsim.engine.batches import Plan, plan_batches, steps_of
+from fedsim.engine.batches import Course, Plan, plan_batches, steps_of
 from fedsim.engine.dropout import Draw
 from fedsim.engine.network import Batch, Network
 from fedsim.engine.scratch import Scratch
@@ -27,11 +27,14 @@ from fedsim.streams import Index, Streams
 
 if TYPE_CHECKING:
     from fedsim.problems.black_box import BlackBox
+    from fedsim.problems.expert import Expert
     from fedsim.problems.problem import Problem
     from fedsim.problems.supervised import Supervised
 
 GATHER = 2**22
 """How many input numbers are gathered from the data at once: few calls, and they stay in the cache."""
+JUDGED = 32
+"""How many of its examples a client's model is judged on at once, whatever the cohort, which would change the bits."""
 
 
 class Cohort:
@@ -170,10 +173,64 @@ class Cohort:
         opaque = cast("BlackBox", self._problem)
         return opaque.truth(self.clients[: len(x)], x)
 
+    def judge(self, params: Tensor, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """A number for each example of each client, [C, largest], NaN beyond its last.
+
+        params: the models that are asked, [d] or [C, d], dropout inactive. rule: from outputs [k, B, K] and targets
+        [k, B] to numbers [k, B].
+        """
+        problem, y = cast("Supervised", self._problem), self.stack(params)
+        found = torch.full((len(self), problem.largest), torch.nan, dtype=self.dtype, device=self.examples.device)
+        for begin in range(0, problem.largest, JUDGED):
+            rows = (self.examples > begin).nonzero().flatten()
+            if not len(rows):
+                break
+            place = begin + torch.arange(JUDGED, device=rows.device)
+            inside = place < self.examples[rows].unsqueeze(1)
+            index = self._index(rows, torch.where(inside, place, 0))
+            models = y if len(rows) == len(self) else Stack([leaf[rows] for leaf in y.leaves])
+            values = rule(self.network.outputs(models, problem.x[index]), problem.y[index])
+            columns = found[:, begin : begin + JUDGED]
+            columns[rows] = values.where(inside, torch.nan)[:, : columns.shape[1]]
+        return found
+
+    @property
+    def largest(self) -> int:
+        """The most examples that a client has, of all clients."""
+        return self._problem.largest
+
+    def expert_losses(self, expert: Expert) -> Tensor:
+        """The losses of each client's examples under an expert that was trained on all data; NaN beyond the last."""
+        problem = cast("Supervised", self._problem)
+        place = torch.arange(self.largest, device=self.examples.device)
+        inside = place < self.examples.unsqueeze(1)
+        index = self._index(torch.arange(len(self), device=place.device), torch.where(inside, place, 0))
+        return problem.expert_losses(expert).to(self.dtype)[index].where(inside, torch.nan)
+
+    def class_counts(self) -> Tensor:
+        """How many examples of each class each client has: int64 [C, K]."""
+        problem = cast("Supervised", self._problem)
+        classes = problem.dataset.num_classes
+        owner = torch.repeat_interleave(torch.arange(len(self), device=self.examples.device), self.examples)
+        place = torch.arange(len(owner), device=owner.device)
+        place -= torch.repeat_interleave(self.examples.cumsum(0) - self.examples, self.examples)
+        label = problem.y[problem.order[problem.begin[self.clients][owner] + place]]
+        return torch.bincount(owner * classes + label, minlength=len(self) * classes).view(len(self), classes)
+
+    def _index(self, rows: Tensor, place: Tensor) -> Tensor:
+        """The numbers of examples in the data: those at some places [k, B] of the clients in some rows, int64 [k]."""
+        problem = cast("Supervised", self._problem)
+        return problem.order[problem.begin[self.clients[rows]].unsqueeze(1) + place]
+
     def batches(
-        self, *, epochs: int | None = None, steps: int | None = None, batch_size: int | None = None
+        self,
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        batch_size: int | None = None,
+        course: Course | None = None,
     ) -> Iterator[Batch]:
-        """The mini-batches of E epochs, or of so many independent steps; see `fedsim.engine.batches`.
+        """The mini-batches of E epochs, of a course, or of so many independent steps; see `fedsim.engine.batches`.
 
         Batch s is for the first len(batch) rows of the cohort, those that have more than s steps to take.
         """
@@ -189,9 +246,12 @@ class Cohort:
             batch_size=min(batch_size or problem.largest, problem.largest),
             draws=self.draws,
             dtype=problem.dtype,
+            course=course,
         )
-        self.steps_taken = self.steps_taken + steps_of(self.examples, epochs, steps, batch_size)
-        yield from self._gather(_at_least_two_wide(plan))
+        taken = steps_of(self.examples, epochs, steps, batch_size) if course is None else course.steps
+        self.steps_taken = self.steps_taken + taken
+        batches = self._gather(_at_least_two_wide(plan))
+        yield from batches if self.network.stacked else (batch.trimmed for batch in batches)
 
     def _repeated(self, x: Tensor, batch: Batch | None, asking: slice | Tensor) -> Iterator[tuple[slice, Stack, Batch]]:
         """The points x [k, Q, d] in parts that fit into memory: which of Q, as a stack of rows, with their examples."""

@@ -56,7 +56,8 @@ class Client(Protocol):
     remembers between rounds; `check(sent)`, which refuses options that do not go with what the server sends;
     `same_every_round`, True where it never asks its cohort for the round, so that clients that started in different
     rounds may be executed together; `black_box`, True where all it asks of f_c is values;
-    `numbers(dimension, largest)`, how many numbers its work on one client with so many examples takes at most; and
+    `numbers(dimension, largest)`, how many numbers its work on one client with so many examples takes at most; `views`,
+    how many times it has each example in a batch; and
     `operations(dimension)`, multiply-adds that a step takes it beside the model's.
     """
 
@@ -168,11 +169,12 @@ class Executor:
         needs = getattr(client, "numbers", None)
         # A stacked client takes about six vectors of d, and a batch's activations with their gradients.
         numbers = 6 * problem.dimension if needs is None else int(needs(problem.dimension, problem.largest))
+        width = self._width * int(getattr(client, "views", 1))
         operations = getattr(client, "operations", None)
         self._row_operations = 0 if operations is None else int(operations(problem.dimension))
         if isinstance(problem, Supervised):
-            numbers += 3 * self._width * problem.footprint.activations
-            self._row_operations += self._width * problem.footprint.operations
+            numbers += 3 * width * problem.footprint.activations
+            self._row_operations += width * problem.footprint.operations
         self._row_bytes = numbers * problem.dtype.itemsize
         self.scratch = Scratch(memory)
         self.cores = cores()
@@ -203,13 +205,15 @@ class Executor:
             encoded += self.transforms.nbytes(problem.dimension, problem.dtype.itemsize) - plain
         if orders.config.get(REPORT_UTILITY):
             encoded += problem.dtype.itemsize
-        return Assignment((orders,), None, clients, cost.steps, cost.bytes_up, encoded, cost.queries)
+        return Assignment((orders,), None, clients, cost.steps, cost.bytes_up, encoded, cost.queries, cost.effort)
 
     def work(self, assignment: Assignment) -> Tensor:
         """What an assignment takes in time, in local steps, float64 [C]: a forward pass takes a share of one."""
         orders, work = assignment.orders[0], assignment.steps.double()
         if assignment.queries:
             work = work + assignment.queries * self._value
+        if assignment.effort is not None:
+            work = work + assignment.effort
         if orders.action == SCORE or orders.config.get(REPORT_UTILITY):
             examples = self.problem.examples[assignment.clients]
             examples = examples.clamp(max=int(orders.config.get(SCORE_EXAMPLES, self.problem.largest)))

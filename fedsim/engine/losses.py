@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,23 +13,31 @@ from torch.nn import functional
 from fedsim.errors import InputError
 
 
-class Loss(Protocol):
-    """A loss by example, with the closed-form gradient that hand-written kernels use."""
+class Loss(ABC):
+    """A loss by example.
 
+    Where examples of a batch are seen in V views, as clean and as attacked, outputs are [..., V B, K], view after view,
+    and so are the losses: the loss of an example is the sum over its views.
+    """
+
+    @abstractmethod
     def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses [...] of outputs [..., K] and targets [...]."""
-        ...
+        """Losses [...] of outputs [..., K] and targets [...], in terms that can be differentiated."""
 
     def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses [...] and their gradients [..., K] with respect to the outputs, without autograd."""
-        ...
+        """Losses [...] and the gradients [..., K] of their sum with respect to the outputs."""
+        leaf = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = self.examples(leaf, targets)
+        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        return losses.detach(), gradient
 
-    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:  # noqa: ARG002
         """1 where a prediction is right and 0 elsewhere, [...]; None where accuracy has no meaning."""
-        ...
+        return None
 
 
-class CrossEntropy:
+class CrossEntropy(Loss):
     """-log softmax(outputs)[target], for classification; targets are int64."""
 
     def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -48,7 +58,27 @@ class CrossEntropy:
         return (outputs.argmax(dim=-1) == targets).to(outputs.dtype)
 
 
-class SquaredError:
+@dataclass(frozen=True)
+class LabelSmoothing(CrossEntropy):
+    """(1 - share) * cross-entropy of the target + share * the mean of the cross-entropies of all classes."""
+
+    share: float
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses [...] of outputs [..., K] and targets [...]."""
+        everything = -torch.log_softmax(outputs, dim=-1).mean(dim=-1)
+        return (1.0 - self.share) * super().examples(outputs, targets) + self.share * everything
+
+    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses, and softmax(outputs) - (1 - share) onehot(targets) - share / K."""
+        _, gradient = super().with_gradient(outputs, targets)
+        at = targets.unsqueeze(-1)
+        gradient.sub_(self.share / outputs.shape[-1])
+        gradient.scatter_add_(-1, at, gradient.new_full((1,), self.share).expand(at.shape))
+        return self.examples(outputs, targets), gradient
+
+
+class SquaredError(Loss):
     """(output - target)^2, for regression; outputs are [..., 1]."""
 
     def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -60,11 +90,26 @@ class SquaredError:
         difference = outputs - targets.unsqueeze(-1)
         return difference.squeeze(-1) ** 2, 2.0 * difference
 
-    def correct(self, outputs: Tensor, targets: Tensor) -> None:
-        """Accuracy has no meaning for a regression."""
+
+class LogCosh(Loss):
+    """log cosh(output - target), for regression: convex, 1-Lipschitz, 0 at the target; outputs are [..., 1]."""
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses [...] of outputs [..., 1] and targets [...]."""
+        away = (outputs.squeeze(-1) - targets).abs()
+        # log cosh a = a + log(1 + e^(-2 a)) - log 2, which does not overflow.
+        return away + functional.softplus(-2.0 * away) - math.log(2.0)
+
+    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses, and tanh(output - target)."""
+        return self.examples(outputs, targets), torch.tanh(outputs - targets.unsqueeze(-1))
 
 
-LOSSES: dict[str, Loss] = {"cross_entropy": CrossEntropy(), "squared_error": SquaredError()}
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": CrossEntropy(),
+    "squared_error": SquaredError(),
+    "log_cosh": LogCosh(),
+}
 
 
 def loss_named(name: str) -> Loss:

@@ -9,12 +9,14 @@ its own, goes through `torch.func.functional_call` under `vmap`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
 
+from fedsim.engine.convolution import Geometry, batch_last, convolve
 from fedsim.engine.dropout import NamedDropout
 from fedsim.engine.functional import Functional
 from fedsim.errors import InputError
@@ -64,7 +66,7 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
     if type(model) in ELEMENTWISE:
         return lambda _, x: model(x)
     if type(model) in IMAGEWISE:
-        return lambda _, x: model(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return _imagewise(model)
     if type(model) is nn.Flatten:
         # One more axis in front; negative ones count from the end.
         first, last = (axis + 1 if axis >= 0 else axis for axis in (model.start_dim, model.end_dim))
@@ -102,25 +104,26 @@ def _linear(layer: nn.Linear, prefix: str) -> Lowered:
     return linear
 
 
+def _imagewise(layer: nn.Module) -> Lowered:
+    """A layer that treats every channel of every image alike: they stand in the order in which they lie in memory."""
+
+    def imagewise(_: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        if batch_last(x):
+            images: Tensor = layer(x.transpose(1, 2).flatten(0, 1))
+            return images.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+        images = layer(x.flatten(0, 1))
+        return images.unflatten(0, x.shape[:2])
+
+    return imagewise
+
+
 def _conv2d(layer: nn.Conv2d, prefix: str) -> Lowered | None:
-    """Patches (unfold) times weights: a batched product, whatever the number of clients."""
     if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return None
-    stride, padding, dilation = layer.stride, layer.padding, layer.dilation
-    kernel = tuple(layer.kernel_size)
+    geometry = Geometry(*(cast("tuple[int, int]", sides) for sides in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)))
 
     def conv2d(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        clients, batch = x.shape[:2]
-        height, width = (
-            (size + 2 * pad - gap * (side - 1) - 1) // step + 1
-            for size, pad, gap, side, step in zip(x.shape[3:], padding, dilation, kernel, stride, strict=True)
-        )
-        patches = functional.unfold(x.flatten(0, 1), kernel, dilation, padding, stride)
-        columns = patches.view(clients, batch, *patches.shape[1:]).transpose(1, 2).flatten(2)
-        out = torch.bmm(named[f"{prefix}weight"].flatten(2), columns)
-        if layer.bias is not None:
-            out = out + named[f"{prefix}bias"].unsqueeze(2)
-        return out.view(clients, layer.out_channels, batch, height, width).transpose(1, 2)
+        return convolve(x, named[f"{prefix}weight"], named.get(f"{prefix}bias"), geometry)
 
     return conv2d
 

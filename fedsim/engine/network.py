@@ -21,7 +21,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -40,25 +40,44 @@ class Batch:
     """One local step of the clients that still work, the first k rows of a cohort.
 
     x: [k, B, ...], y: [k, B], weight: [k, B]: 1/count for examples and 0 for padding. draw: whose draws they make.
+    loss: instead of the network's own; where it is about V views of each example, B is V times as wide.
     """
 
     x: Tensor
     y: Tensor
     weight: Tensor
     draw: Draw
+    loss: Loss | None = None
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def trimmed(self) -> Batch:
+        """Of a single client's batch the examples without the padding, which follows them."""
+        count = int(torch.count_nonzero(self.weight[0]))
+        if count == self.weight.shape[1]:
+            return self
+        return replace(self, x=self.x[:, :count], y=self.y[:, :count], weight=self.weight[:, :count])
 
 
 class Network(Protocol):
     """What an executor computes with; see the module's text."""
 
     layout: Layout
+    loss: Loss
     stacked: bool
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients of the k clients of a batch."""
+        ...
+
+    def outputs(self, y: Stack, x: Tensor) -> Tensor:
+        """Outputs [k, B, K] of the k clients for inputs [k, B, ...], without dropout, with nothing kept."""
+        ...
+
+    def input_gradients(self, y: Stack, x: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Losses [k, B] and their gradients [k, B, ...] with respect to the inputs x, without dropout."""
         ...
 
     def values(self, y: Stack, batch: Batch) -> Tensor:
@@ -82,13 +101,32 @@ class _Autograd(ABC):
         """Losses [k] and gradients of the k clients of a batch."""
 
     @abstractmethod
+    def _outputs(self, leaves: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Outputs [k, B, K] under parameters in the shapes of the stack, in terms that can be differentiated."""
+
+    loss: Loss
+
     def _values(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Losses [k] under parameters in the shapes of the stack, in terms that can be differentiated."""
+        loss = self.loss if batch.loss is None else batch.loss
+        return _weighted(loss.examples(self._outputs(leaves, batch.x), batch.y), batch.weight)
 
     def values(self, y: Stack, batch: Batch) -> Tensor:
         """Losses [k] of the k clients of a batch, without dropout and with nothing kept to differentiate them."""
         with torch.no_grad():
             return self._values(y.leaves, batch)
+
+    def outputs(self, y: Stack, x: Tensor) -> Tensor:
+        """Outputs [k, B, K] of the k clients for inputs [k, B, ...], without dropout, with nothing kept."""
+        with torch.no_grad():
+            return self._outputs(y.leaves, x)
+
+    def input_gradients(self, y: Stack, x: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Losses [k, B] and their gradients [k, B, ...] with respect to the inputs x, without dropout."""
+        leaf = x.detach().requires_grad_()
+        outputs = self._outputs([own.detach() for own in y.leaves], leaf)
+        losses, delta = loss.with_gradient(outputs.detach(), targets)
+        (gradient,) = torch.autograd.grad(outputs, leaf, delta)
+        return losses, gradient
 
     def derivatives(self, y: Stack, v: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses [k] as of `values`, and their derivatives [k] along the directions v, in forward mode."""
@@ -138,12 +176,11 @@ class StackedNetwork(_Autograd):
         gradient = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
         return losses.detach(), Stack(gradient)
 
-    def _values(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
+    def _outputs(self, leaves: Sequence[Tensor], x: Tensor) -> Tensor:
         named = dict(zip(self.layout.names, leaves, strict=True))
         named |= {name: named[own] for name, own in self._aliases.items()}
-        named |= {name: own.expand(len(batch), *own.shape) for name, own in self._frozen.items()}
-        outputs = self.lowered(named, batch.x)
-        return _weighted(self.loss.examples(outputs, batch.y), batch.weight)
+        named |= {name: own.expand(len(x), *own.shape) for name, own in self._frozen.items()}
+        return self.lowered(named, x)
 
 
 class PlainNetwork(_Autograd):
@@ -155,38 +192,44 @@ class PlainNetwork(_Autograd):
         self.model, self.layout, self.loss = Functional(model), layout, loss
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
-        """Losses [1] and gradients of one client; padding is cut off rather than weighted."""
+        """Losses [1] and gradients of one client."""
         model, parameters = self.model.bind(leaf[0] for leaf in y.leaves)
-        count = int(torch.count_nonzero(batch.weight[0]))
         with drawing(batch.draw, stacked=self.stacked):
-            outputs = model(batch.x[0, :count])
-        loss = self.loss.examples(outputs, batch.y[0, :count]).mean()
+            outputs = model(batch.x[0])
+        own = self.loss if batch.loss is None else batch.loss
+        loss = _weighted(own.examples(outputs.unsqueeze(0), batch.y), batch.weight)
         gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        return loss.detach().view(1), Stack([part.unsqueeze(0) for part in gradient])
+        return loss.detach(), Stack([part.unsqueeze(0) for part in gradient])
+
+    def input_gradients(self, y: Stack, x: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Losses [k, B] and their gradients [k, B, ...] with respect to the inputs x, without dropout."""
+        losses, gradient = torch.empty_like(targets, dtype=x.dtype), torch.empty_like(x)
+        for row in range(len(x)):
+            model, _ = self.model.bind(leaf[row] for leaf in y.leaves)
+            leaf = x[row].detach().requires_grad_()
+            outputs = model(leaf)
+            losses[row], delta = loss.with_gradient(outputs.detach().unsqueeze(0), targets[row].unsqueeze(0))
+            (gradient[row],) = torch.autograd.grad(outputs, leaf, delta[0])
+        return losses, gradient
 
     def values(self, y: Stack, batch: Batch) -> Tensor:
         """Losses [k] of the k clients of a batch, without dropout and with nothing kept to differentiate them."""
-        found = []
+        loss = self.loss if batch.loss is None else batch.loss
+        return _weighted(loss.examples(self.outputs(y, batch.x), batch.y), batch.weight)
+
+    def outputs(self, y: Stack, x: Tensor) -> Tensor:
+        """Outputs [k, B, K] of the k clients for inputs [k, B, ...], without dropout, with nothing kept."""
         with torch.no_grad():
-            for row, x in enumerate(batch.x):
-                model, _ = self.model.bind(leaf[row] for leaf in y.leaves)
-                found.append(self._weighted(model(x), batch, row))
-        return torch.stack(found)
+            return torch.stack([self.model.bind(leaf[row] for leaf in y.leaves)[0](own) for row, own in enumerate(x)])
 
     def derivatives(self, y: Stack, v: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses [k] as of `values`, and their derivatives [k] along the directions v, in forward mode."""
         self.model.bind(leaf[0] for leaf in y.leaves)  # a copy of the module that is made within stays forward mode's
         return super().derivatives(y, v, batch)
 
-    def _values(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
-        found = []
-        for row, x in enumerate(batch.x):
-            named = dict(zip(self.layout.names, (leaf[row] for leaf in leaves), strict=True))
-            found.append(self._weighted(self.model(named, x), batch, row))
-        return torch.stack(found)
-
-    def _weighted(self, outputs: Tensor, batch: Batch, row: int) -> Tensor:
-        return self.loss.examples(outputs, batch.y[row]) @ batch.weight[row]
+    def _outputs(self, leaves: Sequence[Tensor], x: Tensor) -> Tensor:
+        rows = [dict(zip(self.layout.names, (leaf[row] for leaf in leaves), strict=True)) for row in range(len(x))]
+        return torch.stack([self.model(named, own) for named, own in zip(rows, x, strict=True)])
 
 
 class ChainNetwork:
@@ -240,9 +283,21 @@ class ChainNetwork:
                 gradient[bias] = delta.sum(dim=1)
         return losses, Stack(gradient)
 
+    def outputs(self, y: Stack, x: Tensor) -> Tensor:
+        """Outputs [k, B, K] of the k clients for inputs [k, B, ...]."""
+        return self._forward(y, x)[-1]
+
+    def input_gradients(self, y: Stack, x: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Losses [k, B] and their gradients [k, B, ...] with respect to the inputs x."""
+        *hidden, outputs = self._forward(y, x)
+        losses, delta = loss.with_gradient(outputs, targets)
+        *_, (_, delta, _) = self._deltas(y, hidden, delta)
+        return losses, torch.bmm(delta, y.leaves[self.places[0][0]]).view_as(x)
+
     def values(self, y: Stack, batch: Batch) -> Tensor:
         """Losses [k] of the k clients of a batch."""
-        return _weighted(self.loss.examples(self._forward(y, batch.x)[-1], batch.y), batch.weight)
+        loss = self.loss if batch.loss is None else batch.loss
+        return _weighted(loss.examples(self._forward(y, batch.x)[-1], batch.y), batch.weight)
 
     def derivatives(self, y: Stack, v: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses [k] and their derivatives [k] along the directions v, in forward mode."""
@@ -281,19 +336,24 @@ class ChainNetwork:
     def _backward(self, y: Stack, batch: Batch) -> tuple[Tensor, list[tuple[tuple[int, int | None], Tensor, Tensor]]]:
         """Losses, and for each layer its places, its delta [k, B, out] and its input [k, B, in]."""
         *hidden, outputs = self._forward(y, batch.x)
-        losses, delta = self.loss.with_gradient(outputs, batch.y)
-        delta = delta.mul_(batch.weight.unsqueeze(2))
-        parts = []
+        loss = self.loss if batch.loss is None else batch.loss
+        losses, delta = loss.with_gradient(outputs, batch.y)
+        parts = list(self._deltas(y, hidden, delta.mul_(batch.weight.unsqueeze(2))))
+        return _weighted(losses, batch.weight), parts
+
+    def _deltas(
+        self, y: Stack, hidden: Sequence[Tensor], delta: Tensor
+    ) -> Iterator[tuple[tuple[int, int | None], Tensor, Tensor]]:
+        """From the last layer to the first: its places, its delta [k, B, out] and its input [k, B, in]."""
         for number in range(len(self.places) - 1, -1, -1):
             h = hidden[number]
-            parts.append((self.places[number], delta, h))
+            yield self.places[number], delta, h
             if number > 0:
                 delta = torch.bmm(delta, y.leaves[self.places[number][0]])
                 if self.act == "relu":
                     delta = torch.ops.aten.threshold_backward(delta, h, 0)
                 else:
                     delta = torch.ops.aten.tanh_backward(delta, h)
-        return _weighted(losses, batch.weight), parts
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from fedsim.problems.functions.evaluation import (
     misfit,
     real,
 )
+from fedsim.problems.problem import Trial
 from fedsim.problems.supervised import CLIENTS_EVALUATED, choose_device
 from fedsim.streams import Index, Streams
 
@@ -153,6 +154,15 @@ class BlackBox:
         """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
         own = ["client_value_p90", "client_value_worst"] if self.evaluates_clients(clients) else []
         return ["value"] + ([] if self.optimum is None else ["gap"]) + own
+
+    def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:  # noqa: ARG002
+        """Refuse: there are no examples to attack."""
+        labels = ", ".join(attack.label for attack in trial.attacks)
+        raise InputError("attacks", labels, "the clients of a black box have no examples to attack; leave it out")
+
+    def attacked_measures(self, trial: Trial) -> list[str]:
+        """Refuse, as `attacked` does."""
+        return list(self.attacked(self._start, trial))
 
     def labels(self) -> None:
         """There are no labels."""

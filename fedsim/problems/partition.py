@@ -133,14 +133,18 @@ class Shared:
 
 @options
 class Library(Shared, ABC):
-    """A partition that flwr-datasets makes. clients: how many."""
+    """A partition that flwr-datasets makes.
+
+    clients: how many. examples: how many of the training examples are dealt, chosen at random; not given, all.
+    """
 
     clients: Count
+    examples: Count | None = None
 
     def split(self, data: Dataset, seed: int) -> Partition:
         """Deal through the library; what it cannot do is an InputError on the option that is to blame."""
         self.check(data)
-        order = Streams(seed).generator("partition/order").permutation(len(data.y))
+        order = Streams(seed).generator("partition/order").permutation(len(data.y))[: self.examples]
         with _undisturbed():
             lists = self._lists(data, order, Streams(seed).derive("partition/library"))
         dealt = np.concatenate(lists)
@@ -168,8 +172,14 @@ class Library(Shared, ABC):
 
     def check(self, data: Dataset) -> None:
         """Refuse, before the library is imported, what it would refuse or do badly."""
-        if self.clients > len(data.y):
-            raise InputError("partition.clients", self.clients, f"there are {len(data.y)} training examples")
+        if self.examples is not None and self.examples > len(data.y):
+            raise InputError("partition.examples", self.examples, f"there are {len(data.y)} training examples")
+        if self.clients > self.available(data):
+            raise InputError("partition.clients", self.clients, f"there are {self.available(data)} training examples")
+
+    def available(self, data: Dataset) -> int:
+        """How many examples are dealt."""
+        return self.examples or len(data.y)
 
     @abstractmethod
     def dealer(self, library: Any, seed: int) -> Any:
@@ -177,7 +187,7 @@ class Library(Shared, ABC):
 
     def impossible(self, data: Dataset) -> InputError:
         """Say which option made the library give up."""
-        remedy = f"{len(data.y)} training examples leave some client without any; take fewer clients"
+        remedy = f"{self.available(data)} training examples leave some client without any; take fewer clients"
         return InputError("partition.clients", self.clients, remedy)
 
     def classes(self, data: Dataset) -> int:
@@ -214,8 +224,8 @@ class Dirichlet(Library):
         """Refuse targets that are no classes, and too few examples."""
         super().check(data)
         self.classes(data)
-        if self.min_size * self.clients > len(data.y):
-            remedy = f"{self.clients} clients cannot have that many each of {len(data.y)} training examples"
+        if self.min_size * self.clients > self.available(data):
+            remedy = f"{self.clients} clients cannot have that many each of {self.available(data)} training examples"
             raise InputError("partition.min_size", self.min_size, remedy)
 
     def dealer(self, library: Any, seed: int) -> Any:
@@ -252,8 +262,8 @@ class Shards(Library):
         """Refuse targets that are no classes, and shards without an example."""
         super().check(data)
         self.classes(data)
-        if self.clients * self.shards_per_client > len(data.y):
-            remedy = f"{self.clients} clients would need more shards than there are examples, {len(data.y)}"
+        if self.clients * self.shards_per_client > self.available(data):
+            remedy = f"{self.clients} clients would need more shards than there are examples, {self.available(data)}"
             raise InputError("partition.shards_per_client", self.shards_per_client, remedy)
 
     def dealer(self, library: Any, seed: int) -> Any:

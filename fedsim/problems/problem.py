@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -10,7 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.adversarial.attack import Attack
 from fedsim.strategy import ProblemView
+from fedsim.streams import Streams
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How the global model is judged under attacks.
+
+    attacks: which, of different labels. on: `test`, `train` or both, the sets whose examples are attacked. examples:
+    a sample of at most so many of each set; None: all. clients: attack each client's own examples too, all of them.
+    streams: of what attacks draw.
+    """
+
+    attacks: tuple[Attack, ...]
+    on: tuple[str, ...]
+    examples: int | None
+    clients: bool
+    streams: Streams
 
 
 class Problem(ProblemView, Protocol):
@@ -41,6 +60,14 @@ class Problem(ProblemView, Protocol):
 
     def measures(self, clients: bool | str, on: Collection[str]) -> list[str]:
         """The names that `evaluate` gives."""
+        ...
+
+    def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:
+        """Measure the global model under attacks."""
+        ...
+
+    def attacked_measures(self, trial: Trial) -> list[str]:
+        """The names that `attacked` gives. InputError: this cannot be attacked so."""
         ...
 
     def labels(self) -> np.ndarray | None:

@@ -7,8 +7,9 @@ one tensor; a client is a range of an index list, so a hundred thousand clients 
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,28 +17,38 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.adversarial.attack import Attack, ExampleDraws, Victim
 from fedsim.engine.cores import spread
 from fedsim.engine.dropout import prepare
 from fedsim.engine.footprint import footprint
 from fedsim.engine.functional import Functional
 from fedsim.engine.losses import LOSSES, Loss, loss_named
-from fedsim.engine.stack import Layout
-from fedsim.errors import InputError
+from fedsim.engine.network import PlainNetwork
+from fedsim.engine.stack import Layout, Stack
+from fedsim.errors import InputError, naming
 from fedsim.options import options
 from fedsim.parts import Parts
 from fedsim.problems.datasets import DataFolder, Dataset
+from fedsim.problems.expert import Expert, train_expert
 from fedsim.problems.models.layers import initialise
 from fedsim.problems.partition import Partition, cached_partition, noisy_labels
+from fedsim.problems.problem import Trial
 from fedsim.runfolder import PARTITION
-from fedsim.streams import Streams
+from fedsim.streams import SERVER, Streams
 
 if TYPE_CHECKING:
     from fedsim.configuration import Experiment
 
 EVALUATED_AT_ONCE = 2**24
 """Numbers that an evaluation's forward pass may make at once: with more they leave the cache, at twice the time."""
+ATTACKED_AT_ONCE = 2**21
+"""The same of an attack, which also goes back through them; small, too, so that all cores have work."""
+STATISTICS = ("mean", "p10", "worst")
+"""What is said of the clients' accuracies, in the names of measures."""
 CLIENTS_EVALUATED = 1_000
 EXAMPLES_EVALUATED = 20_000
+EXPERTS = threading.Lock()
+"""Held while an expert is trained."""
 
 
 @options
@@ -92,6 +103,24 @@ def build_model(made: Any, dataset: Dataset, streams: Streams) -> nn.Module:
     return model
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Examples that a model is judged on: of x and y those with the numbers `index`, int64 [n].
+
+    source: which set the numbers are of, `test` or `train`.
+    """
+
+    source: str
+    x: Tensor
+    y: Tensor
+    index: Tensor
+
+    @property
+    def targets(self) -> Tensor:
+        """Targets [n]."""
+        return self.y[self.index]
+
+
 class Supervised:
     """A supervised problem on a device.
 
@@ -123,10 +152,11 @@ class Supervised:
         self._start = self.layout.flatten(trained)
         self.x, self.y = self._tensor(dataset.x), self._tensor(dataset.y)
         self.x_test, self.y_test = self._tensor(dataset.x_test), self._tensor(dataset.y_test)
-        self.order, self.begin, self.examples = _rows(partition.order, partition.offset, self.device)
+        self.order, self.begin, self.examples = _ranges(partition.order, partition.offset, self.device)
         self.sizes = self.examples.cpu()
         self.largest = int(self.sizes.max())
         self.footprint = footprint(self.model, self.x[:1])
+        self._difficulty: dict[Expert, Tensor] = {}
 
     @property
     def num_clients(self) -> int:
@@ -163,6 +193,7 @@ class Supervised:
         self.model.load_state_dict(held)
         self.functional = Functional(copy.deepcopy(self.model).eval())
         self._start = self.layout.flatten(held)
+        self._difficulty.clear()
 
     def module(self, params: Tensor) -> nn.Module:
         """The model with the parameters of a vector [d]; dropout in it is inactive."""
@@ -197,17 +228,74 @@ class Supervised:
         global_train_accuracy. clients: also the accuracies of the clients' own examples.
         """
         found: dict[str, float] = {}
-        if "test" in on and len(self.x_test):
-            found |= self._measured("test", params, self.x_test, self.y_test, None)
-        if "train" in on:
-            found |= self._measured("global_train", params, self.x, self.y, self.order)
-        return found | (self._by_client(params) if clients else {})
+        for name, rows in self._sets(on).items():
+            found |= self._scores(name, self._outputs(params, rows), rows)
+        if clients:
+            own, count = self._own()
+            found |= self._client_scores("client", self._outputs(params, own), own, count)
+        return found
 
-    def _measured(self, name: str, params: Tensor, x: Tensor, y: Tensor, index: Tensor | None) -> dict[str, float]:
-        outputs, targets = self._outputs(params, x, index), y if index is None else y[index]
-        correct = self.loss.correct(outputs, targets)
+    def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:
+        """Loss and accuracy of the global model where each example is attacked, by itself, under this very model.
+
+        For each attack test_<label>_loss, test_<label>_accuracy and so on, <label> the attack's; with `trial.clients`
+        client_<label>_accuracy_mean, _p10 and _worst, on the examples that client accuracies are about. A sample of a
+        set is drawn without replacement, by a draw that is the same in all runs. What an attack draws for an example is
+        named by the number of the example and whether it is one of the test set: the same whenever it is attacked.
+        """
+        attacked = PlainNetwork(copy.deepcopy(self.model).eval(), self.layout, self.loss), self.layout.stack(params)
+        sets = {name: _sampled(rows, trial.examples) for name, rows in self._sets(trial.on).items()}
+        found: dict[str, float] = {}
+        for attack in trial.attacks:
+            for name, rows in sets.items():
+                outputs = self._attacked_outputs(*attacked, attack, rows, trial.streams)
+                found |= self._scores(f"{name}_{attack.label}", outputs, rows)
+            if trial.clients:
+                own, count = self._own()
+                outputs = self._attacked_outputs(*attacked, attack, own, trial.streams)
+                found |= self._client_scores(f"client_{attack.label}", outputs, own, count)
+        return found
+
+    def attacked_measures(self, trial: Trial) -> list[str]:
+        """The names that `attacked` gives. InputError: an attack does not go with what it is to be made on."""
+        if trial.clients and not self._has_accuracy:
+            raise InputError("attack_clients", True, "clients are judged by accuracy, and these labels are no classes")
+        sets = self._sets(trial.on)
+        rows = [*sets.values(), *([self._own()[0]] if trial.clients else [])]
+        if not rows:
+            raise InputError("attacks", trial.attacks[0].label, "there is no test set to attack; put train into on")
+        for number, attack in enumerate(trial.attacks):
+            with naming(f"attacks.{number}"):
+                for source in {id(own.x): own.x for own in rows}.values():
+                    self.check_attack(attack, source)
+        kinds = ("loss", "accuracy")[: 1 + self._has_accuracy]
+        labels = [attack.label for attack in trial.attacks]
+        return [f"{name}_{label}_{kind}" for label in labels for name in sets for kind in kinds] + [
+            f"client_{label}_accuracy_{which}" for label in labels if trial.clients for which in STATISTICS
+        ]
+
+    def check_attack(self, attack: Attack, x: Tensor) -> None:
+        """InputError: the attack does not go with inputs x [n, ...], or with the number of classes."""
+        if not x.is_floating_point():
+            raise InputError("kind", attack.label, "the inputs are tokens, which cannot be moved a little; leave it out")
+        least = getattr(attack, "least_classes", 0)
+        if self.dataset.num_classes < least:
+            raise InputError("kind", attack.label, f"it needs {least} classes at least; leave it out")
+        attack.check(x)
+
+    def _sets(self, on: Collection[str]) -> dict[str, _Rows]:
+        """The examples of each set that is measured, by the beginning of the measures' names."""
+        found = {}
+        if "test" in on and len(self.x_test):
+            found["test"] = _Rows("test", self.x_test, self.y_test, torch.arange(len(self.x_test), device=self.device))
+        if "train" in on:
+            found["global_train"] = _Rows("train", self.x, self.y, self.order)
+        return found
+
+    def _scores(self, name: str, outputs: Tensor, rows: _Rows) -> dict[str, float]:
+        correct = self.loss.correct(outputs, rows.targets)
         accuracy = {} if correct is None else {f"{name}_accuracy": float(correct.double().mean())}
-        return {f"{name}_loss": float(self.loss.examples(outputs, targets).double().mean()), **accuracy}
+        return {f"{name}_loss": float(self.loss.examples(outputs, rows.targets).double().mean()), **accuracy}
 
     def client_losses(self, params: Tensor, clients: Tensor, sampled: Callable[[int], Tensor] | None = None) -> Tensor:
         """Mean and root of the mean square of the losses of each client's examples, float64 [C, 2].
@@ -226,6 +314,14 @@ class Supervised:
         found = spread(losses, clients.tolist())
         return torch.stack(found) if found else torch.zeros((0, 2), dtype=torch.float64, device=self.device)
 
+    def expert_losses(self, expert: Expert) -> Tensor:
+        """The loss of each training example under the expert that `train_expert` trains, [n], dropout inactive."""
+        with EXPERTS:  # cohorts ask from several threads
+            if expert not in self._difficulty:
+                params = train_expert(self, expert)
+                self._difficulty[expert] = self.loss.examples(self._outputs(params, self.x, None), self.y)
+        return self._difficulty[expert]
+
     def evaluates_clients(self, wanted: bool | str) -> bool:
         """Whether clients are evaluated: as asked, or, for "auto", where it costs little.
 
@@ -241,45 +337,57 @@ class Supervised:
 
     def measures(self, clients: bool | str, on: Collection[str] = ("test",)) -> list[str]:
         """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
-        own = ["client_accuracy_mean", "client_accuracy_p10", "client_accuracy_worst"]
-        sets = (["test"] if "test" in on and len(self.x_test) else []) + (["global_train"] if "train" in on else [])
-        central = [f"{name}_{kind}" for name in sets for kind in ("loss", "accuracy")[: 1 + self._has_accuracy]]
-        return central + (own if self.evaluates_clients(clients) else [])
+        kinds = ("loss", "accuracy")[: 1 + self._has_accuracy]
+        central = [f"{name}_{kind}" for name in self._sets(on) for kind in kinds]
+        own = [f"client_accuracy_{which}" for which in STATISTICS] if self.evaluates_clients(clients) else []
+        return central + own
 
     @property
     def _has_accuracy(self) -> bool:
         return self.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is not None
 
-    def _by_client(self, params: Tensor) -> dict[str, float]:
+    def _own(self) -> tuple[_Rows, Tensor]:
+        """The examples that clients are judged on, one client after the other, and how many each has, int64 [N]."""
         split = self.partition
-        x, y = self.x, self.y
         if split.order_test is not None and split.offset_test is not None:
-            x, y = self.x_test, self.y_test
-            order, _, count = _rows(split.order_test, split.offset_test, self.device)
-        elif split.holdout_order is not None and split.holdout_offset is not None:
-            order, _, count = _rows(split.holdout_order, split.holdout_offset, self.device)
-        else:
-            order, count = self.order, self.examples
-        correct = self.loss.correct(self._outputs(params, x, order), y[order])
+            order, _, count = _ranges(split.order_test, split.offset_test, self.device)
+            return _Rows("test", self.x_test, self.y_test, order), count
+        if split.holdout_order is not None and split.holdout_offset is not None:
+            order, _, count = _ranges(split.holdout_order, split.holdout_offset, self.device)
+            return _Rows("train", self.x, self.y, order), count
+        return _Rows("train", self.x, self.y, self.order), self.examples
+
+    def _client_scores(self, name: str, outputs: Tensor, rows: _Rows, count: Tensor) -> dict[str, float]:
+        correct = self.loss.correct(outputs, rows.targets)
         assert correct is not None
         owner = torch.repeat_interleave(torch.arange(len(count), device=self.device), count)
         right = torch.zeros(len(count), dtype=torch.float64, device=self.device)
         accuracy = (right.index_add_(0, owner, correct.double()) / count)[count > 0]
-        return {
-            "client_accuracy_mean": float(accuracy.mean()),
-            "client_accuracy_p10": float(torch.quantile(accuracy, 0.1)),
-            "client_accuracy_worst": float(accuracy.min()),
-        }
+        values = (accuracy.mean(), torch.quantile(accuracy, 0.1), accuracy.min())
+        return {f"{name}_accuracy_{which}": float(value) for which, value in zip(STATISTICS, values, strict=True)}
 
-    def _outputs(self, params: Tensor, x: Tensor, index: Tensor | None) -> Tensor:
-        total = len(x) if index is None else len(index)
+    def _outputs(self, params: Tensor, rows: _Rows) -> Tensor:
         batch = min(max(EVALUATED_AT_ONCE // self.footprint.activations, 32), 2048)
 
-        def outputs(first: int) -> Tensor:
-            rows = slice(first, first + batch)
-            return self._forward(params, x[rows] if index is None else x[index[rows]])
+        def outputs(index: Tensor) -> Tensor:
+            return self._forward(params, rows.x[index])
 
-        return torch.cat(spread(outputs, range(0, total, batch)))
+        return torch.cat(spread(outputs, rows.index.split(batch)))
+
+    def _attacked_outputs(
+        self, network: PlainNetwork, model: Stack, attack: Attack, rows: _Rows, streams: Streams
+    ) -> Tensor:
+        """Outputs [n, K] for attacked inputs. The numbers do not depend on how many cores there are."""
+        batch = min(max(ATTACKED_AT_ONCE // self.footprint.activations, 16), 128)
+        # Apart from what clients draw while they train, and the test set's examples apart from the others.
+        named = Streams(streams.derive(f"evaluation/{rows.source}"))
+
+        def outputs(index: Tensor) -> Tensor:
+            x, targets = rows.x[index].unsqueeze(0), rows.y[index].unsqueeze(0)
+            victim = Victim(network, model, self.loss, ExampleDraws(named, index))
+            return network.outputs(model, attack.perturb(victim, x, targets))[0]
+
+        return torch.cat(spread(outputs, rows.index.split(batch)))
 
     def _forward(self, params: Tensor, x: Tensor) -> Tensor:
         model, _ = self.functional.bind(self.layout.named(params).values())
@@ -361,7 +469,16 @@ def load_start(path: Path) -> dict[str, Tensor]:
         raise InputError("problem.start", str(path), f"cannot be read as a state dict: {line}") from error
 
 
-def _rows(order: np.ndarray, offset: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _sampled(rows: _Rows, count: int | None) -> _Rows:
+    """A sample of at most so many of the examples: the same of the same set, whatever order its numbers are in."""
+    if count is None or count >= len(rows.index):
+        return rows
+    numbers = rows.index.sort().values
+    order = Streams(0).permutation("attacked", torch.tensor([SERVER], device=numbers.device), len(numbers))[0]
+    return replace(rows, index=numbers[order[:count].sort().values])
+
+
+def _ranges(order: np.ndarray, offset: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     begins = torch.from_numpy(np.asarray(offset, dtype=np.int64)).to(device)
     return (
         torch.from_numpy(np.asarray(order, dtype=np.int64)).to(device),

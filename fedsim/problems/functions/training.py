@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,8 +53,8 @@ class Fit(LocalTraining):
 
     def fit(self, cohort: Cohort) -> Update:
         """Train, and send what came of it."""
-        params, loss = self.descend(cohort, cohort.received(START)[cohort.clients])
-        return Update({TRAINED: params}, {"loss": loss})
+        trained = self.descend(cohort, cohort.received(START)[cohort.clients])
+        return Update({TRAINED: trained.params}, {"loss": trained.loss})
 
 
 def by_class(
@@ -100,14 +101,58 @@ def classifiers(
     """
     device = torch.device(device)
     module = build_model(model, dataset, Streams(seed))
-    key = _key(dataset, partition, model, training, seed, device)
-    path = (folder or cache_folder() / "classifiers") / f"{key}.safetensors"
-    trained = _stored(path, (partition.clients, len(_flat(module))))
-    if trained is None:
+    kind = type(model)
+    described = [kind.__module__, kind.__qualname__, repr(model), repr(training), seed]
+    arrays = (dataset.x, dataset.y, partition.order, partition.offset)
+    key = digest(described, device, (__name__, kind.__module__), arrays)
+
+    def made() -> Tensor:
         starts = _starts(dataset, model, seed, partition.clients)
-        trained = _train(Supervised(dataset, partition, module, device=device), training, seed, starts).cpu()
-        _store(path, trained)
-    return module, trained.to(device)
+        return train(Supervised(dataset, partition, module, device=device), training, seed, starts, "problem.lr")
+
+    return module, kept("classifiers", key, (partition.clients, len(_flat(module))), made, folder).to(device)
+
+
+def train(problem: Supervised, training: Fit, seed: int, starts: Tensor, option: str) -> Tensor:
+    """Train all clients of the problem, each from its row of `starts`: [N, d].
+
+    InputError on `option`, which is the rate: the training diverges.
+    """
+    executor = Executor(problem, training, Streams(seed))
+    clients = torch.arange(problem.num_clients, device=problem.device)
+    work = executor.execute(executor.assign(Orders("fit", clients, {START: starts.to(problem.device)})))
+    if not work.sound:
+        raise InputError(option, training.lr, "the training of a classifier diverges; lower it")
+    return work.payload[TRAINED]
+
+
+def digest(
+    described: Sequence[object], device: torch.device, modules: Iterable[str], arrays: Iterable[NDArray[Any]]
+) -> str:
+    """A hash of a description, of arrays, of versions, and of the source of modules and of what trains."""
+    versions = [importlib.metadata.version(package) for package in ("fedsim", "torch", "numpy")]
+    found = hashlib.blake2b(json.dumps([*described, device.type, versions]).encode(), digest_size=20)
+    for name in (*modules, *TRAINED_BY):
+        source = getattr(sys.modules.get(name), "__file__", None)
+        found.update(Path(source).read_bytes() if source else b"")
+    for array in arrays:
+        found.update(f"{array.dtype}{array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
+def kept(kind: str, key: str, shape: tuple[int, int], made: Callable[[], Tensor], folder: Path | None = None) -> Tensor:
+    """Parameters of this shape, on the CPU: read from the file of this key, or made and then written.
+
+    folder: where the file is, by default the folder `kind` in the cache folder. A damaged file is made again, and a
+    folder that cannot be written is done without.
+    """
+    path = (folder or cache_folder() / kind) / f"{key}.safetensors"
+    found = _stored(path, shape)
+    if found is None:
+        found = made().cpu()
+        _store(path, found)
+    return found
 
 
 def _starts(dataset: Dataset, model: Any, seed: int, clients: int) -> Tensor:
@@ -116,34 +161,9 @@ def _starts(dataset: Dataset, model: Any, seed: int, clients: int) -> Tensor:
     return torch.stack([_flat(build_model(model, dataset, Streams(own))) for own in seeds])
 
 
-def _train(problem: Supervised, training: Fit, seed: int, starts: Tensor) -> Tensor:
-    """Train all clients of the problem, each from its row of `starts`: [N, d]."""
-    executor = Executor(problem, training, Streams(seed))
-    clients = torch.arange(problem.num_clients, device=problem.device)
-    work = executor.execute(executor.assign(Orders("fit", clients, {START: starts.to(problem.device)})))
-    if not work.sound:
-        raise InputError("problem.lr", training.lr, "the training of a classifier diverges; lower it")
-    return work.payload[TRAINED]
-
-
 def _flat(module: nn.Module) -> Tensor:
     """The trainable parameters of a module as one vector, in their own order."""
     return torch.cat([own.detach().reshape(-1) for own in module.parameters() if own.requires_grad])
-
-
-def _key(dataset: Dataset, partition: Partition, model: Any, training: Fit, seed: int, device: torch.device) -> str:
-    """A hash of data, options, versions, and the source of what trains."""
-    kind = type(model)
-    versions = [importlib.metadata.version(package) for package in ("fedsim", "torch", "numpy")]
-    described = [kind.__module__, kind.__qualname__, repr(model), repr(training), seed, device.type, versions]
-    digest = hashlib.blake2b(json.dumps(described).encode(), digest_size=20)
-    for name in (__name__, kind.__module__, *TRAINED_BY):
-        source = getattr(sys.modules.get(name), "__file__", None)
-        digest.update(Path(source).read_bytes() if source else b"")
-    for array in (dataset.x, dataset.y, partition.order, partition.offset):
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _stored(path: Path, shape: tuple[int, int]) -> Tensor | None:

@@ -1,0 +1,1 @@
+"""Adversarial examples: attacks, what they maximise, and training against them."""

@@ -1,0 +1,146 @@
+"""A curriculum of examples within local training: which of a client's examples its steps are about, and from when on.
+
+Whenever it takes part, before its first step, a client scores its examples, orders them, and then makes passes over the
+first n(t) of them, t the steps taken so far, each pass freshly shuffled. So easy examples come again more often; the
+number of steps is that of training without a curriculum. Vahidian et al. 2023, "When Do Curricula Work in Federated
+Learning?", data curriculum; scores are about examples as they are, not as an adversary would change them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.curriculum.pacing import Linear, Schedule
+from fedsim.engine.batches import Course
+from fedsim.engine.cohort import Cohort
+from fedsim.engine.store import Shapes
+from fedsim.errors import InputError
+from fedsim.options import Count, options, table_of
+from fedsim.problems.expert import Expert
+
+MODEL, TRAINED = "curriculum_model", "curriculum_trained"
+"""What clients remember where their own last model scores: it, and 1 once there is one."""
+
+
+@options
+class SampleCurriculum:
+    """score: of an example, lower is easier.
+
+    global, s_G, under the model that the server sent; local, s_L, under the client's own model at the end of its last
+    participation, the server's where there is none; both, s_LG, their sum; expert, s_E, under a model that was trained
+    on all data. measure: the score is the loss, or 1 where the prediction is wrong. order: ascending scores
+    (curriculum), descending (anti), or a random order each time; examples that score alike are in random order, and
+    scores that are not finite are the highest. pacing: n(t); floor: n(t) is at least that. budget: epochs,
+    E ceil(N / B) steps as without a curriculum, after which the last pass is cut off; published, E (floor(N / B) + 1)
+    steps, and the last pass is completed, as in the authors' code.
+    """
+
+    score: Literal["global", "local", "both", "expert"] = "global"
+    measure: Literal["loss", "error"] = "loss"
+    order: Literal["curriculum", "anti", "random"] = "curriculum"
+    pacing: Schedule = Linear()
+    floor: Count = 32
+    budget: Literal["epochs", "published"] = "epochs"
+    expert: Annotated[Expert, table_of(Expert)] = Expert()
+
+    def __post_init__(self) -> None:
+        if self.score == "expert" and self.measure == "error":
+            raise InputError("measure", self.measure, "an expert is asked for losses; take loss")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether clients keep the model that they ended with."""
+        return self.score in ("local", "both") and self.order != "random"
+
+    def state(self, dimension: int) -> Shapes:
+        """What each client keeps."""
+        return {MODEL: (dimension,), TRAINED: ()} if self.remembers else {}
+
+    def steps(self, examples: Tensor, epochs: int, batch_size: int | None) -> Tensor:
+        """Local steps of clients with so many examples: int64 [C]."""
+        found = [_passes(self, count, epochs, batch_size)[1] for count in examples.tolist()]
+        return torch.tensor(found, dtype=torch.int64, device=examples.device)
+
+    def judgements(self) -> int:
+        """How many forward passes an example takes to be scored."""
+        if self.order == "random" or self.score == "expert":
+            return 0
+        return 2 if self.remembers and self.score == "both" else 1
+
+    def course(self, cohort: Cohort, epochs: int, batch_size: int | None) -> Course:
+        """The passes of the clients of a cohort, whose examples are scored now."""
+        examples = cohort.examples
+        rank = self._rank(cohort)
+        inside = torch.arange(rank.shape[1], device=rank.device) < examples.unsqueeze(1)
+        made = [_passes(self, count, epochs, batch_size) for count in examples.tolist()]
+        return Course(
+            rank=rank[inside],
+            passes=torch.tensor([len(taken) for taken, _ in made], device=rank.device),
+            taken=torch.tensor([number for taken, _ in made for number in taken], device=rank.device),
+            steps=torch.tensor([steps for _, steps in made], dtype=torch.int64, device=rank.device),
+        )
+
+    def keep(self, cohort: Cohort, params: Tensor) -> None:
+        """Have clients remember the models [C, d] that they ended with, where these will score."""
+        if self.remembers:
+            cohort.keep(**{MODEL: params, TRAINED: torch.ones_like(params[:, 0])})
+
+    def _rank(self, cohort: Cohort) -> Tensor:
+        """Where each example stands in its client's order, int64 [C, largest]; beyond the last what comes after it."""
+        scores = self.scores(cohort)
+        inside = torch.arange(scores.shape[1], device=scores.device) < cohort.examples.unsqueeze(1)
+        if self.order != "random":
+            total = torch.where(inside, scores, 0.0).double().sum(dim=1)
+            cohort.metrics["difficulty"] = (total / cohort.examples).to(cohort.dtype)
+        scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
+        keys = cohort.streams.bits("curriculum", cohort.clients, scores.shape[1], round=cohort.draws)
+        order = torch.argsort(keys, dim=1)
+        for key in (-scores if self.order == "anti" else scores, (~inside).to(torch.int8)):
+            order = order.gather(1, torch.argsort(key.gather(1, order), dim=1, stable=True))
+        return torch.argsort(order, dim=1)
+
+    def scores(self, cohort: Cohort) -> Tensor:
+        """The scores of each client's examples, [C, largest]; NaN beyond the last."""
+        if self.order == "random":
+            return torch.zeros(len(cohort), cohort.largest, dtype=cohort.dtype, device=cohort.examples.device)
+        if self.score == "expert":
+            return cohort.expert_losses(self.expert)
+        theta = cohort.received("params")
+        found = self._judged(cohort, theta) if self.score != "local" else None
+        if self.remembers:
+            trained = cohort.state[TRAINED].bool().unsqueeze(1)
+            own = self._judged(cohort, torch.where(trained, cohort.state[MODEL], theta))
+            found = own if found is None else found + own
+        assert found is not None
+        return found
+
+    def _judged(self, cohort: Cohort, params: Tensor) -> Tensor:
+        loss = cohort.network.loss
+
+        def wrong(outputs: Tensor, targets: Tensor) -> Tensor:
+            correct = loss.correct(outputs, targets)
+            if correct is None:
+                raise InputError("client.curriculum.measure", "error", "a regression has no predictions; take loss")
+            return 1.0 - correct
+
+        return cohort.judge(params, loss.examples if self.measure == "loss" else wrong)
+
+
+@lru_cache(maxsize=4096)
+def _passes(
+    curriculum: SampleCurriculum, count: int, epochs: int, batch_size: int | None
+) -> tuple[tuple[int, ...], int]:
+    """Over how many of a client's N = count examples each of its passes is, and its local steps."""
+    width = count if batch_size is None else batch_size
+    published = curriculum.budget == "published"
+    total = epochs * (count // width + 1 if published else -(-count // width))
+    taken, step = [], 0
+    while step < total:
+        items = min(max(curriculum.pacing.items(step, total, count), curriculum.floor), count)
+        taken.append(items)
+        step += -(-items // width)
+    return tuple(taken), step if published else total

@@ -1,0 +1,83 @@
+"""Clients that differ in how hard their examples are, as an expert judges it.
+
+"When Do Curricula Work in Federated Learning?" (Vahidian et al. 2023) sorts the training set so before it is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import InputError, naming
+from fedsim.options import Count, options, table_of
+from fedsim.parts import Parts
+from fedsim.problems.datasets.base import Dataset, Indices
+from fedsim.problems.expert import Expert
+from fedsim.problems.partition import Partition, Shared, hold_out
+from fedsim.problems.supervised import Supervised, build_model
+from fedsim.streams import Streams
+
+
+@options
+class Difficulty(Parts, Shared):
+    """Equal shares, floor or ceil of n / C each, of examples in the order of their loss under an expert.
+
+    clients: how many; client 0 has the easiest examples. examples: how many of the training examples are dealt, chosen
+    at random; not given, all. order: increasing losses, or a random order, the control, for which no expert is trained.
+    stratified: examples are ordered within their class, by the share of the class that is easier, so that every client
+    has the classes in proportion, give or take a few examples; otherwise by the loss alone, and since some classes are
+    harder than others, clients that differ in difficulty then differ in their classes, too. model, expert: what the
+    expert is and how it is trained, on the CPU and on all that is dealt. Its losses are about the labels as they are in
+    the data set: `noise` comes afterwards and falls on all clients alike.
+    """
+
+    cached: ClassVar[bool] = False
+    """The expert is kept on disk, under a name that covers inputs and labels; the rest is a sort."""
+    parts: ClassVar[Mapping[str, str]] = {"model": "models"}
+
+    clients: Count
+    examples: Count | None = None
+    order: Literal["increasing", "random"] = "increasing"
+    stratified: bool = True
+    model: Any = "mlp"
+    expert: Annotated[Expert, table_of(Expert)] = Expert()
+
+    def split(self, data: Dataset, seed: int) -> Partition:
+        """Sort, and cut into C runs; examples that are equally hard are in random order."""
+        self._check(data)
+        chosen = Streams(seed).generator("partition/order").permutation(len(data.y))[: self.examples]
+        if self.order == "increasing":
+            chosen = chosen[np.argsort(self._losses(data, chosen), kind="stable")]
+        if self.stratified:
+            chosen = chosen[np.argsort(_ways(data.y[chosen]), kind="stable")]
+        return hold_out(Partition.from_lists(np.array_split(chosen, self.clients)), self.holdout, seed)
+
+    def _losses(self, data: Dataset, chosen: Indices) -> NDArray[np.floating[Any]]:
+        """Losses of these examples under the expert that is trained on them."""
+        model = build_model(self.made["model"], data, Streams(self.expert.seed))
+        with naming("partition.expert"):
+            losses = Supervised(data, Partition.from_lists([chosen]), model).expert_losses(self.expert)
+        found: NDArray[np.floating[Any]] = losses.numpy()
+        return found[chosen]
+
+    def _check(self, data: Dataset) -> None:
+        """Refuse more examples or clients than there are, and classes where there are none."""
+        if self.examples is not None and self.examples > len(data.y):
+            raise InputError("partition.examples", self.examples, f"there are {len(data.y)} training examples")
+        dealt = self.examples or len(data.y)
+        if self.clients > dealt:
+            raise InputError("partition.clients", self.clients, f"{dealt} training examples are dealt")
+        if self.stratified and data.num_classes == 0:
+            raise InputError("partition.stratified", True, f"{data.name} has no classes; set it to false")
+
+
+def _ways(labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How far into its class each of some examples comes in their order, between 0 and 1: (rank + 1/2) / size."""
+    ways = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        ways[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return ways

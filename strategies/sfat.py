@@ -1,0 +1,72 @@
+"""SFAT: slack aggregation, which trusts the clients with the smallest adversarial losses more.
+
+theta <- theta + eta * sum_i w_i Delta_i,  w_i ~ p_i * ((1 + alpha) / (1 - alpha) for the khat smallest losses, else 1)
+The first round is plain. Uplink d + 1 floats a client: the mean loss of its last epoch; downlink d. Zhu et al. 2023,
+whose khat is at most half of the cohort; of equal losses that of the smaller id counts as smaller. The published code
+divides by another number than the sum of the weights, unless the first client is one of the khat, and so shrinks the
+model (to 0.931 for n = 5, alpha = 1/6); `normalisation = "published"` does so, too.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.errors import InputError
+from fedsim.exchange import All, Orders, Replies, Window
+from fedsim.options import Count, Fraction, options
+from fedsim.strategy import Metrics, ServerState, WeightedStep, observed
+
+Normalisation = Literal["sum", "published"]
+
+
+@options
+class SFAT(WeightedStep):
+    """alpha: the slack; 1/6 weighs 1.4 times as much. khat: how many clients weigh more."""
+
+    sends: ClassVar[frozenset[str]] = frozenset({"params", "report-loss"})
+    expects: ClassVar[frozenset[str]] = frozenset({"delta", "last_loss"})
+
+    alpha: Fraction = 1 / 6
+    khat: Count = 1
+    normalisation: Normalisation = "sum"
+
+    def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: ARG002
+        """Refuse more favoured clients than there are in a round."""
+        if self.khat > at_once:
+            raise InputError("khat", self.khat, f"only {at_once} clients are selected; lower it")
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """Send the model, and ask for the loss; wait for everybody."""
+        config = {"report-loss": True}
+        return Orders("train", chosen, {"params": state.params}, config, round=state.round), All()
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Move along the mean change, in which the favoured clients weigh more."""
+        weights = replies.weights(self.weighting)
+        if state.round:
+            losses = replies.payload["last_loss"].squeeze(1)
+            weights = slack(losses, weights, self.alpha, self.khat, self.normalisation)
+        delta = replies.combine(weights)
+        if self.normalisation == "published":
+            delta = delta + (weights.sum() - 1.0) * state.params  # it averages models, not changes
+        return self.advance(state, replies, delta), observed(replies), True
+
+
+def slack(losses: Tensor, weights: Tensor, alpha: float, khat: int, normalisation: Normalisation = "sum") -> Tensor:
+    """Weights [k] of replies with these losses [k], from weights [k] that sum to one; 0 stays 0 and is not favoured.
+
+    They sum to one. published: they are k w_i times 1 or p = (1 + alpha) / (1 - alpha), over u + (k - u) p, where u are
+    those that are not favoured among all but the first.
+    """
+    order = torch.where(weights > 0, losses, torch.inf).argsort(stable=True)
+    favoured = torch.zeros_like(weights, dtype=torch.bool)
+    favoured[order[:khat]] = True
+    most = (1.0 + alpha) / (1.0 - alpha)
+    raised = torch.where(favoured, most * weights, weights)
+    if normalisation == "sum":
+        return raised / raised.sum()
+    others = int((~favoured[1:]).sum())
+    return raised * len(weights) / (others + (len(weights) - others) * most)
