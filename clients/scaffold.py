@@ -6,6 +6,7 @@ Uplink 2d floats: Delta_i and c_i+ - c_i. Karimireddy et al. 2020, algorithm 1, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -41,7 +42,7 @@ class Scaffold(LocalTraining):
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """Steps, and 2d floats."""
         cost = super().cost(orders, examples)
-        return Cost(cost.steps, 2 * cost.bytes_up)
+        return replace(cost, bytes_up=2 * cost.bytes_up)
 
     def train(self, cohort: Cohort) -> Update:
         """Train with the correction; send the changes of model and control variate."""

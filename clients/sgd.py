@@ -1,8 +1,8 @@
 """Local training on the client's own loss.
 
 y <- y - lr * (grad f_i(y) + mu (y - theta)),  Delta_i = y - theta
-Uplink d floats, and where the server asks for them one more for nu, and one for the mean loss of the last epoch. McMahan
-et al. 2017; the proximal term mu of Li et al. 2020; nu of Wang et al. 2020, section 4.
+Uplink d floats, and where the server asks for it one more for nu, or for the mean loss of the last epoch. McMahan et
+al. 2017; the proximal term mu of Li et al. 2020; nu of Wang et al. 2020, section 4.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ from typing import Annotated
 import typer
 
 import fedsim
+from experiments.curriculum import study as curriculum
+from experiments.fal import study as fal
 from experiments.fedfix import study as fedfix
 from experiments.fzoos import applications
 from experiments.fzoos import study as fzoos
@@ -35,15 +37,20 @@ VERSIONED = ("fedsim", "torch", "numpy", "scikit-learn", "flwr-datasets")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a claim. measured: the numbers in words, or why it was skipped; held: None when it was."""
+    """What came of a claim.
+
+    measured: the numbers in words, or why it was skipped; held: None when it was, or is `observed`: told without
+    anything being demanded of the numbers.
+    """
 
     measured: str
     held: bool | None
+    observed: bool = False
 
     @property
     def verdict(self) -> str:
         """One word for the table."""
-        return {True: "yes", False: "NO", None: "skipped"}[self.held]
+        return {True: "yes", False: "NO", None: "measured" if self.observed else "skipped"}[self.held]
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,43 @@ def of_one_byte(claim: one_byte.Claim) -> Claim:
     return Claim(claim.name, f"one_byte/: {claim.text}", lambda place: Outcome(*claim.judge(one_byte_results(place))))
 
 
+@cache
+def curriculum_results(part: str, place: Place) -> curriculum.Results:
+    """The runs of a part of the curricula's comparison."""
+    return curriculum.measure(part, place.runs / "curriculum", data_dir=place.data_dir)
+
+
+def of_curriculum(claim: curriculum.Claim) -> Claim:
+    """A claim about them."""
+
+    def measure(place: Place) -> Outcome:
+        return Outcome(*claim.judge(curriculum_results(claim.part, place)), observed=claim.holds is None)
+
+    return Claim(claim.name, f"curriculum/: {claim.text}, mean over seeds 0 to 2", measure, needs_data=True)
+
+
+@cache
+def fal_losses(place: Place) -> fal.Losses:
+    """The runs of adversarial learning in theory."""
+    return fal.theory(place.runs / "fal")
+
+
+@cache
+def fal_results(place: Place) -> fal.Results:
+    """The runs of adversarial learning on images."""
+    return fal.practice(place.runs / "fal", data_dir=place.data_dir)
+
+
+def of_fal(claim: fal.Claim[fal.Read], read: Callable[[Place], fal.Read], needs_data: bool) -> Claim:
+    """A claim about one of them."""
+
+    def measure(place: Place) -> Outcome:
+        told, held = claim.judge(read(place))
+        return Outcome(told, held, observed=held is None)
+
+    return Claim(claim.name, f"fal/: {claim.text}", measure, needs_data)
+
+
 def fzoos_attack(place: Place) -> Outcome:
     """The attacks."""
     assert place.data_dir is not None
@@ -155,6 +199,9 @@ CLAIMS = (
     Claim("fzoos_attack", f"fzoos/: {applications.ATTACK_CLAIM}", fzoos_attack, needs_data=True),
     Claim("fzoos_metric", f"fzoos/: {applications.METRIC_CLAIM}", fzoos_metric),
     *map(of_one_byte, one_byte.CLAIMS),
+    *(of_fal(claim, fal_losses, needs_data=False) for claim in fal.THEORY_CLAIMS),
+    *(of_fal(claim, fal_results, needs_data=True) for claim in fal.PRACTICE_CLAIMS),
+    *map(of_curriculum, curriculum.CLAIMS),
 )
 
 
@@ -182,7 +229,7 @@ def render(outcomes: dict[str, Outcome], before: str = "") -> str:
     for claim in CLAIMS:
         found = outcomes.get(claim.name)
         kept = [line for line in old if line.startswith(f"| {claim.text} |")]
-        if found is None or (found.held is None and kept):
+        if found is None or (found.verdict == "skipped" and kept):
             rows += kept
         else:
             rows.append(f"| {claim.text} | {found.measured} | {found.verdict} | {today} | {machine()} |")

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Numbers = NDArray[np.float64]
-Judged = tuple[str, str, bool]
-"""What is claimed, the numbers in words, and whether they bear it out."""
+Judged = tuple[str, str, bool | None]
+"""What is claimed, the numbers in words, and whether they bear it out; None: nothing is demanded of them."""
+VERDICTS = {True: "holds", False: "FAILS", None: "measured"}
 SHOWN = 5
 """Parts of the path of a run folder that tell its run from others."""
 
@@ -59,7 +60,10 @@ def cell(values: Numbers, digits: int) -> str:
 
 
 def band(axis: Axes, place: int, label: str, where: Numbers, curves: Numbers) -> None:
-    """Draw the mean of the seeds' curves [S, T] at `where` [T], and a band of one deviation; place: which line it is."""
+    """Draw the mean of the seeds' curves [S, T] at `where` [T], and a band of one deviation about it.
+
+    place: the line's number, which decides its colour and style.
+    """
     mean, colour = curves.mean(axis=0), BRIGHT[place % len(BRIGHT)]
     axis.plot(where, mean, STYLES[place % len(STYLES)], color=colour, linewidth=1.6, label=label)
     if len(curves) > 1:
@@ -80,6 +84,6 @@ def concluding() -> Iterator[list[Judged]]:
         typer.echo(f"fedsim: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
     for text, told, holds in judged:
-        typer.echo(f"{'holds' if holds else 'FAILS'}: {text}: {told}")
-    if not all(holds for _, _, holds in judged):
+        typer.echo(f"{VERDICTS[holds]}: {text}: {told}")
+    if any(holds is False for _, _, holds in judged):
         raise typer.Exit(1)

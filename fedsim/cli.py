@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from itertools import count, groupby
@@ -249,7 +249,18 @@ def _say(result: Result) -> None:
 
 
 def _measures(summary: Mapping[str, Any]) -> list[str]:
-    return [f"{name.replace('_', ' ')} {_number(name, summary[name])}" for name in MEASURES if name in summary]
+    return [f"{name.replace('_', ' ')} {_number(name, summary[name])}" for name in _said(summary)]
+
+
+def _said(measured: Iterable[str]) -> list[str]:
+    """Those of `MEASURES` that were measured, and then what was under attacks: test accuracies, training losses."""
+    from fedsim.measures import attack_of
+
+    found = dict.fromkeys(measured)
+    under = [name for name in found if attack_of(name)]
+    tests = [name for name in under if name.startswith("test_") and name.endswith("_accuracy")]
+    losses = [name for name in under if name.startswith("global_train_") and name.endswith("_loss")]
+    return [*(name for name in MEASURES if name in found), *tests, *losses]
 
 
 def _size(count: int) -> str:
@@ -320,8 +331,8 @@ class _TimeLeft(ProgressColumn):
 
 def sweep_table(outcomes: Sequence[Outcome]) -> Table:
     """Lay out a sweep: a line for the seeds of a combination, with mean and sample deviation of their final values."""
-    measured = {name for outcome in outcomes for name in outcome.summary}
-    names = [name for name in MEASURES if name in measured and not name.startswith("client")]  # four would be too wide
+    said = _said(name for outcome in outcomes for name in outcome.summary)
+    names = [name for name in said if not name.startswith("client")]  # four would be too wide
     table = Table(show_edge=False)
     table.add_column("experiment", overflow="fold")
     for heading in ("seeds", *(name.replace("_", " ") for name in names)):

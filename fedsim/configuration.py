@@ -16,7 +16,7 @@ from fedsim import registry
 from fedsim.devices import Devices
 from fedsim.engine.executor import Choice
 from fedsim.errors import InputError, naming
-from fedsim.loop import Evaluation, Stopping
+from fedsim.evaluation import Evaluation, Stopping
 from fedsim.options import Count, Name, Seconds, options
 
 Table = Mapping[str, Any]

@@ -18,10 +18,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from fedsim.clock import seconds, ticks
@@ -30,10 +29,8 @@ from fedsim.engine.executor import REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILIT
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.errors import DivergedError, FedsimError, InputError, StalledError, naming
+from fedsim.evaluation import Evaluation, Stopping
 from fedsim.exchange import All, Count, Orders, Replies, Window, joined
-from fedsim.measures import lower_is_better
-from fedsim.options import Count as Number
-from fedsim.options import Seconds, Whole, options
 from fedsim.problems.problem import Problem
 from fedsim.selection import Free, Selector, SelectorState, Turn
 from fedsim.strategy import ServerState, Strategy
@@ -99,72 +96,6 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]:
         """How orders are executed, for the run's config.toml."""
         ...
-
-
-Measured = Annotated[
-    tuple[Literal["test", "train"], ...],
-    Field(strict=False, min_length=1),
-    BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
-]
-
-
-@options
-class Evaluation:
-    """When the global model is judged, and on what.
-
-    every: evaluate after so many rounds (1), and after the last; 0 only then. every_seconds: instead, whenever so many
-    virtual seconds have passed, and at the end. on: test, the test set; train, all training examples. clients: accuracy
-    of each client's own examples, "auto" where it costs little (see `Supervised.evaluates_clients`).
-    """
-
-    every: Whole | None = None
-    every_seconds: Seconds | None = None
-    on: Measured = ("test",)
-    clients: bool | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        if self.every is not None and self.every_seconds is not None:
-            raise InputError("every_seconds", self.every_seconds, f"give it or every ({self.every}), not both")
-
-    @property
-    def rounds(self) -> int:
-        """Evaluate after so many rounds; 0: never after a round as such."""
-        if self.every_seconds is not None:
-            return 0
-        return 1 if self.every is None else self.every
-
-
-@options
-class Stopping:
-    """Stop early: when `metric` has reached `target`, or has not improved for `patience` evaluations.
-
-    Losses and values of functions improve downwards, everything else upwards. queries: or after the round in which
-    clients have asked so many values in all.
-    """
-
-    metric: str = "test_accuracy"
-    target: float | None = None
-    patience: Number | None = None
-    queries: Number | None = None
-
-    def __post_init__(self) -> None:
-        if self.target is None and self.patience is None and self.queries is None:
-            raise InputError("target", "(nothing)", "give target, patience or queries")
-
-    @property
-    def watches(self) -> bool:
-        """Whether it looks at the metric."""
-        return self.target is not None or self.patience is not None
-
-    def reached(self, values: list[float]) -> str | None:
-        """Why to stop after these evaluations, or None."""
-        sign = -1.0 if lower_is_better(self.metric) else 1.0
-        scores = [sign * value for value in values]
-        if self.target is not None and scores[-1] >= sign * self.target:
-            return f"{self.metric} reached {values[-1]:.4g}"
-        if self.patience is not None and len(scores) - 1 - scores.index(max(scores)) >= self.patience:
-            return f"{self.metric} has not improved for {self.patience} evaluations"
-        return None
 
 
 @dataclass(frozen=True)
@@ -238,6 +169,7 @@ class Simulation:
         self._server = _Server(state, parts.selector.start(parts.problem.sizes), sending)
         self._at_work = parts.selector.of(len(parts.problem.sizes))
         self._clients = parts.problem.evaluates_clients(parts.evaluation.clients)
+        self._trial = parts.evaluation.trial(parts.streams)
         self._end = None if parts.duration is None else ticks(parts.duration)
         every = parts.evaluation.every_seconds
         self._grid = None if every is None else ticks(every)
@@ -247,6 +179,7 @@ class Simulation:
         self._crossed = replace(parts.engine.ledger)
         self._looks = 0
         self._judged: tuple[int, dict[str, float]] = (-1, {})
+        self._attacked = -1
         self._in_vain = self._failed = 0
         self._over = False
         self._ending: BaseException | None = None
@@ -297,7 +230,7 @@ class Simulation:
                     self._over = True
                 except StalledError as error:
                     self._ending = error
-                    self._put_by(self._evaluate())
+                    self._put_by(self._evaluate(last=True))
                 except (DivergedError, KeyboardInterrupt) as error:
                     if not self._rows:
                         raise
@@ -346,7 +279,7 @@ class Simulation:
         if self._grid is not None and settled and self._look() == engine.now:
             self._glance()
         elif number == parts.rounds or (every and number % every == 0) or self._over:
-            self._put_by(self._evaluate())
+            self._put_by(self._evaluate(last=number == parts.rounds or self._over))
         elif self._grid is None and not keeps:
             self._put_by({})
 
@@ -467,8 +400,10 @@ class Simulation:
         look, grid = self._look(), self._grid
         if look is None or self.parts.engine.now < look:
             return False
-        if grid is not None or self._judged[0] != self.round or self._crossed != self.parts.engine.ledger:
-            self._put_by(self._evaluate())
+        last = self._time_is_over() or self._over or self.round == self.parts.rounds
+        judged = self._judged[0] == self.round and not self._attacks_are_due(last)
+        if grid is not None or not judged or self._crossed != self.parts.engine.ledger:
+            self._put_by(self._evaluate(last=last))
         if grid is not None and look == (self._looks + 1) * grid:
             self._looks += 1
         if self._time_is_over() or self.stopped is not None:
@@ -486,21 +421,34 @@ class Simulation:
     def _time_is_over(self) -> bool:
         return self._end is not None and self.parts.engine.now >= self._end
 
-    def _evaluate(self) -> dict[str, float]:
-        """What the global model comes to; judged once where it has not changed."""
-        evaluation, stopping = self.parts.evaluation, self.parts.stopping
+    def _evaluate(self, *, last: bool) -> dict[str, float]:
+        """What the global model comes to; judged once where it has not changed. last: nothing follows."""
+        problem, params = self.parts.problem, self.state.params
         judged, found = self._judged
         if judged != self.round:
-            found = self.parts.problem.evaluate(self.state.params, clients=self._clients, on=evaluation.on)
-            for name, value in found.items():
-                if not math.isfinite(value):
-                    raise DivergedError(
-                        f"{name} is {value} after round {self.round}; lower the rate, or look at what it is made of"
-                    )
+            found = self._heeded(problem.evaluate(params, clients=self._clients, on=self.parts.evaluation.on))
             self._judged = (self.round, found)
-            if stopping is not None and stopping.watches and self.stopped is None:
-                self._watched.append(found[stopping.metric])
-                self.stopped = stopping.reached(self._watched)
+        if self._trial is not None and self._attacks_are_due(last or self.stopped is not None):
+            found = found | self._heeded(problem.attacked(params, self._trial))
+            self._judged, self._attacked = (self.round, found), self.round
+        return found
+
+    def _attacks_are_due(self, last: bool) -> bool:
+        if self._trial is None or self._attacked == self.round:
+            return False
+        return last or self.parts.evaluation.attacks_after(self.round)
+
+    def _heeded(self, found: dict[str, float]) -> dict[str, float]:
+        """End the run where a measure says so."""
+        stopping = self.parts.stopping
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"{name} is {value} after round {self.round}; lower the rate, or look at what it is made of"
+                )
+        if stopping is not None and stopping.watches and stopping.metric in found and self.stopped is None:
+            self._watched.append(found[stopping.metric])
+            self.stopped = stopping.reached(self._watched)
         return found
 
     def _put_by(self, found: Mapping[str, float]) -> None:
@@ -558,6 +506,7 @@ _KEPT = (
     "_crossed",
     "_looks",
     "_judged",
+    "_attacked",
     "_in_vain",
     "_failed",
     "_over",

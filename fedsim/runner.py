@@ -30,6 +30,7 @@ from fedsim.problems.problem import Problem
 from fedsim.problems.supervised import Supervised, choose_device
 from fedsim.runfolder import CURVES, RunFolder, StorageError
 from fedsim.streams import Streams
+from fedsim.training import LocalTraining
 from fedsim.transforms import Chain
 
 TOTALS = ("clients", "failed", "late", "crashed", "lost", "bytes_up", "bytes_down", "queries", "extra_queries")
@@ -150,8 +151,32 @@ def _check(experiment: Experiment, problem: Problem) -> None:
             check(at_once, problem.num_clients, experiment.devices.steady)
     stopping = experiment.stopping
     measured = problem.measures(experiment.evaluation.clients, experiment.evaluation.on)
+    trial = experiment.evaluation.trial(Streams(experiment.seed))
+    if trial is not None:
+        with naming("evaluation"):
+            measured += problem.attacked_measures(trial)
+    if isinstance(problem, Supervised):
+        _check_training(experiment, problem)
     if stopping is not None and stopping.watches and stopping.metric not in measured:
         raise InputError("stopping.metric", stopping.metric, f"name one of: {', '.join(measured)}")
+
+
+def _check_training(experiment: Experiment, problem: Supervised) -> None:
+    """Refuse a curriculum or a defence that does not go with the problem."""
+    if not isinstance(experiment.client, LocalTraining):
+        return
+    defence, curriculum = experiment.client.defence, experiment.client.curriculum
+    if curriculum is not None and curriculum.measure == "error" and not problem.has_accuracy:
+        raise InputError("client.curriculum.measure", "error", "a regression has no predictions; take loss")
+    if defence is None:
+        return
+    if defence.of_classes and not problem.has_accuracy:
+        kind = experiment.client.adversarial
+        raise InputError("client.adversarial.kind", kind["kind"], "its loss is about classes; take standard")
+    with naming("client.adversarial.attack"):
+        if getattr(defence.attacked_by, "only_judges", False):
+            raise InputError("kind", defence.attacked_by.label, "it only judges models; train against pgd")
+        problem.check_attack(defence.attacked_by, problem.x)
 
 
 def _check_asking(experiment: Experiment) -> None:

@@ -222,10 +222,11 @@ class LocalTraining(Parts):
 
     def _batches(self, cohort: Cohort) -> Iterator[Batch]:
         epochs = self.epochs if isinstance(self.epochs_schedule, Constant) else self._epochs(cohort.round)
+        padded = self.views > 1  # so that the second view's examples have the places, and the dropout, of a stack's
         if self.curriculum is None or epochs is None:
-            return cohort.batches(epochs=epochs, steps=self.steps, batch_size=self._width)
+            return cohort.batches(epochs=epochs, steps=self.steps, batch_size=self._width, padded=padded)
         course = self.curriculum.course(cohort, epochs, self._width)
-        return cohort.batches(batch_size=self._width, course=course)
+        return cohort.batches(batch_size=self._width, course=course, padded=padded)
 
     @property
     def _width(self) -> int | None:

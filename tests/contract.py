@@ -18,6 +18,7 @@ SURROGATE = {
     "features": 200, "feature_points": 40, "history": 60, "neighbours": 20, "candidates": 12, "last_candidates": 12,
     "last_active": 4,
 }  # fmt: skip
+PGD = {"kind": "pgd", "epsilon": 0.3, "steps": 2, "domain": "none"}
 SCAFFOLD_ZO = {"kind": "scaffold_zo", **SEARCH, "estimator": {"kind": "differences", **FEW}}
 
 ONE_BYTE: dict[str, dict[str, Any]] = {
@@ -46,6 +47,12 @@ def fedzo(client: dict[str, Any] | None = None, estimator: str = "differences", 
     """A row of FedZO with an estimator; client: other options of the client."""
     table = {"kind": "fedzo", **SEARCH, "estimator": {"kind": estimator, **options}, **(client or {})}
     return {"strategy": {"kind": "fedzo"}, "client": table}
+
+
+def defended(kind: str = "standard", attack: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    """A client's table with a defence. attack: other options of it; options: of the defence."""
+    attacked = {name: given for name, given in (PGD | (attack or {})).items() if given is not None}
+    return {"kind": "sgd", **TRAINING, "adversarial": {"kind": kind, "attack": attacked, **options}}
 
 
 def fzoos(strategy: dict[str, Any] | None = None, **client: Any) -> dict[str, Any]:
@@ -164,6 +171,21 @@ ROWS: dict[str, dict[str, Any]] = {
         "strategy": {"kind": "fedcbo", "peers": 3},
         "client": {"kind": "fedcbo", **TRAINING, "noise": 0.1},
     },
+    "standard": {"client": defended()},
+    "standard_mix": {"client": defended(mix=0.5, warm_up=1, growth={"kind": "exponential", "gamma": 0.5})},
+    "trades": {"client": defended("trades")},
+    "mart": {"client": defended("mart")},
+    "calfat": {"strategy": "fal", "client": defended("calfat")},
+    "dbfat": {"client": defended("dbfat")},
+    "pgd_l2": {"client": defended(attack={"norm": "l2", "restarts": 2, "best": True})},
+    "fgsm": {"client": defended(attack={"kind": "fgsm", "steps": None})},
+    "mim": {"client": defended(attack={"kind": "mim"})},
+    "cw": {"client": defended(attack={"kind": "cw"})},
+    "fal": {"strategy": {"kind": "fal"}, "client": defended()},
+    "sfat": {"strategy": {"kind": "sfat"}, "client": defended()},
+    "sfat_published": {"strategy": {"kind": "sfat", "normalisation": "published", "khat": 2}, "client": defended()},
+    "scaffold_adversarial": {"strategy": "scaffold", "client": {**defended(), "kind": "scaffold"}},
+    "fedfix_adversarial": {"strategy": {"kind": "fedfix"}, "client": defended("dbfat"), **ASYNCHRONOUS},
 }  # fmt: skip
 # Options of a row's plug-in: for each another value that must change the run, given the settings that it needs to
 # matter: other options beside it (None: without that one), settings of the experiment, or a problem of functions.
@@ -227,6 +249,15 @@ STRATEGIES: dict[str, Others] = {
     },
     "fednova": {"weighting": ("uniform", {}), "server_lr": (0.5, {}), "server_optimizer": ("adam", {})},
     "feddyn": {"alpha": (0.2, {})},
+    "fal": {"weighting": ("examples", {}), "server_lr": (0.5, {}), "server_optimizer": ("adagrad", {})},
+    "sfat": {
+        "weighting": ("uniform", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "alpha": (0.5, {}),
+        "khat": (2, {}),
+        "normalisation": ("published", {}),
+    },
     "fedzo": {
         "weighting": ("examples", {}),
         "server_lr": (0.5, {}),
@@ -307,6 +338,11 @@ LOCAL: Others = {
     "batch_size": (3, {}),
     "lr": (0.05, {}),
     "schedule": ({"kind": "exponential", "gamma": 0.5}, {}),
+    "epochs_schedule": ({"kind": "exponential", "gamma": 0.5}, {}),
+    "inverse_decay": (0.5, {}),
+    "inverse_power": (2.0, {"inverse_decay": 0.5}),
+    "adversarial": ({"kind": "standard", "attack": PGD}, {}),
+    "curriculum": ({"floor": 1}, {}),
 }
 STEPPING: Others = {
     "optimizer": ("adam", {}),
@@ -398,7 +434,43 @@ ESTIMATORS: dict[str, Others] = {
         "beta": (0.5, {}),
     },
 }
-PARTS: dict[str, dict[str, Others]] = {"strategy": STRATEGIES, "client": CLIENTS, "estimator": ESTIMATORS}
+DEFENDING: Others = {
+    "attack": (PGD | {"epsilon": 0.1}, {}),
+    "warm_up": (2, {}),
+    "growth": ({"kind": "exponential", "gamma": 0.5}, {}),
+}
+DEFENCES: dict[str, Others] = {
+    "standard": {**DEFENDING, "mix": (0.5, {})},
+    "trades": {**DEFENDING, "beta": (2.0, {})},
+    "mart": {**DEFENDING, "regularisation": (2.0, {})},
+    "calfat": {**DEFENDING, "scale": (5.0, {}), "prior_weight": (0.5, {}), "attack_loss": ("own", {})},
+    "dbfat": {**DEFENDING, "beta": (5.0, {}), "weights": ("equal", {})},
+}
+FOLLOWING: Others = {
+    "epsilon": (0.1, {}),
+    "norm": ("l2", {}),
+    "domain": ([-2.3, 1.6], {}),  # of the small problem's inputs, which lie between -2.29 and 1.54
+}
+ITERATING: Others = {"steps": (3, {}), "step_size": (0.1, {}), "restarts": (2, {}), "best": (True, {"step_size": 0.5})}
+ATTACKS: dict[str, Others] = {
+    "standard": {**FOLLOWING, **ITERATING, "random_start": (False, {}), "loss": ("margin", {})},
+    "fgsm": {**FOLLOWING, "random_start": (True, {})},
+    "mim": {
+        **FOLLOWING,
+        **ITERATING,
+        "restarts": (2, {"random_start": True}),
+        "random_start": (True, {}),
+        "decay": (0.5, {}),
+    },
+    "cw": {**FOLLOWING, **ITERATING, "random_start": (False, {})},
+}
+PARTS: dict[str, dict[str, Others]] = {
+    "strategy": STRATEGIES,
+    "client": CLIENTS,
+    "estimator": ESTIMATORS,
+    "defence": DEFENCES,
+    "attack": ATTACKS,
+}
 REFUSED: dict[str, Others] = {"scaffold": STEPPING, "fzoos": {"batch_size": (4, {})}}
 """Options of a row's client that it has from others, and refuses."""
 REPORTING = {"cosine"}

@@ -46,7 +46,15 @@ from fedsim.strategy import ServerState
 DEFAULTS: dict[str, dict[str, Any]] = {"strategy": {"kind": "fedavg"}, "client": {"kind": "sgd", **TRAINING}}
 TABLES = ("devices", "opaque", "rounds", "selection")
 """Settings of an experiment that an option may need to matter."""
-GROUPS = {"strategy": "strategies", "client": "clients", "estimator": "estimators"}
+GROUPS = {
+    "strategy": "strategies",
+    "client": "clients",
+    "estimator": "estimators",
+    "defence": "defences",
+    "attack": "attacks",
+}
+NESTED = {"estimator": ("client", "estimator"), "defence": ("client", "adversarial"), "attack": ("defence", "attack")}
+"""Plug-ins that are options of others: of which, and its name there."""
 
 
 def functions(dtype: torch.dtype) -> BlackBox:
@@ -73,15 +81,19 @@ def final(simulated: Simulation) -> torch.Tensor:
 
 def table_of(row: str, part: str) -> dict[str, Any]:
     """The options that a row gives a plug-in."""
-    if part == "estimator":
-        return dict(table_of(row, "client")["estimator"])
-    return dict(ROWS[row].get(part, DEFAULTS[part]))
+    if part in NESTED:
+        outer, option = NESTED[part]
+        return dict(table_of(row, outer)[option])
+    table = ROWS[row].get(part, DEFAULTS[part])
+    return {"kind": table} if isinstance(table, str) else dict(table)
 
 
 def plugin(row: str, part: str) -> Any:
-    """A row's strategy, client or estimator; None where it has no estimator."""
-    experiment = small(**ROWS[row])
-    return getattr(experiment.client, "made", {}).get(part) if part == "estimator" else getattr(experiment, part)
+    """A row's plug-in, such as its strategy; None where it has none, such as an estimator."""
+    if part in NESTED:
+        outer, option = NESTED[part]
+        return getattr(plugin(row, outer), "made", {}).get(option)
+    return getattr(small(**ROWS[row]), part)
 
 
 def fits_functions(row: str) -> bool:
@@ -149,6 +161,7 @@ def same(first: Any, second: Any) -> bool:
 @pytest.mark.parametrize("part", GROUPS)
 def test_every_installed_plugin_has_a_row_and_each_of_its_options_another_value(part: str) -> None:
     installed = {entry.load() for entry in registry.names(GROUPS[part]).values()}
+    installed = {kind for kind in installed if not getattr(kind, "only_judges", False)}  # no client may train on it
     assert installed == {type(plugin(row, part)) for row in ROWS} - {type(None)}
     assert installed == {type(plugin(row, part)) for row in PARTS[part]}
 
@@ -236,7 +249,7 @@ def test_options_survive_toml(row: str) -> None:
 def values_of(made: Any) -> dict[str, Any]:
     """A plug-in's options; of those that name another plug-in, that one."""
     own = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
-    return {"kind": type(made), **own, **getattr(made, "made", {})}
+    return {"kind": type(made), **own, **{name: values_of(part) for name, part in getattr(made, "made", {}).items()}}
 
 
 def changed(row: str, part: str, also: dict[str, Any], other: dict[str, Any] | None = None) -> Simulation:
@@ -244,8 +257,9 @@ def changed(row: str, part: str, also: dict[str, Any], other: dict[str, Any] | N
     tables = {name: setting for name, setting in also.items() if name in TABLES}
     table = table_of(row, part) | {name: given for name, given in also.items() if name not in TABLES} | (other or {})
     table = {name: given for name, given in table.items() if given is not None}
-    if part == "estimator":
-        return simulation(row, client=table_of(row, "client") | {"estimator": table}, **tables)
+    while part in NESTED:
+        part, option = NESTED[part]
+        table = table_of(row, part) | {option: table}
     return simulation(row, **{part: table}, **tables)
 
 
@@ -320,7 +334,7 @@ def test_windows_of_nobody_complete_the_round(row: str) -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_a_cohort_of_one(row: str) -> None:
     strategy = table_of(row, "strategy")
-    also = {"fedfix": OBSERVED, "fedavg_async": OBSERVED, "fedbuff": {"size": 1}}
+    also = {"fedfix": OBSERVED, "fedavg_async": OBSERVED, "fedbuff": {"size": 1}, "sfat": {"khat": 1}}
     strategy = strategy | also.get(strategy["kind"], {})
     tables = {"strategy": strategy, "selection": {"kind": "uniform", "count": 1}}
     assert torch.isfinite(final(simulation(row, **tables))).all()
@@ -443,7 +457,7 @@ def test_queries_are_what_was_asked(row: str, opaque: bool, monkeypatch: pytest.
 
 
 def test_the_bytes_of_each_method_are_the_published_ones() -> None:
-    """d is 83 here (6 x 8 + 8 + 8 x 3 + 3): d floats each way, SCAFFOLD twice that, FedNova one more up.
+    """d is 83 here (6 x 8 + 8 + 8 x 3 + 3): d floats each way, SCAFFOLD twice that, FedNova and SFAT one more up.
 
     FZooS sends M more each way, in two windows, from the second round on also down.
     """
@@ -453,6 +467,8 @@ def test_the_bytes_of_each_method_are_the_published_ones() -> None:
         ("scaffold", 2 * d, 2 * d),
         ("fednova", d + 1, d),
         ("feddyn", d, d),
+        ("fal", d, d),
+        ("sfat", d + 1, d),
         ("fedzo", d, d),
         ("fzoos", d + features, 2 * d),
     ):

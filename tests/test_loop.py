@@ -12,8 +12,9 @@ from torch import nn
 
 import fedsim
 from fedsim.errors import DivergedError, InputError
+from fedsim.evaluation import Stopping
 from fedsim.exchange import All, Cost, Orders, Update
-from fedsim.loop import TURNS, Simulation, Stopping
+from fedsim.loop import TURNS, Simulation
 from fedsim.options import options
 from fedsim.runner import build_simulation
 from fedsim.strategy import ServerState

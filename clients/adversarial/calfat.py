@@ -3,13 +3,13 @@
 minimise  CE(scale (z(x') + prior_weight log n_c), target),  n_c how many examples of class c the client has, at least 1
 x' maximises KL(softmax(z(x) + prior_weight log n) || softmax(z(x') + prior_weight log n)), or the loss itself
 Chen et al. 2022; scale, prior_weight, the unscaled KL and 1 for missing classes are those of the published code, whose
-attacks begin at x + 0.001 N(0, 1); here they begin at the attack's own random start (see `trades`). Its server takes the
-uniform mean. In rounds without an attack the loss is the plain one, uncalibrated.
+attacks begin at x + 0.001 N(0, 1); here they begin at the attack's own random start (see `trades`). Its server takes
+the uniform mean. In rounds without an attack the loss is the plain one, uncalibrated.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,18 +17,21 @@ from torch import Tensor
 
 from clients.adversarial.starts import check_start
 from fedsim.adversarial.losses import Divergence
-from fedsim.adversarial.training import Armed, Defence, exposed, victim
+from fedsim.adversarial.training import Armed, Defence, victim
 from fedsim.engine.cohort import Cohort
+from fedsim.engine.executor import FORWARD
 from fedsim.engine.losses import CrossEntropy, Loss
 from fedsim.engine.network import Batch
 from fedsim.engine.stack import Stack
 from fedsim.options import NonNegative, Positive, options
-from fedsim.training import FORWARD
 
 
 @options
 class CalFAT(Defence):
-    """attack_loss: what the attack maximises, the calibrated kl, or own, the loss that is trained on."""
+    """attack_loss: what the attack maximises, the calibrated kl, or own, the loss that is trained on.
+
+    scale: gradients grow with it, so the learning rate must be as much smaller (published with 0.01).
+    """
 
     scale: Positive = 10.0
     prior_weight: NonNegative = 0.1
@@ -55,7 +58,7 @@ class CalFAT(Defence):
                 clean = torch.log_softmax(attacked.outputs(batch.x) + own, dim=-1)
                 away = Calibrated(Divergence(clean), own)
             found = self.attacked_by.perturb(attacked, batch.x, batch.y, away, factor)
-            return exposed(batch, found, trained)
+            return replace(batch, x=found, loss=trained)
 
         return arm
 

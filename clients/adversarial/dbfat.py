@@ -10,7 +10,7 @@ the plain one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,13 +18,13 @@ from torch import Tensor
 
 from fedsim.adversarial.attack import Victim
 from fedsim.adversarial.losses import divergence
-from fedsim.adversarial.training import Armed, Defence, exposed, victim
+from fedsim.adversarial.training import Armed, Defence, victim
 from fedsim.engine.cohort import Cohort
+from fedsim.engine.executor import FORWARD
 from fedsim.engine.losses import CrossEntropy, Loss
 from fedsim.engine.network import Batch
 from fedsim.engine.stack import Stack
 from fedsim.options import NonNegative, options
-from fedsim.training import FORWARD
 
 
 @options
@@ -47,7 +47,7 @@ class DBFAT(Defence):
             attacked = victim(cohort, rows, batch)
             found, weights = self._attacked(attacked, batch, factor)
             anchor = torch.log_softmax(cohort.network.outputs(sent[: len(batch)], found), dim=-1)
-            return exposed(batch, found, Anchored(weights, anchor, self.beta))
+            return replace(batch, x=found, loss=Anchored(weights, anchor, self.beta))
 
         return arm
 

@@ -8,6 +8,8 @@ that of a client without a defence to the last bit.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from fedsim.adversarial.training import Armed, Defence, exposed, victim
@@ -20,6 +22,8 @@ from fedsim.options import Share, options
 @options
 class Standard(Defence):
     """mix: of a client's n examples in a batch round(mix n), half to even, drawn at random, are attacked."""
+
+    of_classes: ClassVar[bool] = False
 
     mix: Share = 1.0
 

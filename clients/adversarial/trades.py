@@ -19,11 +19,11 @@ from clients.adversarial.views import apart, clean_and_attacked
 from fedsim.adversarial.losses import Divergence, divergence
 from fedsim.adversarial.training import Armed, Defence, victim
 from fedsim.engine.cohort import Cohort
+from fedsim.engine.executor import FORWARD
 from fedsim.engine.losses import Loss
 from fedsim.engine.network import Batch
 from fedsim.engine.stack import Stack
 from fedsim.options import NonNegative, options
-from fedsim.training import FORWARD
 
 
 @options

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -25,9 +27,15 @@ class Fedsim:
     def start(self) -> None:
         """Deal the data, and build the simulation."""
         work = self.work
+        training: dict[str, Any] = {"epochs": work.epochs, "batch_size": work.batch_size, "lr": work.lr}
+        if work.attack is not None:
+            attack = {"kind": "pgd", "epsilon": work.attack.epsilon, "steps": work.attack.steps}
+            training["adversarial"] = {"kind": "standard", "attack": attack}
+        if work.curriculum is not None:
+            training["curriculum"] = {"pacing": {"kind": "linear", "a": work.curriculum.a, "b": work.curriculum.b}}
         experiment = fedsim.experiment(
             rounds=10**6,
-            client={"kind": "sgd", "epochs": work.epochs, "batch_size": work.batch_size, "lr": work.lr},
+            client={"kind": "sgd", **training},
             selection={"kind": "uniform", "count": work.cohort_size},
             evaluation={"every": 0},
             engine={"executor": self.executor, "device": self.device},

@@ -1,10 +1,10 @@
 """The setting of FAL's theorem: a wide network of two layers on few separated points, as a problem of experiment files.
 
 f_U(x) = sum_r a_r relu(<U_r, x> + b_r),  r = 1 .. m;  a_r = +-m^(-1/3) and b_r ~ N(0, 1/m) fixed, U_r(0) ~ N(0, I/m)
-x in R^d with |x| = 1 and x_d = 1/2, labels +-1 at random, any two points at least delta apart; the loss is
-log cosh(f(x) - label): convex, 1-Lipschitz and 0 at the label. Li, Song and Yang 2023, whose bound holds for delta > 2 rho,
-rho the radius of the attacks. What is published of the setting leaves the scale of a_r and b_r open; it is that of Zhang
-et al. 2020 here. There attacked points stay on the sphere; attacks that may leave it, as in our files, can do more.
+x in R^d with |x| = 1 and x_d = 1/2, labels +-1 at random, any two points at least delta apart, more than twice the
+radius of attacks; the loss is log cosh(f(x) - label): convex, 1-Lipschitz and 0 at the label. After Li, Song and Yang
+2023; the scales of a_r, b_r and U_r(0) are reconstructed, from the model of Zhang et al. 2020, "Over-parameterized
+adversarial training". Attacks are not held to the sphere here, so they can do more.
 """
 
 from __future__ import annotations

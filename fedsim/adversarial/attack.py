@@ -55,7 +55,8 @@ class ClientDraws:
     def normal(self, name: str, like: Tensor) -> Tensor:
         """See `Draws`."""
         # Half a unit of the last place more is never 0, so the number is finite.
-        return torch.special.ndtri(self.uniform(name, like).double() + 2.0**-25).to(like.dtype)
+        drawn: Tensor = torch.special.ndtri(self.uniform(name, like).double() + 2.0**-25)
+        return drawn.to(like.dtype)
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,17 @@ class Victim:
 
 
 class Attack(Protocol):
-    """epsilon: the ball's radius. domain: lower and upper bound of every input; None: there are none.
+    """What every attack has; usually the first two are options."""
 
-    gradients: how many forward and backward passes an example takes.
-    """
+    @property
+    def epsilon(self) -> float:
+        """The ball's radius."""
+        ...
 
-    epsilon: float
-    domain: tuple[float, float] | None
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The domain: lower and upper bound of every input; None: there are none."""
+        ...
 
     @property
     def label(self) -> str:

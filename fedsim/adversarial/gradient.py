@@ -2,9 +2,9 @@
 
 x_0 <- x, or a random point of the ball around x; then S steps  x_{s+1} <- P(x_s + a u(g_s)),  g_s = grad_x loss(x_s)
 
-linf: u(g) = sign(g), P clips to |x' - x| <= epsilon. l2: u(g) = g / (|g| + 1e-12), P shrinks x' - x to length epsilon.
-After that inputs are clipped to the domain, which moves none away from x. The ball is kept to 1e-6 whatever the scale
-of inputs (in single precision for epsilon up to 8): where rounding would leave it, it is rounded towards x.
+linf: u(g) = sign(g), and P clips to |x' - x| <= epsilon and to the domain. l2: u(g) = g / (|g| + 1e-12), and P clips to
+the domain, then shrinks x' - x to length epsilon, by which none leaves the domain. The ball is kept to 1e-6 whatever
+the scale of inputs (in single precision for epsilon up to 8): what rounding would put outside is rounded towards x.
 
 Where a gradient is zero, an input does not move. A number of a gradient that is not finite counts as zero, so an
 example of which all are stays where it is; the others do not notice. A loss that is not a number is never the worst.
@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator
+from pydantic import Field
 from torch import Tensor
 
 from fedsim.adversarial.attack import Draws, Victim
@@ -36,12 +36,7 @@ SLACK = 5e-7
 """How far outside the cube a face may be rounded; half of what an input may be, since lengths are rounded, too."""
 
 
-def _bounds(given: object) -> object:
-    """A TOML array as a tuple, and `none` as None."""
-    return None if given == "none" else tuple(given) if isinstance(given, list) else given
-
-
-Domain = Annotated[tuple[float, float] | None, BeforeValidator(_bounds)]
+Domain = Annotated[tuple[float, float], Field(strict=False)] | Literal["none"]
 """Lower and upper bound of every input; "none": there are none."""
 
 
@@ -61,8 +56,13 @@ class Ascent(ABC):
     domain: Domain = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.domain is not None and self.domain[0] >= self.domain[1]:
-            raise InputError("domain", list(self.domain), "the lower bound must be below the upper one")
+        if self.bounds is not None and self.bounds[0] >= self.bounds[1]:
+            raise InputError("domain", list(self.bounds), "the lower bound must be below the upper one")
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """The domain; None: there is none."""
+        return None if self.domain == "none" else self.domain
 
     @property
     def steps(self) -> int:
@@ -96,15 +96,13 @@ class Ascent(ABC):
 
     def check(self, x: Tensor) -> None:
         """Raise InputError where inputs [n, ...] lie outside the domain, or the ball is larger than it."""
-        if not x.is_floating_point():
-            raise InputError("attack", self.label, "inputs here are whole numbers, such as words; take no attack")
-        if self.domain is None:
+        if self.bounds is None:
             return
-        lower, upper = self.domain
+        lower, upper = self.bounds
         least, most = float(x.min()), float(x.max())
         if not (lower <= least and most <= upper):
             remedy = f'inputs range from {least:g} to {most:g}; state their bounds, domain = [lower, upper], or "none"'
-            raise InputError("domain", list(self.domain), remedy)
+            raise InputError("domain", list(self.bounds), remedy)
         width = upper - lower
         across = width if self.norm == "linf" else width * math.sqrt(x[0].numel())
         if self.epsilon > across:
@@ -118,7 +116,7 @@ class Ascent(ABC):
         if not self._moves(factor):
             return x
         goal = self._goal(victim, loss)
-        worst, highest = x, x.new_full(targets.shape, -torch.inf)
+        worst, highest = x.detach(), x.new_full(targets.shape, -torch.inf)
         for start in range(self.restarts):
             for reached, values in self._ascend(victim, x, targets, goal, factor, start):
                 if values is None:
@@ -162,7 +160,7 @@ class Ascent(ABC):
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """x_0 .. x_S, and their values [k, B], which are not known of the last."""
         make = Cube if self.norm == "linf" else Sphere
-        ball = make(x.detach(), self.epsilon * factor, self.domain)
+        ball = make(x.detach(), self.epsilon * factor, self.bounds)
         at = ball.drawn(victim.draws, start) if self.random_start else ball.x
         direction = None
         for _ in range(self.steps):
@@ -219,6 +217,11 @@ class PGD(Iterated):
     loss: Literal["own", "margin"] = "own"
 
     @property
+    def least_classes(self) -> int:
+        """How many classes there must be: a margin is between two."""
+        return 2 if self.loss == "margin" else 0
+
+    @property
     def label(self) -> str:
         """What measures under this attack are called, such as `pgd20_margin`."""
         return super().label + ("_margin" if self.loss == "margin" else "")
@@ -260,6 +263,7 @@ class CW(Iterated):
     """PGD on the margin max_{k != y} z_k - z_y: what adversarial training calls CW. Carlini and Wagner 2017, f_6."""
 
     name: ClassVar[str] = "cw"
+    least_classes: ClassVar[int] = 2
 
     steps: Whole = 30
 
@@ -317,12 +321,15 @@ class Sphere:
         return direction / _across(_length(direction) + 1e-12, direction)
 
     def projected(self, moved: Tensor) -> Tensor:
-        """Nearer to x along the line to it, then clipped to the domain."""
+        """Clipped to the domain, and then along the line to x as near as it must be."""
+        moved = _clipped(moved, self.domain)
         away = moved - self.x
+        length = _length(away)
         # What the length itself is rounded by stays within the ball.
         radius = self.epsilon * (1.0 - 4.0 * torch.finfo(away.dtype).eps)
-        away *= _across((radius / _length(away)).clamp(max=1.0), away)
-        return _clipped(_towards(self.x, self.x + away, away.abs()), self.domain)
+        away *= _across(radius / length, away)
+        nearer = _towards(self.x, self.x + away, away.abs())
+        return torch.where(_across(length > radius, away), nearer, moved)
 
 
 def _length(x: Tensor) -> Tensor:

@@ -36,6 +36,8 @@ class Defence(Parts, ABC):
     parts: ClassVar[Mapping[str, str]] = {"attack": "attacks"}
     views: ClassVar[int] = 1
     """How many times an example is in the batch that is trained on."""
+    of_classes: ClassVar[bool] = True
+    """Whether its loss is about classes."""
 
     attack: Any
     warm_up: Whole = 0
@@ -54,7 +56,8 @@ class Defence(Parts, ABC):
 
     def factor(self, round: int) -> float:  # noqa: A002
         """Of epsilon in a round; 0: no attack."""
-        if self.attacked_by.epsilon == 0.0 or round < self.warm_up:
+        attack = self.attacked_by
+        if attack.epsilon == 0.0 or attack.gradients == 0 or round < self.warm_up:
             return 0.0
         return self.growth.factor(round - self.warm_up)
 

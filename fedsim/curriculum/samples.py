@@ -123,8 +123,7 @@ class SampleCurriculum:
 
         def wrong(outputs: Tensor, targets: Tensor) -> Tensor:
             correct = loss.correct(outputs, targets)
-            if correct is None:
-                raise InputError("client.curriculum.measure", "error", "a regression has no predictions; take loss")
+            assert correct is not None
             return 1.0 - correct
 
         return cohort.judge(params, loss.examples if self.measure == "loss" else wrong)

@@ -21,7 +21,7 @@ from fedsim.engine.dropout import Draw
 from fedsim.engine.network import Batch, Network
 from fedsim.engine.scratch import Scratch
 from fedsim.engine.stack import Stack
-from fedsim.errors import InputError
+from fedsim.errors import InputError, naming
 from fedsim.exchange import BrokenPromiseError, Scalar
 from fedsim.streams import Index, Streams
 
@@ -205,7 +205,9 @@ class Cohort:
         place = torch.arange(self.largest, device=self.examples.device)
         inside = place < self.examples.unsqueeze(1)
         index = self._index(torch.arange(len(self), device=place.device), torch.where(inside, place, 0))
-        return problem.expert_losses(expert).to(self.dtype)[index].where(inside, torch.nan)
+        with naming("client.curriculum.expert"):
+            losses = problem.expert_losses(expert)
+        return losses.to(self.dtype)[index].where(inside, torch.nan)
 
     def class_counts(self) -> Tensor:
         """How many examples of each class each client has: int64 [C, K]."""
@@ -229,8 +231,11 @@ class Cohort:
         steps: int | None = None,
         batch_size: int | None = None,
         course: Course | None = None,
+        padded: bool = False,
     ) -> Iterator[Batch]:
         """The mini-batches of E epochs, of a course, or of so many independent steps; see `fedsim.engine.batches`.
+
+        padded: keep the padding where one client is executed at a time, which otherwise does without.
 
         Batch s is for the first len(batch) rows of the cohort, those that have more than s steps to take.
         """
@@ -251,7 +256,7 @@ class Cohort:
         taken = steps_of(self.examples, epochs, steps, batch_size) if course is None else course.steps
         self.steps_taken = self.steps_taken + taken
         batches = self._gather(_at_least_two_wide(plan))
-        yield from batches if self.network.stacked else (batch.trimmed for batch in batches)
+        yield from batches if self.network.stacked or padded else (batch.trimmed for batch in batches)
 
     def _repeated(self, x: Tensor, batch: Batch | None, asking: slice | Tensor) -> Iterator[tuple[slice, Stack, Batch]]:
         """The points x [k, Q, d] in parts that fit into memory: which of Q, as a stack of rows, with their examples."""

@@ -15,6 +15,7 @@ and made again in the backward pass rather than kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -24,8 +25,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 CACHE = {"cpu": 3 * 2**19}
-"""Bytes of columns at a time: on a CPU half of a core's own cache, elsewhere as many as `MEMORY`."""
+"""Bytes of columns at a time, by the type of the device: few enough for a core's own cache."""
 MEMORY = 2**28
+"""The same on devices that have no such cache."""
 
 Block: TypeAlias = tuple[slice, slice]
 """Clients, and rows of their output."""
@@ -62,7 +64,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
 
 
 class _Convolution(torch.autograd.Function):
-    """The products of the module's text: x [C, in, H, W, B] to [C, out, H', W', B], weights [C, out, length of a column]."""
+    """The module's products: x [C, in, H, W, B] and W [C, out, length of a column] to [C, out, H', W', B]."""
 
     @staticmethod
     def forward(x: Tensor, weights: Tensor, geometry: Geometry) -> Tensor:
@@ -81,9 +83,9 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_forward(x, weights)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """d x and d W, as far as they are asked for."""
+        """What is asked for of d x and d W."""
         x, weights = ctx.saved_tensors
         grad, grad_x, grad_weights = grad.contiguous(), None, None
         if ctx.needs_input_grad[1]:
@@ -123,23 +125,29 @@ def _windows(x: Tensor, geometry: Geometry) -> Tensor:
 
 def _columns(windows: Tensor, length: int) -> Iterator[tuple[Block, Tensor]]:
     """Block by block its columns [c, length, h W' B], until the next are made."""
-    memory: Tensor | None = None
     kernel = windows.shape[1:4].numel()
-    for clients, rows in _blocks(windows):
-        patches = windows[clients, ..., rows, :, :]
-        shape = len(patches), length, patches.shape[4:].numel()
-        if memory is None:
-            memory = windows.new_ones(shape)
-        columns = memory if memory.shape == shape else windows.new_ones(shape)
+    for block, patches, columns in _parted(windows, length):
         columns[:, :kernel].view(patches.shape).copy_(patches)
-        yield (clients, rows), columns
+        columns[:, kernel:].fill_(1)
+        yield block, columns
+
+
+def _parted(windows: Tensor, length: int) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    """Block by block its windows, and memory for its columns [c, length, h W' B] that the next one's take over."""
+    memory: Tensor | None = None
+    for clients, rows in _blocks(windows):
+        part = windows[clients, ..., rows, :, :]
+        shape = len(part), length, part.shape[4:].numel()
+        if memory is None:  # of the first, which no other is larger than
+            memory = windows.new_empty(math.prod(shape))
+        yield (clients, rows), part, memory[: math.prod(shape)].view(shape)
 
 
 def _blocks(windows: Tensor) -> Iterator[Block]:
     """What columns are made of together; how one client's rows are parted does not depend on its company."""
     room = CACHE.get(windows.device.type, MEMORY)
     height = windows.shape[4]
-    row = windows[:1, ..., :1, :, :].numel() * windows.element_size()
+    row = max(1, windows.shape[1:4].numel() * windows.shape[5:].numel() * windows.element_size())
     together, high = max(1, room // (row * height)), min(height, max(1, room // row))
     for first in range(0, len(windows), together):
         for top in range(0, height, high):
@@ -147,25 +155,24 @@ def _blocks(windows: Tensor) -> Iterator[Block]:
 
 
 def _to_input(grad: Tensor, x: Tensor, weights: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient of x: that of the columns, added up over the kernel's rows, in long runs, and then over the rest."""
-    (rows_of_kernel, width_of_kernel), (step, step_aside), _, (gap, gap_aside) = geometry
+    """The gradient of x: that of the columns, added up over the kernel's rows, in long runs, and then along them."""
+    _, (down, aside), _, (gap_down, gap_aside) = geometry
     found = torch.zeros_like(x)
     windows = _windows(found, geometry)
     length = windows.shape[1:4].numel()
-    for clients, rows in _blocks(windows):
-        shape = windows[clients, ..., rows, :, :].shape
-        flat = grad[clients, :, rows].flatten(2)
-        patches = torch.empty((shape[0], length, flat.shape[2]), dtype=x.dtype, device=x.device)
-        _multiply(patches, weights[clients, :, :length].mT, flat, beta=0)
-        patches = patches.view(shape)
-        count, width = shape[4:6]
-        span, reach = (count - 1) * step + 1, (width - 1) * step_aside + 1
-        strips = x.new_zeros(*shape[:2], width_of_kernel, span + (rows_of_kernel - 1) * gap, *shape[5:])
-        for number, part in enumerate(patches.unbind(2)):
-            strips[:, :, :, number * gap : number * gap + span : step] += part
-        target = found[clients, :, rows.start * step : rows.start * step + strips.shape[3]]
-        for number, part in enumerate(strips.unbind(2)):
-            target[:, :, :, number * gap_aside : number * gap_aside + reach : step_aside] += part
+    for (clients, rows), part, columns in _parted(windows, length):
+        _multiply(columns, weights[clients, :, :length].mT, grad[clients, :, rows].flatten(2), beta=0)
+        count, channels, high, wide, height, width, batch = part.shape
+        span, reach = (height - 1) * down + 1, (width - 1) * aside + 1
+        strips = x.new_zeros(count, channels, wide, span + (high - 1) * gap_down, width, batch)
+        for number, own in enumerate(columns.view(part.shape).unbind(2)):
+            first = number * gap_down
+            strips[:, :, :, first : first + span : down].add_(own)
+        top = rows.start * down
+        images = found[clients, :, top : top + strips.shape[3]]
+        for number, own in enumerate(strips.unbind(2)):
+            first = number * gap_aside
+            images[:, :, :, first : first + reach : aside].add_(own)
     return found
 
 

@@ -1,8 +1,8 @@
 """Executing orders: cohorts are cut from the clients, run, and put back in the clients' order.
 
 How is chosen here and nowhere else. `stacked` runs as many clients at once as fit a fixed memory budget; `loop` runs
-one at a time through the module itself; `auto` takes the loop for convolutions and LSTMs on a CPU, where it already
-runs at the speed of the arithmetic, and for models that cannot be stacked, and the stack for everything else.
+one at a time through the module itself; `auto` takes the loop for LSTMs and large convolutions on a CPU, where it
+already runs at the speed of the arithmetic, and for models that cannot be stacked, and the stack for everything else.
 Cohorts are spread over the cores of a CPU (see `fedsim.engine.cores`).
 """
 
@@ -20,7 +20,7 @@ from fedsim.engine.assignment import Assignment
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.cores import cores, one_core_an_operation, spread
 from fedsim.engine.dropout import Draw
-from fedsim.engine.lowering import has_kernels_of_its_own
+from fedsim.engine.lowering import loses_to_a_loop
 from fedsim.engine.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.engine.scratch import Scratch
 from fedsim.engine.store import ClientStore, Shapes
@@ -101,10 +101,11 @@ class Work:
         return bool(self.finite.all())
 
 
-def choose_network(problem: Supervised, choice: Choice) -> tuple[str, Network]:
-    """The executor's name and the network it computes with."""
+def choose_network(problem: Supervised, choice: Choice, width: int = 1) -> tuple[str, Network]:
+    """The executor's name and the network it computes with, on batches of this width."""
     model, layout, loss = problem.model, problem.layout, problem.loss
-    if choice == "loop" or (choice == "auto" and problem.device.type == "cpu" and has_kernels_of_its_own(model)):
+    slower = problem.device.type == "cpu" and loses_to_a_loop(model, width * problem.footprint.operations)
+    if choice == "loop" or (choice == "auto" and slower):
         return "loop", PlainNetwork(model, layout, loss)
     chain = ChainNetwork.of(model, layout, loss)
     if chain is not None:
@@ -155,8 +156,10 @@ class Executor:
         self.problem, self.client, self.streams, self.transforms = problem, client, streams, Chain(tuple(transforms))
         self.network: Network | None = None
         self.name = "stacked"
+        asked = getattr(client, "batch_size", None)
+        self._width = min(asked, problem.largest) if isinstance(asked, int) else problem.largest
         if isinstance(problem, Supervised):
-            self.name, self.network = choose_network(problem, choice)
+            self.name, self.network = choose_network(problem, choice, self._width)
         elif choice == "loop":
             self.name = choice
         self.memory = memory
@@ -164,8 +167,6 @@ class Executor:
         shapes |= self.transforms.init(problem.dimension)
         count = problem.num_clients if participants is None else min(participants, problem.num_clients)
         self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory)
-        asked = getattr(client, "batch_size", None)
-        self._width = min(asked, problem.largest) if isinstance(asked, int) else problem.largest
         needs = getattr(client, "numbers", None)
         # A stacked client takes about six vectors of d, and a batch's activations with their gradients.
         numbers = 6 * problem.dimension if needs is None else int(needs(problem.dimension, problem.largest))

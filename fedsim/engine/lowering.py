@@ -2,12 +2,14 @@
 
 Every parameter gains a leading axis [C, ...] and every input becomes [C, B, ...]. Linear, convolution, normalisation,
 embedding and LSTM layers become batched products, whose rows do not depend on how many clients are stacked; layers
-without parameters see the clients' examples as one long batch. Anything else, a module with a `forward` of
+without parameters see the clients' examples as one long batch. Images keep this shape, but lie in memory as the
+convolutions left them (see `fedsim.engine.convolution`). Anything else, a module with a `forward` of
 its own, goes through `torch.func.functional_call` under `vmap`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -21,6 +23,9 @@ from fedsim.engine.dropout import NamedDropout
 from fedsim.engine.functional import Functional
 from fedsim.errors import InputError
 from fedsim.problems.models.layers import LastStep, Residual
+
+WORTH_A_CALL = 10_000_000
+"""Multiply-adds from which a convolutional network's forward pass is faster for one client than for a stack of them."""
 
 Lowered = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 """(parameters by name, each [C, ...]; inputs [C, B, ...]) -> outputs [C, B, ...]."""
@@ -39,12 +44,16 @@ IMAGEWISE = (
 )
 
 
-def has_kernels_of_its_own(model: nn.Module) -> bool:
-    """Whether PyTorch has CPU kernels for layers of `model` that a stack cannot use: convolutions and recurrences.
+def loses_to_a_loop(model: nn.Module, operations: int) -> bool:
+    """Whether PyTorch's own CPU kernels, which a stack cannot use, make a loop over the clients the faster way.
 
-    With them the plain loop already runs at the speed of the arithmetic, and a stack loses to it.
+    operations: multiply-adds of a forward pass of one client's batch. With recurrent layers the loop already runs at
+    the speed of the arithmetic; with convolutions it does where a batch is enough work for one call.
     """
-    return any(isinstance(part, nn.modules.conv._ConvNd | nn.RNNBase) for part in model.modules())
+    if any(isinstance(part, nn.RNNBase) for part in model.modules()):
+        return True
+    convolutional = any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
+    return convolutional and operations > WORTH_A_CALL
 
 
 def lower(model: nn.Module, prefix: str = "") -> Lowered:
@@ -52,7 +61,7 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
     if has_hooks(model):
         return _vmapped(model, prefix)
     if type(model) is nn.Sequential and _reads_last_steps(model):
-        stages = [lower(part, f"{prefix}{name}.") for name, part in model._modules.items() if part is not None]
+        stages = [lower(part, f"{prefix}{name}.") for name, part in _pooled_first(model)]
 
         def sequential(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
             for stage in stages:
@@ -91,6 +100,16 @@ def _reads_last_steps(model: nn.Sequential) -> bool:
     return all(isinstance(following, LastStep) for part, following in after if isinstance(part, nn.LSTM))
 
 
+def _pooled_first(model: nn.Sequential) -> list[tuple[str, nn.Module]]:
+    """The named parts, ReLU after a maximum pooling that follows it: the same numbers and gradients, from fewer."""
+    parts = [(name, part) for name, part in model._modules.items() if part is not None]
+    for place, ((_, part), (_, following)) in enumerate(itertools.pairwise(tuple(parts))):
+        plain = not has_hooks(part) and not has_hooks(following)
+        if type(part) is nn.ReLU and type(following) is nn.MaxPool2d and plain:
+            parts[place : place + 2] = parts[place + 1], parts[place]
+    return parts
+
+
 def _linear(layer: nn.Linear, prefix: str) -> Lowered:
     def linear(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
         weight = named[f"{prefix}weight"]
@@ -110,9 +129,9 @@ def _imagewise(layer: nn.Module) -> Lowered:
     def imagewise(_: Mapping[str, Tensor], x: Tensor) -> Tensor:
         if batch_last(x):
             images: Tensor = layer(x.transpose(1, 2).flatten(0, 1))
-            return images.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+            return images.view(x.shape[0], x.shape[2], *images.shape[1:]).transpose(1, 2)
         images = layer(x.flatten(0, 1))
-        return images.unflatten(0, x.shape[:2])
+        return images.view(*x.shape[:2], *images.shape[1:])
 
     return imagewise
 
@@ -120,7 +139,9 @@ def _imagewise(layer: nn.Module) -> Lowered:
 def _conv2d(layer: nn.Conv2d, prefix: str) -> Lowered | None:
     if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return None
-    geometry = Geometry(*(cast("tuple[int, int]", sides) for sides in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)))
+    geometry = Geometry(
+        *(cast("tuple[int, int]", sides) for sides in (layer.kernel_size, layer.stride, layer.padding, layer.dilation))
+    )
 
     def conv2d(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
         return convolve(x, named[f"{prefix}weight"], named.get(f"{prefix}bias"), geometry)

@@ -11,7 +11,7 @@ corrections are `shift`. A network may fuse the step with the gradient.
 `ChainNetwork`   stacked, hand-written, for chains of linear layers: no autograd, the update fused into the
                  product that makes the weight gradient (one pass over the parameters a step).
 `StackedNetwork` stacked, any module: a batched forward pass and one backward pass of the summed losses.
-`PlainNetwork`   one client at a time through the module itself: the plain twin, and the fast way for
+`PlainNetwork`   one client at a time through the module itself: the plain twin, and the fast way for large
                  convolutions on a CPU.
 """
 

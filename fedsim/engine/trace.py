@@ -11,21 +11,29 @@ CLIENTS = 20
 """Clients whose work is recorded one by one."""
 ENTRIES = 5_000
 """Pieces of work that are recorded at most."""
+SELECTED = 50_000
+"""Selections, a client and a round each, that are recorded at most."""
 
 
 class Trace:
-    """Counters of staleness and participation, and a timeline of the first `CLIENTS` clients, until it is full."""
+    """Counters of staleness and participation, and until they are full who was selected when, and what the first did.
+
+    The timeline is of the first `CLIENTS` clients.
+    """
 
     def __init__(self, population: int) -> None:
         self.staleness: Counter[int] = Counter()
         self.participation = [0] * population
         self.lost: list[int] = []
         self.late = 0
+        self._selected: list[tuple[int, int]] = []
         self._timeline: list[dict[str, Any]] = []
         self._working: dict[int, dict[str, Any]] = {}
 
     def began(self, client: int, version: int, start: int, due: int | None = None) -> None:
         """Note that a client starts to work at tick `start`, from a version of the model; due: when it will be done."""
+        if len(self._selected) < SELECTED:
+            self._selected.append((version, client))
         if client < CLIENTS and len(self._timeline) < ENTRIES:
             entry = {"client": client, "version": version, "start": start, "end": due, "used": None}
             self._timeline.append(entry)
@@ -65,6 +73,9 @@ class Trace:
             }
             for entry in self._timeline
         ]
+        selected: dict[str, list[int]] = {}
+        for version, client in self._selected:
+            selected.setdefault(str(version), []).append(client)
         return {
             "staleness": {str(rounds): self.staleness[rounds] for rounds in sorted(self.staleness)},
             "participation": self.participation,
@@ -72,6 +83,7 @@ class Trace:
             "lost": sorted(self.lost),
             "lost_weight": sum(shares[client] for client in self.lost),
             "until": seconds(now),
+            "selected": selected,
             "timeline_clients": CLIENTS,
             "timeline": timeline,
         }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.measures import FIRST, is_measure, lower_is_better
+from fedsim.measures import FIRST, attack_of, is_measure, lower_is_better
 from fedsim.plots.style import BRIGHT, INK, STYLES, legend_below, named, plain, save
 
 if TYPE_CHECKING:
@@ -183,16 +183,18 @@ def _draw_groups(axis: Axes, bands: Mapping[str, Line], runs: Runs, along: Along
 
 def _draw_quantity(axis: Axes, lines: Mapping[str, Line]) -> None:
     """Draw the lines of one quantity; the clients' 10th percentile is a band where their mean is known."""
-    used: set[str] = set()
+    used: dict[str, str] = {}
     for column, (rounds, values) in lines.items():
-        mean = lines.get(column.removesuffix("_p10") + "_mean")
+        of_mean = column.removesuffix("_p10") + "_mean"
+        mean = lines.get(of_mean)
         if column.endswith("_p10") and mean is not None and len(rounds) > 1 and np.array_equal(mean[0], rounds):
-            label = "clients, 10th percentile to mean"
-            axis.fill_between(rounds, values, mean[1], color=COLOURS["client"], alpha=0.18, linewidth=0, label=label)
+            label = f"clients{_under(column)}, 10th percentile to mean"
+            colour = used.get(of_mean, COLOURS["client"])
+            axis.fill_between(rounds, values, mean[1], color=colour, alpha=0.18, linewidth=0, label=label)
             continue
         wished = (COLOURS.get(_whose(column), BRIGHT[0]), *BRIGHT)
-        colour = next((colour for colour in wished if colour not in used), INK)
-        used.add(colour)
+        colour = next((colour for colour in wished if colour not in used.values()), INK)
+        used[column] = colour
         axis.plot(
             rounds,
             values,
@@ -226,8 +228,8 @@ def _whose(column: str) -> str:
 
 
 def _quantity(column: str) -> str:
-    """Name what a column measures: test_loss and train_loss are both a loss."""
-    name = column.removeprefix(f"{_whose(column)}_")
+    """Name what a column measures: test_loss, train_loss and, under an attack, test_pgd20_loss are all a loss."""
+    name = column.removeprefix(f"{_whose(column)}_").removeprefix(f"{attack_of(column)}_")
     head, _, ending = name.rpartition("_")
     return head if ending in STATISTICS and head else name
 
@@ -241,7 +243,7 @@ def _label(column: str) -> str:
     """Say whose a column is; the axis says what it measures."""
     if not _whose(column):
         return NAMES.get(column, column.replace("_", " "))
-    return WHOSE[_whose(column)] + _statistic(column)
+    return WHOSE[_whose(column)] + _under(column) + _statistic(column)
 
 
 def _heading(column: str) -> str:
@@ -249,7 +251,7 @@ def _heading(column: str) -> str:
     if column in NAMES:
         return NAMES[column]
     whose = f"{WHOSE[_whose(column)]}: " if _whose(column) else ""
-    return f"{whose}{_quantity(column).replace('_', ' ')}{_statistic(column)}"
+    return f"{whose}{_quantity(column).replace('_', ' ')}{_under(column)}{_statistic(column)}"
 
 
 def _unit(columns: Iterable[str]) -> str:
@@ -258,6 +260,12 @@ def _unit(columns: Iterable[str]) -> str:
     quantity = _quantity(first)
     words = UNITS.get(quantity, quantity.replace("_", " "))
     return words if more else NAMES.get(first, words)
+
+
+def _under(column: str) -> str:
+    """Name the attack that a column is about."""
+    attack = attack_of(column)
+    return f" under {attack.replace('_', ' ')}" if attack else ""
 
 
 def _statistic(column: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor, nn
 
 from fedsim.engine.losses import LabelSmoothing
@@ -52,7 +53,7 @@ def train_expert(problem: Supervised, expert: Expert, folder: Path | None = None
     if expert.label_smoothing and not data.num_classes:
         remedy = f"the labels of {data.name} are no classes; set it to 0"
         raise InputError("label_smoothing", expert.label_smoothing, remedy)
-    everything = Partition.from_lists([problem.order.unique().cpu().numpy()])
+    everything = Partition.from_lists([np.unique(problem.partition.order)])
     fit = Fit(epochs=expert.epochs, batch_size=expert.batch_size, lr=expert.lr, momentum=expert.momentum)
 
     def made() -> Tensor:

@@ -105,7 +105,7 @@ def build_model(made: Any, dataset: Dataset, streams: Streams) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Examples that a model is judged on: of x and y those with the numbers `index`, int64 [n].
+    """Examples that a model is judged on: of x and y those with the numbers `index`, int64 [n]; None: all.
 
     source: which set the numbers are of, `test` or `train`.
     """
@@ -113,12 +113,17 @@ class _Rows:
     source: str
     x: Tensor
     y: Tensor
-    index: Tensor
+    index: Tensor | None
 
     @property
     def targets(self) -> Tensor:
         """Targets [n]."""
-        return self.y[self.index]
+        return self.y if self.index is None else self.y[self.index]
+
+    @property
+    def numbers(self) -> Tensor:
+        """The examples' numbers, int64 [n]."""
+        return torch.arange(len(self.x), device=self.x.device) if self.index is None else self.index
 
 
 class Supervised:
@@ -258,7 +263,7 @@ class Supervised:
 
     def attacked_measures(self, trial: Trial) -> list[str]:
         """The names that `attacked` gives. InputError: an attack does not go with what it is to be made on."""
-        if trial.clients and not self._has_accuracy:
+        if trial.clients and not self.has_accuracy:
             raise InputError("attack_clients", True, "clients are judged by accuracy, and these labels are no classes")
         sets = self._sets(trial.on)
         rows = [*sets.values(), *([self._own()[0]] if trial.clients else [])]
@@ -268,7 +273,7 @@ class Supervised:
             with naming(f"attacks.{number}"):
                 for source in {id(own.x): own.x for own in rows}.values():
                     self.check_attack(attack, source)
-        kinds = ("loss", "accuracy")[: 1 + self._has_accuracy]
+        kinds = ("loss", "accuracy")[: 1 + self.has_accuracy]
         labels = [attack.label for attack in trial.attacks]
         return [f"{name}_{label}_{kind}" for label in labels for name in sets for kind in kinds] + [
             f"client_{label}_accuracy_{which}" for label in labels if trial.clients for which in STATISTICS
@@ -277,7 +282,9 @@ class Supervised:
     def check_attack(self, attack: Attack, x: Tensor) -> None:
         """InputError: the attack does not go with inputs x [n, ...], or with the number of classes."""
         if not x.is_floating_point():
-            raise InputError("kind", attack.label, "the inputs are tokens, which cannot be moved a little; leave it out")
+            raise InputError(
+                "kind", attack.label, "the inputs are tokens, which cannot be moved a little; leave it out"
+            )
         least = getattr(attack, "least_classes", 0)
         if self.dataset.num_classes < least:
             raise InputError("kind", attack.label, f"it needs {least} classes at least; leave it out")
@@ -287,7 +294,7 @@ class Supervised:
         """The examples of each set that is measured, by the beginning of the measures' names."""
         found = {}
         if "test" in on and len(self.x_test):
-            found["test"] = _Rows("test", self.x_test, self.y_test, torch.arange(len(self.x_test), device=self.device))
+            found["test"] = _Rows("test", self.x_test, self.y_test, None)
         if "train" in on:
             found["global_train"] = _Rows("train", self.x, self.y, self.order)
         return found
@@ -318,8 +325,8 @@ class Supervised:
         """The loss of each training example under the expert that `train_expert` trains, [n], dropout inactive."""
         with EXPERTS:  # cohorts ask from several threads
             if expert not in self._difficulty:
-                params = train_expert(self, expert)
-                self._difficulty[expert] = self.loss.examples(self._outputs(params, self.x, None), self.y)
+                outputs = self._outputs(train_expert(self, expert), _Rows("train", self.x, self.y, None))
+                self._difficulty[expert] = self.loss.examples(outputs, self.y)
         return self._difficulty[expert]
 
     def evaluates_clients(self, wanted: bool | str) -> bool:
@@ -328,7 +335,7 @@ class Supervised:
         Automatically with held-out examples up to 1,000 clients; with none, on the clients' training examples if there
         are no more than 20,000 of them.
         """
-        if not self._has_accuracy:
+        if not self.has_accuracy:
             return False
         if isinstance(wanted, bool):
             return wanted
@@ -337,13 +344,14 @@ class Supervised:
 
     def measures(self, clients: bool | str, on: Collection[str] = ("test",)) -> list[str]:
         """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
-        kinds = ("loss", "accuracy")[: 1 + self._has_accuracy]
+        kinds = ("loss", "accuracy")[: 1 + self.has_accuracy]
         central = [f"{name}_{kind}" for name in self._sets(on) for kind in kinds]
         own = [f"client_accuracy_{which}" for which in STATISTICS] if self.evaluates_clients(clients) else []
         return central + own
 
     @property
-    def _has_accuracy(self) -> bool:
+    def has_accuracy(self) -> bool:
+        """Whether predictions are right or wrong."""
         return self.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is not None
 
     def _own(self) -> tuple[_Rows, Tensor]:
@@ -369,25 +377,28 @@ class Supervised:
     def _outputs(self, params: Tensor, rows: _Rows) -> Tensor:
         batch = min(max(EVALUATED_AT_ONCE // self.footprint.activations, 32), 2048)
 
-        def outputs(index: Tensor) -> Tensor:
-            return self._forward(params, rows.x[index])
+        def outputs(first: int) -> Tensor:
+            own = slice(first, first + batch)
+            return self._forward(params, rows.x[own] if rows.index is None else rows.x[rows.index[own]])
 
-        return torch.cat(spread(outputs, rows.index.split(batch)))
+        return torch.cat(spread(outputs, range(0, len(rows.targets), batch)))
 
     def _attacked_outputs(
         self, network: PlainNetwork, model: Stack, attack: Attack, rows: _Rows, streams: Streams
     ) -> Tensor:
         """Outputs [n, K] for attacked inputs. The numbers do not depend on how many cores there are."""
         batch = min(max(ATTACKED_AT_ONCE // self.footprint.activations, 16), 128)
+        if getattr(attack, "only_judges", False):  # it takes batches of its own, one after the other
+            batch = max(len(rows.numbers), 1)
         # Apart from what clients draw while they train, and the test set's examples apart from the others.
         named = Streams(streams.derive(f"evaluation/{rows.source}"))
 
-        def outputs(index: Tensor) -> Tensor:
-            x, targets = rows.x[index].unsqueeze(0), rows.y[index].unsqueeze(0)
-            victim = Victim(network, model, self.loss, ExampleDraws(named, index))
+        def outputs(numbers: Tensor) -> Tensor:
+            x, targets = rows.x[numbers].unsqueeze(0), rows.y[numbers].unsqueeze(0)
+            victim = Victim(network, model, self.loss, ExampleDraws(named, numbers))
             return network.outputs(model, attack.perturb(victim, x, targets))[0]
 
-        return torch.cat(spread(outputs, rows.index.split(batch)))
+        return torch.cat(spread(outputs, torch.split(rows.numbers, batch)))
 
     def _forward(self, params: Tensor, x: Tensor) -> Tensor:
         model, _ = self.functional.bind(self.layout.named(params).values())
@@ -471,9 +482,9 @@ def load_start(path: Path) -> dict[str, Tensor]:
 
 def _sampled(rows: _Rows, count: int | None) -> _Rows:
     """A sample of at most so many of the examples: the same of the same set, whatever order its numbers are in."""
-    if count is None or count >= len(rows.index):
+    numbers = rows.numbers.sort().values
+    if count is None or count >= len(numbers):
         return rows
-    numbers = rows.index.sort().values
     order = Streams(0).permutation("attacked", torch.tensor([SERVER], device=numbers.device), len(numbers))[0]
     return replace(rows, index=numbers[order[:count].sort().values])
 

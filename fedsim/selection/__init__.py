@@ -79,7 +79,8 @@ class Selector(Protocol):
     def select(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> tuple[Tensor, SelectorState]:
         """Choose free clients: ids, int64 [k] ascending, and the new state; all that are free where they are too few.
 
-        scores: float64 [m], the mean losses of those candidates, NaN where none came; None if nobody was asked.
+        A selector may choose fewer than are wanted, but at least one. scores: float64 [m], the mean losses of those
+        candidates, NaN where none came; None if nobody was asked.
         """
         ...
 

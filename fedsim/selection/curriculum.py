@@ -1,4 +1,4 @@
-"""Client curriculum: clients whose examples the model finds easy first, and more and more of them as the run goes on."""
+"""Client curriculum: first the clients whose examples the model finds easy, then more and more of them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class ClientCurriculum(Size):
 
     order: of the scores: ascending (curriculum), descending (anti), or none, at random. Clients that score alike are in
     random order; who did not answer, or not with a number, is the last, in descending order the first. rounds: how many
-    the run is to have; later everybody stays in. score_examples: on how many examples of each client its loss is
-    measured, chosen at random; not given, on all.
+    the run is to have, or, where rounds are not of m clients, how many times m clients it is to select in all; later
+    everybody stays in. score_examples: on how many examples of each client its loss is measured, chosen at random; not
+    given, on all.
 
     Who is not free when clients are scored is not in the pool, which is filled up with those who come next. Who is not
     free when its turn has come is passed over, and may be selected as long as others of the pool are left; then there
-    is another pool. In an asynchronous run a pool is made of those who are not at work, so nobody of it is; selections
-    fill up what is missing, and where a pool ends with fewer, the next one begins at the next selection.
+    is another pool. In an asynchronous run a pool is made of those who are not at work; selections fill up what is
+    missing, and where a pool ends with fewer, the next one begins at the next selection.
 
     Vahidian et al. 2023, "When Do Curricula Work in Federated Learning?", client curriculum; their code scores all
     clients after each pool, even when all are in.
@@ -79,7 +80,7 @@ class ClientCurriculum(Size):
 
     def _next(self, state: SelectorState, turn: Turn) -> Ids:
         """Who of the pool is free, in the order of their turns."""
-        pool = state["pool"].numpy()
+        pool: Ids = state["pool"].numpy()
         return pool[turn.free.mask[pool]]
 
     def _room(self, state: SelectorState, turn: Turn) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ def dense(*widths: int, seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         parts: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             parts += [nn.Linear(inputs, outputs), nn.ReLU()]
         return nn.Sequential(*parts[:-1])
 
@@ -36,7 +37,8 @@ def fitted(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> nn.Module:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
         optimizer.step()
-    return model.eval().requires_grad_(False)
+    optimizer.zero_grad()
+    return model
 
 
 @cache
@@ -48,7 +50,9 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
     return fitted(dense(64, 64, 10), x, y, steps=150), x, y
 
 
-def victim(*models: nn.Module, examples: int = 1, kind: type[Network] = PlainNetwork, draws: Draws | None = None) -> Victim:
+def victim(
+    *models: nn.Module, examples: int = 1, kind: type[Network] = PlainNetwork, draws: Draws | None = None
+) -> Victim:
     """Models of one kind as a stack; draws are by example unless they are given."""
     model = prepare(models[0])
     layout = Layout.of(dict(model.named_parameters()))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from experiments.benchmarks.peers import plain
 from experiments.benchmarks.peers import work as works
 from experiments.benchmarks.peers.flower_ray import FlowerRay, session_processes
 from experiments.benchmarks.peers.pfl_research import PflResearch
@@ -235,3 +236,25 @@ def test_flower_that_ends_early_says_so_and_leaves_nothing_behind(tiny, monkeypa
     assert session_processes(started[0]) == []
     with pytest.raises(RuntimeError, match="call start"):
         peer.round()
+
+
+def test_attacked_inputs_stay_in_the_ball_and_lose_more(tiny):
+    model, (x, y), attack = tiny.model(), tiny.examples(0), works.Pgd(epsilon=0.1, steps=5)
+    found = plain.attacked(model, x, y, attack)
+    assert float((found - x).abs().max()) <= 0.1 + 1e-6
+    assert 0.0 <= float(found.min()) <= float(found.max()) <= 1.0
+    with torch.no_grad():
+        assert float(F.cross_entropy(model(found), y)) > float(F.cross_entropy(model(x), y))
+
+
+def test_a_paced_loop_takes_the_steps_of_its_epochs_easy_examples_first():
+    # 400 images, batches of 10, 5 epochs: 200 steps. First 400 * 0.2 = 80 images, 8 steps; then 400 (0.2 + 0.8 * 8/160)
+    # = 96.
+    work = works.curriculum()
+    (x, y), model = work.examples(0), work.model()
+    passes = list(plain.paced(model, x, y, work.orders(0, 0), work))
+    assert [len(passes[0]), len(passes[1])] == [80, 96]
+    assert sum(-(-len(one) // 10) for one in passes) == 200
+    with torch.no_grad():
+        losses = F.cross_entropy(model(x), y, reduction="none")
+    assert set(passes[0].tolist()) == set(losses.argsort(stable=True)[:80].tolist())

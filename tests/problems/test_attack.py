@@ -160,7 +160,7 @@ def test_cached_classifiers_equal_fresh_ones(tmp_path, monkeypatch):
     assert not torch.equal(made(seed=1), fresh)
     file.write_bytes(file.read_bytes()[:-4])  # damaged: made again
     assert torch.equal(made(), fresh)
-    monkeypatch.setattr(training, "_train", None)
+    monkeypatch.setattr(training, "train", None)
     assert torch.equal(made(), fresh)
 
 

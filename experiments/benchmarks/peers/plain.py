@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from experiments.benchmarks.peers.work import Work, threads
+from experiments.benchmarks.peers.work import Pgd, Work, threads
 
 
 class PlainLoop:
@@ -64,12 +64,48 @@ def train(model: nn.Module, x: Tensor, y: Tensor, orders: Iterator[Tensor], work
     """Run local SGD in place. x: [n, ...], y: [n], orders: an order [n] for each epoch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=work.lr)
     model.train()
+    if work.curriculum is not None:
+        orders = paced(model, x, y, orders, work)
     for order in orders:
         for batch in torch.split(order, work.batch_size):
+            inputs = x[batch] if work.attack is None else attacked(model, x[batch], y[batch], work.attack)
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(x[batch]), y[batch])
+            loss = F.cross_entropy(model(inputs), y[batch])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+
+
+def attacked(model: nn.Module, x: Tensor, y: Tensor, attack: Pgd) -> Tensor:
+    """PGD: the inputs [B, ...] within epsilon of x and within [0, 1], moved along the signs of gradients."""
+    model.eval()
+    found = (x + attack.epsilon * (2.0 * torch.rand(x.shape) - 1.0)).clamp(0.0, 1.0)
+    for _ in range(attack.steps):
+        found.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(found), y, reduction="sum"), found)
+        found = found.detach() + attack.step_size * gradient.sign()
+        found = torch.minimum(torch.maximum(found, x - attack.epsilon), x + attack.epsilon).clamp(0.0, 1.0)
+    model.train()
+    return found
+
+
+def paced(model: nn.Module, x: Tensor, y: Tensor, orders: Iterator[Tensor], work: Work) -> Iterator[Tensor]:
+    """The passes of a curriculum, in as many steps as the epochs have."""
+    assert work.curriculum is not None
+    model.eval()
+    with torch.no_grad():
+        scores = F.cross_entropy(model(x), y, reduction="none")
+    model.train()
+    easiest, width = scores.argsort(stable=True), work.batch_size
+    total, step = work.epochs * -(-len(y) // width), 0
+    while step < total:
+        order = next(orders)
+        way = step / (work.curriculum.a * total)
+        count = min(len(y), int(len(y) * (work.curriculum.b + (1.0 - work.curriculum.b) * way)))
+        chosen = torch.zeros(len(y), dtype=torch.bool)
+        chosen[easiest[:count]] = True
+        taken = order[chosen[order]][: (total - step) * width]
+        yield taken
+        step += -(-len(taken) // width)
 
 
 class LeanLoop:

@@ -13,7 +13,8 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +27,27 @@ from torch.nn import functional as F  # noqa: N812
 Indices = NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Pgd:
+    """Every batch is replaced by l_inf PGD on it, with inputs in [0, 1], from a random start."""
+
+    epsilon: float
+    steps: int
+
+    @property
+    def step_size(self) -> float:
+        """Of each step."""
+        return 2.5 * self.epsilon / self.steps
+
+
+@dataclass(frozen=True)
+class Paced:
+    """Passes over the first n(t) = N (b + (1 - b) t / (a T)) examples, by ascending loss of the model of the round."""
+
+    a: float
+    b: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """One federated problem with its schedule.
@@ -34,7 +56,7 @@ class Work:
     central test set. model: an importable function that makes the module with its initial parameters, the
     same at each call. forward: the same network as a function of its parameters, in the module's order.
     per_round: clients a round, None for all. rounds: after how many rounds the engines' accuracies are
-    compared.
+    compared. attack, curriculum: how local training differs from that; engines that cannot do it are left out.
     """
 
     name: str
@@ -50,6 +72,8 @@ class Work:
     lr: float
     rounds: int
     per_round: int | None
+    attack: Pgd | None = None
+    curriculum: Paced | None = None
 
     @property
     def cohort_size(self) -> int:
@@ -64,10 +88,10 @@ class Work:
         return sorted(drawn.tolist())
 
     def orders(self, round: int, client: int) -> Iterator[Tensor]:  # noqa: A002
-        """Yield for each epoch the order in which a client of n examples visits them: int64 [n]."""
+        """Yield for each epoch the order in which a client of n examples visits them: int64 [n]; or without end."""
         # PyTorch's generator on the CPU uses only the lower 32 bits of a seed.
         generator = torch.Generator().manual_seed(round * len(self.clients) + client)
-        for _ in range(self.epochs):
+        for _ in range(self.epochs) if self.curriculum is None else count():
             yield torch.randperm(len(self.clients[client]), generator=generator)
 
     def examples(self, client: int) -> tuple[Tensor, Tensor]:
@@ -143,6 +167,42 @@ def digits() -> Work:
         lr=0.1,
         rounds=10,
         per_round=None,
+    )
+
+
+def adversarial_5() -> Work:
+    """Make 5 clients of the digits that train against PGD-10."""
+    return _adversarial(5)
+
+
+def adversarial_100() -> Work:
+    """Make 100 clients of the digits that train against PGD-10."""
+    return _adversarial(100)
+
+
+def _adversarial(clients: int) -> Work:
+    work = digits()
+    labels = work.y.numpy()
+    dealt = dirichlet(labels, clients=clients, alpha=0.3)
+    return replace(
+        work, name="adversarial", clients=dealt, epochs=1, batch_size=10, attack=Pgd(epsilon=0.15, steps=10), rounds=5
+    )
+
+
+def curriculum() -> Work:
+    """Make 100 clients of 400 images, 10 a round, LeNet, 5 epochs of batches of 10, easy images first."""
+    work = images()
+    return replace(
+        work,
+        name="curriculum",
+        clients=[own[:400] for own in work.clients],
+        model=lenet,
+        forward=lenet_forward,
+        epochs=5,
+        batch_size=10,
+        lr=0.02,
+        curriculum=Paced(a=0.8, b=0.2),
+        rounds=2,
     )
 
 
@@ -225,6 +285,35 @@ def cnn_forward(parameters: Sequence[Tensor], x: Tensor) -> Tensor:
     x = F.max_pool2d(F.conv2d(x, w1, b1, padding=2).relu(), 2)
     x = F.max_pool2d(F.conv2d(x, w2, b2, padding=2).relu(), 2)
     return F.linear(x.flatten(1), w3, b3)
+
+
+def lenet() -> nn.Module:
+    """Make LeNet-5: 5x5 convolutions of 6 and 16 channels, each with ReLU and 2x2 pooling, and layers 120, 84, 10."""
+    with torch.device("meta"):
+        model = nn.Sequential(
+            nn.Conv2d(1, 6, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(256, 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+            nn.Linear(84, 10),
+        )
+    return _initialised(model)
+
+
+def lenet_forward(parameters: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Apply LeNet: x [B, 1, 28, 28] to logits [B, 10]."""
+    w1, b1, w2, b2, w3, b3, w4, b4, w5, b5 = parameters
+    x = F.max_pool2d(F.conv2d(x, w1, b1).relu(), 2)
+    x = F.max_pool2d(F.conv2d(x, w2, b2).relu(), 2)
+    x = F.linear(F.linear(x.flatten(1), w3, b3).relu(), w4, b4).relu()
+    return F.linear(x, w5, b5)
 
 
 def _initialised(model: nn.Module) -> nn.Module:

@@ -1,0 +1,1 @@
+"""Curricula of examples and of clients against training without any; see `experiments.curriculum.study`."""

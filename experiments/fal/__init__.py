@@ -1,0 +1,1 @@
+"""Federated adversarial learning in theory and on images; see `experiments.fal.study`."""
