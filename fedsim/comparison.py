@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import statistics
 import sys
 from collections import Counter
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.errors import InputError
 from fedsim.history import History, Row
-from fedsim.measures import FIRST, is_measure, lower_is_better
+from fedsim.measures import FIRST, attack_of, is_measure, lower_is_better
 from fedsim.plots import Along, axes_of, compare_curves, histograms, measured, timelines
 from fedsim.runfolder import METRICS, is_run, open_run
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.table import Table
 
-HIDDEN = ("client_accuracy_mean", "client_accuracy_worst", "client_value_worst")
+HIDDEN = re.compile(r"client_(\w+_)?accuracy_(mean|worst)|client_value_worst")
 COUNTS = {"queries": "queries", "extra_queries": "extra queries", "late": "late", "lost": "lost"}
 """Columns whose sum over the rows is a number of the run, and its label."""
 WHERE_ANY = ("staleness, mean", *COUNTS.values())
@@ -80,12 +81,12 @@ class Run:
         """What the run came to: final and best values of what it measured, and what that cost."""
         history = self.history
         numbers: dict[str, float] = {}
-        for column in (column for column in measured(history.columns) if column not in HIDDEN):
+        for column in (column for column in measured(history.columns) if not HIDDEN.fullmatch(column)):
             # A final value that was not finite must not pass for the last one that was.
             final = history.last(column)
             numbers[f"{column}, final"] = math.nan if final is None else float(final)
             finite = [value for value in history[column] if value is not None]
-            if is_measure(column):
+            if is_measure(column) and not attack_of(column):  # the best of many robust accuracies says little
                 pick = min if lower_is_better(column) else max
                 numbers[f"{column}, best"] = float(pick(finite, default=math.nan))
         for column, label in (

@@ -6,7 +6,8 @@ each round; claims are about its minimum, as the theorem is. It still falls afte
 are apart, while FedAvg's does no more.
 
 practice: five clients with 5,000 images of Fashion-MNIST in all, dealt by Dir(0.1) or, nearly evenly, by Dir(100).
-Three seeds, each with other images, clients and parameters; one seed for the two dearest methods. Accuracies are those
+Three seeds, each with other images, clients and parameters, of FedAvg and FAL; one of the other methods, about which
+nothing is claimed. Accuracies are those
 of the model after the last round: clean on all 10,000 test images, under FGSM and PGD-20 on 1,000 of them, the same in
 all runs; AutoAttack judges two of the models on 200. Settings are those of the file; no method was tuned.
 """
@@ -25,8 +26,8 @@ from torch import Tensor
 from experiments.studies import Numbers, run_all
 from fedsim.engine.cores import one_core_an_operation
 from fedsim.errors import InputError
-from fedsim.history import History
 from fedsim.evaluation import Evaluation
+from fedsim.history import History
 from fedsim.problems.supervised import Supervised, load_start
 from fedsim.runfolder import METRICS, MODEL, write_whole
 from fedsim.runner import build_problem
@@ -58,16 +59,21 @@ class Method:
 
 
 EVEN = ("partition.alpha=100.0",)
+CALIBRATED = (
+    "client.adversarial.kind=calfat",
+    *("client.adversarial.scale=1.0", "client.adversarial.prior_weight=1.0", "client.adversarial.attack_loss=own"),
+)
+"""With the published scale of 10 a model at this rate does not learn."""
 METHODS = {
     "fedavg": Method("FedAvg", PLAIN),
     "fal": Method("FAL"),
-    "fat": Method("FAT, half of each batch", ("client.adversarial.mix=0.5",)),
-    "sfat": Method("SFAT", ("strategy.kind=sfat",)),
-    "calfat": Method("CalFAT", ("client.adversarial.kind=calfat",)),
-    "trades": Method("TRADES", ("client.adversarial.kind=trades",)),
+    "fat": Method("FAT, half of each batch", ("client.adversarial.mix=0.5",), seeds=1),
+    "sfat": Method("SFAT", ("strategy.kind=sfat",), seeds=1),
+    "calfat": Method("CalFAT", CALIBRATED, seeds=1),
+    "trades": Method("TRADES", ("client.adversarial.kind=trades",), seeds=1),
     "mart": Method("MART", ("client.adversarial.kind=mart",), seeds=1),
     "dbfat": Method("DBFAT", ("client.adversarial.kind=dbfat",), seeds=1),
-    "fedavg_iid": Method("FedAvg, IID", (*PLAIN, *EVEN)),
+    "fedavg_iid": Method("FedAvg, IID", (*PLAIN, *EVEN), seeds=1),
     "fal_iid": Method("FAL, IID", EVEN),
 }
 EXHAUSTIVE = ("fedavg", "fal")

@@ -55,15 +55,15 @@ EXPERTS = threading.Lock()
 class SupervisedOptions(Parts):
     """Supervised learning: a model trained on a data set that is dealt to clients as the partition says.
 
-    dataset, model: a name, or a table with `kind` and options. loss: cross_entropy or squared_error, by default as the
-    labels are. start: a state dict to start from (.safetensors, .pt).
+    dataset, model: a name, or a table with `kind` and options. loss: cross_entropy, squared_error or log_cosh; by
+    default as the labels are. start: a state dict to start from (.safetensors, .pt).
     """
 
     parts: ClassVar[Mapping[str, str]] = {"dataset": "datasets", "model": "models"}
 
     dataset: Any = "digits"
     model: Any = "mlp"
-    loss: Literal["cross_entropy", "squared_error"] | None = None
+    loss: Literal["cross_entropy", "squared_error", "log_cosh"] | None = None
     start: str | None = None
 
     def build(self, experiment: Experiment) -> Supervised:
