@@ -213,12 +213,27 @@ def _override(tables: dict[str, Any], assignment: str) -> None:
             raise InputError("set", assignment, f"there is no {path[-1]} in the file")
         del table[path[-1]]
         return
-    if path[-1] == "kind" and len(path) == 2 and path[0] in PLUGINS and value != table.get("kind"):
-        group = PLUGINS[path[0]][0]
+    group = _group(tables, path[:-1])
+    if path[-1] == "kind" and group is not None and value != table.get("kind"):
         known = {field.name for field in dataclasses.fields(registry.find(group, str(value), name))}
         for option in [option for option in table if option not in known]:
             del table[option]
     table[path[-1]] = value
+
+
+def _group(tables: Table, path: list[str]) -> str | None:
+    """The group of the plug-in whose table stands at a path, as `client.adversarial.attack`; None: of none."""
+    table: Table = tables
+    group: str | None = None
+    for place, part in enumerate(path):
+        if place == 0:
+            group = PLUGINS[part][0] if part in PLUGINS else None
+        elif group is not None:
+            kind = table.get("kind", PLUGINS["problem"][1] if path[:place] == ["problem"] else None)
+            named = ".".join((*path[:place], "kind"))
+            group = None if kind is None else getattr(registry.find(group, str(kind), named), "parts", {}).get(part)
+        table = table[part]
+    return group
 
 
 def _default(part: str, option: str) -> dict[str, Any]:

@@ -21,16 +21,11 @@ Measured = Annotated[
 ]
 
 
-def _plugins(given: object) -> object:
-    """Tables, or names, of plug-ins; one alone stands for a list of it."""
-    tables = (given,) if isinstance(given, str | Mapping) else given
-    for number, table in enumerate(tables if isinstance(tables, list | tuple) else ()):
-        if not isinstance(table, str | Mapping):
-            raise InputError(str(number), table, "write a table with `kind` and options, or a name")
-    return tables
-
-
-Plugins = Annotated[tuple[Any, ...], Field(strict=False), BeforeValidator(_plugins)]
+Plugins = Annotated[
+    tuple[Any, ...],
+    Field(strict=False),
+    BeforeValidator(lambda given: (given,) if isinstance(given, str | Mapping) else given),
+]
 
 
 @options
@@ -47,6 +42,7 @@ class Evaluation(Parts):
     """
 
     parts: ClassVar[Mapping[str, str]] = {"attacks": "attacks"}
+    lists: ClassVar[frozenset[str]] = frozenset({"attacks"})
 
     every: Whole | None = None
     every_seconds: Seconds | None = None
@@ -64,7 +60,7 @@ class Evaluation(Parts):
         labels = [attack.label for attack in self.made["attacks"]]
         for number, label in enumerate(labels):
             if (first := labels.index(label)) < number:
-                remedy = f"attacks.{first} is called so too, and their measures would be; judge by one of them"
+                remedy = f"attacks.{first} has the same name; give one of them another, name = ..."
                 raise InputError(f"attacks.{number}", label, remedy)
         for option, default in (("attacks_every", None), ("examples", None), ("attack_clients", False)):
             if not labels and getattr(self, option) != default:
@@ -73,8 +69,8 @@ class Evaluation(Parts):
             raise InputError("attack_clients", True, "clients = false says to leave clients out; remove one of the two")
         after = self.attacks_every
         if after and (self.rounds == 0 or after % self.rounds):
-            when = f"after every {self.rounds} rounds" if self.rounds else "not after a number of rounds"
-            raise InputError("attacks_every", after, f"models are judged {when}; give 0, or a multiple of every")
+            judged = f"every {self.rounds} rounds; give a multiple of that, or 0" if self.rounds else "by time; give 0"
+            raise InputError("attacks_every", after, f"models are judged {judged}")
 
     @property
     def rounds(self) -> int:

@@ -12,10 +12,12 @@ from fedsim import registry
 class Parts:
     """Base of option classes.
 
-    parts: by option, the group of plug-ins that it names: a name, or a table with `kind`; a list of them; or None.
+    parts: by option, the group of plug-ins that it names: a name, or a table with `kind`; or None. lists: options that
+    name several.
     """
 
     parts: ClassVar[Mapping[str, str]] = {}
+    lists: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         self.made  # noqa: B018  # a bad option is refused when the experiment is read
@@ -24,10 +26,10 @@ class Parts:
     def made(self) -> Mapping[str, Any]:
         """The plug-ins that the options name; of a list a tuple, and of None none."""
         named = {option: (group, getattr(self, option)) for option, group in self.parts.items()}
-        return {option: _make(group, value, option) for option, (group, value) in named.items() if value is not None}
-
-
-def _make(group: str, value: Any, option: str) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(registry.make(group, table, f"{option}.{number}") for number, table in enumerate(value))
-    return registry.make(group, value, option)
+        return {
+            option: tuple(registry.make(group, table, f"{option}.{number}") for number, table in enumerate(value))
+            if option in self.lists
+            else registry.make(group, value, option)
+            for option, (group, value) in named.items()
+            if value is not None
+        }

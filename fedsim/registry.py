@@ -65,6 +65,8 @@ def find(group: str, kind: str, option: str) -> type[Any]:
 
 def make(group: str, table: str | Mapping[str, Any], option: str) -> Any:
     """The plug-in that `table` describes: a name, or a mapping with `kind` and the plug-in's options."""
+    if not isinstance(table, str | Mapping):
+        raise InputError(option, table, "write a table with `kind` and options, or a name")
     settings = {"kind": table} if isinstance(table, str) else dict(table)
     kind = settings.pop("kind", None)
     if not isinstance(kind, str):

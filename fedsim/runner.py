@@ -143,7 +143,7 @@ def _check(experiment: Experiment, problem: Problem) -> None:
     if not isinstance(problem, Supervised):
         _check_asking(experiment)
     experiment.selection.check(problem.num_clients)
-    experiment.aggregation.check(experiment.selection.of(problem.num_clients))
+    experiment.aggregation.check(experiment.selection.least(problem.num_clients))
     check = getattr(experiment.strategy, "check", None)
     if check is not None:
         at_once = experiment.selection.of(problem.num_clients)
@@ -171,8 +171,9 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
     if defence is None:
         return
     if defence.of_classes and not problem.has_accuracy:
-        kind = experiment.client.adversarial
-        raise InputError("client.adversarial.kind", kind["kind"], "its loss is about classes; take standard")
+        given = experiment.client.adversarial
+        kind = given if isinstance(given, str) else given["kind"]
+        raise InputError("client.adversarial.kind", kind, "its loss is about classes; take standard")
     with naming("client.adversarial.attack"):
         if getattr(defence.attacked_by, "only_judges", False):
             raise InputError("kind", defence.attacked_by.label, "it only judges models; train against pgd")

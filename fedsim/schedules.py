@@ -65,8 +65,22 @@ class Linear:
         return 1.0 + (self.end - 1.0) * min(round / self.rounds, 1.0)
 
 
+@options
+class Rise:
+    """From `begin` in round 0 in equal steps to 1 in round `rounds`, and 1 from there on."""
+
+    rounds: Count
+    begin: Share = 0.0
+
+    def factor(self, round: int) -> float:  # noqa: A002
+        """The factor in a round."""
+        return self.begin + (1.0 - self.begin) * min(round / self.rounds, 1.0)
+
+
 Schedule = Annotated[
     Constant | Exponential | Step | Cosine | Linear,
     one_of(constant=Constant, exponential=Exponential, step=Step, cosine=Cosine, linear=Linear),
 ]
 """A schedule, or its name, or a table with `kind` and its options."""
+Growth = Annotated[Constant | Rise, one_of(constant=Constant, rise=Rise)]
+"""What grows to its full size: the same in all rounds, or rising."""

@@ -22,7 +22,7 @@ from fedsim.errors import InputError
 from fedsim.exchange import Cost, Orders
 from fedsim.options import BatchSize, Count, Fraction, NonNegative, Positive, options, table_of
 from fedsim.parts import Parts
-from fedsim.schedules import Constant, Schedule
+from fedsim.schedules import Constant, Exponential, Schedule, Step
 
 EPSILON = 1e-12
 
@@ -85,8 +85,10 @@ class LocalTraining(Parts):
         if self.epochs is None:
             if self.curriculum is not None:
                 raise InputError("curriculum", "given", "it orders epochs; give epochs instead of steps")
-            if self.epochs_schedule != Constant():
+            if not isinstance(self.epochs_schedule, Constant):
                 raise InputError("epochs_schedule", "given", "there are steps; give epochs instead")
+        if isinstance(self.epochs_schedule, Exponential | Step) and self.epochs_schedule.gamma > 1.0:
+            raise InputError("epochs_schedule.gamma", self.epochs_schedule.gamma, "epochs may not grow; take at most 1")
         if self.nesterov and self.momentum == 0.0:
             raise InputError("nesterov", True, "needs a momentum above 0")
         if self.optimizer == "sgd":

@@ -34,9 +34,9 @@ class SFAT(WeightedStep):
     normalisation: Normalisation = "sum"
 
     def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: ARG002
-        """Refuse more favoured clients than there are in a round."""
-        if self.khat > at_once:
-            raise InputError("khat", self.khat, f"only {at_once} clients are selected; lower it")
+        """Refuse to favour more than half of the clients in a round."""
+        if self.khat > max(1, at_once // 2):
+            raise InputError("khat", self.khat, f"{at_once} clients are selected; favour at most half of them")
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
         """Send the model, and ask for the loss; wait for everybody."""

@@ -172,7 +172,17 @@ ROWS: dict[str, dict[str, Any]] = {
         "client": {"kind": "fedcbo", **TRAINING, "noise": 0.1},
     },
     "standard": {"client": defended()},
-    "standard_mix": {"client": defended(mix=0.5, warm_up=1, growth={"kind": "exponential", "gamma": 0.5})},
+    "curriculum": {"client": {"kind": "sgd", **TRAINING, "curriculum": {"score": "both", "floor": 1}}},
+    "curriculum_async": {
+        "strategy": {"kind": "fedfix", "window": 0.3},
+        "client": {"kind": "sgd", **TRAINING, "curriculum": {"order": "anti", "floor": 1}},
+        **ASYNCHRONOUS,
+    },
+    "client_curriculum": {
+        "selection": {"kind": "curriculum", "count": 2, "rounds": 6, "pacing": {"kind": "sqrt", "b": 0.5}},
+        "client": {"kind": "sgd", **TRAINING, "curriculum": {"floor": 1}},
+    },
+    "standard_mix": {"client": defended(mix=0.5, warm_up=1, growth={"kind": "rise", "rounds": 3, "begin": 0.2})},
     "trades": {"client": defended("trades")},
     "mart": {"client": defended("mart")},
     "calfat": {"strategy": "fal", "client": defended("calfat")},
@@ -437,7 +447,7 @@ ESTIMATORS: dict[str, Others] = {
 DEFENDING: Others = {
     "attack": (PGD | {"epsilon": 0.1}, {}),
     "warm_up": (2, {}),
-    "growth": ({"kind": "exponential", "gamma": 0.5}, {}),
+    "growth": ({"kind": "rise", "rounds": 3, "begin": 0.2}, {}),
 }
 DEFENCES: dict[str, Others] = {
     "standard": {**DEFENDING, "mix": (0.5, {})},

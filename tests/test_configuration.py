@@ -100,3 +100,21 @@ def test_set_adds_to_the_table_that_is_there_by_default(tmp_path):
     assert (other.client.steps, other.selection.count) == (7, 4)
     with pytest.raises(InputError, match=r"selection\.fraction = 1\.5"):
         fedsim.load(tmp_path / "bare.toml", overrides=["selection.fraction=1.5"])
+
+
+def test_a_new_kind_deep_in_the_file_drops_the_options_that_it_does_not_have(tmp_path):
+    path = tmp_path / "deep.toml"
+    path.write_text(
+        '[client]\nkind = "sgd"\nepochs = 1\n[client.adversarial]\nkind = "standard"\nmix = 0.5\n'
+        'attack = { kind = "pgd", epsilon = 0.1, steps = 7 }\n'
+    )
+    made = fedsim.load(path, overrides=["client.adversarial.kind=trades", "client.adversarial.attack.kind=pgd"])
+    assert made.client.defence.attacked_by.steps == 7
+    made = fedsim.load(path, overrides=["client.adversarial.attack.kind=fgsm"])
+    assert (made.client.defence.mix, made.client.defence.attacked_by.label) == (0.5, "fgsm")
+
+
+@pytest.mark.parametrize("value", [3, [], [{"kind": "standard"}], {"kind": "standard", "attack": 4}])
+def test_a_plug_in_is_a_name_or_a_table(value):
+    with pytest.raises(InputError, match="write a table with `kind` and options, or a name"):
+        fedsim.experiment(client={"kind": "sgd", "epochs": 1, "adversarial": value})

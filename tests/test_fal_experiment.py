@@ -113,14 +113,14 @@ def test_methods_differ_from_the_file_in_what_they_say(name):
     defence = made.client.defence
     strategy = type(made.strategy).__name__
     expected = {"fedavg": ("FedAvg", None), "fedavg_iid": ("FedAvg", None), "sfat": ("SFAT", "Standard")}
-    expected |= {"calfat": ("FAL", "CalFAT"), "trades": ("FAL", "Trades"), "mart": ("FAL", "Mart")}
-    expected |= {"dbfat": ("FAL", "DBFAT")}
+    expected |= {"calfat": ("FAL", "CalFAT"), "trades": ("FAL", "Trades")}
     assert (strategy, None if defence is None else type(defence).__name__) == expected.get(name, ("FAL", "Standard"))
     assert made.strategy.weighting == "examples"
     assert made.partition.alpha == (100.0 if name.endswith("_iid") else 0.1)
     if defence is not None:
         assert (defence.attacked_by.epsilon, defence.attacked_by.steps) == (study.EPSILON, 7)
         assert getattr(defence, "mix", 1.0) == (0.5 if name == "fat" else 1.0)
+        assert [defence.factor(number) for number in (0, 1, 5)] == ([0.0, 0.2, 1.0] if "rise" in name else [1.0] * 3)
     assert [attack.label for attack in made.evaluation.made["attacks"]] == ["fgsm", "pgd20"]
 
 
@@ -156,12 +156,25 @@ def test_images_are_judged_by_the_last_round(clean, pgd, even, verdicts):
     results = dict.fromkeys(study.METHODS, measured([0.7], [0.45])) | {
         "fedavg": measured([0.8, 0.8], [0.1, 0.1]),
         "fal": measured(clean, pgd),
-        "fal_iid": measured([0.7, 0.7], even),
+        "fal_rise": measured(clean, pgd),
+        "fal_rise_iid": measured([0.7, 0.7], even),
     }
     judged = [claim.judge(results) for claim in study.PRACTICE_CLAIMS]
-    assert [verdict for _, verdict in judged] == [*verdicts, None]
+    robust, cheap, better = verdicts
+    assert [verdict for _, verdict in judged] == [robust, robust, cheap, cheap, better, None]
     # A method of one seed is compared with FAL's run of that seed.
     assert f"SFAT {100 * (0.45 - pgd[0]):.1f} points" in judged[-1][0]
+
+
+@pytest.mark.parametrize("named", ["robust", "clean"])
+def test_each_variant_of_fal_is_judged_by_its_own_runs(named):
+    # FedAvg: clean 0.8, attacked 0.1. At full strength from the first round the model is lost.
+    results = dict.fromkeys(study.METHODS, measured([0.1, 0.1], [0.1, 0.1])) | {
+        "fedavg": measured([0.8, 0.8], [0.1, 0.1]),
+        "fal_rise": measured([0.7, 0.7], [0.5, 0.5]),
+    }
+    judged = {claim.name: claim.judge(results)[1] for claim in study.PRACTICE_CLAIMS}
+    assert (judged[f"fal_{named}"], judged[f"fal_{named}_rise"]) == (False, True)
 
 
 def in_turn(points, *, workers, on_done):

@@ -65,7 +65,7 @@ def test_fgsm_on_a_linear_model_is_the_closed_form():
     problem = two_classes([[0.5, 0.0], [0.0, 0.1], [0.2, -0.2], [-1.0, 0.0]], [0, 0, 1, 1], [[0, 1, 2, 3]])
     params = problem.initial()
     assert problem.evaluate(params, clients=False)["test_accuracy"] == 1.0
-    found = problem.attacked(params, trial(FGSM(epsilon=0.1, domain=None), on=("test", "train")))
+    found = problem.attacked(params, trial(FGSM(epsilon=0.1, domain="none"), on=("test", "train")))
     losses = np.log1p(np.exp([-0.2, 0.1, 0.1, -0.7]))  # log(1 + e^-margin of the right class)
     assert found == pytest.approx(
         {
@@ -83,7 +83,7 @@ def test_clients_are_attacked_on_their_own_examples():
     # Accuracies 1, 1/2, 0: their mean is 1/2, their 10th percentile lies a fifth of the way from 0 to 1/2, at 0.1.
     x = [[0.5, 0.0], [-1.0, 0.0], [0.6, 0.0], [0.0, 0.1], [0.2, -0.2]]
     problem = two_classes(x, [0, 1, 0, 0, 1], [[0, 1], [2, 3], [4]])
-    asked = trial(FGSM(epsilon=0.1, domain=None), clients=True)
+    asked = trial(FGSM(epsilon=0.1, domain="none"), clients=True)
     found = problem.attacked(problem.initial(), asked)
     own = {name: value for name, value in found.items() if name.startswith("client")}
     assert own == pytest.approx(
@@ -111,7 +111,7 @@ def test_stronger_attacks_leave_less():
     problem = small_problem(sizes=(120, 90, 150, 80))
     params = fedsim.run(small(4), problem=problem, save=False).params
     clean = problem.evaluate(params, clients=False, on=("train",))
-    attacks = FGSM(epsilon=0.6, domain=None), PGD(epsilon=0.6, steps=20, domain=None)
+    attacks = FGSM(epsilon=0.6, domain="none"), PGD(epsilon=0.6, steps=20, domain="none")
     found = problem.attacked(params, trial(*attacks, on=("train",)))
     weak, strong = (found[f"global_train_{attack.label}_accuracy"] for attack in attacks)
     assert strong <= weak + 0.01
@@ -125,11 +125,11 @@ def test_regression_has_losses_alone():
         np.array([[-1.0], [2.0]]), np.zeros(2), clients=[[0], [1]], model=linear([[1.0]]), loss="squared_error",
         dtype=torch.float64,
     )  # fmt: skip
-    asked = trial(FGSM(epsilon=0.5, domain=None))
+    asked = trial(FGSM(epsilon=0.5, domain="none"))
     assert problem.attacked(problem.initial(), asked) == {"test_fgsm_loss": pytest.approx(4.25)}
     assert problem.attacked_measures(asked) == ["test_fgsm_loss"]
     with pytest.raises(InputError, match="attack_clients = True: clients are judged by accuracy"):
-        problem.attacked_measures(trial(FGSM(epsilon=0.5, domain=None), clients=True))
+        problem.attacked_measures(trial(FGSM(epsilon=0.5, domain="none"), clients=True))
 
 
 class Recorder(FGSM):
@@ -193,7 +193,7 @@ def test_attacks_leave_the_model_and_the_generators_alone():
     before = problem.initial()
     kept = {name: tensor.clone() for name, tensor in problem.model.state_dict().items()}
     state, arrays = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    problem.attacked(before, trial(PGD(epsilon=0.3, steps=2, domain=None)))
+    problem.attacked(before, trial(PGD(epsilon=0.3, steps=2, domain="none")))
     assert torch.equal(before, problem.initial())
     assert all(torch.equal(kept[name], tensor) for name, tensor in problem.model.state_dict().items())
     assert problem.model.training
@@ -210,7 +210,7 @@ from fedsim.problems.problem import Trial
 from fedsim.streams import Streams
 from tests.small_problems import small_problem
 problem = small_problem(sizes=(300, 200))
-attacks = (PGD(epsilon=0.3, steps=3, domain=None),)
+attacks = (PGD(epsilon=0.3, steps=3, domain="none"),)
 print(json.dumps(problem.attacked(problem.initial(), Trial(attacks, ("test", "train"), None, True, Streams(3)))))
 """
 
@@ -340,13 +340,13 @@ def test_a_restored_run_goes_on_as_if_nothing_had_happened():
         ({"attacks": [FIRST, {"kind": "pdg"}]}, r"evaluation\.attacks\.1\.kind = pdg: not one of the installed"),
         ({"attacks": [3]}, r"evaluation\.attacks\.0 = 3: write a table"),
         ({"attacks": [{"kind": "pgd", "epsilon": -1.0}]}, r"evaluation\.attacks\.0\.epsilon = -1\.0"),
-        ({"attacks": [SECOND, FIRST, SECOND]}, r"evaluation\.attacks\.2 = pgd4: attacks\.0 is called so too"),
+        ({"attacks": [SECOND, FIRST, SECOND]}, r"evaluation\.attacks\.2 = pgd4: attacks\.0 has the same name"),
         ({"attacks_every": 2}, r"evaluation\.attacks_every = 2: there are no attacks"),
         ({"examples": 2}, r"evaluation\.examples = 2: there are no attacks"),
         ({"attack_clients": True}, r"evaluation\.attack_clients = True: there are no attacks"),
         ({"attacks": [FIRST], "examples": 0}, r"evaluation\.examples = 0"),
         ({"attacks": [FIRST], "attacks_every": -1}, r"evaluation\.attacks_every = -1"),
-        ({"attacks": [FIRST], "attacks_every": 3, "every": 2}, r"evaluation\.attacks_every = 3: .*multiple of every"),
+        ({"attacks": [FIRST], "attacks_every": 3, "every": 2}, r"evaluation\.attacks_every = 3: .*a multiple"),
         ({"attacks": [FIRST], "attacks_every": 3, "every": 0}, r"evaluation\.attacks_every = 3: .*give 0"),
         ({"attacks": [FIRST], "attacks_every": 3, "every_seconds": 1.0}, r"evaluation\.attacks_every = 3: .*give 0"),
         ({"attacks": [FIRST], "attack_clients": True, "clients": False}, r"evaluation\.attack_clients = True: clients"),
@@ -449,9 +449,15 @@ def test_the_picture_has_clean_and_attacked_models_in_one_panel(tmp_path, monkey
     assert len(drawn["test set"].get_xydata()) == 3
     assert set(drawn) == {"test set", "test set under pgd20 l2", "clients, mean", "clients under pgd20 l2, mean"}
     assert len({line.get_color() for line in drawn.values()}) == 4
-    clean, attacked = axis.collections  # the bands have the colours of their lines
-    for band, name in ((clean, "clients, mean"), (attacked, "clients under pgd20 l2, mean")):
-        assert tuple(band.get_facecolor()[0][:3]) == to_rgb(drawn[name].get_color())
+    (band,) = axis.collections  # of the clean accuracies alone, in the colour of their line
+    assert tuple(band.get_facecolor()[0][:3]) == to_rgb(drawn["clients, mean"].get_color())
+
+
+def test_two_attacks_of_one_kind_have_names_of_their_own():
+    attacks = ({"kind": "pgd", "epsilon": 0.1}, {"kind": "pgd", "epsilon": 0.2, "name": "far"})
+    assert [attack.label for attack in Evaluation(attacks=attacks).made["attacks"]] == ["pgd10", "far"]
+    with pytest.raises(InputError, match=r"attacks\.0\.name = Far Away"):
+        Evaluation(attacks=({"kind": "pgd", "epsilon": 0.1, "name": "Far Away"},))
 
 
 @pytest.mark.parametrize(
@@ -475,7 +481,7 @@ def test_an_attack_sees_one_model_and_its_examples():
     problem = small_problem()
     network = PlainNetwork(problem.model, problem.layout, problem.loss)
     rows = problem.layout.stack(problem.initial())
-    attack = PGD(epsilon=0.3, steps=3, domain=None)
+    attack = PGD(epsilon=0.3, steps=3, domain="none")
     ids = torch.arange(20, device=problem.device)
     # As `attacked` says it: draws by the number of the example, under a name of the set's own.
     draws = ExampleDraws(Streams(Streams(3).derive("evaluation/test")), ids)

@@ -4,7 +4,7 @@ minimise  w CE(f(x'), target) + beta KL(f(x') || g(x')),  f the local model, g t
 w ~ 1 + tanh(5 (1 - 2 kappa / n)), of mean 1 over a client's examples in a batch: kappa of the attack's n points, the
 start among them, come before the first that is misclassified; x' is the last of them
 Zhang et al. 2023 describe both terms. Reconstructed: w, in the form of GAIRAT (Zhang et al. 2021), the direction of the
-KL and the default of beta. Of an attack with restarts, the first start counts. In rounds without an attack the loss is
+KL and the default of beta. The attack has one start, and its last point counts. In rounds without an attack the loss is
 the plain one.
 """
 
@@ -24,6 +24,7 @@ from fedsim.engine.executor import FORWARD
 from fedsim.engine.losses import CrossEntropy, Loss
 from fedsim.engine.network import Batch
 from fedsim.engine.stack import Stack
+from fedsim.errors import InputError
 from fedsim.options import NonNegative, options
 
 
@@ -33,6 +34,13 @@ class DBFAT(Defence):
 
     beta: NonNegative = 1.0
     weights: Literal["boundary", "equal"] = "boundary"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, plain in (("restarts", 1), ("best", False)):
+            if getattr(self.attacked_by, option, plain) != plain:
+                found = getattr(self.attacked_by, option)
+                raise InputError(f"attack.{option}", found, "the last point of one start counts here; leave it out")
 
     def effort(self, round: int) -> float:  # noqa: A002
         """Beside, forward passes of the global model and, for the weights, on each point of the attack."""

@@ -2,16 +2,17 @@
 
 100 clients with 400 images of Fashion-MNIST each, 10 of them a round, a small convolutional network, five local epochs
 of batches of ten. A curriculum, of examples or of clients, begins with the easiest fifth under the global model and has
-everything in after four fifths of the steps; `anti` begins with the hardest, `random` with any. All make as many local
-steps. A run's accuracy is the mean test accuracy after each of its last ten rounds, not the best of them.
+everything in after four fifths of the steps; `anti` begins with the hardest, `random` with any. Steps are counted as
+the authors' code counts them, the last pass is completed: 240 in a round without a curriculum, 205 to 245 with one. A
+run's accuracy is the mean test accuracy after each of its last ten rounds, not the best of them.
 
 The numbers that were published are about CIFAR-10, 100 rounds, ten local epochs and 500 images a client (Vahidian et
 al. 2023, "When Do Curricula Work in Federated Learning?", from the notebooks beside the authors' code), so that signs
 can be compared with ours, and levels cannot. Half as many images of CIFAR-10 are in a part of their own, at the same
 rate 0.01; part of the published runs with two classes a client have 0.001.
 
-Label noise is a wrong class for 40 % of the labels. Where 40 % of the labels are drawn anew from all ten classes, as
-elsewhere, 36 % are wrong.
+Label noise: 40 % of the labels are drawn anew from all ten classes, so that 36 % are wrong, which is how the option
+counts them.
 """
 
 from __future__ import annotations
@@ -58,9 +59,7 @@ VARIED = {
     "anti": ("client.curriculum.order=anti",),
     "clients_random": ("selection.order=random",),
     "clients_anti": ("selection.order=anti",),
-    "both": (
-        "client.curriculum={score = 'global', order = 'curriculum', pacing = {kind = 'linear', a = 0.8, b = 0.2}}",
-    ),
+    "both": ("client.curriculum={pacing = {kind = 'linear', a = 0.8, b = 0.2}, budget = 'published'}",),
 }
 """Settings by which a method differs from its file."""
 AT_ONCE = 2000
@@ -96,9 +95,9 @@ SETTINGS = {
         "Fashion-MNIST, equal clients", 30, (f"partition={{kind = 'iid', clients = {CLIENTS}, examples = 40000}}",)
     ),
     "noise": Setting(
-        "Fashion-MNIST, equal clients, 40 % of the labels wrong",
+        "Fashion-MNIST, equal clients, 40 % of the labels drawn anew",
         30,
-        (f"partition={{kind = 'iid', clients = {CLIENTS}, examples = 40000, noise = 0.4}}",),
+        (f"partition={{kind = 'iid', clients = {CLIENTS}, examples = 40000, noise = 0.36}}",),
     ),
     "difficulty": Setting(
         "Fashion-MNIST, clients by difficulty",
@@ -109,14 +108,17 @@ SETTINGS = {
     "cifar": Setting(
         "Part of CIFAR-10, two classes a client",
         50,
-        ("problem.dataset=cifar10", f"partition={{{_TWO_CLASSES}, clients = {CLIENTS}, examples = 20000}}"),
+        (
+            "problem.dataset={kind = 'cifar10', standardize = true}",
+            f"partition={{{_TWO_CLASSES}, clients = {CLIENTS}, examples = 20000}}",
+        ),
         {"vanilla": 41.48, "curriculum": 47.55, "random": 40.57, "anti": 34.24},
     ),
 }
 PARTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "noniid": {"noniid": ("vanilla", "curriculum", "random", "anti")},
-    "iid": {"iid": ("vanilla", "curriculum", "anti")},
-    "noise": {"noise": ("vanilla", "curriculum", "anti")},
+    "noniid": {"noniid": ("vanilla", "curriculum", "anti")},
+    "iid": {"iid": ("vanilla", "curriculum")},
+    "noise": {"noise": ("vanilla", "curriculum")},
     "clients": {
         "difficulty": ("vanilla", "clients", "clients_random", "clients_anti", "both"),
         "noniid": ("vanilla", "clients", "clients_anti", "both"),
@@ -281,7 +283,7 @@ CLAIMS = (
         "noniid",
         "noniid",
         "two classes a client: hard examples first end at least 8 points below no curriculum",
-        ("anti", "random"),
+        ("anti",),
         lambda ahead: ahead <= -8.0,
     ),
     Claim(
@@ -289,15 +291,15 @@ CLAIMS = (
         "noniid",
         "noniid",
         "two classes a client: easy examples first end at most 1 point below no curriculum",
-        ("curriculum", "random"),
+        ("curriculum",),
         lambda ahead: ahead >= -1.0,
     ),
     Claim(
         "curriculum_noise",
         "noise",
         "noise",
-        "equal clients, 40 % of the labels wrong: easy examples first end at least 4 points above no curriculum",
-        ("curriculum", "anti"),
+        "equal clients, 40 % of the labels drawn anew: easy examples first end at least 4 points above no curriculum",
+        ("curriculum",),
         lambda ahead: ahead >= 4.0,
     ),
     Claim(
@@ -305,7 +307,7 @@ CLAIMS = (
         "iid",
         "iid",
         "equal clients, clean labels: easy examples first end within 2.5 points of no curriculum",
-        ("curriculum", "anti"),
+        ("curriculum",),
         lambda ahead: abs(ahead) <= 2.5,
     ),
     Claim(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 """Of Fashion-MNIST."""
-DRAWN = ("fedavg", "fal", "fat", "sfat", "calfat", "trades", "fal_iid")
+DRAWN = ("fedavg", "fal", "fal_rise", "fal_rise_iid", "fat", "sfat", "calfat", "trades")
 
 
 def draw_losses(losses: Losses, path: Path) -> None:

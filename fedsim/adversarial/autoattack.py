@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedsim.adversarial.attack import Victim
-from fedsim.adversarial.gradient import FGSM, Cube, Domain, Sphere
+from fedsim.adversarial.gradient import FGSM, Cube, Domain, Label, Sphere
 from fedsim.engine.losses import Loss
 from fedsim.engine.stack import Stack
 from fedsim.errors import InputError
@@ -54,7 +54,8 @@ class AutoAttack:
     """AutoAttack, for evaluation only; needs `pip install "fedsim[attacks]"`.
 
     epsilon: the ball's radius. norm: linf | l2. domain: lower and upper bound of every input. batch_size: examples at
-    once. parts: some of the attacks that it is made of, instead of all: apgd_ce, apgd_dlr, deepfool and square.
+    once. parts: some of the attacks that it is made of, instead of all: apgd_ce, apgd_dlr, deepfool and square. name:
+    what measures under it are called.
     """
 
     only_judges: ClassVar[bool] = True
@@ -63,6 +64,7 @@ class AutoAttack:
     norm: Literal["linf", "l2"] = "linf"
     domain: Domain = (0.0, 1.0)
     batch_size: Count = 128
+    name: Label | None = None
     parts: Annotated[tuple[Part, ...], Field(strict=False, min_length=1)] = ALL
 
     def __post_init__(self) -> None:
@@ -80,8 +82,8 @@ class AutoAttack:
     @property
     def label(self) -> str:
         """What measures under this attack are called; of some parts by their names."""
-        name = "autoattack" if set(self.parts) == set(ALL) else "_".join(self.parts)
-        return name + ("_l2" if self.norm == "l2" else "")
+        described = "autoattack" if set(self.parts) == set(ALL) else "_".join(self.parts)
+        return self.name or described + ("_l2" if self.norm == "l2" else "")
 
     @property
     def least_classes(self) -> int:
@@ -93,7 +95,7 @@ class AutoAttack:
         FGSM(epsilon=self.epsilon, norm=self.norm, domain=self.domain).check(x)
         if "square" in self.parts and not (x.dim() == 4 and self._covers(*x.shape[2:])):
             shape = "x".join(map(str, x.shape[1:]))
-            remedy = f"square wants images about as wide as high, and not small; inputs are {shape}; leave it out"
+            remedy = f"square wants images, about as wide as high; inputs are {shape}; name the other parts"
             raise InputError("parts", list(self.parts), remedy)
 
     def _covers(self, height: int, width: int) -> bool:

@@ -38,6 +38,8 @@ SLACK = 5e-7
 
 Domain = Annotated[tuple[float, float], Field(strict=False)] | Literal["none"]
 """Lower and upper bound of every input; "none": there are none."""
+Label = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+"""A part of the name of a measure."""
 
 
 @options
@@ -45,15 +47,17 @@ class Ascent(ABC):
     """What the attacks share.
 
     epsilon: the ball's radius. norm: linf | l2. random_start: at a uniformly drawn point of the ball instead of x.
-    domain: lower and upper bound of every input, or "none".
+    domain: lower and upper bound of every input, or "none". name: what measures under it are called, instead of such as
+    `pgd20`.
     """
 
-    name: ClassVar[str]
+    stem: ClassVar[str]
 
     epsilon: NonNegative
     norm: Literal["linf", "l2"] = "linf"
     random_start: bool = True
     domain: Domain = (0.0, 1.0)
+    name: Label | None = None
 
     def __post_init__(self) -> None:
         if self.bounds is not None and self.bounds[0] >= self.bounds[1]:
@@ -86,8 +90,16 @@ class Ascent(ABC):
 
     @property
     def label(self) -> str:
-        """What measures under this attack are called, such as `pgd20_l2`."""
-        return self.name + ("_l2" if self.norm == "l2" else "")
+        """What measures under this attack are called, such as `pgd20_l2`: 20 steps, in l2."""
+        return self.name or self._described + ("_l2" if self.norm == "l2" else "") + self._maximised
+
+    @property
+    def _described(self) -> str:
+        return self.stem
+
+    @property
+    def _maximised(self) -> str:
+        return ""
 
     @property
     def gradients(self) -> int:
@@ -96,6 +108,8 @@ class Ascent(ABC):
 
     def check(self, x: Tensor) -> None:
         """Raise InputError where inputs [n, ...] lie outside the domain, or the ball is larger than it."""
+        if self.epsilon > torch.finfo(x.dtype).max:
+            raise InputError("epsilon", self.epsilon, "inputs of this precision do not reach so far; lower it")
         if self.bounds is None:
             return
         lower, upper = self.bounds
@@ -190,6 +204,8 @@ class Iterated(Ascent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.restarts > 1 and not self.random_start:
+            raise InputError("restarts", self.restarts, "they all begin at the same point; set random_start = true")
         if self.step_size == 0.0 and self.steps > 0:
             raise InputError("step_size", self.step_size, "steps of no size move nothing; give it a size above 0")
 
@@ -199,10 +215,9 @@ class Iterated(Ascent):
         return self.REACH * self.epsilon / self.steps if self.step_size is None else self.step_size
 
     @property
-    def label(self) -> str:
-        """What measures under this attack are called, such as `pgd20x5_l2`: 20 steps, 5 starts, in l2."""
-        again = f"x{self.restarts}" if self.restarts > 1 else ""
-        return f"{self.name}{self.steps}{again}" + ("_l2" if self.norm == "l2" else "")
+    def _described(self) -> str:
+        """With the steps and, of several, the starts: `pgd20x5`."""
+        return f"{self.stem}{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
 
 
 @options
@@ -212,7 +227,7 @@ class PGD(Iterated):
     loss: own | margin; own is what the model, or a defence, says.
     """
 
-    name: ClassVar[str] = "pgd"
+    stem: ClassVar[str] = "pgd"
 
     loss: Literal["own", "margin"] = "own"
 
@@ -222,9 +237,8 @@ class PGD(Iterated):
         return 2 if self.loss == "margin" else 0
 
     @property
-    def label(self) -> str:
-        """What measures under this attack are called, such as `pgd20_margin`."""
-        return super().label + ("_margin" if self.loss == "margin" else "")
+    def _maximised(self) -> str:
+        return "_margin" if self.loss == "margin" else ""
 
     def _goal(self, victim: Victim, loss: Loss | None) -> Loss:
         return Margin() if self.loss == "margin" else super()._goal(victim, loss)
@@ -234,7 +248,7 @@ class PGD(Iterated):
 class FGSM(Ascent):
     """One step of size epsilon. Goodfellow et al. 2015."""
 
-    name: ClassVar[str] = "fgsm"
+    stem: ClassVar[str] = "fgsm"
 
     random_start: bool = False
 
@@ -246,7 +260,7 @@ class MIM(Iterated):
     decay: of the momentum m.
     """
 
-    name: ClassVar[str] = "mim"
+    stem: ClassVar[str] = "mim"
     REACH: ClassVar[float] = 1.0
 
     random_start: bool = False
@@ -262,10 +276,15 @@ class MIM(Iterated):
 class CW(Iterated):
     """PGD on the margin max_{k != y} z_k - z_y: what adversarial training calls CW. Carlini and Wagner 2017, f_6."""
 
-    name: ClassVar[str] = "cw"
+    stem: ClassVar[str] = "cw"
     least_classes: ClassVar[int] = 2
 
     steps: Whole = 30
+
+    @property
+    def loss(self) -> Literal["margin"]:
+        """What is maximised, whatever else is asked for."""
+        return "margin"
 
     def _goal(self, victim: Victim, loss: Loss | None) -> Loss:  # noqa: ARG002
         return Margin()
@@ -313,7 +332,9 @@ class Sphere:
         """A uniform point: of the ball, and clipped to the domain."""
         direction = draws.normal(f"start/{number}", self.x)
         flat = direction.flatten(2)
-        share = draws.uniform(f"radius/{number}", flat[..., :1]).squeeze(2) ** (1.0 / flat.shape[2])
+        uniform = draws.uniform(f"radius/{number}", flat[..., :1]).squeeze(2)
+        # Not a power, whose last bits depend on where in the tensor an example stands.
+        share = (uniform.double().log() / flat.shape[2]).exp().to(flat.dtype)
         return self.projected(self.x + direction * _across(self.epsilon * share / _length(direction), self.x))
 
     def unit(self, direction: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from fedsim.engine.network import Batch
 from fedsim.engine.stack import Stack
 from fedsim.options import Whole, options
 from fedsim.parts import Parts
-from fedsim.schedules import Constant, Schedule
+from fedsim.schedules import Constant, Growth
 
 Armed = Callable[[Stack, Batch], Batch]
 """From the local models of the k clients that still work, and their batch, to the batch that they train on."""
@@ -30,7 +30,7 @@ Armed = Callable[[Stack, Batch], Batch]
 class Defence(Parts, ABC):
     """attack: on the current local model; a plug-in of the group `attacks`. warm_up: rounds without an attack at first.
 
-    growth: factor of epsilon and of the attack's step size over the rounds after those.
+    growth: factor of epsilon and of the attack's step size over the rounds after those; constant, or rise.
     """
 
     parts: ClassVar[Mapping[str, str]] = {"attack": "attacks"}
@@ -41,7 +41,7 @@ class Defence(Parts, ABC):
 
     attack: Any
     warm_up: Whole = 0
-    growth: Schedule = Constant()
+    growth: Growth = Constant()
 
     @property
     def same_every_round(self) -> bool:
@@ -56,8 +56,7 @@ class Defence(Parts, ABC):
 
     def factor(self, round: int) -> float:  # noqa: A002
         """Of epsilon in a round; 0: no attack."""
-        attack = self.attacked_by
-        if attack.epsilon == 0.0 or attack.gradients == 0 or round < self.warm_up:
+        if self.attacked_by.epsilon == 0.0 or round < self.warm_up:
             return 0.0
         return self.growth.factor(round - self.warm_up)
 

@@ -14,7 +14,7 @@ from typing import Annotated
 from fedsim.options import Share, one_of, options
 
 ROUNDING = 1e-9
-"""So that 100 items times a share of 0.29 are 29, whatever the last bit of the product."""
+"""So that 100 items times a share of 0.29 are 29, and 0.07 of 100 steps are 7, whatever the last bit of the product."""
 STEEPNESS = 10.0
 """Of the exponential and the logarithmic function."""
 
@@ -28,7 +28,7 @@ class Pacing(ABC):
 
     def items(self, step: int, total: int, count: int) -> int:
         """n(t) for step t of T = total and N = count."""
-        if self.b == 1.0 or step >= self.a * total:
+        if self.b == 1.0 or step >= self.a * total - ROUNDING:
             return count
         share = self.share(step / (self.a * total))
         return min(max(int(share * count + ROUNDING), 1), count)

@@ -79,9 +79,9 @@ class SampleCurriculum:
         made = [_passes(self, count, epochs, batch_size) for count in examples.tolist()]
         return Course(
             rank=rank[inside],
-            passes=torch.tensor([len(taken) for taken, _ in made], device=rank.device),
-            taken=torch.tensor([number for taken, _ in made for number in taken], device=rank.device),
-            steps=torch.tensor([steps for _, steps in made], dtype=torch.int64, device=rank.device),
+            passes=_whole([len(taken) for taken, _ in made], rank.device),
+            taken=_whole([number for taken, _ in made for number in taken], rank.device),
+            steps=_whole([steps for _, steps in made], rank.device),
         )
 
     def keep(self, cohort: Cohort, params: Tensor) -> None:
@@ -127,6 +127,10 @@ class SampleCurriculum:
             return 1.0 - correct
 
         return cohort.judge(params, loss.examples if self.measure == "loss" else wrong)
+
+
+def _whole(numbers: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device=device)  # of no numbers it would be another type
 
 
 @lru_cache(maxsize=4096)

@@ -57,6 +57,8 @@ COUNTED = {"queries": "queries", "bytes": "bytes_up"}
 """Axes along which a column of the rows is added up from the start."""
 ROWS = 4
 """Of so many measures runs are compared in one picture, at most."""
+INSIDE = 4
+"""Of more lines than these a run's legend stands beside the panel."""
 WIDE = 100.0
 """Beyond this ratio of the largest to the least an axis is logarithmic."""
 
@@ -97,7 +99,8 @@ def curves(rows: Sequence[Row], path: Path) -> bool:
         axis.set_ylabel(_unit(panels[quantity]), color=INK)
         _finish(axis, "round", lines)
         if len(panels[quantity]) > 1 or quantity not in panels[quantity]:  # else the axis says it all
-            axis.legend(frameon=False, fontsize=9, labelcolor=INK)
+            beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(lines) > INSIDE else {}
+            axis.legend(frameon=False, fontsize=9, labelcolor=INK, **beside)
     save(figure, path)
     return True
 
@@ -123,7 +126,8 @@ def compare_curves(runs: Runs, path: Path, along: Sequence[Along] = ()) -> bool:
     """Draw groups of runs into the same panels: a line of panels for what was measured, one for each axis of `along`.
 
     runs: for each name the rows of its runs, one run a seed. along: axes, by default those of `axes_of`. Of more than
-    `ROWS` measures those of `FIRST` are shown, then the others as they come. A line is the mean over a group's seeds,
+    `ROWS` measures those of `FIRST` and the test set's accuracies under attack are shown, then the others. A line is
+    the mean over a group's seeds,
     its band one sample standard deviation to each side. Against the round both stand only where every seed of the
     group has a number. Along the other axes a run has at each place the number measured last, so a line is a
     staircase, from the place at which every seed has a number to the end of the first seed that ends; a run gets no
@@ -136,7 +140,7 @@ def compare_curves(runs: Runs, path: Path, along: Sequence[Along] = ()) -> bool:
         drawn = {axis: bands for axis in along if (bands := _bands(runs, column, axis))}
         if drawn and not _is_noise(column):
             panels[column] = drawn
-    shown = _in_order(sorted(panels, key=lambda column: FIRST.index(column) if column in FIRST else len(FIRST))[:ROWS])
+    shown = _in_order(sorted(panels, key=_place)[:ROWS])
     if not shown:
         return False
     figure, grid = _grid(len(shown), len(along))
@@ -192,17 +196,26 @@ def _draw_quantity(axis: Axes, lines: Mapping[str, Line]) -> None:
             colour = used.get(of_mean, COLOURS["client"])
             axis.fill_between(rounds, values, mean[1], color=colour, alpha=0.18, linewidth=0, label=label)
             continue
-        wished = (COLOURS.get(_whose(column), BRIGHT[0]), *BRIGHT)
-        colour = next((colour for colour in wished if colour not in used.values()), INK)
-        used[column] = colour
+        wished = ((COLOURS.get(_whose(column), BRIGHT[0]),) if not attack_of(column) else ()) + BRIGHT
+        taken = list(used.values())
+        colour = min(wished, key=lambda colour: (taken.count(colour), wished.index(colour)))
         axis.plot(
             rounds,
             values,
             color=colour,
+            linestyle=STYLES[taken.count(colour) % len(STYLES)],
             linewidth=1.6,
             marker=_mark(rounds),
             label=_label(column),
         )
+        used[column] = colour
+
+
+def _place(column: str) -> float:
+    """Say how soon a column is shown: as in `FIRST`, the accuracy under attack next to the clean one."""
+    if attack_of(column) and column.startswith("test_") and column.endswith("_accuracy"):
+        return 0.5
+    return FIRST.index(column) if column in FIRST else len(FIRST)
 
 
 def _time_is_news(runs: Runs) -> bool:
@@ -235,8 +248,8 @@ def _quantity(column: str) -> str:
 
 
 def _is_noise(column: str) -> bool:
-    """Tell whether a column follows one client, the worst of a round, whose curve would hide the others."""
-    return column.endswith("_worst")
+    """Tell whether a column would hide the others: one client's, the worst of a round, or a band for each attack."""
+    return column.endswith("_worst") or (column.endswith("_p10") and attack_of(column) != "")
 
 
 def _label(column: str) -> str:

@@ -175,7 +175,7 @@ class Library(Shared, ABC):
         if self.examples is not None and self.examples > len(data.y):
             raise InputError("partition.examples", self.examples, f"there are {len(data.y)} training examples")
         if self.clients > self.available(data):
-            raise InputError("partition.clients", self.clients, f"there are {self.available(data)} training examples")
+            raise InputError("partition.clients", self.clients, f"{self.available(data)} training examples are dealt")
 
     def available(self, data: Dataset) -> int:
         """How many examples are dealt."""

@@ -68,6 +68,10 @@ class Selector(Protocol):
         """How many clients of this population work at once."""
         ...
 
+    def least(self, population: int) -> int:
+        """How many of them a selection takes at least, where so many are free."""
+        ...
+
     def start(self, sizes: Tensor) -> SelectorState:
         """Give the state before the first selection. sizes: examples of each client, int64 [N]."""
         ...

@@ -55,6 +55,10 @@ class ClientCurriculum(Size):
                 "score_examples", self.score_examples, 'nobody is asked with order = "random"; leave it out'
             )
 
+    def least(self, population: int) -> int:  # noqa: ARG002
+        """One: a pool ends with those who are left."""
+        return 1
+
     def start(self, sizes: Tensor) -> SelectorState:
         """Nobody has been selected: `selected`, []; the pool is empty: `pool`, int64 [p], who is left, next first."""
         nobody = torch.zeros(0, dtype=torch.int64)

@@ -45,6 +45,10 @@ class Size(ABC):
             return self.count
         return max(1, round((self.fraction or 0.0) * population))
 
+    def least(self, population: int) -> int:
+        """How many clients a selection takes at least, where so many are free."""
+        return self.of(population)
+
     @property
     def score_examples(self) -> int | None:
         """On how many of a candidate's examples its loss is measured; None: on all."""

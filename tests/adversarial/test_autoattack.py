@@ -179,11 +179,11 @@ def test_what_does_not_fit_the_data_is_refused_before_the_run(digits):
     refused(digits, {"epsilon": 1.5}, r"epsilon = 1\.5")
     refused(digits, {"epsilon": 0.1, "domain": [0.0, 0.5]}, r"domain = \[0\.0, 0\.5\]")
     # Tiles of 8 / 5 pixels have no two sides.
-    refused(digits, {"epsilon": 0.1, "norm": "l2"}, r"parts = .*: square wants images .* 1x8x8; leave it out")
+    refused(digits, {"epsilon": 0.1, "norm": "l2"}, r"parts = .*: square wants images, .* 1x8x8; name the other parts")
     x, y = np.random.default_rng(0).random((6, 5)), np.array([0, 1] * 3)
     flat = fedsim.supervised(x, y, model=nn.Linear(5, 2), clients=[range(6)], device="cpu")
     refused(flat, {"epsilon": 0.1}, r"kind = autoattack: it needs 3 classes")
-    refused(flat, {"epsilon": 0.1, "parts": ["square"]}, r"parts = .*: square wants images .* 5; leave it out")
+    refused(flat, {"epsilon": 0.1, "parts": ["square"]}, r"parts = .*: square wants images, .* 5; name the other parts")
 
 
 def test_nobody_trains_against_it(digits):

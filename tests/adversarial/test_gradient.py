@@ -16,7 +16,7 @@ from victims import accuracy, dense, digits, victim
 
 from fedsim import registry
 from fedsim.adversarial.attack import Attack, ClientDraws, ExampleDraws, Victim
-from fedsim.adversarial.gradient import CW, FGSM, MIM, PGD
+from fedsim.adversarial.gradient import CW, FGSM, MIM, PGD, Sphere
 from fedsim.adversarial.losses import Divergence, Margin
 from fedsim.engine.cores import one_core_an_operation
 from fedsim.engine.dropout import Draw
@@ -583,3 +583,26 @@ def test_inputs_that_go_with_an_attack_are_accepted():
     PGD(epsilon=8.0, domain="none").check(BYTES)
     PGD(epsilon=1.4, norm="l2").check(BYTES / 255.0)
     FGSM(epsilon=1.0).check(BYTES / 255.0)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (16, 64), (5, 3, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_start_in_the_l2_ball_does_not_depend_on_who_else_starts(shape, dtype):
+    for number in range(10):
+        clients, x = torch.arange(7), torch.zeros(7, *shape, dtype=dtype)
+
+        def starts(rows: slice, number: int = number, clients: Tensor = clients, x: Tensor = x) -> Tensor:
+            return Sphere(x[rows], 0.5, None).drawn(ClientDraws(Draw(Streams(number), clients[rows], 0, 0)), 0)
+
+        together = starts(slice(None))
+        assert all(torch.equal(together[row : row + 1], starts(slice(row, row + 1))) for row in range(7))
+
+
+def test_restarts_from_one_point_are_refused():
+    with pytest.raises(InputError, match=r"restarts = 3: they all begin at the same point"):
+        MIM(epsilon=0.1, restarts=3)
+
+
+def test_a_ball_that_no_number_reaches_is_refused():
+    with pytest.raises(InputError, match="inputs of this precision"):
+        PGD(epsilon=1e300, domain="none").check(torch.zeros(2, 3))

@@ -55,3 +55,10 @@ def test_a_pacing_that_would_select_nothing_selects_one():
 def test_shares_above_one_are_refused():
     with pytest.raises(InputError, match=r"a = 1\.5"):
         Linear(a=1.5)
+
+
+@pytest.mark.parametrize("total", [10, 50, 100, 200, 1000])
+@pytest.mark.parametrize("percent", range(1, 101))
+def test_all_items_are_in_at_a_of_the_steps_whatever_is_rounded(percent, total):
+    if percent * total % 100 == 0:
+        assert Step(a=percent / 100, b=0.2).items(percent * total // 100, total, COUNT) == COUNT

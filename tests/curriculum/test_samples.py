@@ -238,3 +238,9 @@ def test_asynchronous_clients_score_under_the_version_that_they_were_sent():
     for client, size in enumerate(SIZES):
         expected = losses_by_hand(made, versions[int(origin[client])], client)
         assert torch.allclose(scores[client, :size], expected, rtol=0, atol=1e-12)
+
+
+def test_of_nobody_there_is_nothing_to_order():
+    executor = build_executor(experiment(), problem())
+    nobody = Orders("train", torch.zeros(0, dtype=torch.int64), {"params": executor.problem.initial()})
+    assert len(executor.execute(executor.assign(nobody)).payload["delta"]) == 0

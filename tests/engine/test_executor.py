@@ -17,6 +17,7 @@ from fedsim.engine.store import ClientStore
 from fedsim.errors import InputError
 from fedsim.exchange import BrokenPromiseError, Cost, Orders
 from fedsim.options import options
+from fedsim.problems.models.layers import LastStep
 from fedsim.runner import build_simulation
 from fedsim.streams import Streams
 
@@ -83,9 +84,12 @@ def test_a_client_is_held_to_what_it_declares(off):
         executor.execute(executor.assign(Orders("train", torch.arange(2), {"params": problem.initial()})))
 
 
-def test_auto_takes_the_loop_for_convolutions_on_a_cpu_and_for_what_cannot_be_stacked():
+def test_auto_takes_the_loop_for_large_convolutions_on_a_cpu_and_for_what_cannot_be_stacked():
     images = blobs(shape=(1, 8, 8))
-    conv = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
+    small = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
+    # 36 places times 9 times 3,000, and 3 times as many outputs: 1.3 million multiply-adds an example; batches have 12.
+    large = nn.Sequential(nn.Conv2d(1, 3000, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108000, 3))
+    recurrent = nn.Sequential(nn.Flatten(2), nn.LSTM(8, 4, batch_first=True), LastStep(), nn.Linear(4, 3))
 
     class Hidden(nn.Module):
         def __init__(self) -> None:
@@ -95,7 +99,9 @@ def test_auto_takes_the_loop_for_convolutions_on_a_cpu_and_for_what_cannot_be_st
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.body(x)
 
-    for data, model, name in ((images, conv, "loop"), (blobs(), Hidden(), "loop"), (blobs(), mlp(), "stacked")):
+    expected = [(images, small, "stacked"), (images, large, "loop"), (blobs(), Hidden(), "loop")]
+    expected += [(blobs(), mlp(), "stacked"), (blobs(shape=(8, 8)), recurrent, "loop")]
+    for data, model, name in expected:
         problem = fedsim.supervised(**data, model=model, device="cpu")
         assert Executor(problem, Sgd(epochs=1), Streams(0)).name == name
     with pytest.raises(InputError, match=r"engine\.executor = stacked"):

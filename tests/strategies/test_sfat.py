@@ -158,5 +158,5 @@ def test_nobody_else_is_asked_for_the_loss():
 
 
 def test_more_favoured_clients_than_there_are_is_refused():
-    with pytest.raises(InputError, match=r"^strategy\.khat = 7: only 6 clients"):
+    with pytest.raises(InputError, match=r"^strategy\.khat = 7: 6 clients are selected"):
         simulated({"kind": "sfat", "khat": 7})
