@@ -25,7 +25,10 @@ import pytest
 
 import fedsim
 from fedsim import configuration, registry
+from fedsim.adversarial.training import Defence
+from fedsim.curriculum.samples import SampleCurriculum
 from fedsim.devices.fleet import Bandwidth, Devices, Failure
+from fedsim.problems.expert import Expert
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -35,6 +38,8 @@ RENEW = "FEDSIM_RENEW_REFERENCE"
 SECTIONS = (
     ("strategy", "strategies"),
     ("client", "clients"),
+    ("client.adversarial", "defences"),
+    ("client.adversarial.attack", "attacks"),
     ("client.estimator", "estimators"),
     ("problem", "problems"),
     ("problem.dataset", "datasets"),
@@ -152,6 +157,12 @@ def reference() -> Iterator[str]:
     for field, owner in (("server_optimizer", "strategy"), ("staleness", "strategy"), ("schedule", "client")):
         for made in nested(field, (entry.load() for entry in plugins(owner))):
             yield row(f"{owner}.{field}", f"`{made.kind}`", made)
+    yield row("client.curriculum", "", SampleCurriculum)
+    for made in nested("pacing", [SampleCurriculum]):
+        yield row("client.curriculum.pacing", f"`{made.kind}`", made)
+    yield row("client.curriculum.expert", "", Expert)
+    for made in nested("growth", [Defence]):
+        yield row("client.adversarial.growth", f"`{made.kind}`", made)
     for table, made in (("evaluation", configuration.Evaluation), ("stopping", configuration.Stopping)):
         yield row(table, "", made)
     yield row("devices", "", Devices)

@@ -67,7 +67,7 @@ class SquareRoot(Pacing):
 
 @options
 class Step(Pacing):
-    """B until t = a T, then all."""
+    """The share b until t = a T, then all."""
 
     def share(self, way: float) -> float:  # noqa: ARG002
         """See `Pacing`."""
