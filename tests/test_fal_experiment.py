@@ -112,7 +112,7 @@ def test_methods_differ_from_the_file_in_what_they_say(name):
     made = fedsim.load(study.HERE / "fal.toml", overrides=study.METHODS[name].settings)
     defence = made.client.defence
     strategy = type(made.strategy).__name__
-    expected = {"fedavg": ("FedAvg", None), "fedavg_iid": ("FedAvg", None), "sfat": ("SFAT", "Standard")}
+    expected = {"fedavg": ("FedAvg", None), "sfat": ("SFAT", "Standard")}
     expected |= {"calfat": ("FAL", "CalFAT"), "trades": ("FAL", "Trades")}
     assert (strategy, None if defence is None else type(defence).__name__) == expected.get(name, ("FAL", "Standard"))
     assert made.strategy.weighting == "examples"
@@ -252,7 +252,7 @@ def test_autoattack_is_kept_and_left_out_where_it_is_not_installed(tmp_path, mon
         assert study.resistant(point) is None
     assert [study.resistant(point), study.resistant(point)] == [0.125, 0.125]
     ((trial,),) = [trials]
-    assert (trial.examples, trial.attacks[0].label, trial.attacks[0].epsilon) == (200, "autoattack", 0.1)
+    assert (trial.examples, trial.attacks[0].label, trial.attacks[0].epsilon) == (50, "autoattack", 0.1)
 
 
 @pytest.mark.parametrize("holds", [True, False])
