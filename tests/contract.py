@@ -483,8 +483,8 @@ PARTS: dict[str, dict[str, Others]] = {
 }
 REFUSED: dict[str, Others] = {"scaffold": STEPPING, "fzoos": {"batch_size": (4, {})}}
 """Options of a row's client that it has from others, and refuses."""
-REPORTING = {"cosine"}
-"""Options of clients that change what is reported, and must not change the run."""
+REPORTING = {"cosine", "name"}
+"""Options that change what is reported, or how it is called, and must not change the run."""
 CROSSING: dict[str, Others] = {
     "one_byte": {"join": ("replay", {}), "history": (1, AWAY)},
     "fedkseed": {"reply": ("dense", {}), "start": ("public", {})},

@@ -283,6 +283,7 @@ def test_every_option_moves_something(part: str, row: str, option: str) -> None:
 def test_every_option_is_in_the_tables(part: str, row: str) -> None:
     fields = {field.name for field in dataclasses.fields(plugin(row, part))}
     others = {"strategy": set(CROSSING.get(row, ())), "client": REPORTING & fields | set(REFUSED.get(row, ()))}
+    others["attack"] = REPORTING & fields
     assert fields == set(PARTS[part][row]) | others.get(part, set())
 
 
