@@ -157,6 +157,12 @@ def fal_results(place: Place) -> fal.Results:
     return fal.practice(place.runs / "fal", data_dir=place.data_dir)
 
 
+@cache
+def fal_relatives(place: Place) -> fal.Results:
+    """The same with the other methods."""
+    return fal.practice(place.runs / "fal", tuple(fal.METHODS), data_dir=place.data_dir)
+
+
 def of_fal(claim: fal.Claim[fal.Read], read: Callable[[Place], fal.Read], needs_data: bool) -> Claim:
     """A claim about one of them."""
 
@@ -201,6 +207,7 @@ CLAIMS = (
     *map(of_one_byte, one_byte.CLAIMS),
     *(of_fal(claim, fal_losses, needs_data=False) for claim in fal.THEORY_CLAIMS),
     *(of_fal(claim, fal_results, needs_data=True) for claim in fal.PRACTICE_CLAIMS),
+    of_fal(fal.RELATIVES, fal_relatives, needs_data=True),
     *map(of_curriculum, curriculum.CLAIMS),
 )
 

@@ -161,9 +161,11 @@ def test_images_are_judged_by_the_last_round(clean, pgd, even, verdicts):
     }
     judged = [claim.judge(results) for claim in study.PRACTICE_CLAIMS]
     robust, cheap, better = verdicts
-    assert [verdict for _, verdict in judged] == [robust, robust, cheap, cheap, better, None]
+    assert [verdict for _, verdict in judged] == [robust, robust, cheap, cheap, better]
     # A method of one seed is compared with FAL's run of that seed.
-    assert f"SFAT {100 * (0.45 - pgd[0]):.1f} points" in judged[-1][0]
+    told, verdict = study.RELATIVES.judge(results)
+    assert f"SFAT {100 * (0.45 - pgd[0]):.1f} points" in told
+    assert verdict is None
 
 
 @pytest.mark.parametrize("named", ["robust", "clean"])
@@ -212,7 +214,7 @@ def test_images_read_what_they_have_run_and_show_what_was_attacked(tmp_path, mon
     methods = {name: study.Method(name, (*study.METHODS[name].settings, *small), 2) for name in study.EXHAUSTIVE}
     monkeypatch.setattr(study, "METHODS", methods)
     monkeypatch.setattr(study, "resistant", lambda point: 0.25)
-    results = study.practice(tmp_path)
+    results = study.practice(tmp_path, study.EXHAUSTIVE)
     for one in results.values():
         assert (one.clean.shape, one.pgd.shape, one.rounds.tolist()) == ((2, 2), (2, 1), [2.0])
         assert one.autoattack == 0.25
@@ -252,7 +254,7 @@ def test_autoattack_is_kept_and_left_out_where_it_is_not_installed(tmp_path, mon
         assert study.resistant(point) is None
     assert [study.resistant(point), study.resistant(point)] == [0.125, 0.125]
     ((trial,),) = [trials]
-    assert (trial.examples, trial.attacks[0].label, trial.attacks[0].epsilon) == (50, "autoattack", 0.1)
+    assert (trial.examples, trial.attacks[0].label, trial.attacks[0].epsilon) == (30, "autoattack", 0.1)
 
 
 @pytest.mark.parametrize("holds", [True, False])
@@ -264,7 +266,8 @@ def test_tables_pictures_and_exit_code(tmp_path, monkeypatch, capsys, holds):
     seen = pictures.Attacked(np.arange(10), *images, np.arange(10), np.roll(np.arange(10), 1))
     monkeypatch.setattr(program, "theory", lambda out, **given: made)
     monkeypatch.setattr(program, "attacked_images", lambda point: seen)
-    monkeypatch.setattr(program, "practice", lambda out, **given: results)
+    monkeypatch.setattr(program, "practice", lambda out, methods, **given: {name: results[name] for name in methods})
+    monkeypatch.setattr(program, "RELATIVES", study.Claim("was", "was", lambda found: ("4", None)))
     monkeypatch.setattr(program, "THEORY_CLAIMS", (study.Claim("may_be", "may be", lambda found: ("2", holds)),))
     monkeypatch.setattr(program, "PRACTICE_CLAIMS", (study.Claim("is", "is", lambda found: ("3", None)),))
     call = {"part": None, "data_dir": tmp_path, "out": tmp_path, "pictures": tmp_path}
@@ -275,8 +278,8 @@ def test_tables_pictures_and_exit_code(tmp_path, monkeypatch, capsys, holds):
             program.main(**call)
         assert stopped.value.exit_code == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-2:] == [f"{'holds' if holds else 'FAILS'}: may be: 2", "measured: is: 3"]
-    for name in ("theory", "practice", "images"):
+    assert lines[-3:] == [f"{'holds' if holds else 'FAILS'}: may be: 2", "measured: is: 3", "measured: was: 4"]
+    for name in ("theory", "practice", "images", "relatives"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     console = Console(width=150, record=True)
     console.print(program.losses_table(made))

@@ -22,6 +22,8 @@ from experiments.fal.study import (
     METHODS,
     PARTS,
     PRACTICE_CLAIMS,
+    PRACTISED,
+    RELATIVES,
     SAMPLE,
     THEORY_CLAIMS,
     Losses,
@@ -80,13 +82,17 @@ def main(
                 console(120).print(losses_table(losses))
                 judged += [(claim.text, *claim.judge(losses)) for claim in THEORY_CLAIMS]
             elif data_dir is None:
-                typer.echo("practice: left out, for its data are in no folder; set FEDSIM_DATA or --data-dir")
+                typer.echo(f"{name}: left out, for its data are in no folder; set FEDSIM_DATA or --data-dir")
             else:
-                results = practice(out, data_dir=data_dir, workers=workers, on_done=said)
-                draw_accuracies(results, pictures / "practice.png")
+                methods = PRACTISED if name == "practice" else tuple(METHODS)
+                results = practice(out, methods, data_dir=data_dir, workers=workers, on_done=said)
+                draw_accuracies(results, pictures / f"{name}.png")
+                console(120).print(accuracies_table(results))
+                if name == "relatives":
+                    judged.append((RELATIVES.text, *RELATIVES.judge(results)))
+                    continue
                 found = {METHODS[method].label: attacked_images(results[method].points[0]) for method in EXHAUSTIVE}
                 draw_images(found, EPSILON, pictures / "images.png")
-                console(120).print(accuracies_table(results))
                 judged += [(claim.text, *claim.judge(results)) for claim in PRACTICE_CLAIMS]
 
 

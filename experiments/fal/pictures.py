@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 """Of Fashion-MNIST."""
-DRAWN = ("fedavg", "fal", "fal_rise", "fal_rise_iid", "fat", "sfat", "calfat", "trades")
 
 
 def draw_losses(losses: Losses, path: Path) -> None:
@@ -53,14 +52,13 @@ def draw_accuracies(results: Results, path: Path) -> None:
 
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     clean, attacked = figure.subplots(1, 2, sharey=True)
-    for place, name in enumerate(DRAWN):
-        one = results[name]
+    for place, (name, one) in enumerate(results.items()):
         band(clean, place, METHODS[name].label, np.arange(1.0, one.clean.shape[1] + 1.0), one.clean)
         band(attacked, place, METHODS[name].label, one.rounds, one.pgd)
     for axis, title in ((clean, "clean"), (attacked, "under PGD-20, ε = 0.1")):
         axis.set_title(title, color=INK, loc="left", fontsize=10)
         axis.set_xlabel("round", color=INK)
-        axis.set_xlim(0.0, results[DRAWN[0]].clean.shape[1] + 0.5)
+        axis.set_xlim(0.0, len(next(iter(results.values())).clean[0]) + 0.5)
         plain(axis, grid="both")
     clean.set_ylabel("test accuracy", color=INK)
     _legend(figure, clean)
