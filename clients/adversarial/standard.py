@@ -8,11 +8,12 @@ that of a client without a defence to the last bit.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 
-from fedsim.adversarial.training import Armed, Defence, exposed, victim
+from fedsim.adversarial.training import Armed, Defence, victim
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.network import Batch
 from fedsim.engine.stack import Stack
@@ -41,7 +42,7 @@ class Standard(Defence):
         def arm(rows: Stack, batch: Batch) -> Batch:
             attacked = victim(cohort, rows, batch)
             if self.mix == 1.0:
-                return exposed(batch, self.attacked_by.perturb(attacked, batch.x, batch.y, factor=factor))
+                return replace(batch, x=self.attacked_by.perturb(attacked, batch.x, batch.y, factor=factor))
             # Of the batch's width, not of what the widest client has: other widths have other last bits. Nor one row.
             width = round(self.mix * batch.y.shape[1])
             if width == 0:
@@ -51,7 +52,7 @@ class Standard(Defence):
             found = self.attacked_by.perturb(attacked, own, batch.y[row, place], factor=factor)
             x = batch.x.clone()
             x[row, place] = torch.where(taken.view(*taken.shape, *(1,) * (x.dim() - 2)), found, own)
-            return exposed(batch, x)
+            return replace(batch, x=x)
 
         return arm
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
-
-from torch import Tensor
 
 from fedsim.adversarial.attack import Attack, ClientDraws, Victim
 from fedsim.engine.cohort import Cohort
@@ -77,8 +74,3 @@ class Defence(Parts, ABC):
 def victim(cohort: Cohort, rows: Stack, batch: Batch) -> Victim:
     """The local models of the clients of a batch, to be attacked on it."""
     return Victim(cohort.network, rows, cohort.network.loss, ClientDraws(batch.draw))
-
-
-def exposed(batch: Batch, x: Tensor) -> Batch:
-    """The batch with other inputs [k, B, ...]."""
-    return replace(batch, x=x)

@@ -12,22 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import InputError, naming
-from fedsim.options import Count, options, table_of
+from fedsim.options import options, table_of
 from fedsim.parts import Parts
 from fedsim.problems.datasets.base import Dataset, Indices
 from fedsim.problems.expert import Expert
-from fedsim.problems.partition import Partition, Shared, hold_out
+from fedsim.problems.partition import Partition, Sampled, hold_out
 from fedsim.problems.supervised import Supervised, build_model
 from fedsim.streams import Streams
 
 
 @options
-class Difficulty(Parts, Shared):
+class Difficulty(Parts, Sampled):
     """Equal shares, floor or ceil of n / C each, of examples in the order of their loss under an expert.
 
-    clients: how many; client 0 has the easiest examples. examples: how many of the training examples are dealt, chosen
-    at random; not given, all. order: increasing losses, or a random order, the control, for which no expert is trained.
-    stratified: examples are ordered within their class, by the share of the class that is easier, so that every client
+    Client 0 has the easiest examples. order: increasing losses, or a random order, the control, for which no expert is
+    trained. stratified: examples are ordered within their class, by the share of the class that is easier, so that every client
     has the classes in proportion, give or take a few examples; otherwise by the loss alone, and since some classes are
     harder than others, clients that differ in difficulty then differ in their classes, too. model, expert: what the
     expert is and how it is trained, on the CPU and on all that is dealt. Its losses are about the labels as they are in
@@ -38,8 +37,6 @@ class Difficulty(Parts, Shared):
     """The expert is kept on disk, under a name that covers inputs and labels; the rest is a sort."""
     parts: ClassVar[Mapping[str, str]] = {"model": "models"}
 
-    clients: Count
-    examples: Count | None = None
     order: Literal["increasing", "random"] = "increasing"
     stratified: bool = True
     model: Any = "mlp"
@@ -47,8 +44,8 @@ class Difficulty(Parts, Shared):
 
     def split(self, data: Dataset, seed: int) -> Partition:
         """Sort, and cut into C runs; examples that are equally hard are in random order."""
-        self._check(data)
-        chosen = Streams(seed).generator("partition/order").permutation(len(data.y))[: self.examples]
+        self.check(data)
+        chosen = self.chosen(data, seed)
         if self.order == "increasing":
             chosen = chosen[np.argsort(self._losses(data, chosen), kind="stable")]
         if self.stratified:
@@ -63,13 +60,9 @@ class Difficulty(Parts, Shared):
         found: NDArray[np.floating[Any]] = losses.numpy()
         return found[chosen]
 
-    def _check(self, data: Dataset) -> None:
+    def check(self, data: Dataset) -> None:
         """Refuse more examples or clients than there are, and classes where there are none."""
-        if self.examples is not None and self.examples > len(data.y):
-            raise InputError("partition.examples", self.examples, f"there are {len(data.y)} training examples")
-        dealt = self.examples or len(data.y)
-        if self.clients > dealt:
-            raise InputError("partition.clients", self.clients, f"{dealt} training examples are dealt")
+        super().check(data)
         if self.stratified and data.num_classes == 0:
             raise InputError("partition.stratified", True, f"{data.name} has no classes; set it to false")
 

@@ -132,8 +132,8 @@ class Shared:
 
 
 @options
-class Library(Shared, ABC):
-    """A partition that flwr-datasets makes.
+class Sampled(Shared):
+    """A partition for so many clients.
 
     clients: how many. examples: how many of the training examples are dealt, chosen at random; not given, all.
     """
@@ -141,10 +141,30 @@ class Library(Shared, ABC):
     clients: Count
     examples: Count | None = None
 
+    def check(self, data: Dataset) -> None:
+        """Refuse more examples or clients than there are."""
+        if self.examples is not None and self.examples > len(data.y):
+            raise InputError("partition.examples", self.examples, f"there are {len(data.y)} training examples")
+        if self.clients > self.available(data):
+            raise InputError("partition.clients", self.clients, f"{self.available(data)} training examples are dealt")
+
+    def available(self, data: Dataset) -> int:
+        """How many examples are dealt."""
+        return self.examples or len(data.y)
+
+    def chosen(self, data: Dataset, seed: int) -> Indices:
+        """The examples that are dealt, in random order: int64 [available]."""
+        return Streams(seed).generator("partition/order").permutation(len(data.y))[: self.examples]
+
+
+@options
+class Library(Sampled, ABC):
+    """A partition that flwr-datasets makes."""
+
     def split(self, data: Dataset, seed: int) -> Partition:
         """Deal through the library; what it cannot do is an InputError on the option that is to blame."""
         self.check(data)
-        order = Streams(seed).generator("partition/order").permutation(len(data.y))[: self.examples]
+        order = self.chosen(data, seed)
         with _undisturbed():
             lists = self._lists(data, order, Streams(seed).derive("partition/library"))
         dealt = np.concatenate(lists)
@@ -169,17 +189,6 @@ class Library(Shared, ABC):
             return [_index(dealer.load_partition(client)) for client in range(self.clients)]
         except ValueError as error:
             raise self.impossible(data) from error
-
-    def check(self, data: Dataset) -> None:
-        """Refuse, before the library is imported, what it would refuse or do badly."""
-        if self.examples is not None and self.examples > len(data.y):
-            raise InputError("partition.examples", self.examples, f"there are {len(data.y)} training examples")
-        if self.clients > self.available(data):
-            raise InputError("partition.clients", self.clients, f"{self.available(data)} training examples are dealt")
-
-    def available(self, data: Dataset) -> int:
-        """How many examples are dealt."""
-        return self.examples or len(data.y)
 
     @abstractmethod
     def dealer(self, library: Any, seed: int) -> Any:
