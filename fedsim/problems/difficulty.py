@@ -26,7 +26,7 @@ class Difficulty(Parts, Sampled):
     """Equal shares, floor or ceil of n / C each, of examples in the order of their loss under an expert.
 
     Client 0 has the easiest examples. order: increasing losses, or a random order, the control, for which no expert is
-    trained. stratified: examples are ordered within their class, by the share of the class that is easier, so that every client
+    trained. stratified: examples are ordered within their class, by the share of it that is easier, so that each client
     has the classes in proportion, give or take a few examples; otherwise by the loss alone, and since some classes are
     harder than others, clients that differ in difficulty then differ in their classes, too. model, expert: what the
     expert is and how it is trained, on the CPU and on all that is dealt. Its losses are about the labels as they are in
