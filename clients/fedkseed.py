@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
 from fedsim.exchange import Cost, Orders, Update
-from fedsim.options import Count, Positive, options
+from fedsim.options import Passes, Positive, options
 from fedsim.zeroth_order.directions import dual, part
 from fedsim.zeroth_order.shared_seed import PUBLIC, Replica, kind_of, pool_keys, rebuilt, slopes, summed
 
@@ -33,7 +33,7 @@ class FedKSeed(Replica):
     knows: ClassVar[frozenset[str]] = frozenset({"params", "probabilities", "sampling"})
     sends: ClassVar[frozenset[str]] = frozenset({"places", "scalars", "sums"})
 
-    steps: Count = 10
+    steps: Passes = 10
     mu: Positive = 1e-3
     clip: Positive | None = None
 

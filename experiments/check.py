@@ -24,6 +24,7 @@ import typer
 import fedsim
 from experiments.curriculum import study as curriculum
 from experiments.fal import study as fal
+from experiments.faults import study as faults
 from experiments.fedfix import study as fedfix
 from experiments.fzoos import applications
 from experiments.fzoos import study as fzoos
@@ -163,6 +164,17 @@ def fal_relatives(place: Place) -> fal.Results:
     return fal.practice(place.runs / "fal", tuple(fal.METHODS), data_dir=place.data_dir)
 
 
+@cache
+def fault_results(place: Place) -> faults.Results:
+    """The runs of FedAvg among liars."""
+    return faults.measure(place.runs / "faults")
+
+
+def of_faults(claim: faults.Claim) -> Claim:
+    """A claim about them."""
+    return Claim(claim.name, f"faults/: {claim.text}", lambda place: Outcome(*claim.judge(fault_results(place))))
+
+
 def of_fal(claim: fal.Claim[fal.Read], read: Callable[[Place], fal.Read], needs_data: bool) -> Claim:
     """A claim about one of them."""
 
@@ -209,6 +221,7 @@ CLAIMS = (
     *(of_fal(claim, fal_results, needs_data=True) for claim in fal.PRACTICE_CLAIMS),
     of_fal(fal.RELATIVES, fal_relatives, needs_data=True),
     *map(of_curriculum, curriculum.CLAIMS),
+    *map(of_faults, faults.CLAIMS),
 )
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fedsim.configuration import Experiment, experiment, load
     from fedsim.errors import DivergedError, FedsimError, InputError
     from fedsim.problems.black_box import BlackBoxError, black_box
+    from fedsim.resuming import resume
     from fedsim.runner import Result, Round, run, supervised
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ _HOMES = {
     "black_box": "fedsim.problems.black_box",
     "Result": "fedsim.runner",
     "Round": "fedsim.runner",
+    "resume": "fedsim.resuming",
     "run": "fedsim.runner",
     "supervised": "fedsim.runner",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "compare",
     "experiment",
     "load",
+    "resume",
     "run",
     "supervised",
 ]

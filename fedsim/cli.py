@@ -1,4 +1,4 @@
-"""The command line: run, sweep, compare, list.
+"""The command line: run, sweep, compare, list, describe, new, flower.
 
 Exit code 0: done. 1: something went wrong inside, or the run diverged; what was logged is kept. 2: an input that
 cannot be used, said in one line. 130: interrupted, with a usable run folder.
@@ -11,9 +11,10 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from itertools import count, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim import __version__
+from fedsim.commands import flower
+from fedsim.commands.describe import describe
+from fedsim.commands.new import new
 from fedsim.errors import FedsimError, InputError
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(flower.app, name="flower")
 
 STATUS = {"finished": 0, "stopped": 0, "diverged": 1, "stalled": 1, "failed": 1, "interrupted": 130}
 MEASURES = ("train_loss", "global_train_loss", "test_loss", "test_accuracy", "client_accuracy_p10", "value", "gap")
@@ -65,22 +70,39 @@ def options(
 
 @app.command()
 def run(
-    experiment: Annotated[Path, typer.Argument(help="An experiment file (TOML).")],
+    experiment: Annotated[
+        Path | None, typer.Argument(help="An experiment file (TOML); with --resume not needed.")
+    ] = None,
     settings: Settings = None,
     seed: Annotated[int | None, typer.Option(help="The run's seed, instead of the file's.")] = None,
     seeds: Seeds = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/<name>-<n>.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in --out.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier run in --out; with --resume, under other versions.")
+    ] = False,
     data_dir: DataDir = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder, which was interrupted or killed.")
+    ] = None,
 ) -> None:
-    """Run an experiment and write its run folder."""
+    """Run an experiment and write its run folder, or go on with a run."""
     from fedsim.configuration import load
-    from fedsim.runfolder import RunFolder
+    from fedsim.runfolder import CONFIG, RunFolder
 
     overrides = list(settings or [])
     if device is not None:
         overrides.append(f'engine.device="{device}"')
+    if resume is not None:
+        for option, given in (("out", out), ("seeds", seeds)):
+            if given is not None:
+                raise InputError(option, str(given), "--resume goes on with one run, in its folder; leave this out")
+        same = None
+        if experiment is not None or overrides or seed is not None:
+            same = load(experiment or resume / CONFIG, overrides=overrides, seed=seed, data_dir=data_dir)
+        raise typer.Exit(_go_on(resume, same, data_dir, force))
+    if experiment is None:
+        raise click.MissingParameter(param_hint="'EXPERIMENT'", param_type="argument")
     loaded = load(experiment, overrides=overrides, seed=seed, data_dir=data_dir)
     if seeds is None:
         raise typer.Exit(_execute(loaded, out, force, loaded.name))
@@ -195,6 +217,10 @@ def list_plugins() -> None:
         console.print(f"[bold]{group}[/bold]: {', '.join(names(group)) or 'none'}", highlight=False)
 
 
+app.command()(describe)
+app.command()(new)
+
+
 def parse_seeds(text: str) -> list[int]:
     """Seeds from `0-4` or `0,2,5` or both."""
     found: list[int] = []
@@ -213,16 +239,42 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _execute(experiment: Experiment, out: Path | None, force: bool, label: str) -> int:
-    """Run one experiment, say what it came to and return the exit code; a bar is drawn where somebody looks."""
-    from fedsim.progress import Progress as RoundProgress
+    """Run one experiment, say what it came to and return the exit code."""
     from fedsim.runner import run as run_experiment
+
+    return _watch(partial(run_experiment, experiment, out=out, force=force), experiment, label)
+
+
+def _go_on(folder: Path, experiment: Experiment | None, data_dir: Path | None, force: bool) -> int:
+    """Go on with the run in a folder, say what it came to and return the exit code. experiment: what it must be."""
+    from fedsim.resuming import hold_same, recorded
+    from fedsim.resuming import resume as resume_run
+    from fedsim.runfolder import open_run
+
+    ended = open_run(folder).ended()
+    if ended is not None:
+        if experiment is not None:
+            hold_same(folder, experiment, data_dir)
+        print(f"{folder}: this run has {ended}; nothing is left to do")
+        return 0
+    made = experiment or recorded(folder, data_dir)
+    begin = partial(resume_run, folder, experiment, data_dir=data_dir, force=force)
+    return _watch(begin, made, made.name)
+
+
+def _watch(begin: Callable[..., Result], experiment: Experiment, label: str) -> int:
+    """Have a run go, say what it came to and return the exit code; a bar is drawn where somebody looks."""
+    from fedsim.progress import Progress as RoundProgress
+    from fedsim.runner import unresumable
 
     if sys.stderr.isatty():
         with RoundProgress(experiment.rounds, experiment.duration, label) as bar:
-            result = run_experiment(experiment, out=out, force=force, callbacks=[bar])
+            result = begin(callbacks=[bar])
     else:
-        result = run_experiment(experiment, out=out, force=force)
+        result = begin()
     _say(result)
+    if result.status == "interrupted" and unresumable(experiment) is None:
+        print(f"to go on: fedsim run --resume {result.folder}")
     return STATUS[result.status]
 
 
@@ -234,7 +286,7 @@ def _say(result: Result) -> None:
     head = f"{result.status}: {summary['rounds']} rounds in {summary['wall']:.1f} s"
     console.print(", ".join([head, *_measures(summary), *queries, f"{traffic} exchanged"]))
     if summary["total_failed"]:
-        console.print(f"{summary['total_failed']} updates were not finite and were left out")
+        console.print(f"{summary['total_failed']} updates were not finite, or misshapen, and were left out")
     if summary["total_clients"] == 0:
         console.print("no reply was ever used: the model is the one that the run began with")
     if summary["total_crashed"]:
@@ -242,6 +294,11 @@ def _say(result: Result) -> None:
     if summary["total_lost"]:
         share = f"{100 * summary['lost_weight']:.3g} % of the examples"
         console.print(f"{summary['total_lost']} clients failed for good, and with them {share}")
+    if summary["faults"]:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in summary["faults"].items())
+        console.print(f"{sum(summary['faults'].values())} replies were faulty on purpose: {kinds}")
+    if summary["skipped"]:
+        console.print(f"{summary['skipped']} times too few replies were left for the aggregator, and none was used")
     if result.reason:
         console.print(result.reason)
     if result.folder is not None:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from fedsim import registry
+from fedsim.checkpoint import Checkpointing
 from fedsim.devices import Devices
 from fedsim.engine.executor import Choice
 from fedsim.errors import InputError, naming
 from fedsim.evaluation import Evaluation, Stopping
+from fedsim.faults import Faults
 from fedsim.options import Count, Name, Seconds, options
 
 Table = Mapping[str, Any]
@@ -36,19 +38,28 @@ PLUGINS: dict[str, tuple[str, str | Table]] = {
     "aggregation": ("aggregators", "mean"),
 }
 
+PARTED: Mapping[str, type[Any]] = {"devices": Devices, "evaluation": Evaluation}
+"""Tables that are no plug-ins, and name some."""
+
 
 @options
 class EngineOptions:
     """executor: how cohorts run. device: auto is cuda where there is one. precision: of data and parameters.
 
-    memory_mib: what the stacked tensors of one cohort may take. state_mib: what clients may remember in all.
+    workers: how many processes run them with executor = "process", by default one a core. memory_mib: what the stacked
+    tensors of one cohort may take. state_mib: what clients may remember in all.
     """
 
     executor: Choice = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "float64"] = "float32"
+    workers: Count | None = None
     memory_mib: Count = 256
     state_mib: Count = 4096
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.executor != "process":
+            raise InputError("workers", self.workers, f"executor {self.executor} has none; take process, or remove it")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +81,9 @@ class Experiment:
     evaluation: Evaluation
     stopping: Stopping | None
     devices: Devices
+    faults: Faults
     engine: EngineOptions
+    checkpoint: Checkpointing
     tables: Table
     data_dir: Path | None = None
 
@@ -85,8 +98,10 @@ class Experiment:
         for part in TRANSFORMS:
             pairs = zip(self.tables[part], getattr(self, part), strict=True)
             found[part] = [{"kind": _kind(table)} | _values(made) for table, made in pairs]
-        for part in ("evaluation", "devices", "engine"):
+        for part in ("evaluation", "devices", "engine", "checkpoint"):
             found[part] = _values(getattr(self, part))
+        if self.faults.kinds:
+            found["faults"] = _values(self.faults)
         if self.stopping is not None:
             found["stopping"] = _values(self.stopping)
         return found
@@ -124,7 +139,7 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     Raises InputError for the first option that cannot be used.
     """
     tables = {name: value for name, value in tables.items() if name not in NOTES}
-    known = {*TOP, "evaluation", "stopping", "devices", "engine", *PLUGINS, *TRANSFORMS}
+    known = {*TOP, "evaluation", "stopping", "devices", "faults", "engine", "checkpoint", *PLUGINS, *TRANSFORMS}
     for name, value in tables.items():
         if name not in known:
             raise InputError(name, value, "no such option here; remove it or correct its name")
@@ -150,7 +165,9 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         evaluation=_checked(Evaluation, _table(tables, "evaluation"), "evaluation"),
         stopping=_checked(Stopping, _table(tables, "stopping"), "stopping") if "stopping" in tables else None,
         devices=_checked(Devices, _table(tables, "devices"), "devices"),
+        faults=_checked(Faults, _table(tables, "faults"), "faults"),
         engine=_checked(EngineOptions, _table(tables, "engine"), "engine"),
+        checkpoint=_checked(Checkpointing, _table(tables, "checkpoint"), "checkpoint"),
         tables=given,
         data_dir=None if data_dir is None else Path(data_dir),
         **made,
@@ -215,7 +232,7 @@ def _override(tables: dict[str, Any], assignment: str) -> None:
         return
     group = _group(tables, path[:-1])
     if path[-1] == "kind" and group is not None and value != table.get("kind"):
-        known = {field.name for field in dataclasses.fields(registry.find(group, str(value), name))}
+        known = {field.name for field in dataclasses.fields(registry.option_class(group, str(value), name))}
         for option in [option for option in table if option not in known]:
             del table[option]
     table[path[-1]] = value
@@ -228,10 +245,12 @@ def _group(tables: Table, path: list[str]) -> str | None:
     for place, part in enumerate(path):
         if place == 0:
             group = PLUGINS[part][0] if part in PLUGINS else None
-        elif group is not None:
+        else:
+            owner: Any = PARTED.get(path[0]) if place == 1 else None
             kind = table.get("kind", PLUGINS["problem"][1] if path[:place] == ["problem"] else None)
-            named = ".".join((*path[:place], "kind"))
-            group = None if kind is None else getattr(registry.find(group, str(kind), named), "parts", {}).get(part)
+            if group is not None and kind is not None:
+                owner = registry.find(group, str(kind), ".".join((*path[:place], "kind")))
+            group = getattr(owner, "parts", {}).get(part)
         table = table[part]
     return group
 

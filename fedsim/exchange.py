@@ -16,11 +16,13 @@ from torch import Tensor
 
 from fedsim.aggregation import Aggregator, WeightedMean
 from fedsim.errors import FedsimError
+from fedsim.graph import storable
 
 Scalar = bool | int | float | str
 Weighting = Literal["examples", "uniform"]
 
 
+@storable
 @dataclass(frozen=True)
 class Orders:
     """The same order to several clients.
@@ -116,13 +118,15 @@ class Update:
 
 @dataclass(frozen=True)
 class Replies:
-    """The finite replies of a window, in ascending order of client; sums are taken in this order.
+    """The usable replies of a window, in ascending order of client; sums are taken in this order.
 
     clients: int64 [k]; where clients restart at once, one may occur twice. payload: [k, ...] by name. metrics: [k] by
-    name. examples: int64 [k], how many examples each client has. failed: ids of clients whose update was not finite;
-    they are left out everywhere else. round: the server's when the window closed. versions: int64 [k], the round of the
-    order that each reply answers. durations: int64 [k], ticks of the clock (see `fedsim.clock`) from order to reply.
-    orders, origin: the orders that were answered, and which of them each reply answers, one number a reply.
+    name. examples: int64 [k], how many examples each client has. failed: ids of clients whose update was not finite, or
+    not of the shape that was asked for; they are left out everywhere else. round: the server's when the window closed.
+    versions: int64 [k], the round of the order that each reply answers. durations: int64 [k], ticks of the clock (see
+    `fedsim.clock`) from order to reply. orders, origin: the orders that were answered, and which of them each reply
+    answers, one number a reply. spoiled: how many have failed on purpose alone (see `fedsim.faults`), which does not
+    say that the work diverges.
     """
 
     clients: Tensor
@@ -136,6 +140,7 @@ class Replies:
     orders: Sequence[Orders]
     origin: Sequence[int]
     aggregator: Aggregator = field(default_factory=WeightedMean)
+    spoiled: int = 0
 
     def __len__(self) -> int:
         return self.clients.shape[0]  # the length of a tensor takes five times as long
@@ -229,6 +234,7 @@ def joined(parts: Sequence[Replies]) -> Replies:
         durations=rows("durations"),
         orders=orders,
         origin=[origins[row] for row in order.tolist()],
+        spoiled=sum(part.spoiled for part in parts),
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -31,6 +31,7 @@ from fedsim.engine.trace import Trace
 from fedsim.errors import DivergedError, FedsimError, InputError, StalledError, naming
 from fedsim.evaluation import Evaluation, Stopping
 from fedsim.exchange import All, Count, Orders, Replies, Window, joined
+from fedsim.graph import storable
 from fedsim.problems.problem import Problem
 from fedsim.selection import Free, Selector, SelectorState, Turn
 from fedsim.strategy import ServerState, Strategy
@@ -42,7 +43,7 @@ Row = dict[str, Any]
 TURNS = 2**31
 """Numbers from here on name draws by order where rounds do not tell orders apart."""
 RESTS = 100_000
-"""How often in a row somebody's waking is waited for in vain before a run is given up."""
+"""How often in a row something is waited for in vain before a run is given up."""
 
 
 class Engine(Protocol):
@@ -86,11 +87,11 @@ class Engine(Protocol):
         ...
 
     def snapshot(self) -> dict[str, Any]:
-        """Everything that a restored engine needs."""
+        """Everything that a restored engine needs; it may go on changing with the engine."""
         ...
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go back to a snapshot."""
+        """Go back to a snapshot, which stays as it is."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -100,7 +101,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Parts:
-    """What a simulation is made of. rounds, duration (virtual seconds): where it ends; None: not there."""
+    """What a simulation is made of. rounds, duration (virtual seconds): where it ends; None: not there.
+
+    steady: whether all clients that are sent orders answer them, as far as their devices go.
+    """
 
     problem: Problem
     strategy: Strategy
@@ -112,8 +116,10 @@ class Parts:
     evaluation: Evaluation
     stopping: Stopping | None
     order_transforms: Chain
+    steady: bool = True
 
 
+@storable
 class _Server(NamedTuple):
     """What the server knows. sending: state of the orders' transforms. asked: how often it has sent orders."""
 
@@ -123,6 +129,7 @@ class _Server(NamedTuple):
     asked: int = 0
 
 
+@storable
 @dataclass
 class _Interval:
     """What the strategy has observed since the last row: metrics, averaged over rounds by their number of replies."""
@@ -154,11 +161,14 @@ class _TimeOverError(Exception):
 class Simulation:
     """A run as a value: iterate for its rows; `snapshot` and `restore` between two of them.
 
-    params: the global model [d] that the last row is about.
+    params: the global model [d] that the last row is about. between: called before each round, when the rows of those
+    before have been taken and nothing is under way: the moment for a checkpoint. whole: no round is under way.
     """
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
+        self.between: Callable[[], None] | None = None
+        self.whole = True
         state = _planned(parts)
         self.params = state.params
         self.stopped: str | None = None
@@ -183,7 +193,8 @@ class Simulation:
         self._in_vain = self._failed = 0
         self._over = False
         self._ending: BaseException | None = None
-        self._began = time.perf_counter()
+        self._made = 0
+        self._earlier, self._began = 0.0, time.perf_counter()
 
     @property
     def state(self) -> ServerState:
@@ -194,6 +205,11 @@ class Simulation:
     def round(self) -> int:
         """How many rounds are completed."""
         return self._server.state.round
+
+    @property
+    def told(self) -> int:
+        """How many rows have been handed out."""
+        return self._made - len(self._rows)
 
     def __iter__(self) -> Iterator[Row]:
         self._began = time.perf_counter()
@@ -211,19 +227,32 @@ class Simulation:
             raise FedsimError("the run is over")
         return row
 
-    def snapshot(self) -> dict[str, Any]:
-        """Everything that a restored simulation needs to go on as if nothing had happened."""
-        return {"engine": self.parts.engine.snapshot(), **deepcopy({name: getattr(self, name) for name in _KEPT})}
+    def snapshot(self, *, copy: bool = True) -> dict[str, Any]:
+        """Everything that a restored simulation needs to go on as if nothing had happened.
+
+        copy: False shares what is in it with the run, for those who are done with it before the run goes on.
+        """
+        found = {name: getattr(self, name) for name in _KEPT}
+        found |= {"engine": self.parts.engine.snapshot(), "wall": self._wall}
+        return deepcopy(found) if copy else found  # in one copy, so that flights go on sharing their orders and results
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go back to a snapshot."""
         self.parts.engine.restore(saved["engine"])
         for name, value in deepcopy({name: saved[name] for name in _KEPT}).items():
             setattr(self, name, value)
+        self._earlier, self._began, self.whole = saved["wall"], time.perf_counter(), True
+
+    @property
+    def _wall(self) -> float:
+        """Seconds that the run has taken so far, those before a snapshot included."""
+        return self._earlier + time.perf_counter() - self._began
 
     def _next(self) -> Row | None:
         with one_core_an_operation():
             while not self._rows and not self._ended():
+                if self.between is not None:
+                    self.between()
                 try:
                     self.complete_round()
                 except _TimeOverError:
@@ -250,7 +279,7 @@ class Simulation:
 
         What the server knows changes at the end, so that an interruption leaves that of the round before.
         """
-        parts, engine = self.parts, self.parts.engine
+        parts, engine, self.whole = self.parts, self.parts.engine, False
         server, count, failed, done, keeps = self._server, 0, 0, False, False
         number, metrics = self.round + 1, dict[str, float]()
         answered: Tensor | None = None
@@ -267,12 +296,16 @@ class Simulation:
             try:
                 state, observed, done = parts.strategy.tell(server.state, replies)
             except InputError as error:  # too few replies for a robust aggregator
-                why = f", {failed} updates not finite" if failed else f", with {count} replies"
-                raise DivergedError(f"round {number}{why}: {error}") from error
+                if parts.steady or _would_do(replies, len(replies.failed) - replies.spoiled):
+                    why = f", {failed} updates not finite" if failed else f", with {count} replies"
+                    raise DivergedError(f"round {number}{why}: {error}") from error
+                engine.trace.skipped += 1
+                nobody = torch.zeros(len(replies), dtype=torch.bool)
+                state, observed, done = parts.strategy.tell(server.state, replies.where(nobody))
             server = _Server(state, selector, server.sending, server.asked)
             metrics.update(observed)
         _hold_finite(number, server.state.params, metrics)
-        self._server = server
+        self._server, self._in_vain = server, 0
         self._interval.add(metrics, count)
         every, settled = parts.evaluation.rounds, engine.settled()
         self._over = (settled and self._time_is_over()) or self._spent()
@@ -282,6 +315,7 @@ class Simulation:
             self._put_by(self._evaluate(last=number == parts.rounds or self._over))
         elif self._grid is None and not keeps:
             self._put_by({})
+        self.whole = True
 
     def _choose(self, server: _Server) -> tuple[_Server, Tensor]:
         """Whom to start now; waits while nobody is at work or free."""
@@ -296,7 +330,6 @@ class Simulation:
                 raise StalledError(f"no client will ever be free again (virtual time {seconds(engine.now):g} s)")
             self._glance()
             self._wasted()
-        self._in_vain = 0
         turn = Turn(self.parts.streams, server.state.round, free, min(missing, free.count))
         candidates = selector.candidates(server.selector, turn)
         scores = None
@@ -363,6 +396,8 @@ class Simulation:
             parts.append(replies)
             if last is not None and engine.now >= last and engine.settled():
                 break
+            if not len(replies):
+                self._wasted()
             if missing > len(replies):
                 server = self._top_up(server)
         return server, joined(parts)
@@ -373,9 +408,11 @@ class Simulation:
         while True:
             replies = engine.collect(window, server.state.round, self._look())
             if replies is not None:
+                if len(replies):
+                    self._in_vain = 0
                 if orders.counts:
                     bearable = 1 if orders.late == "cancel" else self._at_work
-                    self._hold_alive(len(replies), len(replies.failed), bearable)
+                    self._hold_alive(len(replies), len(replies.failed) - replies.spoiled, bearable)
                 return server, replies
             stuck = isinstance(window, Count) and orders.late == "keep" and engine.in_flight < window.count
             if not self._glance() or stuck:
@@ -458,7 +495,7 @@ class Simulation:
         row: Row = {
             "round": self.round,
             "time": seconds(engine.now),
-            "wall": time.perf_counter() - self._began,
+            "wall": self._wall,
             "staleness": crossed.pop("staleness") / max(crossed["clients"], 1),
             **crossed,
             **self._interval.metrics(),
@@ -466,13 +503,14 @@ class Simulation:
         }
         self._interval = _Interval()
         self._rows.append((row, self.state.params))
+        self._made += 1
 
     def _wasted(self) -> None:
         """Count that time went by and nothing came of it."""
         self._in_vain += 1
         if self._in_vain > RESTS:
             now = seconds(self.parts.engine.now)
-            raise StalledError(f"nobody has become free in {RESTS} times of waiting for it (virtual time {now:g} s)")
+            raise StalledError(f"nothing has come of waiting {RESTS} times in a row (virtual time {now:g} s)")
 
     def _hold_alive(self, count: int, failed: int, bearable: int) -> None:
         """End a run in which so many updates one after the other were not finite."""
@@ -511,8 +549,18 @@ _KEPT = (
     "_failed",
     "_over",
     "_ending",
+    "_made",
 )
 """What a snapshot holds beside the engine's."""
+
+
+def _would_do(replies: Replies, more: int) -> bool:
+    """Whether so many more replies would be enough for the aggregator."""
+    try:
+        replies.aggregator.check(len(replies) + more)
+    except InputError:
+        return False
+    return True
 
 
 def _hold_finite(number: int, params: Tensor, metrics: Mapping[str, float]) -> None:

@@ -28,6 +28,8 @@ LONGEST = 1e9
 Seconds = Annotated[float, Field(ge=1e-9, le=LONGEST)]
 """A duration in virtual seconds, from one tick of the clock to 31 years."""
 Count = Annotated[int, Field(ge=1)]
+Passes = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Epochs, or steps, of one round: so many that a count of steps stays a number of 64 bits."""
 Whole = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^/\x00-\x1f]+$")]
 """A name that can be a folder's."""

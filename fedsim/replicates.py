@@ -14,13 +14,12 @@ from pathlib import Path
 from fedsim.aggregation import Aggregator
 from fedsim.configuration import Experiment
 from fedsim.engine.joint import Lockstep, Member
-from fedsim.engine.virtual import VirtualEngine
 from fedsim.errors import InputError
 from fedsim.loop import Engine
 from fedsim.problems.black_box import BlackBox
 from fedsim.problems.problem import Problem
 from fedsim.runfolder import RunFolder
-from fedsim.runner import Result, Round, build_executor, build_fleet, run
+from fedsim.runner import Result, Round, build_engine, build_executor, run
 
 Heard = Callable[[int, Round], None]
 """Called with a seed and what a callback sees after every round of its run."""
@@ -74,9 +73,9 @@ def _driven(
     def one(number: int, seed: int) -> Result:
         own, folder = experiment.with_seed(seed), folders[seed]
 
-        def engine(problem: Problem, aggregator: Aggregator) -> Engine:
+        def engine(problem: Problem, aggregator: Aggregator) -> Engine:  # noqa: ARG001
             executor = build_executor(own, problem, partial(Member, lockstep=lockstep, number=number))
-            return VirtualEngine(executor, aggregator, build_fleet(own, problem))
+            return build_engine(own, problem, executor)
 
         callbacks = [] if on_round is None else [partial(on_round, seed)]
         return run(

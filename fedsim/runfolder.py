@@ -9,24 +9,31 @@ curves.png          loss, accuracy, the value of a function against the round
 partition.png       the label distribution of the clients; of supervised problems
 adversarial.png     an image before and after; of attacks
 traceback.txt       where a run that failed was
+checkpoints/        what a run that has not ended goes on from; see `fedsim.checkpoint`
 
 A file other than metrics.jsonl appears whole or not at all: it is written beside its place, then renamed.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import re
 import shutil
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.errors import FedsimError, InputError
 from fedsim.history import History, Row, read_rows
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -37,7 +44,14 @@ CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safeten
 TRACE, CURVES, PARTITION, TRACEBACK = "trace.json", "curves.png", "partition.png", "traceback.txt"
 ADVERSARIAL = "adversarial.png"
 FILES = (CONFIG, METRICS, MODEL, SUMMARY, TRACE, CURVES, PARTITION, ADVERSARIAL, TRACEBACK)
-"""The names that a run writes, and the only ones that it ever removes."""
+"""The names that a run writes, and beside its checkpoints the only ones that it ever removes."""
+CHECKPOINTS = "checkpoints"
+CHECKPOINT = re.compile(r"(\d{8,})-([0-9a-f]{32})\.safetensors")
+"""The name of a checkpoint: its round, and the checksum of its content."""
+HALF = re.compile(rf"\.{CHECKPOINT.pattern}\.\d+\.tmp")
+"""What it is called before it is whole; see `write_whole`."""
+ENDED = ("finished", "stopped", "diverged", "stalled")
+"""How a run can end that need not be done again."""
 EXISTS = "this folder exists; choose another or pass --force"
 
 
@@ -49,19 +63,21 @@ class StorageError(FedsimError):
 
 
 class RunFolder:
-    """The files of one run. Made by `RunFolder.create` for a new run, by `open_run` to read an old one.
+    """The files of one run. Made by `create` for a new run, by `reopen` to go on with one, by `open_run` to read one.
 
-    As a context manager it closes metrics.jsonl; when it is left by an InputError it also discards itself.
+    As a context manager it closes metrics.jsonl; when it is left by an InputError a new one also discards itself.
+    appended: rows of metrics.jsonl so far. checkpoints: the folder for them, which need not be there.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.checkpoints = path / CHECKPOINTS
+        self.appended = 0
         self._made: tuple[Path, ...] = ()  # folders that this object made, outermost first
         self._stale: tuple[str, ...] = ()  # files of an earlier run, removed at the first write
         self._kept: frozenset[str] = frozenset()  # files of ours in name only; never removed
         self._writing = False
         self._metrics: FileIO | None = None
-        self._appended = 0
 
     @classmethod
     def create(cls, out: Path | None, name: str, *, force: bool = False, root: Path = Path("runs")) -> RunFolder:
@@ -87,11 +103,29 @@ class RunFolder:
             remedy = EXISTS if isinstance(error, FileExistsError) else f"cannot be made: {_reason(error)}"
             raise InputError("out", str(place), remedy) from error
         folder._made = tuple(made)
-        ours = tuple(file for file in FILES if file in present)
+        ours = tuple(file for file in (*FILES, CHECKPOINTS) if file in present)
         if is_run(folder.path):
             folder._stale = ours
         else:
             folder._kept = frozenset(ours)
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Open the folder of a run that is to go on; nothing in it changes before `rewind`.
+
+        InputError: there is no run in it, or another process is writing to it.
+        """
+        folder = open_run(path)
+        try:
+            folder._metrics = open(path / METRICS, "r+b", buffering=0)  # noqa: SIM115
+            _lock(folder._metrics)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            folder.close()
+            raise InputError("resume", str(path), f"cannot go on: {_reason(error)}") from error
+        folder._kept = frozenset((*FILES, CHECKPOINTS))
         return folder
 
     @staticmethod
@@ -114,18 +148,40 @@ class RunFolder:
         if disk.total > 0 and disk.free == 0:
             raise InputError("out", str(place), "no space is left on this disk; choose another")
 
+    def rewind(self, position: int = 0, rows: int = 0) -> None:
+        """Go on after the first `position` bytes of metrics.jsonl, which are `rows` rows; what came later is removed.
+
+        And so is what a process that was ended has left half-written. StorageError: it cannot be removed.
+        """
+        try:
+            if self._metrics is None:
+                self.begin()
+            else:
+                self._metrics.truncate(position)
+                self._metrics.seek(position)
+            (self.path / TRACEBACK).unlink(missing_ok=True)
+            for file in FILES:
+                for path in self.path.glob(f".{file}.*.tmp"):
+                    path.unlink(missing_ok=True)
+            self._remove_checkpoints(HALF)
+        except OSError as error:
+            raise StorageError(self.path / METRICS, error) from error
+        self.appended = rows
+
     def discard(self) -> None:
-        """Undo `create`: remove what was written and the folders that were made, unless a round was logged.
+        """Undo `create`: remove what was written and the folders that were made, unless there is something to keep.
+
+        That is a round that was logged, or a checkpoint of a run that has logged none yet.
 
         Anything else that lies in the folder stays, and so does then the folder.
         """
         self.close()
-        if self._appended:
+        if self.appended or (self._writing and self.has_checkpoint):
             return
         if self._writing:
-            for file in FILES:
+            for file in (*FILES, CHECKPOINTS):
                 if file not in self._kept:
-                    (self.path / file).unlink(missing_ok=True)
+                    self._remove(file)
         _remove_empty(self._made)
 
     def place(self, file: str) -> Path:
@@ -135,7 +191,7 @@ class RunFolder:
         self._writing = True
         for old in self._stale:
             try:
-                (self.path / old).unlink(missing_ok=True)
+                self._remove(old)
             except OSError as error:
                 raise StorageError(self.path / old, error) from error
         self._stale = ()
@@ -168,25 +224,81 @@ class RunFolder:
         """Write traceback.txt."""
         write_whole(self.place(TRACEBACK), text.encode())
 
+    def begin(self) -> None:
+        """Make metrics.jsonl, which from now on no other process writes to. StorageError: it cannot be made."""
+        path = self.place(METRICS)
+        try:
+            # "x": another process that was given the same empty folder must not mix its rows with ours.
+            self._metrics = open(path, "xb", buffering=0)  # noqa: SIM115
+            _lock(self._metrics)
+        except OSError as error:
+            raise StorageError(path, error) from error
+
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row to metrics.jsonl, at once; a number that is not finite becomes null.
 
         StorageError: it cannot be written. The rows before it can still be read.
         """
         line = memoryview(f"{json.dumps(_for_json(row), allow_nan=False)}\n".encode())
-        path = self.place(METRICS)
+        if self._metrics is None:
+            self.begin()
+        metrics, path = cast("FileIO", self._metrics), self.path / METRICS
         try:
-            if self._metrics is None:
-                # "x": another process that was given the same empty folder must not mix its rows with ours.
-                self._metrics = open(path, "xb", buffering=0)  # noqa: SIM115
             while line:
-                line = line[self._metrics.write(line) :]
+                line = line[metrics.write(line) :]
         except OSError as error:
-            if self._metrics is not None:
-                self._metrics.close()
-                self._metrics = None
-            raise StorageError(path, error, f"; the {self._appended} rows before it are kept") from error
-        self._appended += 1
+            self._metrics = None
+            metrics.close()
+            raise StorageError(path, error, f"; the {self.appended} rows before it are kept") from error
+        self.appended += 1
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint, be it damaged."""
+        return self.checkpoints.is_dir() and any(CHECKPOINT.fullmatch(path.name) for path in self.checkpoints.iterdir())
+
+    @property
+    def size(self) -> int:
+        """Bytes of metrics.jsonl; 0 where there is none yet."""
+        return 0 if self._metrics is None else os.fstat(self._metrics.fileno()).st_size
+
+    def sync(self) -> int:
+        """Have the disk take what metrics.jsonl has, and return how many bytes that are. StorageError: it does not."""
+        if self._metrics is not None:
+            try:
+                os.fsync(self._metrics.fileno())
+            except OSError as error:
+                raise StorageError(self.path / METRICS, error) from error
+        return self.size
+
+    def clear_checkpoints(self) -> None:
+        """Remove the checkpoints of a run that has ended. StorageError: they cannot be removed."""
+        try:
+            self._remove(CHECKPOINTS)
+        except OSError as error:
+            raise StorageError(self.checkpoints, error) from error
+
+    def ended(self) -> str | None:
+        """How the run has ended, one of `ENDED`; None: it has not, or has been interrupted."""
+        try:
+            status = json.loads((self.path / SUMMARY).read_bytes())["status"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return status if status in ENDED else None
+
+    def _remove(self, name: str) -> None:
+        """Remove a file, or of the checkpoints' folder those and the folder, if nothing else is in it."""
+        if name != CHECKPOINTS:
+            (self.path / name).unlink(missing_ok=True)
+        else:
+            self._remove_checkpoints(CHECKPOINT)
+            self._remove_checkpoints(HALF)
+            _remove_empty([self.checkpoints])
+
+    def _remove_checkpoints(self, called: re.Pattern[str]) -> None:
+        for path in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():
+            if called.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close metrics.jsonl; StorageError when the disk did not take what was written."""
@@ -244,7 +356,9 @@ class RunFolder:
 def open_run(path: Path) -> RunFolder:
     """Open the folder of an earlier run, to read it. InputError: there is no run in it."""
     if not is_run(path):
-        raise InputError("run", str(path), f"no run is there: it has neither {CONFIG} nor {METRICS}")
+        inner = next((entry for entry in sorted(path.glob("*")) if is_run(entry)), None)
+        remedy = "" if inner is None else f"; name one of the runs in it, such as {inner}"
+        raise InputError("run", str(path), f"no run is there: it has neither {CONFIG} nor {METRICS}{remedy}")
     return RunFolder(path)
 
 
@@ -253,13 +367,16 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG).is_file() or (path / METRICS).is_file()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write or replace the file `path` so that no reader sees a part of it. StorageError: it cannot be."""
+def write_whole(path: Path, *content: bytes | memoryview) -> None:
+    """Write or replace the file `path` so that no reader sees a part of it. StorageError: it cannot be.
+
+    content: its parts, one after the other. When this returns they are on the disk.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
             with open(beside, "wb") as file:
-                file.write(content)
+                file.writelines(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
@@ -267,6 +384,29 @@ def write_whole(path: Path, content: bytes) -> None:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(path, error) from error
+
+
+def settle(folder: Path) -> None:
+    """Have the disk take the names in a folder, which it may do later than the files. OSError: it does not."""
+    if sys.platform == "win32":  # which cannot open folders
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(file: FileIO) -> None:
+    """Hold a file for this process, until it closes it or dies. BlockingIOError: another process holds it."""
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing to it") from None
+    except OSError:  # some network file systems have no locks
+        pass
 
 
 def _next_free(root: Path, name: str, made: list[Path]) -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.aggregation import Aggregator, WeightedMean
+from fedsim.checkpoint import Keeper, warn
 from fedsim.configuration import Experiment
 from fedsim.devices import Census, Fleet
 from fedsim.engine.executor import Executor
+from fedsim.engine.process import in_processes
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.errors import DivergedError, FedsimError, InputError, StalledError, naming
 from fedsim.exchange import Count
@@ -28,12 +32,15 @@ from fedsim.problems.datasets import Dataset
 from fedsim.problems.partition import Partition
 from fedsim.problems.problem import Problem
 from fedsim.problems.supervised import Supervised, choose_device
-from fedsim.runfolder import CURVES, RunFolder, StorageError
+from fedsim.runfolder import CURVES, ENDED, RunFolder, StorageError
 from fedsim.streams import Streams
 from fedsim.training import LocalTraining
 from fedsim.transforms import Chain
 
-TOTALS = ("clients", "failed", "late", "crashed", "lost", "bytes_up", "bytes_down", "queries", "extra_queries")
+TOTALS = (
+    *("clients", "failed", "late", "crashed", "lost", "faults"),
+    *("bytes_up", "bytes_down", "queries", "extra_queries"),
+)
 """Columns of the rows that add up."""
 VERSIONED = ("fedsim", "torch", "numpy", "scikit-learn", "flwr-datasets")
 
@@ -94,14 +101,26 @@ def build_executor(experiment: Experiment, problem: Problem, kind: Callable[...,
     )
 
 
-def build_simulation(experiment: Experiment, problem: Problem, engine: EngineMaker | None = None) -> Simulation:
-    """The experiment as a simulation in this process, or over the engine that `engine` makes."""
+def build_simulation(
+    experiment: Experiment, problem: Problem, engine: EngineMaker | None = None, *, own: bool = True
+) -> Simulation:
+    """The experiment as a simulation on this machine, or over the engine that `engine` makes.
+
+    own: whether the problem may be another than the one that the experiment describes, so that processes which help
+    have to be sent it.
+    """
     _check(experiment, problem)
     aggregator = experiment.aggregation
     if engine is None:
-        made: Engine = VirtualEngine(build_executor(experiment, problem), aggregator, build_fleet(experiment, problem))
+        kind: Callable[..., Executor] = Executor
+        if experiment.engine.executor == "process":
+            kind = in_processes(experiment, problem if own else None)
+        made: Engine = build_engine(experiment, problem, build_executor(experiment, problem, kind))
     else:
         made = engine(problem, aggregator)
+        if experiment.faults.kinds and getattr(made, "faults", None) is None:
+            kinds = ", ".join(experiment.faults.kinds)
+            raise InputError("faults", kinds, f"{type(made).__name__} has no faults on demand; remove the table")
     simulation = Simulation(
         Parts(
             problem=problem,
@@ -114,6 +133,7 @@ def build_simulation(experiment: Experiment, problem: Problem, engine: EngineMak
             evaluation=experiment.evaluation,
             stopping=experiment.stopping,
             order_transforms=Chain(experiment.order_transforms),
+            steady=experiment.devices.steady and not experiment.faults.kinds,
         )
     )
     orders, window = experiment.strategy.ask(simulation.state, torch.arange(problem.num_clients))
@@ -130,6 +150,13 @@ def build_simulation(experiment: Experiment, problem: Problem, engine: EngineMak
         if least > budget:
             raise InputError("stopping.queries", budget, f"the clients of one round ask for {least} at least; raise it")
     return simulation
+
+
+def build_engine(experiment: Experiment, problem: Problem, executor: Executor) -> VirtualEngine:
+    """The experiment's engine in this process, with its devices and its faults."""
+    with naming("faults"):
+        faults = experiment.faults.start(problem.num_clients, Streams(experiment.seed))
+    return VirtualEngine(executor, experiment.aggregation, build_fleet(experiment, problem), faults)
 
 
 def build_fleet(experiment: Experiment, problem: Problem) -> Fleet:
@@ -211,48 +238,75 @@ def run(
     problem: your own (see `supervised`) instead of the one that the experiment describes. engine: makes an
     engine to run on instead of this process's. callbacks: called after every round. out: the run folder, by
     default the next `runs/<name>-<n>`; force: replace an earlier run there. save: False writes nothing. A run
-    that diverges or is interrupted keeps what it logged; `Result.status` says so.
+    that diverges or is interrupted keeps what it logged; `Result.status` says so. A run that was interrupted or killed
+    goes on with `fedsim.resume`; on another engine there are no checkpoints, for what is under way on other machines
+    cannot be written down, and seeds that run as one stack would each take their time from all.
     """
     place = None if out is None else Path(out)
     if save:
         RunFolder.check(place, experiment.name, force=force)
-    described = experiment.resolved()
+    described, own = describe(experiment, problem), problem is not None
     if problem is None:
         problem = build_problem(experiment)
-    else:  # what the experiment says of data, model and device has nothing to do with this run
+    simulation = build_simulation(experiment, problem, engine, own=own)
+    if not save:
+        return drive(experiment, simulation, callbacks)
+    with RunFolder.create(place, experiment.name, force=force) as folder, recording(folder):
+        folder.write_config(described | _notes(experiment, simulation, problem))
+        folder.begin()
+        return drive(experiment, simulation, callbacks, folder, keeps=engine is None)
+
+
+def describe(experiment: Experiment, problem: Problem | None) -> dict[str, Any]:
+    """The experiment's tables, as its run folder has them. problem: your own, if it runs on one."""
+    described = experiment.resolved()
+    if problem is not None:  # what the experiment says of data, model and device has nothing to do with this run
         described.pop("partition", None)
         described["problem"] = {"kind": "own"}
         described["engine"] |= {"device": problem.device.type, "precision": str(problem.dtype).removeprefix("torch.")}
-    simulation = build_simulation(experiment, problem, engine)
-    if not save:
-        return _run(experiment, problem, simulation, callbacks, None)
-    with RunFolder.create(place, experiment.name, force=force) as folder:
-        try:
-            folder.write_config(described | _notes(experiment, simulation, problem))
-            return _run(experiment, problem, simulation, callbacks, folder)
-        except InputError:
-            raise
-        except StorageError as error:
-            if len(folder.rows()):
-                raise
-            raise InputError("out", str(folder.path), str(error)) from error
-        except Exception:
-            folder.write_traceback(traceback.format_exc())
-            raise
+    return described
 
 
-def _run(
+@contextmanager
+def recording(folder: RunFolder) -> Iterator[None]:
+    """Leave in the folder the traceback of what fails in this block; that nothing can be written at all is an input."""
+    try:
+        yield
+    except InputError:
+        raise
+    except StorageError as error:
+        if len(folder.rows()) or folder.has_checkpoint:
+            raise
+        raise InputError("out", str(folder.path), str(error)) from error
+    except Exception:
+        folder.write_traceback(traceback.format_exc())
+        raise
+
+
+def drive(
     experiment: Experiment,
-    problem: Problem,
     simulation: Simulation,
-    callbacks: Sequence[Callback],
-    folder: RunFolder | None,
+    callbacks: Sequence[Callback] = (),
+    folder: RunFolder | None = None,
+    *,
+    keeps: bool = False,
 ) -> Result:
-    rows: list[Row] = []
+    """Go through a simulation from where it is, write into the folder what it comes to, and return that.
+
+    keeps: write checkpoints, if the strategy can be resumed.
+    """
+    problem = simulation.parts.problem
+    # A number that was not finite is null in the file; rows of an earlier part of the run are read from there.
+    earlier = [] if folder is None else folder.rows()
+    rows: list[Row] = [{name: math.nan if value is None else value for name, value in row.items()} for row in earlier]
+    keeper = None
+    if folder is not None and keeps and unresumable(experiment) is None:
+        keeper = simulation.between = Keeper(folder, simulation, experiment.checkpoint)
     status, reason = "finished", ""
     try:
-        if folder is not None:
-            problem.illustrate(folder.place, None)
+        if folder is not None and simulation.round == 0:
+            with _only_a_picture():
+                problem.illustrate(folder.place, None)
         for row in simulation:
             rows.append(row)
             if folder is not None:
@@ -267,15 +321,31 @@ def _run(
         status, reason = "stalled", str(error)
     except KeyboardInterrupt:
         status, reason = "interrupted", f"interrupted after round {simulation.round}"
+        if keeper is not None:
+            keeper.last()
     ended = simulation.parts.engine
     trace = ended.trace.summary((problem.sizes.double() / problem.sizes.sum()).tolist(), ended.now)
-    summary = summarise(rows, status, reason) | {"lost_weight": trace["lost_weight"]}
+    summary = summarise(rows, status, reason) | {name: trace[name] for name in ("lost_weight", "faults", "skipped")}
     params = simulation.state.params
     if folder is not None:
         folder.write_trace(trace)
         _finish(experiment, problem, params, summary, rows, folder)
     history = History(rows) if folder is None else folder.history
     return Result(params, problem, status, reason, summary, history, None if folder is None else folder.path)
+
+
+def unresumable(experiment: Experiment) -> str | None:
+    """Why a run could not go on from a checkpoint, as its strategy says; None: it could."""
+    return getattr(experiment.strategy, "unresumable", None)
+
+
+@contextmanager
+def _only_a_picture() -> Iterator[None]:
+    """Within this block whatever fails is said and no more: what a run has come to does not wait for a picture."""
+    try:
+        yield
+    except Exception as error:
+        warn(f"a picture is missing: {type(error).__name__}: {error}")
 
 
 def summarise(rows: Sequence[Row], status: str, reason: str) -> dict[str, Any]:
@@ -357,10 +427,18 @@ def _finish(
     rows: Sequence[Row],
     folder: RunFolder,
 ) -> None:
-    from fedsim import plots
-
     # One entry: safetensors writes several in no fixed order.
     folder.write_model(problem.tensors(params), {"run": f"{experiment.name}, seed {experiment.seed}"})
+    folder.sync()  # before it is said that the run has ended, and what it could go on from is removed
     folder.write_summary(summary)
-    plots.curves(rows, folder.place(CURVES))
-    problem.illustrate(folder.place, params)
+    if summary["status"] in ENDED:
+        try:
+            folder.clear_checkpoints()
+        except StorageError as error:
+            warn(str(error))
+    with _only_a_picture():
+        from fedsim import plots
+
+        plots.curves(rows, folder.place(CURVES))
+    with _only_a_picture():
+        problem.illustrate(folder.place, params)

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fedsim.exchange import Orders, Replies, Weighting, Window
+from fedsim.graph import storable
 from fedsim.optimizers import ServerOptimizer, Sgd
 from fedsim.options import Positive, options
 
@@ -36,6 +37,7 @@ class ProblemView(Protocol):
         ...
 
 
+@storable
 @dataclass(frozen=True)
 class ServerState:
     """A strategy's state: the global model, the round (completed so far), and vectors of the strategy's own.

@@ -1,12 +1,12 @@
 """Sweeps: experiment files x the combinations of a grid x seeds, each a run folder, one process a core.
 
 DIR/<experiment name>/<key=value,key2=value2, or base>/seed-<k>/ is the run folder of a point. A point is finished when
-its summary says finished, stopped, diverged or stalled, and is then skipped; any other is begun anew. So the same call
-goes on after whatever ended the one before, be it SIGKILL: no other file says how far a sweep has come.
+its summary says finished, stopped, diverged or stalled, and is then skipped; any other goes on from its last
+checkpoint, or begins anew if it has none or is one of a stack. So the same call goes on after whatever ended the one
+before, be it SIGKILL: no other file says how far a sweep has come.
 
-Processes are spawned, for threads of PyTorch do not survive a fork. A point goes to its process as tables, since the
-classes of plug-in files cannot be pickled, and every operation takes one core anyway: its numbers are those of
-`fedsim run`, whatever the number of processes.
+A point goes to its process as tables, since the classes of plug-in files cannot be pickled, and every operation takes
+one core anyway: its numbers are those of `fedsim run`, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -14,24 +14,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 import re
-import signal
-import threading
 import traceback
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsim.engine.workers import Failed, Lost, Workers, take_one_core
 from fedsim.errors import FedsimError, InputError
 
-# What needs PyTorch is imported where it is used: a new process then minds signals before it loads anything heavy.
+# What needs PyTorch is imported where it is used: a new process first says how many threads it may have.
 if TYPE_CHECKING:
     from fedsim.configuration import Experiment
 
@@ -128,10 +123,11 @@ def sweep(
     """Run the points that are not finished, `workers` at a time (by default one a core): their outcomes, in order.
 
     on_done: called in this process with each outcome, first with those of points that are skipped. A point that fails
-    does not keep others from running; its folder has a traceback.txt where the code failed. When this call ends early
-    (KeyboardInterrupt), or its process does, so do the workers. A script that calls it needs
-    `if __name__ == "__main__":`, as every process begins by importing the script. stack: points of `expand` that differ
-    only in their seed run as one, in one process (see `fedsim.replicates`), and where one of them fails all do.
+    does not keep others from running; its folder has a traceback.txt where the code failed. A point whose process dies
+    is tried once more. When this call ends early (KeyboardInterrupt), or its process does, so do the workers. A script
+    that calls it needs `if __name__ == "__main__":`, as every process begins by importing the script. stack: points of
+    `expand` that differ only in their seed run as one, in one process (see `fedsim.replicates`), and where one of them
+    fails all do.
     InputError, before anything runs: two points share a folder, one cannot be written, or holds another experiment; or
     is no black box, and is to be stacked.
     """
@@ -159,79 +155,43 @@ def sweep(
     for point, before in zip(points, earlier, strict=True):
         if before is None:
             groups.setdefault(point.folder.parent if stack else point.folder, []).append(point)
-    waiting = deque(groups.values())
-    while waiting:
-        _work_off(waiting, min(workers or cores(), len(waiting)), done)
+    if groups:
+        _work_off(list(groups.values()), min(workers or cores(), len(groups)), done)
     return [outcomes[point.folder] for point in points]
 
 
-def _work_off(waiting: deque[list[Point]], workers: int, done: Callable[[Outcome], None]) -> None:
-    """Run waiting points until none is left or a worker dies; then those that were running have failed.
-
-    Points in one list are the seeds of a stack.
-    """
-    context = multiprocessing.get_context("spawn")
-    alive, held = context.Pipe(duplex=False)
-    running: dict[Future[list[Ended]], list[Point]] = {}
-    broken = False
-    with alive, held, ProcessPoolExecutor(workers, context, _begin, (alive,)) as pool:
-        try:
-            while running or (waiting and not broken):
-                while waiting and not broken and len(running) < workers:
-                    made, folders = waiting[0][0].experiment, {p.experiment.seed: p.folder for p in waiting[0]}
-                    try:
-                        task = pool.submit(_run, made.resolved(), made.data_dir, folders)
-                    except BrokenProcessPool:
-                        broken = True
-                    else:
-                        running[task] = waiting.popleft()
-                for task in wait(running, return_when=FIRST_COMPLETED).done:
-                    group, error = running.pop(task), task.exception()
-                    if error is None:
-                        ended = task.result()
-                    elif isinstance(error, BrokenProcessPool):
-                        broken = True
-                        reason = "its process, or one beside it, was ended: out of memory?"
-                        ended = [("failed", reason, {})] * len(group)
-                    else:
-                        ended = [("failed", _line(error), {})] * len(group)
-                    for point, came in zip(group, ended, strict=True):
-                        done(Outcome(point, *came))
-        except BaseException:
-            held.close()  # ends the workers, which would finish their points first
-            raise
+def _work_off(groups: Sequence[Sequence[Point]], workers: int, done: Callable[[Outcome], None]) -> None:
+    """Run points, as many at a time as there are workers. Those in one list are the seeds of a stack."""
+    tasks = []
+    for group in groups:
+        made, folders = group[0].experiment, {point.experiment.seed: point.folder for point in group}
+        tasks.append((made.resolved(), made.data_dir, folders))
+    with Workers(workers, take_one_core) as pool, closing(pool.stream(_run, tasks)) as outcomes:
+        for number, outcome in outcomes:
+            ended = outcome
+            if isinstance(outcome, Lost):
+                ended = [("failed", f"{outcome.reason}, twice: out of memory?", {})] * len(groups[number])
+            elif isinstance(outcome, Failed):
+                ended = [("failed", outcome.reason, {})] * len(groups[number])
+            for point, came in zip(groups[number], ended, strict=True):
+                done(Outcome(point, *came))
 
 
-def _begin(alive: Connection) -> None:
-    """Make a worker of this process: one thread, deaf to Ctrl-C, gone when the other end of `alive` is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = "1"  # for NumPy, which reads it when it is loaded
-
-    import torch
-
-    torch.set_num_threads(1)  # before fedsim.engine.cores asks how many there are
-
-
-def _end_with(alive: Connection) -> None:
-    alive.poll(None)  # nothing is ever sent: this waits until the sweep closes its end, or dies
-    os._exit(1)
-
-
-def _run(tables: Mapping[str, Any], data_dir: Path | None, folders: Mapping[int, Path]) -> list[Ended]:
-    """Run a point, or several seeds of it as a stack, in a worker. folders: by seed."""
+def _run(_: None, task: tuple[Mapping[str, Any], Path | None, Mapping[int, Path]]) -> list[Ended]:
+    """Run a point, or several seeds of it as a stack, in a worker. task: its tables, data folder, folders by seed."""
     from fedsim.configuration import experiment
     from fedsim.replicates import run_seeds
+    from fedsim.resuming import resume
     from fedsim.runfolder import TRACEBACK, write_whole
-    from fedsim.runner import run
 
+    tables, data_dir, folders = task
     traces = [folder / TRACEBACK for folder in folders.values()]
     for trace in traces:
         trace.unlink(missing_ok=True)  # a run removes only those of runs, not one left by an attempt that came to none
     try:
         made = experiment(data_dir=data_dir, **tables)
         if len(folders) == 1:
-            results = [run(made, out=traces[0].parent, force=True)]
+            results = [resume(traces[0].parent, made, anew=True)]
         else:
             results = run_seeds(made, list(folders), out=traces[0].parent.parent, force=True)
     except FedsimError as error:
@@ -271,7 +231,10 @@ def _earlier(point: Point) -> Outcome | None:
 
 
 def _text(made: Experiment) -> str:
-    return json.dumps(made.resolved(), sort_keys=True, default=str)
+    from fedsim.resuming import FREE
+
+    deciding = {name: table for name, table in made.resolved().items() if name not in FREE}
+    return json.dumps(deciding, sort_keys=True, default=str)
 
 
 def _line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from fedsim.engine.stack import Stack
 from fedsim.engine.store import Shapes
 from fedsim.errors import InputError
 from fedsim.exchange import Cost, Orders
-from fedsim.options import BatchSize, Count, Fraction, NonNegative, Positive, options, table_of
+from fedsim.options import BatchSize, Fraction, NonNegative, Passes, Positive, options, table_of
 from fedsim.parts import Parts
 from fedsim.schedules import Constant, Exponential, Schedule, Step
 
@@ -57,8 +57,8 @@ class LocalTraining(Parts):
 
     parts: ClassVar[Mapping[str, str]] = {"adversarial": "defences"}
 
-    epochs: Count | None = None
-    steps: Count | None = None
+    epochs: Passes | None = None
+    steps: Passes | None = None
     batch_size: BatchSize = 32
     lr: Positive = 0.1
     schedule: Schedule = Constant()

@@ -8,9 +8,11 @@ package `cma` (pip install 'fedsim[cma]'), with cumulative step-size adaptation 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import pickle
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -44,8 +46,9 @@ class CmaEs:
     """Needs the client `values`.
 
     sigma: the initial step size, in widths of the problem's box, or as it is where there is none. population: n, by
-    default 4 + floor(3 ln d). diagonal: adapt variances only; else a d x d matrix is part of the state, and taken
-    apart in d^3 operations. Solutions stay within the box, by the package's smooth transformation.
+    default 4 + floor(3 ln d). diagonal: adapt variances only; else the search has a d x d matrix, and takes it apart in
+    d^3 operations. The state is what the search was told, from which a resumed run makes it again. Solutions stay
+    within the box, by the package's smooth transformation.
     """
 
     sends: ClassVar[frozenset[str]] = frozenset({"candidates"})
@@ -61,9 +64,60 @@ class CmaEs:
             raise InputError("kind", "cma_es", "it needs the package cma: pip install 'fedsim[cma]'")
 
     def init(self, problem: ProblemView) -> ServerState:
+        """Where the search begins, and nothing that it was told."""
+        params, bounds = problem.initial(), problem.bounds
+        memory = {
+            "start": params.double().cpu(),
+            "bounds": torch.tensor([] if bounds is None else list(bounds), dtype=torch.float64),
+            "values": torch.zeros((0, 0), dtype=torch.float64),
+            "rounds": torch.zeros(0, dtype=torch.int64),
+        }
+        return ServerState(params, memory=memory)
+
+    def seeded(self, state: ServerState, streams: Streams) -> ServerState:
+        """The state with a seed for the populations."""
+        seed = torch.tensor(streams.derive("cma-es") >> 1)  # of 64 bits those that int64 has room for
+        return replace(state, memory={**state.memory, "seed": seed})
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+        """Send the population [n, d]; wait for everybody."""
+        with _lent(self._search(state), state, state.round) as search:
+            population = np.stack(search.ask())
+        candidates = torch.from_numpy(population).to(state.params.device, state.params.dtype)
+        return Orders("evaluate", chosen, {"candidates": candidates}, round=state.round), All()
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Tell the search the mean values; a round without replies changes nothing."""
+        if not len(replies):
+            return replace(state, round=state.round + 1), {}, True
+        values = replies.combine(replies.weights(self.weighting), name="values").double().cpu()
+        search = self._search(state)
+        # The search is from before the population was drawn, which is drawn again, the same.
+        _told(search, state, state.round, values)
+        memory = dict(state.memory)
+        memory["values"] = torch.cat((memory["values"].reshape(-1, len(values)), values.unsqueeze(0)))
+        memory["rounds"] = torch.cat((memory["rounds"], torch.tensor([state.round])))
+        params = torch.from_numpy(np.array(search.result.xfavorite)).to(state.params.device, state.params.dtype)
+        moved = replace(state, params=params, round=state.round + 1, memory=memory)
+        _keep(self._key(moved), search)
+        metrics = {**observed(replies), "lowest_value": float(values.min()), "sigma": float(search.sigma)}
+        return moved, metrics, True
+
+    def _search(self, state: ServerState) -> Any:
+        """The search that has been told what the state says: of its last rounds at hand, else all told once more."""
+        key = self._key(state)
+        if key in _SEARCHES:
+            return pickle.loads(_SEARCHES[key])
+        search = self._begun(state)
+        for round_, values in zip(state.memory["rounds"].tolist(), state.memory["values"], strict=True):
+            _told(search, state, round_, values)
+        _keep(key, search)
+        return search
+
+    def _begun(self, state: ServerState) -> Any:
         """The search as the package begins it."""
         cma, adaptation = importlib.import_module("cma"), importlib.import_module("cma.sigma_adaptation")
-        params, bounds = problem.initial(), problem.bounds
+        bounds: list[float] = state.memory["bounds"].tolist()
         settings = {
             "randn": Normal(),
             "AdaptSigma": adaptation.CMAAdaptSigmaCSA,  # the other rule checks itself with global draws
@@ -74,48 +128,41 @@ class CmaEs:
         if self.population is not None:
             settings["popsize"] = self.population
         width = 1.0
-        if bounds is not None:
-            settings["bounds"], width = list(bounds), bounds[1] - bounds[0]
-        search = cma.CMAEvolutionStrategy(params.double().cpu().numpy(), self.sigma * width, settings)
-        return ServerState(params, memory={"search": _kept(search)})
+        if bounds:
+            settings["bounds"], width = bounds, bounds[1] - bounds[0]
+        return cma.CMAEvolutionStrategy(state.memory["start"].numpy(), self.sigma * width, settings)
 
-    def seeded(self, state: ServerState, streams: Streams) -> ServerState:
-        """The state with a seed for the populations."""
-        seed = torch.tensor(streams.derive("cma-es") >> 1)  # of 64 bits those that int64 has room for
-        return replace(state, memory={**state.memory, "seed": seed})
-
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
-        """Send the population [n, d]; wait for everybody."""
-        with _resumed(state) as search:
-            population = np.stack(search.ask())
-        candidates = torch.from_numpy(population).to(state.params.device, state.params.dtype)
-        return Orders("evaluate", chosen, {"candidates": candidates}, round=state.round), All()
-
-    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
-        """Tell the search the mean values; a round without replies changes nothing."""
-        if not len(replies):
-            return replace(state, round=state.round + 1), {}, True
-        values = replies.combine(replies.weights(self.weighting), name="values").double().cpu().numpy()
-        with _resumed(state) as search:
-            # The state is from before the population was drawn, which is drawn again, the same.
-            search.tell(search.ask(), values.tolist())
-            search.sm.update_now()  # takes C apart where that is due, which both drawings of the next round would do
-            mean, step = search.result.xfavorite, float(search.sigma)
-        params = torch.from_numpy(np.array(mean)).to(state.params.device, state.params.dtype)
-        moved = replace(state, params=params, round=state.round + 1, memory={**state.memory, "search": _kept(search)})
-        return moved, {**observed(replies), "lowest_value": float(values.min()), "sigma": step}, True
+    def _key(self, state: ServerState) -> bytes:
+        """What a search is made of."""
+        made = hashlib.blake2b(repr(self).encode())
+        for name in ("seed", "start", "bounds", "values", "rounds"):
+            made.update(state.memory[name].numpy().tobytes())
+        return made.digest()
 
 
-def _kept(search: Any) -> Tensor:
-    """A search as bytes, uint8."""
-    return torch.from_numpy(np.frombuffer(pickle.dumps(search), dtype=np.uint8).copy())
+_SEARCHES: OrderedDict[bytes, bytes] = OrderedDict()
+"""The searches of the last rounds, as bytes, by what they are made of: so that a run need not tell all of them anew."""
+AT_HAND = 4
+
+
+def _keep(key: bytes, search: Any) -> None:
+    _SEARCHES[key] = pickle.dumps(search)
+    _SEARCHES.move_to_end(key)
+    while len(_SEARCHES) > AT_HAND:
+        _SEARCHES.popitem(last=False)
+
+
+def _told(search: Any, state: ServerState, round_: int, values: Tensor) -> None:
+    """Tell a search the values [n] of the population of a round."""
+    with _lent(search, state, round_):
+        search.tell(search.ask(), values.tolist())
+        search.sm.update_now()  # takes C apart where that is due, which both drawings of the next round would do
 
 
 @contextmanager
-def _resumed(state: ServerState) -> Iterator[Any]:
-    """The search of a state, with the generator of its round."""
-    search = pickle.loads(state.memory["search"].numpy().tobytes())
+def _lent(search: Any, state: ServerState, round_: int) -> Iterator[Any]:
+    """The search with the generator of a round."""
     normal = search.opts["randn"]
-    normal.generator = Streams(int(state.memory["seed"])).generator("population", round=state.round)
+    normal.generator = Streams(int(state.memory["seed"])).generator("population", round=round_)
     yield search
     normal.generator = None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.exchange import Orders, Replies, Window
-from fedsim.options import Count, options
+from fedsim.options import Count, Passes, options
 from fedsim.strategy import Metrics, ProblemView, ServerState
 from fedsim.streams import Streams
 from fedsim.zeroth_order.shared_seed import SEED, ReplicaServer, mean_loss, of_scalars
@@ -32,7 +32,7 @@ class DeComFL(ReplicaServer):
     )
     expects: ClassVar[frozenset[str]] = frozenset({"scalars"})
 
-    steps: Count = 1
+    steps: Passes = 1
     perturbations: Count = 1
 
     def init(self, problem: ProblemView) -> ServerState:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-TRAINING = {"epochs": 2, "batch_size": 4, "lr": 0.1}
+from fedsim.testing.others import ESTIMATED, LOCAL, OPAQUE, PGD, SEARCHING, STEPPING, Others
+from fedsim.testing.problems import TRAINING
+from fedsim.testing.subject import Path, Subject
+
 SPREAD = {"compute": {"kind": "fixed", "spread": 80.0}}
 ALL = {"kind": "uniform", "fraction": 1.0}
 OBSERVED = {"frequency": "observed"}
@@ -18,7 +21,6 @@ SURROGATE = {
     "features": 200, "feature_points": 40, "history": 60, "neighbours": 20, "candidates": 12, "last_candidates": 12,
     "last_active": 4,
 }  # fmt: skip
-PGD = {"kind": "pgd", "epsilon": 0.3, "steps": 2, "domain": "none"}
 SCAFFOLD_ZO = {"kind": "scaffold_zo", **SEARCH, "estimator": {"kind": "differences", **FEW}}
 
 ONE_BYTE: dict[str, dict[str, Any]] = {
@@ -197,10 +199,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "scaffold_adversarial": {"strategy": "scaffold", "client": {**defended(), "kind": "scaffold"}},
     "fedfix_adversarial": {"strategy": {"kind": "fedfix"}, "client": defended("dbfat"), **ASYNCHRONOUS},
 }  # fmt: skip
-# Options of a row's plug-in: for each another value that must change the run, given the settings that it needs to
-# matter: other options beside it (None: without that one), settings of the experiment, or a problem of functions.
-Others = dict[str, tuple[Any, dict[str, Any]]]
-OPAQUE = {"opaque": True}
+# Options of a row's plug-in, and for each another value with what it needs to matter.
 AWAY = {"rounds": 6, "selection": {"kind": "uniform", "count": 2}}
 STRATEGIES: dict[str, Others] = {
     "fedavg": {
@@ -342,40 +341,6 @@ STRATEGIES: dict[str, Others] = {
         "least": (0.9, {}),
     },
 }
-LOCAL: Others = {
-    "epochs": (3, {}),
-    "steps": (7, {"epochs": None, "steps": 4}),
-    "batch_size": (3, {}),
-    "lr": (0.05, {}),
-    "schedule": ({"kind": "exponential", "gamma": 0.5}, {}),
-    "epochs_schedule": ({"kind": "exponential", "gamma": 0.5}, {}),
-    "inverse_decay": (0.5, {}),
-    "inverse_power": (2.0, {"inverse_decay": 0.5}),
-    "adversarial": ({"kind": "standard", "attack": PGD}, {}),
-    "curriculum": ({"floor": 1}, {}),
-}
-STEPPING: Others = {
-    "optimizer": ("adam", {}),
-    "momentum": (0.5, {}),
-    "nesterov": (True, {"momentum": 0.5}),
-    "beta1": (0.5, {"optimizer": "adam"}),
-    "beta2": (0.5, {"optimizer": "adam"}),
-    "epsilon": (0.1, {"optimizer": "adam"}),
-    "weight_decay": (0.1, {}),
-    "clip_norm": (0.1, {}),
-}
-SEARCHING: Others = {
-    "steps": (4, {}),
-    "batch_size": (4, {}),
-    "lr": (0.02, {}),
-    "schedule": ({"kind": "exponential", "gamma": 0.5}, {}),
-    "optimizer": ("sgd", {}),
-    "beta1": (0.5, {}),
-    "beta2": (0.5, {}),
-    "epsilon": (0.1, {}),
-    "project": (False, {"lr": 0.5, **OPAQUE}),
-}
-ESTIMATED: Others = {**SEARCHING, "estimator": ({"kind": "differences", **FEW, "directions": "sphere"}, {})}
 CLIENTS: dict[str, Others] = {
     "fedavg": {**LOCAL, **STEPPING, "proximal_mu": (0.5, {})},
     "scaffold": LOCAL,
@@ -474,6 +439,14 @@ ATTACKS: dict[str, Others] = {
     },
     "cw": {**FOLLOWING, **ITERATING, "random_start": (False, {})},
 }
+PATHS: dict[str, Path] = {
+    "strategy": ("strategy",),
+    "client": ("client",),
+    "estimator": ("client", "estimator"),
+    "defence": ("client", "adversarial"),
+    "attack": ("client", "adversarial", "attack"),
+}
+"""Where plug-ins stand in an experiment."""
 PARTS: dict[str, dict[str, Others]] = {
     "strategy": STRATEGIES,
     "client": CLIENTS,
@@ -483,7 +456,7 @@ PARTS: dict[str, dict[str, Others]] = {
 }
 REFUSED: dict[str, Others] = {"scaffold": STEPPING, "fzoos": {"batch_size": (4, {})}}
 """Options of a row's client that it has from others, and refuses."""
-REPORTING = {"cosine", "name"}
+REPORTING: Others = {"cosine": (True, OPAQUE), "name": ("mine", {})}
 """Options that change what is reported, or how it is called, and must not change the run."""
 CROSSING: dict[str, Others] = {
     "one_byte": {"join": ("replay", {}), "history": (1, AWAY)},
@@ -501,14 +474,26 @@ SINGLE = {"fedzo": 1e-4, "fzoos": 1e-3}
 
 Rounded values are divided by a radius, or interpolated by processes whose matrices are far from well conditioned.
 """
-CODES: dict[str, str] = {
-    "one_byte": "a byte is always a number",
-    "one_byte_sign": "two bits are always a number",
+ALONE: dict[str, dict[str, Any]] = {
+    "fedfix": OBSERVED,
+    "fedavg_async": OBSERVED,
+    "fedbuff": {"size": 1},
+    "sfat": {"khat": 1},
 }
-"""Rows whose replies cannot be other than finite, and why."""
+"""Options with which a strategy makes do with one client."""
 UNCOUNTED = {"measure", "control"}
 """Actions whose evaluations are no part of a method's published count."""
 SILENT = {"sgd", "scaffold", "feddyn"}
 """Clients that never ask for a value."""
-JUDGING = {"measure"}
-"""Actions that judge a step: where somebody's answer is not finite it is not taken."""
+
+
+def subject(row: str, opaque: bool = False) -> Subject:
+    """A row, to be held to the contract. opaque: on functions."""
+    found = Subject(ROWS[row], opaque=opaque)
+    kinds = {part: found.table((part,))["kind"] for part in ("strategy", "client")}
+    return Subject(
+        ROWS[row],
+        opaque=opaque,
+        tolerance=SINGLE.get(kinds["client"], 1e-5),
+        alone=ALONE.get(kinds["strategy"], {}),
+    )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from small_problems import small, small_problem
 from torch import Tensor
 
 from fedsim.exchange import All, Orders, Replies
 from fedsim.loop import Simulation
 from fedsim.problems.problem import Problem
 from fedsim.runner import build_simulation
+from fedsim.testing.problems import small_experiment as small
+from fedsim.testing.problems import small_problem
 
 D = 6 * 8 + 8 + 8 * 3 + 3
 """Parameters of `small_problem`."""

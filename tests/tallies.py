@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from small_problems import DEVICE
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -21,6 +20,7 @@ from fedsim.options import options
 from fedsim.problems.supervised import Supervised
 from fedsim.runner import build_simulation
 from fedsim.strategy import ServerState
+from fedsim.testing.problems import DEVICE
 
 
 @options

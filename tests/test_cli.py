@@ -20,7 +20,7 @@ import fedsim
 from fedsim import cli
 from fedsim.cli import parse_seeds
 from fedsim.errors import InputError
-from fedsim.runfolder import ADVERSARIAL, FILES, TRACEBACK
+from fedsim.runfolder import ADVERSARIAL, CHECKPOINTS, FILES, TRACEBACK
 from fedsim.sweep import Outcome, Point
 
 ROOT = Path(__file__).parent.parent
@@ -234,7 +234,7 @@ def test_an_interrupt_leaves_a_usable_folder(monkeypatch, tmp_path):
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(out)) == 130
     assert json.loads((out / "summary.json").read_text())["rounds"] == 1
-    assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - {ADVERSARIAL, TRACEBACK})
+    assert sorted(path.name for path in out.iterdir()) == sorted({CHECKPOINTS, *FILES} - {ADVERSARIAL, TRACEBACK})
 
 
 def test_seeds_are_read():

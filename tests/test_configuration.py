@@ -118,3 +118,17 @@ def test_a_new_kind_deep_in_the_file_drops_the_options_that_it_does_not_have(tmp
 def test_a_plug_in_is_a_name_or_a_table(value):
     with pytest.raises(InputError, match="write a table with `kind` and options, or a name"):
         fedsim.experiment(client={"kind": "sgd", "epochs": 1, "adversarial": value})
+
+
+def test_a_new_kind_of_a_devices_table_keeps_only_the_options_that_it_has(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text('[devices.compute]\nkind = "lognormal"\nmedian = 2.0\nsigma = 0.5\n')
+    made = fedsim.load(file, overrides=["devices.compute.kind=fixed"])
+    assert made.resolved()["devices"]["compute"]["kind"] == "fixed"
+
+
+def test_a_class_without_options_is_refused_under_set_too(tmp_path):
+    (tmp_path / "own.py").write_text("class Plain:\n    pass\n")
+    (tmp_path / "x.toml").write_text("rounds = 1\n")
+    with pytest.raises(InputError, match="put @options above the class"):
+        fedsim.load(tmp_path / "x.toml", overrides=[f"strategy.kind={tmp_path / 'own.py'}:Plain"])

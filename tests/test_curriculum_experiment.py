@@ -148,6 +148,7 @@ def test_study_reads_what_it_has_run(tmp_path, monkeypatch):
     # clients it also went to all five, of which a fifth, one, was in the first round; then to all five again.
     assert found["vanilla"].down.tolist() == [4 * 310 * 2 * 2]
     assert found["clients"].down.tolist() == [4 * 310 * (5 + 1 + 5 + 2)]
+    assert study.selected(found["clients"].points[0]).sum(axis=1).tolist() == [1, 2]
 
 
 def test_watched_run_is_that_of_its_folder(tmp_path):
@@ -156,7 +157,6 @@ def test_watched_run_is_that_of_its_folder(tmp_path):
     )
     point = study.Point(experiment, tmp_path / "seed-0")
     seen = study.watch(point)
-    assert seen.took_part.sum(axis=1).tolist() == [2] * 6
     # After rounds 1 and 5 the examples that are dealt were scored. Of all labels 40 % are wrong, of a sample of 1,000
     # about as many: one standard deviation is 1.5 %.
     assert seen.scores.shape == (2, 1000)
@@ -180,7 +180,7 @@ def test_watched_run_is_that_of_its_folder(tmp_path):
 def test_wrong_among_the_easiest():
     # The two easiest of ten are the last two, one of which is wrong; then the first two, both right.
     wrong = np.array([False] * 5 + [True] * 4 + [False])
-    seen = study.Watched(np.zeros((1, 1), dtype=bool), np.array([np.arange(10.0)[::-1], np.arange(10.0)]), wrong)
+    seen = study.Watched(np.array([np.arange(10.0)[::-1], np.arange(10.0)]), wrong)
     assert seen.wrong_among_easiest(0.2).tolist() == [0.5, 0.0]
 
 
@@ -205,9 +205,10 @@ def test_tables_pictures_and_exit_code(tmp_path, monkeypatch, capsys, holds):
         "59.9",
     ]
     generator = np.random.Generator(np.random.PCG64(0))
-    seen = study.Watched(generator.random((6, 9)) < 0.4, generator.random((2, 50)), generator.random(50) < 0.4)
+    seen = study.Watched(generator.random((2, 50)), generator.random(50) < 0.4)
     monkeypatch.setattr(program, "measure", lambda part, out, **given: {name: made[name] for name in study.PARTS[part]})
     monkeypatch.setattr(program, "watch", lambda point: seen)
+    monkeypatch.setattr(program, "selected", lambda point: generator.random((6, 9)) < 0.4)
     claim = study.Claim("may_be", "iid", "iid", "may be", ("curriculum",), None if holds is None else lambda x: holds)
     monkeypatch.setattr(program, "CLAIMS", (claim,))
     call = {"data_dir": tmp_path, "out": tmp_path, "pictures": tmp_path}

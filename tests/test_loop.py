@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from small_problems import blobs, mlp, small, small_problem
 from torch import nn
 
 import fedsim
@@ -19,6 +18,8 @@ from fedsim.options import options
 from fedsim.runner import build_simulation
 from fedsim.strategy import ServerState
 from fedsim.streams import SERVER
+from fedsim.testing.problems import blobs, mlp, small_problem
+from fedsim.testing.problems import small_experiment as small
 
 
 def test_evaluation_every_k_rounds_and_after_the_last():

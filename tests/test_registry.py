@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from functools import cache
+
 import pytest
 
+import fedsim
 from fedsim import registry
 from fedsim.errors import InputError
 
@@ -12,9 +18,12 @@ from fedsim.options import Positive, options
 
 @options
 class Mine:
-    """A partition of nothing."""
+    """A device of nobody's."""
 
     factor: Positive = 2.0
+
+    def start(self, census, streams, data_dir):
+        return None
 '''
 
 
@@ -28,7 +37,7 @@ def test_every_entry_point_can_be_loaded():
 def test_a_plug_in_from_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(PLUGIN)
-    made = registry.make("strategies", {"kind": "./mine.py:Mine", "factor": 3.0}, "strategy")
+    made = registry.make("devices", {"kind": "./mine.py:Mine", "factor": 3.0}, "devices.compute")
     assert (type(made).__name__, made.factor) == ("Mine", 3.0)
 
 
@@ -37,8 +46,47 @@ def test_files_of_the_same_name_are_two_plug_ins(tmp_path, monkeypatch):
     for folder, factor in (("first", "2.0"), ("second", "4.0")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "random.py").write_text(PLUGIN.replace("2.0", factor))
-    found = [registry.make("strategies", f"./{folder}/random.py:Mine", "s").factor for folder in ("first", "second")]
+    found = [registry.make("devices", f"./{folder}/random.py:Mine", "d").factor for folder in ("first", "second")]
     assert found == [2.0, 4.0]
+
+
+def test_a_file_is_executed_once_until_it_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, note = tmp_path / "mine.py", tmp_path / "executed"
+    text = PLUGIN + f"\nwith open({str(note)!r}, 'a') as note:\n    note.write('x')\n"
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file.write_text(text)
+    os.utime(file, ns=(10**18, 10**18))
+    first, second = (registry.find("devices", "./mine.py:Mine", "d") for _ in range(2))
+    assert first is second
+    assert note.read_text() == "x"
+    # Of the same length and within the same second: a compiled copy of the first would pass for it.
+    file.write_text(text.replace("2.0", "4.0"))
+    os.utime(file, ns=(10**18 + 10**6, 10**18 + 10**6))
+    assert registry.make("devices", "./mine.py:Mine", "d").factor == 4.0
+    assert note.read_text() == "xx"
+    assert not (tmp_path / "__pycache__").exists()
+
+
+def test_a_file_is_executed_once_for_a_run_with_overrides(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    note = tmp_path / "executed"
+    (tmp_path / "mine.py").write_text(
+        f"from strategies.fedavg import FedAvg as Mine\nwith open({str(note)!r}, 'a') as note:\n    note.write('x')\n"
+    )
+    (tmp_path / "mine.toml").write_text("rounds = 1\n")
+    fedsim.load("mine.toml", overrides=["strategy.kind=./mine.py:Mine", "strategy.server_lr=0.5"])
+    assert note.read_text() == "x"
+
+
+def test_a_file_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fails.py").write_text("raise RuntimeError('halfway')")
+    before = set(sys.modules)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="halfway"):
+            registry.find("devices", "./fails.py:Mine", "d")
+    assert set(sys.modules) == before
 
 
 def test_a_file_that_is_not_python_is_one_line(tmp_path, monkeypatch):
@@ -60,19 +108,28 @@ def test_a_plug_in_from_a_module():
     assert made == registry.make("strategies", "fedavg", "strategy")
 
 
+OPTIONS = {"clients.sgd:Sgd": {"epochs": 1}}
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
         ("nothing", "not one of the installed strategies"),
-        ("./absent.py:Mine", "there is no file"),
-        ("absent_module:Mine", "there is no module"),
+        ("./absent.py:Mine", "paths are from the current folder"),
+        ("./my_strategy.py", "name the class in it, too: ./my_strategy.py:Class"),
+        ("absent_module:Mine", "there is no module absent_module"),
+        ("fedsim.absent:Mine", "there is no module fedsim.absent"),
+        (":Mine", "write module:Class"),
+        ("..fedavg:Mine", "write module:Class"),
+        ("a b:Mine", "write module:Class"),
+        ("clients.sgd:Sgd", "it has no expects, init, ask, tell, which all strategies have"),
         ("strategies.fedavg:Absent", "has no Absent"),
         ("fedsim.cli:main", "is not a class"),
     ],
 )
 def test_what_is_not_there_is_one_line(kind, words):
     with pytest.raises(InputError, match=r"^strategy\.kind = ") as caught:
-        registry.make("strategies", {"kind": kind}, "strategy")
+        registry.make("strategies", {"kind": kind, **OPTIONS.get(kind, {})}, "strategy")
     assert words in str(caught.value)
 
 
@@ -81,17 +138,86 @@ def test_a_bad_option_is_named_with_its_table():
         registry.make("strategies", {"kind": "fedavg", "server_lr": -1.0}, "strategy")
 
 
-def test_a_folder_that_hides_a_package_is_named(tmp_path, monkeypatch):
-    """A user's own folder `strategies` before ours on the path: the import fails, and the message says where it is."""
-    import sys
-
-    (tmp_path / "strategies").mkdir()
-    (tmp_path / "strategies" / "__init__.py").write_text("")
+def test_a_module_that_a_plug_in_wants_is_not_said_to_be_the_plug_in(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "strategies"]:
-        monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(InputError, match="hides the installed package") as caught:
+    (tmp_path / "wants_more.py").write_text("import absent_module\n")
+    with pytest.raises(ModuleNotFoundError, match="absent_module"):
+        registry.find("strategies", "wants_more:Mine", "strategy.kind")
+
+
+def test_one_name_of_two_packages_is_ambiguous(tmp_path, monkeypatch):
+    metadata = tmp_path / "rival-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: rival\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[fedsim.strategies]\nfedavg = rival:FedAvg\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fresh(monkeypatch)
+    with pytest.raises(InputError, match="several packages") as caught:
         registry.find("strategies", "fedavg", "strategy.kind")
-    assert str(tmp_path / "strategies") in str(caught.value)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "strategies"]:
-        monkeypatch.delitem(sys.modules, name)
+    assert "strategies.fedavg:FedAvg" in str(caught.value)
+    assert "rival:FedAvg" in str(caught.value)
+    assert registry.find("strategies", "fedprox", "strategy.kind").__name__ == "FedProx"
+
+
+def fresh(monkeypatch):
+    """Look for entry points anew within this test, and again after it."""
+    monkeypatch.setattr(registry, "_installed", cache(registry._installed.__wrapped__))
+
+
+HIDING = {"strategies/__init__.py": "", "strategies/helpers.py": "", "clients/notes.txt": "", "experiments.py": ""}
+"""A user's own folders, one of them a package, one only a folder; and a file."""
+
+
+@pytest.fixture
+def crowded(tmp_path):
+    """A folder whose own things have the names of our packages, and an experiment of ten clients."""
+    for name, text in HIDING.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "tiny.toml").write_text(
+        'rounds = 1\n[partition]\nkind = "iid"\nclients = 10\n[strategy]\nkind = "scaffold"\n'
+        '[client]\nkind = "scaffold"\nsteps = 1\n'
+    )
+    return tmp_path
+
+
+def python(folder, *arguments):
+    environment = os.environ | {"PYTHONSAFEPATH": ""}  # the current folder comes first on the path
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_it_runs_in_a_folder_with_packages_of_the_same_names(crowded):
+    code, said, errors = python(crowded, "-m", "fedsim", "run", "tiny.toml")
+    assert (code, errors) == (0, "")
+    assert said.startswith("finished: 1 rounds")
+
+
+def test_what_was_imported_before_ours_is_named(crowded):
+    code, _, errors = python(crowded, "-c", "import strategies.helpers, fedsim; fedsim.load('tiny.toml')")
+    assert code == 1
+    assert f"{crowded / 'strategies'} hides the installed package of that name; rename it" in errors
+
+
+def test_a_plug_in_that_builds_on_a_hidden_one_is_told_which_folder_hides_it(crowded):
+    (crowded / "mine.py").write_text("from strategies.fedavg import FedAvg as Mine\n")
+    code, _, errors = python(crowded, "-m", "fedsim", "run", "tiny.toml", "--set", "strategy.kind=./mine.py:Mine")
+    assert code == 2
+    hidden = crowded / "strategies"
+    assert (
+        errors
+        == f"fedsim: strategy.kind = ./mine.py:Mine: {hidden} hides the installed package of that name; rename it\n"
+    )
+
+
+def test_a_plugin_file_imports_what_lies_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "beside_the_plugin.py").write_text("FACTOR = 3.0\n")
+    (tmp_path / "own.py").write_text(
+        "from beside_the_plugin import FACTOR\nfrom fedsim.options import options\n\n\n"
+        "@options\nclass Own:\n    factor: float = FACTOR\n"
+    )
+    assert registry.find("strategies", f"{tmp_path / 'own.py'}:Own", "strategy.kind")().factor == 3.0
+    del sys.modules["beside_the_plugin"]

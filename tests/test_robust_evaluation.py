@@ -26,7 +26,8 @@ from fedsim.problems.problem import Trial
 from fedsim.problems.supervised import Supervised
 from fedsim.runner import build_simulation
 from fedsim.streams import Streams
-from tests.small_problems import blobs, mlp, small, small_problem
+from fedsim.testing.problems import blobs, mlp, small_problem
+from fedsim.testing.problems import small_experiment as small
 
 ANYWHERE = "none"
 FIRST = {"kind": "fgsm", "epsilon": 0.5, "domain": ANYWHERE}
@@ -208,7 +209,7 @@ torch.set_num_threads(int(sys.argv[1]))
 from fedsim.adversarial.gradient import PGD
 from fedsim.problems.problem import Trial
 from fedsim.streams import Streams
-from tests.small_problems import small_problem
+from fedsim.testing.problems import small_problem
 problem = small_problem(sizes=(300, 200))
 attacks = (PGD(epsilon=0.3, steps=3, domain="none"),)
 print(json.dumps(problem.attacked(problem.initial(), Trial(attacks, ("test", "train"), None, True, Streams(3)))))

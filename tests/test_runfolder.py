@@ -17,7 +17,10 @@ from safetensors import safe_open
 
 from fedsim.errors import InputError
 from fedsim.history import History
-from fedsim.runfolder import CURVES, FILES, METRICS, RunFolder, StorageError, open_run, write_whole
+from fedsim.runfolder import CHECKPOINTS, CURVES, FILES, METRICS, RunFolder, StorageError, open_run, write_whole
+
+WHOLE = f"00000002-{'ab' * 16}.safetensors"
+"""The name of a checkpoint."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -299,6 +302,131 @@ def test_only_known_files_have_a_place(tmp_path):
     assert [folder.place(file) for file in FILES] == [tmp_path / file for file in FILES]
     with pytest.raises(ValueError, match="not a file of a run"):
         folder.place("../elsewhere")
+
+
+@pytest.fixture
+def unfinished(tmp_path) -> Path:
+    """A run of three rows with a checkpoint, one that was left half-written, and a file of the user's beside them."""
+    path = tmp_path / "unfinished"
+    with RunFolder.create(path, "x") as folder:
+        folder.write_config({"name": "x"})
+        for number in (1, 2, 3):
+            folder.append({"round": number})
+        folder.write_traceback("why")
+        folder.checkpoints.mkdir()
+        for name in (WHOLE, f".{WHOLE}.17.tmp", "notes.txt"):
+            (folder.checkpoints / name).write_text(name)
+    return path
+
+
+def test_force_removes_checkpoints_with_the_run_and_nothing_beside_them(unfinished):
+    folder = RunFolder.create(unfinished, "x", force=True)
+    assert len(list((unfinished / CHECKPOINTS).iterdir())) == 3
+    folder.write_config({"name": "new"})
+    assert [path.name for path in (unfinished / CHECKPOINTS).iterdir()] == ["notes.txt"]
+    assert contents(unfinished).keys() == {"config.toml"}
+
+
+def test_checkpoints_that_are_no_run_s_stay(tmp_path):
+    (tmp_path / CHECKPOINTS).mkdir()
+    (tmp_path / CHECKPOINTS / "epoch-3.safetensors").write_text("of another program")
+    folder = RunFolder.create(tmp_path, "x", force=True)
+    folder.write_config({"name": "x"})
+    folder.discard()
+    assert (tmp_path / CHECKPOINTS / "epoch-3.safetensors").read_text() == "of another program"
+
+
+@pytest.mark.parametrize(("name", "stays"), [(f".{WHOLE}.17.tmp", False), (WHOLE, True)])
+def test_a_run_that_has_a_checkpoint_is_not_discarded(tmp_path, name, stays):
+    folder = RunFolder.create(tmp_path / "run", "x")
+    folder.write_config({"name": "x"})
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / name).write_text("")
+    assert folder.has_checkpoint == stays
+    folder.discard()
+    assert (tmp_path / "run").exists() == stays
+
+
+def test_clearing_checkpoints_removes_their_folder(unfinished, tmp_path):
+    RunFolder(unfinished).clear_checkpoints()
+    assert [path.name for path in (unfinished / CHECKPOINTS).iterdir()] == ["notes.txt"]
+    (unfinished / CHECKPOINTS / "notes.txt").rename(unfinished / "notes.txt")
+    for _ in range(2):
+        RunFolder(unfinished).clear_checkpoints()
+        assert not (unfinished / CHECKPOINTS).exists()
+
+
+def test_a_run_that_is_reopened_changes_when_it_is_rewound(unfinished):
+    before = contents(unfinished)
+    with RunFolder.reopen(unfinished) as folder:
+        assert (folder.size, folder.sync()) == (39, 39)  # three lines of 13 bytes
+        assert contents(unfinished) == before
+        folder.rewind(26, 2)
+        assert (folder.size, folder.appended) == (26, 2)
+        folder.append({"round": 7})
+        assert folder.appended == 3
+    assert open_run(unfinished).rows() == [{"round": 1}, {"round": 2}, {"round": 7}]
+    assert contents(unfinished).keys() == {"config.toml", METRICS}  # the traceback was of what came after
+    left = {path.name for path in (unfinished / CHECKPOINTS).iterdir()}
+    assert left == {WHOLE, "notes.txt"}
+
+
+def test_a_run_that_is_reopened_is_never_discarded(unfinished):
+    def leave_by(error: BaseException) -> None:
+        with RunFolder.reopen(unfinished) as folder:
+            folder.rewind()
+            folder.write_config({"name": "x"})
+            raise error
+
+    with pytest.raises(InputError):
+        leave_by(InputError("lr", -1, "make it positive"))
+    assert contents(unfinished).keys() == {"config.toml", METRICS}
+
+
+def test_a_run_without_rows_is_reopened_too(tmp_path):
+    RunFolder.create(tmp_path, "x").write_config({"name": "x"})
+    with RunFolder.reopen(tmp_path) as folder, RunFolder.reopen(tmp_path) as other:
+        assert folder.size == 0
+        folder.rewind()
+        with pytest.raises(StorageError, match="file exists"):
+            other.rewind()
+        with pytest.raises(InputError, match="another process is writing to it"):
+            RunFolder.reopen(tmp_path)
+        folder.append({"round": 1})
+    assert open_run(tmp_path).rows() == [{"round": 1}]
+
+
+def test_one_process_at_a_time_writes_to_a_run(unfinished):
+    with RunFolder.reopen(unfinished), pytest.raises(InputError, match="another process is writing to it"):
+        RunFolder.reopen(unfinished)
+    RunFolder.reopen(unfinished).close()
+    fresh = RunFolder.create(unfinished, "x", force=True)
+    fresh.append({"round": 1})
+    with pytest.raises(InputError, match="another process is writing to it"):
+        RunFolder.reopen(unfinished)
+    fresh.close()
+
+
+@pytest.mark.parametrize(
+    ("summary", "ended"),
+    [
+        ('{"status": "finished"}', "finished"),
+        ('{"status": "stalled"}', "stalled"),
+        ('{"status": "interrupted"}', None),
+        ('{"status": "fin', None),
+        ("[]", None),
+        (None, None),
+    ],
+)
+def test_how_a_run_has_ended(tmp_path, summary, ended):
+    if summary is not None:
+        (tmp_path / "summary.json").write_text(summary)
+    assert RunFolder(tmp_path).ended() == ended
+
+
+def test_a_file_may_be_written_in_parts(tmp_path):
+    write_whole(tmp_path / "file", b"ab", memoryview(b"cd"), b"")
+    assert (tmp_path / "file").read_bytes() == b"abcd"
 
 
 def test_open_run_refuses_what_is_no_run(tmp_path):

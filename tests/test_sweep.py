@@ -25,6 +25,7 @@ QUICK = ["rounds=2", "client.epochs=1", "partition.clients=20"]
 
 PLUGINS = """
 import os
+from pathlib import Path
 
 from fedsim.engine.cores import cores
 from fedsim.options import options
@@ -46,6 +47,17 @@ class Fails(FedAvg):
 class Dies(FedAvg):
     def ask(self, *given):
         os._exit(9)
+
+
+@options
+class DiesOnce(FedAvg):
+    def ask(self, state, chosen):
+        asked = Path("asked")
+        before = asked.read_text() if asked.exists() else ""
+        asked.write_text(f"{before}{state.round} ")
+        if state.round == 2 and before.count("2") == 0:
+            os._exit(9)
+        return super().ask(state, chosen)
 
 
 @options
@@ -194,11 +206,23 @@ def test_the_others_go_on_when_one_fails_or_dies(plugins):
     assert [outcome.status for outcome in (fails, dies, empty, refused)] == ["failed"] * 4
     # A worker has one core, however many there are.
     assert fails.reason.startswith("ZeroDivisionError: on purpose, on 1 core (see ")
-    assert "process" in dies.reason
+    assert dies.reason == "ended its process with exit code 9, twice: out of memory?"
     assert "EOFError: no data, on purpose" in (plugins / "NoData" / TRACEBACK).read_text()
     assert "ZeroDivisionError" in (plugins / "Fails" / TRACEBACK).read_text()
     assert refused.reason.startswith("selection.count = 21")
     assert not (plugins / "refused").exists()
+
+
+def test_a_point_whose_process_dies_once_goes_on_from_its_checkpoint(plugins):
+    made = point(plugins / "dies", "strategy.kind=./plugins.py:DiesOnce", "rounds=4", "checkpoint.every=1")
+    (outcome,) = sweep([made], workers=1)
+    assert (outcome.status, outcome.summary["rounds"]) == ("finished", 4)
+    # Round 1 is not begun again, round 2 is, in which the first process died; round 0 is only asked for to be checked.
+    assert [(plugins / "asked").read_text().split().count(number) for number in "123"] == [1, 2, 1]
+    plain = point(plugins / "plain", "rounds=4")
+    fedsim.run(plain.experiment, out=plain.folder)
+    assert rows_of(made.folder) == rows_of(plain.folder)
+    assert (made.folder / MODEL).read_bytes() == (plain.folder / MODEL).read_bytes()
 
 
 def test_what_is_not_finished_begins_anew(tmp_path):
@@ -254,7 +278,7 @@ def test_nothing_runs_where_one_point_cannot(tmp_path):
 def test_a_sweep_of_finished_points_starts_no_process(monkeypatch, tmp_path):
     done = point(tmp_path / "done")
     fedsim.run(done.experiment, out=done.folder)
-    monkeypatch.setattr("fedsim.sweep.ProcessPoolExecutor", None)
+    monkeypatch.setattr("fedsim.sweep.Workers", None)
     (outcome,) = sweep([done])
     assert outcome.skipped
     assert sweep([]) == []
@@ -263,7 +287,7 @@ def test_a_sweep_of_finished_points_starts_no_process(monkeypatch, tmp_path):
 def test_a_worker_has_one_thread_though_pytorch_was_loaded_before():
     """By the script that calls a sweep, which every worker imports."""
     code = (
-        "import multiprocessing, torch, fedsim.sweep as sweep; near, far = multiprocessing.Pipe(); sweep._begin(near); "
+        "import torch; from fedsim.engine.workers import take_one_core; take_one_core(); "
         "from fedsim.engine.cores import cores; print(cores(), torch.get_num_threads())"
     )
     environment = os.environ | {"OMP_NUM_THREADS": "2"}

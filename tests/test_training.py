@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_problems import blobs, mlp, small
 from torch.nn import functional
 
 import fedsim
@@ -15,6 +14,8 @@ from fedsim.engine.cohort import Cohort
 from fedsim.errors import InputError
 from fedsim.exchange import Orders
 from fedsim.runner import build_executor
+from fedsim.testing.problems import blobs, mlp
+from fedsim.testing.problems import small_experiment as small
 from fedsim.training import LocalTraining
 
 STEPS, LR = 7, 0.05

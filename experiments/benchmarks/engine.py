@@ -14,10 +14,10 @@ from fedsim.runner import build_simulation
 
 
 class Fedsim:
-    """Federated averaging of a `Work` in this process, under one executor."""
+    """Federated averaging of a `Work` in this process, under one executor. strategy: what averages."""
 
-    def __init__(self, work: Work, executor: str, device: str = "cpu") -> None:
-        self.work, self.executor, self.device = work, executor, device
+    def __init__(self, work: Work, executor: str, device: str = "cpu", strategy: str = "fedavg") -> None:
+        self.work, self.executor, self.device, self.strategy = work, executor, device, strategy
 
     @staticmethod
     def missing() -> str | None:
@@ -35,6 +35,7 @@ class Fedsim:
             training["curriculum"] = {"pacing": {"kind": "linear", "a": work.curriculum.a, "b": work.curriculum.b}}
         experiment = fedsim.experiment(
             rounds=10**6,
+            strategy=self.strategy,
             client={"kind": "sgd", **training},
             selection={"kind": "uniform", "count": work.cohort_size},
             evaluation={"every": 0},

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.table import Table
 
 from experiments.curriculum.study import (
@@ -27,6 +28,7 @@ from experiments.curriculum.study import (
     Watched,
     lead,
     measure,
+    selected,
     watch,
 )
 from experiments.studies import band, cell, concluding, console, said
@@ -42,8 +44,6 @@ PACINGS: Mapping[str, Pacing] = {
     "exponential": Exponential(),
     "logarithmic": Logarithmic(),
 }
-WATCHED = {"clients": ("clients", "clients_anti"), "noise": ("curriculum",)}
-"""The methods of which a run is looked at in detail, by part."""
 
 
 def table(setting: str, methods: Mapping[str, Measured]) -> Table:
@@ -103,16 +103,16 @@ def draw_pacings(path: Path) -> None:
     save(figure, path)
 
 
-def draw_selection(watched: Mapping[str, Watched], path: Path) -> None:
+def draw_selection(took_part: Mapping[str, NDArray[np.bool_]], path: Path) -> None:
     """Who takes part in which round, a panel a method; clients ascend by difficulty, as their numbers do."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.2 + 4.8 * len(watched), 3.8), layout="constrained")
-    axes = figure.subplots(1, len(watched), squeeze=False, sharey=True)[0]
-    for axis, (method, seen) in zip(axes, watched.items(), strict=True):
-        round_, client = np.nonzero(seen.took_part)
+    figure = Figure(figsize=(1.2 + 4.8 * len(took_part), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(took_part), squeeze=False, sharey=True)[0]
+    for axis, (method, rounds) in zip(axes, took_part.items(), strict=True):
+        round_, client = np.nonzero(rounds)
         axis.scatter(round_ + 1, client, s=7, marker="s", color=BRIGHT[0], linewidths=0)
-        mean = [clients.nonzero()[0].mean() for clients in seen.took_part]
+        mean = [clients.nonzero()[0].mean() for clients in rounds]
         axis.plot(np.arange(1, len(mean) + 1), mean, color=BRIGHT[1], linewidth=1.6)
         axis.set_title(METHODS[method], color=INK, loc="left", fontsize=10)
         axis.set_xlabel("round", color=INK)
@@ -170,11 +170,11 @@ def main(
             for setting, methods in results.items():
                 console(120).print(table(setting, methods))
             first = next(iter(results.values()))
-            seen = {method: watch(first[method].points[0]) for method in WATCHED.get(name, ())}
             if name == "clients":
-                draw_selection(seen, pictures / "selection.png")
+                took_part = {method: selected(first[method].points[0]) for method in ("clients", "clients_anti")}
+                draw_selection(took_part, pictures / "selection.png")
             if name == "noise":
-                draw_scores(seen["curriculum"], pictures / "scores.png")
+                draw_scores(watch(first["curriculum"].points[0]), pictures / "scores.png")
             judged += [(claim.text, *claim.judge(results)) for claim in CLAIMS if claim.part == name]
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-import random
 import threading
 import warnings
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from fedsim.adversarial.gradient import FGSM, Cube, Domain, Label, Sphere
 from fedsim.engine.losses import Loss
 from fedsim.engine.stack import Stack
 from fedsim.errors import InputError
+from fedsim.generators import seeded_globals
 from fedsim.options import Count, NonNegative, options
 
 STEPS, STARTS = 100, 5
@@ -223,18 +223,12 @@ def _toolbox() -> tuple[Any, Any]:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Within this block the generators of the process begin where `seed` says, and the toolbox says nothing."""
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002  # the toolbox draws from them
     logger = logging.getLogger("art")
     level = logger.level
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with seeded_globals(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger.setLevel(logging.CRITICAL)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(arrays)  # noqa: NPY002
             logger.setLevel(level)

@@ -1,7 +1,8 @@
 """When clients can start to work. It gates the start only: work that has begun is finished.
 
-Random kinds draw anew in each slot, [s period, (s + 1) period), and are constant in it. The state of any slot can be
-asked for in any order; what is kept of the last one only saves time.
+These are the plug-ins of the group `fedsim.availabilities`. Random kinds draw anew in each slot, [s period,
+(s + 1) period), and are constant in it. The state of any slot can be asked for in any order; what is kept of the last
+one only saves time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pydantic import Field
 from fedsim.clock import SECOND, ticks
 from fedsim.devices.traces import File, read_trace
 from fedsim.errors import InputError
-from fedsim.options import Seconds, one_of, options
+from fedsim.options import Seconds, options
 from fedsim.streams import MASK, Streams
 
 DRAW = "devices/availability"
@@ -35,6 +36,14 @@ class Presence(Protocol):
 
     def wakes(self, now: int) -> int | None:
         """The next tick > now at which that may change; None: never again."""
+        ...
+
+
+class Availability(Protocol):
+    """What a plug-in of the group `availabilities` offers: an `@options` class."""
+
+    def start(self, population: int, streams: Streams, data_dir: Path | None) -> Presence | None:
+        """Who of so many clients is available when; None: everybody, always. data_dir: see `Compute.start`."""
         ...
 
 
@@ -256,10 +265,3 @@ class Trace:
         if repeat is not None:
             records.require(end <= repeat, f"end must be at most {self.repeat}, where the trace repeats; cut it there")
         return _Intervals(population, records.clients, begin, end, repeat)
-
-
-Availability = Annotated[
-    Always | Bernoulli | Diurnal | Markov | Trace,
-    one_of(always=Always, bernoulli=Bernoulli, diurnal=Diurnal, markov=Markov, trace=Trace),
-]
-"""When clients can start: one of these, or its name, or a table with `kind` and its options."""

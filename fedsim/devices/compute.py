@@ -1,10 +1,13 @@
-"""How long clients compute: seconds of each, fixed for the run, by rule, by a named draw, or from a file."""
+"""How long clients compute: seconds of each, fixed for the run, by rule, by a named draw, or from a file.
+
+These are the plug-ins of the group `fedsim.devices`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from pydantic import Field
 from fedsim.devices.census import Census, Spread
 from fedsim.devices.traces import File, read_trace
 from fedsim.errors import InputError
-from fedsim.options import Seconds, one_of, options
+from fedsim.options import Seconds, options
 from fedsim.streams import SERVER, Streams
 
 DRAW = "devices/compute"
@@ -36,6 +39,17 @@ class Pace:
     def constant(cls, seconds: NDArray[np.float64]) -> Pace:
         """One number a client: seconds, float64 [N]."""
         return cls(seconds, np.arange(len(seconds)), np.ones(len(seconds), dtype=np.int64))
+
+
+class Compute(Protocol):
+    """What a plug-in of the group `devices` offers: an `@options` class."""
+
+    def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:
+        """The seconds of N clients, from what is known of them and from named draws.
+
+        data_dir: where files are looked for first. InputError: the options do not go with these clients.
+        """
+        ...
 
 
 @options
@@ -126,10 +140,3 @@ class Trace:
         order = np.argsort(records.clients, kind="stable")
         count = np.bincount(records.clients, minlength=population)
         return Pace(seconds[order], np.cumsum(count) - count, count)
-
-
-Compute = Annotated[
-    Fixed | Uniform | LogNormal | Zipf | Trace,
-    one_of(fixed=Fixed, uniform=Uniform, lognormal=LogNormal, zipf=Zipf, trace=Trace),
-]
-"""How long clients compute: one of these, or its name, or a table with `kind` and its options."""

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from fedsim.clock import SECOND, ticks
-from fedsim.devices.availability import Always, Availability, Presence
+from fedsim.devices.availability import Always, Presence
 from fedsim.devices.census import Census, Spread
-from fedsim.devices.compute import Compute, Fixed, Pace
-from fedsim.options import LONGEST, Positive, Seconds, options
+from fedsim.devices.compute import Pace
+from fedsim.options import LONGEST, Positive, Seconds, options, table_of
+from fedsim.parts import Parts
 from fedsim.streams import MASK, Streams
 
 Ticks = NDArray[np.int64]
@@ -52,32 +53,30 @@ class Failure:
     repair_seconds: Annotated[float, Field(ge=0, le=LONGEST)] | None = None
 
 
-def _table(cls: type[Any]) -> BeforeValidator:
-    """A field that takes a table of that class's options beside an object of it."""
-    return BeforeValidator(lambda given: cls(**given) if isinstance(given, Mapping) else given)
-
-
 @options
-class Devices:
+class Devices(Parts):
     """The machines of the clients; by default each takes one second an order, always.
 
-    compute: seconds of each client. per: whether these are for an order or for one local step (per order, to report a
-    loss takes as long as to train; per step, a third of a pass). jitter: sigma of a log-normal factor with mean 1 on
-    the time to compute, drawn for each order. bandwidth: None if sending takes no time. availability: when a client can
-    start; work that has begun is finished. failure: None if nobody fails.
+    compute: seconds of each client, a plug-in of the group `devices`. per: whether these are for an order or for one
+    local step (per order, to report a loss takes as long as to train; per step, a third of a pass). jitter: sigma of a
+    log-normal factor with mean 1 on the time to compute, drawn for each order. bandwidth: None if sending takes no
+    time. availability: when a client can start, a plug-in of the group `availabilities`; work that has begun is
+    finished. failure: None if nobody fails.
     """
 
-    compute: Compute = Fixed()
+    parts: ClassVar[Mapping[str, str]] = {"compute": "devices", "availability": "availabilities"}
+
+    compute: Any = "fixed"
     per: Literal["order", "step"] = "order"
     jitter: Spread = 0.0
-    bandwidth: Annotated[Bandwidth, _table(Bandwidth)] | None = None
-    availability: Availability = Always()
-    failure: Annotated[Failure, _table(Failure)] | None = None
+    bandwidth: Annotated[Bandwidth, table_of(Bandwidth)] | None = None
+    availability: Any = "always"
+    failure: Annotated[Failure, table_of(Failure)] | None = None
 
     @property
     def steady(self) -> bool:
         """Whether clients can work all the time: nobody sleeps or fails."""
-        return isinstance(self.availability, Always) and self.failure is None
+        return isinstance(self.made["availability"], Always) and self.failure is None
 
     def start(self, census: Census, streams: Streams, data_dir: Path | None = None) -> Fleet:
         """Give N clients their devices, by named draws. data_dir: where traces are looked for first.
@@ -100,8 +99,8 @@ class Fleet:
         self.repair: int | None = None if repair is None else ticks(repair)
         self.counts_steps = devices.per == "step"
         self._devices, self._streams = devices, streams
-        self._pace: Pace = devices.compute.start(census, streams, data_dir)
-        self._presence: Presence | None = devices.availability.start(self.population, streams, data_dir)
+        self._pace: Pace = devices.made["compute"].start(census, streams, data_dir)
+        self._presence: Presence | None = devices.made["availability"].start(self.population, streams, data_dir)
         self._links = self._bandwidths()
         once = bool((self._pace.count == 1).all())
         self._declares = once and devices.jitter == 0

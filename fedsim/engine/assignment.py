@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from fedsim.exchange import Orders, Scalar
+from fedsim.graph import storable
 
 
+@storable
 @dataclass(frozen=True)
 class Assignment:
     """C clients and the order of each; the orders differ at most in their round, draws and the payload's numbers.

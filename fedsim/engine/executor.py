@@ -3,7 +3,8 @@
 How is chosen here and nowhere else. `stacked` runs as many clients at once as fit a fixed memory budget; `loop` runs
 one at a time through the module itself; `auto` takes the loop for LSTMs and large convolutions on a CPU, where it
 already runs at the speed of the arithmetic, and for models that cannot be stacked, and the stack for everything else.
-Cohorts are spread over the cores of a CPU (see `fedsim.engine.cores`).
+Cohorts are spread over the cores of a CPU (see `fedsim.engine.cores`), or with `process` over processes (see
+`fedsim.engine.process`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fedsim.engine.scratch import Scratch
 from fedsim.engine.store import ClientStore, Shapes
 from fedsim.errors import InputError
 from fedsim.exchange import BrokenPromiseError, Cost, Orders, Update, finite_rows
+from fedsim.graph import storable
 from fedsim.problems.problem import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.streams import Streams
@@ -34,7 +36,7 @@ from fedsim.transforms import Chain, Transform
 if TYPE_CHECKING:
     from fedsim.problems.black_box import BlackBox
 
-Choice = Literal["auto", "stacked", "loop"]
+Choice = Literal["auto", "stacked", "loop", "process"]
 
 SCORE = "score"
 """The action whose reply is the client's loss under the model that it was sent: of the problem, not of an algorithm."""
@@ -76,6 +78,7 @@ class Client(Protocol):
         ...
 
 
+@storable
 @dataclass(frozen=True, eq=False)
 class Work:
     """What an order came to, in the order of its clients.
@@ -89,6 +92,12 @@ class Work:
     finite: Tensor
     queries: Tensor
 
+    def row(self, number: int) -> Work:
+        """What one of the clients did, C = 1."""
+        own = slice(number, number + 1)
+        payload, metrics = ({name: rows[own] for name, rows in named.items()} for named in (self.payload, self.metrics))
+        return Work(payload, metrics, self.finite[own], self.queries[own])
+
     @cached_property
     def asked(self) -> list[list[int]]:
         """The queries as plain numbers."""
@@ -99,6 +108,21 @@ class Work:
     def sound(self) -> bool:
         """Whether all of them are finite."""
         return bool(self.finite.all())
+
+
+@dataclass(frozen=True, eq=False)
+class Acted:
+    """What one cohort came to, in its own order. clients: int64 [k]. update: as the transforms leave it.
+
+    state: what the clients are to remember, [k, ...] by name. queries: as of `Work`, int64 [k, 2]. lost: nothing came
+    of it at all, and the rest only has the shapes of what would have come.
+    """
+
+    clients: Tensor
+    update: Update
+    state: dict[str, Tensor]
+    queries: Tensor
+    lost: bool = False
 
 
 def choose_network(problem: Supervised, choice: Choice, width: int = 1) -> tuple[str, Network]:
@@ -279,43 +303,47 @@ class Executor:
         return places
 
     def _act(self, assignment: Assignment) -> Work:
-        problem, clients = self.problem, assignment.clients
         rank = torch.argsort(assignment.steps, descending=True, stable=True)
         units = self._units(rank)
-        act = getattr(self.client, assignment.action)
-
-        def work(rows: Tensor) -> tuple[Cohort, Update]:
-            part = assignment[rows]
-            state = self.store.read(part.clients)
-            cohort = Cohort(problem, self.network, self.streams, part, state, self.scratch)
-            update: Update = act(cohort)
-            self._hold(part, cohort, update)
-            metrics = {**cohort.metrics, **update.metrics}
-            return cohort, Update(self._transform(cohort, dict(update.payload)), metrics)
-
-        self.store.admit(clients)
-        if self._spreads(len(rank)):
-            done = spread(work, units)
-        else:
-            with one_core_an_operation():
-                done = [work(rows) for rows in units]
-        finite = [self._remember(cohort, update) for cohort, update in done]
+        self.store.admit(assignment.clients)
+        done = self._all_act([assignment[rows] for rows in units])
+        finite = [self._remember(acted) for acted in done]
         back = torch.argsort(torch.cat(units))
-        payload = _gathered([update.payload for _, update in done], back)
-        metrics = _gathered([update.metrics for _, update in done], back)
-        asked = torch.cat([torch.stack((cohort.queries, cohort.extra_queries), dim=1) for cohort, _ in done])
+        payload = _gathered([acted.update.payload for acted in done], back)
+        metrics = _gathered([acted.update.metrics for acted in done], back)
+        asked = torch.cat([acted.queries for acted in done])
         return Work(payload, metrics, torch.cat(finite)[back], asked[back])
 
-    def _remember(self, cohort: Cohort, update: Update) -> Tensor:
+    def _all_act(self, parts: Sequence[Assignment]) -> list[Acted]:
+        """Have cohorts of admitted clients do what they are ordered to."""
+
+        def act(part: Assignment) -> Acted:
+            return self.act(part, self.store.read(part.clients))
+
+        if self._spreads(sum(map(len, parts))):
+            return spread(act, parts)
+        with one_core_an_operation():
+            return [act(part) for part in parts]
+
+    def act(self, part: Assignment, state: Mapping[str, Tensor]) -> Acted:
+        """Have one cohort, which remembers `state`, [k, ...] by name, do what it is ordered to. Nothing is kept."""
+        cohort = Cohort(self.problem, self.network, self.streams, part, state, self.scratch)
+        update: Update = getattr(self.client, part.action)(cohort)
+        self._hold(part, cohort, update)
+        metrics = {**cohort.metrics, **update.metrics}
+        sent = Update(self._transform(cohort, dict(update.payload)), metrics)
+        return Acted(part.clients, sent, cohort.state, torch.stack((cohort.queries, cohort.extra_queries), dim=1))
+
+    def _remember(self, acted: Acted) -> Tensor:
         """Keep the state of the clients whose work is finite: one that has failed starts again from what it was.
 
-        Returns which rows' payloads are finite.
+        Returns which rows' payloads are finite; none where the work is lost.
         """
-        finite = finite_rows(list(update.payload.values()))
+        finite = finite_rows(list(acted.update.payload.values())) & (not acted.lost)
         if self.store.shapes:
-            sound = finite & finite_rows(list(cohort.state.values()))
-            kept = {name: value[sound] for name, value in cohort.state.items()}
-            self.store.write(cohort.clients[sound], kept)
+            sound = finite & finite_rows(list(acted.state.values()))
+            kept = {name: value[sound] for name, value in acted.state.items()}
+            self.store.write(acted.clients[sound], kept)
         return finite
 
     def _units(self, rank: Tensor) -> list[Tensor]:

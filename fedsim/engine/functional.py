@@ -16,6 +16,9 @@ class Functional:
     def __init__(self, model: nn.Module) -> None:
         self._model, self._own = model, threading.local()
 
+    def __reduce__(self) -> tuple[type[Functional], tuple[nn.Module]]:
+        return Functional, (self._model,)  # what threads have stays in their process
+
     def __call__(self, named: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs of inputs x under parameters by name, which may be those of `vmap`."""
         outputs: Tensor = functional_call(self._copy(), dict(named), (x,))

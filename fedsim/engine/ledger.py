@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedsim.graph import storable
 
+
+@storable
 @dataclass
 class Ledger:
     """Running totals.
 
     bytes_up, bytes_down: payload bytes of replies and orders. queries: evaluations that clients asked for, of replies
     that arrived; extra_queries: those of them that are no part of the method's published count. clients: replies that
-    arrived. failed: replies left out because they were not finite. late: replies that were not in when the first window
-    closed, taken later or never. crashed: orders during which the client's machine failed. lost: clients whose machine
-    failed for good. staleness: sum over the replies of the rounds that the server had completed since their orders.
+    arrived. failed: replies left out because they were not finite, or not of the shape that was asked for. late:
+    replies that were not in when the first window closed, taken later or never. crashed: orders during which the
+    client's machine failed. lost: clients whose machine failed for good. staleness: sum over the replies of the rounds
+    that the server had completed since their orders. faults: faults on demand, of all kinds (see `fedsim.faults`), each
+    when it shows.
     """
 
     bytes_up: int = 0
@@ -26,6 +31,7 @@ class Ledger:
     crashed: int = 0
     lost: int = 0
     staleness: int = 0
+    faults: int = 0
 
     def since(self, before: Ledger) -> dict[str, int]:
         """What was added since an earlier state of the ledger."""

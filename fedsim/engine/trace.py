@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from fedsim.clock import seconds
+from fedsim.graph import storable
 
 CLIENTS = 20
 """Clients whose work is recorded one by one."""
@@ -15,10 +16,12 @@ SELECTED = 50_000
 """Selections, a client and a round each, that are recorded at most."""
 
 
+@storable
 class Trace:
     """Counters of staleness and participation, and until they are full who was selected when, and what the first did.
 
-    The timeline is of the first `CLIENTS` clients.
+    The timeline is of the first `CLIENTS` clients. faults: how many of each kind on demand have shown (see
+    `fedsim.faults`). skipped: windows whose replies were too few for the aggregator, so that none was used.
     """
 
     def __init__(self, population: int) -> None:
@@ -26,14 +29,17 @@ class Trace:
         self.participation = [0] * population
         self.lost: list[int] = []
         self.late = 0
-        self._selected: list[tuple[int, int]] = []
+        self.faults: Counter[str] = Counter()
+        self.skipped = 0
+        self._versions, self._selected = list[int](), list[int]()  # of one selection after the other
         self._timeline: list[dict[str, Any]] = []
         self._working: dict[int, dict[str, Any]] = {}
 
     def began(self, client: int, version: int, start: int, due: int | None = None) -> None:
         """Note that a client starts to work at tick `start`, from a version of the model; due: when it will be done."""
         if len(self._selected) < SELECTED:
-            self._selected.append((version, client))
+            self._versions.append(version)
+            self._selected.append(client)
         if client < CLIENTS and len(self._timeline) < ENTRIES:
             entry = {"client": client, "version": version, "start": start, "end": due, "used": None}
             self._timeline.append(entry)
@@ -62,6 +68,10 @@ class Trace:
             self.lost.append(client)
         self._ended(client, at, None, "lost" if lost else "failed")
 
+    def dropped(self, client: int, at: int) -> None:
+        """Note that an order ended at a tick without a reply, though the client's machine had not failed."""
+        self._ended(client, at, None, "dropped")
+
     def summary(self, shares: list[float], now: int) -> dict[str, Any]:
         """Everything up to tick `now`, as JSON takes it; times in seconds. shares: of the examples, each client's."""
         timeline = [
@@ -74,7 +84,7 @@ class Trace:
             for entry in self._timeline
         ]
         selected: dict[str, list[int]] = {}
-        for version, client in self._selected:
+        for version, client in zip(self._versions, self._selected, strict=True):
             selected.setdefault(str(version), []).append(client)
         return {
             "staleness": {str(rounds): self.staleness[rounds] for rounds in sorted(self.staleness)},
@@ -82,6 +92,8 @@ class Trace:
             "late": self.late,
             "lost": sorted(self.lost),
             "lost_weight": sum(shares[client] for client in self.lost),
+            "faults": {kind: self.faults[kind] for kind in sorted(self.faults)},
+            "skipped": self.skipped,
             "until": seconds(now),
             "selected": selected,
             "timeline_clients": CLIENTS,

@@ -7,10 +7,11 @@ reply depends on its order, its client's data and what the client remembers.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
-from heapq import heappop, heappush
+from dataclasses import asdict, dataclass, field, replace
+from heapq import heapify, heappop, heappush
+from itertools import repeat
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -23,11 +24,13 @@ from fedsim.aggregation import Aggregator
 from fedsim.clock import SECOND, seconds, ticks
 from fedsim.devices import Fleet
 from fedsim.engine.assignment import Assignment
-from fedsim.engine.executor import Executor, Work
+from fedsim.engine.executor import SCORE, UTILITY, Executor, Work
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.errors import StalledError
-from fedsim.exchange import Count, Every, Orders, Replies, Window
+from fedsim.exchange import Count, Every, Orders, Replies, Window, finite_rows, payload_bytes
+from fedsim.faults import WELL, Fate, Fault, Injection
+from fedsim.graph import storable
 from fedsim.selection import Free
 
 CLIENT = attrgetter("client")
@@ -35,15 +38,21 @@ NO_MATTER = np.zeros(0)
 NOBODY = torch.zeros(0, dtype=torch.int64)
 
 
+@storable
 class _Flight:
-    """One client at work on an order; with its row of the results once these are computed."""
+    """One client at work on an order; with its row of the results once these are computed.
 
-    __slots__ = ("assignment", "client", "due", "number", "orders", "row", "start", "steps", "work")
+    fault: the kind of fault on demand that befalls it, None if none does.
+    """
 
-    def __init__(self, assignment: Assignment, client: int, steps: int, start: int, due: int, number: int) -> None:
+    __slots__ = ("assignment", "client", "due", "fault", "number", "orders", "row", "start", "steps", "work")
+
+    def __init__(
+        self, assignment: Assignment, client: int, steps: int, start: int, due: int, number: int, fault: str | None
+    ) -> None:
         self.assignment, self.orders = assignment, assignment.orders[0]
         self.client, self.steps = client, steps
-        self.start, self.due, self.number = start, due, number
+        self.start, self.due, self.number, self.fault = start, due, number, fault
         self.work: Work | None = None
         self.row = 0
 
@@ -52,6 +61,7 @@ _Queued = tuple[int, int, int, _Flight]
 """When a flight is due, its client and its number, which tell all apart, so that flights are never compared."""
 
 
+@storable
 @dataclass
 class _Sky:
     """The flights of one action.
@@ -71,12 +81,15 @@ class _Sky:
 class VirtualEngine:
     """Takes orders, moves virtual time and hands back replies; see `fedsim.loop`.
 
-    fleet: the clients' devices. now: the virtual clock, in ticks. in_flight: clients at work. ledger: what crossed so
-    far. trace: who did what.
+    fleet: the clients' devices. faults: what goes wrong on purpose; None: nothing does. now: the virtual clock, in
+    ticks. in_flight: clients at work. ledger: what crossed so far. trace: who did what.
     """
 
-    def __init__(self, executor: Executor, aggregator: Aggregator, fleet: Fleet) -> None:
-        self.executor, self.aggregator, self.fleet = executor, aggregator, fleet
+    def __init__(
+        self, executor: Executor, aggregator: Aggregator, fleet: Fleet, faults: Injection | None = None
+    ) -> None:
+        self.executor, self.aggregator, self.fleet, self.faults = executor, aggregator, fleet, faults
+        self._kinds: Mapping[str, Fault] = {} if faults is None else faults.kinds
         self.now = 0
         self.ledger = Ledger()
         self.trace = Trace(executor.problem.num_clients)
@@ -90,8 +103,9 @@ class VirtualEngine:
         self.in_flight = 0
         self._skies: dict[str, _Sky] = {}
         self._action = ""
-        self._failing: list[tuple[int, int, str]] = []  # (tick, client, action), a heap: they will fail at that tick
+        self._failing: list[tuple[int, int, _Flight]] = []  # (tick, client, ...), a heap: they will break off then
         self._mending: list[tuple[int, int]] = []  # (tick, client), a heap: they will be free again
+        self._copies: list[tuple[int, int, str]] = []  # (tick, bytes, fault), a heap: replies that will come again
         self._stored = 0  # replies that are computed and not yet collected
         self._sent = 0  # orders to single clients so far
 
@@ -137,19 +151,25 @@ class VirtualEngine:
         self._idle[clients] = False
         self._idle_count -= len(clients)
         self.in_flight += len(clients)
-        waiting = sky.waiting.setdefault(self.executor.stackable(orders), {})
-        fails = [-1] * len(clients) if failures is None else failures.tolist()
-        steps = assignment.steps.tolist()
-        for client, taken, duration, failure in zip(clients.tolist(), steps, durations.tolist(), fails, strict=True):
+        fates: Iterable[Fate] = repeat(WELL)
+        if self.faults is not None and orders.action != SCORE:
+            fates = self.faults.fates(clients, durations, orders.draws)
+        fails = repeat(-1) if failures is None else failures.tolist()
+        alike, steps = self.executor.stackable(orders), assignment.steps.tolist()
+        each = zip(clients.tolist(), steps, durations.tolist(), fails, fates, strict=False)
+        for client, taken, duration, failure, fate in each:
             self._sent += 1
+            fault, delay, ends = fate if failure < 0 else (None, 0, failure)
+            due = self.now + duration + delay
             if orders.counts:
-                self.trace.began(client, orders.round, self.now, self.now + duration)
-            if failure >= 0:
-                heappush(self._failing, (self.now + failure, client, orders.action))
-                continue
-            flight = _Flight(assignment, client, taken, self.now, self.now + duration, self._sent)
-            heappush(sky.pending, (flight.due, client, flight.number, flight))
-            waiting[flight.number] = flight
+                self.trace.began(client, orders.round, self.now, due)
+            flight = _Flight(assignment, client, taken, self.now, due, self._sent, fault)
+            if ends < 0:
+                heappush(sky.pending, (due, client, flight.number, flight))
+            else:
+                heappush(self._failing, (self.now + ends, client, flight))
+            if ends < 0 or self._works(flight):
+                sky.waiting.setdefault(alike, {})[flight.number] = flight
 
     def collect(self, window: Window, round: int, until: int | None = None) -> Replies | None:  # noqa: A002
         """Move time to the window's close and return the replies that arrived in it.
@@ -196,13 +216,15 @@ class VirtualEngine:
         return True
 
     def snapshot(self) -> dict[str, Any]:
-        """Clock, ledger, flights with what is computed of them, and what the clients remember."""
-        queue = {name: getattr(self, name) for name in _QUEUE}
+        """Clock, ledger, flights with what is computed of them, and what the clients remember.
+
+        What is not of the store goes on changing with the engine.
+        """
         return {
             "now": self.now,
             "ledger": asdict(self.ledger),
-            "trace": deepcopy(self.trace),
-            "queue": deepcopy(queue),  # in one copy, so that flights go on sharing their orders and results
+            "trace": self.trace,
+            "queue": {name: getattr(self, name) for name in _QUEUE},
             "store": self.executor.store.snapshot(),
         }
 
@@ -247,23 +269,58 @@ class VirtualEngine:
         if sky.pending or keeps:
             return deadline
         # Everybody has answered, or will fail: the server sees a connection break.
-        ends = [latest, self.now, *(tick for tick, _, action in self._failing if action == self._action)]
+        ends = [latest, self.now, *(tick for tick, _, flight in self._failing if flight.orders.action == self._action)]
         return max(ends) if deadline is None else min(max(ends), deadline)
 
     def _move(self, now: int) -> None:
-        """Set the clock; machines fail, and failed ones are repaired."""
+        """Set the clock; clients break off, and those that have are repaired; replies come again."""
         self.now = now
+        unheard: dict[str, list[_Flight]] = {}
         while self._failing and self._failing[0][0] <= now:
-            tick, client, _ = heappop(self._failing)
-            repair = self.fleet.repair
-            self.trace.failed(client, tick, lost=repair is None)
-            self.ledger.crashed += 1
-            self.ledger.lost += repair is None
+            tick, client, flight = heappop(self._failing)
             self.in_flight -= 1
+            repair = self._broken_off(flight, tick)
             if repair is not None:
                 heappush(self._mending, (tick + repair, client))
+            if self._works(flight):
+                unheard.setdefault(flight.orders.action, []).append(flight)
         while self._mending and self._mending[0][0] <= now:
             self._release([heappop(self._mending)[1]])
+        # Before they get other orders: what they remember must have moved on.
+        for action, flights in unheard.items():
+            self._compute(self._skies[action], flights)
+            self._stored -= len(flights)
+        self._drop_copies()
+
+    def _works(self, flight: _Flight) -> bool:
+        """Whether a client that will not be heard does its work to the end."""
+        return flight.fault is not None and self._kinds[flight.fault].works
+
+    def _broken_off(self, flight: _Flight, tick: int) -> int | None:
+        """Note that an order has ended without a reply. Ticks after which its client is free again; None: never."""
+        fault = None if flight.fault is None else self._kinds[flight.fault]
+        repair = self.fleet.repair if fault is None else fault.repair
+        if flight.fault is not None:
+            self._show(flight.fault)
+        if fault is None or fault.crashes:
+            self.ledger.crashed += 1
+            self.ledger.lost += repair is None
+            self.trace.failed(flight.client, tick, lost=repair is None)
+        else:
+            self.trace.dropped(flight.client, tick)
+        return repair
+
+    def _drop_copies(self) -> None:
+        """Take in what has come again by now: its order is answered, so that all it does is to cost bytes."""
+        while self._copies and self._copies[0][0] <= self.now:
+            _, nbytes, fault = heappop(self._copies)
+            self.ledger.bytes_up += nbytes
+            self._show(fault)
+
+    def _show(self, fault: str) -> None:
+        """Count a fault on demand."""
+        self.ledger.faults += 1
+        self.trace.faults[fault] += 1
 
     def _release(self, clients: list[int]) -> None:
         self._idle[clients] = True
@@ -272,14 +329,18 @@ class VirtualEngine:
     def _cancel(self, sky: _Sky) -> None:
         """Tell the clients that are still at work to stop; their work is lost."""
         stopped = [client for _, client, _, _ in sky.pending]
-        failing = [entry for entry in self._failing if entry[2] == self._action]
+        for *_, flight in sky.pending:
+            if flight.fault is not None and self._kinds[flight.fault].delay:
+                self._show(flight.fault)
+        failing = [entry for entry in self._failing if entry[2].orders.action == self._action]
         stopped += [client for _, client, _ in failing]
         for client in stopped:
             self.trace.cancelled(client, self.now)
         self._release(stopped)
         self.in_flight -= len(stopped)
         self.ledger.late += len(stopped)
-        self._failing = [entry for entry in self._failing if entry[2] != self._action]
+        self._failing = [entry for entry in self._failing if entry[2].orders.action != self._action]
+        heapify(self._failing)
         sky.pending.clear()
         sky.waiting.clear()
 
@@ -290,10 +351,14 @@ class VirtualEngine:
         self._release([flight.client for flight in taken])
         self.in_flight -= len(taken)
         taken.sort(key=CLIENT)
-        bad, landed = list[_Flight](), list[_Flight]()
+        bad, landed, spoiled = list[_Flight](), list[_Flight](), 0
         for flight in taken:
             assert flight.work is not None
             finite = flight.work.sound or bool(flight.work.finite[flight.row])
+            if flight.fault is not None:
+                usable = self._befall(flight, flight.work.row(flight.row), flight.fault)
+                spoiled += finite and not usable
+                finite = usable
             (landed if finite else bad).append(flight)
             queries, extra = flight.work.asked[flight.row]
             self.ledger.queries += queries
@@ -306,6 +371,7 @@ class VirtualEngine:
             self.ledger.late += flight.orders.round < round
             self.ledger.staleness += round - flight.orders.round
         self.ledger.bytes_up += sum(flight.assignment.encoded for flight in taken)
+        self._drop_copies()
         self._stored -= len(taken)
         clients = _integers([flight.client for flight in landed])
         orders = {id(flight.orders): flight.orders for flight in landed}
@@ -322,7 +388,24 @@ class VirtualEngine:
             orders=list(orders.values()),
             origin=[places[id(flight.orders)] for flight in landed],
             aggregator=self.aggregator,
+            spoiled=spoiled,
         )
+
+    def _befall(self, flight: _Flight, work: Work, kind: str) -> bool:
+        """Have a reply arrive as its fault leaves it, and tell whether it can be used. work: its own, C = 1."""
+        fault, sent = self._kinds[kind], {name: rows[0] for name, rows in work.payload.items() if name != UTILITY}
+        told = fault.told(sent)
+        if fault.again is not None:
+            heappush(self._copies, (flight.due + fault.again, flight.assignment.encoded, kind))
+        if fault.delay or told is not sent:
+            self._show(kind)
+        if told is not sent:
+            fits = all(told[name].shape == rows.shape for name, rows in sent.items())
+            payload = {**work.payload, **{name: rows.unsqueeze(0) for name, rows in told.items()}}
+            work = replace(work, payload=payload, finite=finite_rows(list(payload.values())) & fits)
+            self.ledger.bytes_up += payload_bytes(told) - payload_bytes(sent)
+        flight.work, flight.row = work, 0
+        return work.sound
 
     def _nothing(self, sky: _Sky) -> dict[str, Tensor]:
         """The payload of no reply, [0, ...] by name."""
@@ -387,6 +470,7 @@ _QUEUE = (
     "_action",
     "_failing",
     "_mending",
+    "_copies",
     "_stored",
     "_sent",
 )

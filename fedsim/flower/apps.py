@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.aggregation import Aggregator
 from fedsim.configuration import Experiment
+from fedsim.devices.fleet import Devices
 from fedsim.errors import DivergedError, InputError, StalledError
 from fedsim.flower import node
 from fedsim.flower.grid import GridEngine
@@ -90,7 +91,7 @@ def server_app(
     return app
 
 
-def simulate(
+def run_on_ray(
     experiment: Experiment,
     nodes: int = 2,
     *,
@@ -141,11 +142,9 @@ def simulate(
 
 def _refuse_devices(experiment: Experiment) -> None:
     """Refuse a description of virtual devices, where clients take the time that they take."""
-    found = [
-        field.name
-        for field in dataclasses.fields(experiment.devices)
-        if getattr(experiment.devices, field.name) != field.default
-    ]
+    given = experiment.resolved()["devices"]
+    plain = dataclasses.replace(experiment, devices=Devices()).resolved()["devices"]
+    found = [name for name, value in given.items() if value != plain.get(name)]
     if found:
         raise InputError(
             "devices", ", ".join(found), "describe virtual devices, and on Flower time is real; remove them"

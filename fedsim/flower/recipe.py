@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import fedsim
 from fedsim.configuration import Experiment, experiment, load
 from fedsim.errors import InputError
+from fedsim.registry import ROOT
 
 SOURCES = ("fedsim", "strategies", "clients")
 """The packages whose source decides what an experiment computes."""
@@ -48,7 +48,7 @@ class Recipe:
         if data_dir and not Path(data_dir).is_absolute():
             raise InputError("data-dir", data_dir, "write it absolute; nodes do not start in this folder")
         assignments = [part.strip() for part in re.split("[;\n]", str(run_config.get("overrides", "")))]
-        path = _folder("experiments") / name
+        path = ROOT / "experiments" / name
         return cls.of(load(path, overrides=filter(None, assignments), data_dir=data_dir or None))
 
     def experiment(self) -> Experiment:
@@ -66,15 +66,8 @@ def identity() -> dict[str, str]:
     """Tell what node and server must have in common: fedsim's version, and a hash of its source."""
     found = hashlib.sha256()
     for package in SOURCES:
-        folder = _folder(package)
+        folder = ROOT / package
         for path in sorted(folder.rglob("*.py")):
             found.update(f"{package}/{path.relative_to(folder).as_posix()}\0".encode())
             found.update(path.read_bytes())
     return {"version": fedsim.__version__, "source": found.hexdigest()[:16]}
-
-
-def _folder(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("experiment", package, "this package is not installed; install fedsim on this machine")
-    return Path(spec.submodule_search_locations[0])

@@ -27,6 +27,7 @@ BOOKKEEPING = frozenset(
         "late",
         "crashed",
         "lost",
+        "faults",
         "bytes_up",
         "bytes_down",
         "queries",

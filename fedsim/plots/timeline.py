@@ -35,9 +35,16 @@ LOOKS: dict[str, dict[str, Any]] = {
     "late": {"edgecolor": INK, "linewidth": 0.9},
     "cancelled": {"alpha": 0.4, "edgecolor": INK, "linewidth": 0.0, "hatch": "//////"},
     "failed": {"alpha": 0.4, "edgecolor": ALARM, "linewidth": 0.0, "hatch": "xxxxxx"},
+    "dropped": {"alpha": 0.4, "edgecolor": ALARM, "linewidth": 0.0, "hatch": "......"},
 }
 """How the bars of an outcome look; those that are still at work and those that were lost look as if used."""
-LEGEND = {"used": "at work", "late": "late: a window closed without it", "cancelled": "cancelled", "failed": "failed"}
+LEGEND = {
+    "used": "at work",
+    "late": "late: a window closed without it",
+    "cancelled": "cancelled",
+    "failed": "failed",
+    "dropped": "dropped: no reply has arrived",
+}
 
 Trace = Mapping[str, Any]
 

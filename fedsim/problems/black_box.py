@@ -247,13 +247,14 @@ def black_box(
     workers: for "scalar", evaluate in so many processes; functions must be picklable: defined at the top of a module,
     in a script whose own work stands below `if __name__ == "__main__":`. timeout: seconds that an evaluation may take
     in such a process before it is killed. on_error: what happens when a function raises, takes too long or ends its
-    process: "stop" the run with a BlackBoxError that names the client, or "nan": the value is NaN.
+    process, twice for the same point: "stop" the run with a BlackBoxError that names the client, or "nan": the value is
+    NaN.
     """
     remedy = "give one of stacked, vectorised, numpy, scalar"
     if kind not in ("stacked", "vectorised", "numpy", "scalar"):
         raise InputError("kind", kind, remedy)
     if workers < 0 or (workers and kind != "scalar"):
-        raise InputError("workers", workers, 'only functions of kind "scalar" can be evaluated in 1 or more processes')
+        raise InputError("workers", workers, 'only kind = "scalar" has processes, 1 or more; set it, or leave this out')
     if timeout is not None and not workers:
         raise InputError("timeout", timeout, "nothing can be stopped in this process; set workers, or leave it out")
     if timeout is not None and not 0 < timeout < math.inf:
@@ -263,7 +264,8 @@ def black_box(
     evaluated: Functions
     if kind == "stacked":
         if not callable(functions):
-            raise InputError("functions", type(functions).__name__, "of kind stacked is one callable")
+            remedy = "write one function for all clients; kind vectorised, numpy or scalar takes a list of one each"
+            raise InputError("functions", type(functions).__name__, remedy)
         if clients is None or clients < 1:
             raise InputError("clients", clients, "say how many clients the stacked function has, one at least")
         evaluated = Stacked(functions, clients, differentiable)

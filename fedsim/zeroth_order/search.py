@@ -13,7 +13,7 @@ from fedsim.engine.network import Batch
 from fedsim.engine.store import Shapes
 from fedsim.errors import InputError
 from fedsim.exchange import Cost, Orders, Update, payload_bytes
-from fedsim.options import BatchSize, Count, Fraction, Positive, options
+from fedsim.options import BatchSize, Fraction, Passes, Positive, options
 from fedsim.parts import Parts
 from fedsim.schedules import Constant, Schedule
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
@@ -45,7 +45,7 @@ class LocalSearch:
     knows: ClassVar[frozenset[str]] = frozenset({"candidates"})
     sends: ClassVar[frozenset[str]] = frozenset({"delta", "values"})
 
-    steps: Count = 10
+    steps: Passes = 10
     batch_size: BatchSize = "full"
     lr: Positive = 0.01
     schedule: Schedule = Constant()

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from quadratics import Quadratics
-from small_problems import DEVICE, small, small_problem
 from torch import Tensor
 
 import fedsim
@@ -20,6 +18,8 @@ from fedsim.loop import Simulation
 from fedsim.problems.black_box import black_box
 from fedsim.runner import build_simulation
 from fedsim.streams import Streams
+from fedsim.testing.problems import DEVICE, Quadratics, small_problem
+from fedsim.testing.problems import small_experiment as small
 from fedsim.zeroth_order.directions import draw
 
 D = 4

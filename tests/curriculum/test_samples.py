@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_problems import blobs, mlp, small
 
 import fedsim
 from fedsim.curriculum.samples import SampleCurriculum
@@ -16,6 +15,8 @@ from fedsim.errors import InputError
 from fedsim.exchange import Orders
 from fedsim.problems.supervised import Supervised
 from fedsim.runner import build_executor, run
+from fedsim.testing.problems import blobs, mlp
+from fedsim.testing.problems import small_experiment as small
 
 TRAINING = {"kind": "sgd", "epochs": 3, "batch_size": 4, "lr": 0.1}
 SIZES = (11, 8, 5, 1)

@@ -184,7 +184,10 @@ def test_intervals_that_cannot_be_used(tmp_path, text, fault):
 @pytest.mark.parametrize(
     ("availability", "message"),
     [
-        ("never", r"^availability\.kind = never: name one of: always, bernoulli, diurnal, markov, trace"),
+        (
+            "never",
+            r"^availability\.kind = never: not one of the installed availabilities: always, bernoulli, ",
+        ),
         ({**BERNOULLI, "probability": 0.0}, r"^availability\.probability = 0"),
         ({**BERNOULLI, "period": 0.0}, r"^availability\.period = 0"),
         ({**DIURNAL, "mean": 0.0}, r"^availability\.mean = 0"),

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import fedsim
 from fedsim.clock import SECOND, ticks
 from fedsim.devices import Census, Devices
 from fedsim.devices.fleet import LAST
@@ -306,7 +307,10 @@ def test_files_are_looked_for_in_the_data_folder_first(tmp_path, monkeypatch):
     [
         ({"per": "batch"}, "^per = batch"),
         ({"jitter": -0.1}, "^jitter = -0.1"),
-        ({"compute": "quick"}, r"^compute\.kind = quick: name one of: fixed, uniform, lognormal, zipf, trace"),
+        (
+            {"compute": "quick"},
+            r"^compute\.kind = quick: not one of the installed devices: fixed, lognormal, trace, uniform, zipf",
+        ),
         ({"compute": {"kind": "fixed", "spread": 100.0}}, r"^compute\.spread = 100"),
         ({"compute": {"kind": "fixed", "seconds": 0.0}}, r"^compute\.seconds = 0"),
         ({"compute": {"kind": "fixed", "seconds": 1e10}}, r"^compute\.seconds = 1"),
@@ -329,3 +333,60 @@ def test_files_are_looked_for_in_the_data_folder_first(tmp_path, monkeypatch):
 def test_options_that_cannot_be_used(options, message):
     with pytest.raises(InputError, match=message):
         Devices(**options)
+
+
+TIDES = '''
+import numpy as np
+
+from fedsim.devices.compute import Pace
+from fedsim.options import Seconds, options
+
+
+@options
+class Tides:
+    """Odd clients take twice as long."""
+
+    seconds: Seconds = 1.0
+
+    def start(self, census, streams, data_dir):
+        return Pace.constant(self.seconds * (1.0 + np.arange(len(census.sizes)) % 2))
+
+
+class Night:
+    def at(self, now):
+        return np.array([now >= 5, True])
+
+    def wakes(self, now):
+        return 5 if now < 5 else None
+
+
+@options
+class Owls:
+    """Client 0 cannot begin before tick 5."""
+
+    def start(self, population, streams, data_dir):
+        return Night()
+'''
+
+
+def test_anybodys_devices(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tides.py").write_text(TIDES)
+    tables = {"compute": {"kind": "./tides.py:Tides", "seconds": 3.0}, "availability": "./tides.py:Owls"}
+    experiment = fedsim.experiment(devices=tables)
+    made = experiment.devices.start(census(2), Streams(0))
+    assert ask(made).tolist() == [ticks(3.0), ticks(6.0)]
+    assert (made.available(4).tolist(), made.wakes(4), made.wakes(5)) == ([False, True], 5, None)
+    assert not experiment.devices.steady
+    resolved = experiment.resolved()["devices"]
+    assert resolved == {
+        "compute": tables["compute"],
+        "per": "order",
+        "jitter": 0.0,
+        "availability": {"kind": "./tides.py:Owls"},
+    }
+    assert fedsim.experiment(devices=resolved).resolved()["devices"] == resolved
+    with pytest.raises(InputError, match=r"^devices\.compute\.seconds = -1.0: "):
+        fedsim.experiment(devices={"compute": {"kind": "./tides.py:Tides", "seconds": -1.0}})
+    with pytest.raises(InputError, match=r"^devices\.compute\.kind = mlp: not one of the installed devices"):
+        fedsim.experiment(devices={"compute": "mlp"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_problems import DEVICE
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
@@ -13,6 +12,7 @@ from fedsim.engine.convolution import batch_last
 from fedsim.engine.cores import one_core_an_operation
 from fedsim.engine.lowering import lower
 from fedsim.engine.network import forward_mode
+from fedsim.testing.problems import DEVICE
 
 C = 3
 

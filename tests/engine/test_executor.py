@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_problems import blobs, mlp, small, small_problem
 from torch import nn
 from torch.nn import functional
 
@@ -20,6 +19,8 @@ from fedsim.options import options
 from fedsim.problems.models.layers import LastStep
 from fedsim.runner import build_simulation
 from fedsim.streams import Streams
+from fedsim.testing.problems import blobs, mlp, small_problem
+from fedsim.testing.problems import small_experiment as small
 
 
 def by_hand(data: dict, client: int, epochs: int, batch: int, lr: float, seed: int, number: int) -> torch.Tensor:

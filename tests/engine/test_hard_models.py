@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_problems import DEVICE, blobs, small
 from torch import nn
 
 import fedsim
@@ -15,6 +14,8 @@ from fedsim.engine.dropout import Draw, drawing, prepare
 from fedsim.errors import InputError
 from fedsim.runner import build_simulation
 from fedsim.streams import Streams
+from fedsim.testing.problems import DEVICE, blobs
+from fedsim.testing.problems import small_experiment as small
 
 
 def seeded(make: Any) -> nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_problems import mlp
 from torch import nn
 
 from fedsim.engine.dropout import Draw, NamedDropout, drawing, prepare
@@ -18,6 +17,7 @@ from fedsim.problems.models.dense import MLP, Logistic
 from fedsim.problems.models.layers import initialise
 from fedsim.problems.models.recurrent import LSTM
 from fedsim.streams import Streams
+from fedsim.testing.problems import mlp
 
 C, B = 4, 5
 

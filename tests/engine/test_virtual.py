@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_problems import small, small_problem
 from tallies import Recorder, recorded, spread, taking, tally
 
 import fedsim
@@ -19,6 +18,8 @@ from fedsim.errors import DivergedError, InputError, StalledError
 from fedsim.exchange import All, Count, Every, Orders
 from fedsim.loop import Simulation
 from fedsim.runner import build_simulation
+from fedsim.testing.problems import small_experiment as small
+from fedsim.testing.problems import small_problem
 
 EVERYBODY = {"kind": "uniform", "fraction": 1.0}
 ASYNCHRONOUS: dict[str, dict[str, Any]] = {

@@ -24,8 +24,8 @@ SETTINGS += ["strategy.kind=scaffold", "client.kind=scaffold"]
 # Three nodes on two actors: what clients remember must follow them from actor to actor.
 SIMULATE = """
 import sys, fedsim
-from fedsim.flower import simulate
-result = simulate(fedsim.load(sys.argv[1], overrides=sys.argv[3:]), nodes=3, out=sys.argv[2], timeout=60.0)
+from fedsim.flower import run_on_ray
+result = run_on_ray(fedsim.load(sys.argv[1], overrides=sys.argv[3:]), nodes=3, out=sys.argv[2], timeout=60.0)
 assert result.folder is not None and result.status == "finished"
 """
 
@@ -46,7 +46,7 @@ def assert_ours(folder, ours):
 
 
 @pytest.mark.timeout(180)
-def test_simulate_agrees_and_leaves_no_process(world, ours, tmp_path):
+def test_run_on_ray_agrees_and_leaves_no_process(world, ours, tmp_path):
     world.run([sys.executable, "-c", SIMULATE, str(FILE), str(tmp_path / "run"), *SETTINGS], ROOT, 120)
     assert_ours(tmp_path / "run", ours)
     assert world.left(20.0) == {}
@@ -99,10 +99,10 @@ ASYNCHRONOUS = {
 # Both in one process, which starts Ray for each.
 SIMULATE_EACH = """
 import json, sys, fedsim
-from fedsim.flower import simulate
+from fedsim.flower import run_on_ray
 file, folder, runs = sys.argv[1:]
 for name, overrides in json.loads(runs).items():
-    result = simulate(fedsim.load(file, overrides=overrides), nodes=4, out=f"{folder}/{name}", timeout=60.0)
+    result = run_on_ray(fedsim.load(file, overrides=overrides), nodes=4, out=f"{folder}/{name}", timeout=60.0)
     assert result.status == "finished", result
 """
 

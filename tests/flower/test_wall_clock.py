@@ -13,7 +13,7 @@ from fedsim.clock import ticks
 from fedsim.engine.executor import REPORT_UTILITY
 from fedsim.errors import InputError, StalledError
 from fedsim.exchange import All, Count, Every, Orders
-from fedsim.flower import GridError, client_app, server_app, simulate
+from fedsim.flower import GridError, client_app, run_on_ray, server_app
 from fedsim.runner import build_problem, build_simulation
 
 pytestmark = pytest.mark.usefixtures("local_flower")
@@ -352,7 +352,7 @@ def test_virtual_devices_are_refused(monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("importlib.util.find_spec", lambda name: name)  # Ray need not be there for that
         with pytest.raises(InputError, match=complaint):
-            simulate(experiment)
+            run_on_ray(experiment)
     config = {"experiment": "digits_fedavg.toml", "overrides": "devices.jitter=0.1"}
     with pytest.raises(InputError, match=r"^devices = jitter: "):
         server_app()(LocalGrid(client_app(), [], config), Context(1, 1, {}, RecordDict(), config))

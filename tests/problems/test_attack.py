@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_problems import DEVICE
 from torch import nn
 
 from fedsim.configuration import EngineOptions
@@ -21,6 +20,7 @@ from fedsim.problems.functions.training import Fit, by_class, classifiers
 from fedsim.problems.models.dense import MLP
 from fedsim.runfolder import ADVERSARIAL
 from fedsim.streams import Streams
+from fedsim.testing.problems import DEVICE
 
 SETTING = SimpleNamespace(seed=0, data_dir=None, engine=EngineOptions(device=DEVICE, precision="float64"))
 # Two classifiers of two inputs and three classes: logits (a, b, 0) and (2 a, 2 b, 1).

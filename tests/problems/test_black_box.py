@@ -278,6 +278,9 @@ def pick(x):
         time.sleep(3600)
     if x[0] == 3:
         os._exit(7)
+    if x[0] == 4 and not os.path.exists("died"):
+        open("died", "x").close()
+        os._exit(7)
     return x[0] / 3
 """
 
@@ -311,6 +314,14 @@ def test_what_hangs_or_dies_stops_the_run_or_gives_nan(pick):
     assert found[0].isnan().all()
     assert found[1].tolist() == [0.0, 2.0]
     going_on.close()
+
+
+def test_a_process_that_dies_once_costs_no_value(pick, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problem = scalars([pick], workers=1)
+    assert ask(problem, [0], [[[4.0], [0.0]]]).tolist() == [[4 / 3, 0.0]]
+    assert (tmp_path / "died").exists()
+    problem.close()
 
 
 # What is refused

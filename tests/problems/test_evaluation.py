@@ -186,7 +186,7 @@ def test_what_a_killed_process_had_started_is_killed_too(simulators, pools, tmp_
 def test_in_a_hurry_the_first_failure_is_the_same_and_the_rest_is_left(simulators, pools, workers):
     pool = pools([simulators.pick], workers, hurry=True)
     # With several workers, the failure of the second point comes before that of the first, which takes 0.3 s.
-    found = ask(pool, [0], points(7, 1, *[0.5] * 40))
+    found = ask(pool, [0], points(7, 1, *[0.5] * 4000))
     assert found[0] == Failure("raised KeyError: 'slow'")
     assert found[-1] is None
 
@@ -218,7 +218,7 @@ def test_an_interrupted_call_leaves_no_answer_for_the_next(simulators, pools, mo
         return wait(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedsim.problems.functions.evaluation.wait", interrupted)
+        patch.setattr("fedsim.engine.workers.wait", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ask(pool, [0], points(0.25, 0.125))
     # The process is at the second point, which this call does not have.

@@ -8,7 +8,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from small_problems import DEVICE, blobs, mlp, small_problem
 from torch import nn
 from torch.nn import functional
 
@@ -17,6 +16,7 @@ from fedsim.engine.losses import CrossEntropy, LabelSmoothing, Loss
 from fedsim.errors import InputError
 from fedsim.problems.expert import Expert, train_expert
 from fedsim.problems.functions import training
+from fedsim.testing.problems import DEVICE, blobs, mlp, small_problem
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from sklearn import metrics
 from sklearn.preprocessing import StandardScaler
-from small_problems import DEVICE
 from torch import nn
 
 from fedsim.configuration import EngineOptions
@@ -23,6 +22,7 @@ from fedsim.problems.functions import metric
 from fedsim.problems.functions.metric import Metric, Scored, Scorer, macro
 from fedsim.problems.partition import Partition
 from fedsim.streams import Streams
+from fedsim.testing.problems import DEVICE
 
 SETTING = SimpleNamespace(seed=0, data_dir=None, engine=EngineOptions(device=DEVICE, precision="float64"))
 SCORES = {

@@ -8,7 +8,6 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from small_problems import small, small_problem
 from turns import turn
 
 import fedsim
@@ -19,6 +18,8 @@ from fedsim.problems.supervised import Supervised
 from fedsim.registry import make
 from fedsim.runner import build_problem, build_simulation
 from fedsim.selection.curriculum import ClientCurriculum
+from fedsim.testing.problems import small_experiment as small
+from fedsim.testing.problems import small_problem
 
 SIZES = torch.ones(20, dtype=torch.int64)
 LOSSES = [float((7 * client) % 20) for client in range(20)]  # all different: 0 .. 19

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_problems import DEVICE, small, small_problem
 from tallies import recorded, spread, tally, taus, weights
 
 import fedsim
@@ -19,6 +18,8 @@ from fedsim.loop import Simulation
 from fedsim.participation import observed_weights, shares
 from fedsim.runner import build_simulation
 from fedsim.strategy import ServerState
+from fedsim.testing.problems import DEVICE, small_problem
+from fedsim.testing.problems import small_experiment as small
 
 EVERYBODY = {"kind": "uniform", "fraction": 1.0}
 FULL = {"kind": "sgd", "epochs": 2, "batch_size": "full", "lr": 0.1}

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_problems import DEVICE, small_problem
 
 import fedsim
 from fedsim.engine.cores import one_core_an_operation
@@ -19,6 +18,7 @@ from fedsim.problems.black_box import BlackBox, black_box
 from fedsim.runner import build_simulation
 from fedsim.strategy import ServerState
 from fedsim.streams import Streams
+from fedsim.testing.problems import DEVICE, small_problem
 from strategies.cbo import CBO, consensus_weights
 
 ONE = torch.zeros(1, dtype=torch.int64)

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_problems import DEVICE, small_problem
 
 import fedsim
+import strategies.cma_es
 from fedsim.errors import InputError
 from fedsim.loop import Simulation
 from fedsim.problems.black_box import BlackBox, black_box
 from fedsim.runner import build_simulation
 from fedsim.streams import Streams
+from fedsim.testing.problems import DEVICE, small_problem
 
 pytest.importorskip("cma")
 KIND = {"kind": "strategies.cma_es:CmaEs"}
@@ -120,12 +121,22 @@ def test_a_restored_run_ends_like_an_uninterrupted_one_and_inputs_stay():
     first.step()
     first.step()
     second.restore(first.snapshot())
-    held = first.state.memory["search"].clone()
+    held = {name: told.clone() for name, told in first.state.memory.items()}
     state = first.state
     first.step()
-    assert torch.equal(state.memory["search"], held)
+    assert all(torch.equal(state.memory[name], held[name]) for name in held)
     assert torch.equal(final(second), final(whole))
     assert torch.equal(final(first), final(whole))
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_another_process_makes_the_search_again_to_the_bit(diagonal):
+    whole, first, second = (simulated(spheres(4), 40, diagonal=diagonal) for _ in range(3))
+    for _ in range(25):
+        first.step()
+    second.restore(first.snapshot())
+    strategies.cma_es._SEARCHES.clear()  # as in a process that has just begun
+    assert torch.equal(final(second), final(whole))
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"sigma": 0.1}, {"population": 5}, {"diagonal": True}, {"count": 2}])
@@ -163,7 +174,8 @@ def test_a_round_without_replies_changes_nothing_but_its_number():
     state, metrics, done = strategy.tell(run.state, replies.where(torch.zeros(3, dtype=torch.bool)))
     assert (state.round, metrics, done) == (2, {}, True)
     assert torch.equal(state.params, run.state.params)
-    assert torch.equal(state.memory["search"], run.state.memory["search"])
+    assert state.memory.keys() == run.state.memory.keys()
+    assert all(torch.equal(told, run.state.memory[name]) for name, told in state.memory.items())
 
 
 def test_without_the_package_the_remedy_is_said(monkeypatch):

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from replicas import D, down, hold_contract, hold_equal, play, replicas, simulation
-from small_problems import DEVICE
 from torch import Tensor
 
 import fedsim
 from fedsim.loop import Simulation
+from fedsim.testing.problems import DEVICE
 from fedsim.zeroth_order.directions import part
 from fedsim.zeroth_order.replay import replay_
 from fedsim.zeroth_order.shared_seed import PUBLIC, seeded_keys

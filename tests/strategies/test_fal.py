@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_problems import DEVICE, blobs, mlp, small
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,6 +13,8 @@ import fedsim
 from fedsim.exchange import Orders
 from fedsim.problems.supervised import Supervised
 from fedsim.runner import build_executor, build_simulation
+from fedsim.testing.problems import DEVICE, blobs, mlp
+from fedsim.testing.problems import small_experiment as small
 
 ATTACK = {"kind": "pgd", "epsilon": 0.3, "steps": 3, "step_size": 0.15, "random_start": False, "domain": "none"}
 EVERYBODY = {"kind": "uniform", "fraction": 1.0}

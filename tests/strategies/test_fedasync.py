@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_problems import small, small_problem
 from tallies import recorded, spread, tally
 
 from fedsim.runner import build_simulation
+from fedsim.testing.problems import small_experiment as small
+from fedsim.testing.problems import small_problem
 
 EVERYBODY = {"kind": "uniform", "fraction": 1.0}
 TRAINING = {"kind": "sgd", "epochs": 2, "batch_size": 4, "lr": 0.1}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_problems import DEVICE, blobs, mlp, small
 from tallies import Recorder, recorded, spread, taking, tally
 
 import fedsim
@@ -13,6 +12,8 @@ from fedsim.clock import ticks
 from fedsim.exchange import All
 from fedsim.loop import Simulation
 from fedsim.runner import build_simulation
+from fedsim.testing.problems import DEVICE, blobs, mlp
+from fedsim.testing.problems import small_experiment as small
 
 EVERYBODY = {"kind": "uniform", "fraction": 1.0}
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_problems import small, small_problem
 from tallies import recorded, spread, taking, tally
 
 from fedsim.clock import ticks
 from fedsim.runner import build_simulation
 from fedsim.staleness import Constant, Hinge, Polynomial
+from fedsim.testing.problems import small_experiment as small
+from fedsim.testing.problems import small_problem
 
 EVERYBODY = {"kind": "uniform", "fraction": 1.0}
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_problems import DEVICE, small_problem
 from torch import nn
 
 import fedsim
 from fedsim.loop import Simulation
 from fedsim.problems.supervised import Supervised
 from fedsim.runner import build_simulation
+from fedsim.testing.problems import DEVICE, small_problem
 
 TRAINING = {"steps": 5, "batch_size": "full", "lr": 0.1}
 D, EXAMPLES = 5, 12

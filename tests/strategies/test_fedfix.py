@@ -7,11 +7,12 @@ from fractions import Fraction
 
 import pytest
 import torch
-from small_problems import small, small_problem
 from tallies import Recorder, recorded, spread, taking, tally, taus
 
 from fedsim.clock import ticks
 from fedsim.runner import build_simulation
+from fedsim.testing.problems import small_experiment as small
+from fedsim.testing.problems import small_problem
 
 EVERYBODY = {"kind": "uniform", "fraction": 1.0}
 

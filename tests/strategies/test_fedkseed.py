@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from replicas import D, down, hold_contract, play, simulation
-from small_problems import DEVICE
 from torch import Tensor
 
 import fedsim
 from fedsim.errors import InputError
 from fedsim.loop import Simulation
+from fedsim.testing.problems import DEVICE
 from fedsim.zeroth_order.directions import part
 from fedsim.zeroth_order.shared_seed import PUBLIC, importance, pool_keys, summed
 

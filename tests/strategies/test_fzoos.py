@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_problems import DEVICE
 from torch import Tensor
 
 import fedsim
@@ -26,6 +25,7 @@ from fedsim.streams import Streams
 from fedsim.surrogates.gaussian_process import fit
 from fedsim.surrogates.kernels import Matern52
 from fedsim.surrogates.random_features import draw
+from fedsim.testing.problems import DEVICE
 
 N, D, T, M, INITIAL, LAST, LR = 3, 4, 4, 200, 3, 5, 0.01
 FEW = {"features": M, "feature_points": 60, "history": 100, "neighbours": 40, "candidates": 12, "last_candidates": 12}

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from replicas import D, down, hold_contract, hold_equal, play, replicas, simulation
-from small_problems import DEVICE, mlp
 
 import fedsim
 from fedsim.errors import InputError
 from fedsim.loop import Simulation
 from fedsim.streams import Streams
+from fedsim.testing.problems import DEVICE, mlp
 from fedsim.zeroth_order.directions import Keys, part
 
 SLEEPY = {"compute": {"kind": "fixed"}, "failure": {"mean_seconds": 2.0, "repair_seconds": 3.0}}

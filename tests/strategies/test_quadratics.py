@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from quadratics import Quadratics
+
+from fedsim.testing.problems import Quadratics
 
 GRADIENT = {"kind": "sgd", "steps": 10, "batch_size": "full", "lr": 0.05}
 

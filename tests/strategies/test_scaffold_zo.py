@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_problems import DEVICE, small_problem
 
 import fedsim
 from fedsim.loop import Simulation
 from fedsim.problems.black_box import BlackBox, black_box
 from fedsim.runner import build_simulation
+from fedsim.testing.problems import DEVICE, small_problem
 
 N, D, T, LR = 4, 3, 5, 0.1
 CURVATURES = np.array([0.5, 1.0, 1.5, 2.0])

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_problems import DEVICE, small, small_problem
 
 from fedsim.errors import InputError
 from fedsim.exchange import All, Orders, Replies
 from fedsim.loop import Simulation
 from fedsim.runner import build_executor, build_simulation
+from fedsim.testing.problems import DEVICE, small_problem
+from fedsim.testing.problems import small_experiment as small
 from strategies.sfat import SFAT, slack
 
 EVERYBODY = {"kind": "uniform", "fraction": 1.0}

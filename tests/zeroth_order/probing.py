@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from small_problems import DEVICE
 from torch import Tensor
 
 from fedsim.engine.assignment import Assignment
@@ -14,6 +13,7 @@ from fedsim.engine.cohort import Cohort
 from fedsim.exchange import Orders
 from fedsim.problems.black_box import black_box
 from fedsim.streams import Streams
+from fedsim.testing.problems import DEVICE
 from fedsim.zeroth_order.estimator import Estimate, Probe
 
 D = 10

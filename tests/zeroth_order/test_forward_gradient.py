@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from probing import D, cohort_of, estimated, moments
-from small_problems import DEVICE, blobs, mlp
 from torch import Tensor, nn
 
 import fedsim
@@ -19,6 +18,7 @@ from fedsim.errors import InputError
 from fedsim.problems.models.convolutional import CNN, ResNet
 from fedsim.problems.models.recurrent import LSTM
 from fedsim.problems.supervised import Supervised
+from fedsim.testing.problems import DEVICE, blobs, mlp
 
 # PyTorch compiles rules of its own for forward mode with it, when they are first needed.
 

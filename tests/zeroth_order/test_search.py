@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from probing import DEVICE, cohort_of
-from small_problems import small_problem
 from torch import Tensor
 
 from fedsim.engine.executor import choose_network
 from fedsim.errors import InputError
 from fedsim.exchange import Orders
 from fedsim.problems.black_box import black_box
+from fedsim.testing.problems import small_problem
 from fedsim.zeroth_order.estimator import Probe
 from fedsim.zeroth_order.search import MEASURE, LocalSearch
 

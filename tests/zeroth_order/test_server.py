@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_problems import DEVICE, small, small_problem
 from torch import Tensor
 
 from fedsim.exchange import Replies
@@ -15,6 +14,8 @@ from fedsim.loop import Simulation
 from fedsim.problems.black_box import black_box
 from fedsim.runner import build_simulation
 from fedsim.strategy import ServerState
+from fedsim.testing.problems import DEVICE, small_problem
+from fedsim.testing.problems import small_experiment as small
 from fedsim.zeroth_order.server import GuardedStep
 
 D, N = 3, 4

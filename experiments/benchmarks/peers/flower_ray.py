@@ -18,7 +18,7 @@ import time
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,8 +26,6 @@ from torch import Tensor
 from experiments.benchmarks.peers.work import Work
 
 ROOT = Path(__file__).parents[3]
-CHILD = "import sys; from experiments.benchmarks.peers.flower_ray_app import serve; "
-CHILD += "serve(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))"
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -40,8 +38,11 @@ QUIET = {
 class FlowerRay:
     """The peer. cpus: as many actors of one thread each; timeout: seconds for the start and for a round.
 
-    `start` lasts until every actor has answered a query and so has its model and data.
+    `start` lasts until every actor has answered a query and so has its model and data. app: the module whose `serve`
+    the process calls.
     """
+
+    app: ClassVar[str] = "experiments.benchmarks.peers.flower_ray_app"
 
     def __init__(self, work: Work, cpus: int, timeout: float = 300.0) -> None:
         self.work, self.cpus, self.timeout = work, cpus, timeout
@@ -62,9 +63,10 @@ class FlowerRay:
         self.pipe, theirs = Pipe()
         environment = {**os.environ, **QUIET, "FLWR_HOME": str(self.folder / "flwr")}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        child = f"import sys; from {self.app} import serve; serve(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))"
         with (self.folder / "log").open("wb") as log, theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(theirs.fileno()), str(stored), str(self.cpus)],
+                [sys.executable, "-c", child, str(theirs.fileno()), str(stored), str(self.cpus)],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,7 +19,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, M
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
-from flwr.simulation import run_simulation
 from torch import Tensor, nn
 
 from experiments.benchmarks.peers.plain import train
@@ -91,12 +90,13 @@ class StopAsked(Exception):  # noqa: N818
     """The other end of the pipe is closed: no further round is wanted."""
 
 
-def serve(descriptor: int, path: str, cpus: int) -> None:
+def serve(descriptor: int, path: str, cpus: int, engine: Callable[..., object] | None = None) -> None:
     """Run the simulation under the orders that come through a pipe, then return.
 
     descriptor: an inherited end of a `multiprocessing.Pipe`. It says "ready" when the actors are warm and
     after each round, and then hears "parameters" (answered by a state dict of NumPy arrays) or "round"; its
-    end means to stop. path: the stored work. cpus: one actor for each.
+    end means to stop. path: the stored work. cpus: one actor for each. engine: takes what `run_simulation` takes,
+    and is that if None.
     """
     # Ray's processes must not keep the pipe open.
     os.set_inheritable(descriptor, False)
@@ -141,7 +141,12 @@ def serve(descriptor: int, path: str, cpus: int) -> None:
         except StopAsked:
             return
 
-    run_simulation(
+    if engine is None:
+        # Not above: it imports Ray, which another engine and its workers do without.
+        from flwr.simulation import run_simulation
+
+        engine = run_simulation
+    engine(
         server_app,
         client_app,
         num_supernodes=len(work.clients),

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from small_problems import small, small_problem
 from torch import Tensor, nn
 
 from fedsim.adversarial.training import Defence, victim
@@ -19,6 +18,8 @@ from fedsim.exchange import Orders
 from fedsim.problems.supervised import Supervised
 from fedsim.runner import build_executor, build_simulation
 from fedsim.streams import Streams
+from fedsim.testing.problems import small_experiment as small
+from fedsim.testing.problems import small_problem
 
 CLIMB = {"kind": "pgd", "epsilon": 0.3, "steps": 1, "step_size": 0.7, "domain": "none"}
 """One step that is longer than the ball is wide: it ends at x + epsilon sign(gradient), wherever it began."""

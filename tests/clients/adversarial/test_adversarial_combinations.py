@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from arming import run
-from small_problems import mlp, small, small_problem
 from torch import nn
 
 from fedsim.runner import build_simulation
+from fedsim.testing.problems import mlp, small_problem
+from fedsim.testing.problems import small_experiment as small
 
 ATTACK = {"kind": "pgd", "epsilon": 0.2, "steps": 2, "domain": "none"}
 SPREAD = {"compute": {"kind": "fixed", "spread": 80.0}}

@@ -1,0 +1,122 @@
+"""Executing cohorts in worker processes: for clients whose Python would keep the others waiting for its lock.
+
+Each process builds the experiment's problem and client once, then does what cohorts are ordered to; their state, their
+orders and their replies cross through shared memory, and everything else is as without processes. A client's numbers do
+not depend on who else is in its cohort, so they are those of `stacked`, to the bit.
+
+What the server measures (evaluation, scores, utilities) is computed in the process that has started the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedsim.checkpoint import warn
+from fedsim.engine.assignment import Assignment
+from fedsim.engine.cores import cores, one_core_an_operation
+from fedsim.engine.executor import Acted, Client, Executor
+from fedsim.engine.network import PlainNetwork
+from fedsim.engine.workers import Failed, Lost, WorkerError, Workers, take_one_core
+from fedsim.errors import FedsimError, InputError
+from fedsim.exchange import Update
+from fedsim.problems.problem import Problem
+from fedsim.streams import Streams
+
+if TYPE_CHECKING:
+    from fedsim.configuration import Experiment
+
+
+class ProcessExecutor(Executor):
+    """Runs orders for any clients of a problem in processes, each of which has an `Executor` of its own.
+
+    A cohort whose process dies is tried once more, then each of its clients by itself, so that only a client that ends
+    its process twice is lost: its update counts as one that is not finite, and it starts again from what it was.
+    """
+
+    def __init__(self, problem: Problem, client: Client, streams: Streams, *, workers: Workers, **options: Any) -> None:
+        super().__init__(problem, client, streams, **options)
+        if problem.device.type != "cpu":
+            raise InputError("engine.executor", "process", "its processes compute on the CPU; set engine.device = cpu")
+        self.name, self.cores, self._workers = "process", workers.count, workers
+
+    @property
+    def chunk(self) -> int:
+        """How many clients are stacked at most."""
+        return 1 if isinstance(self.network, PlainNetwork) else super().chunk
+
+    def _spreads(self, clients: int) -> bool:  # noqa: ARG002
+        return self.cores > 1
+
+    def _all_act(self, parts: Sequence[Assignment]) -> list[Acted]:
+        if not any(map(len, parts)):  # no process is needed to say what nobody's reply looks like
+            return super()._all_act(parts)
+        outcomes = self._workers.map(_act, [(part, self.store.read(part.clients)) for part in parts])
+        return [acted for part, outcome in zip(parts, outcomes, strict=True) for acted in self._taken(part, outcome)]
+
+    def _taken(self, part: Assignment, outcome: Any) -> list[Acted]:
+        """What came of a cohort, in one piece or more. Raises what its clients raised."""
+        if isinstance(outcome, Lost):
+            if len(part) > 1:
+                return self._all_act([part[torch.tensor([row])] for row in range(len(part))])
+            warn(f"client {int(part.clients)} {outcome.reason}, twice; its update is left out")
+            return [self._lost(part)]
+        if isinstance(outcome, partial):
+            raise outcome()
+        if isinstance(outcome, Failed):
+            error = RuntimeError(f"a client's work {outcome.reason}")
+            error.add_note(getattr(outcome, "traceback", ""))
+            raise error
+        return [outcome]
+
+    def _lost(self, part: Assignment) -> Acted:
+        nobody = part[torch.zeros(0, dtype=torch.int64)]
+        with one_core_an_operation():
+            nothing = self.act(nobody, self.store.read(nobody.clients))
+
+        def rows(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.new_zeros((len(part), *value.shape[1:])) for name, value in named.items()}
+
+        update = Update(rows(nothing.update.payload), rows(nothing.update.metrics))
+        return Acted(part.clients, update, rows(nothing.state), torch.zeros((len(part), 2), dtype=torch.int64), True)
+
+
+def in_processes(experiment: Experiment, problem: Problem | None) -> Callable[..., ProcessExecutor]:
+    """What makes the executor of an experiment from the arguments of an `Executor`.
+
+    problem: your own, which is sent to the processes; None: the one that the experiment describes, which they build.
+    InputError: it cannot be sent.
+    """
+    count = experiment.engine.workers or cores()
+    try:
+        workers = Workers(count, _executor, experiment.resolved(), experiment.data_dir, problem)
+    except WorkerError as error:
+        remedy = f"cannot be sent to processes; take another engine.executor ({error.reason})"
+        raise InputError("problem", type(problem).__name__, remedy) from error
+    return partial(ProcessExecutor, workers=workers)
+
+
+def _executor(tables: Mapping[str, Any], data_dir: Path | None, problem: Problem | None) -> Executor:
+    """What a process has: an executor of the experiment's clients."""
+    take_one_core()
+
+    from fedsim.configuration import experiment
+    from fedsim.runner import build_executor, build_problem
+
+    made = experiment(data_dir=data_dir, **tables)
+    return build_executor(made, build_problem(made) if problem is None else problem)
+
+
+def _act(executor: Executor, task: tuple[Assignment, Mapping[str, Tensor]]) -> Any:
+    """What a process does; what it raises on purpose is sent as a call that makes it."""
+    try:
+        return executor.act(*task)
+    except InputError as error:
+        return partial(InputError, error.option, error.value, error.remedy)
+    except FedsimError as error:
+        return partial(type(error), str(error))

@@ -1,0 +1,72 @@
+"""The folder of a Flower app, which is read and never written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import InputError
+from fedsim.flower.internals import project, run_config
+
+
+@dataclass(frozen=True)
+class AppFolder:
+    """What an app's pyproject.toml says. path: absolute. server, client: where the apps are, as `module:attribute`.
+
+    run_config: flat, with the overrides. nodes: what its default federation says, or None.
+    """
+
+    path: Path
+    server: str
+    client: str
+    run_config: Mapping[str, Any]
+    nodes: int | None
+
+    @classmethod
+    def read(cls, path: Path, overrides: Sequence[str] = ()) -> AppFolder:
+        """Read a folder. overrides: as after `flwr run --run-config`: `name=value ...`, or a TOML file. InputError."""
+        try:
+            found = project(path)["tool"]["flwr"]
+        except (OSError, ValueError) as error:
+            raise InputError("path", str(path), _line(error)) from error
+        app = found["app"]
+        components = app["components"]
+        if "serverapp" not in components:
+            raise InputError("path", str(path), "this app has no serverapp; only server and client apps run here")
+        try:
+            config = run_config(app, overrides)
+        except (OSError, ValueError) as error:
+            raise InputError("run-config", " ".join(overrides), _line(error)) from error
+        return cls(path.absolute(), components["serverapp"], components["clientapp"], config, _nodes(found))
+
+    @contextmanager
+    def on_path(self) -> Iterator[None]:
+        """Within this block modules of the folder are found first. InputError: one of the same name is loaded."""
+        before = list(sys.path)
+        for place in (self.server, self.client):
+            name = place.partition(":")[0].partition(".")[0]
+            loaded = getattr(sys.modules.get(name), "__file__", None)
+            if loaded is not None and self.path not in Path(loaded).absolute().parents:
+                raise InputError("path", str(self.path), f"another module {name} is loaded already, from {loaded}")
+        sys.path.insert(0, str(self.path))
+        try:
+            yield
+        finally:
+            sys.path[:] = before
+
+
+def _nodes(tables: Mapping[str, Any]) -> int | None:
+    """The number of nodes of the default federation, as Flower's older templates have it."""
+    federations = tables.get("federations", {})
+    chosen = federations.get(federations.get("default", ""), {})
+    options = chosen.get("options", {}) if isinstance(chosen, Mapping) else {}
+    number = options.get("num-supernodes")
+    return number if isinstance(number, int) else None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

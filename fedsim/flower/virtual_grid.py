@@ -1,0 +1,412 @@
+"""Flower's grid in this process: nodes are contexts, a message is a call of the client app, and time is virtual.
+
+What crosses is copied, so that whoever edits what was sent or received edits it for nobody else. Each call draws from
+global generators of its own, named by the run's seed, the node and how many messages the node has had; replies come in
+the order of the times at which they are due, then of their messages. So nothing depends on workers or their timing.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from logging import getLogger
+from typing import Any, NoReturn, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from fedsim.clock import seconds, ticks
+from fedsim.engine.cores import one_core_an_operation
+from fedsim.errors import FedsimError, InputError, StalledError
+from fedsim.flower.internals import (
+    RAISED,
+    SERVER,
+    Ended,
+    Outcome,
+    acting_as,
+    copied,
+    copied_context,
+    empty_run,
+    name_message,
+    quick_arrays,
+    unavailable,
+    watched,
+)
+from fedsim.flower.records import PARTITION, PARTITIONS, ROUND
+from fedsim.generators import begin_globals, seeded_globals
+from fedsim.options import LONGEST
+from fedsim.streams import Streams
+
+_alone = threading.Lock()
+"""Held while an app runs: the generators and the names of messages are the process's."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a node is to do: handle a message in its context, drawing from global generators that begin at `seed`."""
+
+    message: Message
+    context: Context
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a call. context: what the node goes on with; None: what it had. seconds: of the wall clock."""
+
+    reply: Message
+    context: Context | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A message and what came of it.
+
+    round: where its settings or its group say one. pushed: wall-clock seconds since the app began. sent, due: virtual
+    seconds. seconds: of the wall clock, that the call took. bytes_down, bytes_up: of arrays. error: the reply's reason
+    where it is an error, with the client's traceback; or empty.
+    """
+
+    node: int
+    partition: int
+    message_type: str
+    round: int | None
+    pushed: float
+    sent: float
+    due: float
+    seconds: float
+    bytes_down: int
+    bytes_up: int
+    error: str
+
+
+class Clients(Protocol):
+    """Whatever makes calls of the client app."""
+
+    def answers(self, calls: Sequence[Call]) -> list[Answer]:
+        """Make calls of different nodes; the answers in the calls' order."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """Calls in this process, one after the other."""
+
+    app: ClientApp
+
+    def answers(self, calls: Sequence[Call]) -> list[Answer]:
+        """Make the calls."""
+        with seeded_globals(0), one_core_an_operation():
+            return [handle(self.app, call) for call in calls]
+
+
+def handle(app: ClientApp, call: Call) -> Answer:
+    """Make a call, on copies of message and context; what it returns is copied, for the app may keep it.
+
+    An exception, and a reply that is none, are answered as an error and leave the context as it was. The global
+    generators are left wherever the call leaves them.
+    """
+    message, began = call.message, time.perf_counter()
+    name = message.metadata.message_id
+    context: Context | None = None
+    try:
+        begin_globals(call.seed)  # they are not put back after each call, which takes ten times as long
+        own = copied_context(call.context)
+        returned = app(copied(message), own)
+        if not isinstance(returned, Message) or returned.metadata.reply_to_message_id != name:
+            raise TypeError(f"the client app returned {type(returned).__name__}, not a reply to its message")
+        reply, context = copied(returned), copied_context(own)
+    except (Exception, SystemExit) as error:
+        reply = failure(message, RAISED, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+    return Answer(reply, context, time.perf_counter() - began)
+
+
+def failure(message: Message, code: int, reason: str) -> Message:
+    """The reply that something went wrong."""
+    return Message(Error(code, reason), reply_to=message)
+
+
+@dataclass
+class _Flight:
+    """A message on its way. due: the tick at which its reply is there. late: its time is over before its node is done.
+
+    pushed: wall-clock seconds since the app began. reply: None as long as nobody has asked for one.
+    """
+
+    message: Message
+    number: int
+    sent: int
+    due: int
+    pushed: float
+    late: bool
+    reply: Message | None = None
+
+
+@dataclass
+class _Node:
+    """A node. free: the tick from which it can work. calls: how many it has had."""
+
+    context: Context
+    partition: int
+    lag: int
+    free: int = 0
+    calls: int = 0
+
+
+class VirtualGrid(Grid):
+    """Nodes of this process, for one run: `with VirtualGrid(client_app, 100) as grid: server_app(grid, context)`.
+
+    clients: the client app, or what makes its calls. nodes: how many; their ids are drawn from `seed`, their
+    configurations have `partition-id` and `num-partitions`. run_config: what contexts have. durations: virtual seconds
+    that nodes take for a message, by partition; who is not there takes none.
+
+    A message whose time to live is shorter than its node takes is answered by Flower's error, as one that is not known
+    is. `send_and_receive` waits in virtual time, at most `timeout`; `pull_messages` hands over what is there, and where
+    nothing is, waits for the first. A node handles its messages one after the other, in the order in which they came.
+
+    exchanges: all messages that were handled. errors: those whose reply is an error. outcomes: what strategies came to.
+    now: the virtual tick.
+    """
+
+    def __init__(
+        self,
+        clients: ClientApp | Clients,
+        nodes: int,
+        *,
+        run_config: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        durations: Mapping[int, float] | None = None,
+    ) -> None:
+        if nodes < 1:
+            raise InputError("nodes", nodes, "at least one node must do the work")
+        for partition, taken in (durations or {}).items():
+            if partition not in range(nodes):
+                raise InputError("durations", partition, f"partitions are numbered 0 to {nodes - 1}")
+            if not 0.0 <= taken <= LONGEST:
+                raise InputError(f"durations.{partition}", taken, f"write seconds from 0 to {LONGEST:g}")
+        self._clients: Clients = Here(clients) if isinstance(clients, ClientApp) else clients
+        self._streams = Streams(seed)
+        self._run = empty_run(self._streams.derive("run") >> 1)  # of 63 bits, as Flower's
+        self._nodes: dict[int, _Node] = {}
+        for partition in range(nodes):
+            name = self._streams.derive("node", step=partition)
+            config: dict[str, Any] = {PARTITION: partition, PARTITIONS: nodes}
+            context = Context(self._run.run_id, name, config, RecordDict(), dict(run_config or {}))
+            self._nodes[name] = _Node(context, partition, ticks((durations or {}).get(partition, 0.0)))
+        self.now = 0
+        self.exchanges: list[Exchange] = []
+        self.outcomes: list[Outcome] = []
+        self._waiting: list[_Flight] = []
+        self._flights: dict[str, _Flight] = {}
+        self._lock, self._open, self._origin, self._sent = threading.RLock(), True, time.perf_counter(), 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> VirtualGrid:
+        if not _alone.acquire(blocking=False):
+            raise FedsimError("another Flower app is running in this process; wait for it, or start another process")
+        self._stack.callback(_alone.release)
+        self._stack.callback(self._close)
+        self._stack.enter_context(acting_as(SERVER, self._run.run_id))
+        self._stack.enter_context(seeded_globals(self._streams.derive("server app")))
+        self._stack.enter_context(watched(self, self.outcomes.append, self._stall))
+        self._stack.enter_context(quick_arrays())
+        self._stack.enter_context(few_collections())
+        self._origin = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        try:
+            if kind is None:
+                self._work()  # what was sent is handled, also where nobody asks for the reply
+        finally:
+            self._stack.close()
+
+    def _close(self) -> None:
+        self._open = False
+
+    @property
+    def errors(self) -> list[Exchange]:
+        """The exchanges whose reply is an error."""
+        return [exchange for exchange in self.exchanges if exchange.error]
+
+    @property
+    def elapsed(self) -> float:
+        """Wall-clock seconds since the app began."""
+        return time.perf_counter() - self._origin
+
+    @property
+    def run(self) -> Any:
+        """The run that this grid is for."""
+        return self._run
+
+    def set_run(self, run: Any) -> None:
+        """Take over another run's description."""
+        self._run = run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make a message, as its constructor does."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Name the nodes, in the order of their partitions."""
+        if not self._open and threading.current_thread().daemon:
+            raise Ended  # to the thread that a legacy server leaves behind when it fails
+        return list(self._nodes)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages; their ids, without those whose node does not exist, which Flower's log tells."""
+        with self._lock:
+            return [flight.message.metadata.message_id for flight in map(self._push, messages) if flight is not None]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Hand over the replies that are there; where none is, those that will be there next.
+
+        Of ids that are unknown, or were handed over before, errors; they do not keep the clock from going on.
+        """
+        with self._lock:
+            self._work()
+            known, replies = [], []
+            for name in dict.fromkeys(message_ids):
+                if name in self._flights:
+                    known.append(name)
+                else:
+                    replies.append(unavailable(name, self._run.run_id, time.time()))
+            if known:
+                self.now = max(self.now, min(self._flights[name].due for name in known))
+            return replies + self._taken(known)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Send messages and hand over the replies that are there after `timeout` virtual seconds; all, where None."""
+        with self._lock:
+            names = self.push_messages(messages)
+            self._work()
+            end = max((self._flights[name].due for name in names), default=self.now)
+            if timeout is not None and timeout < seconds(end - self.now):
+                end = self.now + ticks(max(timeout, 0.0))
+            self.now = max(self.now, end)
+            return self._taken(names)
+
+    def _push(self, message: Message) -> _Flight | None:
+        """Take a message: when it is handled and answered is known at once."""
+        metadata = message.metadata
+        if metadata.reply_to_message_id or metadata.ttl <= 0:
+            raise ValueError(f"Invalid message: {message}")
+        if metadata.dst_node_id not in self._nodes:
+            getLogger("flwr").error("Invalid destination node ID for Message: %s", metadata.dst_node_id)
+            return None
+        self._sent += 1
+        name_message(message, f"{self._sent:016x}")
+        node, expires = self._nodes[metadata.dst_node_id], self.now + ticks(min(metadata.ttl, LONGEST))
+        start = max(self.now, node.free)
+        late = start + node.lag > expires
+        due = expires if late else start + node.lag
+        flight = _Flight(copied(message), self._sent, self.now, due, self.elapsed, late)
+        self._flights[metadata.message_id] = flight
+        if start <= expires:
+            node.free = start + node.lag
+            self._waiting.append(flight)
+        else:
+            self._answer(flight, None)
+        return flight
+
+    def _work(self) -> None:
+        """Have all messages handled that were sent."""
+        while self._waiting:
+            first: dict[int, _Flight] = {}
+            rest = []
+            for flight in self._waiting:
+                if first.setdefault(flight.message.metadata.dst_node_id, flight) is not flight:
+                    rest.append(flight)
+            self._waiting = rest
+            calls = [self._call(flight) for flight in first.values()]
+            for flight, answer in zip(first.values(), self._clients.answers(calls), strict=True):
+                self._answer(flight, answer)
+
+    def _call(self, flight: _Flight) -> Call:
+        node = self._nodes[flight.message.metadata.dst_node_id]
+        node.calls += 1
+        seed = self._streams.derive("client app", round=node.calls, step=node.partition)
+        return Call(flight.message, node.context, seed)
+
+    def _answer(self, flight: _Flight, answer: Answer | None) -> None:
+        """Note what came of a message. answer: None where its time was over before its node began."""
+        metadata = flight.message.metadata
+        node = self._nodes[metadata.dst_node_id]
+        if answer is not None and answer.context is not None:
+            node.context = answer.context
+        if answer is None or flight.late:
+            flight.reply = unavailable(metadata.message_id, self._run.run_id, time.time())
+        else:
+            flight.reply = answer.reply
+        name_message(flight.reply, f"{metadata.message_id}-reply")
+        reply = flight.reply
+        self.exchanges.append(
+            Exchange(
+                node=metadata.dst_node_id,
+                partition=node.partition,
+                message_type=metadata.message_type,
+                round=_round(flight.message),
+                pushed=flight.pushed,
+                sent=seconds(flight.sent),
+                due=seconds(flight.due),
+                seconds=0.0 if answer is None else answer.seconds,
+                bytes_down=_size(flight.message),
+                bytes_up=_size(reply),
+                error=(reply.error.reason or "no reason given") if reply.has_error() else "",
+            )
+        )
+
+    def _taken(self, names: Iterable[str]) -> list[Message]:
+        """Take the replies that are there out of the grid, in the order in which they came."""
+        flights = [self._flights[name] for name in names if self._flights[name].due <= self.now]
+        replies = []
+        for flight in sorted(flights, key=lambda flight: (flight.due, flight.number)):
+            del self._flights[flight.message.metadata.message_id]
+            assert flight.reply is not None
+            replies.append(flight.reply)
+        return replies
+
+    def _stall(self, wanted: int | None) -> NoReturn:
+        said = "more nodes" if wanted is None else f"{wanted} nodes"
+        raise StalledError(
+            f"the app waits for {said} and there are {len(self._nodes)}; give it more, or have its strategy ask fewer"
+        )
+
+
+@contextmanager
+def few_collections() -> Iterator[None]:
+    """Within this block Python's collector passes over what was there before, which is all that was imported.
+
+    Every message makes objects enough for it to look through all of them again and again.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _round(message: Message) -> int | None:
+    """The round that a message belongs to, where it says so."""
+    for record in message.content.values():
+        if isinstance(record, ConfigRecord) and isinstance(number := record.get(ROUND), int):
+            return number
+    return int(message.metadata.group_id) if message.metadata.group_id.isdecimal() else None
+
+
+def _size(message: Message) -> int:
+    if not message.has_content():
+        return 0
+    records = (record for record in message.content.values() if isinstance(record, ArrayRecord))
+    return sum(len(array.data) for record in records for array in record.values())

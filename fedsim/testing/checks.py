@@ -1,0 +1,511 @@
+"""What every strategy and every client keeps to: a function for each promise, AssertionError where it is broken.
+
+`CHECKS` are all that need no more than a subject; of these, `ON_FUNCTIONS` are also about subjects that are run on
+functions. The others are about a single option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import tomli_w
+import torch
+from numpy.typing import NDArray
+
+import fedsim
+from fedsim.clock import ticks
+from fedsim.engine.cohort import Cohort
+from fedsim.errors import InputError
+from fedsim.exchange import All, Every, payload_bytes
+from fedsim.generators import seeded_globals
+from fedsim.loop import Simulation
+from fedsim.testing.draws import drawing, global_states
+from fedsim.testing.others import Other, others_of
+from fedsim.testing.problems import small_experiment
+from fedsim.testing.rounds import (
+    Completed,
+    Spoiled,
+    copied,
+    differ,
+    engine_of,
+    everybody,
+    exchange,
+    fail,
+    go_round,
+    same,
+    take,
+    without,
+)
+from fedsim.testing.subject import Path, Subject, final, values_of
+from fedsim.zeroth_order.search import MEASURE
+
+CLIENT = 2
+"""Who fails, is late or tells nonsense."""
+LATE = 3.5
+"""How many times as long as others a client works that is late."""
+PATIENCE = 60
+"""Rounds in which its reply must have come."""
+
+Check = Callable[[Subject], None]
+
+
+def inputs_stay_as_they_were(subject: Subject) -> None:
+    """What a strategy is handed, its state and the replies, is left as it was."""
+    simulation = subject.simulation()
+    state, clients = simulation.state, everybody(simulation)
+    while state.round < 2:
+        before = copied(state)
+        _, replies = exchange(simulation, state, clients)
+        assert same(copied(state), before), "ask has changed the state that it was handed"
+        told = copied(replies)
+        following, _, done = simulation.parts.strategy.tell(state, replies)
+        assert same(copied(state), before), "tell has changed the state that it was handed"
+        assert same(copied(replies), told), "tell has changed the replies that it was handed"
+        state, clients = following, everybody(simulation) if done else replies.clients
+
+
+def replies_in_any_order_give_the_same_bytes(subject: Subject) -> None:
+    """Who of a window answers first does not matter: the last first leaves the same bytes."""
+    ends = list[dict[str, Any]]()
+    for direction in (1, -1):
+        simulation = subject.simulation(torch.float32)
+        take(simulation, lambda clients: 50 + direction * clients)  # noqa: B023
+        ends.append(_found(simulation, go_round(simulation)))
+    for name, first in ends[0].items():
+        assert same(first, ends[1][name]), f"the {name} after a round depend on the order in which replies arrive"
+
+
+def the_order_of_clients_in_an_order_does_not_matter(subject: Subject) -> None:
+    """A shuffled cohort tells the same, to the last bit."""
+    simulation, again = subject.simulation(torch.float32), subject.simulation(torch.float32)
+    state, clients = simulation.state, everybody(simulation)
+    shuffled = torch.cat((clients.flip(0)[1::2], clients.flip(0)[::2]))
+    executor = engine_of(again).executor
+    while state.round < 2:
+        orders, replies = exchange(simulation, state, clients)
+        other, _ = again.parts.strategy.ask(state, shuffled)
+        work = executor.execute(executor.assign(replace(other, turn=orders.turn)))
+        for name, rows in replies.payload.items():
+            assert torch.equal(work.payload[name], rows[shuffled]), f"a shuffled cohort tells another {name}"
+        state, _, _ = simulation.parts.strategy.tell(state, replies)
+
+
+def loop_equals_stacked(subject: Subject) -> None:
+    """Executed one by one, clients come to what they come to together."""
+    once: dict[str, Any] = {"rounds": 1}
+    for dtype, rounds, tolerance in ((torch.float64, {}, 1e-9), (torch.float32, once, subject.tolerance)):
+        stacked = final(subject.simulation(dtype, **rounds)) if rounds else subject.end()
+        simulation = subject.simulation(dtype, engine={"executor": "loop"}, **rounds)
+        assert engine_of(simulation).executor.name == "loop"
+        loop = final(simulation)
+        bound, found = tolerance * float(loop.abs().max()), float((stacked - loop).abs().max())
+        assert found <= bound, f"the loop and the stack differ by {found:.2g}, which is more than {bound:.2g} ({dtype})"
+
+
+def the_size_of_chunks_and_the_cores_change_no_bit(subject: Subject) -> None:
+    """How many clients are stacked at once, and on how many cores, is of no consequence."""
+    twice: dict[str, Any] = {} if "rounds" in subject.tables else {"rounds": 2}  # enough to remember something
+    whole = subject.simulation(torch.float32, **twice)
+    engine_of(whole).executor.cores = 1
+    expected = final(whole)
+    for chunk in (1, 2, 4):
+        parts = subject.simulation(torch.float32, **twice)
+        executor = engine_of(parts).executor
+        executor.memory = chunk * executor._row_bytes
+        assert executor.chunk == chunk
+        assert torch.equal(final(parts), expected), f"cohorts of {chunk} end elsewhere than those of any size"
+
+
+def an_interrupted_run_ends_like_an_uninterrupted_one(subject: Subject) -> None:
+    """What was saved after two rows and restored elsewhere goes on as if nothing had happened."""
+    whole = subject.simulation()
+    orders, _ = whole.parts.strategy.ask(whole.state, everybody(whole))
+    tables: dict[str, Any] = {}
+    if orders.late == "keep" and "evaluation" not in subject.tables:
+        tables["evaluation"] = {"every": 1}  # without it there is a row at the end only
+        whole = subject.simulation(**tables)
+    first, second = subject.simulation(**tables), subject.simulation(**tables)
+    rows = [first.step(), first.step()]
+    second.restore(first.snapshot())
+    first.step()  # goes on after the snapshot, which must not notice
+    rows += second
+    expected = list(whole)
+    assert torch.equal(second.state.params, whole.state.params), "a restored run ends elsewhere"
+    for found, wanted in zip(rows, expected, strict=True):
+        assert {**found, "wall": 0} == {**wanted, "wall": 0}
+
+
+def the_same_seed_gives_the_same_bytes(subject: Subject) -> None:
+    """Whatever the generators of the process are, which are left as they were."""
+    expected = subject.end()
+    with seeded_globals(1):
+        before = global_states()
+        found = final(subject.simulation())
+        drawn = [module for module, state in global_states().items() if state != before[module]]
+    assert not drawn, f"the global generator of {', '.join(drawn)} is drawn from; take a named stream"
+    assert torch.equal(found, expected), "two runs with the same seed end elsewhere"
+
+
+def another_seed_gives_other_bytes(subject: Subject) -> None:
+    """Where anything is drawn. With everybody at work on all examples nothing is, but by the algorithm itself."""
+    quiet: dict[str, Any] = {"rounds": 2, "selection": {"kind": "uniform", "fraction": 1.0}}
+    client = subject.part(("client",))
+    if any(option.name == "batch_size" for option in dataclasses.fields(client)):
+        quiet["client"] = subject.table(("client",)) | {"batch_size": "full"}
+    other, problem = final(subject.simulation(**quiet, seed=1)), subject.problem()
+    with drawing() as drawn:
+        found = final(subject.simulation(problem=problem, **quiet))
+    if differ(found, other):
+        return
+    names = ", ".join(sorted(drawn))
+    assert not drawn, f"another seed gives the same run, and {names} drew; take a named stream"
+    assert differ(subject.end(), final(subject.simulation(seed=1))), "another seed gives the same run"
+
+
+def options_survive_toml(subject: Subject) -> None:
+    """Written to a file and read again, the experiment and its plug-ins are what they were."""
+    checked = small_experiment(**subject.tables)
+    again = fedsim.experiment(**tomllib.loads(tomli_w.dumps(checked.resolved())))
+    assert again.resolved() == checked.resolved()
+    for part in ("strategy", "client"):
+        wanted = values_of(subject.given.get(part, getattr(checked, part)))
+        for name, value in values_of(getattr(again, part)).items():
+            assert value == wanted[name], f"{part}.{name} = {wanted[name]!r} is {value!r} when it is read again"
+    assert again.transforms == checked.transforms
+
+
+def windows_of_nobody_complete_the_round(subject: Subject) -> None:
+    """The model stays if nobody answers the first window; the round ends if nobody answers a later one."""
+    for silent in range(_windows(subject.described, subject.opaque)):
+        simulation = subject.simulation()
+        nobody = torch.zeros(len(everybody(simulation)), dtype=torch.bool)
+        done = go_round(simulation, lambda window, said: said.where(nobody) if window == silent else said)  # noqa: B023
+        assert [len(replies) for replies in done.replies[silent:]] == [0] * (len(done.replies) - silent)
+        assert (done.state.round, done.state.phase) == (1, 0), "nobody answers, and the round is not over"
+        assert torch.isfinite(done.state.params).all(), "nobody answers, and the model is not finite"
+        if silent == 0:
+            assert torch.equal(done.state.params, simulation.state.params), "nobody answers, and the model moves"
+
+
+def a_cohort_of_one(subject: Subject) -> None:
+    """A single client a round is enough."""
+    alone = subject.altered(("strategy",), subject.alone, selection={"kind": "uniform", "count": 1})
+    assert torch.isfinite(final(alone.simulation())).all()
+
+
+def a_client_that_fails_is_as_if_it_had_not_answered(subject: Subject) -> None:
+    """Whichever of the round's windows its machine fails in; the failure is counted."""
+    for number in range(_windows(subject.described, subject.opaque)):
+        simulation = subject.simulation()
+
+        def before(window: int) -> None:
+            fail(simulation, CLIENT if window == number else -1)  # noqa: B023
+
+        found = go_round(simulation, before=before)
+        assert CLIENT not in found.replies[number].clients
+        assert simulation.parts.engine.ledger.crashed == 1
+        _hold_unheard(subject, simulation, found, number)
+
+
+def a_late_reply_is_taken_later_or_left(subject: Subject) -> None:
+    """Of a client that is told to stop it is as if it had not come; of others it is taken in a window to come."""
+    simulation = subject.simulation()
+    orders, window = simulation.parts.strategy.ask(simulation.state, everybody(simulation))
+    length = window.seconds if isinstance(window, Every) else 1.0
+
+    def taken(clients: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(clients == CLIENT, ticks(LATE * length), ticks(length))
+
+    if orders.late == "cancel":
+        take(simulation, taken)
+        found = go_round(simulation, window=All(2.0 * length))
+        assert CLIENT not in found.replies[0].clients
+        assert simulation.parts.engine.ledger.late == 1
+        _hold_unheard(subject, simulation, found, 0)
+        following = go_round(simulation, state=found.state).state
+        assert torch.isfinite(following.params).all(), "a reply was late, and the model is not finite a round later"
+        return
+    waiting = isinstance(window, All) and window.deadline is None
+    everyone = {"kind": "uniform", "fraction": 1.0}
+    simulation = subject.simulation(rounds=PATIENCE, selection=everyone, evaluation={"every": 1})
+    take(simulation, taken)
+    for row in simulation:
+        assert torch.isfinite(simulation.params).all(), "a reply was late, and the model is not finite"
+        if row["staleness"] > 0 or waiting:
+            return
+    raise AssertionError(
+        f"of a client that takes {LATE} times as long as others no reply was late in {PATIENCE} rounds"
+    )
+
+
+def an_update_that_is_nan_is_left_out_and_counted(subject: Subject) -> None:
+    """As if the client had not answered, whichever window it is of; a step that is judged is not taken."""
+    _hold_spoiled(subject, float("nan"))
+
+
+def an_update_that_is_infinite_is_left_out_and_counted(subject: Subject) -> None:
+    """As if the client had not answered, whichever window it is of; a step that is judged is not taken."""
+    _hold_spoiled(subject, float("inf"))
+
+
+def a_metric_that_is_nan_leaves_the_model_finite(subject: Subject) -> None:
+    """Metrics are observations, which nobody looks through."""
+    simulation = subject.simulation()
+    spoiled = Spoiled(simulation, CLIENT, "metrics", float("nan"))
+    spoiled.on = True
+    assert torch.isfinite(go_round(simulation).state.params).all(), "a metric that is NaN enters the model"
+
+
+def bytes_are_those_of_the_payloads(subject: Subject) -> None:
+    """Down, unless the order says how its payload is encoded; then it says so for each client."""
+    simulation = subject.simulation(torch.float32)
+    ledger, state, clients = simulation.parts.engine.ledger, simulation.state, everybody(simulation)
+    while state.round < 2:
+        before = replace(ledger)
+        orders, replies = exchange(simulation, state, clients)
+        down = len(clients) * sum(vector.element_size() * vector.numel() for vector in orders.payload.values())
+        up = sum(rows.element_size() * rows.numel() for rows in replies.payload.values())
+        if orders.encoded is None:
+            assert payload_bytes(orders.payload) * len(clients) == down
+        else:
+            shape = torch.as_tensor(orders.encoded).shape
+            assert shape in ((), (len(clients),)), f"encoded has the shape {tuple(shape)}"
+            down = orders.total_bytes
+        crossed = ledger.since(before)
+        assert (crossed["bytes_down"], crossed["bytes_up"]) == (down, up)
+        state, _, done = simulation.parts.strategy.tell(state, replies)
+        clients = everybody(simulation) if done else replies.clients
+
+
+def queries_are_what_was_asked(subject: Subject) -> None:
+    """Of every window; and from the second round on, when everybody is known, as many as were declared."""
+    for window in questions(subject):
+        assert window.queries == window.counted, f"{window.queries} values are asked for, and {window.counted} counted"
+        if window.declared is not None:
+            assert window.queries == window.declared, f"{window.queries} are asked for, and {window.declared} declared"
+
+
+def every_option_moves_something(subject: Subject, path: Path, option: str, other: Other | None = None) -> None:
+    """Another value of an option of the plug-in at a path gives another run.
+
+    other: the value, and what it needs to matter; by default, values that go with its type are tried.
+    """
+    plugin, tried = subject.part(path), list[str]()
+    for value, needs in [other] if other is not None else others_of(plugin, option):
+        base = _given(subject, path, needs)
+        try:
+            if differ(base.end(), final(base.altered(path, {option: value}).simulation())):
+                return
+            tried.append(repr(value))
+        except InputError as error:
+            if other is not None:
+                raise
+            tried.append(f"{value!r}, which is refused ({error})")
+    name = f"{'.'.join((*path, option))} = {getattr(plugin, option)!r}"
+    if other is not None:
+        raise AssertionError(f"{name}: with {tried[0]} in its place the run is the same")
+    raise AssertionError(
+        f"{name}: no other value was found that changes the run; name one in `others`, with what it needs to matter "
+        f"(tried {', '.join(tried) or 'none'})"
+    )
+
+
+def an_option_that_is_refused(subject: Subject, path: Path, option: str, other: Other | None = None) -> None:
+    """An option that a plug-in has from others and cannot use takes no other value."""
+    plugin = subject.part(path)
+    for value, needs in [other] if other is not None else others_of(plugin, option):
+        try:
+            subject.altered(path, {**needs, option: value}).part(path)
+        except InputError:
+            continue
+        raise AssertionError(f"{'.'.join((*path, option))} = {value!r} is not refused")
+
+
+def what_crosses_otherwise_changes_nothing_else(subject: Subject, path: Path, option: str, other: Other) -> None:
+    """An option about how numbers cross changes the bytes that are counted, and the run by rounding at most."""
+    value, needs = other
+    base = _given(subject, path, needs)
+    one, two = base.simulation(), base.altered(path, {option: value}).simulation()
+    bytes_differ = False
+    for row, changed in zip(one, two, strict=True):
+        bytes_differ |= any(row[name] != changed[name] for name in ("bytes_up", "bytes_down"))
+        assert abs(row["train_loss"] - changed["train_loss"]) <= 1e-9 * abs(row["train_loss"])
+    assert bytes_differ, f"{option} = {value!r} changes no number of bytes"
+    assert torch.allclose(one.state.params, two.state.params, rtol=0, atol=1e-12), f"{option} changes the run"
+
+
+def what_is_reported_changes_nothing_else(subject: Subject, path: Path, option: str, other: Other) -> None:
+    """An option about what is reported adds to the rows, or calls something otherwise, and changes no bit."""
+    value, needs = other
+    base = _given(subject, path, needs)
+    one, two = base.simulation(), base.altered(path, {option: value}).simulation()
+    for row, told in zip(one, two, strict=True):
+        assert {**told, **row} == {**told, "wall": row["wall"]}, f"{option} = {value!r} changes what else is reported"
+    assert torch.equal(one.state.params, two.state.params), f"{option} = {value!r} changes the run"
+
+
+CHECKS: tuple[Check, ...] = (
+    the_same_seed_gives_the_same_bytes,  # first, for who breaks it breaks most of the others
+    inputs_stay_as_they_were,
+    replies_in_any_order_give_the_same_bytes,
+    the_order_of_clients_in_an_order_does_not_matter,
+    loop_equals_stacked,
+    the_size_of_chunks_and_the_cores_change_no_bit,
+    an_interrupted_run_ends_like_an_uninterrupted_one,
+    another_seed_gives_other_bytes,
+    options_survive_toml,
+    windows_of_nobody_complete_the_round,
+    a_cohort_of_one,
+    a_client_that_fails_is_as_if_it_had_not_answered,
+    a_late_reply_is_taken_later_or_left,
+    an_update_that_is_nan_is_left_out_and_counted,
+    an_update_that_is_infinite_is_left_out_and_counted,
+    a_metric_that_is_nan_leaves_the_model_finite,
+    bytes_are_those_of_the_payloads,
+    queries_are_what_was_asked,
+)
+ON_FUNCTIONS: tuple[Check, ...] = (
+    loop_equals_stacked,
+    the_size_of_chunks_and_the_cores_change_no_bit,
+    an_interrupted_run_ends_like_an_uninterrupted_one,
+    queries_are_what_was_asked,
+)
+
+
+@dataclass
+class Asked:
+    """The values that a window's clients asked for.
+
+    counted, extra: as the ledger has them, and those of them that are no part of the method's published count.
+    declared: before the work; None in the first round.
+    """
+
+    action: str = ""
+    queries: int = 0
+    counted: int = 0
+    extra: int = 0
+    declared: int | None = None
+
+
+def questions(subject: Subject) -> list[Asked]:
+    """What is asked in the windows of two rounds with everybody."""
+    return _questions(subject.described, subject.opaque)
+
+
+@cache
+def _questions(described: str, opaque: bool) -> list[Asked]:
+    simulation = Subject(json.loads(described), opaque=opaque).simulation()
+    engine, state, clients = engine_of(simulation), simulation.state, everybody(simulation)
+    windows = list[Asked]()
+    while state.round < 2:
+        window, before = Asked(), replace(engine.ledger)
+        with _noticed(window):
+            orders, replies = exchange(simulation, state, clients)
+        crossed = engine.ledger.since(before)
+        window.action, window.counted, window.extra = orders.action, crossed["queries"], crossed["extra_queries"]
+        if state.round:
+            window.declared = len(clients) * engine.executor.assign(orders).queries
+        windows.append(window)
+        state, _, done = simulation.parts.strategy.tell(state, replies)
+        clients = everybody(simulation) if done else replies.clients
+    return windows
+
+
+@contextmanager
+def _noticed(window: Asked) -> Iterator[None]:
+    """Within this block, whatever a cohort is asked for is noted."""
+    query, evaluate, differentiate = Cohort.query, Cohort.evaluate, Cohort.differentiate
+
+    def noted_query(self: Cohort, x: torch.Tensor, *args: Any, **named: Any) -> torch.Tensor:
+        window.queries += x.shape[0] * x.shape[1]
+        return query(self, x, *args, **named)
+
+    def noted_evaluate(self: Cohort, y: Any, batch: Any) -> torch.Tensor:
+        window.queries += len(y)
+        return evaluate(self, y, batch)
+
+    def noted_derivatives(self: Cohort, x: torch.Tensor, v: torch.Tensor, batch: Any = None) -> Any:
+        window.queries += v.shape[0] * v.shape[1]
+        return differentiate(self, x, v, batch)
+
+    with (
+        patch.object(Cohort, "query", noted_query),
+        patch.object(Cohort, "evaluate", noted_evaluate),
+        patch.object(Cohort, "differentiate", noted_derivatives),
+    ):
+        yield
+
+
+def _given(subject: Subject, path: Path, needs: Mapping[str, Any]) -> Subject:
+    """The subject with what an option of the plug-in at a path needs to matter."""
+    own = {field.name for field in dataclasses.fields(subject.part(path))}
+    tables = {name: setting for name, setting in needs.items() if name not in own}
+    opaque = bool(tables.pop("opaque", subject.opaque))
+    beside = {name: setting for name, setting in needs.items() if name in own}
+    return replace(subject.altered(path, beside, **tables), opaque=opaque)
+
+
+def _hold_unheard(subject: Subject, simulation: Simulation, done: Completed, window: int) -> None:
+    """Hold a round to be what it is if CLIENT is not heard in a window."""
+    wanted = _unheard(subject.described, subject.opaque, window)
+    assert (done.state.round, done.state.phase) == (1, 0)
+    for name, found in _found(simulation, done).items():
+        assert same(found, wanted[name]), f"the {name} are not as if the client had not answered"
+
+
+@cache
+def _windows(described: str, opaque: bool) -> int:
+    """How many windows a round has."""
+    return len(go_round(Subject(json.loads(described), opaque=opaque).simulation()).replies)
+
+
+@cache
+def _unheard(described: str, opaque: bool, window: int) -> dict[str, Any]:
+    """What a round comes to if CLIENT is not heard in a window."""
+    simulation = Subject(json.loads(described), opaque=opaque).simulation()
+    done = go_round(simulation, without(CLIENT, window))
+    assert (done.state.round, done.state.phase) == (1, 0)
+    return _found(simulation, done)
+
+
+def _found(simulation: Simulation, done: Completed) -> dict[str, Any]:
+    """What a round has come to, in words: the model, what the strategy remembers, and what it then asks for."""
+    orders, _ = simulation.parts.strategy.ask(done.state, everybody(simulation))
+    return {
+        "parameters": copied(done.state.params),
+        "server optimizer's numbers": copied(dict(done.state.optimizer)),
+        "strategy's numbers": copied(dict(done.state.memory)),
+        "next orders": copied(orders),
+    }
+
+
+def _hold_spoiled(subject: Subject, value: float) -> None:
+    """Hold a subject to leave CLIENT's update out if one of its numbers is this value, where it has any that can be."""
+    for number in range(_windows(subject.described, subject.opaque)):
+        simulation = subject.simulation()
+        spoiled = Spoiled(simulation, CLIENT, "payload", value)
+
+        def before(window: int) -> None:
+            spoiled.on = window == number  # noqa: B023
+
+        found = go_round(simulation, before=before)
+        if not spoiled.found:
+            continue
+        replies = found.replies[number]
+        assert CLIENT not in replies.clients
+        assert replies.failed.tolist() == [CLIENT]
+        # Only the first window counts as taking part.
+        assert simulation.parts.engine.ledger.failed == (number == 0)
+        if found.actions[number] == MEASURE:
+            assert torch.equal(found.state.params, simulation.state.params), "a step that nobody could judge is taken"
+        else:
+            _hold_unheard(subject, simulation, found, number)

@@ -1,0 +1,183 @@
+"""What is held to the contract: a plug-in as an experiment file would name it, with partners, on small problems."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fedsim
+from fedsim import registry
+from fedsim.configuration import PLUGINS
+from fedsim.errors import InputError
+from fedsim.loop import Simulation
+from fedsim.problems.problem import Problem
+from fedsim.runner import Result, build_simulation
+from fedsim.testing.problems import TRAINING, small_experiment, small_functions, small_problem
+
+Path = tuple[str, ...]
+"""Where a plug-in stands in an experiment, such as `("client", "estimator")`: the options that lead to it."""
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"strategy": {"kind": "fedavg"}, "client": {"kind": "sgd", **TRAINING}}
+"""Who takes the place of a partner that is not named."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An experiment to be held to the contract.
+
+    tables: of the experiment, in place of those of `small_experiment`. given: plug-ins that were handed over as
+    objects, by part. opaque: run on `small_functions`, three of whose four clients take part in a round, instead of
+    `small_problem`. tolerance: by how much executors may differ in single precision, of the largest parameter. alone:
+    options of the strategy with which it makes do with one client.
+    """
+
+    tables: Mapping[str, Any]
+    given: Mapping[str, Any] = field(default_factory=dict)
+    opaque: bool = False
+    tolerance: float = 1e-5
+    alone: Mapping[str, Any] = field(default_factory=dict)
+
+    def simulation(
+        self, dtype: torch.dtype = torch.float64, problem: Problem | None = None, **tables: Any
+    ) -> Simulation:
+        """A run of three rounds with the stacked executor, unless the subject's tables or these say otherwise.
+
+        InputError: it cannot be run. problem: by default `self.problem(dtype)`.
+        """
+        settings: dict[str, Any] = {"engine": {"executor": "stacked"}}
+        if self.opaque:
+            settings["selection"] = {"kind": "uniform", "count": 3}
+        experiment = small_experiment(**(settings | dict(self.tables) | tables))
+        return build_simulation(experiment, self.problem(dtype) if problem is None else problem)
+
+    def problem(self, dtype: torch.dtype = torch.float64) -> Problem:
+        """Functions or examples, whichever it is run on."""
+        return small_functions(dtype) if self.opaque else small_problem(dtype)
+
+    def table(self, path: Path) -> dict[str, Any]:
+        """The options that its tables give the plug-in at a path."""
+        if len(path) > 1:
+            table = self.table(path[:-1])[path[-1]]
+        else:
+            table = self.tables.get(path[0], DEFAULTS.get(path[0], PLUGINS[path[0]][1]))
+        return {"kind": table} if isinstance(table, str) else dict(table)
+
+    def part(self, path: Path) -> Any:
+        """The plug-in at a path, made; None where it has none, such as a client without an estimator."""
+        found = getattr(small_experiment(**self.tables), path[0])
+        for option in path[1:]:
+            found = getattr(found, "made", {}).get(option)
+        return found
+
+    def altered(self, path: Path, options: Mapping[str, Any], **tables: Any) -> Subject:
+        """With other options of the plug-in at a path, None for one to be left out; and with other tables."""
+        table = {name: value for name, value in (self.table(path) | dict(options)).items() if value is not None}
+        for end in range(len(path) - 1, 0, -1):
+            table = self.table(path[:end]) | {path[end]: table}
+        return replace(self, tables={**self.tables, **tables, path[0]: table})
+
+    @property
+    def fits_functions(self) -> bool:
+        """Whether its clients ask for values only, and not of some of their examples."""
+        return fits_functions(self.part(("client",)))
+
+    def end(self) -> Tensor:
+        """The parameters [d] at the end of its run; one run for all who ask."""
+        return _end(self.described, self.opaque)
+
+    @property
+    def described(self) -> str:
+        """Its tables as text, which names what is computed once for many checks."""
+        try:
+            return json.dumps(dict(self.tables), sort_keys=True)
+        except TypeError as error:
+            raise InputError("tables", str(error), "write them as an experiment file would have them") from error
+
+
+def fits_functions(client: Any) -> bool:
+    """Whether a client asks for values only, and not of some of its examples."""
+    return getattr(client, "black_box", False) and getattr(client, "batch_size", "full") == "full"
+
+
+def final(simulation: Simulation) -> Tensor:
+    """The parameters [d] at the end of a run."""
+    for _ in simulation:
+        pass
+    return simulation.state.params
+
+
+def simulate(
+    *, strategy: Any = None, client: Any = None, problem: Problem | None = None, rounds: int = 3, **tables: Any
+) -> Result:
+    """Run a strategy and a client, objects, names or tables, on a small problem, and return the result.
+
+    problem: by default `small_problem()`. tables: others of `small_experiment`.
+    """
+    partners = {part: made for part, made in (("strategy", strategy), ("client", client)) if made is not None}
+    named = {part: made if isinstance(made, Mapping | str) else table_of(part, made) for part, made in partners.items()}
+    experiment = small_experiment(rounds=rounds, **tables, **named)
+    return fedsim.run(experiment, problem=small_problem() if problem is None else problem, save=False)
+
+
+def table_of(part: str, plugin: Any) -> dict[str, Any]:
+    """The table that stands for an object in an experiment file: its `kind`, and each option with its value.
+
+    part: `strategy` or `client`. InputError: an experiment file could not name its class.
+    """
+    bare = fedsim.experiment()
+    tables = {**bare.tables, part: {"kind": _kind(PLUGINS[part][0], type(plugin))}}
+    table: dict[str, Any] = replace(bare, tables=tables, **{part: plugin}).resolved()[part]
+    return table
+
+
+def part_of(plugin: Any) -> str:
+    """`strategy` or `client`, whichever an object is. InputError: it is neither, or has no options that can be read."""
+    if isinstance(plugin, type):
+        raise InputError("plugin", plugin.__name__, "hand over an object, made with its options")
+    kind = type(plugin)
+    if "__dataclass_fields__" not in vars(kind):
+        raise InputError("plugin", kind.__name__, "its options cannot be read; put @options above the class")
+    for part, (group, _) in PLUGINS.items():
+        if part in DEFAULTS and all(hasattr(plugin, name) for name in registry.GROUPS[group]):
+            return part
+    wanted = " or ".join(f"{', '.join(registry.GROUPS[PLUGINS[part][0]])} of a {part}" for part in DEFAULTS)
+    raise InputError("plugin", kind.__name__, f"it has neither {wanted}".replace(" or ", " nor "))
+
+
+def values_of(made: Any) -> dict[str, Any]:
+    """A plug-in's options; of those that name another plug-in, that one's."""
+    own = {option.name: getattr(made, option.name) for option in dataclasses.fields(made)}
+    return {**own, **{name: values_of(part) for name, part in getattr(made, "made", {}).items()}}
+
+
+def _kind(group: str, kind: type[Any]) -> str:
+    """What an experiment file calls a class: an entry point, `module:Class` or `/path/to/file.py:Class`."""
+    for name, entry in registry.names(group).items():
+        if entry.value == f"{kind.__module__}:{kind.__qualname__}":
+            return name
+    if kind.__module__ == "__main__" or kind.__qualname__ != kind.__name__:
+        place = "a script" if kind.__module__ == "__main__" else "another class or function"
+        raise InputError(
+            "plugin", kind.__qualname__, f"no experiment can name a class within {place}; move it to a file's top"
+        )
+    if _importable(kind.__module__.partition(".")[0]):
+        return f"{kind.__module__}:{kind.__name__}"
+    return f"{inspect.getsourcefile(kind)}:{kind.__name__}"
+
+
+def _importable(top: str) -> bool:
+    """Whether another process with the same path would find this module or package."""
+    return any(finder.find_spec(top, None) is not None for finder in sys.meta_path)
+
+
+@cache
+def _end(tables: str, opaque: bool) -> Tensor:
+    return final(Subject(json.loads(tables), opaque=opaque).simulation())

@@ -1,0 +1,407 @@
+"""Flower apps, unchanged: what they come to, in one process and in several, from Python and from the command line."""
+
+import logging
+import random
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common import ndarrays_to_parameters
+from flwr.server import ServerAppComponents, ServerConfig
+from flwr.server.strategy import FedAvg as LegacyFedAvg
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+from local_grid import tiny
+
+import fedsim
+from fedsim import cli
+from fedsim.commands.flower import summary
+from fedsim.errors import InputError, StalledError
+from fedsim.flower import AppFolder, AppResult, client_app, server_app, simulate
+from fedsim.flower.simulation import place_of
+
+APPS = Path(__file__).parent / "apps"
+
+
+@pytest.fixture(autouse=True)
+def apart():
+    """The modules of apps are gone afterwards, and Flower's log is short."""
+    before, level = set(sys.modules), logging.getLogger("flwr").level
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    yield
+    logging.getLogger("flwr").setLevel(level)
+    for name in set(sys.modules) - before:
+        if str(APPS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def run_folder(name, *overrides, nodes=None, **kwargs):
+    folder = AppFolder.read(APPS / name, overrides)
+    with folder.on_path():
+        return simulate(folder.server, folder.client, nodes or folder.nodes, run_config=folder.run_config, **kwargs)
+
+
+def pull(step=0.5):
+    """Clients that move the model towards their partition's number, and say how far they were."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        point, model = context.node_config["partition-id"], message.content["arrays"].to_numpy_ndarrays()[0]
+        metrics = MetricRecord({"distance": float(abs(point - model[0])), "num-examples": 1})
+        moved = ArrayRecord([model + step * (point - model)])
+        return Message(RecordDict({"arrays": moved, "metrics": metrics}), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message, context):
+        metrics = MetricRecord({"model": float(message.content["arrays"].to_numpy_ndarrays()[0][0]), "num-examples": 1})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+def averaging(rounds=2, **kwargs):
+    app = ServerApp()
+
+    @app.main()
+    def main(grid, context):
+        context.state["done"] = ConfigRecord({"rounds": context.run_config.get("rounds", rounds)})
+        return FedAvg(**kwargs).start(grid, ArrayRecord([np.zeros(1)]), num_rounds=rounds)
+
+    return app
+
+
+def test_a_strategys_result_and_history_are_the_apps():
+    result = simulate(averaging(rounds=2), pull(), nodes=5, run_config={"rounds": 7})
+    # Partitions 0 to 4 have the mean 2: from 0 the model moves to 1, and from there to 1.5.
+    # Distances are 0, 1, 2, 3, 4 at first, of mean 2, then 1, 0, 1, 2, 3, of mean 7/5.
+    assert result.result.arrays.to_numpy_ndarrays()[0] == pytest.approx([1.5])
+    assert result.history["train"] == {1: {"distance": 2.0}, 2: {"distance": pytest.approx(1.4)}}
+    assert result.history["evaluate"] == {1: {"model": 1.0}, 2: {"model": pytest.approx(1.5)}}
+    assert result.history["server"] == {}
+    assert result.context.state["done"]["rounds"] == 7
+    assert (len(result.exchanges), result.errors) == (20, [])
+    assert list(result.seconds) == [1, 2]
+    assert 0 < sum(result.seconds.values()) <= result.wall
+
+
+def test_an_app_without_a_strategy_has_no_result():
+    app = ServerApp()
+
+    @app.main()
+    def main(grid, context):
+        found.append(len(list(grid.get_node_ids())))
+
+    found = []
+    result = simulate(app, pull(), nodes=3)
+    assert (found, result.result, result.seconds, len(result.exchanges)) == ([3], None, {}, 0)
+    assert summary(result, 3) == [f"3 nodes, 0 rounds, 0 messages in {result.wall:.1f} s"]
+
+
+def test_slow_nodes_miss_the_round():
+    app = ServerApp()
+
+    @app.main()
+    def main(grid, context):
+        FedAvg(fraction_evaluate=0.0).start(grid, ArrayRecord([np.zeros(1)]), num_rounds=1, timeout=60.0)
+
+    result = simulate(app, pull(step=1.0), nodes=3, durations={2: 61.0})
+    assert result.result.arrays.to_numpy_ndarrays()[0] == pytest.approx([0.5])  # the mean of 0 and 1, without 2
+
+
+def test_what_the_server_app_raises_is_raised():
+    app = ServerApp()
+
+    @app.main()
+    def main(grid, context):
+        random.random()
+        raise LookupError("the app's own trouble")
+
+    state = random.getstate()
+    with pytest.raises(LookupError, match="own trouble"):
+        simulate(app, pull(), nodes=2)
+    assert random.getstate() == state
+
+
+def test_the_quickstart_is_the_same_in_one_process_and_in_workers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.read_bytes() for path in (APPS / "quickstart").rglob("*") if path.is_file()}
+    models = []
+    for kwargs in ({}, {"workers": 2}, {"seed": 1}):
+        result = run_folder("quickstart", "num-server-rounds=3", **kwargs)
+        models.append(torch.load(tmp_path / "final_model.pt"))
+        # 3 of 6 nodes train, all evaluate.
+        assert [exchange.message_type for exchange in result.exchanges] == (["train"] * 3 + ["evaluate"] * 6) * 3
+        accuracies = [metrics["accuracy"] for metrics in result.history["server"].values()]
+        assert len(accuracies) == 4
+        assert accuracies[-1] > accuracies[0] + 0.1
+        assert result.history["evaluate"][3]["accuracy"] == pytest.approx(accuracies[-1], abs=1e-6)
+    for name, tensor in models[0].items():
+        assert torch.equal(tensor, models[1][name]), name
+        assert not torch.equal(tensor, models[2][name]), name
+    after = {path: path.read_bytes() for path in before}
+    assert after == before
+    assert str(APPS / "quickstart") not in sys.path
+
+
+def test_workers_that_go_wrong_are_error_replies_of_their_nodes(monkeypatch):
+    app = ServerApp()
+
+    @app.main()
+    def main(grid, context):
+        for _ in range(2):
+            sent = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
+            found.append(grid.send_and_receive(sent))
+
+    monkeypatch.syspath_prepend(str(APPS))
+    found = []
+    result = simulate(app, "frail:app", nodes=12, workers=2)
+    for number, replies in enumerate(found):
+        assert [row for row, reply in enumerate(replies) if reply.has_error()] == [1, 2, 3]
+        died, raised, odd = (replies[row].error for row in (1, 2, 3))
+        assert (died.code, raised.code, odd.code) == (8, 2, 2)
+        assert died.reason == "a node that ended its process with exit code 7"
+        assert "RuntimeError: out of order" in raised.reason
+        assert "Traceback" in raised.reason
+        assert "AttributeError: 'str' object has no attribute 'items'" in odd.reason
+        good = [reply.content["found"] for reply in replies if not reply.has_error()]
+        assert [one["count"] for one in good] == [number + 1] * 9
+        assert len({one["drawn"] for one in good}) == 9
+    assert [error.partition for error in result.errors] == [1, 2, 3] * 2
+
+
+def test_a_client_app_that_no_other_process_finds(monkeypatch):
+    complaint = r"^workers = 2: other processes do not find a client app of __main__ or of a function; "
+    with pytest.raises(InputError, match=complaint):
+        simulate(averaging(), pull(), nodes=2, workers=2)
+    app = pull()
+    monkeypatch.setattr(sys.modules["__main__"], "an_app", app, raising=False)
+    with pytest.raises(InputError, match=complaint):
+        place_of(app, 2)
+    monkeypatch.setattr(fedsim.flower, "an_app", app, raising=False)
+    assert place_of(app, 2) == "fedsim.flower:an_app"
+
+
+PLACES = {
+    "frail": "clientapp = frail: write it as package.module:app",
+    "nowhere.at_all:app": "clientapp = nowhere.at_all:app: there is no module nowhere on the path",
+    "frail:none": "clientapp = frail:none: frail has no none",
+    "frail:not_an_app": "clientapp = frail:not_an_app: this is a int, not a ClientApp",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_places_without_an_app(place, monkeypatch):
+    monkeypatch.syspath_prepend(str(APPS))
+    with pytest.raises(InputError) as caught:
+        simulate(averaging(), place, nodes=2)
+    assert str(caught.value) == PLACES[place]
+    with pytest.raises(InputError, match=r"^workers = 0: "):
+        simulate(averaging(), pull(), nodes=2, workers=0)
+
+
+def test_apps_in_each_others_place():
+    with pytest.raises(InputError, match=r"^clientapp = .*: this is a ServerApp, not a ClientApp$"):
+        simulate(pull(), averaging(), nodes=2)
+    with pytest.raises(InputError, match=r"^serverapp = .*: this is a ClientApp, not a ServerApp$"):
+        simulate(pull(), pull(), nodes=2)
+
+
+IMPORTED = """
+import random
+from flwr.app import Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+drawn, app = random.random(), ClientApp()
+@app.query()
+def answer(message, context):
+    return Message(RecordDict({"found": MetricRecord({"drawn": drawn})}), reply_to=message)
+"""
+
+
+def test_what_an_app_draws_when_it_is_imported_is_the_seeds(monkeypatch, tmp_path):
+    app = ServerApp()
+
+    @app.main()
+    def main(grid, context):
+        (reply,) = grid.send_and_receive([Message(RecordDict(), grid.get_node_ids()[0], "query")])
+        found.append(reply.content["found"]["drawn"])
+
+    (tmp_path / "drawing_app.py").write_text(IMPORTED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for seed in (0, 0, 1):
+        simulate(app, "drawing_app:app", nodes=1, seed=seed)
+        del sys.modules["drawing_app"]
+    assert found[0] == found[1] != found[2]
+
+
+def test_legacy_apps_and_mods_run_and_repeat_themselves():
+    before = set(threading.enumerate())
+    first, again, other = (run_folder("legacy", nodes=6, seed=seed) for seed in (0, 0, 1))
+    assert str(first.result) == str(again.result)
+    assert first.history == again.history
+    assert str(first.result) != str(other.result)
+    # Half of 6 train in each of 3 rounds, and all evaluate.
+    assert [exchange.message_type for exchange in first.exchanges] == (["train"] * 3 + ["evaluate"] * 6) * 3
+    assert list(first.seconds) == [1, 2, 3]
+    assert set(first.history["train"][3]) == {"visits", "coin"}
+    assert first.history["train"][1]["visits"] == 1.0
+    assert [metrics["sent"] for metrics in first.history["server"].values()] == [3] * 4
+    assert set(first.history["evaluate"][1]) == {"loss"}
+    assert set(threading.enumerate()) <= before
+
+
+def test_a_legacy_client_that_fails_is_a_failure_of_its_server():
+    result = run_folder("legacy", "fail=2", "rounds=1", nodes=6, seed=2)
+    fits = [exchange for exchange in result.exchanges if exchange.message_type == "train"]
+    assert [exchange.partition for exchange in fits if exchange.error] == [2], "take another seed: 2 must be chosen"
+    assert "partition 2 is out of order" in result.errors[0].error
+    assert "legacy_app.py" in result.errors[0].error
+
+
+def test_a_legacy_server_that_waits_for_nodes_is_told_that_none_will_come():
+    def server(context):
+        model = ndarrays_to_parameters([np.zeros(1)])
+        strategy = LegacyFedAvg(min_available_clients=5, min_fit_clients=5, initial_parameters=model)
+        return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=1))
+
+    with pytest.raises(StalledError, match="the app waits for 5 nodes and there are 3"):
+        simulate(ServerApp(server_fn=server), pull(), nodes=3)
+
+
+def test_our_own_experiments_come_to_what_they_do_without_flower():
+    experiment = tiny()
+    expected = fedsim.run(experiment, save=False)
+    found = []
+    simulate(server_app(experiment, save=False, receive=found.append), client_app(experiment), nodes=3)
+    assert torch.equal(found[0].params, expected.params)
+
+
+def test_a_folder_says_what_is_in_it():
+    folder = AppFolder.read(APPS / "quickstart", ["model.hidden=16"])
+    assert (folder.server, folder.client) == ("quickstart.server_app:app", "quickstart.client_app:app")
+    assert (folder.nodes, folder.run_config["model.hidden"], folder.run_config["local-epochs"]) == (6, 16, 1)
+    assert AppFolder.read(APPS / "legacy").nodes is None
+
+
+def test_a_module_of_the_same_name_must_not_be_loaded_already(monkeypatch):
+    folder = AppFolder.read(APPS / "quickstart")
+    monkeypatch.setitem(sys.modules, "quickstart", cli)
+    with pytest.raises(InputError, match="another module quickstart is loaded already, from "), folder.on_path():
+        pass
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["fedsim", "flower", "run", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_command_runs_a_folder_and_sums_up(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, APPS / "quickstart", "--nodes", 4, "--run-config", "num-server-rounds=1", "--seed", 5) == 0
+    said = capsys.readouterr().out.splitlines()
+    # Half of 4 nodes train, and all evaluate.
+    assert said[0].startswith("4 nodes, 1 rounds, 6 messages in ")
+    assert [line.partition(":")[0] for line in said[1:]] == ["train, round 1", "evaluate, round 1", "server, round 1"]
+    assert (tmp_path / "final_model.pt").exists()
+
+
+BAD = {
+    "no folder": (["nowhere"], "path = nowhere: Cannot find pyproject.toml in nowhere"),
+    "no app": (["empty"], "path = empty: Invalid pyproject.toml: - Missing [tool.flwr.app] section"),
+    "an unknown name": (["legacy", "-c", "rate=1"], "run-config = rate=1: Key 'rate' is not present"),
+    "no text": (["legacy", "-c", "rounds=many"], "run-config = rounds=many: The provided configuration string is in"),
+    "no file": (["legacy", "-c", "no.toml"], "run-config = no.toml: "),
+    "no nodes": (["legacy", "--nodes", "0"], "Invalid value for '--nodes'"),
+    "no module": (["moved"], "serverapp = gone:server: there is no module gone on the path"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(case, monkeypatch, tmp_path, capsys):
+    arguments, complaint = BAD[case]
+    shutil.copytree(APPS / "legacy", tmp_path / "legacy")
+    for name in ("empty", "moved"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "empty" / "pyproject.toml").write_text('[project]\nname = "a"\nversion = "1"\n')
+    described = (APPS / "legacy" / "pyproject.toml").read_text().replace("legacy_app:server", "gone:server")
+    (tmp_path / "moved" / "pyproject.toml").write_text(described.replace("legacy_app:client", "moved_client:app"))
+    (tmp_path / "moved" / "moved_client.py").write_text("from flwr.clientapp import ClientApp\napp = ClientApp()\n")
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *arguments) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert complaint in said
+
+
+def app_folder(path, server, client):
+    path.mkdir()
+    described = (APPS / "legacy" / "pyproject.toml").read_text().replace("legacy_app", "own_app")
+    (path / "pyproject.toml").write_text(described)
+    text = "from flwr.app import Message, RecordDict\nfrom flwr.clientapp import ClientApp\n"
+    text += "from flwr.serverapp import ServerApp\nserver, client = ServerApp(), ClientApp()\n"
+    text += f"@server.main()\ndef main(grid, context):\n    {server}\n"
+    text += f"@client.query()\ndef answer(message, context):\n    {client}\n"
+    (path / "own_app.py").write_text(text)
+
+
+ASK = "list(grid.send_and_receive(Message(RecordDict(), node, 'query') for node in grid.get_node_ids()))"
+FAIL = "raise RuntimeError('broken on purpose')"
+
+
+@pytest.mark.parametrize(
+    ("server", "client", "where"), [(FAIL, "pass", "err"), (ASK, FAIL, "out")], ids=["server", "every client"]
+)
+def test_an_app_that_fails_ends_with_exit_code_1_and_its_traceback(
+    server, client, where, monkeypatch, tmp_path, capsys
+):
+    app_folder(tmp_path / "app", server, client)
+    try:
+        assert call(monkeypatch, tmp_path / "app", "--nodes", 2) == 1
+    finally:
+        sys.modules.pop("own_app", None)
+    said = getattr(capsys.readouterr(), where)
+    assert "RuntimeError: broken on purpose" in said
+    assert "own_app.py" in said
+
+
+def test_an_app_that_never_trains_ends_with_exit_code_1_whatever_else_is_answered(monkeypatch, tmp_path, capsys):
+    server = f"{ASK}\n    {ASK.replace('query', 'train')}"  # for which the client has no function
+    app_folder(tmp_path / "app", server, "return Message(RecordDict(), reply_to=message)")
+    try:
+        assert call(monkeypatch, tmp_path / "app", "--nodes", 2) == 1
+    finally:
+        sys.modules.pop("own_app", None)
+    assert "2 replies are errors" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["-m", "fedsim"], ["-c", "from fedsim.cli import main; main()"]])
+def test_a_folder_may_have_packages_of_the_names_of_ours(command):
+    done = subprocess.run(
+        [sys.executable, *command, "flower", "run", ".", "--nodes", "2"],
+        cwd=APPS / "folders",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:3] == ["here is 0", "here is 1", "was sent ''"]
+
+
+def test_results_are_values():
+    result = simulate(averaging(rounds=1), pull(), nodes=2)
+    assert isinstance(result, AppResult)
+    lines = summary(result, 2)
+    assert lines[1:] == ["train, round 1: distance 0.5000", "evaluate, round 1: model 0.2500"]
