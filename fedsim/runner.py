@@ -82,7 +82,12 @@ class Result:
 
 def build_problem(experiment: Experiment) -> Problem:
     """The problem that the experiment describes."""
-    problem: Problem = experiment.problem.build(experiment)
+    try:
+        problem: Problem = experiment.problem.build(experiment)
+    except MemoryError as error:
+        kind = experiment.resolved()["problem"]["kind"]
+        remedy = f"does not fit in this machine's memory; make it smaller ({error})"
+        raise InputError("problem.kind", kind, remedy) from error
     return problem
 
 

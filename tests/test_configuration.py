@@ -132,3 +132,14 @@ def test_a_class_without_options_is_refused_under_set_too(tmp_path):
     (tmp_path / "x.toml").write_text("rounds = 1\n")
     with pytest.raises(InputError, match="put @options above the class"):
         fedsim.load(tmp_path / "x.toml", overrides=[f"strategy.kind={tmp_path / 'own.py'}:Plain"])
+
+
+def test_a_problem_that_does_not_fit_in_memory_is_one_line(monkeypatch):
+    made = fedsim.experiment(rounds=1)
+
+    def full(self, experiment):
+        raise MemoryError("Unable to allocate 128. GiB")
+
+    monkeypatch.setattr(type(made.problem), "build", full)
+    with pytest.raises(InputError, match="does not fit in this machine's memory"):
+        fedsim.run(made, save=False)

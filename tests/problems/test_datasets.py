@@ -626,3 +626,9 @@ def test_bad_image_folders_are_one_line_each(tmp_path):
     for content in (b"", b"text", sound[:-30]):
         (tmp_path / "mine" / "a" / "1.png").write_bytes(content)
         refusal(ImageFolder(path="mine"), folder, "1.png", "cannot be read as an image")
+
+
+def test_models_of_the_synthetic_data_that_would_fill_the_memory_are_refused():
+    # 4 clients x 3 features x 2^31 classes are 2.6e10 numbers.
+    with pytest.raises(InputError, match="classes = 2147483648: with 3 features and 4 clients"):
+        Synthetic(clients=4, features=3, classes=2**31)

@@ -20,6 +20,9 @@ from fedsim.streams import Streams
 CHUNK = 1024
 """Clients that are drawn together, so that the models of a large population need not exist at once."""
 
+LARGEST = 2**28
+"""Numbers that the models drawn together may have, 1 GiB."""
+
 
 @options
 class Synthetic:
@@ -45,6 +48,9 @@ class Synthetic:
     def __post_init__(self) -> None:
         if self.classes < 2:
             raise InputError("classes", self.classes, "take two at least")
+        if min(self.clients, CHUNK) * self.features * self.classes > LARGEST:
+            remedy = f"with {self.features} features and {self.clients} clients these are too many; lower one of them"
+            raise InputError("classes", self.classes, remedy)
         if self.examples_per_client is not None and self.max_examples is not None:
             raise InputError("max_examples", self.max_examples, "leave it out beside examples_per_client")
 
