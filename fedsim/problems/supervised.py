@@ -355,12 +355,15 @@ class Supervised:
         return self.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is not None
 
     def _own(self) -> tuple[_Rows, Tensor]:
-        """The examples that clients are judged on, one client after the other, and how many each has, int64 [N]."""
+        """The examples that clients are judged on, one client after the other, and how many each has, int64 [N].
+
+        Those of the test set, else those held out, else, where nobody has any, those that are trained on.
+        """
         split = self.partition
-        if split.order_test is not None and split.offset_test is not None:
+        if split.order_test is not None and split.offset_test is not None and len(split.order_test):
             order, _, count = _ranges(split.order_test, split.offset_test, self.device)
             return _Rows("test", self.x_test, self.y_test, order), count
-        if split.holdout_order is not None and split.holdout_offset is not None:
+        if split.holdout_order is not None and split.holdout_offset is not None and len(split.holdout_order):
             order, _, count = _ranges(split.holdout_order, split.holdout_offset, self.device)
             return _Rows("train", self.x, self.y, order), count
         return _Rows("train", self.x, self.y, self.order), self.examples

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fedsim
 from fedsim.errors import InputError
 from fedsim.problems.datasets import DataFolder, Dataset
 from fedsim.problems.datasets.base import split_off, standardise
@@ -632,3 +633,19 @@ def test_models_of_the_synthetic_data_that_would_fill_the_memory_are_refused():
     # 4 clients x 3 features x 2^31 classes are 2.6e10 numbers.
     with pytest.raises(InputError, match="classes = 2147483648: with 3 features and 4 clients"):
         Synthetic(clients=4, features=3, classes=2**31)
+
+
+def test_clients_without_test_examples_are_judged_on_what_they_are_trained_on():
+    # Of two examples a tenth, rounded, is none.
+    made = fedsim.experiment(
+        rounds=1,
+        problem={
+            "dataset": {"kind": "synthetic", "clients": 4, "examples_per_client": 2, "features": 3, "classes": 3},
+            "model": "logistic",
+        },
+        partition="natural",
+        evaluation={"clients": True, "on": "train"},
+    )
+    (row,) = fedsim.run(made, save=False).history
+    # All clients have as many examples, so that the mean of their accuracies is that of all examples.
+    assert row["client_accuracy_mean"] == pytest.approx(row["global_train_accuracy"])
