@@ -139,6 +139,7 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     Raises InputError for the first option that cannot be used.
     """
     tables = {name: value for name, value in tables.items() if name not in NOTES}
+    _hold_integers(tables)
     known = {*TOP, "evaluation", "stopping", "devices", "faults", "engine", "checkpoint", *PLUGINS, *TRANSFORMS}
     for name, value in tables.items():
         if name not in known:
@@ -290,6 +291,15 @@ def _check_pair(checked: Experiment) -> None:
     if check is not None:
         with naming("client"):
             check(strategy.sends)
+
+
+def _hold_integers(value: Any, name: str = "") -> None:
+    """Refuse whole numbers of more than 64 bits, which TOML does not have and tensors do not take."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InputError(name, value, "whole numbers have 64 bits; take a smaller one")
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in inner:
+        _hold_integers(part, f"{name}.{key}" if name else str(key))
 
 
 def _plugin_table(part: str, table: Any) -> str | Table:

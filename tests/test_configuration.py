@@ -143,3 +143,11 @@ def test_a_problem_that_does_not_fit_in_memory_is_one_line(monkeypatch):
     monkeypatch.setattr(type(made.problem), "build", full)
     with pytest.raises(InputError, match="does not fit in this machine's memory"):
         fedsim.run(made, save=False)
+
+
+def test_whole_numbers_have_64_bits():
+    made = fedsim.experiment(client={"kind": "sgd", "epochs": 1, "batch_size": 2**63 - 1})
+    assert made.client.batch_size == 2**63 - 1
+    for table in ({"batch_size": 2**63}, {"schedule": {"kind": "step", "every": -(2**63) - 1}}):
+        with pytest.raises(InputError, match="whole numbers have 64 bits"):
+            fedsim.experiment(client={"kind": "sgd", "epochs": 1, **table})
