@@ -158,14 +158,19 @@ def _executed(path: Path, changed: int) -> ModuleType:  # noqa: ARG001  # names 
     spec = importlib.util.spec_from_loader(name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # for what it imports from beside it; last, so that it hides nothing
     sys.modules[name] = module
+    folder = str(path.parent)
+    lent = folder not in sys.path
+    if lent:
+        sys.path.append(folder)  # for what it imports from beside it; last, so that it hides nothing
     try:
         loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        if lent:
+            sys.path.remove(folder)
     return module
 
 

@@ -212,12 +212,13 @@ def test_a_plug_in_that_builds_on_a_hidden_one_is_told_which_folder_hides_it(cro
     )
 
 
-def test_a_plugin_file_imports_what_lies_beside_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", list(sys.path))
+def test_a_plugin_file_imports_what_lies_beside_it(tmp_path):
+    before = list(sys.path)
     (tmp_path / "beside_the_plugin.py").write_text("FACTOR = 3.0\n")
     (tmp_path / "own.py").write_text(
         "from beside_the_plugin import FACTOR\nfrom fedsim.options import options\n\n\n"
         "@options\nclass Own:\n    factor: float = FACTOR\n"
     )
     assert registry.find("strategies", f"{tmp_path / 'own.py'}:Own", "strategy.kind")().factor == 3.0
+    assert sys.path == before
     del sys.modules["beside_the_plugin"]
