@@ -13,16 +13,10 @@ import torch
 from contract import CROSSING, PARTS, PATHS, REFUSED, REPORTING, ROWS, SILENT, UNCOUNTED, subject
 
 from fedsim import registry
+from fedsim.commands.describe import GROUPS
 from fedsim.testing import checks
 from fedsim.testing.on_ray import the_same_under_flowers_engine
 
-GROUPS = {
-    "strategy": "strategies",
-    "client": "clients",
-    "estimator": "estimators",
-    "defence": "defences",
-    "attack": "attacks",
-}
 SUBJECTS = {row: subject(row) for row in ROWS}
 OPAQUE = {row: subject(row, opaque=True) for row, own in SUBJECTS.items() if own.fits_functions}
 """Rows that may be on functions."""
@@ -55,7 +49,7 @@ def test_flowers_engine_comes_to_the_same(row: str, pytestconfig: pytest.Config)
     the_same_under_flowers_engine(SUBJECTS[row], pytestconfig)
 
 
-@pytest.mark.parametrize("part", GROUPS)
+@pytest.mark.parametrize("part", PARTS)
 def test_every_installed_plugin_has_a_row_and_each_of_its_options_another_value(part: str) -> None:
     installed = {entry.load() for entry in registry.names(GROUPS[part]).values()}
     installed = {kind for kind in installed if not getattr(kind, "only_judges", False)}  # no client may train on it

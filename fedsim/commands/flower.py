@@ -36,8 +36,6 @@ def run(
 
     Exit code 1: the server app has failed, or all replies, or all to `train` messages, are errors.
     """
-    from flwr.app import MessageType
-
     from fedsim.flower import AppFolder, simulate
 
     folder = AppFolder.read(path, run_config or [])
@@ -47,9 +45,7 @@ def run(
             folder.server, folder.client, number, run_config=folder.run_config, seed=seed, workers=workers
         )
     print("\n".join(summary(result, number)))
-    exchanges = result.exchanges
-    training = [each for each in exchanges if each.message_type.partition(".")[0] == MessageType.TRAIN]
-    if any(sent and all(each.error for each in sent) for sent in (exchanges, training)):
+    if result.failed:
         raise typer.Exit(1)
 
 

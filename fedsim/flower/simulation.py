@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
-from flwr.app import Context, RecordDict
+from flwr.app import Context, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -64,6 +64,12 @@ class AppResult:
     def errors(self) -> list[Exchange]:
         """The exchanges whose reply is an error, with its traceback."""
         return [exchange for exchange in self.exchanges if exchange.error]
+
+    @property
+    def failed(self) -> bool:
+        """Whether all replies, or all to messages to train, are errors."""
+        training = [each for each in self.exchanges if each.message_type.partition(".")[0] == MessageType.TRAIN]
+        return any(sent and all(each.error for each in sent) for sent in (self.exchanges, training))
 
 
 def simulate(

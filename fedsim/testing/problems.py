@@ -49,8 +49,8 @@ def blobs(
 
 def mlp(inputs: int = 6, classes: int = 3, activation: type[nn.Module] = nn.ReLU) -> nn.Module:
     """A network of 8 hidden units, with the same parameters at each call."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(1)
         return nn.Sequential(nn.Flatten(), nn.Linear(inputs, 8), activation(), nn.Linear(8, classes))
 
 
