@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -62,23 +63,18 @@ def main(
     """Print the benchmark table."""
     started: dict[str, list[float]] = {name: [] for name in ENGINES}
     rounds: dict[str, list[float]] = {name: [] for name in ENGINES}
-    accuracies: dict[str, float] = {}
-    for again in range(starts):
-        with ExitStack() as stack:
-            peers = {name: peer(name) for name in ENGINES}
+    for _ in range(starts):
+        for name in ENGINES:  # each alone, for another's processes go on waking up when it says that it has started
+            with _started(name) as (_, taken):
+                started[name].append(taken)
+    with ExitStack() as stack:
+        peers = {name: stack.enter_context(_started(name))[0] for name in ENGINES}
+        for engine in peers.values():
+            engine.round()
+        for _ in range(turns):
             for name, engine in peers.items():
-                if (why := engine.missing()) is not None:
-                    raise typer.BadParameter(f"{name}: {why}")
-                stack.callback(engine.stop)
-                started[name].append(_timed(engine.start))
-            if again < starts - 1:
-                continue
-            for engine in peers.values():
-                engine.round()
-            for _ in range(turns):
-                for name, engine in peers.items():
-                    rounds[name].append(_timed(engine.round))
-            accuracies = {name: engine.accuracy() for name, engine in peers.items()}
+                rounds[name].append(_timed(engine.round))
+        accuracies = {name: engine.accuracy() for name, engine in peers.items()}
     table = Table(title=f"digits, MLP 64-64-10, 100 nodes, {turns} rounds")
     for column in ("engine", "ms a round", "Ray / this", "start s", "Ray / this", "accuracy"):
         table.add_column(column, justify="left" if column == "engine" else "right")
@@ -94,6 +90,18 @@ def main(
             f"{accuracies[name]:.4f}",
         )
     Console(width=100).print(table)
+
+
+@contextmanager
+def _started(name: str) -> Iterator[tuple[FlowerRay | Fedsim, float]]:
+    """An engine at work, which ends with this block, and the seconds that it took to start."""
+    engine = peer(name)
+    if (why := engine.missing()) is not None:
+        raise typer.BadParameter(f"{name}: {why}")
+    try:
+        yield engine, _timed(engine.start)
+    finally:
+        engine.stop()
 
 
 def _timed(call: Any) -> float:
