@@ -66,7 +66,7 @@ def find(group: str, kind: str, option: str) -> type[Any]:
         places = " and ".join(entry.value for entry in entries)
         raise InputError(option, kind, f"is installed by several packages; write {places}, whichever you mean")
     (entry,) = entries
-    if entry.dist is not None and entry.dist.name == "fedsim":
+    if entry.dist is not None and _is_ours(entry.dist):
         _claim(entry.module, kind, option)
     try:
         loaded: type[Any] = entry.load()
@@ -108,6 +108,12 @@ def _installed(group: str) -> dict[str, list[importlib.metadata.EntryPoint]]:
     for entry in importlib.metadata.entry_points(group=f"fedsim.{group}"):
         found.setdefault(entry.name, {}).setdefault(entry.value, entry)
     return {name: list(found[name].values()) for name in sorted(found)}
+
+
+@cache
+def _is_ours(distribution: importlib.metadata.Distribution) -> bool:
+    """Whether an entry point came with this file. Kept, as each look at its name parses a README in its METADATA."""
+    return distribution.name == "fedsim"
 
 
 def _load_from(kind: str, option: str) -> type[Any]:

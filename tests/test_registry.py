@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -32,6 +33,15 @@ def test_every_entry_point_can_be_loaded():
         assert registry.names(group)
         for name in registry.names(group):
             assert isinstance(registry.find(group, name, "kind"), type)
+
+
+def test_a_second_lookup_parses_no_metadata(monkeypatch):
+    assert registry.find("strategies", "fedavg", "kind").__name__ == "FedAvg"
+    monkeypatch.delattr(importlib.metadata.Distribution, "metadata")
+    assert registry.find("strategies", "fedprox", "kind").__name__ == "FedProx"
+    fresh(monkeypatch)
+    with pytest.raises(AttributeError, match="metadata"):
+        registry.find("strategies", "fedavg", "kind")
 
 
 def test_a_plug_in_from_a_file(tmp_path, monkeypatch):
