@@ -1,9 +1,9 @@
 """Checkpoints: all that a run needs to go on after a crash, one file each, in the folder `checkpoints/` of the run.
 
 checkpoints/<round>-<checksum>.safetensors holds the tensors of `Simulation.snapshot`, and in its metadata the rest, as
-JSON (see `fedsim.graph`); nothing in it can be made to run. The file appears whole or not at all, and its name has the
-BLAKE2b hash of its content, so that a file that was cut off or changed later is noticed. A checkpoint belongs to a
-length of metrics.jsonl, to which that file is cut when the run goes on.
+JSON (see `fedsim.graph`), and the format's number; nothing in it can be made to run. The file appears whole or not at
+all, and its name has the BLAKE2b hash of its content, so that a file that was cut off or changed later is noticed. A
+checkpoint belongs to a length of metrics.jsonl, to which that file is cut when the run goes on.
 
 Cost: the time to write one is kept below 5 % of the run, by waiting 20 times as long as the last one took.
 """
@@ -30,6 +30,9 @@ from fedsim.runfolder import CHECKPOINT, CONFIG, METRICS, RunFolder, StorageErro
 if TYPE_CHECKING:
     from fedsim.loop import Simulation
 
+FORMAT = 2
+"""Raised when a checkpoint of before can no longer be read: a storable class has another name or other fields, or a
+snapshot other parts."""
 SHARE = 20
 """How many times as long as the last checkpoint took must pass before the next, and at least `LEAST` seconds."""
 LEAST = 1.0
@@ -64,6 +67,10 @@ class Checkpointing:
 
 class DamagedError(FedsimError):
     """A checkpoint that cannot be used, and why."""
+
+
+class FormatError(FedsimError):
+    """A checkpoint that is whole, and that this version cannot read."""
 
 
 class UnusableError(InputError):
@@ -106,7 +113,7 @@ def write(folder: Path, number: int, checkpoint: Checkpoint) -> Path:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint. DamagedError: it cannot be used."""
+    """Read a checkpoint. DamagedError: it cannot be used. FormatError: another version wrote it."""
     from safetensors import SafetensorError, safe_open
 
     named = CHECKPOINT.fullmatch(path.name)
@@ -116,9 +123,12 @@ def read(path: Path) -> Checkpoint:
         if named is None or named[2] != found:
             raise DamagedError(f"{path} is damaged: its checksum is another")
         with safe_open(path, "pt") as opened:
+            text, written = opened.metadata()["graph"], opened.metadata().get("format", "1")  # which 1 does not say
+            if written != str(FORMAT):
+                raise FormatError(f"{path} has format {written}, and this version of fedsim reads format {FORMAT}")
             # Copies, as what is read lies in a map of the file, at any address.
             tensors = [opened.get_tensor(str(place)).clone() for place in range(len(opened.keys()))]
-            document = Document(opened.metadata()["graph"], tensors)
+            document = Document(text, tensors)
         return Checkpoint(*decode(document))
     except (OSError, SafetensorError, GraphError, KeyError, TypeError) as error:
         raise DamagedError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
@@ -138,14 +148,17 @@ def newest(folder: RunFolder) -> Checkpoint | None:
     UnusableError: it has some, of which none can be used.
     """
     paths, damaged = listed(folder.checkpoints), list[Path]()
+    again = f"start again: fedsim run {folder.path / CONFIG} --out {folder.path} --force"
     for path in paths:
         try:
             found = read(path)
             if found.position > folder.size:
                 raise DamagedError(f"{path} cannot be used: {METRICS} has lost rows that it counts")
+        except FormatError as error:
+            remedy = f"{error}; go on under the version that wrote it, or {again}"
+            raise UnusableError("resume", str(folder.path), remedy) from error
         except DamagedError as error:
             if path == paths[-1]:
-                again = f"start again: fedsim run {folder.path / CONFIG} --out {folder.path} --force"
                 raise UnusableError("resume", str(folder.path), f"{error}, and there is no other; {again}") from error
             damaged.append(path)
             warn(f"{error}; going on from the one before it")
@@ -219,7 +232,7 @@ def _packed(document: Document) -> list[bytes | memoryview]:
     """A safetensors file as its parts, one after the other, without copies of tensors."""
     # Widest first, so that each begins at a multiple of its numbers' size.
     order = sorted(range(len(document.tensors)), key=lambda place: -document.tensors[place].itemsize)
-    header: dict[str, Any] = {"__metadata__": {"graph": document.text}}
+    header: dict[str, Any] = {"__metadata__": {"graph": document.text, "format": str(FORMAT)}}
     parts, begin = list[bytes | memoryview](), 0
     for place in order:
         tensor = document.tensors[place]

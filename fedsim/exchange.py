@@ -22,7 +22,7 @@ Scalar = bool | int | float | str
 Weighting = Literal["examples", "uniform"]
 
 
-@storable
+@storable("order")
 @dataclass(frozen=True)
 class Orders:
     """The same order to several clients.

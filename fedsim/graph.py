@@ -1,7 +1,7 @@
 """Object graphs as JSON and tensors: a closed codec, which makes objects of known classes and runs nothing of theirs.
 
 What it knows: None, numbers, strings and bytes; tensors and NumPy arrays; lists, tuples, dictionaries, sets, deques and
-counters of these; and the classes that are marked with `storable`: dataclasses, NamedTuples, exceptions, and classes
+counters of these; and the classes that `storable` gives a name: dataclasses, NamedTuples, exceptions, and classes
 whose attributes say all. Every number keeps its bits, a NaN too. Objects that can change are written once and are
 shared afterwards as they were before; tensors that are the same memory are written once.
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import DivergedError, FedsimError, StalledError
+from fedsim.errors import DivergedError, FedsimError, InputError, StalledError
 
 Json = Any
 """A value as JSON has it."""
@@ -43,19 +43,30 @@ STORED = frozenset(
 MAPPINGS: dict[str, type[dict[Any, Any]]] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}
 
 _known: dict[str, type] = {}
+_names: dict[type, str] = {}
 
 
 class GraphError(FedsimError):
     """A document that cannot be read: it names what this process does not have."""
 
 
-def storable(cls: Made) -> Made:
-    """Mark a class whose objects can be written: all that they are is in their fields, slots or attributes.
+def storable(name: str) -> Callable[[Made], Made]:
+    """Give a class whose objects can be written its name in documents, which stays when the class moves.
 
-    They are made again without `__init__`.
+    All that they are is in their fields, slots or attributes; they are made again without `__init__`. A module that is
+    executed again makes its classes anew, and the new one has the name. InputError: another class has it.
     """
-    _known[_name(cls)] = cls
-    return cls
+
+    def named(cls: Made) -> Made:
+        other = _known.get(name)
+        if other is not None:
+            if _path(other) != _path(cls):
+                raise InputError("storable", name, f"is the name of {_path(other)}; give {_path(cls)} another")
+            del _names[other]
+        _known[name], _names[cls] = cls, name
+        return cls
+
+    return named
 
 
 @dataclass(frozen=True)
@@ -106,18 +117,18 @@ class _Writer:
             return self._tensor(given)
         if kind is tuple:
             return ["tuple", *map(self.value, given)]
-        known = _known.get(_name(kind)) is kind
-        if known and issubclass(kind, tuple):
-            return ["named", _name(kind), *map(self.value, given)]
+        name = _names.get(kind)
+        if name is not None and issubclass(kind, tuple):
+            return ["named", name, *map(self.value, given)]
         if kind is bytes:
             return ["bytes", given.hex()]
         if kind is frozenset:
             return ["frozenset", *map(self.value, map(_plain, given))]
         if isinstance(given, np.number | np.bool_):
             return ["scalar", given.dtype.str, given.tobytes().hex()]
-        write = _Writer._class if known else _WRITERS.get(kind)
+        write = _WRITERS.get(kind) if name is None else _Writer._class
         if write is None:
-            raise TypeError(f"a {kind.__module__}.{kind.__qualname__} cannot be written down; mark its class storable")
+            raise TypeError(f"a {_path(kind)} cannot be written down; give its class a name: @storable('a-name')")
         number = self._numbers.get(id(given))
         if number is None:
             number = self._numbers[id(given)] = len(self.objects)
@@ -145,7 +156,7 @@ class _Writer:
         return self._places[key]
 
     def _class(self, given: Any) -> Json:
-        name = _name(type(given))
+        name = _names[type(given)]
         if isinstance(given, BaseException):
             return ["error", name, *map(self.value, map(_plain, given.args))]
         return ["class", name, *([field, self.value(getattr(given, field))] for field in _fields(given))]
@@ -204,7 +215,7 @@ class _Reader:
         if tag == "tuple":
             return tuple(map(self.value, rest))
         if tag == "named":
-            return tuple.__new__(_class(rest[0]), map(self.value, rest[1:]))
+            return self._named(*rest)
         if tag == "frozenset":
             return frozenset(map(self.value, rest))
         if tag == "int":
@@ -226,6 +237,12 @@ class _Reader:
                 found = found.view(getattr(torch, dtype)).reshape(tuple(shape))
             made[key] = found.to(device)
         return made[key]
+
+    def _named(self, name: str, *values: Json) -> Any:
+        cls = _class(name)
+        if len(values) != len(cls._fields):
+            raise GraphError(f"{name} has other fields now")
+        return tuple.__new__(cls, map(self.value, values))
 
     def _shell(self, written: Json) -> Any:
         """An object of the table with nothing in it; arrays, errors and lists of numbers are whole at once."""
@@ -279,19 +296,20 @@ def _plain(key: Any) -> Any:
         for inner in key:
             _plain(inner)
     elif not (key is None or type(key) in (bool, int, float, str, bytes)):
-        raise TypeError(f"a {type(key).__module__}.{type(key).__qualname__} as a key cannot be written down")
+        raise TypeError(f"a {_path(type(key))} as a key cannot be written down")
     return key
 
 
-def _name(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _class(name: str) -> Any:
     if name not in _known:
-        raise GraphError(f"the class {name} is not known here")
+        raise GraphError(f"there is no class called {name} here")
     return _known[name]
 
 
-for error in (StalledError, DivergedError):  # whose module is below this one
-    storable(error)
+# Their module is below this one.
+storable("stalled-error")(StalledError)
+storable("diverged-error")(DivergedError)

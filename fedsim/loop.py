@@ -119,7 +119,7 @@ class Parts:
     steady: bool = True
 
 
-@storable
+@storable("server")
 class _Server(NamedTuple):
     """What the server knows. sending: state of the orders' transforms. asked: how often it has sent orders."""
 
@@ -129,7 +129,7 @@ class _Server(NamedTuple):
     asked: int = 0
 
 
-@storable
+@storable("interval")
 @dataclass
 class _Interval:
     """What the strategy has observed since the last row: metrics, averaged over rounds by their number of replies."""

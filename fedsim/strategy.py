@@ -37,7 +37,7 @@ class ProblemView(Protocol):
         ...
 
 
-@storable
+@storable("server-state")
 @dataclass(frozen=True)
 class ServerState:
     """A strategy's state: the global model, the round (completed so far), and vectors of the strategy's own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from fedsim import checkpoint as module
@@ -38,6 +39,7 @@ from fedsim.checkpoint import (
 from fedsim.errors import DivergedError, InputError, StalledError
 from fedsim.graph import Document, GraphError, decode, encode, storable
 from fedsim.runfolder import RunFolder
+from fedsim.strategy import ServerState
 
 
 def through(value: Any) -> Any:
@@ -153,14 +155,14 @@ def test_views_are_written_as_what_they_show(tmp_path):
     assert alike(through_a_file(views, tmp_path), [view.clone() for view in views])
 
 
-@storable
+@storable("tests/leaf")
 @dataclass(frozen=True)
 class Leaf:
     value: Any
     also: Any = None
 
 
-@storable
+@storable("tests/slotted")
 class Slotted:
     __slots__ = ("leaf", "name")
 
@@ -168,13 +170,13 @@ class Slotted:
         raise AssertionError("objects are made without it")
 
 
-@storable
+@storable("tests/open")
 class Open:
     def __init__(self) -> None:
         self.things = [1]
 
 
-@storable
+@storable("tests/pair")
 class Pair(NamedTuple):
     first: Any
     second: Any
@@ -291,8 +293,38 @@ def test_nothing_else_can_be_made_from_a_document(objects, root):
 def test_an_object_with_other_fields_is_refused():
     text = encode(Leaf(1)).text
     assert '["also",null]' in text
-    with pytest.raises(GraphError, match="Leaf has other fields now"):
+    with pytest.raises(GraphError, match="tests/leaf has other fields now"):
         decode(Document(text.replace(',["also",null]', ""), []))
+    text = encode(Pair(1, 2)).text
+    assert '"tests/pair",1,2' in text
+    for values in ("1", "1,2,3"):
+        with pytest.raises(GraphError, match="tests/pair has other fields now"):
+            decode(Document(text.replace("1,2", values), []))
+
+
+def test_a_name_stays_when_the_class_moves():
+    written = """{"root": ["object", 0], "objects": [["class", "server-state", ["params", ["tensor", 0, "cpu"]],
+        ["round", 3], ["phase", 0], ["optimizer", ["object", 1]], ["memory", ["object", 1]]], ["dict"]]}"""
+    found = decode(Document(written, [torch.tensor([1.0, 2.0])]))
+    assert (type(found), found.params.tolist(), found.round, found.memory) == (ServerState, [1, 2], 3, {})
+
+
+def test_two_classes_of_one_name_are_refused():
+    with pytest.raises(InputError, match=r"^storable = tests/leaf: is the name of .*\.Leaf; give .*\.Kin another$"):
+        storable("tests/leaf")(Kin)
+    assert through(Leaf(1)) == Leaf(1)
+
+
+def test_a_module_that_is_executed_again_has_its_names():
+    def executed() -> Any:
+        space: dict[str, Any] = {"__name__": "plugin", "storable": storable}
+        exec("@storable('tests/own')\nclass Own:\n    pass", space)
+        return space["Own"]
+
+    earlier, later = executed(), executed()
+    assert type(through(later())) is later
+    with pytest.raises(TypeError, match=r"plugin\.Own"):
+        encode(earlier())
 
 
 # Files.
@@ -341,8 +373,6 @@ def test_every_changed_byte_and_every_length_is_noticed(tmp_path):
 
 
 def test_a_file_whose_content_is_none_is_damaged_even_with_its_checksum(tmp_path):
-    import hashlib
-
     for content in (b"", b"no safetensors", (2).to_bytes(8, "little") + b"{}"):
         path = tmp_path / f"00000001-{hashlib.blake2b(content, digest_size=16).hexdigest()}.safetensors"
         path.write_bytes(content)
@@ -391,6 +421,31 @@ def test_with_none_left_one_line_says_how_to_start_again(folder):
     ) as caught:
         newest(folder)
     assert "\n" not in str(caught.value)
+    assert len(listed(folder.checkpoints)) == 2
+
+
+EARLIER = (
+    '{"root":["object",0],"objects":[["list",["object",1],26,2,["object",4]],["dict",["state",["object",2]]],'
+    '["class","fedsim.strategy:ServerState",["params",["tensor",0,"cpu"]],["round",2],["phase",0],'
+    '["optimizer",["object",3]],["memory",["object",3]]],["dict"],["dict"]]}'
+)
+"""A checkpoint of format 1, in which classes were called as they were in their modules."""
+
+
+@pytest.mark.parametrize(("notes", "written"), [({}, 1), ({"format": "3"}, 3)])
+def test_another_format_is_refused_in_one_line(folder, capsys, notes, written):
+    for number in (1, 2):
+        content = save({"0": torch.tensor([1.0, 2.0])}, {"graph": EARLIER, **notes})
+        name = f"{number:08d}-{hashlib.blake2b(content, digest_size=16).hexdigest()}.safetensors"
+        folder.checkpoints.mkdir(exist_ok=True)
+        (folder.checkpoints / name).write_bytes(content)
+    wanted = rf"/00000002-\w+\.safetensors has format {written}, and this version of fedsim reads format 2; "
+    with pytest.raises(
+        UnusableError, match=wanted + r"go on under .*, or start again: fedsim run .* --force$"
+    ) as caught:
+        newest(folder)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().err == ""
     assert len(listed(folder.checkpoints)) == 2
 
 
@@ -544,7 +599,7 @@ def test_a_state_that_cannot_be_written_down_is_named_once(folder, monkeypatch, 
         keeper()
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "Stranger cannot be written down; mark its class storable" in said
+    assert "Stranger cannot be written down; give its class a name: @storable('a-name')" in said
     assert rounds(folder) == []
 
 

@@ -24,7 +24,8 @@ from mortal import KILLS, POINTS, SCENARIOS
 import fedsim
 from fedsim import cli, plots, runner
 from fedsim.checkpoint import Checkpoint, UnusableError, listed, read, write
-from fedsim.errors import InputError
+from fedsim.errors import DivergedError, InputError, StalledError
+from fedsim.graph import encode
 from fedsim.loop import Simulation
 from fedsim.problems.supervised import Supervised
 from fedsim.resuming import resume
@@ -62,6 +63,17 @@ def test_a_checkpoint_of_every_algorithm_changes_no_bit(row, tmp_path):
     assert all(torch.equal(stores[0][name], stores[1][name]) for name in stores[0])
     traces = [end["engine"]["trace"].summary([1.0] * 6, end["engine"]["now"]) for end in ends]
     assert traces[0] == traces[1]
+
+
+def test_classes_have_names_of_their_own_in_a_checkpoint():
+    """Whatever they are called in their modules: to change one is to raise the number of the format."""
+    simulation = build_simulation(small(**ROWS["fedbuff"]), small_problem())
+    simulation.step()
+    text = encode([simulation.snapshot(), StalledError("late"), DivergedError("nan")]).text
+    assert set(re.findall(r'\["(?:class|named|error)","(.*?)"', text)) == {
+        *("server", "server-state", "interval", "order", "job", "job-result", "flight", "flights", "ledger", "trace"),
+        *("stalled-error", "diverged-error"),
+    }
 
 
 # SIGKILL.
@@ -544,7 +556,7 @@ def test_a_state_of_an_unknown_class_is_named_and_the_run_goes_on(tmp_path, caps
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "this run has no checkpoints" in said
-    assert "Odd cannot be written down; mark its class storable" in said
+    assert "Odd cannot be written down; give its class a name: @storable('a-name')" in said
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

@@ -12,7 +12,7 @@ from fedsim.exchange import Orders, Scalar
 from fedsim.graph import storable
 
 
-@storable
+@storable("job")
 @dataclass(frozen=True)
 class Assignment:
     """C clients and the order of each; the orders differ at most in their round, draws and the payload's numbers.

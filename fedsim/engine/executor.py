@@ -78,7 +78,7 @@ class Client(Protocol):
         ...
 
 
-@storable
+@storable("job-result")
 @dataclass(frozen=True, eq=False)
 class Work:
     """What an order came to, in the order of its clients.

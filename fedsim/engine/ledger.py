@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fedsim.graph import storable
 
 
-@storable
+@storable("ledger")
 @dataclass
 class Ledger:
     """Running totals.

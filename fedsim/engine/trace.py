@@ -16,7 +16,7 @@ SELECTED = 50_000
 """Selections, a client and a round each, that are recorded at most."""
 
 
-@storable
+@storable("trace")
 class Trace:
     """Counters of staleness and participation, and until they are full who was selected when, and what the first did.
 

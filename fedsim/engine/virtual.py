@@ -38,7 +38,7 @@ NO_MATTER = np.zeros(0)
 NOBODY = torch.zeros(0, dtype=torch.int64)
 
 
-@storable
+@storable("flight")
 class _Flight:
     """One client at work on an order; with its row of the results once these are computed.
 
@@ -61,7 +61,7 @@ _Queued = tuple[int, int, int, _Flight]
 """When a flight is due, its client and its number, which tell all apart, so that flights are never compared."""
 
 
-@storable
+@storable("flights")
 @dataclass
 class _Sky:
     """The flights of one action.
