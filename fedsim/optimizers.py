@@ -12,7 +12,7 @@ With x the parameters, Delta the averaged change and eta the strategy's `server_
     yogi     v <- v - (1 - beta2) Delta^2 sign(v - Delta^2); as above
              m <- beta1 m + (1 - beta1) Delta for these three
 
-Hsu et al. 2019 (FedAvgM); Reddi et al. 2021, algorithm 2 (FedOpt). Flower 1.41 departs from the latter, and
+Hsu et al. 2019 (FedAvgM); Reddi et al. 2021, algorithm 2 (FedOpt). Flower 1.42 departs from the latter, and
 `variant` chooses: "paper" starts v at tau^2 without bias correction; "flwr" starts v at 0, and its Adam
 multiplies eta by sqrt(1 - beta2^(k+1)) / (1 - beta1^(k+1)) in its k-th step, k = 1, 2, ...
 """
