@@ -8,7 +8,6 @@ runs that are finished in --runs, by `python -m experiments.fzoos --out <runs>/f
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
@@ -30,10 +29,10 @@ from experiments.fzoos import applications
 from experiments.fzoos import study as fzoos
 from experiments.one_byte import study as one_byte
 from experiments.studies import run_all
+from fedsim.runner import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.md"
-VERSIONED = ("fedsim", "torch", "numpy", "scikit-learn", "flwr-datasets")
 
 
 @dataclass(frozen=True)
@@ -227,8 +226,8 @@ CLAIMS = (
 
 def machine() -> str:
     """Cores, processor and versions of the machine that measures."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONED)
-    return f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}, {versions}"
+    listed = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}, {listed}"
 
 
 def _processor() -> str:

@@ -1,4 +1,7 @@
-"""fedsim: federated and zeroth-order learning with thousands of virtual clients on one machine."""
+"""fedsim: federated and zeroth-order learning with thousands of virtual clients on one machine.
+
+The distribution is called fedsim-lab; fedsim_lab.py knows this package by that.
+"""
 
 from __future__ import annotations
 

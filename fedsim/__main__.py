@@ -1,5 +1,5 @@
 """`python -m fedsim` is the `fedsim` command."""
 
-from fedsim.cli import main
+from fedsim_lab import main
 
 main()

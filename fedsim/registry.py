@@ -38,6 +38,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "availabilities": ("start",),
 }
 """The groups of plug-ins, and what one of each has at least."""
+DISTRIBUTION = "fedsim-lab"
+"""What we are called where packages are installed; what is imported is `fedsim`."""
 OURS = ("strategies", "clients", "experiments")
 ROOT = Path(__file__).resolve().parents[1]
 """Where our packages are, side by side."""
@@ -113,7 +115,7 @@ def _installed(group: str) -> dict[str, list[importlib.metadata.EntryPoint]]:
 @cache
 def _is_ours(distribution: importlib.metadata.Distribution) -> bool:
     """Whether an entry point came with this file. Kept, as each look at its name parses a README in its METADATA."""
-    return distribution.name == "fedsim"
+    return distribution.name == DISTRIBUTION
 
 
 def _load_from(kind: str, option: str) -> type[Any]:

@@ -7,7 +7,6 @@ machine would choose now; a checkpoint is sought by `fedsim.checkpoint.newest`, 
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from fedsim.runner import (
     recording,
     run,
     unresumable,
+    versions,
 )
 
 DECIDING = ("fedsim", "torch", "numpy")
@@ -179,11 +179,11 @@ def _differences(first: Any, second: Any, name: str = "") -> Iterable[tuple[str,
 
 def _hold_versions(before: Mapping[str, str]) -> None:
     """Refuse to go on under versions that may compute other bits."""
+    now = versions()
     for name in DECIDING:
-        now = importlib.metadata.version(name)
-        if before.get(name, now) != now:
+        if before.get(name, now[name]) != now[name]:
             remedy = f"the run began with {before[name]}, and results could differ; install that, or pass --force"
-            raise UnusableError(f"versions.{name}", now, remedy)
+            raise UnusableError(f"versions.{name}", now[name], remedy)
 
 
 def _hold_alike(

@@ -32,6 +32,7 @@ from fedsim.problems.datasets import Dataset
 from fedsim.problems.partition import Partition
 from fedsim.problems.problem import Problem
 from fedsim.problems.supervised import Supervised, choose_device
+from fedsim.registry import DISTRIBUTION
 from fedsim.runfolder import CURVES, ENDED, RunFolder, StorageError
 from fedsim.streams import Streams
 from fedsim.training import LocalTraining
@@ -42,7 +43,7 @@ TOTALS = (
     *("bytes_up", "bytes_down", "queries", "extra_queries"),
 )
 """Columns of the rows that add up."""
-VERSIONED = ("fedsim", "torch", "numpy", "scikit-learn", "flwr-datasets")
+VERSIONED = ("torch", "numpy", "scikit-learn", "flwr-datasets")
 
 
 @dataclass(frozen=True)
@@ -414,13 +415,17 @@ def _array(option: str, values: Any) -> np.ndarray[Any, Any]:
     return array.astype(np.int64)
 
 
+def versions() -> dict[str, str]:
+    """The versions of what computes, as config.toml notes them: ours under the name that is imported."""
+    return {"fedsim": importlib.metadata.version(DISTRIBUTION), **{n: importlib.metadata.version(n) for n in VERSIONED}}
+
+
 def _notes(experiment: Experiment, simulation: Simulation, problem: Problem) -> dict[str, Any]:
     """What was decided when the run began, for its config.toml."""
-    versions = {name: importlib.metadata.version(name) for name in VERSIONED}
     return {
         "resolved": simulation.parts.engine.describe()
         | {"parameters": problem.dimension, "data_dir": str(experiment.data_dir or "")},
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), **versions()},
     }
 
 

@@ -3,7 +3,7 @@
 x_j ~ m + sigma N(0, C), j = 1..n;  F(x_j) = sum_i w_i f_i(x_j), by default w_i = 1/k;  m, sigma and C move with the
 better half of the x_j. The global model is m.
 Downlink n d floats a client, uplink n floats and n evaluations. Hansen and Ostermeier 2001; Hansen 2016, by its
-package `cma` (pip install 'fedsim[cma]'), with cumulative step-size adaptation in any dimension.
+package `cma` (pip install 'fedsim-lab[cma]'), with cumulative step-size adaptation in any dimension.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class CmaEs:
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("cma") is None:
-            raise InputError("kind", "cma_es", "it needs the package cma: pip install 'fedsim[cma]'")
+            raise InputError("kind", "cma_es", "it needs the package cma: pip install 'fedsim-lab[cma]'")
 
     def init(self, problem: ProblemView) -> ServerState:
         """Where the search begins, and nothing that it was told."""

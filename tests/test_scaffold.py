@@ -92,6 +92,7 @@ def test_a_project_passes_its_own_tests_and_its_experiment_runs(tmp_path, monkey
     folder = made("project", "my_package", tmp_path, monkeypatch)
     path = installed(folder, tmp_path / "site")
     passed(folder, path)
+    assert tomllib.loads((folder / "pyproject.toml").read_text())["project"]["dependencies"] == ["fedsim-lab"]
     said = python(tmp_path, "-m", "fedsim", "run", "my_package/my_package.toml", "--set", "rounds=2", path=path)
     assert said.startswith("finished: 2 rounds")
 
@@ -206,7 +207,7 @@ def test_the_wheel_has_what_scaffolds_are_made_of():
     files = {path.name.removesuffix(".txt") for path in (ROOT / "fedsim" / "scaffold").iterdir()}
     assert files == {file for files in SCAFFOLDS.values() for file in files.values()}
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert packages == {"packages": ["fedsim", "strategies", "clients", "experiments"]}
+    assert packages == {"packages": ["fedsim", "fedsim_lab.py", "strategies", "clients", "experiments"]}
 
 
 @pytest.mark.slow

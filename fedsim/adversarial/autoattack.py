@@ -51,7 +51,7 @@ ALL: tuple[Part, ...] = ("apgd_ce", "apgd_dlr", "deepfool", "square")
 
 @options
 class AutoAttack:
-    """AutoAttack, for evaluation only; needs `pip install "fedsim[attacks]"`.
+    """AutoAttack, for evaluation only; needs `pip install "fedsim-lab[attacks]"`.
 
     epsilon: the ball's radius. norm: linf | l2. domain: lower and upper bound of every input. batch_size: examples at
     once. parts: some of the attacks that it is made of, instead of all: apgd_ce, apgd_dlr, deepfool and square. name:
@@ -215,7 +215,7 @@ def _toolbox() -> tuple[Any, Any]:
             names = ("art.attacks.evasion", "art.estimators.classification")
             evasion, classification = map(importlib.import_module, names)
     except ImportError as error:
-        remedy = 'it needs the Adversarial Robustness Toolbox; pip install "fedsim[attacks]"'
+        remedy = 'it needs the Adversarial Robustness Toolbox; pip install "fedsim-lab[attacks]"'
         raise InputError("kind", "autoattack", remedy) from error
     return evasion, classification
 

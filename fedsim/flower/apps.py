@@ -110,7 +110,7 @@ def run_on_ray(
     if nodes < 1:
         raise InputError("nodes", nodes, "at least one node must do the work")
     if importlib.util.find_spec("ray") is None:
-        raise InputError("engine", "ray", "is not installed; pip install 'fedsim[ray]'")
+        raise InputError("engine", "ray", "is not installed; pip install 'fedsim-lab[ray]'")
     from flwr.simulation import run_simulation
 
     results: list[Result] = []

@@ -46,7 +46,7 @@ def the_same_under_flowers_engine(subject: Subject, config: pytest.Config) -> No
     if not asked_for(config):
         pytest.skip(f"takes seconds; ask for it with {OPTION}")
     if importlib.util.find_spec("ray") is None:
-        pytest.skip("needs Ray: pip install 'fedsim[ray]'")
+        pytest.skip("needs Ray: pip install 'fedsim-lab[ray]'")
     simulation = subject.simulation()
     orders, window = simulation.parts.strategy.ask(simulation.state, everybody(simulation))
     if orders.late == "keep" or window != All() or "devices" in subject.tables:

@@ -197,5 +197,5 @@ def test_nobody_trains_against_it(digits):
 
 def test_without_the_toolbox_it_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "art.attacks.evasion", None)
-    with pytest.raises(InputError, match=r'^kind = autoattack: it needs .* pip install "fedsim\[attacks\]"'):
+    with pytest.raises(InputError, match=r'^kind = autoattack: it needs .* pip install "fedsim-lab\[attacks\]"'):
         AutoAttack(epsilon=0.1)

@@ -21,7 +21,7 @@ from fedsim.streams import Streams
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    pytest.importorskip("art", reason="the oracle is adversarial-robustness-toolbox: pip install 'fedsim[attacks]'")
+    pytest.importorskip("art", reason="the oracle is adversarial-robustness-toolbox: pip install 'fedsim-lab[attacks]'")
     from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
     from art.estimators.classification import PyTorchClassifier
 

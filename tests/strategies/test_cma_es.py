@@ -181,5 +181,5 @@ def test_a_round_without_replies_changes_nothing_but_its_number():
 def test_without_the_package_the_remedy_is_said(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cma" else found(name))
-    with pytest.raises(InputError, match=r"pip install 'fedsim\[cma\]'"):
+    with pytest.raises(InputError, match=r"pip install 'fedsim-lab\[cma\]'"):
         simulated()

@@ -28,6 +28,7 @@ from fedsim.options import options
 from fedsim.problems.datasets.base import Dataset
 from fedsim.problems.partition import Partition, cache_folder
 from fedsim.problems.supervised import Supervised, build_model
+from fedsim.registry import DISTRIBUTION
 from fedsim.runfolder import StorageError, write_whole
 from fedsim.streams import Streams
 from fedsim.training import LocalTraining
@@ -130,7 +131,7 @@ def digest(
     described: Sequence[object], device: torch.device, modules: Iterable[str], arrays: Iterable[NDArray[Any]]
 ) -> str:
     """A hash of a description, of arrays, of versions, and of the source of modules and of what trains."""
-    versions = [importlib.metadata.version(package) for package in ("fedsim", "torch", "numpy")]
+    versions = [importlib.metadata.version(package) for package in (DISTRIBUTION, "torch", "numpy")]
     found = hashlib.blake2b(json.dumps([*described, device.type, versions]).encode(), digest_size=20)
     for name in (*modules, *TRAINED_BY):
         source = getattr(sys.modules.get(name), "__file__", None)
