@@ -21,7 +21,7 @@ from fedsim.zeroth_order.shared_seed import PUBLIC, Replica, finite, kind_of, of
 
 @options
 class DeComFL(Replica):
-    """mu: the radius. difference: central, or forward."""
+    """Needs the strategy `decomfl`."""
 
     needs: ClassVar[frozenset[str]] = frozenset(
         {"rounds", "seeds", "scalars", "now", "from", "at", "lr", "directions", "perturbations"}
@@ -30,7 +30,9 @@ class DeComFL(Replica):
     sends: ClassVar[frozenset[str]] = frozenset({"scalars"})
 
     mu: Positive = 1e-3
+    """The radius."""
     difference: Literal["central", "forward"] = "central"
+    """Slopes of two perturbed values (central), or of one and the value at y (forward)."""
 
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """K P floats, and one or two evaluations each."""

@@ -21,14 +21,17 @@ from fedsim.training import LocalTraining
 
 @options
 class FedCBO(LocalTraining):
-    """alpha: how much more the better models weigh. pull: how far to the consensus. noise: of the way, in random."""
+    """Needs the strategy `fedcbo`."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"params", "models", "selection"})
     sends: ClassVar[frozenset[str]] = frozenset({"model", "losses"})
 
     alpha: NonNegative = 30.0
+    """How much more the better models weigh."""
     pull: Share = 0.5
+    """The share of the way to the consensus that an agent goes."""
     noise: NonNegative = 0.0
+    """Standard deviation of a random step in every coordinate, in lengths of the way to the consensus."""
 
     def state(self, dimension: int) -> Shapes:
         """Its model, and 1 where there is one."""

@@ -24,18 +24,18 @@ from fedsim.zeroth_order.shared_seed import PUBLIC, Replica, kind_of, pool_keys,
 
 @options
 class FedKSeed(Replica):
-    """steps: T. mu: the radius. clip: the largest difference of two values that is taken for true; None: any.
-
-    The state is x_0, d numbers, and whether the client has joined.
-    """
+    """The state is x_0, d numbers, and whether the client has joined."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"seed", "sums", "reply", "lr", "directions"})
     knows: ClassVar[frozenset[str]] = frozenset({"params", "probabilities", "sampling"})
     sends: ClassVar[frozenset[str]] = frozenset({"places", "scalars", "sums"})
 
     steps: Passes = 10
+    """T, local steps of a round."""
     mu: Positive = 1e-3
+    """The radius."""
     clip: Positive | None = None
+    """The largest difference of two values that is taken for true. Not given: any."""
 
     def state(self, dimension: int) -> Shapes:
         """The first model, and whether it is there."""

@@ -19,9 +19,10 @@ from fedsim.zeroth_order.search import EstimatedSearch
 
 @options
 class FedZO(EstimatedSearch):
-    """proximal_mu: the penalty's factor."""
+    """Goes with the strategy `fedzo`, and with others that only average changes."""
 
     proximal_mu: NonNegative = 0.0
+    """mu, the penalty's factor; 0: none."""
 
     def train(self, cohort: Cohort) -> Update:
         """Search from the server's model and send the change."""

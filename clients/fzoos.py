@@ -34,40 +34,49 @@ SHARE = "share"
 
 @options
 class FZooS(LocalSearch):
-    """A client's surrogates and what it asks for them.
-
-    gamma: the correction's factor; decay: constant, inverse (gamma / t in local step t, from 1), or adaptive (gamma
-    times the cosine, where positive, of the gradients of the client's own two surrogates: how far the frozen one still
-    holds at z). kernel, neighbours: of the Gaussian process, which is fitted to so many of the client's latest
-    `history` values, those nearest to z. active: further values a step, at those of `candidates` points within `radius`
-    of z (in every coordinate) where the gradient is least certain, or at random ones (selection). last_active,
-    last_candidates: the same around the new model, within half the mean distance in a coordinate between it and z.
-    initial: values in a client's first round, within `radius` of the model. features, feature_scale, feature_points: M,
-    the length scale of the shared features, and to how many values the weights are fitted. noise: of values scaled to
-    [0, 1], for both surrogates. feature_seed: which features are drawn; not by the run's seed, so that runs of
-    different seeds have them in common.
-    """
+    """A client's surrogates and what it asks for them."""
 
     sends: ClassVar[frozenset[str]] = LocalSearch.sends | {"surrogate"}
     knows: ClassVar[frozenset[str]] = LocalSearch.knows | {"surrogate", "corrected"}
 
     gamma: NonNegative = 1.0
+    """Factor of the correction."""
     decay: Literal["constant", "inverse", "adaptive"] = "constant"
+    """gamma_t: constant; inverse, gamma / t in local step t, from 1; or adaptive, gamma times the cosine, where
+    positive, of the gradients of the client's own two surrogates: how far the frozen one still holds at z.
+    """
     kernel: Literal["matern52", "rbf"] = "matern52"
+    """Of the Gaussian process: Matern's with nu = 5/2, or the squared exponential (rbf)."""
     neighbours: Count = 150
+    """The process is fitted to so many of a client's values, those nearest to z."""
     history: Count = 2000
+    """The latest values that a client keeps."""
     initial: Whole = 10
+    """Values in a client's first round, within `radius` of the model."""
     active: Whole = 5
+    """Further values a step, at most `candidates`."""
     candidates: Count = 100
+    """Points around z among which those of a step are chosen."""
     radius: Positive = 0.01
+    """How far from z these lie at most, in every coordinate."""
     last_active: Whole = 50
+    """Further values around the new model, when surrogates are shared; at most `last_candidates`."""
     last_candidates: Count = 200
+    """Points around the new model among which these are chosen, within half the mean distance in a coordinate between
+    it and z.
+    """
     selection: Literal["uncertainty", "random"] = "uncertainty"
+    """Of candidates those where the gradient is least certain (uncertainty), or random ones."""
     features: Count = 10_000
+    """M, random features of a surrogate that is shared."""
     feature_scale: Positive = 1.0
+    """Length scale of the features."""
     feature_points: Count = 500
+    """To how many values, those nearest to the model, the features' weights are fitted."""
     feature_seed: int = 0
+    """Which features are drawn; not by the run's seed, so that runs of different seeds have them in common."""
     noise: Positive = 1e-6
+    """Variance of the noise of values scaled to [0, 1], for both surrogates."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

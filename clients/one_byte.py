@@ -32,7 +32,7 @@ from fedsim.zeroth_order.shared_seed import (
 
 @options
 class JustOneByte(Replica):
-    """mu: the radius. stochastic: whether a byte, no other code, is rounded so at random that its mean is right."""
+    """Needs the strategy `one_byte`."""
 
     needs: ClassVar[frozenset[str]] = frozenset(
         {"seed", "rounds", "owners", "codes", "from", "at", "lr", "directions", "samples", "agg", "codec"}
@@ -41,7 +41,9 @@ class JustOneByte(Replica):
     sends: ClassVar[frozenset[str]] = frozenset({"codes"})
 
     mu: Positive = 1e-3
+    """The radius."""
     stochastic: bool = False
+    """A byte, no other code, is rounded so at random that its mean is right."""
 
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """G codes, and two evaluations each."""

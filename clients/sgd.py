@@ -22,9 +22,10 @@ from fedsim.training import LocalTraining
 
 @options
 class Sgd(LocalTraining):
-    """proximal_mu: the penalty's factor, unless the server sends one."""
+    """Goes with strategies that average changes, and tells FedNova and SFAT what else they ask for."""
 
     proximal_mu: NonNegative = 0.0
+    """mu, the penalty's factor, unless the server sends one; 0: none."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"params"})
     knows: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu", "report-loss"})

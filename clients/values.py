@@ -21,7 +21,7 @@ AT_ONCE = 32
 
 @options
 class Values:
-    """batch_size: examples that a round's values are about; "full": all of a client's, and all a black box knows."""
+    """Goes with the strategies `cbo` and `cma_es`."""
 
     black_box: ClassVar[bool] = True
     same_every_round: ClassVar[bool] = True
@@ -29,6 +29,7 @@ class Values:
     sends: ClassVar[frozenset[str]] = frozenset({"values"})
 
     batch_size: BatchSize = "full"
+    """Examples that a round's values are about; full: all of a client's, and all that a black box knows."""
 
     def numbers(self, dimension: int, largest: int) -> int:  # noqa: ARG002
         """The candidates that are asked about at once, and as many again while they are evaluated."""

@@ -83,10 +83,11 @@ class Median:
 class TrimmedMean:
     """The mean of each coordinate without its int(beta C) smallest and as many largest values, unweighted.
 
-    Yin et al. 2018. Cost C log C d. beta: the share cut on each side.
+    Yin et al. 2018. Cost C log C d.
     """
 
     beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """The share of the values that is cut on each side."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """See `Aggregator`."""
@@ -105,10 +106,10 @@ class Krum:
 
     Blanchard et al. 2017. Cost C^2 d. Needs C >= 2 malicious + 3. Rows with equal sums (two that are
     each other's only neighbour always have) are told apart by the sum of their distances to all rows.
-    malicious: how many rows may be anything.
     """
 
     malicious: Whole
+    """How many rows may be anything."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """See `Aggregator`."""
@@ -130,7 +131,9 @@ class MultiKrum:
     """
 
     malicious: Whole
+    """How many rows may be anything."""
     keep: Count
+    """How many rows are averaged, at most C - malicious."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """See `Aggregator`."""
@@ -161,6 +164,7 @@ class Bulyan:
     """
 
     malicious: Whole
+    """How many rows may be anything."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """See `Aggregator`."""
@@ -185,8 +189,11 @@ class GeometricMedian:
     """
 
     smoothing: Positive = 1e-6
+    """The least distance that a row counts with."""
     iterations: Count = 100
+    """At most so many steps of the iteration."""
     tolerance: NonNegative = 1e-6
+    """It ends when z moves by at most this times the weighted mean distance of the rows."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """See `Aggregator`."""

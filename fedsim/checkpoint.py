@@ -55,14 +55,12 @@ TYPES = {
 
 @options
 class Checkpointing:
-    """When a run writes a checkpoint; it changes no result.
-
-    every: after so many rounds; 0: never; by default so often that checkpoints take less than 5 % of the time. keep: so
-    many of the last checkpoints are kept while the run goes on; when it has ended, none.
-    """
+    """When a run writes a checkpoint; it changes no result."""
 
     every: Whole | None = None
+    """Rounds between two checkpoints; 0: none is written. Not given: so many that they take up to 5 % of the time."""
     keep: Count = 2
+    """So many of the last checkpoints are kept while the run goes on; when it has ended, none."""
 
 
 class DamagedError(FedsimError):

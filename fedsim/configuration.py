@@ -38,28 +38,40 @@ PLUGINS: dict[str, tuple[str, str | Table]] = {
     "aggregation": ("aggregators", "mean"),
 }
 
-PARTED: Mapping[str, type[Any]] = {"devices": Devices, "evaluation": Evaluation}
-"""Tables that are no plug-ins, and name some."""
-
 
 @options
 class EngineOptions:
-    """executor: how cohorts run. device: auto is cuda where there is one. precision: of data and parameters.
-
-    workers: how many processes run them with executor = "process", by default one a core. memory_mib: what the stacked
-    tensors of one cohort may take. state_mib: what clients may remember in all.
-    """
+    """On what the run computes, how, and with how much memory."""
 
     executor: Choice = "auto"
+    """How clients are executed: stacked, many at once; loop, one at a time; process, in processes of their own; auto,
+    stacked or loop, whichever suits the model.
+    """
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors lie; auto: on cuda where there is one."""
     precision: Literal["float32", "float64"] = "float32"
+    """The numbers that data and parameters are made of."""
     workers: Count | None = None
+    """How many processes execute clients with executor = process. Not given: one a core."""
     memory_mib: Count = 256
+    """MiB that the stacked tensors of one cohort may take."""
     state_mib: Count = 4096
+    """MiB that what all clients remember may take."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.executor != "process":
             raise InputError("workers", self.workers, f"executor {self.executor} has none; take process, or remove it")
+
+
+TABLES: Mapping[str, type[Any]] = {
+    "evaluation": Evaluation,
+    "stopping": Stopping,
+    "devices": Devices,
+    "faults": Faults,
+    "engine": EngineOptions,
+    "checkpoint": Checkpointing,
+}
+"""Tables that are no plug-ins, and whose options stand in them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,17 +132,17 @@ class Experiment:
 
 
 @options
-class _Top:
-    """The keys of an experiment file that are not tables.
-
-    rounds: where the run ends, by default after 100 if it has no duration. duration: virtual seconds after which it
-    does.
-    """
+class Top:
+    """The keys of an experiment file that are not tables."""
 
     name: Name = "experiment"
+    """The experiment's name, which its run folders bear."""
     seed: int = 0
+    """The run's seed, of which all its draws are made."""
     rounds: Count | None = None
+    """Where the run ends. Not given: after 100, if it has no duration."""
     duration: Seconds | None = None
+    """Virtual seconds after which the run ends. Not given: only rounds count."""
 
 
 def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experiment:
@@ -140,11 +152,11 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     """
     tables = {name: value for name, value in tables.items() if name not in NOTES}
     _hold_integers(tables)
-    known = {*TOP, "evaluation", "stopping", "devices", "faults", "engine", "checkpoint", *PLUGINS, *TRANSFORMS}
+    known = {*TOP, *PLUGINS, *TRANSFORMS, *TABLES}
     for name, value in tables.items():
         if name not in known:
             raise InputError(name, value, "no such option here; remove it or correct its name")
-    top = _checked(_Top, {name: tables[name] for name in TOP if name in tables}, "")
+    top = _checked(Top, {name: tables[name] for name in TOP if name in tables}, "")
     given: dict[str, Any] = {
         part: _plugin_table(part, tables.get(part, default)) for part, (_, default) in PLUGINS.items()
     }
@@ -247,7 +259,7 @@ def _group(tables: Table, path: list[str]) -> str | None:
         if place == 0:
             group = PLUGINS[part][0] if part in PLUGINS else None
         else:
-            owner: Any = PARTED.get(path[0]) if place == 1 else None
+            owner: Any = TABLES.get(path[0]) if place == 1 else None
             kind = table.get("kind", PLUGINS["problem"][1] if path[:place] == ["problem"] else None)
             if group is not None and kind is not None:
                 owner = registry.find(group, str(kind), ".".join((*path[:place], "kind")))

@@ -14,10 +14,14 @@ from fedsim.parts import Parts
 from fedsim.problems.problem import Trial
 from fedsim.streams import Streams
 
+Measurable = Literal["test", "train"]
 Measured = Annotated[
-    tuple[Literal["test", "train"], ...],
+    tuple[Measurable, ...],
     Field(strict=False, min_length=1),
-    BeforeValidator(lambda given: (given,) if isinstance(given, str) else given),
+    BeforeValidator(
+        lambda given: (given,) if isinstance(given, str) else given,
+        json_schema_input_type=Measurable | Annotated[tuple[Measurable, ...], Field(min_length=1)],
+    ),
 ]
 
 
@@ -30,28 +34,35 @@ Plugins = Annotated[
 
 @options
 class Evaluation(Parts):
-    """When the global model is judged, and on what.
-
-    every: evaluate after so many rounds (1), and after the last; 0 only then. every_seconds: instead, whenever so many
-    virtual seconds have passed, and at the end. on: test, the test set; train, all training examples. clients: accuracy
-    of each client's own examples, "auto" where it costs little (see `Supervised.evaluates_clients`). attacks: judge it
-    also on examples attacked in these ways, as test_<attack>_accuracy and so on (see `Supervised.attacked`).
-    attacks_every: only after so many rounds, a multiple of every, and at the end; 0 only then. examples: attack at most
-    so many of each set, a sample drawn without replacement that is the same in all runs. attack_clients: attack also
-    each client's own examples, all of them.
-    """
+    """When the global model is judged, and on what."""
 
     parts: ClassVar[Mapping[str, str]] = {"attacks": "attacks"}
     lists: ClassVar[frozenset[str]] = frozenset({"attacks"})
 
     every: Whole | None = None
+    """Rounds between two evaluations, the last round having one in any case; 0: only that. Not given: 1, without
+    every_seconds.
+    """
     every_seconds: Seconds | None = None
+    """Instead, virtual seconds between two evaluations; the end has one in any case. Not given: rounds count."""
     on: Measured = ("test",)
+    """Sets that the model is judged on: test, the test set; train, all training examples."""
     clients: bool | Literal["auto"] = "auto"
+    """Judge the model also on each client's own examples; auto: with up to 1,000 clients, and up to 20,000 examples
+    where these are what clients train on.
+    """
     attacks: Plugins = ()
+    """Judge it also on examples attacked in these ways, measured as test_<attack>_loss and so on."""
     attacks_every: Whole | None = None
+    """Rounds between two evaluations under attack, a multiple of `every`, and one at the end; 0: only that. Not given:
+    at every evaluation.
+    """
     examples: Count | None = None
+    """Attack at most so many of each set, a sample drawn without replacement that is the same in all runs. Not given:
+    all.
+    """
     attack_clients: bool = False
+    """Attack also each client's own examples, all of them."""
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every_seconds is not None:
@@ -91,16 +102,20 @@ class Evaluation(Parts):
 
 @options
 class Stopping:
-    """Stop early: when `metric` has reached `target`, or has not improved for `patience` evaluations.
+    """Stop early; give one at least of `target`, `patience` and `queries`.
 
     Losses and values of functions improve downwards, everything else upwards. Evaluations without the metric, as where
-    attacks are rarer, do not count. queries: or after the round in which clients have asked so many values in all.
+    attacks are rarer, do not count.
     """
 
     metric: str = "test_accuracy"
+    """What `target` and `patience` are about, as metrics.jsonl calls it."""
     target: float | None = None
+    """Stop when the metric has reached this. Not given: no level ends the run."""
     patience: Count | None = None
+    """Stop when the metric has not improved for so many evaluations. Not given: the run is never given up."""
     queries: Count | None = None
+    """Stop after the round in which clients have asked so many values in all. Not given: any number."""
 
     def __post_init__(self) -> None:
         if self.target is None and self.patience is None and self.queries is None:

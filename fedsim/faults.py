@@ -40,11 +40,7 @@ SLACK = 1e-9
 
 @options
 class Fault:
-    """What all kinds have in common; a bare number stands for the rate.
-
-    rate: the probability with which it befalls an order to a client that can have it. share: of all clients, drawn by
-    the run's seed, that can have it; at least one. clients: the ids of those that can, instead of a share.
-    """
+    """What all kinds have in common; a bare number stands for the rate."""
 
     answers: ClassVar[bool] = True
     """Whether a reply arrives."""
@@ -54,8 +50,11 @@ class Fault:
     """Whether its machine fails."""
 
     rate: Share
+    """The probability with which it befalls an order to a client that can have it."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of all clients, drawn by the run's seed, that can have it; at least one client."""
     clients: Clients | None = None
+    """The ids of those that can, instead of a share. Not given: the share decides."""
 
     def __post_init__(self) -> None:
         if self.clients is not None and self.share != 1.0:
@@ -98,13 +97,14 @@ class DropAfter(Fault):
 
 @options
 class Crash(Fault):
-    """The client breaks off after a uniform share of its time; repair_seconds: after which it is free again."""
+    """The client breaks off after a uniform share of its time."""
 
     answers: ClassVar[bool] = False
     works: ClassVar[bool] = False
     crashes: ClassVar[bool] = True
 
     repair_seconds: Pause = 0.0
+    """Virtual seconds after which the client is free again."""
 
     @property
     def repair(self) -> int:
@@ -114,9 +114,10 @@ class Crash(Fault):
 
 @options
 class Late(Fault):
-    """The reply arrives later than it would; seconds: by how much."""
+    """The reply arrives later than it would."""
 
     seconds: Seconds = 10.0
+    """By how many virtual seconds."""
 
     @property
     def delay(self) -> int:
@@ -126,9 +127,10 @@ class Late(Fault):
 
 @options
 class Duplicate(Fault):
-    """The reply arrives twice; seconds: between the two. The copy is known by its order, counted and dropped."""
+    """The reply arrives twice. The copy is known by its order, counted and dropped."""
 
     seconds: Pause = 0.0
+    """Virtual seconds between the two."""
 
     @property
     def again(self) -> int:
@@ -138,12 +140,13 @@ class Duplicate(Fault):
 
 @options
 class NonFinite(Fault):
-    """The first number of each floating tensor of the reply is not one; value: what stands in its place.
+    """The first number of each floating tensor of the reply is not one.
 
     A reply of integers alone cannot have this fault.
     """
 
     value: Literal["nan", "inf"] = "nan"
+    """What stands in its place."""
 
     def told(self, payload: Payload) -> Payload:
         """See `Fault`."""
@@ -170,6 +173,7 @@ class Scale(Fault):
     """The reply is times factor: each floating tensor, or, of integers alone, all of them, rounded and clipped."""
 
     factor: float = 10.0
+    """What the reply is multiplied by."""
 
     def told(self, payload: Payload) -> Payload:
         """See `Fault`."""
@@ -214,7 +218,7 @@ def _of(made: type[Fault]) -> BeforeValidator:
             return made(rate=given)
         return given
 
-    return BeforeValidator(parse)
+    return BeforeValidator(parse, json_schema_input_type=Share | made)
 
 
 @options
@@ -225,14 +229,23 @@ class Faults:
     """
 
     drop_before: Annotated[DropBefore, _of(DropBefore)] | None = None
+    """The order is lost: the client does nothing."""
     drop_after: Annotated[DropAfter, _of(DropAfter)] | None = None
+    """The reply is lost; the client has done its work."""
     crash: Annotated[Crash, _of(Crash)] | None = None
+    """The client breaks off."""
     late: Annotated[Late, _of(Late)] | None = None
+    """The reply is late."""
     duplicate: Annotated[Duplicate, _of(Duplicate)] | None = None
+    """The reply arrives twice."""
     non_finite: Annotated[NonFinite, _of(NonFinite)] | None = None
+    """The reply has numbers that are none."""
     wrong_shape: Annotated[WrongShape, _of(WrongShape)] | None = None
+    """The reply has another shape than was asked for."""
     sign_flip: Annotated[SignFlip, _of(SignFlip)] | None = None
+    """The reply is times -1."""
     scale: Annotated[Scale, _of(Scale)] | None = None
+    """The reply is times a factor."""
 
     def __post_init__(self) -> None:
         everybody, own = 0.0, dict[int, float]()

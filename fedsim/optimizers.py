@@ -38,7 +38,9 @@ class Sgd:
     """v <- momentum v + Delta; x <- x + eta v, or with nesterov x <- x + eta (Delta + momentum v)."""
 
     momentum: Fraction = 0.0
+    """How slowly v moves; 0: it is Delta."""
     nesterov: bool = False
+    """Nesterov's form, which needs a momentum."""
 
     def __post_init__(self) -> None:
         if self.nesterov and not self.momentum:
@@ -62,8 +64,11 @@ class Adagrad:
     """v <- v + Delta^2; x <- x + eta m / (sqrt v + tau)."""
 
     beta1: Fraction = 0.0
+    """How slowly m moves; 0: it is Delta."""
     tau: Positive = 1e-3
+    """Added to the root of v."""
     variant: Variant = "paper"
+    """How v begins and whether biases are corrected: as in the paper, or as in Flower."""
 
     def init(self, params: Tensor) -> OptimizerState:
         """Both moments: m of zeros, v as the variant says."""
@@ -81,9 +86,13 @@ class Adam:
     """v <- beta2 v + (1 - beta2) Delta^2; x <- x + eta m / (sqrt v + tau)."""
 
     beta1: Fraction = 0.9
+    """How slowly m moves; 0: it is Delta."""
     beta2: Fraction = 0.99
+    """How slowly v moves."""
     tau: Positive = 1e-3
+    """Added to the root of v."""
     variant: Variant = "paper"
+    """How v begins and whether biases are corrected: as in the paper, or as in Flower."""
 
     def init(self, params: Tensor) -> OptimizerState:
         """Both moments, and how many steps were taken."""
@@ -105,9 +114,13 @@ class Yogi:
     """v <- v - (1 - beta2) Delta^2 sign(v - Delta^2); x <- x + eta m / (sqrt v + tau)."""
 
     beta1: Fraction = 0.9
+    """How slowly m moves; 0: it is Delta."""
     beta2: Fraction = 0.99
+    """How slowly v moves."""
     tau: Positive = 1e-3
+    """Added to the root of v."""
     variant: Variant = "paper"
+    """How v begins and whether biases are corrected: as in the paper, or as in Flower."""
 
     def init(self, params: Tensor) -> OptimizerState:
         """Both moments: m of zeros, v as the variant says."""

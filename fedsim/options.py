@@ -2,14 +2,18 @@
 
 `@options` turns a class with annotated fields into a frozen, keyword-only dataclass. Unknown names, wrong
 types, values out of range, NaN and infinity are refused with an `InputError`, from TOML and from Python
-alike. The annotated types below say the ranges once.
+alike. The annotated types below say the ranges once. What an option means is said in a string under it (see `texts`).
 """
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import functools
+import inspect
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
@@ -58,6 +62,37 @@ def options(cls: type[T]) -> type[T]:
 
     made.__init__ = check  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
+
+
+def texts(cls: type[Any]) -> dict[str, str]:
+    """What each option of a class means, by name: the string under it, where it is declared; "" where nothing is said.
+
+    Strings are read from the source when they are asked for, so that making a class costs nothing. A class whose source
+    is not at hand, as of a notebook's cell, says nothing.
+    """
+    said: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            said |= _texts_in(base)
+    return {field.name: said.get(field.name, "") for field in dataclasses.fields(cls)}
+
+
+@functools.cache
+def _texts_in(cls: type[Any]) -> dict[str, str]:
+    """The strings that stand under annotations in a class's own body, each in one line."""
+    try:
+        source = inspect.getsource(cls)
+    except (OSError, TypeError):  # which is how `inspect` says that there is none
+        return {}
+    nested = source[0].isspace()
+    (tree,) = ast.parse(f"if True:\n{source}" if nested else source).body
+    body = (tree.body[0] if isinstance(tree, ast.If) else tree).body  # type: ignore[attr-defined]
+    return {
+        above.target.id: " ".join(below.value.value.split())
+        for above, below in pairwise(body)
+        if isinstance(above, ast.AnnAssign) and isinstance(above.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }
 
 
 def one_of(**kinds: type[Any]) -> BeforeValidator:

@@ -50,6 +50,11 @@ def names(group: str) -> dict[str, importlib.metadata.EntryPoint]:
     return {name: entries[0] for name, entries in _installed(group).items()}
 
 
+def ours(group: str) -> list[str]:
+    """Names of the plug-ins of a group that came with this file."""
+    return [name for name, entry in names(group).items() if entry.dist is not None and _is_ours(entry.dist)]
+
+
 def find(group: str, kind: str, option: str) -> type[Any]:
     """The class that `kind` names in `group`; `option` is the option to blame when there is none."""
     if group == "strategies" and kind.startswith("flwr:"):
@@ -79,10 +84,13 @@ def find(group: str, kind: str, option: str) -> type[Any]:
 
 
 def option_class(group: str, kind: str, option: str) -> type[Any]:
-    """The class that `kind` names, as of `find`, which must have options that can be read."""
+    """The class that `kind` names, as of `find`, which must have options that can be read, and be of the group."""
     found = find(group, kind, option)
     if "__dataclass_fields__" not in vars(found):
         raise InputError(option, kind, "its options cannot be read; put @options above the class")
+    absent = [name for name in GROUPS[group] if not hasattr(found, name)]
+    if absent:
+        raise InputError(option, kind, f"it has no {', '.join(absent)}, which all {group} have")
     return found
 
 
@@ -96,11 +104,7 @@ def make(group: str, table: str | Mapping[str, Any], option: str) -> Any:
         raise InputError(f"{option}.kind", kind, f"name one of: {', '.join(names(group))}")
     made = option_class(group, kind, f"{option}.kind")
     with naming(option):
-        plugin = made(**settings)
-    absent = [name for name in GROUPS[group] if not hasattr(plugin, name)]
-    if absent:
-        raise InputError(f"{option}.kind", kind, f"it has no {', '.join(absent)}, which all {group} have")
-    return plugin
+        return made(**settings)
 
 
 @cache

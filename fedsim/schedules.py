@@ -22,6 +22,7 @@ class Exponential:
     """gamma^r."""
 
     gamma: Positive
+    """Factor of a round."""
 
     def factor(self, round: int) -> float:  # noqa: A002
         """The factor in a round."""
@@ -33,7 +34,9 @@ class Step:
     """gamma^floor(r / every)."""
 
     every: Count
+    """Rounds between two steps."""
     gamma: Positive
+    """Factor of a step."""
 
     def factor(self, round: int) -> float:  # noqa: A002
         """The factor in a round."""
@@ -45,7 +48,9 @@ class Cosine:
     """end + (1 - end) (1 + cos(pi r / rounds)) / 2, and `end` from round `rounds` on."""
 
     rounds: Count
+    """Rounds that it takes to `end`."""
     end: Share = 0.0
+    """The last factor."""
 
     def factor(self, round: int) -> float:  # noqa: A002
         """The factor in a round."""
@@ -58,7 +63,9 @@ class Linear:
     """From 1 in round 0 to `end` in round `rounds`, and `end` from there on."""
 
     rounds: Count
+    """Rounds that it takes to `end`."""
     end: Share = 0.0
+    """The last factor."""
 
     def factor(self, round: int) -> float:  # noqa: A002
         """The factor in a round."""
@@ -70,7 +77,9 @@ class Rise:
     """From `begin` in round 0 in equal steps to 1 in round `rounds`, and 1 from there on."""
 
     rounds: Count
+    """Rounds that it takes to 1."""
     begin: Share = 0.0
+    """The first factor."""
 
     def factor(self, round: int) -> float:  # noqa: A002
         """The factor in a round."""

@@ -24,6 +24,7 @@ class Polynomial:
     """(1 + u)^-exponent. Xie et al. 2019; with 1/2 also Nguyen et al. 2022."""
 
     exponent: NonNegative = 0.5
+    """How fast it falls; 0: not."""
 
     def factor(self, staleness: Tensor) -> Tensor:
         """The factors, float64 [k], of so many rounds, int64 [k]."""
@@ -35,7 +36,9 @@ class Hinge:
     """1 up to u = threshold, then 1 / (slope (u - threshold) + 1). Xie et al. 2019."""
 
     slope: Positive = 10.0
+    """How fast it falls after the threshold."""
     threshold: Whole = 4
+    """The largest staleness that is not discounted."""
 
     def factor(self, staleness: Tensor) -> Tensor:
         """The factors, float64 [k], of so many rounds, int64 [k]."""

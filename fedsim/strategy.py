@@ -92,14 +92,12 @@ class Strategy(Protocol):
 
 @options
 class ServerStep:
-    """The server's step theta <- theta + optimizer(Delta), Delta = sum_i w_i Delta_i.
-
-    server_lr: eta. server_optimizer: sgd (with momentum: FedAvgM), adagrad, adam, yogi (FedOpt; Reddi et al. 2021), a
-    name or a table with `kind`.
-    """
+    """The server's step theta <- theta + optimizer(Delta), Delta = sum_i w_i Delta_i."""
 
     server_lr: Positive = 1.0
+    """eta, the server's learning rate."""
     server_optimizer: ServerOptimizer = Sgd()
+    """What makes a step of the change: sgd (FedAvgM with a momentum), or adagrad, adam, yogi (FedOpt)."""
 
     def init(self, problem: ProblemView) -> ServerState:
         """The state before the first round."""
@@ -116,12 +114,10 @@ class ServerStep:
 
 @options
 class WeightedStep(ServerStep):
-    """The server's step, where clients count as they do in the objective sum_i p_i f_i.
-
-    weighting: p_i by examples, or the same for all.
-    """
+    """The server's step, where clients count as they do in the objective sum_i p_i f_i."""
 
     weighting: Weighting = "examples"
+    """p_i in proportion to the clients' examples, or the same for all (uniform)."""
 
 
 def observed(replies: Replies) -> Metrics:

@@ -43,38 +43,51 @@ class Trained:
 class LocalTraining(Parts):
     """How a client trains: y <- y - lr * direction, over mini-batches of its own examples.
 
-    epochs, or steps: passes over the data, each freshly shuffled, the last batch possibly partial; or so many steps,
-    each on an independent batch. epochs_schedule: times its factor and rounded, at least 1, are the epochs of a round
-    (FedDynAT; Shah et al. 2021). batch_size: examples, or "full". lr times schedule's factor: the rate in a round;
-    in its step s times (1 + inverse_decay s)^(-inverse_power).
-    optimizer: sgd (momentum, Nesterov's form), adam (bias-corrected; Kingma and Ba 2015) or lion (sign of an
-    interpolated
-    momentum; Chen et al. 2023), fresh in every round. weight_decay: added to the gradient for sgd and adam, decoupled
-    for lion. clip_norm: bound of the l2 norm of the gradient of the client's loss, before decay and corrections.
-    adversarial: a plug-in of the group `defences`, training against an attack. curriculum: an order of the examples
-    (see `fedsim.curriculum.samples`).
+    Give `epochs` or `steps`. Optimizers begin anew in every round.
     """
 
     parts: ClassVar[Mapping[str, str]] = {"adversarial": "defences"}
 
     epochs: Passes | None = None
+    """Passes over the examples, each freshly shuffled, the last batch possibly partial. Not given: steps decide."""
     steps: Passes | None = None
+    """So many steps, each on an independent batch. Not given: epochs decide."""
     batch_size: BatchSize = 32
+    """Examples of a step; full: all that the client has."""
     lr: Positive = 0.1
+    """The learning rate."""
     schedule: Schedule = Constant()
+    """Factor of lr over the rounds."""
     epochs_schedule: Schedule = Constant()
+    """Factor of epochs over the rounds, rounded, at least 1 epoch; it may not grow (FedDynAT; Shah et al. 2021)."""
     inverse_decay: NonNegative = 0.0
+    """Step s of a round has lr times (1 + inverse_decay s)^(-inverse_power), s from 0; 0: all steps have the same."""
     inverse_power: Positive = 0.75
+    """The exponent of that."""
     optimizer: Literal["sgd", "adam", "lion"] = "sgd"
+    """sgd, with momentum or Nesterov's form of it; adam, bias-corrected (Kingma and Ba 2015); or lion, the sign of an
+    interpolated momentum (Chen et al. 2023).
+    """
     momentum: Fraction = 0.0
+    """The momentum of sgd; 0: none."""
     nesterov: bool = False
+    """Nesterov's form, which needs a momentum."""
     beta1: Fraction = 0.9
+    """Of adam, how slowly the mean gradient moves; of lion, the momentum's part of the direction."""
     beta2: Fraction = 0.99
+    """Of adam, how slowly the mean square moves; of lion, how slowly the momentum does."""
     epsilon: Positive = 1e-8
+    """Of adam, added to the root of the mean square."""
     weight_decay: NonNegative = 0.0
+    """Factor of the weights, added to the gradient for sgd and adam, decoupled for lion."""
     clip_norm: Positive | None = None
+    """Bound of the l2 norm of the gradient of the client's loss, before decay and corrections. Not given: there is no
+    bound.
+    """
     adversarial: Any = None
+    """Training against an attack. Not given: on examples as they are."""
     curriculum: Annotated[SampleCurriculum | None, table_of(SampleCurriculum)] = None
+    """An order of the examples, which needs epochs. Not given: a random one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

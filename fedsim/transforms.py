@@ -92,6 +92,7 @@ class Clip:
     """x <- x min(1, max_norm / |x|), the Euclidean norm of the whole payload; payload d numbers."""
 
     max_norm: Positive
+    """The largest norm that is left as it is."""
 
     def init(self, dimension: int) -> dict[str, tuple[int, ...]]:  # noqa: ARG002
         """Keep no state."""
@@ -121,13 +122,12 @@ class Clip:
 
 @options
 class Noise:
-    """x <- x + std z with z standard normal from the client's own stream; payload d numbers.
-
-    stream: the name of the draw; two noises in one list need two names, or they add the same numbers.
-    """
+    """x <- x + std z with z standard normal from the client's own stream; payload d numbers."""
 
     std: NonNegative
+    """Standard deviation of the noise."""
     stream: str = "noise"
+    """Name of the draw; two noises in one list need two names, or they add the same numbers."""
 
     def init(self, dimension: int) -> dict[str, tuple[int, ...]]:  # noqa: ARG002
         """Keep no state."""

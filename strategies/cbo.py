@@ -32,30 +32,39 @@ HALVINGS = 60
 
 @options
 class CBO:
-    """Needs the client `values`.
-
-    particles: n. drift: lambda. sigma, noise: how much they explore, and how. dt: the time step. alpha: of the first
-    round, then multiplied by growth in every round, up to most. share: instead, alpha is such in every round that the
-    effective number of particles, 1 / sum_j w_j^2, is this share of n. spread: particles begin uniformly within so much
-    of the model in every coordinate; by default anywhere in the problem's box, or within 1 where there is none.
-    project: keep them within the box.
-    """
+    """Needs the client `values`."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"candidates"})
     expects: ClassVar[frozenset[str]] = frozenset({"values"})
 
     weighting: Weighting = "uniform"
+    """Weights w_i of F = sum_i w_i f_i: by the clients' examples, or uniform, 1/k each."""
     particles: Count = 100
+    """n, how many."""
     drift: NonNegative = 1.0
+    """lambda, how fast particles go to c."""
     sigma: NonNegative = 5.1
+    """How much particles explore, in proportion to their distance from c."""
     noise: Literal["anisotropic", "isotropic"] = "anisotropic"
+    """Each coordinate by its own distance from c (anisotropic), or all by the length of x_j - c (isotropic)."""
     dt: Positive = 0.01
+    """The time step."""
     alpha: NonNegative = 1.0
+    """How much low values count in the first round."""
     growth: Annotated[float, Field(ge=1)] = 1.05
+    """Factor of alpha in every round."""
     most: Positive = 1e5
+    """The largest alpha."""
     share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Instead of alpha and growth: alpha is such in every round that 1 / sum_j w_j^2, the effective number of
+    particles, is this share of n. Not given: alpha grows.
+    """
     spread: Positive | None = None
+    """Particles begin uniformly within so much of the model in every coordinate. Not given: anywhere in the problem's
+    box, or within 1 where there is none.
+    """
     project: bool = True
+    """Keep particles within the problem's box."""
 
     def __post_init__(self) -> None:
         if self.share is not None:

@@ -45,19 +45,21 @@ class Normal:
 class CmaEs:
     """Needs the client `values`.
 
-    sigma: the initial step size, in widths of the problem's box, or as it is where there is none. population: n, by
-    default 4 + floor(3 ln d). diagonal: adapt variances only; else the search has a d x d matrix, and takes it apart in
-    d^3 operations. The state is what the search was told, from which a resumed run makes it again. Solutions stay
-    within the box, by the package's smooth transformation.
+    The state is what the search was told, from which a resumed run makes it again. Solutions stay within the box, by
+    the package's smooth transformation.
     """
 
     sends: ClassVar[frozenset[str]] = frozenset({"candidates"})
     expects: ClassVar[frozenset[str]] = frozenset({"values"})
 
     weighting: Weighting = "uniform"
+    """Weights w_i of F = sum_i w_i f_i: by the clients' examples, or uniform, 1/k each."""
     sigma: Positive = 0.25
+    """The initial step size, in widths of the problem's box, or as it is where there is none."""
     population: Annotated[int, Field(ge=3)] | None = None
+    """n, solutions a round. Not given: 4 + floor(3 ln d)."""
     diagonal: bool = False
+    """Adapt variances only; otherwise the search has a d x d matrix, and takes it apart in d^3 operations."""
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("cma") is None:

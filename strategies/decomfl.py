@@ -23,7 +23,7 @@ from fedsim.zeroth_order.shared_seed import SEED, ReplicaServer, mean_loss, of_s
 
 @options
 class DeComFL(ReplicaServer):
-    """steps: K, local steps. perturbations: P, directions a step."""
+    """Needs the client `decomfl`."""
 
     purpose: ClassVar[str] = "decomfl"
     columns: ClassVar[tuple[str, ...]] = ("seeds", "scalars")
@@ -33,7 +33,9 @@ class DeComFL(ReplicaServer):
     expects: ClassVar[frozenset[str]] = frozenset({"scalars"})
 
     steps: Passes = 1
+    """K, local steps of a round."""
     perturbations: Count = 1
+    """P, directions of a step."""
 
     def init(self, problem: ProblemView) -> ServerState:
         """An empty log, and nobody has joined."""

@@ -19,18 +19,19 @@ from fedsim.strategy import Metrics, ServerState, ServerStep, observed
 
 @options
 class FedAsync(ServerStep):
-    """alpha: the mixing rate. staleness: the discount s. max_staleness: what is staler is left out.
-
-    proximal_mu: rho, the clients' penalty. The server's optimizer and rate apply to the change that mixing makes.
-    """
+    """The server's optimizer and rate apply to the change that mixing makes."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params", "proximal-mu"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     alpha: Share = 0.6
+    """The mixing rate."""
     staleness: Discount = Polynomial()
+    """The discount s of a model's staleness."""
     max_staleness: Whole | None = None
+    """A model that is staler, in steps of the server, is left out. Not given: none is."""
     proximal_mu: NonNegative = 0.005
+    """rho, the factor of the clients' penalty; 0: none."""
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
         """Send the model and rho; look again at the next reply."""

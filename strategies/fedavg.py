@@ -20,16 +20,15 @@ from fedsim.strategy import Metrics, ServerState, WeightedStep, observed
 
 @options
 class FedAvg(WeightedStep):
-    """deadline: virtual seconds after which a round closes; without one it waits for all.
-
-    first: a round closes with so many replies; select more clients than that. Who is late is told to stop.
-    """
+    """Who is late when a round closes is told to stop."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     deadline: Seconds | None = None
+    """Virtual seconds after which a round closes. Not given: it waits for all."""
     first: Number | None = None
+    """A round closes with so many replies; select more clients than that. Not given: it waits for all."""
 
     def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: ARG002
         """Refuse to wait for more replies than there are clients in a round."""

@@ -23,18 +23,19 @@ from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, obs
 
 @options
 class FedAvgAsync(WeightedStep):
-    """weights: unbiased, or the same for all; the other options are about unbiased ones. floor: of what is observed.
-
-    frequency: how often a client takes part: declared, by the durations tau_j of all clients, which all work all the
-    time; or observed so far, where they are selected, asleep or lost, or their durations vary or are unknown.
-    """
+    """`weighting`, `frequency` and `floor` are about unbiased weights only."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     weights: Weights = "unbiased"
+    """d_i such that clients count as in the objective (unbiased), or the same for all (identical)."""
     frequency: Frequency = "declared"
+    """How often a client takes part: declared, by the durations tau_j of all clients, which all work all the time; or
+    observed so far, where they are selected, asleep or lost, or their durations vary or are unknown.
+    """
     floor: Share = 0.0001
+    """The least frequency that is taken for observed, as a share of the rounds."""
 
     def check(self, at_once: int, population: int, steady: bool) -> None:
         """Refuse declared frequencies where clients also wait, sleep or fail."""

@@ -24,20 +24,21 @@ from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, obs
 
 @options
 class FedBuff(WeightedStep):
-    """size: replies in the buffer. staleness: the discount s. weights: the same for all, or unbiased.
-
-    restart: a client starts again on arrival, from the model that there is then, or when its reply's window closes.
-    weighting, floor: of unbiased weights, p_i and the least f_i.
-    """
+    """`weighting` and `floor` are about unbiased weights only."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     size: Number = 10
+    """Replies in the buffer."""
     restart: Literal["arrival", "window"] = "arrival"
+    """A client starts again on arrival, from the model that there is then, or when its reply's window closes."""
     staleness: Discount = Polynomial()
+    """The discount s of a reply's staleness."""
     weights: Weights = "identical"
+    """d_i the same for all (identical), or such that clients count as in the objective (unbiased)."""
     floor: Share = 0.0001
+    """The least f_i, as a share of the rounds."""
 
     def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: ARG002
         """Refuse a buffer that the clients at work could not fill."""

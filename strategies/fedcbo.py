@@ -25,7 +25,7 @@ from fedsim.streams import Streams
 
 @options
 class FedCBO:
-    """Needs the client `fedcbo`. peers: M; where there are fewer, all of them.
+    """Needs the client `fedcbo`.
 
     What is judged as the global model is the mean of the models that the round's agents have sent, which means little
     where there are groups; the metric `own_loss` is the agents' mean loss, each with its own model before it moves to
@@ -36,9 +36,13 @@ class FedCBO:
     expects: ClassVar[frozenset[str]] = frozenset({"model", "losses"})
 
     peers: Count = 20
+    """M, models that an agent is sent; where there are fewer, all of them."""
     exploration: Share = 0.5
+    """epsilon in the first round, the share of peers that are drawn at random."""
     decay: NonNegative = 0.01
+    """By how much epsilon falls in a round."""
     least: Share = 0.1
+    """The least epsilon."""
 
     def init(self, problem: ProblemView) -> ServerState:
         """No models yet, and all scores 1."""

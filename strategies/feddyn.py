@@ -19,9 +19,10 @@ from fedsim.strategy import Metrics, ProblemView, ServerState, observed
 
 @options
 class FedDyn:
-    """Needs the client `feddyn`. alpha: strength of the regulariser, for server and clients alike."""
+    """Needs the client `feddyn`."""
 
     alpha: Positive = 0.01
+    """Strength of the regulariser, for server and clients alike."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params", "feddyn-alpha"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})

@@ -25,7 +25,7 @@ from fedsim.zeroth_order.shared_seed import SEED, Population, ReplicaServer, mea
 
 @options
 class FedES(ReplicaServer):
-    """population: n. sigma: the radius. antithetic, ranks: see the module's text. downlink: model or losses."""
+    """Needs the client `fedes`."""
 
     purpose: ClassVar[str] = "fedes"
     columns: ClassVar[tuple[str, ...]] = ("losses",)
@@ -36,10 +36,15 @@ class FedES(ReplicaServer):
     expects: ClassVar[frozenset[str]] = frozenset({"losses"})
 
     population: Annotated[int, Field(ge=2, le=DRAWS)] = 50
+    """n, perturbed models of a round; an even number if antithetic."""
     sigma: Positive = 0.02
+    """The radius: by how much parameters are perturbed."""
     antithetic: bool = True
+    """Perturbations come in pairs, e_(j + n/2) = -e_j."""
     ranks: bool = True
+    """s_j is the centred rank of a mean loss instead of the loss."""
     downlink: Literal["model", "losses"] = "model"
+    """What brings clients up to date: the model, or the mean losses of the rounds that they lack."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

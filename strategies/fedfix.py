@@ -25,20 +25,22 @@ from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, obs
 
 @options
 class FedFix(WeightedStep):
-    """window: virtual seconds between two steps. weights: unbiased, or the same for all.
-
-    frequency: how often a client takes part, 1 / c_i: declared, by the time that each reply has taken, which is exact
-    if all clients work all the time (also where a client's durations vary: each reply weighs for the windows that it
-    took); or observed so far, with at least `floor`, where clients are selected, asleep or lost.
-    """
+    """Unbiased weights make up for how seldom slow clients arrive."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     window: Seconds = 0.5
+    """Virtual seconds between two steps."""
     weights: Weights = "unbiased"
+    """d_i such that clients count as in the objective (unbiased), or the same for all (identical)."""
     frequency: Frequency = "declared"
+    """How often a client takes part, 1 / c_i: declared, by the time that each reply has taken, which is exact if all
+    clients work all the time (where durations vary, each reply weighs for the windows that it took); or observed so
+    far, where clients are selected, asleep or lost.
+    """
     floor: Share = 0.01
+    """The least frequency that is taken for observed, as a share of the windows."""
 
     def check(self, at_once: int, population: int, steady: bool) -> None:
         """Refuse declared frequencies where clients also wait, sleep or fail."""

@@ -25,10 +25,7 @@ from fedsim.zeroth_order.shared_seed import LARGEST_SLOPE, SEED, SharedSeed, imp
 
 @options
 class FedKSeed(SharedSeed):
-    """pool: K, how many directions there are. reply: pairs of an index and a scalar, or the dense sums h_i.
-
-    sampling: uniform, or by importance, which needs pairs. start: whether x_0 is sent to who joins, or public.
-    """
+    """Needs the client `fedkseed`."""
 
     purpose: ClassVar[str] = "fedkseed"
     sends: ClassVar[frozenset[str]] = frozenset(
@@ -36,9 +33,13 @@ class FedKSeed(SharedSeed):
     )
 
     pool: Annotated[int, Field(ge=1, le=2**31 - 1)] = 4096
+    """K, how many directions there are."""
     reply: Literal["pairs", "dense"] = "pairs"
+    """What a client sends: pairs of an index and a scalar, or the dense sums h_i."""
     sampling: Literal["uniform", "importance"] = "uniform"
+    """Clients draw directions uniformly, or by importance, which needs pairs."""
     start: Literal["sent", "public"] = "sent"
+    """x_0 is sent to who joins, or public."""
 
     def __post_init__(self) -> None:
         if self.sampling == "importance" and self.reply == "dense":

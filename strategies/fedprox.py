@@ -17,9 +17,10 @@ from fedsim.strategy import Metrics, ServerState, WeightedStep, observed
 
 @options
 class FedProx(WeightedStep):
-    """The penalty's factor is `proximal_mu`; 0 is FedAvg."""
+    """With proximal_mu = 0 it is FedAvg."""
 
     proximal_mu: NonNegative = 0.01
+    """mu, the penalty's factor."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params", "proximal-mu"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})

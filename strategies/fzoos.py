@@ -21,15 +21,13 @@ from fedsim.zeroth_order.server import GuardedStep
 
 @options
 class FZooS(GuardedStep):
-    """correction: exchange surrogates; without it clients follow their own: for one client ZoRD (Shu et al. 2022).
-
-    Needs the client `fzoos`.
-    """
+    """Needs the client `fzoos`."""
 
     sharing: ClassVar[str | None] = "share"
     shared: ClassVar[str] = "surrogate"
 
     correction: bool = True
+    """Exchange surrogates; without it clients follow their own: for one client ZoRD (Shu et al. 2022)."""
 
     @property
     def sends(self) -> frozenset[str]:

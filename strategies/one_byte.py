@@ -34,10 +34,7 @@ from fedsim.zeroth_order.shared_seed import (
 
 @options
 class JustOneByte(ReplicaServer):
-    """samples: G, directions a machine and round. agg: how the scalars are averaged.
-
-    codec: byte, with the options delta and scale; sign, with magnitude; or fp32, four bytes a scalar.
-    """
+    """Needs the client `one_byte`."""
 
     purpose: ClassVar[str] = "one-byte"
     aggregates: ClassVar[bool] = False
@@ -50,8 +47,11 @@ class JustOneByte(ReplicaServer):
     expects: ClassVar[frozenset[str]] = frozenset({"codes"})
 
     samples: Count = 1
+    """G, directions of a machine and round."""
     agg: Literal["mean", "sqrt"] = "mean"
+    """a_S, how the scalars of a round are averaged: mean, 1/S, or sqrt, 1/sqrt(S)."""
     codec: ScalarCodec = OneByte()
+    """How a scalar is coded: byte, in one; sign, in two bits; fp32, in four bytes."""
 
     def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: ARG002
         """Refuse more directions than have names."""

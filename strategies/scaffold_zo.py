@@ -25,15 +25,17 @@ from fedsim.zeroth_order.server import TRAIN, GuardedStep
 
 @options
 class ScaffoldZO(GuardedStep):
-    """Needs the client `scaffold_zo`. variant: of what the control variates are made.
+    """Needs the client `scaffold_zo`.
 
-    In the first round all are zero, and the rounds are those of `fedzo`. Where not everybody takes part, c is the mean
-    over the clients of the last round, while a client corrects with the c_i of the last round that it took part in.
+    In the first round all control variates are zero, and the rounds are those of `fedzo`. Where not everybody takes
+    part, c is the mean over the clients of the last round, while a client corrects with the c_i of the last round that
+    it took part in.
     """
 
     shared: ClassVar[str] = "control"
 
     variant: Literal["fresh", "average"] = "fresh"
+    """What control variates are made of: fresh estimates at the new model, or the average of local steps' ones."""
 
     @property
     def sends(self) -> frozenset[str]:

@@ -24,14 +24,17 @@ Normalisation = Literal["sum", "published"]
 
 @options
 class SFAT(WeightedStep):
-    """alpha: the slack; 1/6 weighs 1.4 times as much. khat: how many clients weigh more."""
+    """Needs the client `sgd`, which tells the loss of its last epoch."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params", "report-loss"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta", "last_loss"})
 
     alpha: Fraction = 1 / 6
+    """The slack; 1/6 weighs 1.4 times as much."""
     khat: Count = 1
+    """How many clients weigh more, at most half of those selected."""
     normalisation: Normalisation = "sum"
+    """The weights are divided by their sum, or as in the published code."""
 
     def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: ARG002
         """Refuse to favour more than half of the clients in a round."""

@@ -161,3 +161,9 @@ def test_reference_is_that_of_the_code() -> None:
     assert text == wanted, (
         f"options have changed: run {RENEW}=1 pytest tests/test_readme.py, read the change, commit it"
     )
+
+
+def test_lines_of_the_reference_are_short() -> None:
+    """An option a line, which a reader sees whole beside its neighbours."""
+    lines = REFERENCE.read_text(encoding="utf-8").splitlines()
+    assert max(map(len, lines)) <= 350

@@ -28,14 +28,14 @@ from fedsim.options import NonNegative, Positive, options
 
 @options
 class CalFAT(Defence):
-    """attack_loss: what the attack maximises, the calibrated kl, or own, the loss that is trained on.
-
-    scale: gradients grow with it, so the learning rate must be as much smaller (published with 0.01).
-    """
+    """Gradients grow with `scale`, so the learning rate must be as much smaller (published with 0.01)."""
 
     scale: Positive = 10.0
+    """Factor of the calibrated outputs."""
     prior_weight: NonNegative = 0.1
+    """Factor of the logarithms of the classes' counts."""
     attack_loss: Literal["kl", "own"] = "kl"
+    """What the attack maximises: kl, from the calibrated predictions, or own, the loss that is trained on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

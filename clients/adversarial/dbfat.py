@@ -30,10 +30,12 @@ from fedsim.options import NonNegative, options
 
 @options
 class DBFAT(Defence):
-    """beta: of the divergence from the global model. weights: w by the distance to the boundary, or 1."""
+    """The divergence takes a forward pass more a batch, and the weights one for each point of the attack."""
 
     beta: NonNegative = 1.0
+    """Factor of the divergence from the global model."""
     weights: Literal["boundary", "equal"] = "boundary"
+    """w by the distance to the decision boundary, or 1 for all (equal)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,11 +26,12 @@ from fedsim.options import NonNegative, options
 
 @options
 class Mart(Defence):
-    """regularisation: lambda; the published code has 6."""
+    """Each example is in a batch twice, clean and attacked."""
 
     views: ClassVar[int] = 2
 
     regularisation: NonNegative = 6.0
+    """lambda; the published code has 6."""
 
     def armed(self, cohort: Cohort, factor: float) -> Armed:
         """Show each example clean and attacked."""

@@ -22,11 +22,12 @@ from fedsim.options import Share, options
 
 @options
 class Standard(Defence):
-    """mix: of a client's n examples in a batch round(mix n), half to even, drawn at random, are attacked."""
+    """The batch's other examples stay clean."""
 
     of_classes: ClassVar[bool] = False
 
     mix: Share = 1.0
+    """The share of a batch that is attacked: of n examples round(mix n), half to even, drawn at random."""
 
     def factor(self, round: int) -> float:  # noqa: A002
         """Of epsilon in a round; 0: no attack."""

@@ -28,11 +28,12 @@ from fedsim.options import NonNegative, options
 
 @options
 class Trades(Defence):
-    """beta: of the divergence; the published code has 6."""
+    """Each example is in a batch twice, clean and attacked."""
 
     views: ClassVar[int] = 2
 
     beta: NonNegative = 6.0
+    """Factor of the divergence; the published code has 6."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,18 +21,20 @@ from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 
 @options
 class Differences:
-    """difference: forward or central. directions: how u_j are drawn. count: q. mu: the radius.
-
-    scaling: unbiased, so that for small mu the mean of ghat is grad f; or plain, w = u.
-    """
+    """A plain estimate along directions of length 1 has the mean grad f / d."""
 
     black_box: ClassVar[bool] = True
 
     difference: Literal["forward", "central"] = "forward"
+    """Slopes from f(x) (forward), or of two perturbed values (central)."""
     directions: Kind = "gaussian"
+    """How the u_j are drawn."""
     count: Count = 20
+    """q, directions of an estimate."""
     mu: Positive = 0.01
+    """The radius."""
     scaling: Literal["unbiased", "plain"] = "unbiased"
+    """unbiased, so that for small mu the mean of ghat is grad f; or plain, w = u."""
 
     @property
     def needs_base(self) -> bool:

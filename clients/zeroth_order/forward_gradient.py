@@ -26,15 +26,19 @@ from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 
 @options
 class ForwardGradient:
-    """directions: how v_j are drawn. count: q. guess: see the module's text. beta: the momentum of the guess."""
+    """A client's guess is made of its own earlier estimates."""
 
     black_box: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
 
     directions: Literal["gaussian", "rademacher"] = "gaussian"
+    """How the v_j are drawn."""
     count: Count = 10
+    """q, directions of an estimate."""
     guess: Literal["random", "momentum"] = "random"
+    """random: all directions are drawn; momentum: one more is the guess, and the others lie across it."""
     beta: Fraction = 0.9
+    """The momentum of the guess; of momentum only."""
 
     def __post_init__(self) -> None:
         if self.beta != 0.9 and self.guess != "momentum":

@@ -21,21 +21,23 @@ from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 
 @options
 class GaussianProcess:
-    """active: random points a step, within `radius` of x in every coordinate.
-
-    kernel, neighbours: the process is fitted to so many of a client's latest `history` values, those nearest to x.
-    noise: of values scaled to [0, 1].
-    """
+    """A client keeps its latest `history` values."""
 
     black_box: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
 
     active: Count = 5
+    """Random points a step."""
     radius: Positive = 0.01
+    """How far from x these lie at most, in every coordinate."""
     kernel: Literal["matern52", "rbf"] = "matern52"
+    """Matern's with nu = 5/2, or the squared exponential (rbf)."""
     neighbours: Count = 150
+    """The process is fitted to so many of a client's values, those nearest to x."""
     history: Count = 1000
+    """The latest values that a client keeps."""
     noise: Positive = 1e-6
+    """Variance of the noise of values scaled to [0, 1]."""
 
     def evaluations(self, dimension: int) -> int:  # noqa: ARG002
         """Those of the points around x."""

@@ -31,15 +31,19 @@ from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 
 @options
 class Prior:
-    """weight: lambda, or "optimal". count: q. mu: the radius. samples: S, for the optimal weight; 10 unless given."""
+    """A client keeps its previous estimate."""
 
     black_box: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
 
     weight: Fraction | Literal["optimal"] = "optimal"
+    """lambda, or the best one of each step (optimal)."""
     count: Count = 20
+    """q, directions of an estimate."""
     mu: Positive = 0.01
+    """The radius."""
     samples: Count = 10
+    """S, slopes that the optimal weight is estimated from; of optimal only."""
 
     def __post_init__(self) -> None:
         if self.samples != 10 and self.weight != "optimal":

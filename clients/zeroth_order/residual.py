@@ -21,13 +21,15 @@ from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 
 @options
 class Residual:
-    """directions: how u_t is drawn. mu: the radius."""
+    """A client keeps its last value."""
 
     black_box: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
 
     directions: Literal["gaussian", "sphere"] = "gaussian"
+    """How u_t is drawn."""
     mu: Positive = 0.1
+    """The radius."""
 
     def evaluations(self, dimension: int) -> int:  # noqa: ARG002
         """One."""

@@ -31,20 +31,23 @@ from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 
 @options
 class Spsa:
-    """directions: how u_j are drawn; segmented: signs times magnitudes in [1/2, 1]. count: q.
-
-    c, gamma: the radius c_k. offset, alpha: the gain r_k; alpha = 0: 1 throughout.
-    """
+    """A client keeps the number of its estimates."""
 
     black_box: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
 
     directions: Literal["segmented", "rademacher"] = "segmented"
+    """How the u_j are drawn: signs times magnitudes in [1/2, 1] (segmented), or signs."""
     count: Count = 5
+    """q, directions of an estimate."""
     c: Positive = 0.01
+    """The first radius, c_1."""
     gamma: NonNegative = 0.1
+    """How fast the radius falls; 0: not."""
     offset: NonNegative = 1.0
+    """Of the gain r_k; the larger, the slower it falls at first. Needs an alpha above 0."""
     alpha: NonNegative = 0.4
+    """How fast the gain r_k falls; 0: it is 1 throughout."""
 
     def __post_init__(self) -> None:
         if self.offset != 1.0 and not self.alpha:
@@ -82,14 +85,14 @@ class Spsa:
 
 @options
 class SpsaGC(Spsa):
-    """beta: the momentum of the correction; 0: SPSA. form: see the module's text.
-
-    reset: whether m is 0 again at the start of every round, as the round starts from another model.
-    """
+    """With beta = 0 it is SPSA."""
 
     beta: Fraction = 0.9
+    """The momentum of the correction."""
     form: Literal["code", "lookahead"] = "code"
+    """As in the authors' code, or as in their paper (lookahead)."""
     reset: bool = False
+    """m is 0 again at the start of every round, as the round starts from another model."""
 
     def state(self, dimension: int) -> Shapes:
         """How many estimates were made, and m."""

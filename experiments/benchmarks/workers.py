@@ -36,9 +36,10 @@ SIZES = (2**16, 2**20, 2**24)
 
 @options
 class Slow(Sgd):
-    """Plain training, and before it Python is busy for each client: `busy` seconds of one core."""
+    """Plain training, and before it Python is busy for each client."""
 
     busy: Positive = 0.05
+    """Seconds of one core for each client."""
 
     def train(self, cohort: Cohort) -> Update:
         """Train the cohort."""

@@ -33,12 +33,16 @@ LAST = 0.5
 
 @options
 class Separated:
-    """delta: the least distance of two points. points: n. dimension: d. width: m."""
+    """Points of length 1 that are apart, and the network of the theory."""
 
     delta: NonNegative
+    """The least distance of two points."""
     points: Count = 20
+    """n, how many points there are."""
     dimension: Count = 10
+    """d, numbers of a point, two at least."""
     width: Count = 2048
+    """m, units of the network."""
 
     def __post_init__(self) -> None:
         if self.dimension < 2:

@@ -51,21 +51,22 @@ ALL: tuple[Part, ...] = ("apgd_ce", "apgd_dlr", "deepfool", "square")
 
 @options
 class AutoAttack:
-    """AutoAttack, for evaluation only; needs `pip install "fedsim-lab[attacks]"`.
-
-    epsilon: the ball's radius. norm: linf | l2. domain: lower and upper bound of every input. batch_size: examples at
-    once. parts: some of the attacks that it is made of, instead of all: apgd_ce, apgd_dlr, deepfool and square. name:
-    what measures under it are called.
-    """
+    """AutoAttack, for evaluation only; needs `pip install "fedsim-lab[attacks]"`."""
 
     only_judges: ClassVar[bool] = True
 
     epsilon: NonNegative
+    """The ball's radius."""
     norm: Literal["linf", "l2"] = "linf"
+    """The ball's norm: linf, the largest change of an input, or l2."""
     domain: Domain = (0.0, 1.0)
+    """Lower and upper bound of every input; it must be stated."""
     batch_size: Count = 128
+    """Examples that are attacked at once."""
     name: Label | None = None
+    """What measures under it are called. Not given: autoattack, or the names of its parts."""
     parts: Annotated[tuple[Part, ...], Field(strict=False, min_length=1)] = ALL
+    """Some of the attacks that it is made of, each once."""
 
     def __post_init__(self) -> None:
         _toolbox()

@@ -44,20 +44,20 @@ Label = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 @options
 class Ascent(ABC):
-    """What the attacks share.
-
-    epsilon: the ball's radius. norm: linf | l2. random_start: at a uniformly drawn point of the ball instead of x.
-    domain: lower and upper bound of every input, or "none". name: what measures under it are called, instead of such as
-    `pgd20`.
-    """
+    """What the attacks share."""
 
     stem: ClassVar[str]
 
     epsilon: NonNegative
+    """The ball's radius."""
     norm: Literal["linf", "l2"] = "linf"
+    """The ball's norm: linf, the largest change of an input, or l2."""
     random_start: bool = True
+    """Begin at a uniformly drawn point of the ball instead of x."""
     domain: Domain = (0.0, 1.0)
+    """Lower and upper bound of every input; none: there are no bounds."""
     name: Label | None = None
+    """What measures under it are called. Not given: its kind and, of several steps, their number, as in `pgd20`."""
 
     def __post_init__(self) -> None:
         if self.bounds is not None and self.bounds[0] >= self.bounds[1]:
@@ -188,16 +188,16 @@ class Ascent(ABC):
 
 @options
 class Iterated(Ascent):
-    """What attacks of several steps share.
-
-    steps: S. step_size: a; by default 2.5 epsilon / S. restarts: of an example the one of the highest loss counts.
-    best: of the inputs on the way, too, the one of the highest loss counts, and not the last.
-    """
+    """What attacks of several steps share."""
 
     steps: Whole = 10
+    """S, steps from each start."""
     step_size: NonNegative | None = None
+    """a, the length of a step. Not given: such that all steps together reach 2.5 epsilon (mim: epsilon)."""
     restarts: Count = 1
+    """Starts; of an example the result of the highest loss counts. More than one needs `random_start`."""
     best: bool = False
+    """Of the inputs on the way, too, the one of the highest loss counts, and not the last."""
 
     REACH: ClassVar[float] = 2.5
     """The way that all steps of the default size have together, in radii."""
@@ -222,14 +222,12 @@ class Iterated(Ascent):
 
 @options
 class PGD(Iterated):
-    """Projected gradient ascent. Madry et al. 2018.
-
-    loss: own | margin; own is what the model, or a defence, says.
-    """
+    """Projected gradient ascent. Madry et al. 2018."""
 
     stem: ClassVar[str] = "pgd"
 
     loss: Literal["own", "margin"] = "own"
+    """What it ascends: own, what the model, or a defence, says; or the margin max_{k != y} z_k - z_y."""
 
     @property
     def least_classes(self) -> int:
@@ -255,16 +253,14 @@ class FGSM(Ascent):
 
 @options
 class MIM(Iterated):
-    """Steps along m <- decay m + g / mean |g|, of size epsilon / S from x itself. Dong et al. 2018, algorithm 1.
-
-    decay: of the momentum m.
-    """
+    """Steps along m <- decay m + g / mean |g|, of size epsilon / S from x itself. Dong et al. 2018, algorithm 1."""
 
     stem: ClassVar[str] = "mim"
     REACH: ClassVar[float] = 1.0
 
     random_start: bool = False
     decay: NonNegative = 1.0
+    """How slowly the momentum m fades."""
 
     def _direction(self, gradient: Tensor, before: Tensor | None) -> Tensor:
         mean = gradient.flatten(2).abs().mean(dim=2).clamp(min=torch.finfo(gradient.dtype).tiny)

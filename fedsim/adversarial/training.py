@@ -25,10 +25,7 @@ Armed = Callable[[Stack, Batch], Batch]
 
 @options
 class Defence(Parts, ABC):
-    """attack: on the current local model; a plug-in of the group `attacks`. warm_up: rounds without an attack at first.
-
-    growth: factor of epsilon and of the attack's step size over the rounds after those; constant, or rise.
-    """
+    """What every defence has: an attack on the current local model, and when it begins and grows."""
 
     parts: ClassVar[Mapping[str, str]] = {"attack": "attacks"}
     views: ClassVar[int] = 1
@@ -37,8 +34,11 @@ class Defence(Parts, ABC):
     """Whether its loss is about classes."""
 
     attack: Any
+    """What the current local model is attacked with."""
     warm_up: Whole = 0
+    """Rounds without an attack at first."""
     growth: Growth = Constant()
+    """Factor of epsilon and of the attack's step size over the rounds after those."""
 
     @property
     def same_every_round(self) -> bool:

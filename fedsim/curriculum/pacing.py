@@ -21,10 +21,12 @@ STEEPNESS = 10.0
 
 @options
 class Pacing(ABC):
-    """a: the share of the steps after which all items are in; at 0 they are from the first. b: the share at first."""
+    """What all functions share: when all items are in, and how many are at first."""
 
     a: Share = 0.8
+    """The share of the steps after which all items are in; at 0 they are from the first."""
     b: Share = 0.2
+    """The share of the items that is in at first."""
 
     def items(self, step: int, total: int, count: int) -> int:
         """n(t) for step t of T = total and N = count."""

@@ -28,24 +28,27 @@ MODEL, TRAINED = "curriculum_model", "curriculum_trained"
 
 @options
 class SampleCurriculum:
-    """score: of an example, lower is easier.
-
-    global, s_G, under the model that the server sent; local, s_L, under the client's own model at the end of its last
-    participation, the server's where there is none; both, s_LG, their sum; expert, s_E, under a model that was trained
-    on all data. measure: the score is the loss, or 1 where the prediction is wrong. order: ascending scores
-    (curriculum), descending (anti), or a random order each time; examples that score alike are in random order, and
-    scores that are not finite are the highest. pacing: n(t); floor: n(t) is at least that. budget: epochs,
-    E ceil(N / B) steps as without a curriculum, after which the last pass is cut off; published, E (floor(N / B) + 1)
-    steps, and the last pass is completed, as in the authors' code.
-    """
+    """Examples that score alike are in random order, and scores that are not finite are the highest."""
 
     score: Literal["global", "local", "both", "expert"] = "global"
+    """How hard an example is: under the model that the server sent (global, s_G); under the client's own model at the
+    end of its last participation, the server's where there is none (local, s_L); both, their sum, s_LG; or under an
+    expert that was trained on all data (s_E).
+    """
     measure: Literal["loss", "error"] = "loss"
+    """The score is the loss, or 1 where the prediction is wrong (error)."""
     order: Literal["curriculum", "anti", "random"] = "curriculum"
+    """Ascending scores (curriculum), descending (anti), or a random order each time."""
     pacing: Schedule = Linear()
+    """n(t), how many examples are in after t steps."""
     floor: Count = 32
+    """n(t) is at least that."""
     budget: Literal["epochs", "published"] = "epochs"
+    """Steps of a round: epochs, E ceil(N / B) as without a curriculum, after which the last pass is cut off; published,
+    E (floor(N / B) + 1), and the last pass is completed, as in the authors' code.
+    """
     expert: Annotated[Expert, table_of(Expert)] = Expert()
+    """How the expert is trained; of score = expert only."""
 
     def __post_init__(self) -> None:
         if self.score == "expert" and self.measure == "error":

@@ -191,10 +191,12 @@ class Always:
 
 @options
 class Bernoulli:
-    """Each client is available in each period with this probability, independently. period: seconds."""
+    """Each client is available in each period with this probability, independently."""
 
     probability: Annotated[float, Field(gt=0, le=1)]
+    """Probability that a client is available in a period."""
     period: Seconds
+    """Length of a period, in virtual seconds."""
 
     def start(self, population: int, streams: Streams, data_dir: Path | None) -> Presence:  # noqa: ARG002
         """Keep the last period."""
@@ -205,14 +207,17 @@ class Bernoulli:
 class Diurnal:
     """Client i is available in a period that begins at t with probability mean + amplitude sin(2 pi (t/day + phase_i)).
 
-    Clipped to [0, 1]; phase_i uniform in [0, 1). day, period: seconds; the period at most half a day, so that nobody is
-    asked only when asleep.
+    Clipped to [0, 1]; phase_i uniform in [0, 1).
     """
 
     mean: Annotated[float, Field(gt=0, le=1)]
+    """The mean probability."""
     amplitude: Annotated[float, Field(ge=0, le=1)]
+    """By how much it rises and falls in a day."""
     day: Seconds = 86400.0
+    """Length of a day, in virtual seconds."""
     period: Seconds = 3600.0
+    """Length of a period, in virtual seconds; at most half a day, so that nobody is asked only when asleep."""
 
     def __post_init__(self) -> None:
         if self.period > self.day / 2:
@@ -228,12 +233,15 @@ class Markov:
     """Each client turns on and off from period to period: P(off | on) = period/mean_on, P(on | off) = period/mean_off.
 
     So it stays on for mean_on and off for mean_off seconds on average. It starts in its stationary state, on with
-    probability mean_on / (mean_on + mean_off). period: seconds, at most the smaller of the two means.
+    probability mean_on / (mean_on + mean_off).
     """
 
     mean_on: Seconds
+    """How long a client stays on, on average, in virtual seconds."""
     mean_off: Seconds
+    """How long it stays off, on average, in virtual seconds."""
     period: Seconds
+    """Length of a period, in virtual seconds; at most the smaller of the two means."""
 
     def __post_init__(self) -> None:
         if self.period > min(self.mean_on, self.mean_off):
@@ -248,12 +256,13 @@ class Markov:
 class Trace:
     """Each client is available in the intervals [start, end) of a file with the columns client, start and end, seconds.
 
-    Intervals of one client may overlap. repeat: seconds after which the trace begins again; without it, nobody is
-    available after the last end.
+    Intervals of one client may overlap.
     """
 
     file: File
+    """Path of a CSV or Parquet file, absolute, or below the data folder or else the current one."""
     repeat: Seconds | None = None
+    """Virtual seconds after which the trace begins again. Not given: nobody is available after the last end."""
 
     def start(self, population: int, streams: Streams, data_dir: Path | None) -> Presence:  # noqa: ARG002
         """Read the file; InputError: it is not such a table."""

@@ -56,14 +56,17 @@ class Compute(Protocol):
 class Fixed:
     """tau_i = seconds (1 - spread/100 * i/(N - 1)), and `seconds` for a single client. FedFix's setting F-X.
 
-    i is the client's rank from 0, so the first is the slowest. by: client, its id; size, ascending by its number of
-    examples; label, ascending by the mean label of its examples (those without any last); ties by id. spread: percent.
-    Fraboni et al. 2023, section on experiments.
+    i is the client's rank from 0, so the first is the slowest. Fraboni et al. 2023, section on experiments.
     """
 
     seconds: Seconds = 1.0
+    """Virtual seconds that the slowest client takes."""
     spread: Annotated[float, Field(ge=0, lt=100)] = 0.0
+    """By how many percent of that the fastest client takes less."""
     by: Literal["client", "size", "label"] = "client"
+    """What clients are ranked by: their ids; their number of examples, ascending (size); or the mean label of their
+    examples, ascending, those without any last (label). Ties by id.
+    """
 
     def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:  # noqa: ARG002
         """Rank the clients; InputError: by label where there are none."""
@@ -81,7 +84,9 @@ class Uniform:
     """tau_i uniform in [low, high) seconds."""
 
     low: Seconds
+    """The shortest time, in virtual seconds."""
     high: Seconds
+    """The longest time, in virtual seconds, itself not reached; at least low."""
 
     def __post_init__(self) -> None:
         if self.low > self.high:
@@ -98,7 +103,9 @@ class LogNormal:
     """tau_i = median exp(sigma z_i) seconds, z_i standard normal."""
 
     median: Seconds
+    """Median of the clients' virtual seconds."""
     sigma: Spread
+    """Standard deviation of their logarithms; 0: all clients are alike."""
 
     def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:  # noqa: ARG002
         """Draw each client's seconds."""
@@ -108,13 +115,12 @@ class LogNormal:
 
 @options
 class Zipf:
-    """tau_i = seconds r_i^exponent, r_i = 1 .. N a random order: speeds follow Zipf's law.
-
-    seconds: of the fastest client, the one of rank 1.
-    """
+    """tau_i = seconds r_i^exponent, r_i = 1 .. N a random order: speeds follow Zipf's law."""
 
     seconds: Seconds
+    """Virtual seconds that the fastest client takes, the one of rank 1."""
     exponent: Annotated[float, Field(ge=0, le=10)]
+    """How much slower later ranks are; 0: all clients are alike."""
 
     def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:  # noqa: ARG002
         """Draw the order of the clients."""
@@ -130,6 +136,7 @@ class Trace:
     """
 
     file: File
+    """Path of a CSV or Parquet file, absolute, or below the data folder or else the current one."""
 
     def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:  # noqa: ARG002
         """Read the file; InputError: it is not such a table."""

@@ -31,47 +31,52 @@ LAST = 2**62
 
 @options
 class Bandwidth:
-    """A client's link: up and down, medians in bytes a second, both times the client's factor exp(sigma z_i).
+    """A client's link: up and down, both times the client's factor exp(sigma z_i), z_i standard normal.
 
-    z_i standard normal: who is slow to send is slow to receive.
+    Who is slow to send is slow to receive.
     """
 
     up: Positive
+    """Bytes a second from a client, the median."""
     down: Positive
+    """Bytes a second to a client, the median."""
     sigma: Spread = 0.0
+    """Standard deviation of the factors' logarithms; 0: all links are alike."""
 
 
 @options
 class Failure:
-    """Clients fail at work, after a time that is exponential with this mean, in seconds, from the start of each order.
+    """Clients fail at work, after a time that is exponential, from the start of each order.
 
-    Being memoryless, that is the time from any other moment, too. repair_seconds: after which a failed client is free
-    again; None: it is lost for good.
+    Being memoryless, that is the time from any other moment, too.
     """
 
     mean_seconds: Seconds
+    """The mean of that time, in virtual seconds."""
     repair_seconds: Annotated[float, Field(ge=0, le=LONGEST)] | None = None
+    """Virtual seconds after which a failed client is free again. Not given: it is lost for good."""
 
 
 @options
 class Devices(Parts):
-    """The machines of the clients; by default each takes one second an order, always.
-
-    compute: seconds of each client, a plug-in of the group `devices`. per: whether these are for an order or for one
-    local step (per order, to report a loss takes as long as to train; per step, a third of a pass). jitter: sigma of a
-    log-normal factor with mean 1 on the time to compute, drawn for each order. bandwidth: None if sending takes no
-    time. availability: when a client can start, a plug-in of the group `availabilities`; work that has begun is
-    finished. failure: None if nobody fails.
-    """
+    """The machines of the clients; by default each takes one second an order, always."""
 
     parts: ClassVar[Mapping[str, str]] = {"compute": "devices", "availability": "availabilities"}
 
     compute: Any = "fixed"
+    """Virtual seconds that each client takes."""
     per: Literal["order", "step"] = "order"
+    """What these seconds are for: an order, or one local step. Per order, to report a loss takes as long as to train;
+    per step, a third of a pass.
+    """
     jitter: Spread = 0.0
+    """sigma of a log-normal factor with mean 1 on the time to compute, drawn for each order; 0: none."""
     bandwidth: Annotated[Bandwidth, table_of(Bandwidth)] | None = None
+    """How long it takes to send and to receive. Not given: no time."""
     availability: Any = "always"
+    """When a client can start; work that has begun is finished."""
     failure: Annotated[Failure, table_of(Failure)] | None = None
+    """How clients fail. Not given: nobody does."""
 
     @property
     def steady(self) -> bool:

@@ -25,12 +25,9 @@ from fedsim.streams import Streams
 class Difficulty(Parts, Sampled):
     """Equal shares, floor or ceil of n / C each, of examples in the order of their loss under an expert.
 
-    Client 0 has the easiest examples. order: increasing losses, or a random order, the control, for which no expert is
-    trained. stratified: examples are ordered within their class, by the share of it that is easier, so that each client
-    has the classes in proportion, give or take a few examples; otherwise by the loss alone, and since some classes are
-    harder than others, clients that differ in difficulty then differ in their classes, too. model, expert: what the
-    expert is and how it is trained, on the CPU and on all that is dealt. Its losses are about the labels as they are in
-    the data set: `noise` comes afterwards and falls on all clients alike.
+    Client 0 has the easiest examples. Some classes are harder than others, so that clients that differ in difficulty
+    alone differ in their classes, too. The expert's losses are about the labels as they are in the data set: `noise`
+    comes afterwards and falls on all clients alike.
     """
 
     cached: ClassVar[bool] = False
@@ -38,9 +35,15 @@ class Difficulty(Parts, Sampled):
     parts: ClassVar[Mapping[str, str]] = {"model": "models"}
 
     order: Literal["increasing", "random"] = "increasing"
+    """Increasing losses, or a random order, the control, for which no expert is trained."""
     stratified: bool = True
+    """Order examples within their class, by the share of it that is easier, so that each client has the classes in
+    proportion, give or take a few examples; otherwise by the loss alone.
+    """
     model: Any = "mlp"
+    """What the expert is."""
     expert: Annotated[Expert, table_of(Expert)] = Expert()
+    """How it is trained, on the CPU and on all that is dealt."""
 
     def split(self, data: Dataset, seed: int) -> Partition:
         """Sort, and cut into C runs; examples that are equally hard are in random order."""

@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 
 @options
 class Expert:
-    """How the expert is trained: by SGD on all that clients train on, as if one client had it.
-
-    epochs, batch_size, lr, momentum: of its training. label_smoothing: the share of a label that its training spreads
-    evenly over all classes; 0 where labels are no classes. seed: of its batches; it does not follow the run's seed.
-    """
+    """How the expert is trained: by SGD on all that clients train on, as if one client had it."""
 
     epochs: Count = 10
+    """Passes over all examples."""
     batch_size: Count = 64
+    """Examples of a step."""
     lr: Positive = 0.01
+    """The learning rate."""
     momentum: Fraction = 0.9
+    """The momentum; 0: none."""
     label_smoothing: Fraction = 0.1
+    """The share of a label that is spread evenly over all classes; 0 where labels are no classes."""
     seed: Whole = 0
+    """Seed of its batches; it does not follow the run's seed."""
 
 
 def train_expert(problem: Supervised, expert: Expert, folder: Path | None = None) -> Tensor:

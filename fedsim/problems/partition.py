@@ -119,27 +119,24 @@ class Partitioner(Protocol):
 
 @options
 class Shared:
-    """Options of every partition.
-
-    holdout: share of each client's examples kept for its own accuracy; one is always left to train on.
-    noise: share of the training labels that `noisy_labels` replaces after the partition was made.
-    """
+    """Options of every partition."""
 
     holdout: Fraction = 0.0
+    """Share of each client's examples kept for its own accuracy; one is always left to train on."""
     noise: Share = 0.0
+    """Share of the training labels that `noisy_labels` replaces after the partition was made."""
     cached: ClassVar[bool] = True
     """Whether remaking the partition costs more than a file on disk."""
 
 
 @options
 class Sampled(Shared):
-    """A partition for so many clients.
-
-    clients: how many. examples: how many of the training examples are dealt, chosen at random; not given, all.
-    """
+    """A partition for so many clients."""
 
     clients: Count
+    """C, how many clients there are."""
     examples: Count | None = None
+    """How many of the training examples are dealt, chosen at random. Not given: all."""
 
     def check(self, data: Dataset) -> None:
         """Refuse more examples or clients than there are."""
@@ -220,14 +217,15 @@ class IID(Library):
 class Dirichlet(Library):
     """Each class is shared out in proportions drawn from Dir(alpha) over the clients.
 
-    alpha: small is uneven. min_size: examples a client has at least (the library draws up to 11
-    times). self_balancing: a client that has more than n / C examples gets none of the classes that follow.
     Source: Yurochkin et al. 2019; Hsu et al. 2019.
     """
 
     alpha: Positive
+    """How evenly classes are shared out; small is uneven."""
     min_size: Count = 1
+    """Examples that a client has at least (the library draws up to 11 times)."""
     self_balancing: bool = False
+    """A client that has more than n / C examples gets none of the classes that follow."""
 
     def check(self, data: Dataset) -> None:
         """Refuse targets that are no classes, and too few examples."""
@@ -266,6 +264,7 @@ class Shards(Library):
     """
 
     shards_per_client: Count = 2
+    """Shards that a client is given."""
 
     def check(self, data: Dataset) -> None:
         """Refuse targets that are no classes, and shards without an example."""
@@ -290,13 +289,15 @@ class Shards(Library):
 class Pathological(Library):
     """Each client has exactly `classes_per_client` classes; those that have a class share it equally.
 
-    assignment: which classes client c has: `random`; `deterministic`, the classes c, c + 1, ... (modulo K);
-    `first-deterministic`, class c modulo K and others at random. A class that no client is given is
-    not used. Source: Li et al. 2022, Federated learning on non-IID data silos.
+    A class that no client is given is not used. Source: Li et al. 2022, Federated learning on non-IID data silos.
     """
 
     classes_per_client: Count
+    """Classes that a client has."""
     assignment: Literal["random", "deterministic", "first-deterministic"] = "random"
+    """Which classes client c has: random ones; the classes c, c + 1, ... modulo K (deterministic); or class c modulo K
+    and others at random (first-deterministic).
+    """
 
     def check(self, data: Dataset) -> None:
         """Refuse more classes than there are."""
@@ -353,12 +354,13 @@ class Square(Library):
 class Natural(Shared):
     """Each owner that the data set names is a client; owners without training examples are left out.
 
-    clients: keep that many owners. keep: the `first` of them or those with the `largest` number of
-    examples; either way in the order of their ids.
+    Clients are in the order of their owners' ids.
     """
 
     clients: Count | None = None
+    """How many owners are kept. Not given: all."""
     keep: Literal["first", "largest"] = "first"
+    """The first of them, or those with the largest number of examples."""
     cached: ClassVar[bool] = False
 
     def split(self, data: Dataset, seed: int) -> Partition:
@@ -386,18 +388,22 @@ class Natural(Shared):
 class DirichletEqual(Shared):
     """Clients of one size, each with its own class proportions q ~ Dir(alpha), for training and test alike.
 
-    A client has size * q_k examples of class k, rounded to whole numbers by largest remainder. alpha: 0 gives
-    client c class c mod K alone. size, test_size: examples a client has; n // C and m // C when not given (no
-    test lists when m < C). replace: draw from the class with replacement, so that clients overlap;
-    otherwise no example is dealt twice, and a client that finds a class used up takes more of its others.
+    A client has size * q_k examples of class k, rounded to whole numbers by largest remainder.
     Source: Fraboni et al. 2023 (FedFix), experiments.
     """
 
     clients: Count
+    """C, how many clients there are."""
     alpha: NonNegative
+    """How evenly a client's classes are mixed; small is uneven, and 0 gives client c class c mod K alone."""
     size: Count | None = None
+    """Examples that a client has. Not given: n // C."""
     test_size: Count | None = None
+    """Test examples that a client has. Not given: m // C, and no test lists when m < C."""
     replace: bool = True
+    """Draw from the class with replacement, so that clients overlap; otherwise no example is dealt twice, and a client
+    that finds a class used up takes more of its others.
+    """
 
     def split(self, data: Dataset, seed: int) -> Partition:
         """Draw a row of proportions a client, then training and test examples by it."""

@@ -53,18 +53,18 @@ EXPERTS = threading.Lock()
 
 @options
 class SupervisedOptions(Parts):
-    """Supervised learning: a model trained on a data set that is dealt to clients as the partition says.
-
-    dataset, model: a name, or a table with `kind` and options. loss: cross_entropy, squared_error or log_cosh; by
-    default as the labels are. start: a state dict to start from (.safetensors, .pt).
-    """
+    """A model that is trained on a data set, which is dealt to clients as the partition says."""
 
     parts: ClassVar[Mapping[str, str]] = {"dataset": "datasets", "model": "models"}
 
     dataset: Any = "digits"
+    """What is learned from."""
     model: Any = "mlp"
+    """What is trained."""
     loss: Literal["cross_entropy", "squared_error", "log_cosh"] | None = None
+    """Loss of an example. Not given: cross_entropy of classes, squared_error of numbers."""
     start: str | None = None
+    """A file with a state dict to start from (.safetensors, .pt). Not given: the model starts as it is made."""
 
     def build(self, experiment: Experiment) -> Supervised:
         """The data, dealt to clients, and the model, on its device."""

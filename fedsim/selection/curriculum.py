@@ -28,11 +28,8 @@ class ClientCurriculum(Size):
     free and 4 bytes come back from each: where n(u) are not fewer than them, or in random order, nobody is asked, for
     it would change nothing. O(N).
 
-    order: of the scores: ascending (curriculum), descending (anti), or none, at random. Clients that score alike are in
-    random order; who did not answer, or not with a number, is the last, in descending order the first. rounds: how many
-    the run is to have, or, where rounds are not of m clients, how many times m clients it is to select in all; later
-    everybody stays in. score_examples: on how many examples of each client its loss is measured, chosen at random; not
-    given, on all.
+    Clients that score alike are in random order; who did not answer, or not with a number, is the last, in descending
+    order the first.
 
     Who is not free when clients are scored is not in the pool, which is filled up with those who come next. Who is not
     free when its turn has come is passed over, and may be selected as long as others of the pool are left; then there
@@ -44,9 +41,15 @@ class ClientCurriculum(Size):
     """
 
     rounds: Count
+    """How many the run is to have, or, where rounds are not of m clients, how many times m clients it is to select in
+    all; later everybody stays in.
+    """
     order: Literal["curriculum", "anti", "random"] = "curriculum"
+    """Of the scores: ascending (curriculum), descending (anti), or none, at random."""
     pacing: Schedule = Linear()
+    """n(u), how many clients are in after u selections."""
     score_examples: Count | None = None
+    """On how many examples of each client its loss is measured, chosen at random. Not given: on all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,41 +31,49 @@ class Oort(Size):
         score_i = (U_i clipped and scaled to [0, 1]) + sqrt(temporal ln t / t_i), with t the round and t_i that of the
             last order replied to, both from 1; where D_i > T, times (T / D_i)^round_penalty
 
+    T is a percentile of all last durations D_i. After every `pacer_step` rounds the pacer compares the mean utility of
+    exploited replies, summed over these rounds, with that of as many rounds before, and moves the percentile.
+
     Costs 4 bytes up a reply and O(N). Lai, Zhu, Madhyastha and Chowdhury 2021, algorithm 1, with cut_off 0.95 and
     exploration_floor 0.2. The defaults here and what the paper leaves open are those of its code in FedScale, where
     however k * e is rounded down, utilities are divided by their unclipped range, and exploration is confined to the
     clients with most examples, five times as many as explored.
-
-    exploration, exploration_decay, exploration_floor: share of clients explored in the first round, its factor a round,
-    its least. clip: the quantile at which utilities of clients that can be selected are clipped, before they are
-    scaled; where all are equal they are 1. temporal: weight of a long absence. cut_off, augmentation: of the score of
-    rank k', the number exploited, clients with at least this share are drawn from, and in any case this many times k'.
-    round_threshold: the percentile of all last durations D_i that is T; the first, which the pacer moves.
-    round_penalty: exponent of slowness. pacer_step, pacer_delta, pacer_flat, pacer_sharp: after every so many rounds
-    the mean utility of exploited replies, summed over these rounds, is compared with that of as many rounds before; the
-    percentile rises by delta, up to 100, when they differ by at most the share flat of those before, and falls by
-    delta, down to delta, when by at least sharp times those before. blacklist_rounds: who has replied more often is not
-    selected, unless too few would be left; not given, everybody is. blacklist_share: the blacklist has at most this
-    share of the population: those with most replies, ties to the smaller id.
     """
 
     reports: ClassVar[frozenset[str]] = frozenset({"utility"})
 
     exploration: Share = 0.9
+    """Share of clients that are explored in the first round."""
     exploration_decay: Share = 0.98
+    """Factor of that share in every round."""
     exploration_floor: Share = 0.3
+    """The least share."""
     clip: Share = 0.9
+    """Quantile at which utilities of clients that can be selected are clipped, before they are scaled; where all are
+    equal they are 1.
+    """
     temporal: NonNegative = 0.1
+    """Weight of a long absence."""
     cut_off: Share = 0.05
+    """Share of the score of rank k', the number exploited, that a client must have to be drawn."""
     augmentation: NonNegative = 10.0
+    """In any case so many times k' clients can be drawn."""
     round_threshold: Annotated[float, Field(gt=0, le=100)] = 30.0
+    """The first percentile of the durations that is T."""
     round_penalty: NonNegative = 2.0
+    """Exponent of slowness."""
     pacer_step: Count = 20
+    """Rounds between two moves of the pacer."""
     pacer_delta: NonNegative = 5.0
+    """Percent by which it moves the percentile, which stays between this and 100."""
     pacer_flat: Fraction = 0.1
+    """The percentile rises when utilities differ by at most this share of those before."""
     pacer_sharp: Positive = 5.0
+    """The percentile falls when they differ by at least so many times those before."""
     blacklist_rounds: Count | None = None
+    """Who has replied more often is not selected, unless too few would be left. Not given: everybody is."""
     blacklist_share: Share = 0.3
+    """The blacklist has at most this share of the population: those with most replies, ties to the smaller id."""
 
     def start(self, sizes: Tensor) -> SelectorState:
         """Know the sizes, and nothing else of anybody.

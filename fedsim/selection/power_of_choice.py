@@ -20,18 +20,19 @@ from fedsim.selection.size import Size, noted
 class PowerOfChoice(Size):
     """Of d free clients, drawn as in `weighted`, those with the largest losses work, ties to the smaller id.
 
-    pool: d, at least as many as are selected; with as many it is `weighted`, and nobody is asked.
-    loss: "full", that of the current model on a client's examples, for which the model goes to d candidates and 4 bytes
-    come back from each (pow-d); or "last", the training loss of a client's last reply, which costs nothing, where
-    clients without one come first (rpow-d). score_examples: with "full", on how many examples of each candidate; not
-    given, on all (cpow-d). The larger d, the faster and the more biased towards clients that are hard to fit.
-
-    Cho, Wang and Joshi 2022. There all replies have the same weight.
+    The larger d, the faster and the more biased towards clients that are hard to fit. Cho, Wang and Joshi 2022. There
+    all replies have the same weight.
     """
 
     pool: Count
+    """d, at least as many as are selected; with as many it is `weighted`, and nobody is asked."""
     loss: Literal["full", "last"] = "full"
+    """full, that of the current model on a client's examples, for which the model goes to d candidates and 4 bytes come
+    back from each (pow-d); or last, the training loss of a client's last reply, which costs nothing, where clients
+    without one come first (rpow-d).
+    """
     score_examples: Count | None = None
+    """On how many examples of each candidate its loss is measured; of full only (cpow-d). Not given: on all."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,15 +18,14 @@ from fedsim.selection.draws import Ids
 
 @options
 class Size(ABC):
-    """The options `count` and `fraction`, of which one is given.
-
-    count: clients per selection. fraction: the same as a share of the population, rounded, at least one.
-    """
+    """How many clients are selected: `count` or `fraction`, of which one is given."""
 
     reports: ClassVar[frozenset[str]] = frozenset()
 
     count: Count | None = None
+    """Clients of a selection. Not given: fraction decides."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The same as a share of the population, rounded, at least one client. Not given: count decides."""
 
     def __post_init__(self) -> None:
         if self.count is None and self.fraction is None:

@@ -43,13 +43,12 @@ class Codec(Protocol):
 
 @options
 class OneByte:
-    """The logarithmic code of the module's text; one byte a scalar.
-
-    delta: the ratio of neighbouring values is exp(delta). scale: a power of two, which both ends know.
-    """
+    """The logarithmic code of the module's text; one byte a scalar."""
 
     delta: Annotated[float, Field(ge=1e-4, le=1.0)] = 0.125
+    """The ratio of neighbouring values is exp(delta)."""
     scale: Positive = 1.0
+    """The value in the middle of the grid, a power of two, which both ends know."""
 
     def __post_init__(self) -> None:
         if math.frexp(self.scale)[0] != 0.5:
@@ -96,6 +95,7 @@ class Sign:
 
     bits: ClassVar[int] = 2
     magnitude: Positive = 0.3
+    """What each scalar is taken for, but for its sign."""
 
     def encode(self, values: Tensor, uniform: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Codes -1, 0 and 1 as int8; there is nothing to round."""

@@ -34,10 +34,7 @@ def batches(cohort: Cohort, batch_size: BatchSize, steps: int) -> Iterator[Batch
 class LocalSearch:
     """How a client searches: z <- z - lr * direction, so many steps from the server's model.
 
-    steps: T. batch_size: examples that the values of a step are about, each step an independent batch; "full": all of
-    the client's, and all that a black box knows. lr times schedule's factor: the rate in a round. optimizer: sgd, or
-    adam (bias-corrected; Kingma and Ba 2015), fresh in every round. project: keep z within the problem's box. cosine:
-    tell the mean cosine of the directions to the gradient of F, where the problem knows it.
+    Optimizers begin anew in every round.
     """
 
     black_box: ClassVar[bool] = True
@@ -46,15 +43,27 @@ class LocalSearch:
     sends: ClassVar[frozenset[str]] = frozenset({"delta", "values"})
 
     steps: Passes = 10
+    """T, steps of a round."""
     batch_size: BatchSize = "full"
+    """Examples that the values of a step are about, each step an independent batch; full: all of the client's, and all
+    that a black box knows.
+    """
     lr: Positive = 0.01
+    """The learning rate."""
     schedule: Schedule = Constant()
+    """Factor of lr over the rounds."""
     optimizer: Literal["sgd", "adam"] = "adam"
+    """sgd, or adam (bias-corrected; Kingma and Ba 2015)."""
     beta1: Fraction = 0.9
+    """Of adam, how slowly the mean direction moves."""
     beta2: Fraction = 0.999
+    """Of adam, how slowly the mean square moves."""
     epsilon: Positive = 1e-8
+    """Of adam, added to the root of the mean square."""
     project: bool = True
+    """Keep z within the problem's box."""
     cosine: bool = False
+    """Tell the mean cosine of the directions to the gradient of F, where the problem knows it."""
 
     def __post_init__(self) -> None:
         if self.optimizer == "sgd":
@@ -117,14 +126,12 @@ class LocalSearch:
 
 @options
 class EstimatedSearch(LocalSearch, Parts):
-    """A local search along gradients of an estimator.
-
-    estimator: how gradients are made of values, a name or a table with `kind`.
-    """
+    """A local search along gradients of an estimator."""
 
     parts: ClassVar[Mapping[str, str]] = {"estimator": "estimators"}
 
     estimator: Any = "differences"
+    """How gradients are made of values."""
 
     def __post_init__(self) -> None:
         LocalSearch.__post_init__(self)

@@ -20,10 +20,6 @@ TRAIN = "train"
 class GuardedStep(WeightedStep):
     """theta <- theta + eta sum_i w_i Delta_i; where guarded, only if that lowers F.
 
-    guard: ask all clients of the round for F at the candidate (and, where they may not be those of the last round, at
-    the model as it is) and keep the model where F is not lower; momenta of the server's optimizer move even so. These
-    evaluations are no part of the published counts.
-
     A subclass may end its rounds with one more exchange, about the new model: `sharing`, its action, and `shared`, the
     vector that clients answer with. The mean of what they answer is kept in the state's memory under that name.
     """
@@ -33,6 +29,10 @@ class GuardedStep(WeightedStep):
 
     weighting: Weighting = "uniform"
     guard: bool = False
+    """Ask all clients of the round for F at the candidate (and, where they may not be those of the last round, at the
+    model as it is) and keep the model where F is not lower; momenta of the server's optimizer move even so. These
+    evaluations are no part of the published counts.
+    """
 
     @property
     def sends(self) -> frozenset[str]:

@@ -261,15 +261,14 @@ def mean_loss(replies: Replies) -> Metrics:
 
 @options
 class SharedSeed:
-    """A server that draws one seed for the run, from the run's own.
-
-    lr: the rate, the same in all rounds. directions: the kind of the random vectors.
-    """
+    """A server that draws one seed for the run, from the run's own."""
 
     purpose: ClassVar[str] = ""
 
     lr: Positive = 0.01
+    """The learning rate, the same in all rounds."""
     directions: Sliceable = "gaussian"
+    """The kind of the random vectors."""
 
     def seeded(self, state: ServerState, streams: Streams) -> ServerState:
         """The state with a seed of 63 bits."""
@@ -279,11 +278,7 @@ class SharedSeed:
 
 @options
 class ReplicaServer(SharedSeed):
-    """The server of clients that keep replicas: a model of its own, and the log that the replicas still lack.
-
-    join: with what a client begins: the current model, or the whole log, where the first model is public. history: how
-    many rounds of the log are kept at most; who was away for longer begins again with the model.
-    """
+    """The server of clients that keep replicas: a model of its own, and the log that the replicas still lack."""
 
     columns: ClassVar[tuple[str, ...]] = ()
     """Names of the log's columns beside `rounds`."""
@@ -291,7 +286,11 @@ class ReplicaServer(SharedSeed):
     """Columns that the server keeps to itself."""
 
     join: Join = "model"
+    """What a client begins with: the current model, or the whole log (replay), where the first model is public."""
     history: Count | None = None
+    """How many rounds of the log are kept at most; who was away for longer begins again with the model. Not given: all,
+    which replay needs.
+    """
 
     def __post_init__(self) -> None:
         if self.join == "replay" and self.history is not None:
@@ -373,13 +372,15 @@ class ReplicaServer(SharedSeed):
 class Replica:
     """A client that keeps a replica of the model, and asks for values only.
 
-    batch_size: examples that a step's values are about, each step an independent batch; "full": all of the client's,
-    and all that a black box knows. The state is the replica, d numbers, and one for the round that it is the model of.
+    The state is the replica, d numbers, and one for the round that it is the model of.
     """
 
     black_box: ClassVar[bool] = True
 
     batch_size: BatchSize = "full"
+    """Examples that a step's values are about, each step an independent batch; full: all of the client's, and all that
+    a black box knows.
+    """
 
     def state(self, dimension: int) -> Shapes:
         """The replica, and its round plus one, 0 before the client has joined."""

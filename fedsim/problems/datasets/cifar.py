@@ -36,14 +36,12 @@ Pair = tuple[Array, Array]
 
 @options
 class CIFAR10:
-    """Photographs of 10 classes: 50,000 and 10,000 colour images of 32 x 32.
-
-    files: which layout to read; `any` takes the first that is there of `python`, `binary` and `subset`.
-    standardize: shift and scale each colour by the mean and deviation of the training pixels.
-    """
+    """Photographs of 10 classes: 50,000 and 10,000 colour images of 32 x 32."""
 
     files: Literal["any", "python", "binary", "subset"] = "any"
+    """Which layout to read; any: the first that is there of python, binary and subset."""
     standardize: bool = False
+    """Shift and scale each colour by the mean and deviation of the training pixels."""
 
     def load(self, folder: DataFolder) -> Dataset:
         """Return x float32 [n, 3, 32, 32]; the part is named `cifar10_subset`."""

@@ -11,13 +11,14 @@ from fedsim.problems.datasets.base import DataFolder, Dataset, split_dataset
 
 @options
 class Covertype:
-    """Forest cover types: 581,012 places, 54 features, 7 classes (Blackard and Dean 1999), where scikit-learn keeps it.
-
-    Nothing is downloaded. test_share, split_seed: as for the digits.
-    """
+    """581,012 places, 54 features, 7 classes (Blackard and Dean 1999). Nothing is downloaded."""
 
     test_share: Fraction = 0.2
+    """Share of each class that is the test set."""
     split_seed: Whole = 0
+    """Which examples are the test set; it does not follow the run's seed, so that runs of several seeds are judged
+    alike.
+    """
 
     def load(self, folder: DataFolder) -> Dataset:
         """Return x float32 [n, 54], from the data folder, or without one from scikit-learn's own; classes from 0."""

@@ -10,14 +10,14 @@ from fedsim.problems.datasets.base import DataFolder, Dataset, split_dataset, st
 
 @options
 class Digits:
-    """Handwritten digits, 8 x 8 pixels as 64 features in [0, 1]: 1,797 examples, 10 classes.
-
-    test_share: share of each class that is the test set. split_seed: which examples those are; it does
-    not follow the run's seed, so that runs of several seeds are judged alike.
-    """
+    """Handwritten digits, 8 x 8 pixels as 64 features in [0, 1]: 1,797 examples, 10 classes."""
 
     test_share: Fraction = 0.2
+    """Share of each class that is the test set."""
     split_seed: Whole = 0
+    """Which examples are the test set; it does not follow the run's seed, so that runs of several seeds are judged
+    alike.
+    """
 
     def load(self, folder: DataFolder) -> Dataset:  # noqa: ARG002
         """Return x float32 [n, 64]."""
@@ -30,13 +30,14 @@ class Digits:
 
 @options
 class BreastCancer:
-    """Breast cancer Wisconsin (diagnostic): 569 examples, 30 standardised features, 2 classes.
-
-    test_share, split_seed: as for the digits.
-    """
+    """Breast cancer Wisconsin (diagnostic): 569 examples, 30 standardised features, 2 classes."""
 
     test_share: Fraction = 0.2
+    """Share of each class that is the test set."""
     split_seed: Whole = 0
+    """Which examples are the test set; it does not follow the run's seed, so that runs of several seeds are judged
+    alike.
+    """
 
     def load(self, folder: DataFolder) -> Dataset:  # noqa: ARG002
         """Return x float32 [n, 30]."""

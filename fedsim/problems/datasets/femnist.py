@@ -26,14 +26,12 @@ FILE = "femnist/femnist_subset.npz"
 
 @options
 class FEMNIST:
-    """62 classes of characters (digits, capitals, small letters), a client being a writer.
-
-    test: `seen` judges on other images of the writers who train; `unseen` on writers who never train.
-    standardize: shift and scale by the mean and deviation of the training pixels.
-    """
+    """62 classes of characters (digits, capitals, small letters), a client being a writer."""
 
     test: Literal["seen", "unseen"] = "seen"
+    """What models are judged on: other images of the writers who train (seen), or writers who never train (unseen)."""
     standardize: bool = False
+    """Shift and scale by the mean and deviation of the training pixels."""
 
     def load(self, folder: DataFolder) -> Dataset:
         """Return x float32 [n, 1, 28, 28], owner = writer; owner_test is None for unseen writers."""

@@ -25,12 +25,10 @@ from fedsim.problems.datasets.base import (
 
 @options
 class MNIST:
-    """Handwritten digits: 60,000 and 10,000 images of 28 x 28, 10 classes.
-
-    standardize: shift and scale by the mean and deviation of the training pixels.
-    """
+    """Handwritten digits: 60,000 and 10,000 images of 28 x 28, 10 classes."""
 
     standardize: bool = False
+    """Shift and scale by the mean and deviation of the training pixels."""
 
     def load(self, folder: DataFolder) -> Dataset:
         """Return x float32 [n, 1, 28, 28] from `MNIST/raw/` or from the folder itself."""
@@ -39,12 +37,10 @@ class MNIST:
 
 @options
 class FashionMNIST:
-    """Articles of clothing: 60,000 and 10,000 images of 28 x 28, 10 classes (Xiao, Rasul, Vollgraf 2017).
-
-    standardize: shift and scale by the mean and deviation of the training pixels.
-    """
+    """Articles of clothing: 60,000 and 10,000 images of 28 x 28, 10 classes (Xiao, Rasul, Vollgraf 2017)."""
 
     standardize: bool = False
+    """Shift and scale by the mean and deviation of the training pixels."""
 
     def load(self, folder: DataFolder) -> Dataset:
         """Return x float32 [n, 1, 28, 28] from `FashionMNIST/raw/` or from the folder itself."""

@@ -26,20 +26,20 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @options
 class ImageFolder:
-    """PNG and JPEG files in `path/<class>/`, or in `path/train/<class>/` and `path/test/<class>/`.
-
-    path: absolute, or below the current or the data folder. color: `rgb` or `gray`, to which images are
-    converted. size: the width and height that each image must have; when not given, those of the first.
-    test_share, split_seed: the test set when there are no train and test folders, taken from each class.
-    standardize: shift and scale each channel by the mean and deviation of the training pixels.
-    """
+    """PNG and JPEG files in `path/<class>/`, or in `path/train/<class>/` and `path/test/<class>/`."""
 
     path: str
+    """The folder, absolute, or below the current or the data folder."""
     color: Literal["rgb", "gray"] = "rgb"
+    """What images are converted to."""
     size: Count | None = None
+    """Width and height that each image must have, in pixels. Not given: those of the first."""
     test_share: Fraction = 0.2
+    """Share of each class that is the test set, where there are no train and test folders."""
     split_seed: Whole = 0
+    """Which examples are the test set then; it does not follow the run's seed."""
     standardize: bool = False
+    """Shift and scale each channel by the mean and deviation of the training pixels."""
 
     def load(self, folder: DataFolder) -> Dataset:
         """Return x float32 [n, 3 or 1, height, width]; the classes are the folders in the order of names."""

@@ -16,17 +16,16 @@ FILE = "shakespeare/input.txt"
 
 @options
 class Shakespeare:
-    """Windows of a role's text and the character that follows each.
-
-    length: characters of a window. stride: characters from one window's start to the next one's.
-    min_characters: roles with less text are left out. test_share: the last share of each role's text
-    is for the test; no window lies across the cut.
-    """
+    """Windows of a role's text and the character that follows each."""
 
     length: Count = 80
+    """Characters of a window."""
     stride: Count = 10
+    """Characters from one window's start to the next one's."""
     min_characters: Count = 1000
+    """Roles with less text are left out."""
     test_share: Fraction = 0.2
+    """The last share of each role's text is for the test; no window lies across the cut."""
 
     def load(self, folder: DataFolder) -> Dataset:
         """Return x int64 [n, length] token ids, y the next token, owner the role in order of appearance."""

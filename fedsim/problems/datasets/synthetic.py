@@ -26,24 +26,28 @@ LARGEST = 2**28
 
 @options
 class Synthetic:
-    """The generator above; a client's examples are its own, so `owner` is set.
-
-    alpha, beta: how much models, and inputs, differ between clients. clients: how many. iid: no difference.
-    features, classes: dimensions. examples_per_client: of every client, its test examples included; when
-    not given, sizes are 50 + lognormal(4, 2), at most `max_examples`. test_share: of each client's
-    examples, those for the test (rounded to the nearest). seed: of the data, apart from the run's.
-    """
+    """The generator above; a client's examples are its own, so `owner` is set."""
 
     alpha: NonNegative = 1.0
+    """How much the clients' models differ, a standard deviation."""
     beta: NonNegative = 1.0
+    """How much the clients' inputs differ, a standard deviation."""
     clients: Count = 30
+    """How many clients there are."""
     iid: bool = False
+    """No difference between clients, whatever alpha and beta are."""
     features: Count = 60
+    """Numbers of an input."""
     classes: Count = 10
+    """Classes, two at least."""
     examples_per_client: Count | None = None
+    """Examples of every client, its test included. Not given: 50 + lognormal(4, 2), at most `max_examples`."""
     max_examples: Count | None = None
+    """The most examples of a client, where their number is drawn. Not given: any number."""
     test_share: Fraction = 0.1
+    """Share of each client's examples that is for the test, rounded to the nearest number."""
     seed: Whole = 0
+    """Seed of the data; it does not follow the run's seed."""
 
     def __post_init__(self) -> None:
         if self.classes < 2:

@@ -28,24 +28,26 @@ PATH = f"{TABLE}.path"
 
 @options
 class CSV:
-    """A table of numbers with one column for the label, and perhaps one for the owner.
-
-    path: absolute, or below the current or the data folder. label, owner: a column's name, or its place from
-    0 (-1 is the last). header: whether the first row has names. task: `classification` numbers the distinct
-    labels in their order from 0; `regression` takes them as numbers. test_share, split_seed: the
-    test set, taken from each owner, or else from each class. standardize: shift and scale each feature by the
-    mean and deviation of the training examples.
-    """
+    """A table of numbers with one column for the label, and perhaps one for the owner."""
 
     path: str
+    """The file, absolute, or below the current or the data folder."""
     label: str | int
+    """The label's column: its name, or its place from 0 (-1 is the last)."""
     header: bool = True
+    """The first row has the columns' names."""
     delimiter: str = ","
+    """The character between two columns."""
     owner: str | int | None = None
+    """The owner's column: its name or place. Not given: nobody owns examples."""
     task: Task = "classification"
+    """classification numbers the distinct labels in their order from 0; regression takes them as numbers."""
     test_share: Fraction = 0.2
+    """Share that is the test set, of each owner, or else of each class."""
     split_seed: Whole = 0
+    """Which examples are the test set; it does not follow the run's seed."""
     standardize: bool = True
+    """Shift and scale each feature by the mean and deviation of the training examples."""
 
     def __post_init__(self) -> None:
         if len(self.delimiter) != 1:
@@ -95,19 +97,20 @@ class CSV:
 
 @options
 class NPZ:
-    """Arrays of a NumPy archive: `x` and `y`, perhaps `x_test` and `y_test`, `owner` and `owner_test`.
-
-    path: absolute, or below the current or the data folder. task: as for CSV. tokens: x holds token ids, not
-    features. test_share, split_seed: the test set when the archive has none, as for CSV. standardize: shift
-    and scale each feature (or channel, axis 1) by the mean and deviation of the training examples.
-    """
+    """Arrays of a NumPy archive: `x` and `y`, perhaps `x_test` and `y_test`, `owner` and `owner_test`."""
 
     path: str
+    """The file, absolute, or below the current or the data folder."""
     task: Task = "classification"
+    """classification numbers the distinct labels in their order from 0; regression takes them as numbers."""
     tokens: bool = False
+    """x holds token ids, not features."""
     test_share: Fraction = 0.2
+    """Share that is the test set, of each owner, or else of each class, where the archive has none."""
     split_seed: Whole = 0
+    """Which examples are the test set then; it does not follow the run's seed."""
     standardize: bool = False
+    """Shift and scale each feature (or channel, axis 1) by the mean and deviation of the training examples."""
 
     def __post_init__(self) -> None:
         if self.tokens and self.standardize:

@@ -41,29 +41,35 @@ LOOKED_AT = 64
 class Attack(Parts):
     """An attack on classifiers that were trained on few classes each.
 
-    dataset, model: what the classifiers learn from, with inputs in [0, 1], and what they are. clients: N classifiers.
-    portion: of the classes that each one sees (`by_class`); all of them can be predicted. epochs, batch_size, lr: of
-    their training, by Adam. training_seed: of their examples, starts and batches; it does not follow the run's
-    seed, so that runs of several seeds attack the same classifiers. image: which of the test images that start with
-    F >= 0, counted from 0 in their order. target: the class that the image is to be taken for; by default any but its
-    own. epsilon: the largest change of a pixel, where black is 0 and white 1 (0.3 on MNIST, 0.1 on CIFAR-10). start:
-    every coordinate of x at first: 0.5 changes nothing, 0 lowers every pixel by epsilon, as the published code does.
-    noise: standard deviation of the noise that is added to every answer.
+    Classifiers do not depend on the run's seed, so that runs of several seeds attack the same ones.
     """
 
     dataset: Any = "digits"
+    """What the classifiers learn from, with inputs in [0, 1]."""
     model: Any = "mlp"
+    """What the classifiers are."""
     clients: Count = 10
+    """N, how many classifiers there are."""
     portion: Share = 0.7
+    """Portion of the classes that each one sees (`by_class`); all of them can be predicted."""
     epochs: Count = 20
+    """Passes over a classifier's examples while it is trained, by Adam."""
     batch_size: Count = 32
+    """Examples of a step of that training."""
     lr: Positive = 0.003
+    """Learning rate of that training."""
     training_seed: Whole = 0
+    """Seed of the classifiers' examples, starts and batches; it does not follow the run's seed."""
     image: Whole = 0
+    """Which of the test images that start with F >= 0, counted from 0 in their order."""
     target: Whole | None = None
+    """The class that the image is to be taken for. Not given: any but its own."""
     epsilon: Positive = 0.3
+    """The largest change of a pixel, where black is 0 and white 1 (0.3 on MNIST, 0.1 on CIFAR-10)."""
     start: Share = 0.5
+    """Every coordinate of x at first: 0.5 changes nothing, 0 lowers every pixel by epsilon, as published code does."""
     noise: NonNegative = 0.0
+    """Standard deviation of the noise that is added to every answer."""
 
     black_box: ClassVar[bool] = True
     parts: ClassVar[Mapping[str, str]] = {"dataset": "datasets", "model": "models"}

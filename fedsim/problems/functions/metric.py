@@ -106,29 +106,37 @@ def _forward(hidden: Tensor, params: Tensor, shapes: Sequence[tuple[int, int]], 
 class Metric(Parts):
     """The metric of a network that was trained centrally, to be improved for the test examples of all clients.
 
-    dataset: a table of classes; its training and test examples together are split anew, half and half (split_seed),
-    and standardized by the first half. hidden: units of the MLP. epochs, batch_size, lr: of its training on the first
-    half, by Adam; few epochs leave room for improvement. training_seed: of its start and batches. Neither seed
-    follows the run's, so that runs of several seeds improve the same network. measure: the macro average. dimension:
-    how many of the last parameters are changed; by default those of the last layer. reach: the largest change of one
-    of them; x = 0.5, the start, changes nothing. clients, portion: N, and the portion of the classes that each has
-    in its examples, its part of the second half (`by_class`). noise: standard deviation of the noise that is
-    added to every answer.
+    The network does not depend on the run's seed, so that runs of several seeds improve the same one.
     """
 
     dataset: Any = "digits"
+    """A table of classes; its training and test examples together are split anew, half and half, and standardized by
+    the first half.
+    """
     hidden: Counts = (30, 14)
+    """Units of the MLP, by layer."""
     epochs: Count = 3
+    """Passes over the first half while the MLP is trained, by Adam; few leave room for improvement."""
     batch_size: Count = 32
+    """Examples of a step of that training."""
     lr: Positive = 0.001
+    """Learning rate of that training."""
     split_seed: Whole = 0
+    """Which examples are the first half; it does not follow the run's seed."""
     training_seed: Whole = 0
+    """Seed of the MLP's start and batches; it does not follow the run's seed."""
     measure: Average = "f1"
+    """Of which score the macro average is taken."""
     dimension: Count | None = None
+    """How many of the last parameters are changed. Not given: those of the last layer."""
     reach: Positive = 0.2
+    """The largest change of one of them; x = 0.5, the start, changes nothing."""
     clients: Count = 7
+    """N, how many clients there are."""
     portion: Share = 0.3
+    """Portion of the classes that each client has in its examples, its part of the second half (`by_class`)."""
     noise: NonNegative = 0.0
+    """Standard deviation of the noise that is added to every answer."""
 
     black_box: ClassVar[bool] = True
     parts: ClassVar[Mapping[str, str]] = {"dataset": "datasets"}

@@ -44,18 +44,20 @@ AT_ONCE = 2**24
 
 @options
 class Synthetic:
-    """Functions of the module's text.
-
-    function: which. dimension: d. clients: N. heterogeneity: C. noise: standard deviation of the noise of an answer.
-    start: "random", x_0 ~ U[0, 1]^d, or a number for every coordinate. The run's seed draws coefficients and start.
-    """
+    """The run's seed draws coefficients and the start."""
 
     function: Literal["quadratic", "ackley", "levy", "rosenbrock", "rastrigin"] = "quadratic"
+    """Which one."""
     dimension: Count = 300
+    """d, coordinates; rosenbrock has two at least."""
     clients: Count = 5
+    """N, how many clients there are."""
     heterogeneity: NonNegative = 5.0
+    """C, how much the clients' functions differ."""
     noise: NonNegative = 0.0
+    """Standard deviation of the noise that is added to every answer."""
     start: Literal["random"] | Share = "random"
+    """Every coordinate of x_0, or random: x_0 ~ U[0, 1]^d."""
 
     black_box: ClassVar[bool] = True
 

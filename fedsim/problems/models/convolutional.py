@@ -78,7 +78,9 @@ class ResNet:
     """
 
     width: Count = 16
+    """Channels of the first stage."""
     blocks: Count = 1
+    """Residual blocks of a stage."""
 
     def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
         """[B, channels, height, width] of at least 4x4 to [B, num_classes], or to [B, 1] for regression."""

@@ -17,12 +17,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 @options
 class Logistic:
-    """One linear layer on the flattened input: W x + b.
-
-    zero: whether it starts at W = 0, b = 0, the customary start of this convex problem.
-    """
+    """One linear layer on the flattened input: W x + b."""
 
     zero: bool = True
+    """Start at W = 0, b = 0, the customary start of this convex problem; otherwise at random."""
 
     def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
         """[B, *shape] to [B, num_classes], or to [B, 1] for regression (num_classes 0)."""
@@ -38,7 +36,9 @@ class MLP:
     """Fully connected layers of `hidden` units with an activation after each, then a linear layer."""
 
     hidden: Counts = (64,)
+    """Units of each hidden layer."""
     activation: Literal["relu", "tanh"] = "relu"
+    """What follows each of them."""
 
     def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
         """[B, *shape] to [B, num_classes], or to [B, 1] for regression (num_classes 0)."""

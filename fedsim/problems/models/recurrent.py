@@ -15,8 +15,11 @@ class LSTM:
     """The Shakespeare model of the FedProx paper (Li et al. 2020): embedding, stacked LSTM, linear."""
 
     embedding: Count = 8
+    """Numbers that a character becomes."""
     hidden: Count = 100
+    """Units of a layer."""
     layers: Count = 2
+    """LSTM layers, one on the other."""
 
     def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:  # noqa: ARG002
         """Characters, int64 [B, T] below `vocabulary`, to the next one's logits [B, vocabulary]."""
