@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Cost, Orders, Update
+from fedsim.exchange import Cost, Orders, Size, Update
 from fedsim.options import Positive, options
 from fedsim.zeroth_order.directions import part
 from fedsim.zeroth_order.replay import replay_
@@ -38,8 +38,8 @@ class DeComFL(Replica):
         """K P floats, and one or two evaluations each."""
         steps, perturbations = len(orders.payload["now"]), int(orders.config["perturbations"])
         queries = 2 * perturbations if self.difference == "central" else perturbations + 1
-        size = orders.payload["scalars"].element_size()
-        return Cost(self.steps_of(examples, steps), steps * perturbations * size, steps * queries)
+        scalars = Size(steps * perturbations, 8 * orders.payload["scalars"].element_size())
+        return Cost(self.steps_of(examples, steps), {"scalars": scalars}, steps * queries)
 
     def train(self, cohort: Cohort) -> Update:
         """Catch up with the log; take local steps, and send their scalars."""

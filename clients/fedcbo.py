@@ -8,13 +8,14 @@ and Zhu 2024, whose lambda gamma is `pull`; the published code has no noise, and
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange import Cost, Orders, Update
+from fedsim.exchange import Cost, Orders, Size, Update
 from fedsim.options import NonNegative, Share, options
 from fedsim.training import LocalTraining
 
@@ -40,9 +41,11 @@ class FedCBO(LocalTraining):
     def cost(self, orders: Orders, examples: torch.Tensor) -> Cost:
         """Steps, and d floats; or evaluations, and as many floats."""
         if orders.action == "train":
-            return super().cost(orders, examples)
+            cost = super().cost(orders, examples)
+            return replace(cost, reply={"model": cost.reply["delta"]})
         queries = 1 + orders.payload["selection"].shape[1]
-        return Cost(torch.zeros_like(examples), queries * orders.payload["models"].element_size(), queries)
+        losses = Size(queries, 8 * orders.payload["models"].element_size())
+        return Cost(torch.zeros_like(examples), {"losses": losses}, queries)
 
     def train(self, cohort: Cohort) -> Update:
         """Train its model, at first the one that it is sent; send it."""

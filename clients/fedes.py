@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Cost, Orders, Scalar, Update
+from fedsim.exchange import Cost, Orders, Scalar, Size, Update
 from fedsim.options import options
 from fedsim.streams import Streams
 from fedsim.zeroth_order.directions import part
@@ -36,7 +36,8 @@ class FedES(Replica):
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """N floats, and as many evaluations."""
         count = int(orders.config["population"])
-        return Cost(self.steps_of(examples, 1), count * orders.payload["losses"].element_size(), count)
+        losses = Size(count, 8 * orders.payload["losses"].element_size())
+        return Cost(self.steps_of(examples, 1), {"losses": losses}, count)
 
     def train(self, cohort: Cohort) -> Update:
         """Know the model; measure the losses around it."""

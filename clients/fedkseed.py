@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange import Cost, Orders, Update
+from fedsim.exchange import Cost, Orders, Size, Update
 from fedsim.options import Passes, Positive, options
 from fedsim.zeroth_order.directions import dual, part
 from fedsim.zeroth_order.shared_seed import PUBLIC, Replica, kind_of, pool_keys, rebuilt, slopes, summed
@@ -45,8 +45,8 @@ class FedKSeed(Replica):
         """T pairs or K floats, and two evaluations a step."""
         sums = orders.payload["sums"]
         pairs = orders.config["reply"] == "pairs"
-        nbytes = self.steps * (4 + sums.element_size()) if pairs else sums.numel() * sums.element_size()
-        return Cost(self.steps_of(examples, self.steps), nbytes, 2 * self.steps)
+        told = {"places": Size(self.steps, 32), "scalars": Size(self.steps, 8 * sums.element_size())}
+        return Cost(self.steps_of(examples, self.steps), told if pairs else {"sums": Size.of(sums)}, 2 * self.steps)
 
     def train(self, cohort: Cohort) -> Update:
         """Rebuild the model; take local steps, and send which they were and how far they went."""

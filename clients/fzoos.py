@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
 from fedsim.errors import InputError
-from fedsim.exchange import Cost, Orders, Update
+from fedsim.exchange import Cost, Orders, Size, Update
 from fedsim.options import Count, NonNegative, Positive, Whole, options
 from fedsim.streams import Streams
 from fedsim.surrogates.gaussian_process import GaussianProcess, fit, length_scales
@@ -110,8 +110,8 @@ class FZooS(LocalSearch):
         if orders.action == MEASURE:
             return self.declared(orders, examples, 0)
         if orders.action == SHARE:
-            size = orders.payload["params"].element_size()
-            return Cost(torch.zeros_like(examples), self.features * size, 1 + self.last_active)
+            surrogate = Size(self.features, 8 * orders.payload["params"].element_size())
+            return Cost(torch.zeros_like(examples), {"surrogate": surrogate}, 1 + self.last_active)
         return self.declared(orders, examples, 1 + self.steps + self.active * (self.steps - 1))
 
     def train(self, cohort: Cohort) -> Update:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Cost, Orders, Update
+from fedsim.exchange import Cost, Orders, Size, Update
 from fedsim.options import Positive, options
 from fedsim.streams import Streams
 from fedsim.zeroth_order.codec import OneByte
@@ -48,7 +48,8 @@ class JustOneByte(Replica):
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """G codes, and two evaluations each."""
         samples = int(orders.config["samples"])
-        return Cost(self.steps_of(examples, samples), codec_of(orders.config).nbytes(samples), 2 * samples)
+        codes = Size(codec_of(orders.config).nbytes(samples), 8)
+        return Cost(self.steps_of(examples, samples), {"codes": codes}, 2 * samples)
 
     def train(self, cohort: Cohort) -> Update:
         """Catch up with the log; measure the slopes along the own directions."""

@@ -42,7 +42,7 @@ class Scaffold(LocalTraining):
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """Steps, and 2d floats."""
         cost = super().cost(orders, examples)
-        return replace(cost, bytes_up=2 * cost.bytes_up)
+        return replace(cost, reply={**cost.reply, "control_delta": cost.reply["delta"]})
 
     def train(self, cohort: Cohort) -> Update:
         """Train with the correction; send the changes of model and control variate."""

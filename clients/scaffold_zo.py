@@ -39,8 +39,10 @@ class ScaffoldZO(EstimatedSearch):
         cost = super().cost(orders, examples)
         if orders.action == "control":
             steps = torch.full_like(examples, int(self.batch_size != "full"))
-            return Cost(steps, cost.bytes_up, cost.queries // self.steps)
-        return replace(cost, bytes_up=2 * cost.bytes_up) if orders.config.get("report-control") else cost
+            return Cost(steps, {"control": cost.reply["delta"]}, cost.queries // self.steps)
+        if orders.config.get("report-control"):
+            return replace(cost, reply={**cost.reply, "control": cost.reply["delta"]})
+        return cost
 
     def train(self, cohort: Cohort) -> Update:
         """Search from the server's model with the correction; send the change, and c_i where it is asked for."""

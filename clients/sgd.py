@@ -15,9 +15,12 @@ from torch import Tensor
 
 from fedsim.engine.cohort import Cohort
 from fedsim.errors import InputError
-from fedsim.exchange import Cost, Orders, Update
+from fedsim.exchange import Cost, Orders, Size, Update
 from fedsim.options import NonNegative, options
 from fedsim.training import LocalTraining
+
+REPORTED = {"nu": "report-nu", "last_loss": "report-loss"}
+"""Numbers that a reply carries where the server asks for them, and the settings that ask."""
 
 
 @options
@@ -34,8 +37,9 @@ class Sgd(LocalTraining):
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """Steps, d floats, and one more for each number that is asked for."""
         cost = super().cost(orders, examples)
-        numbers = sum(bool(orders.config.get(name)) for name in ("report-nu", "report-loss"))
-        return replace(cost, bytes_up=cost.bytes_up + numbers * orders.payload["params"].element_size())
+        number = Size.of(orders.payload["params"][:1])
+        told = {name: number for name, asked in REPORTED.items() if orders.config.get(asked)}
+        return replace(cost, reply={**cost.reply, **told}) if told else cost
 
     def train(self, cohort: Cohort) -> Update:
         """Train from the server's model and send the change."""

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Cost, Orders, Update
+from fedsim.exchange import Cost, Orders, Size, Update
 from fedsim.options import BatchSize, options
 from fedsim.zeroth_order.search import batches
 
@@ -39,7 +39,7 @@ class Values:
         """A value for each candidate [n, d]."""
         candidates = orders.payload["candidates"]
         steps = torch.full_like(examples, int(self.batch_size != "full"))
-        return Cost(steps, len(candidates) * candidates.element_size(), len(candidates))
+        return Cost(steps, {"values": Size.of(candidates[:, 0])}, len(candidates))
 
     def evaluate(self, cohort: Cohort) -> Update:
         """Tell the values [C, n], and their mean as the loss."""

@@ -20,6 +20,7 @@ from fedsim.errors import InputError, naming
 from fedsim.evaluation import Evaluation, Stopping
 from fedsim.faults import Faults
 from fedsim.options import Count, Name, Seconds, options
+from fedsim.transforms import Chain
 
 Table = Mapping[str, Any]
 TRANSFORMS = ("transforms", "order_transforms")
@@ -292,13 +293,7 @@ def _check_pair(checked: Experiment) -> None:
                 names["client"],
                 f"with strategy {names['strategy']} it must exchange {', '.join(sorted(missing))}, {words}",
             )
-    extra = strategy.expects - {"delta"}
-    if checked.transforms and extra:
-        raise InputError(
-            "transforms",
-            names["strategy"],
-            f"its replies carry {', '.join(sorted(extra))} beside the change, which transforms do not cover",
-        )
+    Chain(checked.transforms).check(strategy.expects, strategy.expects)
     check = getattr(client, "check", None)
     if check is not None:
         with naming("client"):

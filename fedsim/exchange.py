@@ -93,19 +93,48 @@ class Count:
 Window = All | Every | Count
 
 
+@storable
+@dataclass(frozen=True)
+class Size:
+    """What a vector takes as it crosses.
+
+    numbers: how many cross. bits: of each. beside: bits of what crosses with them, such as their places or a scale: one
+    number, or int64 [C] of the vectors of C clients.
+    """
+
+    numbers: int
+    bits: int
+    beside: int | Tensor = 0
+
+    @classmethod
+    def of(cls, vector: Tensor) -> Size:
+        """What a tensor takes as it is."""
+        return cls(vector.numel(), 8 * vector.element_size())
+
+    @property
+    def nbytes(self) -> int | Tensor:
+        """Whole bytes of one vector: one number, or int64 [C]."""
+        return -(-(self.numbers * self.bits + self.beside) // 8)
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a client declares before it works.
 
-    steps: local steps with gradients, int64 [C]. bytes_up: payload bytes of one client's reply. queries: evaluations
-    that a client asks for, for the time that they take; what is counted is what it then asks. effort: what it does
-    beside, in the time of so many local steps, float64 [C].
+    steps: local steps with gradients, int64 [C]. reply: what the vectors of one client's reply take, by name. queries:
+    evaluations that a client asks for, for the time that they take; what is counted is what it then asks. effort: what
+    it does beside, in the time of so many local steps, float64 [C].
     """
 
     steps: Tensor
-    bytes_up: int
+    reply: Mapping[str, Size]
     queries: int = 0
     effort: Tensor | None = None
+
+    @property
+    def bytes_up(self) -> int:
+        """Payload bytes of one client's reply."""
+        return total_bytes(self.reply)
 
 
 @dataclass(frozen=True)
@@ -240,6 +269,11 @@ def joined(parts: Sequence[Replies]) -> Replies:
 
 class BrokenPromiseError(FedsimError):
     """A client algorithm did something else than its `cost` had declared."""
+
+
+def total_bytes(sizes: Mapping[str, Size]) -> int:
+    """Bytes of one client's vectors, which are as long as anybody's."""
+    return sum(int(size.nbytes) for size in sizes.values())
 
 
 def payload_bytes(payload: Mapping[str, Tensor]) -> int:

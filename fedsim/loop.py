@@ -30,13 +30,13 @@ from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.errors import DivergedError, FedsimError, InputError, StalledError, naming
 from fedsim.evaluation import Evaluation, Stopping
-from fedsim.exchange import All, Count, Orders, Replies, Window, joined
+from fedsim.exchange import All, Count, Orders, Replies, Size, Window, joined
 from fedsim.graph import storable
 from fedsim.problems.problem import Problem
 from fedsim.selection import Free, Selector, SelectorState, Turn
 from fedsim.strategy import ServerState, Strategy
 from fedsim.streams import SERVER, Streams
-from fedsim.transforms import Chain
+from fedsim.transforms import Chain, Sender
 
 Row = dict[str, Any]
 """What one completed round, or the time since the last row, came to, by the names of metrics.jsonl."""
@@ -174,7 +174,7 @@ class Simulation:
         self.stopped: str | None = None
         sending = {
             name: torch.zeros((1, *shape), dtype=state.params.dtype, device=state.params.device)
-            for name, shape in parts.order_transforms.init(state.params.numel()).items()
+            for name, shape in parts.order_transforms.state(Size.of(state.params)).items()
         }
         self._server = _Server(state, parts.selector.start(parts.problem.sizes), sending)
         self._at_work = parts.selector.of(len(parts.problem.sizes))
@@ -370,15 +370,12 @@ class Simulation:
         """Send orders as their transforms leave them."""
         sending, chain = server.sending, self.parts.order_transforms
         if chain.transforms:
-            if set(orders.payload) != {"params"}:
-                raise InputError(
-                    "order_transforms", ", ".join(orders.payload), "these orders carry more than the model"
-                )
-            params = orders.payload["params"]
-            owner = torch.tensor([SERVER], device=params.device)
-            rows, sending = chain.apply(params.unsqueeze(0), sending, owner, self.parts.streams, orders.draws)
-            encoded = chain.nbytes(params.numel(), params.element_size())
-            orders = replace(orders, payload={"params": rows[0]}, encoded=encoded)
+            hold_transformable(chain, orders, self.parts.strategy)
+            owner = torch.tensor([SERVER], device=server.state.params.device)
+            rows = {name: vector.unsqueeze(0) for name, vector in orders.payload.items()}
+            crossed = chain.apply(rows, Sender(owner, self.parts.streams, orders.draws, sending))
+            payload = {name: rows[0] for name, rows in crossed.payload.items()}
+            orders, sending = replace(orders, payload=payload, encoded=int(crossed.nbytes)), crossed.state
         self.parts.engine.submit(orders)
         return _Server(server.state, server.selector, sending, server.asked + 1), orders
 
@@ -518,6 +515,14 @@ class Simulation:
         if self._failed >= bearable:
             number = self.round + 1
             raise DivergedError(f"none of the {self._failed} updates of round {number} is finite; lower client.lr")
+
+
+def hold_transformable(chain: Chain, orders: Orders, strategy: Strategy) -> None:
+    """Refuse order transforms that do not go with such orders."""
+    chain.check(orders.payload.keys(), strategy.sends)
+    if chain.transforms and orders.encoded is not None:
+        remedy = "this strategy counts itself what its orders take; leave them out"
+        raise InputError(chain.option, ", ".join(sorted(orders.payload)), remedy)
 
 
 def _planned(parts: Parts) -> ServerState:

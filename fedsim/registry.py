@@ -33,7 +33,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "models": ("build",),
     "selectors": ("select", "observe"),
     "aggregators": ("__call__", "check"),
-    "transforms": ("init", "apply", "nbytes"),
+    "transforms": ("vectors", "state", "size", "apply"),
     "devices": ("start",),
     "availabilities": ("start",),
 }

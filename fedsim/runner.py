@@ -26,7 +26,7 @@ from fedsim.engine.virtual import VirtualEngine
 from fedsim.errors import DivergedError, FedsimError, InputError, StalledError, naming
 from fedsim.exchange import Count
 from fedsim.history import History
-from fedsim.loop import Engine, Parts, Row, Simulation
+from fedsim.loop import Engine, Parts, Row, Simulation, hold_transformable
 from fedsim.measures import is_measure, lower_is_better
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.partition import Partition
@@ -138,13 +138,12 @@ def build_simulation(
             duration=experiment.duration,
             evaluation=experiment.evaluation,
             stopping=experiment.stopping,
-            order_transforms=Chain(experiment.order_transforms),
+            order_transforms=Chain(experiment.order_transforms, "order_transforms"),
             steady=experiment.devices.steady and not experiment.faults.kinds,
         )
     )
     orders, window = experiment.strategy.ask(simulation.state, torch.arange(problem.num_clients))
-    if experiment.order_transforms and set(orders.payload) != {"params"}:
-        raise InputError("order_transforms", ", ".join(orders.payload), "these orders carry more than the model")
+    hold_transformable(simulation.parts.order_transforms, orders, experiment.strategy)
     if not getattr(experiment.strategy, "aggregates", True) and not isinstance(aggregator, WeightedMean):
         kind = experiment.resolved()["aggregation"]["kind"]
         raise InputError("aggregation.kind", kind, "this strategy averages nothing; leave the table out")

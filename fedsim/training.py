@@ -19,7 +19,7 @@ from fedsim.engine.network import Batch
 from fedsim.engine.stack import Stack
 from fedsim.engine.store import Shapes
 from fedsim.errors import InputError
-from fedsim.exchange import Cost, Orders
+from fedsim.exchange import Cost, Orders, Size
 from fedsim.options import BatchSize, Fraction, NonNegative, Passes, Positive, options, table_of
 from fedsim.parts import Parts
 from fedsim.schedules import Constant, Exponential, Schedule, Step
@@ -163,7 +163,7 @@ class LocalTraining(Parts):
             width = examples if self._width is None else self._width
             scoring = self.curriculum.judgements() * FORWARD * -(-examples // width)
             effort = scoring if effort is None else effort + scoring
-        return Cost(steps, params.numel() * params.element_size(), effort=effort)
+        return Cost(steps, {"delta": Size.of(params)}, effort=effort)
 
     def state(self, dimension: int) -> Shapes:
         """What clients keep for their curriculum."""

@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 import fedsim
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Cost, Orders, Replies, Update
+from fedsim.exchange import Cost, Orders, Replies, Size, Update
 from fedsim.loop import Simulation
 from fedsim.options import options
 from fedsim.problems.supervised import Supervised
@@ -33,7 +33,7 @@ class Tally:
 
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         params = orders.payload["params"]
-        return Cost(torch.zeros_like(examples), params.numel() * params.element_size())
+        return Cost(torch.zeros_like(examples), {"delta": Size.of(params)})
 
     def train(self, cohort: Cohort) -> Update:
         theta = cohort.received("params")

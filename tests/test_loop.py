@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 import fedsim
 from fedsim.errors import DivergedError, InputError
 from fedsim.evaluation import Stopping
-from fedsim.exchange import All, Cost, Orders, Update
+from fedsim.exchange import All, Cost, Orders, Size, Update
 from fedsim.loop import TURNS, Simulation
 from fedsim.options import options
 from fedsim.runner import build_simulation
@@ -20,6 +21,7 @@ from fedsim.strategy import ServerState
 from fedsim.streams import SERVER
 from fedsim.testing.problems import blobs, mlp, small_problem
 from fedsim.testing.problems import small_experiment as small
+from fedsim.transforms import Transform
 
 
 def test_evaluation_every_k_rounds_and_after_the_last():
@@ -151,18 +153,19 @@ def test_virtual_time_and_the_ledger_add_up():
 
 
 @options
-class Halved:
+class Halved(Transform):
     """Rounds to half precision on the way: two bytes a number; counts its uses in a state of the server's."""
 
-    def init(self, dimension: int) -> dict[str, tuple[int, ...]]:
+    def state(self, length):
         return {"uses": (1,)}
 
-    def apply(self, rows, state, clients, streams, round):  # noqa: A002
-        assert clients.tolist() == [SERVER]
-        return rows.half().to(rows.dtype), {"uses": state["uses"] + 1}
+    def size(self, before):
+        return replace(before, bits=16)
 
-    def nbytes(self, dimension: int, itemsize: int) -> int:
-        return 2 * dimension
+    def encode(self, vector):
+        assert vector.sender.clients.tolist() == [SERVER]
+        rows, uses = vector.rows.half().to(vector.rows.dtype), vector.sender.state["uses"]
+        return vector.coded(rows, self.size(vector.size), uses=uses + 1)
 
 
 def test_orders_pass_through_transforms_and_count_as_encoded():
@@ -176,28 +179,37 @@ def test_orders_pass_through_transforms_and_count_as_encoded():
     assert plain.step()["bytes_down"] == 4 * 83 * 8
     assert torch.equal(seen[0].orders[0].payload["params"], start.half().double())
     halved.step()
-    assert halved.snapshot()["_server"].sending["transform0/uses"].tolist() == [[2.0]]
+    assert halved.snapshot()["_server"].sending["transforms/0/params/uses"].tolist() == [[2.0]]
 
 
-def test_order_transforms_refuse_orders_that_carry_more_than_the_model():
-    experiment = small(
-        1,
-        strategy={"kind": "scaffold"},
-        client={"kind": "scaffold", "epochs": 1},
-        order_transforms=[{"kind": "clip", "max_norm": 1.0}],
-    )
-    with pytest.raises(InputError, match="order_transforms"):
-        build_simulation(experiment, small_problem()).step()
+SCAFFOLD = {"strategy": {"kind": "scaffold"}, "client": {"kind": "scaffold", "epochs": 1}}
 
 
-def test_reply_transforms_refuse_replies_that_carry_more_than_the_change():
-    with pytest.raises(InputError, match="control_delta"):
-        small(
-            1,
-            strategy={"kind": "scaffold"},
-            client={"kind": "scaffold", "epochs": 1},
-            transforms=[{"kind": "clip", "max_norm": 1.0}],
-        )
+@pytest.mark.parametrize(
+    ("vectors", "said"),
+    [
+        ({}, r"order_transforms.0.vectors = .nothing.: name what it goes over.*control, params"),
+        ({"vectors": ["params", "delta"]}, r"order_transforms.0.vectors = delta: no such vector.*control, params"),
+    ],
+)
+def test_orders_with_more_than_the_model_name_what_is_transformed(vectors, said):
+    experiment = small(1, **SCAFFOLD, order_transforms=[{"kind": "clip", "max_norm": 1.0, **vectors}])
+    with pytest.raises(InputError, match=said):
+        build_simulation(experiment, small_problem())
+
+
+def test_some_vectors_of_an_order_are_transformed_and_the_others_cross_as_they_are():
+    tables = [{"kind": "test_loop:Halved", "vectors": ["control"]}]
+    simulation = build_simulation(small(1, **SCAFFOLD, order_transforms=tables), small_problem())
+    assert simulation.step()["bytes_down"] == 4 * 83 * (8 + 2)
+    assert simulation.snapshot()["_server"].sending["transforms/0/control/uses"].tolist() == [[1.0]]
+
+
+def test_a_strategy_that_counts_its_orders_itself_takes_no_order_transforms():
+    strategy = {"kind": "fedes", "population": 2}
+    noise = {"kind": "noise", "std": 0.1, "vectors": ["params"]}
+    with pytest.raises(InputError, match=r"order_transforms = .*counts itself what its orders take"):
+        build_simulation(small(1, strategy=strategy, client="fedes", order_transforms=[noise]), small_problem())
 
 
 @options
@@ -234,7 +246,7 @@ class Drawing:
     bad: int = 0
 
     def cost(self, orders, examples):
-        return Cost(torch.zeros_like(examples), orders.payload["params"].element_size())
+        return Cost(torch.zeros_like(examples), {"delta": Size.of(orders.payload["params"][:1])})
 
     def first(self, cohort):
         told = self.second(cohort).payload["delta"]

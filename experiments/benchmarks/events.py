@@ -30,7 +30,7 @@ import fedsim
 from experiments.benchmarks.peers.work import digits as make_digits
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.cores import one_core_an_operation
-from fedsim.exchange import Cost, Orders, Update
+from fedsim.exchange import Cost, Orders, Size, Update
 from fedsim.loop import Simulation
 from fedsim.options import options
 from fedsim.problems.supervised import Supervised
@@ -71,7 +71,7 @@ class Idle:
 
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """No step; d floats."""
-        return Cost(torch.zeros_like(examples), orders.payload["params"].numel() * 4)
+        return Cost(torch.zeros_like(examples), {"delta": Size.of(orders.payload["params"])})
 
     def train(self, cohort: Cohort) -> Update:
         """Send zeros."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedsim.exchange import Orders, Scalar
+from fedsim.exchange import Orders, Scalar, Size
 from fedsim.graph import storable
 
 
@@ -18,16 +18,16 @@ class Assignment:
     """C clients and the order of each; the orders differ at most in their round, draws and the payload's numbers.
 
     orders: at least one. origin: int64 [C], which of them is whose; None: all have the first. clients: int64 [C].
-    steps: int64 [C], the local steps that each has declared. bytes_up: of one reply as its algorithm has declared it.
-    encoded: the same as transforms will have encoded it. queries: evaluations that each has declared. effort: what each
-    does beside, in local steps, float64 [C].
+    steps: int64 [C], the local steps that each has declared. reply: the vectors of one reply as its algorithm has
+    declared them. encoded: bytes of these, at most, when transforms have encoded them. queries: evaluations that each
+    has declared. effort: what each does beside, in local steps, float64 [C].
     """
 
     orders: tuple[Orders, ...]
     origin: Tensor | None
     clients: Tensor
     steps: Tensor
-    bytes_up: int
+    reply: Mapping[str, Size]
     encoded: int
     queries: int = 0
     effort: Tensor | None = None

@@ -26,12 +26,12 @@ from fedsim.engine.network import Batch, ChainNetwork, Network, PlainNetwork, St
 from fedsim.engine.scratch import Scratch
 from fedsim.engine.store import ClientStore, Shapes
 from fedsim.errors import InputError
-from fedsim.exchange import BrokenPromiseError, Cost, Orders, Update, finite_rows
+from fedsim.exchange import BrokenPromiseError, Cost, Orders, Size, Update, finite_rows, total_bytes
 from fedsim.graph import storable
 from fedsim.problems.problem import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.streams import Streams
-from fedsim.transforms import Chain, Transform
+from fedsim.transforms import Chain, Sender, Transform
 
 if TYPE_CHECKING:
     from fedsim.problems.black_box import BlackBox
@@ -83,26 +83,34 @@ class Client(Protocol):
 class Work:
     """What an order came to, in the order of its clients.
 
-    payload, metrics: [C, ...] by name. finite: bool [C], whether all of a client's payload is. queries: int64 [C, 2],
-    evaluations that each asked for, and those of them outside the method's published count.
+    payload, metrics: [C, ...] by name. finite: bool [C], whether all of a client's payload is. nbytes: int64 [C], what
+    the payload took to cross. queries: int64 [C, 2], evaluations that each asked for, and those of them outside the
+    method's published count.
     """
 
     payload: dict[str, Tensor]
     metrics: dict[str, Tensor]
     finite: Tensor
+    nbytes: Tensor
     queries: Tensor
 
     def row(self, number: int) -> Work:
         """What one of the clients did, C = 1."""
         own = slice(number, number + 1)
         payload, metrics = ({name: rows[own] for name, rows in named.items()} for named in (self.payload, self.metrics))
-        return Work(payload, metrics, self.finite[own], self.queries[own])
+        return Work(payload, metrics, self.finite[own], self.nbytes[own], self.queries[own])
 
     @cached_property
     def asked(self) -> list[list[int]]:
         """The queries as plain numbers."""
         asked: list[list[int]] = self.queries.tolist()
         return asked
+
+    @cached_property
+    def crossed(self) -> list[int]:
+        """The bytes as plain numbers."""
+        crossed: list[int] = self.nbytes.tolist()
+        return crossed
 
     @cached_property
     def sound(self) -> bool:
@@ -114,13 +122,14 @@ class Work:
 class Acted:
     """What one cohort came to, in its own order. clients: int64 [k]. update: as the transforms leave it.
 
-    state: what the clients are to remember, [k, ...] by name. queries: as of `Work`, int64 [k, 2]. lost: nothing came
-    of it at all, and the rest only has the shapes of what would have come.
+    state: what the clients are to remember, [k, ...] by name. nbytes, queries: as of `Work`, int64 [k] and [k, 2].
+    lost: nothing came of it at all, and the rest only has the shapes of what would have come.
     """
 
     clients: Tensor
     update: Update
     state: dict[str, Tensor]
+    nbytes: Tensor
     queries: Tensor
     lost: bool = False
 
@@ -188,7 +197,7 @@ class Executor:
             self.name = choice
         self.memory = memory
         shapes: dict[str, tuple[int, ...]] = dict(_own_state(client, problem.dimension))
-        shapes |= self.transforms.init(problem.dimension)
+        shapes |= self.transforms.state(Size(problem.dimension, 8 * problem.dtype.itemsize))
         count = problem.num_clients if participants is None else min(participants, problem.num_clients)
         self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory)
         needs = getattr(client, "numbers", None)
@@ -220,17 +229,13 @@ class Executor:
         clients = orders.clients.to(problem.device)
         examples = problem.examples[clients]
         if orders.action == SCORE:
-            return Assignment(
-                (orders,), None, clients, torch.zeros_like(clients), problem.dtype.itemsize, problem.dtype.itemsize
-            )
+            nothing, loss = torch.zeros_like(clients), Size(1, 8 * problem.dtype.itemsize)
+            return Assignment((orders,), None, clients, nothing, {"loss": loss}, problem.dtype.itemsize)
         cost = self.client.cost(orders, examples)
-        encoded = cost.bytes_up
-        if self.transforms.transforms:
-            plain = problem.dimension * problem.dtype.itemsize
-            encoded += self.transforms.nbytes(problem.dimension, problem.dtype.itemsize) - plain
+        encoded = total_bytes(self.transforms.sizes(cost.reply))
         if orders.config.get(REPORT_UTILITY):
             encoded += problem.dtype.itemsize
-        return Assignment((orders,), None, clients, cost.steps, cost.bytes_up, encoded, cost.queries, cost.effort)
+        return Assignment((orders,), None, clients, cost.steps, cost.reply, encoded, cost.queries, cost.effort)
 
     def work(self, assignment: Assignment) -> Tensor:
         """What an assignment takes in time, in local steps, float64 [C]: a forward pass takes a share of one."""
@@ -263,11 +268,13 @@ class Executor:
         if assignment.action == SCORE:
             losses = self._losses(assignment)
             asked = torch.zeros((len(assignment), 2), dtype=torch.int64, device=self.problem.device)
-            work = Work({"loss": losses[:, :1].to(self.problem.dtype)}, {}, torch.isfinite(losses[:, 0]), asked)
+            nbytes = torch.full_like(assignment.clients, assignment.encoded)
+            work = Work({"loss": losses[:, :1].to(self.problem.dtype)}, {}, torch.isfinite(losses[:, 0]), nbytes, asked)
         else:
             work = self._act(assignment)
             if assignment.config.get(REPORT_UTILITY):
                 work.payload[UTILITY] = self._losses(assignment)[:, 1:].to(self.problem.dtype)
+                work.nbytes.add_(self.problem.dtype.itemsize)
         if self.network is None and (assignment.action == SCORE or assignment.config.get(REPORT_UTILITY)):
             work.queries[:, 0] += 1
         return work
@@ -311,8 +318,9 @@ class Executor:
         back = torch.argsort(torch.cat(units))
         payload = _gathered([acted.update.payload for acted in done], back)
         metrics = _gathered([acted.update.metrics for acted in done], back)
+        nbytes = torch.cat([acted.nbytes for acted in done])
         asked = torch.cat([acted.queries for acted in done])
-        return Work(payload, metrics, torch.cat(finite)[back], asked[back])
+        return Work(payload, metrics, torch.cat(finite)[back], nbytes[back], asked[back])
 
     def _all_act(self, parts: Sequence[Assignment]) -> list[Acted]:
         """Have cohorts of admitted clients do what they are ordered to."""
@@ -330,9 +338,13 @@ class Executor:
         cohort = Cohort(self.problem, self.network, self.streams, part, state, self.scratch)
         update: Update = getattr(self.client, part.action)(cohort)
         self._hold(part, cohort, update)
-        metrics = {**cohort.metrics, **update.metrics}
-        sent = Update(self._transform(cohort, dict(update.payload)), metrics)
-        return Acted(part.clients, sent, cohort.state, torch.stack((cohort.queries, cohort.extra_queries), dim=1))
+        crossed = self.transforms.apply(
+            update.payload, Sender(cohort.clients, self.streams, cohort.draws, cohort.state)
+        )
+        cohort.keep(**crossed.state)
+        sent = Update(crossed.payload, {**cohort.metrics, **update.metrics})
+        queries = torch.stack((cohort.queries, cohort.extra_queries), dim=1)
+        return Acted(part.clients, sent, cohort.state, crossed.nbytes, queries)
 
     def _remember(self, acted: Acted) -> Tensor:
         """Keep the state of the clients whose work is finite: one that has failed starts again from what it was.
@@ -367,20 +379,13 @@ class Executor:
                 f"{type(self.client).__name__} took {cohort.steps_taken.tolist()} local steps "
                 f"where its cost declares {declared.steps.tolist()}"
             )
-        sent = sum(value[0].numel() * value.element_size() for value in update.payload.values() if len(value))
-        if len(declared) and sent != declared.bytes_up:
-            raise BrokenPromiseError(
-                f"{type(self.client).__name__} sends {sent} bytes a client where its cost declares {declared.bytes_up}"
+        reply = {name: Size.of(rows[0]) for name, rows in update.payload.items()} if len(declared) else declared.reply
+        if reply != declared.reply:
+            sent, told = (
+                ", ".join(f"{name} of {size.numbers} x {size.bits} bits" for name, size in sizes.items())
+                for sizes in (reply, declared.reply)
             )
-
-    def _transform(self, cohort: Cohort, payload: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The payload with the change as the transforms leave it."""
-        if self.transforms.transforms:
-            payload["delta"], state = self.transforms.apply(
-                payload["delta"], cohort.state, cohort.clients, self.streams, cohort.draws
-            )
-            cohort.keep(**state)
-        return payload
+            raise BrokenPromiseError(f"{type(self.client).__name__} sends {sent} where its cost declares {told}")
 
 
 def _own_state(client: Client, dimension: int) -> Shapes:

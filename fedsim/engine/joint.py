@@ -176,7 +176,7 @@ class Member(Executor):
         """What assignments of different runs must have in common to be executed together."""
         orders = assignment.orders[0]
         payload = tuple(sorted((name, tuple(value.shape)) for name, value in orders.payload.items()))
-        return self.stackable(orders), payload, assignment.bytes_up
+        return self.stackable(orders), payload, tuple(sorted(assignment.reply.items()))
 
 
 class Lockstep:
@@ -244,7 +244,7 @@ class Lockstep:
             origin=torch.cat(origins),
             clients=torch.cat([part.clients + number * size for number, part in group]),
             steps=torch.cat([part.steps for part in parts]),
-            bytes_up=first.bytes_up,
+            reply=first.reply,
             encoded=first.encoded,
             queries=first.queries,
         )
@@ -349,7 +349,8 @@ def _rows(work: Work, rows: slice) -> Work:
     payload, metrics = (
         {name: value[rows].clone() for name, value in named.items()} for named in (work.payload, work.metrics)
     )
-    return Work(payload, metrics, work.finite[rows].clone(), work.queries[rows].clone())
+    finite, nbytes, queries = (held[rows].clone() for held in (work.finite, work.nbytes, work.queries))
+    return Work(payload, metrics, finite, nbytes, queries)
 
 
 def _told(error: BaseException) -> BaseException:

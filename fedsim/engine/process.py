@@ -83,7 +83,8 @@ class ProcessExecutor(Executor):
             return {name: value.new_zeros((len(part), *value.shape[1:])) for name, value in named.items()}
 
         update = Update(rows(nothing.update.payload), rows(nothing.update.metrics))
-        return Acted(part.clients, update, rows(nothing.state), torch.zeros((len(part), 2), dtype=torch.int64), True)
+        nbytes, queries = torch.full_like(part.clients, part.encoded), part.clients.new_zeros((len(part), 2))
+        return Acted(part.clients, update, rows(nothing.state), nbytes, queries, lost=True)
 
 
 def in_processes(experiment: Experiment, problem: Problem | None) -> Callable[..., ProcessExecutor]:

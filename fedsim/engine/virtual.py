@@ -360,6 +360,7 @@ class VirtualEngine:
                 spoiled += finite and not usable
                 finite = usable
             (landed if finite else bad).append(flight)
+            self.ledger.bytes_up += flight.work.crossed[flight.row]
             queries, extra = flight.work.asked[flight.row]
             self.ledger.queries += queries
             self.ledger.extra_queries += extra
@@ -370,7 +371,6 @@ class VirtualEngine:
             self.trace.took(flight.client, round - flight.orders.round, flight.due, self.now, finite=finite)
             self.ledger.late += flight.orders.round < round
             self.ledger.staleness += round - flight.orders.round
-        self.ledger.bytes_up += sum(flight.assignment.encoded for flight in taken)
         self._drop_copies()
         self._stored -= len(taken)
         clients = _integers([flight.client for flight in landed])
@@ -396,7 +396,7 @@ class VirtualEngine:
         fault, sent = self._kinds[kind], {name: rows[0] for name, rows in work.payload.items() if name != UTILITY}
         told = fault.told(sent)
         if fault.again is not None:
-            heappush(self._copies, (flight.due + fault.again, flight.assignment.encoded, kind))
+            heappush(self._copies, (flight.due + fault.again, work.crossed[0], kind))
         if fault.delay or told is not sent:
             self._show(kind)
         if told is not sent:
@@ -452,7 +452,7 @@ class VirtualEngine:
                 origin=origin,
                 clients=torch.tensor([flight.client for flight in group], dtype=torch.int64, device=device),
                 steps=steps,
-                bytes_up=group[0].assignment.bytes_up,
+                reply=group[0].assignment.reply,
                 encoded=group[0].assignment.encoded,
                 queries=group[0].assignment.queries,
             )

@@ -31,6 +31,7 @@ from fedsim.flower.records import (
     DRAWS,
     EXAMPLES,
     LATE,
+    NBYTES,
     ORDER,
     PARTITION,
     PARTITIONS,
@@ -54,15 +55,11 @@ class GridError(FedsimError):
 
 @dataclass(frozen=True)
 class _Flight:
-    """A message on its way: an order to clients [k] of one node.
-
-    encoded: bytes of one client's reply. start: the tick at which it was sent.
-    """
+    """A message on its way: an order to clients [k] of one node, sent at tick `start`."""
 
     partition: int
     orders: Orders
     clients: Tensor
-    encoded: int
     start: int
 
 
@@ -70,18 +67,20 @@ class _Flight:
 class _Landed:
     """Replies that are in and that no window has taken yet.
 
-    due: the tick at which they came. finite: bool [k]. queries: int64 [k, 2], as in `Work`.
+    due: the tick at which they came. finite: bool [k]. nbytes, queries: int64 [k] and [k, 2], as in `Work`.
     """
 
     flight: _Flight
     due: int
     replies: Replies
     finite: Tensor
+    nbytes: Tensor
     queries: Tensor
 
     def where(self, kept: Tensor) -> _Landed:
         """Those where `kept`, bool [k], says so."""
-        return replace(self, replies=self.replies.where(kept), finite=self.finite[kept], queries=self.queries[kept])
+        finite, nbytes, queries = self.finite[kept], self.nbytes[kept], self.queries[kept]
+        return replace(self, replies=self.replies.where(kept), finite=finite, nbytes=nbytes, queries=queries)
 
 
 class GridEngine:
@@ -141,13 +140,13 @@ class GridEngine:
         self._latest = orders
         if not len(orders.clients):
             return
-        encoded, payload = self.executor.assign(orders).encoded, record(orders.payload)
+        payload = record(orders.payload)
         config = ConfigRecord({ROUND: orders.round + 1, **orders.config})
         flights, contents = [], []
         for partition, clients in self._groups(orders):
             order = ConfigRecord({"action": orders.action, DRAWS: orders.draws, LATE: orders.late})
             order[CLIENTS] = clients.tolist()
-            flights.append(_Flight(partition, orders, clients, encoded, self.now))
+            flights.append(_Flight(partition, orders, clients, self.now))
             contents.append((self._nodes[partition], RecordDict({ARRAYS: payload, CONFIG: config, ORDER: order})))
         sent = _send(self.grid, contents, MessageType.TRAIN, str(orders.round + 1))
         self._flights |= zip(sent, flights, strict=True)
@@ -268,7 +267,8 @@ class GridEngine:
         device = self.executor.problem.device
         payload = tensors(content.array_records[ARRAYS], device)
         metrics = tensors(content.array_records[CLIENT_METRICS], device)
-        clients, examples, queries = (metrics.pop(name).cpu() for name in (CLIENTS, EXAMPLES, QUERIES))
+        counted = (metrics.pop(name).cpu() for name in (CLIENTS, EXAMPLES, NBYTES, QUERIES))
+        clients, examples, nbytes, queries = counted
         self._hold_known(flight, clients, examples)
         replies = Replies(
             clients=clients,
@@ -285,7 +285,7 @@ class GridEngine:
             aggregator=self.aggregator,
         )
         finite = finite_rows(list(payload.values())).cpu()
-        self._landed[flight.orders.action].append(_Landed(flight, self.now, replies, finite, queries))
+        self._landed[flight.orders.action].append(_Landed(flight, self.now, replies, finite, nbytes, queries))
 
     def _is_full(self, window: Window, orders: Orders) -> bool:
         """Whether the window need not stay open for its time. StalledError: it has none and nobody can fill it."""
@@ -337,7 +337,7 @@ class GridEngine:
             self.ledger.failed += len(failed)
             self.ledger.late += len(clients) * (staleness > 0)
             self.ledger.staleness += len(clients) * staleness
-        self.ledger.bytes_up += len(clients) * landed.flight.encoded
+        self.ledger.bytes_up += int(landed.nbytes.sum())
         return replace(landed.replies.where(landed.finite), failed=failed, round=round)
 
     def _silence(self, orders: Orders, round: int) -> Replies:  # noqa: A002

@@ -28,6 +28,7 @@ from fedsim.flower.records import (
     EXAMPLES,
     LATE,
     METRICS,
+    NBYTES,
     ORDER,
     PARTITION,
     PARTITIONS,
@@ -121,10 +122,11 @@ def execute(recipe: Recipe | None, message: Message, context: Context) -> Record
     if executor.store.shapes:
         context.state[STATE] = record(executor.store.snapshot())
     examples = executor.problem.sizes[clients]
+    counted = {CLIENTS: clients, EXAMPLES: examples, NBYTES: work.nbytes, QUERIES: work.queries}
     return RecordDict(
         {
             ARRAYS: record(work.payload),
-            CLIENT_METRICS: record({**work.metrics, CLIENTS: clients, EXAMPLES: examples, QUERIES: work.queries}),
+            CLIENT_METRICS: record({**work.metrics, **counted}),
             METRICS: MetricRecord({EXAMPLES: int(examples.sum())}),
         }
     )

@@ -12,7 +12,7 @@ from fedsim.engine.cohort import Cohort
 from fedsim.engine.network import Batch
 from fedsim.engine.store import Shapes
 from fedsim.errors import InputError
-from fedsim.exchange import Cost, Orders, Update, payload_bytes
+from fedsim.exchange import Cost, Orders, Size, Update
 from fedsim.options import BatchSize, Fraction, Passes, Positive, options
 from fedsim.parts import Parts
 from fedsim.schedules import Constant, Schedule
@@ -85,9 +85,9 @@ class LocalSearch:
         nothing = torch.zeros_like(examples)
         if orders.action == MEASURE:
             candidates = orders.payload["candidates"]
-            return Cost(nothing, len(candidates) * candidates.element_size(), len(candidates))
+            return Cost(nothing, {"values": Size.of(candidates[:, 0])}, len(candidates))
         steps = nothing if self.batch_size == "full" else nothing + self.steps
-        return Cost(steps, payload_bytes({"params": orders.payload["params"]}), queries)
+        return Cost(steps, {"delta": Size.of(orders.payload["params"])}, queries)
 
     def batches(self, cohort: Cohort) -> Iterator[Batch | None]:
         """What each local step's values are about."""

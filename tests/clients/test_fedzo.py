@@ -342,10 +342,21 @@ def test_scores_of_black_boxes_are_answers_like_any_other() -> None:
     assert (row["queries"], row["time"]) == (4 + 2 * 3, 1.0 + 3.0)
 
 
-def test_transforms_go_with_fedzo_but_for_its_guard() -> None:
-    noise = [{"kind": "noise", "std": 0.1}]
+def test_transforms_go_with_fedzo_and_name_what_they_go_over_with_its_guard() -> None:
+    noise = {"kind": "noise", "std": 0.1}
     client = {"kind": "fedzo"}
     for where in ("transforms", "order_transforms"):
-        final(simulation(opaque(), 1, tables={where: noise}))
+        final(simulation(opaque(), 1, tables={where: [noise]}))
+    guarded = {"rounds": 1, "client": client, "strategy": {"kind": "fedzo", "guard": True}}
     with pytest.raises(fedsim.InputError, match="transforms"):
-        fedsim.experiment(rounds=1, client=client, strategy={"kind": "fedzo", "guard": True}, transforms=noise)
+        fedsim.experiment(**guarded, transforms=[noise])
+    # The values that judge a step come in a window of their own, where there is no change to go over.
+    told, spent = {}, set()
+    for vectors in ("delta", "values", None):
+        listed = [] if vectors is None else [noise | {"vectors": [vectors]}]
+        made = small(1, strategy=guarded["strategy"], client=client, transforms=listed)
+        told[vectors] = replies(build_simulation(made, opaque())).payload["delta"]
+        spent.add(build_simulation(made, opaque()).step()["bytes_up"])
+    assert torch.equal(told["values"], told[None])
+    assert not torch.equal(told["delta"], told[None])
+    assert len(spent) == 1

@@ -14,7 +14,7 @@ from fedsim.engine import cores
 from fedsim.engine.executor import Executor
 from fedsim.engine.store import ClientStore
 from fedsim.errors import InputError
-from fedsim.exchange import BrokenPromiseError, Cost, Orders
+from fedsim.exchange import BrokenPromiseError, Cost, Orders, Size
 from fedsim.options import options
 from fedsim.problems.models.layers import LastStep
 from fedsim.runner import build_simulation
@@ -67,21 +67,30 @@ def test_replies_carry_the_mean_loss_over_the_steps():
 
 @options
 class Liar(Sgd):
-    """Declares one step or float more than it takes or sends."""
+    """Declares a step more than it takes, or another reply than it sends."""
 
     steps_off: int = 0
-    bytes_off: int = 0
+    numbers_off: int = 0
+    called: str = "delta"
 
     def cost(self, orders: Orders, examples: torch.Tensor) -> Cost:
         told = super().cost(orders, examples)
-        return Cost(told.steps + self.steps_off, told.bytes_up + self.bytes_off)
+        size = told.reply["delta"]
+        return Cost(told.steps + self.steps_off, {self.called: Size(size.numbers + self.numbers_off, size.bits)})
 
 
-@pytest.mark.parametrize("off", [{"steps_off": 1}, {"bytes_off": 4}])
-def test_a_client_is_held_to_what_it_declares(off):
+@pytest.mark.parametrize(
+    ("off", "said"),
+    [
+        ({"steps_off": 1}, "local steps where its cost declares"),
+        ({"numbers_off": 1}, "delta of 83 x 64 bits where its cost declares delta of 84 x 64 bits"),
+        ({"called": "beta"}, "delta of 83 x 64 bits where its cost declares beta of 83 x 64 bits"),
+    ],
+)
+def test_a_client_is_held_to_what_it_declares(off, said):
     problem = small_problem()
     executor = Executor(problem, Liar(epochs=1, **off), Streams(0))
-    with pytest.raises(BrokenPromiseError, match="declares"):
+    with pytest.raises(BrokenPromiseError, match=said):
         executor.execute(executor.assign(Orders("train", torch.arange(2), {"params": problem.initial()})))
 
 

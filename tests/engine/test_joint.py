@@ -8,7 +8,7 @@ import torch
 from fedsim.engine.assignment import Assignment
 from fedsim.engine.joint import Joined, JointProblem, JointStreams, Lockstep, Member, join
 from fedsim.errors import FedsimError, InputError
-from fedsim.exchange import BrokenPromiseError, Orders
+from fedsim.exchange import BrokenPromiseError, Orders, Size
 from fedsim.problems.black_box import BlackBox, black_box
 from fedsim.problems.functions.evaluation import Stacked, Vectorised
 from fedsim.problems.functions.synthetic import Family, Synthetic
@@ -150,7 +150,9 @@ def test_orders_are_executed_together_where_their_payloads_have_the_same_shapes(
 
     def alike(sent):
         nobody = torch.zeros(0, dtype=torch.int64)
-        return member.alike(Assignment((Orders("train", nobody, sent),), None, nobody, nobody, 8, 8))
+        return member.alike(
+            Assignment((Orders("train", nobody, sent),), None, nobody, nobody, {"delta": Size(1, 64)}, 8)
+        )
 
     assert (alike({"params": torch.zeros(6)}) == alike(payload)) == together
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from codes import CHAIN, most
 from contract import ROWS
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from local_grid import LocalGrid, engine_of, grid_of, partitions, tiny
@@ -65,6 +66,19 @@ def test_rounds_of_questions_are_those_of_one_process(row, nodes):
     assert sum(ours.history["queries"]) > 0
     for name in (*counted, "train_loss", "test_accuracy"):
         assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_what_codes_take_is_counted_where_it_crosses(nodes):
+    """Bytes that differ from client to client, and what each owes to the next round."""
+    experiment = tiny(transforms=CHAIN, order_transforms=[CHAIN[1]])
+    ours, theirs = fedsim.run(experiment, save=False), on_grid(experiment, nodes)
+    torch.testing.assert_close(theirs.params, ours.params, **SAME)
+    d, sent = ours.problem.dimension, ours.history["bytes_up"]
+    assert len(set(sent)) == 4
+    assert max(sent) < 4 * most(d, 32)
+    assert theirs.history["bytes_up"] == sent
+    assert theirs.history["bytes_down"] == ours.history["bytes_down"] == [4 * (d + 4)] * 4
 
 
 def test_clients_state_is_needed_for_that():

@@ -135,7 +135,7 @@ def test_clients_tell_the_mean_loss_of_their_last_epoch(executor):
     made = build_executor(experiment, problem)
     orders = Orders("train", torch.arange(6), {"params": problem.initial()}, {"report-loss": True})
     assignment = made.assign(orders)
-    assert assignment.bytes_up == (problem.dimension + 1) * 8
+    assert assignment.encoded == (problem.dimension + 1) * 8
     told = made.execute(assignment).payload["last_loss"]
     expected = problem.client_losses(problem.initial(), torch.arange(6, device=DEVICE))[:, :1]
     assert told.shape == (6, 1)

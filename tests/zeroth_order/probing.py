@@ -37,7 +37,7 @@ def cohort_of(problem: Any, network: Any = None, count: int | None = None) -> Co
     """The first `count` clients of a problem at work on nothing in particular."""
     clients = torch.arange(count or problem.num_clients, device=problem.device)
     order = Orders("train", clients, {"params": problem.initial()})
-    assignment = Assignment((order,), None, clients, torch.zeros_like(clients), 0, 0)
+    assignment = Assignment((order,), None, clients, torch.zeros_like(clients), {}, 0)
     return Cohort(problem, network, Streams(0), assignment, {})
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.executor import Executor
 from fedsim.errors import InputError
-from fedsim.exchange import Cost, Orders, Update
+from fedsim.exchange import Cost, Orders, Size, Update
 from fedsim.options import options
 from fedsim.problems.datasets.base import Dataset
 from fedsim.problems.partition import Partition, cache_folder
@@ -50,7 +50,7 @@ class Fit(LocalTraining):
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """Steps, and one row sent back."""
         row = orders.payload[START][0]
-        return Cost(self.local_steps(examples), row.numel() * row.element_size())
+        return Cost(self.local_steps(examples), {TRAINED: Size.of(row)})
 
     def fit(self, cohort: Cohort) -> Update:
         """Train, and send what came of it."""

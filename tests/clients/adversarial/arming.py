@@ -63,7 +63,7 @@ def armed(adversarial: dict[str, Any], count: int = 6, executor: str = "stacked"
     # Longest first, as cohorts are sorted.
     clients = problem.examples.argsort(descending=True)[:count]
     order = Orders("train", clients, {"params": problem.initial()})
-    cohort = Cohort(problem, made.network, Streams(0), Assignment((order,), None, clients, clients, 0, 0), {})
+    cohort = Cohort(problem, made.network, Streams(0), Assignment((order,), None, clients, clients, {}, 0), {})
     noise = Streams(1).normal("local models", clients, (problem.dimension,), dtype=problem.dtype)
     params = problem.initial() + 0.3 * noise
     rows, defence = cohort.stack(params), made.client.defence
