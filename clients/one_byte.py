@@ -47,9 +47,9 @@ class JustOneByte(Replica):
 
     def cost(self, orders: Orders, examples: Tensor) -> Cost:
         """G codes, and two evaluations each."""
-        samples = int(orders.config["samples"])
-        codes = Size(codec_of(orders.config).nbytes(samples), 8)
-        return Cost(self.steps_of(examples, samples), {"codes": codes}, 2 * samples)
+        samples, codec = int(orders.config["samples"]), codec_of(orders.config)
+        codes = packed(codec, codec.encode(torch.zeros(1, samples)))
+        return Cost(self.steps_of(examples, samples), {"codes": Size.of(codes)}, 2 * samples)
 
     def train(self, cohort: Cohort) -> Update:
         """Catch up with the log; measure the slopes along the own directions."""
