@@ -260,7 +260,7 @@ class Chain:
 
 @options
 class Clip(Transform):
-    """x <- x min(1, max_norm / |x|), with the norm of all vectors that it goes over together. It takes the same bytes."""
+    """x <- x min(1, max_norm / |x|), with the norm of all vectors that it goes over together. The bytes stay."""
 
     max_norm: Positive
     """The largest norm that is left as it is."""

@@ -144,6 +144,15 @@ def test_each_transform_counts_from_what_the_one_before_left():
     assert Chain((Largest(share=0.4), Largest(share=0.75))).state(Size(10, 32))["transforms/1/delta/owed"] == (4,)
 
 
+def test_what_arrives_is_decoded_from_the_last_code_to_the_first():
+    """The 2 largest of the 4 largest: 2 numbers, 4 places among 10 and 2 among 4, which is 64 + 16 + 4 bits."""
+    rows = torch.tensor([[0.0, -5.0, 2.0, 3.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]])
+    who = {"transforms/0/delta/owed": torch.zeros(1, 10), "transforms/1/delta/owed": torch.zeros(1, 4)}
+    crossed = send((Largest(share=0.4), Largest(share=0.5)), rows, **who)
+    assert crossed.payload["delta"].tolist() == [[0.0, -5.0, 0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+    assert crossed.nbytes.tolist() == [11]
+
+
 def test_what_depends_on_the_numbers_is_counted_client_by_client(monkeypatch):
     """A bit for each of 4 numbers, and 32 for each that is not 0: 4, 36 and 132 bits."""
     rows = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
