@@ -93,7 +93,7 @@ class Count:
 Window = All | Every | Count
 
 
-@storable
+@storable("size")
 @dataclass(frozen=True)
 class Size:
     """What a vector takes as it crosses.
