@@ -24,6 +24,6 @@ def main() -> None:
         again = "" if hidden else " && pip install --force-reinstall --no-deps fedsim-lab"
         print(f"fedsim: another distribution called fedsim {done}; pip uninstall fedsim{again}", file=sys.stderr)
         sys.exit(2)
-    from fedsim.cli import main as command
+    from fedsim.cli.main import main as command
 
     command()

@@ -11,12 +11,14 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from fedsim.core.options import Positive, options
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Cost, Orders, Size, Update
-from fedsim.options import Positive, options
+from fedsim.exchange.messages import Cost, Orders, Size, Update
 from fedsim.zeroth_order.directions import part
 from fedsim.zeroth_order.replay import replay_
-from fedsim.zeroth_order.shared_seed import PUBLIC, Replica, finite, kind_of, of_scalars, seeded_keys, slopes
+from fedsim.zeroth_order.replica import Replica, kind_of, slopes
+from fedsim.zeroth_order.scalar_codes import finite
+from fedsim.zeroth_order.shared_seed import PUBLIC, of_scalars, seeded_keys
 
 
 @options

@@ -13,11 +13,11 @@ from typing import ClassVar
 
 import torch
 
+from fedsim.client.training import LocalTraining
+from fedsim.core.options import NonNegative, Share, options
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange import Cost, Orders, Size, Update
-from fedsim.options import NonNegative, Share, options
-from fedsim.training import LocalTraining
+from fedsim.exchange.messages import Cost, Orders, Size, Update
 
 
 @options

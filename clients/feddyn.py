@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from fedsim.client.training import LocalTraining
+from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange import Update
-from fedsim.options import options
-from fedsim.training import LocalTraining
+from fedsim.exchange.messages import Update
 
 
 @options

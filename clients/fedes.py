@@ -12,12 +12,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedsim.core.options import options
+from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Cost, Orders, Scalar, Size, Update
-from fedsim.options import options
-from fedsim.streams import Streams
+from fedsim.exchange.messages import Cost, Orders, Scalar, Size, Update
 from fedsim.zeroth_order.directions import part
-from fedsim.zeroth_order.shared_seed import Population, Replica, kind_of, of_losses, population_keys
+from fedsim.zeroth_order.replica import Replica, kind_of
+from fedsim.zeroth_order.shared_seed import Population, of_losses, population_keys
 
 AT_ONCE = 2**20
 """Numbers of perturbed models that exist at once."""

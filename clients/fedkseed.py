@@ -14,12 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedsim.core.options import Passes, Positive, options
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange import Cost, Orders, Size, Update
-from fedsim.options import Passes, Positive, options
+from fedsim.exchange.messages import Cost, Orders, Size, Update
 from fedsim.zeroth_order.directions import dual, part
-from fedsim.zeroth_order.shared_seed import PUBLIC, Replica, kind_of, pool_keys, rebuilt, slopes, summed
+from fedsim.zeroth_order.replica import Replica, kind_of, slopes
+from fedsim.zeroth_order.shared_seed import PUBLIC, pool_keys, rebuilt, summed
 
 
 @options

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fedsim.core.options import NonNegative, options
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Update
-from fedsim.options import NonNegative, options
+from fedsim.exchange.messages import Update
 from fedsim.zeroth_order.estimator import Memory, Probe
 from fedsim.zeroth_order.search import EstimatedSearch
 

@@ -14,18 +14,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, NonNegative, Positive, Whole, options
+from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.errors import InputError
-from fedsim.exchange import Cost, Orders, Size, Update
-from fedsim.options import Count, NonNegative, Positive, Whole, options
-from fedsim.streams import Streams
-from fedsim.surrogates.gaussian_process import GaussianProcess, fit, length_scales
-from fedsim.surrogates.kernels import KERNELS
-from fedsim.surrogates.random_features import RandomFeatures, draw
-from fedsim.surrogates.trajectory import Trajectory
+from fedsim.exchange.messages import Cost, Orders, Size, Update
 from fedsim.zeroth_order.estimator import Probe
 from fedsim.zeroth_order.search import MEASURE, LocalSearch
+from fedsim.zeroth_order.surrogates.gaussian_process import GaussianProcess, fit, length_scales
+from fedsim.zeroth_order.surrogates.kernels import KERNELS
+from fedsim.zeroth_order.surrogates.random_features import RandomFeatures, draw
+from fedsim.zeroth_order.surrogates.trajectory import Trajectory
 
 LEAST_RADIUS = 1e-3
 """Of the last queries of a round, where the client's model and the server's are the same."""

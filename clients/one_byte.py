@@ -12,22 +12,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedsim.core.options import Positive, options
+from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Cost, Orders, Size, Update
-from fedsim.options import Positive, options
-from fedsim.streams import Streams
+from fedsim.exchange.messages import Cost, Orders, Size, Update
 from fedsim.zeroth_order.codec import OneByte
 from fedsim.zeroth_order.directions import Keys
-from fedsim.zeroth_order.shared_seed import (
-    Directions,
-    Replica,
-    codec_of,
-    kind_of,
-    of_codes,
-    packed,
-    samples_of,
-    slopes_along,
-)
+from fedsim.zeroth_order.replica import Directions, Replica, kind_of, slopes_along
+from fedsim.zeroth_order.scalar_codes import codec_of, packed
+from fedsim.zeroth_order.shared_seed import of_codes, samples_of
 
 
 @options

@@ -11,12 +11,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fedsim.client.training import LocalTraining
+from fedsim.core.errors import InputError
+from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.errors import InputError
-from fedsim.exchange import Cost, Orders, Update
-from fedsim.options import options
-from fedsim.training import LocalTraining
+from fedsim.exchange.messages import Cost, Orders, Update
 
 
 @options

@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange import Cost, Orders, Update
-from fedsim.options import options
+from fedsim.exchange.messages import Cost, Orders, Update
 from fedsim.zeroth_order.estimator import Memory, Probe
 from fedsim.zeroth_order.search import EstimatedSearch, batches
 

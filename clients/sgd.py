@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedsim.client.training import LocalTraining
+from fedsim.core.errors import InputError
+from fedsim.core.options import NonNegative, options
 from fedsim.engine.cohort import Cohort
-from fedsim.errors import InputError
-from fedsim.exchange import Cost, Orders, Size, Update
-from fedsim.options import NonNegative, options
-from fedsim.training import LocalTraining
+from fedsim.exchange.messages import Cost, Orders, Size, Update
 
 REPORTED = {"nu": "report-nu", "last_loss": "report-loss"}
 """Numbers that a reply carries where the server asks for them, and the settings that ask."""

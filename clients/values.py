@@ -10,9 +10,9 @@ from typing import ClassVar
 
 import torch
 
+from fedsim.core.options import BatchSize, options
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Cost, Orders, Size, Update
-from fedsim.options import BatchSize, options
+from fedsim.exchange.messages import Cost, Orders, Size, Update
 from fedsim.zeroth_order.search import batches
 
 AT_ONCE = 32

@@ -29,7 +29,7 @@ from experiments.fzoos import applications
 from experiments.fzoos import study as fzoos
 from experiments.one_byte import study as one_byte
 from experiments.studies import run_all
-from fedsim.runner import versions
+from fedsim.running.runner import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.md"

@@ -12,10 +12,10 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from fedsim.comparison import Spread
-from fedsim.errors import FedsimError, InputError
+from fedsim.core.errors import FedsimError, InputError
 from fedsim.plots.style import BRIGHT, STYLES
-from fedsim.sweep import Outcome, Point, sweep
+from fedsim.reports.comparison import Spread
+from fedsim.running.sweep import Outcome, Point, sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

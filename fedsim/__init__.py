@@ -10,12 +10,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsim.comparison import compare
-    from fedsim.configuration import Experiment, experiment, load
-    from fedsim.errors import DivergedError, FedsimError, InputError
+    from fedsim.configuration.tables import Experiment, experiment, load
+    from fedsim.core.errors import DivergedError, FedsimError, InputError
     from fedsim.problems.black_box import BlackBoxError, black_box
-    from fedsim.resuming import resume
-    from fedsim.runner import Result, Round, run, supervised
+    from fedsim.problems.supervised import supervised
+    from fedsim.reports.comparison import compare
+    from fedsim.running.resume import resume
+    from fedsim.running.runner import Result, Round, run
 
 __version__ = "0.1.0"
 
@@ -25,20 +26,20 @@ os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 # Loaded when first asked for, so that a command that needs no tensors does not wait for them.
 _HOMES = {
-    "compare": "fedsim.comparison",
-    "DivergedError": "fedsim.errors",
-    "FedsimError": "fedsim.errors",
-    "InputError": "fedsim.errors",
-    "Experiment": "fedsim.configuration",
-    "experiment": "fedsim.configuration",
-    "load": "fedsim.configuration",
+    "compare": "fedsim.reports.comparison",
+    "DivergedError": "fedsim.core.errors",
+    "FedsimError": "fedsim.core.errors",
+    "InputError": "fedsim.core.errors",
+    "Experiment": "fedsim.configuration.tables",
+    "experiment": "fedsim.configuration.tables",
+    "load": "fedsim.configuration.tables",
     "BlackBoxError": "fedsim.problems.black_box",
     "black_box": "fedsim.problems.black_box",
-    "Result": "fedsim.runner",
-    "Round": "fedsim.runner",
-    "resume": "fedsim.resuming",
-    "run": "fedsim.runner",
-    "supervised": "fedsim.runner",
+    "Result": "fedsim.running.runner",
+    "Round": "fedsim.running.runner",
+    "resume": "fedsim.running.resume",
+    "run": "fedsim.running.runner",
+    "supervised": "fedsim.problems.supervised",
 }
 
 __all__ = [

@@ -20,11 +20,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.errors import InputError
-from fedsim.exchange import All, Orders, Replies, Weighting, Window
-from fedsim.options import Count, NonNegative, Positive, options
-from fedsim.strategy import Metrics, ProblemView, ServerState, observed
-from fedsim.streams import Streams
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, NonNegative, Positive, options
+from fedsim.core.streams import Streams
+from fedsim.exchange.messages import Orders, Replies, Weighting
+from fedsim.exchange.windows import All, Window
+from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
 
 HALVINGS = 60
 """Steps of the bisection for alpha, on a logarithmic scale."""

@@ -14,11 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.exchange import Orders, Replies, Window
-from fedsim.options import Count, Passes, options
-from fedsim.strategy import Metrics, ProblemView, ServerState
-from fedsim.streams import Streams
-from fedsim.zeroth_order.shared_seed import SEED, ReplicaServer, mean_loss, of_scalars
+from fedsim.core.options import Count, Passes, options
+from fedsim.core.streams import Streams
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import Window
+from fedsim.server.strategy import Metrics, ProblemView, ServerState
+from fedsim.zeroth_order.replica_server import ReplicaServer, mean_loss
+from fedsim.zeroth_order.shared_seed import SEED, of_scalars
 
 
 @options

@@ -12,9 +12,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedsim.exchange import All, Orders, Replies, Weighting, Window
-from fedsim.options import options
-from fedsim.strategy import Metrics, ServerState, WeightedStep, observed
+from fedsim.core.options import options
+from fedsim.exchange.messages import Orders, Replies, Weighting
+from fedsim.exchange.windows import All, Window
+from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
 
 
 @options

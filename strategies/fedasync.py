@@ -11,10 +11,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedsim.exchange import Count, Orders, Replies, Window
-from fedsim.options import NonNegative, Share, Whole, options
-from fedsim.staleness import Discount, Polynomial
-from fedsim.strategy import Metrics, ServerState, ServerStep, observed
+from fedsim.core.options import NonNegative, Share, Whole, options
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import Count, Window
+from fedsim.server.staleness import Discount, Polynomial
+from fedsim.server.strategy import Metrics, ServerState, ServerStep, observed
 
 
 @options

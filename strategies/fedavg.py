@@ -11,11 +11,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedsim.errors import InputError
-from fedsim.exchange import All, Count, Orders, Replies, Window
-from fedsim.options import Count as Number
-from fedsim.options import Seconds, options
-from fedsim.strategy import Metrics, ServerState, WeightedStep, observed
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count as Number
+from fedsim.core.options import Seconds, options
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import All, Count, Window
+from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
 
 
 @options

@@ -13,13 +13,14 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fedsim.errors import InputError
-from fedsim.exchange import Count, Orders, Replies, Window
-from fedsim.options import Count as Number
-from fedsim.options import Share, options
-from fedsim.participation import Weights, counting, observed_weights
-from fedsim.staleness import Discount, Polynomial
-from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count as Number
+from fedsim.core.options import Share, options
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import Count, Window
+from fedsim.server.participation import Weights, counting, observed_weights
+from fedsim.server.staleness import Discount, Polynomial
+from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
 
 
 @options

@@ -17,10 +17,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.exchange import All, Orders, Replies, Window
-from fedsim.options import Count, NonNegative, Share, options
-from fedsim.strategy import Metrics, ProblemView, ServerState, observed
-from fedsim.streams import Streams
+from fedsim.core.options import Count, NonNegative, Share, options
+from fedsim.core.streams import Streams
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import All, Window
+from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
 
 
 @options

@@ -12,9 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.exchange import All, Orders, Replies, Window
-from fedsim.options import Positive, options
-from fedsim.strategy import Metrics, ProblemView, ServerState, observed
+from fedsim.core.options import Positive, options
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import All, Window
+from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
 
 
 @options

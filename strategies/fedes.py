@@ -15,12 +15,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.errors import InputError
-from fedsim.exchange import Orders, Replies, Window
-from fedsim.options import Positive, options
-from fedsim.strategy import Metrics, ProblemView, ServerState
+from fedsim.core.errors import InputError
+from fedsim.core.options import Positive, options
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import Window
+from fedsim.server.strategy import Metrics, ProblemView, ServerState
 from fedsim.zeroth_order.directions import DRAWS
-from fedsim.zeroth_order.shared_seed import SEED, Population, ReplicaServer, mean_loss, of_losses
+from fedsim.zeroth_order.replica_server import ReplicaServer, mean_loss
+from fedsim.zeroth_order.shared_seed import SEED, Population, of_losses
 
 
 @options

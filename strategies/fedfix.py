@@ -15,12 +15,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.clock import ticks
-from fedsim.errors import InputError
-from fedsim.exchange import Every, Orders, Replies, Window
-from fedsim.options import Seconds, Share, options
-from fedsim.participation import Frequency, Weights, counting, observed_weights, refuse_waiting, shares
-from fedsim.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
+from fedsim.core.clock import ticks
+from fedsim.core.errors import InputError
+from fedsim.core.options import Seconds, Share, options
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import Every, Window
+from fedsim.server.participation import Frequency, Weights, counting, observed_weights, refuse_waiting, shares
+from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
 
 
 @options

@@ -16,11 +16,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.errors import InputError
-from fedsim.exchange import All, Orders, Replies, Scalar, Window
-from fedsim.options import options
-from fedsim.strategy import Metrics, ProblemView, ServerState
-from fedsim.zeroth_order.shared_seed import LARGEST_SLOPE, SEED, SharedSeed, importance, mean_loss, rebuilt, summed
+from fedsim.core.errors import InputError
+from fedsim.core.options import options
+from fedsim.exchange.messages import Orders, Replies, Scalar
+from fedsim.exchange.windows import All, Window
+from fedsim.server.strategy import Metrics, ProblemView, ServerState
+from fedsim.zeroth_order.replica_server import SharedSeed, mean_loss
+from fedsim.zeroth_order.shared_seed import LARGEST_SLOPE, SEED, importance, rebuilt, summed
 
 
 @options

@@ -7,7 +7,7 @@ as in the code that was published with Shu et al. 2023.
 
 from __future__ import annotations
 
-from fedsim.options import options
+from fedsim.core.options import options
 from fedsim.zeroth_order.server import GuardedStep
 
 

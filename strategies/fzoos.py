@@ -13,9 +13,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedsim.exchange import Orders, Window
-from fedsim.options import options
-from fedsim.strategy import ServerState
+from fedsim.core.options import options
+from fedsim.exchange.messages import Orders
+from fedsim.exchange.windows import Window
+from fedsim.server.strategy import ServerState
 from fedsim.zeroth_order.server import GuardedStep
 
 

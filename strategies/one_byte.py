@@ -15,21 +15,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.errors import InputError
-from fedsim.exchange import Orders, Replies, Window
-from fedsim.options import Count, options
-from fedsim.strategy import Metrics, ProblemView, ServerState
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, options
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import Window
+from fedsim.server.strategy import Metrics, ProblemView, ServerState
 from fedsim.zeroth_order.codec import OneByte
-from fedsim.zeroth_order.shared_seed import (
-    MEMBER,
-    SEED,
-    ReplicaServer,
-    ScalarCodec,
-    described,
-    mean_loss,
-    of_codes,
-    unpacked,
-)
+from fedsim.zeroth_order.replica_server import ReplicaServer, mean_loss
+from fedsim.zeroth_order.scalar_codes import ScalarCodec, described, unpacked
+from fedsim.zeroth_order.shared_seed import MEMBER, SEED, of_codes
 
 
 @options

@@ -17,9 +17,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.exchange import Orders, Replies, Window
-from fedsim.options import options
-from fedsim.strategy import Metrics, ProblemView, ServerState
+from fedsim.core.options import options
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import Window
+from fedsim.server.strategy import Metrics, ProblemView, ServerState
 from fedsim.zeroth_order.server import TRAIN, GuardedStep
 
 

@@ -14,10 +14,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.errors import InputError
-from fedsim.exchange import All, Orders, Replies, Window
-from fedsim.options import Count, Fraction, options
-from fedsim.strategy import Metrics, ServerState, WeightedStep, observed
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, Fraction, options
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import All, Window
+from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
 
 Normalisation = Literal["sum", "published"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedsim.exchange import Size
-from fedsim.options import Share, options
-from fedsim.transforms import Shapes, Transform, Vector
+from fedsim.core.options import Share, options
+from fedsim.exchange.messages import Size
+from fedsim.exchange.transforms import Shapes, Transform, Vector
 
 
 @options

@@ -23,11 +23,13 @@ from typing import Any
 import torch
 
 import fedsim
-from fedsim import plots, runfolder
-from fedsim.checkpoint import Keeper, listed
+import fedsim.core.files as files
+import fedsim.running.folder as runfolder
+from fedsim import plots
 from fedsim.problems.supervised import Supervised
-from fedsim.resuming import resume
-from fedsim.runner import run
+from fedsim.running.checkpoint import Keeper, listed
+from fedsim.running.resume import resume
+from fedsim.running.runner import run
 
 KILLS = 22
 """How often each run is killed, and then twice more while it writes what it has come to."""
@@ -164,7 +166,7 @@ def trap(point: str, occasion: int) -> None:
     elif point == "fsync":
         os.fsync = reached
     elif point in ("write", "append"):
-        runfolder.open = opening  # type: ignore[attr-defined]
+        (runfolder if point == "append" else files).open = opening  # type: ignore[union-attr]
     elif point == "between":
         Keeper.__call__ = lambda _: reached()  # type: ignore[method-assign]
     else:

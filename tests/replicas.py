@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.exchange import All, Orders, Replies
-from fedsim.loop import Simulation
-from fedsim.problems.problem import Problem
-from fedsim.runner import build_simulation
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import All
+from fedsim.problems.base import Problem
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 import fedsim
+from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Cost, Orders, Replies, Size, Update
-from fedsim.loop import Simulation
-from fedsim.options import options
+from fedsim.exchange.messages import Cost, Orders, Replies, Size, Update
 from fedsim.problems.supervised import Supervised
-from fedsim.runner import build_simulation
-from fedsim.strategy import ServerState
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
+from fedsim.server.strategy import ServerState
 from fedsim.testing.problems import DEVICE
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from contract import CROSSING, PARTS, PATHS, REFUSED, REPORTING, ROWS, SILENT, UNCOUNTED, subject
 
-from fedsim import registry
-from fedsim.commands.describe import GROUPS
+from fedsim.cli.describe import GROUPS
+from fedsim.core import plugins
 from fedsim.testing import checks
 from fedsim.testing.on_ray import the_same_under_flowers_engine
 
@@ -51,7 +51,7 @@ def test_flowers_engine_comes_to_the_same(row: str, pytestconfig: pytest.Config)
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_installed_plugin_has_a_row_and_each_of_its_options_another_value(part: str) -> None:
-    installed = {entry.load() for entry in registry.names(GROUPS[part]).values()}
+    installed = {entry.load() for entry in plugins.names(GROUPS[part]).values()}
     installed = {kind for kind in installed if not getattr(kind, "only_judges", False)}  # no client may train on it
     assert installed == {type(own.part(PATHS[part])) for own in SUBJECTS.values()} - {type(None)}
     assert installed == {type(SUBJECTS[row].part(PATHS[part])) for row in PARTS[part]}

@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from fedsim import cli
+from fedsim.cli.main import main
+from fedsim.core.plugins import GROUPS, names
 from fedsim.engine.executor import Executor
-from fedsim.registry import GROUPS, names
-from fedsim.runfolder import CONFIG, METRICS, SUMMARY, TRACEBACK
+from fedsim.running.folder import CONFIG, METRICS, SUMMARY, TRACEBACK
 
 LONGEST = 3_000
 """Local steps and evaluations after which a run is interrupted."""
@@ -111,7 +111,7 @@ def check(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
     monkeypatch.setattr(sys, "argv", ["fedsim", "run", str(file), "--out", str(out)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     said = capsys.readouterr().err.strip()
     code = ended.value.code
     if code == 2:
@@ -123,7 +123,7 @@ def check(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     else:
         assert (out / SUMMARY).is_file(), said
         status = json.loads((out / SUMMARY).read_text())["status"]
-        assert code == cli.STATUS[status], said
+        assert code == main.STATUS[status], said
         assert (out / CONFIG).is_file()
         assert not (out / TRACEBACK).exists()
         assert status in ("diverged", "interrupted", "stalled") or (out / METRICS).is_file()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.comparison import compare
-from fedsim.runfolder import open_run
+from fedsim.reports.comparison import compare
+from fedsim.running.folder import open_run
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "experiments" / "digits_fedavg.toml")

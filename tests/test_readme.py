@@ -21,8 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fedsim
-from fedsim import reference
-from fedsim.cli import app
+from fedsim.cli.main import app, reference
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -75,7 +74,8 @@ def test_python_blocks_run(place: Path) -> None:
     found = blocks("python")
     assert len(found) >= 3
     # Warnings are errors once the libraries are in: flwr-datasets and its friends warn of each other when imported.
-    script = "import warnings, fedsim.runner, sklearn.datasets\nwarnings.simplefilter('error')\n" + "\n".join(found)
+    prelude = "import warnings, fedsim.running.runner, sklearn.datasets\nwarnings.simplefilter('error')\n"
+    script = prelude + "\n".join(found)
     done = execute([sys.executable, "-c", script], place)
     assert done.returncode == 0, done.stderr
 

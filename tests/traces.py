@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from fedsim.clock import seconds, ticks
+from fedsim.core.clock import seconds, ticks
 
 Closing = Callable[[int, list[int]], int]
 """When the window closes that opened at a tick, given the ticks at which the replies are due, ascending."""

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from clients.adversarial.starts import check_start
-from fedsim.adversarial.losses import Divergence
-from fedsim.adversarial.training import Armed, Defence, victim
+from fedsim.attacks.losses import Divergence
+from fedsim.client.defence import Armed, Defence, victim
+from fedsim.core.options import NonNegative, Positive, options
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.executor import FORWARD
-from fedsim.engine.losses import CrossEntropy, Loss
-from fedsim.engine.network import Batch
-from fedsim.engine.stack import Stack
-from fedsim.options import NonNegative, Positive, options
+from fedsim.exchange.actions import FORWARD
+from fedsim.nets.losses import CrossEntropy, Loss
+from fedsim.nets.network import Batch
+from fedsim.nets.stack import Stack
 
 
 @options

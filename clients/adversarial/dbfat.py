@@ -16,16 +16,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.adversarial.attack import Victim
-from fedsim.adversarial.losses import divergence
-from fedsim.adversarial.training import Armed, Defence, victim
+from fedsim.attacks.attack import Victim
+from fedsim.attacks.losses import divergence
+from fedsim.client.defence import Armed, Defence, victim
+from fedsim.core.errors import InputError
+from fedsim.core.options import NonNegative, options
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.executor import FORWARD
-from fedsim.engine.losses import CrossEntropy, Loss
-from fedsim.engine.network import Batch
-from fedsim.engine.stack import Stack
-from fedsim.errors import InputError
-from fedsim.options import NonNegative, options
+from fedsim.exchange.actions import FORWARD
+from fedsim.nets.losses import CrossEntropy, Loss
+from fedsim.nets.network import Batch
+from fedsim.nets.stack import Stack
 
 
 @options

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from clients.adversarial.views import apart, clean_and_attacked
-from fedsim.adversarial.losses import divergence
-from fedsim.adversarial.training import Armed, Defence, victim
+from fedsim.attacks.losses import divergence
+from fedsim.client.defence import Armed, Defence, victim
+from fedsim.core.options import NonNegative, options
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.losses import Loss
-from fedsim.engine.network import Batch
-from fedsim.engine.stack import Stack
-from fedsim.options import NonNegative, options
+from fedsim.nets.losses import Loss
+from fedsim.nets.network import Batch
+from fedsim.nets.stack import Stack
 
 
 @options

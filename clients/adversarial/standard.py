@@ -13,11 +13,11 @@ from typing import ClassVar
 
 import torch
 
-from fedsim.adversarial.training import Armed, Defence, victim
+from fedsim.client.defence import Armed, Defence, victim
+from fedsim.core.options import Share, options
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.network import Batch
-from fedsim.engine.stack import Stack
-from fedsim.options import Share, options
+from fedsim.nets.network import Batch
+from fedsim.nets.stack import Stack
 
 
 @options

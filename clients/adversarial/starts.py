@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fedsim.adversarial.attack import Attack
-from fedsim.errors import InputError
+from fedsim.attacks.attack import Attack
+from fedsim.core.errors import InputError
 
 
 def check_start(attack: Attack) -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.engine.losses import Loss
-from fedsim.engine.network import Batch
+from fedsim.nets.losses import Loss
+from fedsim.nets.network import Batch
 
 
 def clean_and_attacked(batch: Batch, attacked: Tensor, loss: Loss) -> Batch:

@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedsim.core.options import Count, Positive, options
 from fedsim.engine.store import Shapes
-from fedsim.options import Count, Positive, options
 from fedsim.zeroth_order.directions import Kind, check, dual
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 

@@ -11,12 +11,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from fedsim.core.options import Count, Positive, options
 from fedsim.engine.store import Shapes
-from fedsim.options import Count, Positive, options
-from fedsim.surrogates.gaussian_process import fit
-from fedsim.surrogates.kernels import KERNELS
-from fedsim.surrogates.trajectory import Trajectory
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
+from fedsim.zeroth_order.surrogates.gaussian_process import fit
+from fedsim.zeroth_order.surrogates.kernels import KERNELS
+from fedsim.zeroth_order.surrogates.trajectory import Trajectory
 
 
 @options

@@ -22,9 +22,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, Fraction, Positive, options
 from fedsim.engine.store import Shapes
-from fedsim.errors import InputError
-from fedsim.options import Count, Fraction, Positive, options
 from fedsim.zeroth_order.directions import check
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 

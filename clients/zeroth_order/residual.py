@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedsim.core.options import Positive, options
 from fedsim.engine.store import Shapes
-from fedsim.options import Positive, options
 from fedsim.zeroth_order.directions import dual
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 import fedsim
-from fedsim.checkpoint import Checkpoint, Checkpointing, read, write
-from fedsim.runner import build_problem, build_simulation
+from fedsim.configuration.tables import Checkpointing
+from fedsim.running.build import build_problem, build_simulation
+from fedsim.running.checkpoint import Checkpoint, read, write
 
 FILE = Path(__file__).parent.parent / "digits_fedavg.toml"
 Made = TypeVar("Made")

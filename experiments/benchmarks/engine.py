@@ -9,8 +9,8 @@ from torch import Tensor
 
 import fedsim
 from experiments.benchmarks.peers.work import Work
-from fedsim.engine.cores import one_core_an_operation
-from fedsim.runner import build_simulation
+from fedsim.parallel.cores import one_core_an_operation
+from fedsim.running.build import build_simulation
 
 
 class Fedsim:

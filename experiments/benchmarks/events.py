@@ -28,13 +28,13 @@ from torch import Tensor, nn
 
 import fedsim
 from experiments.benchmarks.peers.work import digits as make_digits
+from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.cores import one_core_an_operation
-from fedsim.exchange import Cost, Orders, Size, Update
-from fedsim.loop import Simulation
-from fedsim.options import options
+from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.supervised import Supervised
-from fedsim.runner import build_simulation
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
 
 CLIENTS = 10_000
 SYNCHRONOUS = "All, FedAvg"

@@ -57,9 +57,9 @@ def engine(name: str, dimension: int, seed: int) -> tuple[Callable[[], object], 
     import torch
 
     import fedsim
-    from fedsim.problems.functions.synthetic import Synthetic
-    from fedsim.runner import build_problem, build_simulation
-    from fedsim.streams import Streams
+    from fedsim.core.streams import Streams
+    from fedsim.problems.benchmark_functions import Synthetic
+    from fedsim.running.build import build_problem, build_simulation
 
     experiment = fedsim.experiment(
         seed=seed,

@@ -35,18 +35,18 @@ from torch import Tensor, nn
 
 import fedsim
 from clients import one_byte as client
+from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.dropout import Draw
-from fedsim.engine.losses import loss_named
-from fedsim.engine.network import Batch, ChainNetwork
-from fedsim.engine.stack import Layout, Stack
-from fedsim.loop import Simulation
-from fedsim.runner import build_simulation
-from fedsim.streams import Streams
+from fedsim.nets.dropout import Draw
+from fedsim.nets.losses import loss_named
+from fedsim.nets.network import Batch, ChainNetwork
+from fedsim.nets.stack import Layout, Stack
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
 from fedsim.zeroth_order import shared_seed
 from fedsim.zeroth_order.directions import Keys, draw
 from fedsim.zeroth_order.perturbation import evaluate_pair, perturb_
-from fedsim.zeroth_order.shared_seed import Directions
+from fedsim.zeroth_order.replica import Directions
 
 WIDTHS = (64, 900, 900, 140, 10)
 EXAMPLES = 64

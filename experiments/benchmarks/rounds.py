@@ -189,8 +189,8 @@ def table_of(title: str, found: dict[str, Measured | str]) -> Table:
 def population(clients: int, turns: int) -> tuple[list[float], float]:
     """Seconds of rounds of 100 among so many clients of 20 examples, and the peak memory; in a process of its own."""
     import fedsim
-    from fedsim.engine.cores import one_core_an_operation
-    from fedsim.runner import build_problem, build_simulation
+    from fedsim.parallel.cores import one_core_an_operation
+    from fedsim.running.build import build_problem, build_simulation
 
     experiment = fedsim.experiment(
         rounds=10**6,
@@ -242,7 +242,7 @@ def starts(turns: int) -> Table:
     table = Table(title="from the shell, warm")
     table.add_column("command")
     table.add_column("seconds", justify="right")
-    imports = "import fedsim.cli, fedsim.runner, fedsim.plots, sklearn.datasets, matplotlib.figure"
+    imports = "import fedsim.cli.main, fedsim.running.runner, fedsim.plots, sklearn.datasets, matplotlib.figure"
     with tempfile.TemporaryDirectory() as folder:
         commands = {
             "imports": [sys.executable, "-c", imports],

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fedsim
-from fedsim.replicates import run_seeds
+from fedsim.running.seeds import run_seeds
 
 FOLDER = Path(__file__).parent.parent / "fzoos"
 SMALL = ["problem.dimension=10", "client.estimator.directions=gaussian", "client.estimator.count=4"]

@@ -21,12 +21,12 @@ from rich.table import Table
 
 import fedsim
 from clients.sgd import Sgd
+from fedsim.core.options import Positive, options
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.workers import Workers, take_one_core
-from fedsim.exchange import Update
-from fedsim.loop import Simulation
-from fedsim.options import Positive, options
-from fedsim.runner import build_problem, build_simulation
+from fedsim.exchange.messages import Update
+from fedsim.parallel.workers import Workers, take_one_core
+from fedsim.running.build import build_problem, build_simulation
+from fedsim.running.simulation import Simulation
 
 CLIENTS = 8
 TRIPS = 2000

@@ -32,8 +32,8 @@ from experiments.curriculum.study import (
     watch,
 )
 from experiments.studies import band, cell, concluding, console, said
-from fedsim.curriculum.pacing import Exponential, Linear, Logarithmic, Pacing, Quadratic, SquareRoot, Step
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.core.pacing import Exponential, Linear, Logarithmic, Pacing, Quadratic, SquareRoot, Step
 from fedsim.plots.style import BRIGHT, INK, STYLES, legend_below, plain, save
 
 PACINGS: Mapping[str, Pacing] = {

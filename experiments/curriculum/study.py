@@ -28,13 +28,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from experiments.studies import Numbers, run_all
-from fedsim.configuration import Experiment
-from fedsim.history import History
+from fedsim.configuration.tables import Experiment
+from fedsim.core.files import write_whole
 from fedsim.problems.datasets import DataFolder
 from fedsim.problems.supervised import Supervised
-from fedsim.runfolder import METRICS, open_run, write_whole
-from fedsim.runner import build_problem, build_simulation
-from fedsim.sweep import Outcome, Point, expand
+from fedsim.running.build import build_problem, build_simulation
+from fedsim.running.folder import METRICS, open_run
+from fedsim.running.history import History
+from fedsim.running.sweep import Outcome, Point, expand
 
 HERE = Path(__file__).parent
 SEEDS = range(3)

@@ -32,7 +32,7 @@ from experiments.fal.study import (
     theory,
 )
 from experiments.studies import cell, concluding, console, said
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 
 
 def losses_table(losses: Losses) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedsim.options import options
+from fedsim.core.options import options
 from fedsim.problems.models.layers import materialise, need_images
 
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from experiments.fal.study import ARMS, DELTAS, METHODS, SMALL_LOSS, Losses, Results, trained
 from experiments.studies import band
-from fedsim.adversarial.attack import ExampleDraws, Victim
-from fedsim.engine.network import PlainNetwork
+from fedsim.attacks.attack import ExampleDraws, Victim
+from fedsim.core.streams import Streams
+from fedsim.nets.network import PlainNetwork
 from fedsim.plots.style import BRIGHT, INK, plain, save
-from fedsim.streams import Streams
-from fedsim.sweep import Point
+from fedsim.running.sweep import Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

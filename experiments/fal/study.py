@@ -27,15 +27,16 @@ import numpy as np
 from torch import Tensor
 
 from experiments.studies import Numbers, run_all
-from fedsim.engine.cores import one_core_an_operation
-from fedsim.errors import InputError
-from fedsim.evaluation import Evaluation
-from fedsim.history import History
+from fedsim.configuration.evaluation import Evaluation
+from fedsim.core.errors import InputError
+from fedsim.core.files import write_whole
+from fedsim.core.streams import Streams
+from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.supervised import Supervised, load_start
-from fedsim.runfolder import METRICS, MODEL, write_whole
-from fedsim.runner import build_problem
-from fedsim.streams import Streams
-from fedsim.sweep import Outcome, Point, expand
+from fedsim.running.build import build_problem
+from fedsim.running.folder import METRICS, MODEL
+from fedsim.running.history import History
+from fedsim.running.sweep import Outcome, Point, expand
 
 HERE = Path(__file__).parent
 PARTS = ("theory", "practice", "relatives")

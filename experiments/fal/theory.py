@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.errors import InputError
-from fedsim.options import Count, NonNegative, options
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, NonNegative, options
+from fedsim.core.streams import SERVER, Streams
+from fedsim.problems.base import choose_device
 from fedsim.problems.datasets import Dataset
-from fedsim.problems.supervised import Supervised, choose_device
-from fedsim.streams import SERVER, Streams
+from fedsim.problems.supervised import Supervised
 
 if TYPE_CHECKING:
-    from fedsim.configuration import Experiment
+    from fedsim.configuration.tables import Experiment
 
 ATTEMPTS = 10_000
 """Points that are drawn for one that is far enough from those before it, until it is given up."""

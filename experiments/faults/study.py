@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.studies import Numbers, cell, run_all
-from fedsim.history import History
-from fedsim.runfolder import METRICS
-from fedsim.sweep import Outcome, expand
+from fedsim.running.folder import METRICS
+from fedsim.running.history import History
+from fedsim.running.sweep import Outcome, expand
 
 FILE = Path(__file__).parent / "liars.toml"
 SEEDS = range(3)

@@ -23,11 +23,11 @@ import torch
 
 import fedsim
 from experiments.studies import Numbers, run_all
-from fedsim.history import History
 from fedsim.problems.supervised import Supervised, load_start
-from fedsim.runfolder import METRICS, MODEL
-from fedsim.runner import build_fleet, build_problem
-from fedsim.sweep import Outcome, Point, expand
+from fedsim.running.build import build_fleet, build_problem
+from fedsim.running.folder import METRICS, MODEL
+from fedsim.running.history import History
+from fedsim.running.sweep import Outcome, Point, expand
 
 HERE = Path(__file__).parent
 SCHEMES = {

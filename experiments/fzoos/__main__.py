@@ -28,7 +28,7 @@ from experiments.fzoos.applications import (
 )
 from experiments.fzoos.study import CLAIMS, HERE, METHODS, SETTINGS, SHARES, Measured, Results, measure, words
 from experiments.studies import concluding, console, run_all, said
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 from fedsim.plots.style import BRIGHT, INK, STYLES, plain, save
 
 PARTS = (*SETTINGS, "attack", "metric")

@@ -18,10 +18,10 @@ import numpy as np
 
 from experiments.fzoos.study import FILES, HERE, METHODS
 from experiments.studies import Numbers
-from fedsim.history import History
-from fedsim.runfolder import METRICS
-from fedsim.runner import build_problem
-from fedsim.sweep import Point, expand
+from fedsim.running.build import build_problem
+from fedsim.running.folder import METRICS
+from fedsim.running.history import History
+from fedsim.running.sweep import Point, expand
 
 COMPARED = ("fzoos", "fedzo", "fedprox", "scaffold_1", "scaffold_2")
 IMAGES = range(10)

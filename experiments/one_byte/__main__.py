@@ -26,7 +26,7 @@ from experiments.one_byte.study import (
     times_fewer,
 )
 from experiments.studies import band, cell, concluding, console, said
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 from fedsim.plots.style import INK, plain, save
 
 RIVALS = ("fedavg_1", "fedavg")

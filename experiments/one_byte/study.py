@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.studies import Numbers, run_all
-from fedsim.history import History
-from fedsim.runfolder import METRICS
-from fedsim.sweep import Outcome, Point, expand
+from fedsim.running.folder import METRICS
+from fedsim.running.history import History
+from fedsim.running.sweep import Outcome, Point, expand
 
 HERE = Path(__file__).parent
 CLIENTS = 10

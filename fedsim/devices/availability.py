@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedsim.clock import SECOND, ticks
+from fedsim.core.clock import SECOND, ticks
+from fedsim.core.errors import InputError
+from fedsim.core.options import Seconds, options
+from fedsim.core.streams import MASK, Streams
 from fedsim.devices.traces import File, read_trace
-from fedsim.errors import InputError
-from fedsim.options import Seconds, options
-from fedsim.streams import MASK, Streams
 
 DRAW = "devices/availability"
 

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedsim.core.errors import InputError
+from fedsim.core.options import Seconds, options
+from fedsim.core.streams import SERVER, Streams
 from fedsim.devices.census import Census, Spread
 from fedsim.devices.traces import File, read_trace
-from fedsim.errors import InputError
-from fedsim.options import Seconds, options
-from fedsim.streams import SERVER, Streams
 
 DRAW = "devices/compute"
 TABLE = "devices.compute"

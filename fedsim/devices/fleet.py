@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedsim.clock import SECOND, ticks
+from fedsim.core.clock import SECOND, ticks
+from fedsim.core.options import LONGEST, Positive, Seconds, options, table_of
+from fedsim.core.plugins import Parts
+from fedsim.core.streams import MASK, Streams
 from fedsim.devices.availability import Always, Presence
 from fedsim.devices.census import Census, Spread
 from fedsim.devices.compute import Pace
-from fedsim.options import LONGEST, Positive, Seconds, options, table_of
-from fedsim.parts import Parts
-from fedsim.streams import MASK, Streams
 
 Ticks = NDArray[np.int64]
 Numbers = NDArray[np.float64]

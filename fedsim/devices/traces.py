@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
-from fedsim.errors import InputError
-from fedsim.options import LONGEST
-from fedsim.problems.datasets.base import DataFolder, reading
+from fedsim.core.data_files import DataFolder, reading
+from fedsim.core.errors import InputError
+from fedsim.core.options import LONGEST
 
 SUFFIXES = (".csv", ".parquet")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedsim.exchange import Orders, Scalar, Size
-from fedsim.graph import storable
+from fedsim.core.graph import storable
+from fedsim.exchange.messages import Orders, Scalar, Size
 
 
 @storable("job")

@@ -18,7 +18,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fedsim.streams import Index, Streams
+from fedsim.core.streams import Index, Streams
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import InputError, naming
+from fedsim.core.streams import Index, Streams
 from fedsim.engine.assignment import Assignment
 from fedsim.engine.batches import Course, Plan, plan_batches, steps_of
-from fedsim.engine.dropout import Draw
-from fedsim.engine.network import Batch, Network
 from fedsim.engine.scratch import Scratch
-from fedsim.engine.stack import Stack
-from fedsim.errors import InputError, naming
-from fedsim.exchange import BrokenPromiseError, Scalar
-from fedsim.streams import Index, Streams
+from fedsim.exchange.messages import BrokenPromiseError, Scalar
+from fedsim.nets.dropout import Draw
+from fedsim.nets.network import Batch, Network
+from fedsim.nets.stack import Stack
 
 if TYPE_CHECKING:
+    from fedsim.client.curriculum import Expert
+    from fedsim.problems.base import Problem
     from fedsim.problems.black_box import BlackBox
-    from fedsim.problems.expert import Expert
-    from fedsim.problems.problem import Problem
     from fedsim.problems.supervised import Supervised
 
 GATHER = 2**22

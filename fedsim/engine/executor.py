@@ -3,7 +3,7 @@
 How is chosen here and nowhere else. `stacked` runs as many clients at once as fit a fixed memory budget; `loop` runs
 one at a time through the module itself; `auto` takes the loop for LSTMs and large convolutions on a CPU, where it
 already runs at the speed of the arithmetic, and for models that cannot be stacked, and the stack for everything else.
-Cohorts are spread over the cores of a CPU (see `fedsim.engine.cores`), or with `process` over processes (see
+Cohorts are spread over the cores of a CPU (see `fedsim.parallel.cores`), or with `process` over processes (see
 `fedsim.engine.process`).
 """
 
@@ -12,70 +12,35 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import InputError
+from fedsim.core.graph import storable
+from fedsim.core.streams import Streams
 from fedsim.engine.assignment import Assignment
+from fedsim.engine.client import Client, _own_state
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.cores import cores, one_core_an_operation, spread
-from fedsim.engine.dropout import Draw
-from fedsim.engine.lowering import loses_to_a_loop
-from fedsim.engine.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
+from fedsim.engine.options import Choice
 from fedsim.engine.scratch import Scratch
-from fedsim.engine.store import ClientStore, Shapes
-from fedsim.errors import InputError
-from fedsim.exchange import BrokenPromiseError, Cost, Orders, Size, Update, finite_rows, total_bytes
-from fedsim.graph import storable
-from fedsim.problems.problem import Problem
+from fedsim.engine.store import ClientStore
+from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
+from fedsim.exchange.messages import BrokenPromiseError, Orders, Size, Update, finite_rows, total_bytes
+from fedsim.exchange.transforms import Chain, Sender, Transform
+from fedsim.nets.dropout import Draw
+from fedsim.nets.lowering import loses_to_a_loop
+from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
+from fedsim.parallel.cores import cores, one_core_an_operation, spread
+from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
-from fedsim.streams import Streams
-from fedsim.transforms import Chain, Sender, Transform
 
 if TYPE_CHECKING:
     from fedsim.problems.black_box import BlackBox
 
-Choice = Literal["auto", "stacked", "loop", "process"]
-
-SCORE = "score"
-"""The action whose reply is the client's loss under the model that it was sent: of the problem, not of an algorithm."""
-SCORE_EXAMPLES = "score-examples"
-"""The setting of such an order that says on how many of its examples, at random, a client measures its loss."""
-UTILITY, REPORT_UTILITY = "utility", "report-utility"
-"""A reply's root of the mean squared loss under the model that was sent, and the setting that asks for it."""
-FORWARD = 1 / 3
-"""What a forward pass takes of the time of a local step."""
 WORTH_A_THREAD = 20_000_000
 """Multiply-adds that a step must have, for each core, before threads win more than they lose to Python's lock."""
-
-
-class Client(Protocol):
-    """A client algorithm. Its methods are named after the actions it can do: (Cohort) -> Update, `train` for one.
-
-    needs: names in an order's payload and configuration that it must have. sends: names it may put into a reply. It may
-    also have `knows`, names that it reads where they are sent; `state(dimension) -> {name: shape}`, what each client
-    remembers between rounds; `check(sent)`, which refuses options that do not go with what the server sends;
-    `same_every_round`, True where it never asks its cohort for the round, so that clients that started in different
-    rounds may be executed together; `black_box`, True where all it asks of f_c is values;
-    `numbers(dimension, largest)`, how many numbers its work on one client with so many examples takes at most; `views`,
-    how many times it has each example in a batch; and
-    `operations(dimension)`, multiply-adds that a step takes it beside the model's.
-    """
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Names that an order must have."""
-        ...
-
-    @property
-    def sends(self) -> frozenset[str]:
-        """Names it may put into a reply's payload."""
-        ...
-
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
-        """What clients with so many examples [C] will do; held against what they did."""
-        ...
 
 
 @storable("job-result")
@@ -386,12 +351,6 @@ class Executor:
                 for sizes in (reply, declared.reply)
             )
             raise BrokenPromiseError(f"{type(self.client).__name__} sends {sent} where its cost declares {told}")
-
-
-def _own_state(client: Client, dimension: int) -> Shapes:
-    state = getattr(client, "state", None)
-    shapes: Shapes = {} if state is None else state(dimension)
-    return shapes
 
 
 def _gathered(parts: list[Mapping[str, Tensor]], back: Tensor) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedsim.graph import storable
+from fedsim.core.graph import storable
 
 
 @storable("ledger")
@@ -17,8 +17,8 @@ class Ledger:
     arrived. failed: replies left out because they were not finite, or not of the shape that was asked for. late:
     replies that were not in when the first window closed, taken later or never. crashed: orders during which the
     client's machine failed. lost: clients whose machine failed for good. staleness: sum over the replies of the rounds
-    that the server had completed since their orders. faults: faults on demand, of all kinds (see `fedsim.faults`), each
-    when it shows.
+    that the server had completed since their orders. faults: faults on demand, of all kinds (see
+    `fedsim.devices.faults`), each when it shows.
     """
 
     bytes_up: int = 0

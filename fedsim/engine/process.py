@@ -9,27 +9,26 @@ What the server measures (evaluation, scores, utilities) is computed in the proc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from fedsim.checkpoint import warn
+from fedsim.core.errors import FedsimError, InputError, warn
+from fedsim.core.streams import Streams
 from fedsim.engine.assignment import Assignment
-from fedsim.engine.cores import cores, one_core_an_operation
-from fedsim.engine.executor import Acted, Client, Executor
-from fedsim.engine.network import PlainNetwork
-from fedsim.engine.workers import Failed, Lost, WorkerError, Workers, take_one_core
-from fedsim.errors import FedsimError, InputError
-from fedsim.exchange import Update
-from fedsim.problems.problem import Problem
-from fedsim.streams import Streams
+from fedsim.engine.client import Client
+from fedsim.engine.executor import Acted, Executor
+from fedsim.exchange.messages import Update
+from fedsim.nets.network import PlainNetwork
+from fedsim.parallel.cores import one_core_an_operation
+from fedsim.parallel.workers import Failed, Lost, Workers
+from fedsim.problems.base import Problem
 
 if TYPE_CHECKING:
-    from fedsim.configuration import Experiment
+    pass
 
 
 class ProcessExecutor(Executor):
@@ -85,32 +84,6 @@ class ProcessExecutor(Executor):
         update = Update(rows(nothing.update.payload), rows(nothing.update.metrics))
         nbytes, queries = torch.full_like(part.clients, part.encoded), part.clients.new_zeros((len(part), 2))
         return Acted(part.clients, update, rows(nothing.state), nbytes, queries, lost=True)
-
-
-def in_processes(experiment: Experiment, problem: Problem | None) -> Callable[..., ProcessExecutor]:
-    """What makes the executor of an experiment from the arguments of an `Executor`.
-
-    problem: your own, which is sent to the processes; None: the one that the experiment describes, which they build.
-    InputError: it cannot be sent.
-    """
-    count = experiment.engine.workers or cores()
-    try:
-        workers = Workers(count, _executor, experiment.resolved(), experiment.data_dir, problem)
-    except WorkerError as error:
-        remedy = f"cannot be sent to processes; take another engine.executor ({error.reason})"
-        raise InputError("problem", type(problem).__name__, remedy) from error
-    return partial(ProcessExecutor, workers=workers)
-
-
-def _executor(tables: Mapping[str, Any], data_dir: Path | None, problem: Problem | None) -> Executor:
-    """What a process has: an executor of the experiment's clients."""
-    take_one_core()
-
-    from fedsim.configuration import experiment
-    from fedsim.runner import build_executor, build_problem
-
-    made = experiment(data_dir=data_dir, **tables)
-    return build_executor(made, build_problem(made) if problem is None else problem)
 
 
 def _act(executor: Executor, task: tuple[Assignment, Mapping[str, Tensor]]) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from fedsim.clock import seconds
-from fedsim.graph import storable
+from fedsim.core.clock import seconds
+from fedsim.core.graph import storable
 
 CLIENTS = 20
 """Clients whose work is recorded one by one."""
@@ -21,7 +21,7 @@ class Trace:
     """Counters of staleness and participation, and until they are full who was selected when, and what the first did.
 
     The timeline is of the first `CLIENTS` clients. faults: how many of each kind on demand have shown (see
-    `fedsim.faults`). skipped: windows whose replies were too few for the aggregator, so that none was used.
+    `fedsim.devices.faults`). skipped: windows whose replies were too few for the aggregator, so that none was used.
     """
 
     def __init__(self, population: int) -> None:

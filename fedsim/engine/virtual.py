@@ -20,18 +20,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.aggregation import Aggregator
-from fedsim.clock import SECOND, seconds, ticks
+from fedsim.core.clock import SECOND, seconds, ticks
+from fedsim.core.errors import StalledError
+from fedsim.core.graph import storable
 from fedsim.devices import Fleet
+from fedsim.devices.faults import WELL, Fate, Fault, Injection
 from fedsim.engine.assignment import Assignment
-from fedsim.engine.executor import SCORE, UTILITY, Executor, Work
+from fedsim.engine.executor import Executor, Work
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
-from fedsim.errors import StalledError
-from fedsim.exchange import Count, Every, Orders, Replies, Window, finite_rows, payload_bytes
-from fedsim.faults import WELL, Fate, Fault, Injection
-from fedsim.graph import storable
-from fedsim.selection import Free
+from fedsim.exchange.actions import SCORE, UTILITY
+from fedsim.exchange.aggregation import Aggregator
+from fedsim.exchange.messages import Free, Orders, Replies, finite_rows, payload_bytes
+from fedsim.exchange.windows import Count, Every, Window
 
 CLIENT = attrgetter("client")
 NO_MATTER = np.zeros(0)
@@ -79,7 +80,7 @@ class _Sky:
 
 
 class VirtualEngine:
-    """Takes orders, moves virtual time and hands back replies; see `fedsim.loop`.
+    """Takes orders, moves virtual time and hands back replies; see `fedsim.running.simulation`.
 
     fleet: the clients' devices. faults: what goes wrong on purpose; None: nothing does. now: the virtual clock, in
     ticks. in_flight: clients at work. ledger: what crossed so far. trace: who did what.

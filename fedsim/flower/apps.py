@@ -13,15 +13,16 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedsim.aggregation import Aggregator
-from fedsim.configuration import Experiment
+from fedsim.configuration.tables import Experiment
+from fedsim.core.errors import DivergedError, InputError, StalledError
 from fedsim.devices.fleet import Devices
-from fedsim.errors import DivergedError, InputError, StalledError
+from fedsim.exchange.aggregation import Aggregator
 from fedsim.flower import node
 from fedsim.flower.grid import GridEngine
 from fedsim.flower.recipe import Recipe
-from fedsim.problems.problem import Problem
-from fedsim.runner import Callback, Result, Round, build_executor, run
+from fedsim.problems.base import Problem
+from fedsim.running.build import build_executor
+from fedsim.running.runner import Callback, Result, Round, run
 
 TIMEOUT = 600.0
 """Seconds to wait for all nodes at the start, for the replies of a round, and for any reply where some are awaited."""

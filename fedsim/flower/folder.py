@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 from fedsim.flower.internals import project, run_config
 
 

@@ -15,13 +15,14 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedsim.aggregation import Aggregator
-from fedsim.clock import seconds, ticks
+from fedsim.core.clock import seconds, ticks
+from fedsim.core.errors import FedsimError, StalledError
 from fedsim.engine.executor import Executor
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
-from fedsim.errors import FedsimError, StalledError
-from fedsim.exchange import All, Count, Every, Orders, Replies, Window, finite_rows, joined
+from fedsim.exchange.aggregation import Aggregator
+from fedsim.exchange.messages import Free, Orders, Replies, finite_rows, joined
+from fedsim.exchange.windows import All, Count, Every, Window
 from fedsim.flower.recipe import identity
 from fedsim.flower.records import (
     ARRAYS,
@@ -41,7 +42,6 @@ from fedsim.flower.records import (
     record,
     tensors,
 )
-from fedsim.selection import Free
 
 Introduction = Mapping[str, str]
 """What a node says of itself; see `fedsim.flower.node.introduce`."""
@@ -84,7 +84,7 @@ class _Landed:
 
 
 class GridEngine:
-    """Takes orders, sends each node those of its clients, and hands back the replies; see `fedsim.loop`.
+    """Takes orders, sends each node those of its clients, and hands back the replies; see `fedsim.running.simulation`.
 
     The clients `c` with `c mod num-partitions = partition-id` live on one node. What is cancelled when its window
     closes is one message a node; what goes on is one a client, so that each reply comes by itself. Rows are put in the

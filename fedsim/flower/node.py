@@ -15,9 +15,9 @@ import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedsim.core.errors import InputError
 from fedsim.engine.executor import Executor
-from fedsim.errors import InputError
-from fedsim.exchange import Orders
+from fedsim.exchange.messages import Orders
 from fedsim.flower.recipe import Recipe, identity
 from fedsim.flower.records import (
     ARRAYS,
@@ -38,7 +38,7 @@ from fedsim.flower.records import (
     record,
     tensors,
 )
-from fedsim.runner import build_executor, build_problem
+from fedsim.running.build import build_executor, build_problem
 
 RAISED = 2
 """Flower's error code for an exception in the client app."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import fedsim
-from fedsim.configuration import Experiment, experiment, load
-from fedsim.errors import InputError
-from fedsim.registry import ROOT
+from fedsim.configuration.tables import Experiment, experiment, load
+from fedsim.core.errors import InputError
+from fedsim.core.plugins import ROOT
 
 SOURCES = ("fedsim", "strategies", "clients")
 """The packages whose source decides what an experiment computes."""

@@ -16,21 +16,12 @@ from flwr.app import Context, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedsim.engine.workers import Failed, Workers
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.core.generators import seeded_globals
+from fedsim.core.streams import Streams
 from fedsim.flower.internals import CRASHED, SERVER, History, Outcome, quick_arrays
-from fedsim.flower.virtual_grid import (
-    Answer,
-    Call,
-    Clients,
-    Exchange,
-    Here,
-    VirtualGrid,
-    failure,
-    few_collections,
-)
-from fedsim.generators import seeded_globals
-from fedsim.streams import Streams
+from fedsim.flower.virtual_grid import Answer, Call, Clients, Exchange, Here, VirtualGrid, failure, few_collections
+from fedsim.parallel.workers import Failed, Workers
 
 Measures = Mapping[int, Mapping[str, Any]]
 """Metrics by name, by round."""

@@ -29,18 +29,19 @@ from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedsim import registry
-from fedsim.engine.stack import Layout
-from fedsim.errors import FedsimError, InputError
-from fedsim.exchange import All, Orders, Replies, Scalar, Window
+from fedsim.core import plugins
+from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.generators import seeded_globals
+from fedsim.core.options import options
+from fedsim.core.plugins import Parts
+from fedsim.core.streams import Streams
+from fedsim.exchange.messages import Orders, Replies, Scalar
+from fedsim.exchange.windows import All, Window
 from fedsim.flower.internals import acting_as
 from fedsim.flower.records import ARRAYS, CONFIG, EXAMPLES, METRICS, ROUND
-from fedsim.generators import seeded_globals
-from fedsim.options import options
-from fedsim.parts import Parts
-from fedsim.problems.problem import Problem
-from fedsim.strategy import Metrics, ProblemView, ServerState
-from fedsim.streams import Streams
+from fedsim.nets.stack import Layout
+from fedsim.problems.base import Problem
+from fedsim.server.strategy import Metrics, ProblemView, ServerState
 
 PREFIX = "flwr:"
 SERVER_NODE, FIRST = 1, 2
@@ -257,7 +258,7 @@ def stock_class(kind: str, option: str) -> type[Stock]:
     """
     name = kind.removeprefix(PREFIX)
     if ":" in name:
-        found: Any = registry.find("strategies", name, option)
+        found: Any = plugins.find("strategies", name, option)
     else:
         found = getattr(flower, name, None) if name in flower.__all__ else None
     if not (isinstance(found, type) and issubclass(found, flower.Strategy)) or inspect.isabstract(found):

@@ -21,9 +21,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordD
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fedsim.clock import seconds, ticks
-from fedsim.engine.cores import one_core_an_operation
-from fedsim.errors import FedsimError, InputError, StalledError
+from fedsim.core.clock import seconds, ticks
+from fedsim.core.errors import FedsimError, InputError, StalledError
+from fedsim.core.generators import begin_globals, seeded_globals
+from fedsim.core.options import LONGEST
+from fedsim.core.streams import Streams
 from fedsim.flower.internals import (
     RAISED,
     SERVER,
@@ -39,9 +41,7 @@ from fedsim.flower.internals import (
     watched,
 )
 from fedsim.flower.records import PARTITION, PARTITIONS, ROUND
-from fedsim.generators import begin_globals, seeded_globals
-from fedsim.options import LONGEST
-from fedsim.streams import Streams
+from fedsim.parallel.cores import one_core_an_operation
 
 _alone = threading.Lock()
 """Held while an app runs: the generators and the names of messages are the process's."""

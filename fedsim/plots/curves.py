@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.measures import FIRST, attack_of, is_measure, lower_is_better
+from fedsim.core.measures import FIRST, attack_of, is_measure, lower_is_better
 from fedsim.plots.style import BRIGHT, INK, STYLES, legend_below, named, plain, save
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedsim.runfolder import write_whole
+from fedsim.core.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.engine.cores import one_core_an_operation
-from fedsim.errors import InputError
-from fedsim.problems.functions.evaluation import (
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Index, Streams
+from fedsim.parallel.cores import one_core_an_operation
+from fedsim.problems.base import CLIENTS_EVALUATED, Trial, choose_device
+from fedsim.problems.evaluators import (
     Answer,
     BlackBoxError,
     Failure,
@@ -29,9 +31,6 @@ from fedsim.problems.functions.evaluation import (
     misfit,
     real,
 )
-from fedsim.problems.problem import Trial
-from fedsim.problems.supervised import CLIENTS_EVALUATED, choose_device
-from fedsim.streams import Index, Streams
 
 __all__ = ["BlackBox", "BlackBoxError", "black_box"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,35 +17,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.adversarial.attack import Attack, ExampleDraws, Victim
-from fedsim.engine.cores import spread
-from fedsim.engine.dropout import prepare
-from fedsim.engine.footprint import footprint
-from fedsim.engine.functional import Functional
-from fedsim.engine.losses import LOSSES, Loss, loss_named
-from fedsim.engine.network import PlainNetwork
-from fedsim.engine.stack import Layout, Stack
-from fedsim.errors import InputError, naming
-from fedsim.options import options
-from fedsim.parts import Parts
+from fedsim.attacks.attack import Attack, ExampleDraws, Victim
+from fedsim.client.curriculum import Expert
+from fedsim.core.errors import InputError, naming
+from fedsim.core.options import options
+from fedsim.core.plugins import Parts
+from fedsim.core.streams import SERVER, Streams
+from fedsim.nets.dropout import prepare
+from fedsim.nets.footprint import footprint
+from fedsim.nets.functional import Functional
+from fedsim.nets.losses import LOSSES, Loss, loss_named
+from fedsim.nets.network import PlainNetwork
+from fedsim.nets.stack import Layout, Stack
+from fedsim.parallel.cores import spread
+from fedsim.pretrained.expert import train_expert
+from fedsim.problems.base import CLIENTS_EVALUATED, EVALUATED_AT_ONCE, PARTITION, Trial, choose_device
 from fedsim.problems.datasets import DataFolder, Dataset
-from fedsim.problems.expert import Expert, train_expert
 from fedsim.problems.models.layers import initialise
-from fedsim.problems.partition import Partition, cached_partition, noisy_labels
-from fedsim.problems.problem import Trial
-from fedsim.runfolder import PARTITION
-from fedsim.streams import SERVER, Streams
+from fedsim.problems.partitions.base import Partition, noisy_labels
+from fedsim.problems.partitions.cached import cached_partition
 
 if TYPE_CHECKING:
-    from fedsim.configuration import Experiment
+    from fedsim.configuration.tables import Experiment
 
-EVALUATED_AT_ONCE = 2**24
-"""Numbers that an evaluation's forward pass may make at once: with more they leave the cache, at twice the time."""
 ATTACKED_AT_ONCE = 2**21
 """The same of an attack, which also goes back through them; small, too, so that all cores have work."""
 STATISTICS = ("mean", "p10", "worst")
 """What is said of the clients' accuracies, in the names of measures."""
-CLIENTS_EVALUATED = 1_000
 EXAMPLES_EVALUATED = 20_000
 EXPERTS = threading.Lock()
 """Held while an expert is trained."""
@@ -460,13 +458,6 @@ def _check_model(model: nn.Module, x: Tensor, outputs: int) -> None:
         raise InputError("problem.model", name, "its outputs for an example depend on the others of the batch")
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device that an experiment asks for; auto is cuda where there is one."""
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("engine.device", wanted, "there is no CUDA device here; use cpu or auto")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def load_start(path: Path) -> dict[str, Tensor]:
     """A state dict to start from: .safetensors, or .pt/.pth read without running any code in it."""
     if not path.is_file():
@@ -499,3 +490,51 @@ def _ranges(order: np.ndarray, offset: np.ndarray, device: torch.device) -> tupl
         begins[:-1],
         begins[1:] - begins[:-1],
     )
+
+
+def supervised(
+    x: Any,
+    y: Any,
+    *,
+    model: nn.Module,
+    clients: Iterable[Any],
+    test: tuple[Any, Any] | None = None,
+    loss: str | None = None,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+) -> Supervised:
+    """A problem from arrays of your own.
+
+    x: inputs [n, ...], floats or integer tokens. y: class numbers [n], or real targets. model: any module whose
+    outputs are
+    [B, classes] (or [B, 1] for real targets); its parameters are where training starts. clients: for each client the
+    indices of its examples. test: inputs and targets to judge the global model on; without it the training examples
+    are.
+    """
+    inputs, targets = _array("x", x), _array("y", y)
+    held = (inputs, targets) if test is None else (_array("test", test[0]), _array("test", test[1]))
+    classes = 0
+    if loss != "squared_error" and np.issubdtype(targets.dtype, np.integer):
+        classes = 1 + max(int(part.max()) for part in (targets, held[1]) if part.size)
+    else:
+        targets, held = targets.astype(np.float64), (held[0], held[1].astype(np.float64))
+    dataset = Dataset("own", inputs, targets, *held, num_classes=classes)
+    partition = Partition.from_lists(list(clients))
+    partition.check(dataset)
+    return Supervised(
+        dataset,
+        partition,
+        model,
+        loss=loss,
+        device=choose_device(device),
+        dtype=dtype,
+    )
+
+
+def _array(option: str, values: Any) -> np.ndarray[Any, Any]:
+    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if np.issubdtype(array.dtype, np.floating):
+        return array
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(option, str(array.dtype), "give numbers: floats, class numbers or tokens")
+    return array.astype(np.int64)

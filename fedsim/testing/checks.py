@@ -22,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 
 import fedsim
-from fedsim.clock import ticks
+from fedsim.core.clock import ticks
+from fedsim.core.errors import InputError
+from fedsim.core.generators import seeded_globals
 from fedsim.engine.cohort import Cohort
-from fedsim.errors import InputError
-from fedsim.exchange import All, Every, payload_bytes
-from fedsim.generators import seeded_globals
-from fedsim.loop import Simulation
+from fedsim.exchange.messages import payload_bytes
+from fedsim.exchange.windows import All, Every
+from fedsim.running.simulation import Simulation
 from fedsim.testing.draws import drawing, global_states
 from fedsim.testing.others import Other, others_of
 from fedsim.testing.problems import small_experiment

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 import fedsim
-from fedsim.exchange import All
-from fedsim.history import read_rows
+from fedsim.exchange.windows import All
+from fedsim.running.history import read_rows
 from fedsim.testing.plugin import OPTION, asked_for
 from fedsim.testing.rounds import everybody
 from fedsim.testing.subject import Subject

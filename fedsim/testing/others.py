@@ -7,7 +7,7 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from fedsim.training import LocalTraining
+from fedsim.client.training import LocalTraining
 from fedsim.zeroth_order.search import EstimatedSearch, LocalSearch
 
 Other = tuple[Any, Mapping[str, Any]]

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 import fedsim
+from fedsim.problems.benchmark_functions import Synthetic
 from fedsim.problems.black_box import BlackBox
-from fedsim.problems.functions.synthetic import Synthetic
 from fedsim.problems.supervised import Supervised
-from fedsim.runner import build_simulation
+from fedsim.running.build import build_simulation
 
 DEVICE = os.environ.get("FEDSIM_TEST_DEVICE", "cpu")
 """Where the kit computes: `FEDSIM_TEST_DEVICE=cuda pytest` runs it on a GPU."""

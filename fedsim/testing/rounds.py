@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.engine.virtual import VirtualEngine
-from fedsim.exchange import All, Orders, Replies, Update
-from fedsim.loop import TURNS, Simulation
-from fedsim.strategy import ServerState
+from fedsim.exchange.messages import Orders, Replies, Update
+from fedsim.exchange.windows import All
+from fedsim.running.simulation import TURNS, Simulation
+from fedsim.server.strategy import ServerState
 
 WINDOWS = 50
 """More than a round is made of."""

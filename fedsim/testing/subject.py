@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 import fedsim
-from fedsim import registry
-from fedsim.configuration import PLUGINS
-from fedsim.errors import InputError
-from fedsim.loop import Simulation
-from fedsim.problems.problem import Problem
-from fedsim.runner import Result, build_simulation
+from fedsim.configuration.tables import PLUGINS
+from fedsim.core import plugins
+from fedsim.core.errors import InputError
+from fedsim.problems.base import Problem
+from fedsim.running.build import build_simulation
+from fedsim.running.runner import Result
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import TRAINING, small_experiment, small_functions, small_problem
 
 Path = tuple[str, ...]
@@ -146,9 +147,9 @@ def part_of(plugin: Any) -> str:
     if "__dataclass_fields__" not in vars(kind):
         raise InputError("plugin", kind.__name__, "its options cannot be read; put @options above the class")
     for part, (group, _) in PLUGINS.items():
-        if part in DEFAULTS and all(hasattr(plugin, name) for name in registry.GROUPS[group]):
+        if part in DEFAULTS and all(hasattr(plugin, name) for name in plugins.GROUPS[group]):
             return part
-    wanted = " or ".join(f"{', '.join(registry.GROUPS[PLUGINS[part][0]])} of a {part}" for part in DEFAULTS)
+    wanted = " or ".join(f"{', '.join(plugins.GROUPS[PLUGINS[part][0]])} of a {part}" for part in DEFAULTS)
     raise InputError("plugin", kind.__name__, f"it has neither {wanted}".replace(" or ", " nor "))
 
 
@@ -160,7 +161,7 @@ def values_of(made: Any) -> dict[str, Any]:
 
 def _kind(group: str, kind: type[Any]) -> str:
     """What an experiment file calls a class: an entry point, `module:Class` or `/path/to/file.py:Class`."""
-    for name, entry in registry.names(group).items():
+    for name, entry in plugins.names(group).items():
         if entry.value == f"{kind.__module__}:{kind.__qualname__}":
             return name
     if kind.__module__ == "__main__" or kind.__qualname__ != kind.__name__:

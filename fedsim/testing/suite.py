@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedsim import registry
-from fedsim.errors import InputError
+from fedsim.core import plugins
+from fedsim.core.errors import InputError
 from fedsim.testing import checks
 from fedsim.testing.on_ray import the_same_under_flowers_engine
 from fedsim.testing.others import Other
@@ -62,7 +62,7 @@ def conformance(
     )
     methods: dict[str, Any] = {f"test_{check.__name__}": _about(check, subject) for check in checks.CHECKS}
     asking = handed.get("client", DEFAULTS["client"])
-    if fits_functions(registry.make("clients", asking, "client") if isinstance(asking, Mapping | str) else asking):
+    if fits_functions(plugins.make("clients", asking, "client") if isinstance(asking, Mapping | str) else asking):
         opaque = replace(subject, opaque=True)
         methods |= {f"test_{check.__name__}_on_functions": _about(check, opaque) for check in checks.ON_FUNCTIONS}
     options = _options(subject, tested, qualified=isinstance(plugin, Mapping))

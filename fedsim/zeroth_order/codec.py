@@ -18,8 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.errors import InputError
-from fedsim.options import Positive, options
+from fedsim.core.errors import InputError
+from fedsim.core.options import Positive, options
 
 LARGEST = 63
 """Exponents go from -63 to 63: 127 magnitudes, two signs and zero are 255 codes."""

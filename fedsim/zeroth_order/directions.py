@@ -29,9 +29,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fedsim.aggregation import halving_sum
-from fedsim.errors import InputError
-from fedsim.streams import MASK, SERVER, Index, Streams, philox
+from fedsim.core.errors import InputError
+from fedsim.core.streams import MASK, SERVER, Index, Streams, philox
+from fedsim.exchange.aggregation import halving_sum
 
 Kind = Literal["gaussian", "rademacher", "sphere", "segmented", "orthonormal", "coordinate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

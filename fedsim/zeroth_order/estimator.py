@@ -11,10 +11,10 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from fedsim.core.streams import Index, Streams
 from fedsim.engine.cohort import Cohort, first
-from fedsim.engine.network import Batch
 from fedsim.engine.store import Shapes
-from fedsim.streams import Index, Streams
+from fedsim.nets.network import Batch
 from fedsim.zeroth_order import directions
 
 Memory = Mapping[str, Tensor]

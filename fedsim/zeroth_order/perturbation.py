@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fedsim.streams import Streams
+from fedsim.core.streams import Streams
 from fedsim.zeroth_order.directions import Keys, Sliceable, part
 from fedsim.zeroth_order.replay import BLOCK, add_, nonzero_rows
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedsim.streams import Streams
+from fedsim.core.streams import Streams
 from fedsim.zeroth_order.directions import Keys, Sliceable, dual, part
 
 BLOCK = 2**14

@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import InputError
+from fedsim.core.options import BatchSize, Fraction, Passes, Positive, options
+from fedsim.core.plugins import Parts
+from fedsim.core.schedules import Constant, Schedule
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.network import Batch
 from fedsim.engine.store import Shapes
-from fedsim.errors import InputError
-from fedsim.exchange import Cost, Orders, Size, Update
-from fedsim.options import BatchSize, Fraction, Passes, Positive, options
-from fedsim.parts import Parts
-from fedsim.schedules import Constant, Schedule
+from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.nets.network import Batch
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 
 MEASURE = "measure"

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 import fedsim
-from fedsim import registry
-from fedsim.exchange import All, Replies
-from fedsim.loop import Simulation
+from fedsim.core import plugins
+from fedsim.core.streams import Streams
+from fedsim.exchange.messages import Replies
+from fedsim.exchange.windows import All
 from fedsim.problems.black_box import black_box
-from fedsim.runner import build_simulation
-from fedsim.streams import Streams
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE, Quadratics, small_problem
 from fedsim.testing.problems import small_experiment as small
 from fedsim.zeroth_order.directions import draw
@@ -297,7 +298,7 @@ def test_every_option_of_an_estimator_moves_something(kind: str, option: str, va
 
 def test_every_option_of_an_estimator_is_in_the_list_above() -> None:
     for kind in {kind for kind, *_ in OTHER}:
-        made = registry.make("estimators", kind, "estimator")
+        made = plugins.make("estimators", kind, "estimator")
         own = {option for other, option, *_ in OTHER if other == kind or (kind == "spsa_gc" and other == "spsa")}
         assert {field.name for field in dataclasses.fields(made)} == own
 

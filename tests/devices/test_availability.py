@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.clock import SECOND, ticks
+from fedsim.core.clock import SECOND, ticks
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
 from fedsim.devices import Census, Devices
-from fedsim.errors import InputError
-from fedsim.streams import Streams
 
 BERNOULLI = {"kind": "bernoulli", "probability": 0.3, "period": 2.0}
 DIURNAL = {"kind": "diurnal", "mean": 0.5, "amplitude": 0.4, "day": 24.0, "period": 1.0}

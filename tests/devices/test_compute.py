@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.clock import SECOND, ticks
+from fedsim.core.clock import SECOND, ticks
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
 from fedsim.devices import Census, Devices
 from fedsim.devices.fleet import LAST
-from fedsim.errors import InputError
-from fedsim.streams import Streams
 
 
 def census(population, labels=None):
@@ -339,7 +339,7 @@ TIDES = '''
 import numpy as np
 
 from fedsim.devices.compute import Pace
-from fedsim.options import Seconds, options
+from fedsim.core.options import Seconds, options
 
 
 @options

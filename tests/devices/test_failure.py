@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.clock import SECOND, ticks
+from fedsim.core.clock import SECOND, ticks
+from fedsim.core.streams import Streams
 from fedsim.devices import Census, Devices
-from fedsim.streams import Streams
 
 REPAIRS = [({}, None), ({"repair_seconds": 0.0}, 0), ({"repair_seconds": 1e-6}, 1000)]
 

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
+from fedsim.core.streams import Streams
 from fedsim.engine.batches import Plan, plan_batches
-from fedsim.streams import Streams
 
 SIZES = torch.tensor([9, 7, 4, 1])
 ORDER = torch.arange(100, 121)

@@ -10,15 +10,15 @@ from torch.nn import functional
 
 import fedsim
 from clients.sgd import Sgd
-from fedsim.engine import cores
+from fedsim.core.errors import InputError
+from fedsim.core.options import options
+from fedsim.core.streams import Streams
 from fedsim.engine.executor import Executor
 from fedsim.engine.store import ClientStore
-from fedsim.errors import InputError
-from fedsim.exchange import BrokenPromiseError, Cost, Orders, Size
-from fedsim.options import options
-from fedsim.problems.models.layers import LastStep
-from fedsim.runner import build_simulation
-from fedsim.streams import Streams
+from fedsim.exchange.messages import BrokenPromiseError, Cost, Orders, Size
+from fedsim.nets.layers import LastStep
+from fedsim.parallel import cores
+from fedsim.running.build import build_simulation
 from fedsim.testing.problems import blobs, mlp, small_problem
 from fedsim.testing.problems import small_experiment as small
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 from fedsim.problems.black_box import BlackBoxError
 from fedsim.testing import blobs, mlp
 
@@ -22,9 +22,9 @@ from typing import Literal
 import torch
 
 from clients.sgd import Sgd
-from fedsim.errors import InputError
-from fedsim.exchange import Update
-from fedsim.options import options
+from fedsim.core.errors import InputError
+from fedsim.exchange.messages import Update
+from fedsim.core.options import options
 
 
 @options

@@ -11,13 +11,15 @@ import torch
 from tallies import Recorder, recorded, spread, taking, tally
 
 import fedsim
-from fedsim.clock import ticks
-from fedsim.engine.executor import SCORE, Executor
+from fedsim.core.clock import ticks
+from fedsim.core.errors import DivergedError, InputError, StalledError
+from fedsim.engine.executor import Executor
 from fedsim.engine.virtual import VirtualEngine
-from fedsim.errors import DivergedError, InputError, StalledError
-from fedsim.exchange import All, Count, Every, Orders
-from fedsim.loop import Simulation
-from fedsim.runner import build_simulation
+from fedsim.exchange.actions import SCORE
+from fedsim.exchange.messages import Orders
+from fedsim.exchange.windows import All, Count, Every
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 
@@ -531,7 +533,7 @@ def test_updates_that_are_never_finite_end_a_run_that_asks_for_losses():
 
 
 def test_everybody_asleep_ends_a_run_that_is_judged_in_time(monkeypatch):
-    monkeypatch.setattr("fedsim.loop.RESTS", 50)
+    monkeypatch.setattr("fedsim.running.simulation.RESTS", 50)
     asleep = {"availability": {"kind": "bernoulli", "probability": 1e-12, "period": 1.0}}
     with pytest.raises(StalledError):
         list(made("fedavg", rounds=2, devices=asleep, evaluation={"every_seconds": 1.0}))

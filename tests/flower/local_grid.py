@@ -8,9 +8,9 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
 import fedsim
-from fedsim.clock import ticks
+from fedsim.core.clock import ticks
 from fedsim.flower import GridEngine, Recipe, client_app
-from fedsim.runner import build_executor, build_problem
+from fedsim.running.build import build_executor, build_problem
 
 
 class LocalGrid(Grid):

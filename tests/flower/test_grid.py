@@ -11,13 +11,14 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from local_grid import LocalGrid, engine_of, grid_of, partitions, tiny
 
 import fedsim
-from fedsim.aggregation import WeightedMean
+from fedsim.core.errors import InputError
 from fedsim.engine.virtual import VirtualEngine
-from fedsim.errors import InputError
-from fedsim.exchange import All, Orders
+from fedsim.exchange.aggregation import WeightedMean
+from fedsim.exchange.messages import Orders
+from fedsim.exchange.windows import All
 from fedsim.flower import GridError, Recipe, client_app, node, server_app
-from fedsim.loop import Simulation
-from fedsim.runner import build_executor, build_fleet, build_problem, build_simulation
+from fedsim.running.build import build_executor, build_fleet, build_problem, build_simulation
+from fedsim.running.simulation import Simulation
 
 # Sums of the same float32 numbers in the same order: nothing may differ by more than the last bits.
 SAME = {"rtol": 0.0, "atol": 1e-6}
@@ -348,7 +349,7 @@ def test_a_recipe_is_the_experiment():
 
 def test_nothing_else_imports_flower(tmp_path):
     code = (
-        "import sys, fedsim, fedsim.cli\n"
+        "import sys, fedsim, fedsim.cli.main\n"
         "sys.argv = ['fedsim', 'run', sys.argv[1], '--set', 'rounds=1', '--out', sys.argv[2]]\n"
         "try: fedsim.cli.main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"

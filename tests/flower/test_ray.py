@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import fedsim
-from fedsim.history import read_rows
+from fedsim.running.history import read_rows
 
 pytest.importorskip("ray")
 
@@ -83,7 +83,7 @@ def test_flwr_run_agrees_and_its_processes_can_be_ended(world, ours, tmp_path):
 SLEEPERS = """
 import time
 from clients.sgd import Sgd
-from fedsim.options import options
+from fedsim.core.options import options
 
 @options
 class Sleeper(Sgd):

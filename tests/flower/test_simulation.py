@@ -21,9 +21,9 @@ from flwr.serverapp.strategy import FedAvg
 from local_grid import tiny
 
 import fedsim
-from fedsim import cli
-from fedsim.commands.flower import summary
-from fedsim.errors import InputError, StalledError
+from fedsim.cli.flower import summary
+from fedsim.cli.main import main
+from fedsim.core.errors import InputError, StalledError
 from fedsim.flower import AppFolder, AppResult, client_app, server_app, simulate
 from fedsim.flower.simulation import place_of
 
@@ -293,7 +293,7 @@ def test_a_folder_says_what_is_in_it():
 
 def test_a_module_of_the_same_name_must_not_be_loaded_already(monkeypatch):
     folder = AppFolder.read(APPS / "quickstart")
-    monkeypatch.setitem(sys.modules, "quickstart", cli)
+    monkeypatch.setitem(sys.modules, "quickstart", main)
     with pytest.raises(InputError, match="another module quickstart is loaded already, from "), folder.on_path():
         pass
 
@@ -301,7 +301,7 @@ def test_a_module_of_the_same_name_must_not_be_loaded_already(monkeypatch):
 def call(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["fedsim", "flower", "run", *map(str, arguments)])
     try:
-        cli.main()
+        main()
     except SystemExit as end:
         return int(end.code or 0)
     return 0
@@ -386,7 +386,7 @@ def test_an_app_that_never_trains_ends_with_exit_code_1_whatever_else_is_answere
     assert "2 replies are errors" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [["-m", "fedsim"], ["-c", "from fedsim.cli import main; main()"]])
+@pytest.mark.parametrize("command", [["-m", "fedsim"], ["-c", "from fedsim.cli.main import main; main()"]])
 def test_a_folder_may_have_packages_of_the_names_of_ours(command):
     done = subprocess.run(
         [sys.executable, *command, "flower", "run", ".", "--nodes", "2"],

@@ -10,11 +10,11 @@ import torch
 from flwr.app import Array, ArrayRecord
 
 import fedsim
-from fedsim.configuration import experiment as checked
-from fedsim.errors import FedsimError, InputError
-from fedsim.exchange import Replies
+from fedsim.configuration.tables import experiment as checked
+from fedsim.core.errors import FedsimError, InputError
+from fedsim.exchange.messages import Replies
 from fedsim.flower import stock
-from fedsim.runner import build_problem, build_simulation
+from fedsim.running.build import build_problem, build_simulation
 
 CLIENTS = 8
 PRIVATE = {"noise_multiplier": 0.01, "num_sampled_clients": CLIENTS, "strategy": "flwr:FedAvg"}

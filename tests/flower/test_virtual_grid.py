@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedsim.errors import FedsimError, InputError, StalledError
+from fedsim.core.errors import FedsimError, InputError, StalledError
 from fedsim.flower import VirtualGrid
 
 

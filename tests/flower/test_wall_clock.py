@@ -9,12 +9,13 @@ from flwr.app import Array, ArrayRecord, Context, RecordDict
 from local_grid import Clock, LocalGrid, TimedGrid, engine_of, grid_of, partitions, tiny
 
 import fedsim
-from fedsim.clock import ticks
-from fedsim.engine.executor import REPORT_UTILITY
-from fedsim.errors import InputError, StalledError
-from fedsim.exchange import All, Count, Every, Orders
+from fedsim.core.clock import ticks
+from fedsim.core.errors import InputError, StalledError
+from fedsim.exchange.actions import REPORT_UTILITY
+from fedsim.exchange.messages import Orders
+from fedsim.exchange.windows import All, Count, Every
 from fedsim.flower import GridError, client_app, run_on_ray, server_app
-from fedsim.runner import build_problem, build_simulation
+from fedsim.running.build import build_problem, build_simulation
 
 pytestmark = pytest.mark.usefixtures("local_flower")
 

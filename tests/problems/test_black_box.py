@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.errors import FedsimError, InputError
+from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.streams import Streams
 from fedsim.problems.black_box import BlackBox, BlackBoxError, black_box
-from fedsim.problems.functions.evaluation import Stacked
-from fedsim.streams import Streams
+from fedsim.problems.evaluators import Stacked
 
 
 def rows(clients, x):

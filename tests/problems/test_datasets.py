@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import fedsim
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
 from fedsim.problems.datasets import DataFolder, Dataset
 from fedsim.problems.datasets.base import split_off, standardise
 from fedsim.problems.datasets.cifar import CIFAR10
@@ -22,7 +23,6 @@ from fedsim.problems.datasets.images import ImageFolder
 from fedsim.problems.datasets.shakespeare import Shakespeare
 from fedsim.problems.datasets.synthetic import CHUNK, Synthetic
 from fedsim.problems.datasets.tables import CSV, NPZ
-from fedsim.streams import Streams
 
 NOWHERE = DataFolder()
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
 from fedsim.problems.models import LastStep, Residual, initialise
 from fedsim.problems.models.convolutional import CNN, LeNet, ResNet
 from fedsim.problems.models.dense import MLP, Logistic
 from fedsim.problems.models.recurrent import LSTM
-from fedsim.streams import Streams
 
 IMAGE = (1, 28, 28)
 MODELS = [

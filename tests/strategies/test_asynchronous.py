@@ -12,12 +12,12 @@ import torch
 from tallies import recorded, spread, tally, taus, weights
 
 import fedsim
-from fedsim.clock import ticks
-from fedsim.errors import InputError
-from fedsim.loop import Simulation
-from fedsim.participation import observed_weights, shares
-from fedsim.runner import build_simulation
-from fedsim.strategy import ServerState
+from fedsim.core.clock import ticks
+from fedsim.core.errors import InputError
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
+from fedsim.server.participation import observed_weights, shares
+from fedsim.server.strategy import ServerState
 from fedsim.testing.problems import DEVICE, small_problem
 from fedsim.testing.problems import small_experiment as small
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.engine.cores import one_core_an_operation
-from fedsim.errors import InputError
-from fedsim.exchange import Orders, Replies
-from fedsim.loop import Simulation
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.black_box import BlackBox, black_box
-from fedsim.runner import build_simulation
-from fedsim.strategy import ServerState
-from fedsim.streams import Streams
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
+from fedsim.server.strategy import ServerState
 from fedsim.testing.problems import DEVICE, small_problem
 from strategies.cbo import CBO, consensus_weights
 

@@ -11,11 +11,11 @@ import torch
 
 import fedsim
 import strategies.cma_es
-from fedsim.errors import InputError
-from fedsim.loop import Simulation
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
 from fedsim.problems.black_box import BlackBox, black_box
-from fedsim.runner import build_simulation
-from fedsim.streams import Streams
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE, small_problem
 
 pytest.importorskip("cma")

@@ -10,7 +10,7 @@ from replicas import D, down, hold_contract, hold_equal, play, replicas, simulat
 from torch import Tensor
 
 import fedsim
-from fedsim.loop import Simulation
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE
 from fedsim.zeroth_order.directions import part
 from fedsim.zeroth_order.replay import replay_

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fedsim
-from fedsim.exchange import Orders
+from fedsim.exchange.messages import Orders
 from fedsim.problems.supervised import Supervised
-from fedsim.runner import build_executor, build_simulation
+from fedsim.running.build import build_executor, build_simulation
 from fedsim.testing.problems import DEVICE, blobs, mlp
 from fedsim.testing.problems import small_experiment as small
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tallies import recorded, spread, tally
 
-from fedsim.runner import build_simulation
+from fedsim.running.build import build_simulation
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 

@@ -8,10 +8,10 @@ import torch
 from tallies import Recorder, recorded, spread, taking, tally
 
 import fedsim
-from fedsim.clock import ticks
-from fedsim.exchange import All
-from fedsim.loop import Simulation
-from fedsim.runner import build_simulation
+from fedsim.core.clock import ticks
+from fedsim.exchange.windows import All
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE, blobs, mlp
 from fedsim.testing.problems import small_experiment as small
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tallies import recorded, spread, taking, tally
 
-from fedsim.clock import ticks
-from fedsim.runner import build_simulation
-from fedsim.staleness import Constant, Hinge, Polynomial
+from fedsim.core.clock import ticks
+from fedsim.running.build import build_simulation
+from fedsim.server.staleness import Constant, Hinge, Polynomial
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import fedsim
-from fedsim.loop import Simulation
 from fedsim.problems.supervised import Supervised
-from fedsim.runner import build_simulation
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE, small_problem
 
 TRAINING = {"steps": 5, "batch_size": "full", "lr": 0.1}

@@ -10,8 +10,8 @@ from replicas import D, down, hold_contract, hold_equal, play, simulation
 from torch import Tensor
 
 import fedsim
-from fedsim.errors import InputError
-from fedsim.loop import Simulation
+from fedsim.core.errors import InputError
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE
 from fedsim.zeroth_order.shared_seed import Population
 

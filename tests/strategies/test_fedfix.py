@@ -9,8 +9,8 @@ import pytest
 import torch
 from tallies import Recorder, recorded, spread, taking, tally, taus
 
-from fedsim.clock import ticks
-from fedsim.runner import build_simulation
+from fedsim.core.clock import ticks
+from fedsim.running.build import build_simulation
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor
 
 import fedsim
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
 from fedsim.engine.scratch import Scratch
-from fedsim.errors import InputError
-from fedsim.exchange import Orders
-from fedsim.loop import Simulation
+from fedsim.exchange.messages import Orders
 from fedsim.problems.black_box import BlackBox, black_box
-from fedsim.runner import build_problem, build_simulation
-from fedsim.streams import Streams
-from fedsim.surrogates.gaussian_process import fit
-from fedsim.surrogates.kernels import Matern52
-from fedsim.surrogates.random_features import draw
+from fedsim.running.build import build_problem, build_simulation
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE
+from fedsim.zeroth_order.surrogates.gaussian_process import fit
+from fedsim.zeroth_order.surrogates.kernels import Matern52
+from fedsim.zeroth_order.surrogates.random_features import draw
 
 N, D, T, M, INITIAL, LAST, LR = 3, 4, 4, 200, 3, 5, 0.01
 FEW = {"features": M, "feature_points": 60, "history": 100, "neighbours": 40, "candidates": 12, "last_candidates": 12}

@@ -10,9 +10,9 @@ import torch
 from replicas import D, down, hold_contract, hold_equal, play, replicas, simulation
 
 import fedsim
-from fedsim.errors import InputError
-from fedsim.loop import Simulation
-from fedsim.streams import Streams
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE, mlp
 from fedsim.zeroth_order.directions import Keys, part
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.loop import Simulation
 from fedsim.problems.black_box import BlackBox, black_box
-from fedsim.runner import build_simulation
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE, small_problem
 
 N, D, T, LR = 4, 3, 5, 0.1

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from fedsim.errors import InputError
-from fedsim.exchange import All, Orders, Replies
-from fedsim.loop import Simulation
-from fedsim.runner import build_executor, build_simulation
+from fedsim.core.errors import InputError
+from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.windows import All
+from fedsim.running.build import build_executor, build_simulation
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE, small_problem
 from fedsim.testing.problems import small_experiment as small
 from strategies.sfat import SFAT, slack

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from clients.fedzo import FedZO
 from clients.sgd import Sgd
+from fedsim.core.options import Positive, options
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Cost, Orders, Replies, Update, Window
-from fedsim.options import Positive, options
-from fedsim.strategy import ServerState
+from fedsim.exchange.messages import Cost, Orders, Replies, Update
+from fedsim.exchange.windows import Window
+from fedsim.server.strategy import ServerState
 from strategies.fedavg import FedAvg
 from strategies.fedfix import FedFix
 

@@ -8,8 +8,8 @@ import pytest
 from pydantic import Field
 
 from clients.sgd import Sgd
-from fedsim.options import Counts, one_of, options
-from fedsim.schedules import Constant, Exponential
+from fedsim.core.options import Counts, one_of, options
+from fedsim.core.schedules import Constant, Exponential
 from fedsim.testing.others import others_of
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 from fedsim.testing import checks, conformance
 from fedsim.testing.subject import table_of
 from strategies.fedavg import FedAvg
@@ -18,9 +18,10 @@ STRATEGY = '''
 
 from typing import ClassVar, Literal
 
-from fedsim.exchange import All, Orders
-from fedsim.options import Positive, options
-from fedsim.strategy import ServerStep, observed
+from fedsim.core.options import Positive, options
+from fedsim.exchange.messages import Orders
+from fedsim.exchange.windows import All
+from fedsim.server.strategy import ServerStep, observed
 
 
 @options
@@ -50,7 +51,7 @@ CLIENT = '''
 from dataclasses import replace
 
 from clients.sgd import Sgd
-from fedsim.options import Fraction, options
+from fedsim.core.options import Fraction, options
 
 
 @options
@@ -187,7 +188,7 @@ def local():
 
 
 def fedsim_options(cls):
-    from fedsim.options import options
+    from fedsim.core.options import options
 
     return options(cls)
 
@@ -224,7 +225,7 @@ def test_a_class_of_a_script_is_one_line(tmp_path):
 
 
 def test_neither_a_strategy_nor_a_client_is_one_line():
-    from fedsim.aggregation import Median
+    from fedsim.exchange.aggregation import Median
 
     with pytest.raises(InputError, match=r"^plugin = Median: it has neither .* of a strategy nor .* of a client"):
         conformance(Median())

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.core.streams import Streams
 from fedsim.engine.assignment import Assignment
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange import Orders
+from fedsim.exchange.messages import Orders
 from fedsim.problems.black_box import black_box
-from fedsim.streams import Streams
 from fedsim.testing.problems import DEVICE
 from fedsim.zeroth_order.estimator import Estimate, Probe
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 from fedsim.zeroth_order.codec import OneByte, Sign
 
 DELTA = 1 / 8

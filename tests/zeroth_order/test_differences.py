@@ -9,7 +9,7 @@ import torch
 from probing import GRADIENT, ORIGIN, D, cohort_of, estimated, linear, moments, opaque
 
 from clients.zeroth_order.differences import Differences
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 from fedsim.zeroth_order.directions import KINDS
 
 MANY = 20_000

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import fedsim
 from clients.zeroth_order.forward_gradient import ForwardGradient
+from fedsim.core.errors import InputError
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.executor import choose_network
-from fedsim.errors import InputError
 from fedsim.problems.models.convolutional import CNN, ResNet
 from fedsim.problems.models.recurrent import LSTM
 from fedsim.problems.supervised import Supervised

@@ -7,8 +7,8 @@ import tracemalloc
 import pytest
 import torch
 
-from fedsim.engine.stack import Layout
-from fedsim.streams import Streams
+from fedsim.core.streams import Streams
+from fedsim.nets.stack import Layout
 from fedsim.zeroth_order.directions import Keys, draw
 from fedsim.zeroth_order.perturbation import evaluate_pair, perturb_
 

@@ -11,8 +11,8 @@ from probing import GRADIENT, ORIGIN, D, cohort_of, estimated, linear, opaque
 from torch import Tensor
 
 from clients.zeroth_order.prior import Prior, optimal_weight
-from fedsim.errors import InputError
-from fedsim.streams import Streams
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
 from fedsim.zeroth_order.directions import draw
 
 UNIT = GRADIENT / GRADIENT.norm()

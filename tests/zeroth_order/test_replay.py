@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedsim.streams import SERVER, Streams
+from fedsim.core.streams import SERVER, Streams
 from fedsim.zeroth_order.directions import Keys, draw, dual
 from fedsim.zeroth_order.perturbation import perturb_
 from fedsim.zeroth_order.replay import replay_

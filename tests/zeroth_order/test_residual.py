@@ -7,7 +7,7 @@ import torch
 from probing import GRADIENT, ORIGIN, D, cohort_of, estimated, linear, moments, opaque
 
 from clients.zeroth_order.residual import Residual
-from fedsim.streams import Streams
+from fedsim.core.streams import Streams
 from fedsim.zeroth_order.directions import draw
 
 MANY = 20_000

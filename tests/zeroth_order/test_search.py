@@ -11,9 +11,9 @@ import torch
 from probing import DEVICE, cohort_of
 from torch import Tensor
 
+from fedsim.core.errors import InputError
 from fedsim.engine.executor import choose_network
-from fedsim.errors import InputError
-from fedsim.exchange import Orders
+from fedsim.exchange.messages import Orders
 from fedsim.problems.black_box import black_box
 from fedsim.testing.problems import small_problem
 from fedsim.zeroth_order.estimator import Probe

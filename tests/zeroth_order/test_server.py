@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim.exchange import Replies
-from fedsim.loop import Simulation
+from fedsim.exchange.messages import Replies
 from fedsim.problems.black_box import black_box
-from fedsim.runner import build_simulation
-from fedsim.strategy import ServerState
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
+from fedsim.server.strategy import ServerState
 from fedsim.testing.problems import DEVICE, small_problem
 from fedsim.testing.problems import small_experiment as small
 from fedsim.zeroth_order.server import GuardedStep

@@ -10,7 +10,7 @@ import torch
 from probing import GRADIENT, ORIGIN, D, cohort_of, estimated, linear, moments, opaque
 
 from clients.zeroth_order.spsa import Spsa, SpsaGC
-from fedsim.errors import InputError
+from fedsim.core.errors import InputError
 
 MANY = 20_000
 START = torch.linspace(1.0, -1.0, D, dtype=torch.float64, device=GRADIENT.device)

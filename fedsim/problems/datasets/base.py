@@ -5,46 +5,19 @@ Arrays: n training examples, m test examples, k classes.
 
 from __future__ import annotations
 
-import lzma
-import os
-import pickle
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import InputError
-from fedsim.streams import Streams
+from fedsim.core.data_files import TABLE, Array, DataFolder
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
 
-Array = NDArray[Any]
 Indices = NDArray[np.int64]
 Task = Literal["classification", "regression"]
-
-TABLE = "problem.dataset"
-"""Where a loader's options stand in an experiment file."""
-DAMAGE = (
-    EOFError,
-    KeyError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    ValueError,
-    lzma.LZMAError,
-    pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What the readers of gzip, xz, zip, pickle, NumPy, text and image files raise for a file that is damaged
-(a damaged size asks for too much memory; RuntimeError is what zipfile raises for unknown compression)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,66 +70,6 @@ class Loader(Protocol):
     def load(self, folder: DataFolder) -> Dataset:
         """Read the files under `folder`; raises InputError when one is absent or not what it should be."""
         ...
-
-
-@dataclass(frozen=True)
-class DataFolder:
-    """Where data files are looked for: `path`, else the folder that FEDSIM_DATA names, else nowhere."""
-
-    path: Path | None = None
-
-    def __post_init__(self) -> None:
-        named = os.environ.get("FEDSIM_DATA")
-        if self.path is None and named:
-            object.__setattr__(self, "path", Path(named))
-
-    def find(self, *names: str) -> Path:
-        """Return the first file of these relative names that exists; raises InputError when none does."""
-        places = [] if self.path is None else [self.path.expanduser().resolve() / name for name in names]
-        for place in places:
-            if place.is_file():
-                return place
-        if self.path is None:
-            raise InputError("data-dir", "(not set)", f"{names[0]} is needed; pass --data-dir or set FEDSIM_DATA")
-        tried = ", ".join(map(str, places))
-        remedy = f"{names[0]} was looked for at {tried}; pass --data-dir or set FEDSIM_DATA"
-        raise InputError("data-dir", str(self.path), remedy)
-
-    def resolve(self, path: str) -> Path:
-        """Find the user's own file or folder: absolute, below the current folder, or below this one."""
-        given = Path(path).expanduser()
-        places = [Path.cwd() / given] + ([] if self.path is None else [self.path.expanduser().resolve() / given])
-        for place in places:
-            if place.exists():
-                return place
-        tried = ", ".join(dict.fromkeys(map(str, places)))
-        raise InputError(f"{TABLE}.path", path, f"there is no such file or folder; looked for {tried}")
-
-
-@contextmanager
-def reading(path: Path, what: str, option: str = "data-dir") -> Iterator[None]:
-    """Say in one line, as an InputError on `option`, that the file at `path` is not `what` it should be."""
-    try:
-        yield
-    except InputError:
-        raise
-    except DAMAGE as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise damaged(path, f"cannot be read as {what} ({lines[0]})", option) from error
-
-
-def read_arrays(path: Path, what: str, option: str = "data-dir") -> dict[str, Array]:
-    """Read every array of a NumPy archive; nothing in it is unpickled. Raises InputError on anything else."""
-    with reading(path, what, option), path.open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it is one array, not an archive made by numpy.savez")
-        return {name: archive[name] for name in archive.files}
-
-
-def damaged(path: Path, fault: str, option: str = "data-dir") -> InputError:
-    """Build the error for a file that is truncated, corrupt or not what its name says."""
-    return InputError(option, str(path), f"{fault}; replace the file by a sound copy")
 
 
 def split_off(strata: Array | None, count: int, share: float, seed: int) -> tuple[Indices, Indices]:

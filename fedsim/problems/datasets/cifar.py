@@ -15,17 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fedsim.options import options
-from fedsim.problems.datasets.base import (
-    Array,
-    DataFolder,
-    Dataset,
-    damaged,
-    read_arrays,
-    reading,
-    standardise,
-    unit_scale,
-)
+from fedsim.core.data_files import Array, DataFolder, damaged, read_arrays, reading
+from fedsim.core.options import options
+from fedsim.problems.datasets.base import Dataset, standardise, unit_scale
 
 PYTHON, BINARY, SUBSET = "cifar-10-batches-py", "cifar-10-batches-bin", "cifar10_subset"
 FIRST = {"python": f"{PYTHON}/data_batch_1", "binary": f"{BINARY}/data_batch_1.bin"}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.errors import InputError
-from fedsim.options import Fraction, Whole, options
-from fedsim.problems.datasets.base import DataFolder, Dataset, split_dataset
+from fedsim.core.data_files import DataFolder
+from fedsim.core.errors import InputError
+from fedsim.core.options import Fraction, Whole, options
+from fedsim.problems.datasets.base import Dataset, split_dataset
 
 
 @options

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.options import Fraction, Whole, options
-from fedsim.problems.datasets.base import DataFolder, Dataset, split_dataset, standardise
+from fedsim.core.data_files import DataFolder
+from fedsim.core.options import Fraction, Whole, options
+from fedsim.problems.datasets.base import Dataset, split_dataset, standardise
 
 
 @options

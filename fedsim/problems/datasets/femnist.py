@@ -10,16 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from fedsim.options import options
-from fedsim.problems.datasets.base import (
-    Array,
-    DataFolder,
-    Dataset,
-    damaged,
-    read_arrays,
-    standardise,
-    unit_scale,
-)
+from fedsim.core.data_files import Array, DataFolder, damaged, read_arrays
+from fedsim.core.options import options
+from fedsim.problems.datasets.base import Dataset, standardise, unit_scale
 
 FILE = "femnist/femnist_subset.npz"
 

@@ -11,16 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.options import options
-from fedsim.problems.datasets.base import (
-    Array,
-    DataFolder,
-    Dataset,
-    damaged,
-    reading,
-    standardise,
-    unit_scale,
-)
+from fedsim.core.data_files import Array, DataFolder, damaged, reading
+from fedsim.core.options import options
+from fedsim.problems.datasets.base import Dataset, standardise, unit_scale
 
 
 @options

@@ -7,18 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from fedsim.errors import InputError
-from fedsim.options import Count, Fraction, Whole, options
-from fedsim.problems.datasets.base import (
-    TABLE,
-    Array,
-    DataFolder,
-    Dataset,
-    reading,
-    split_dataset,
-    standardise,
-    unit_scale,
-)
+from fedsim.core.data_files import TABLE, Array, DataFolder, reading
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, Fraction, Whole, options
+from fedsim.problems.datasets.base import Dataset, split_dataset, standardise, unit_scale
 
 PATH = f"{TABLE}.path"
 SUFFIXES = (".png", ".jpg", ".jpeg")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.errors import InputError
-from fedsim.options import Count, Fraction, options
-from fedsim.problems.datasets.base import TABLE, Array, DataFolder, Dataset, Indices, damaged, reading
+from fedsim.core.data_files import TABLE, Array, DataFolder, damaged, reading
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, Fraction, options
+from fedsim.problems.datasets.base import Dataset, Indices
 
 FILE = "shakespeare/input.txt"
 

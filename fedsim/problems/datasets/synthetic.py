@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedsim.errors import InputError
-from fedsim.options import Count, Fraction, NonNegative, Whole, options
-from fedsim.problems.datasets.base import DataFolder, Dataset, Indices
-from fedsim.streams import Streams
+from fedsim.core.data_files import DataFolder
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, Fraction, NonNegative, Whole, options
+from fedsim.core.streams import Streams
+from fedsim.problems.datasets.base import Dataset, Indices
 
 CHUNK = 1024
 """Clients that are drawn together, so that the models of a large population need not exist at once."""

@@ -7,21 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.errors import InputError
-from fedsim.options import Fraction, Whole, options
-from fedsim.problems.datasets.base import (
-    TABLE,
-    Array,
-    DataFolder,
-    Dataset,
-    Indices,
-    Task,
-    finite,
-    read_arrays,
-    reading,
-    split_dataset,
-    standardise,
-)
+from fedsim.core.data_files import TABLE, Array, DataFolder, read_arrays, reading
+from fedsim.core.errors import InputError
+from fedsim.core.options import Fraction, Whole, options
+from fedsim.problems.datasets.base import Dataset, Indices, Task, finite, split_dataset, standardise
 
 PATH = f"{TABLE}.path"
 

@@ -10,7 +10,8 @@ from typing import Protocol
 
 from torch import nn
 
-from fedsim.problems.models.layers import LastStep, Residual, initialise
+from fedsim.nets.layers import LastStep, Residual
+from fedsim.problems.models.layers import initialise
 
 __all__ = ["LastStep", "Model", "Residual", "initialise"]
 

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import nn
 
-from fedsim.options import Count, options
-from fedsim.problems.models.layers import Residual, materialise, need_images
+from fedsim.core.options import Count, options
+from fedsim.nets.layers import Residual
+from fedsim.problems.models.layers import materialise, need_images
 
 
 @options

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from fedsim.options import Counts, options
+from fedsim.core.options import Counts, options
 from fedsim.problems.models.layers import materialise, need_numbers, stay_zero
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}

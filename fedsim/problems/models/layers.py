@@ -10,34 +10,14 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fedsim.errors import InputError
-from fedsim.streams import SERVER, Streams
+from fedsim.core.errors import InputError
+from fedsim.core.streams import SERVER, Streams
 
 Built = TypeVar("Built", bound=nn.Module)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-class Residual(nn.Module):
-    """relu(body(x) + shortcut(x)); an empty `nn.Sequential` is the shortcut that changes nothing."""
-
-    def __init__(self, body: nn.Module, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.body, self.shortcut = body, shortcut
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Both branches must give the same shape, which is the shape of the result."""
-        return torch.relu(self.body(inputs) + self.shortcut(inputs))
-
-
-class LastStep(nn.Module):
-    """The last step of a batch-first `nn.LSTM`'s output."""
-
-    def forward(self, outputs: tuple[Tensor, Any]) -> Tensor:
-        """Take what the LSTM returns, (output [B, T, H], its final states), and give [B, H]."""
-        return outputs[0][:, -1]
 
 
 def materialise(module: Built) -> Built:

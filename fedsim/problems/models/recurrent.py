@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fedsim.errors import InputError
-from fedsim.options import Count, options
-from fedsim.problems.models.layers import LastStep, materialise
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, options
+from fedsim.nets.layers import LastStep
+from fedsim.problems.models.layers import materialise
 
 
 @options

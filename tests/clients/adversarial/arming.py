@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.adversarial.training import Defence, victim
+from fedsim.client.defence import Defence, victim
+from fedsim.core.streams import Streams
 from fedsim.engine.assignment import Assignment
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.losses import Loss
-from fedsim.engine.network import Batch
-from fedsim.engine.stack import Stack
-from fedsim.exchange import Orders
+from fedsim.exchange.messages import Orders
+from fedsim.nets.losses import Loss
+from fedsim.nets.network import Batch
+from fedsim.nets.stack import Stack
 from fedsim.problems.supervised import Supervised
-from fedsim.runner import build_executor, build_simulation
-from fedsim.streams import Streams
+from fedsim.running.build import build_executor, build_simulation
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 

@@ -9,7 +9,7 @@ import torch
 from arming import run
 from torch import nn
 
-from fedsim.runner import build_simulation
+from fedsim.running.build import build_simulation
 from fedsim.testing.problems import mlp, small_problem
 from fedsim.testing.problems import small_experiment as small
 

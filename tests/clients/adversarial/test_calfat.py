@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clients.adversarial.calfat import Calibrated
-from fedsim.engine.losses import CrossEntropy
+from fedsim.nets.losses import CrossEntropy
 
 
 def prior(found: Armed, row: int, weight: float = 0.1) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from arming import CLIMB, armed, assert_climbs, run
 from torch.nn import functional
 
-from fedsim.adversarial.training import Defence
-from fedsim.errors import InputError
+from fedsim.client.defence import Defence
+from fedsim.core.errors import InputError
 
 PGD: dict[str, Any] = {"kind": "pgd", "epsilon": 0.3, "steps": 2, "domain": "none"}
 DEFENCES = ["standard", "trades", "mart", "calfat", "dbfat"]

@@ -1,0 +1,127 @@
+"""`fedsim new`: files to begin with, whose own tests pass as they are. Nothing is fetched and nothing overwritten."""
+
+from __future__ import annotations
+
+import builtins
+import importlib.resources
+import keyword
+import re
+import sys
+from collections.abc import Mapping
+from importlib.machinery import PathFinder
+from pathlib import Path
+from string import Template
+from typing import Annotated
+
+import typer
+
+from fedsim.core.errors import InputError
+from fedsim.core.plugins import names
+
+SCAFFOLDS: Mapping[str, Mapping[str, str]] = {
+    "strategy": {
+        "$name.py": "strategy.py",
+        "test_$name.py": "strategy_test.py",
+        "$name.toml": "experiment.toml",
+    },
+    "client": {
+        "$name.py": "client.py",
+        "test_$name.py": "client_test.py",
+        "$name.toml": "experiment.toml",
+    },
+    "experiment": {
+        "test_$name.py": "experiment_test.py",
+        "$name.toml": "experiment.toml",
+    },
+    "project": {
+        "$name/pyproject.toml": "pyproject.toml",
+        "$name/README.md": "readme.md",
+        "$name/.gitignore": "ignore",
+        "$name/$name/__init__.py": "package.py",
+        "$name/$name/strategy.py": "strategy.py",
+        "$name/tests/test_strategy.py": "strategy_test.py",
+        "$name/$name.toml": "experiment.toml",
+    },
+    "flower": {
+        "$name.py": "flower.py",
+        "test_$name.py": "flower_test.py",
+        "$name.toml": "experiment.toml",
+    },
+}
+"""What is written of each kind, and from which file of the folder `templates`."""
+KINDS = tuple(kind for kind in SCAFFOLDS if kind != "flower")
+LONGEST = 30
+"""Characters of a name: lines that it stands in are made for that."""
+STRATEGY = {
+    "strategy": 'kind = "$file"\ndecay = 0.001',
+    "project": 'kind = "$name"\ndecay = 0.001',
+    "flower": 'kind = "flwr:$file"\nrate = 0.5',
+}
+CLIENT = {"client": 'kind = "$file"\nthreshold = 0.001'}
+TRAINING = "epochs = 5                # or steps = 20\nbatch_size = 4\nlr = 0.1"
+
+Kind = Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")]
+Name = Annotated[str, typer.Argument(help="In lower case, as of a Python module: my_mean.")]
+Flower = Annotated[bool, typer.Option("--flower", help="A strategy of Flower's, which runs here and there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
+
+
+def new(kind: Kind, name: Name, flower: Flower = False, force: Force = False) -> None:
+    """Write a strategy, a client, an experiment or a project with its tests, in this folder."""
+    if kind not in KINDS:
+        raise InputError("kind", kind, f"name one of: {', '.join(KINDS)}")
+    if flower and kind != "strategy":
+        raise InputError("flower", True, "only a strategy can be one of Flower's; leave it out")
+    texts = scaffold("flower" if flower else kind, name)
+    if kind == "project" and name in names("strategies"):
+        raise InputError("name", name, f"{name} is an installed strategy already; choose another name")
+    present = [path for path in (*texts, *([name] if kind == "project" else [])) if Path(path).exists()]
+    if present and not force:
+        raise InputError("name", name, f"{present[0]} exists; choose another name or pass --force")
+    for path, text in texts.items():
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(text, encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise InputError("name", name, f"{path} cannot be written: {error.strerror}") from error
+        print(path)
+    print(f"next: {_next(kind, name)}")
+
+
+def scaffold(kind: str, name: str) -> dict[str, str]:
+    """The files of a scaffold, by path. kind: of `SCAFFOLDS`. InputError: the name is not one to begin with."""
+    title = "".join(part.capitalize() for part in name.split("_"))
+    templates = {path: _template(file) for path, file in SCAFFOLDS[kind].items()}
+    _check(name, title, " ".join(templates.values()))
+    project = kind == "project"
+    words = {"name": name, "title": title, "file": f"./{name}.py:{title}"}
+    words |= {"module": f"{name}.strategy" if project else name, "up": "s[1]" if project else ""}
+    words["strategy"] = "[strategy]\n" + Template(STRATEGY.get(kind, 'kind = "fedavg"')).substitute(words)
+    words["client"] = "[client]\n" + Template(CLIENT.get(kind, 'kind = "sgd"')).substitute(words) + f"\n{TRAINING}"
+    return {Template(path).substitute(words): Template(text).substitute(words) for path, text in templates.items()}
+
+
+def _template(file: str) -> str:
+    return (importlib.resources.files("fedsim.cli") / "templates" / f"{file}.txt").read_text(encoding="utf-8")
+
+
+def _check(name: str, title: str, text: str) -> None:
+    """Refuse a name that would hide something: of Python, of what is installed, or of what the text itself uses."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) or len(name) > LONGEST:
+        raise InputError("name", name, f"write up to {LONGEST} small letters, digits and _, beginning with a letter")
+    if name.startswith("test_") or name in ("conftest", "tests"):
+        raise InputError("name", name, "pytest would take it for something of its own; choose another name")
+    here = Path.cwd()
+    installed = [place for place in sys.path if place and Path(place).resolve() != here]
+    taken = name in sys.stdlib_module_names or PathFinder.find_spec(name, installed) is not None
+    if taken or keyword.iskeyword(name):
+        raise InputError("name", name, "is a module or a word of Python's already; choose another name")
+    used = re.findall(r"\w+", text.replace("$title", ""))
+    if title in used or hasattr(builtins, title) or keyword.iskeyword(title):
+        raise InputError("name", name, f"{title} is needed for something else; choose another name")
+
+
+def _next(kind: str, name: str) -> str:
+    if kind == "project":
+        return f"cd {name}, then pip install -e '.[dev]', pytest, fedsim run {name}.toml"
+    return f"pytest test_{name}.py, fedsim run {name}.toml"

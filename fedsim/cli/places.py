@@ -1,0 +1,103 @@
+"""Where option classes stand in an experiment file: a walk from its top through all that its tables may hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticUndefined
+
+from fedsim.configuration.tables import PLUGINS, TABLES, TRANSFORMS, Top
+from fedsim.core.plugins import Parts, names, option_class, ours
+
+Key = str | tuple[type[Any], ...]
+"""What an option names: a plug-in of a group, or one of some option classes."""
+TOP = "experiment"
+"""What stands for the keys of a file that are no tables."""
+PARTS: Mapping[str, Key] = {
+    TOP: (Top,),
+    **{part: group for part, (group, _) in PLUGINS.items()},
+    **dict.fromkeys(TRANSFORMS, "transforms"),
+    **{table: (made,) for table, made in TABLES.items()},
+}
+"""What stands at the top of a file and in its tables."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Option classes that may stand in the same tables.
+
+    tables: their names, as `client.schedule`; the first is that of the place. kinds: the classes by `kind`; where a
+    table has no kinds, one under "".
+    """
+
+    tables: list[str]
+    kinds: Mapping[str, type[Any]]
+
+
+def gather(parts: Iterable[str] = PARTS, *, built_in: bool = False) -> dict[Key, Place]:
+    """All places of these parts of a file, in its order. built_in: without the plug-ins of other packages."""
+    found: dict[Key, Place] = {}
+
+    def visit(table: str, key: Key) -> None:
+        if key in found:
+            if table not in found[key].tables:
+                found[key].tables.append(table)
+            return
+        found[key] = Place([table], _kinds(key, built_in))
+        for made in found[key].kinds.values():
+            for name, hint in hints(made).items():
+                inner = key_of(made, name, hint)
+                if inner is not None:
+                    visit(f"{table}.{name}", inner)
+
+    for part in parts:
+        visit(part, PARTS[part])
+    return found
+
+
+def hints(made: type[Any]) -> dict[str, Any]:
+    """The annotation of each option of a class, by name."""
+    annotated = typing.get_type_hints(made, include_extras=True)
+    return {field.name: annotated[field.name] for field in dataclasses.fields(made)}
+
+
+def key_of(made: type[Any], option: str, hint: Any) -> Key | None:
+    """What an option names in a table of its own; None: it takes no table."""
+    if issubclass(made, Parts) and option in made.parts:
+        return made.parts[option]
+    return tuple(one for one in alternatives(hint) if _is_option_class(one)) or None
+
+
+def alternatives(hint: Any) -> list[Any]:
+    """The types of values that a file may give to an option of this type: option classes and plain ones."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        inner, *metadata = arguments
+        for note in metadata:
+            if isinstance(note, BeforeValidator) and note.json_schema_input_type is not PydanticUndefined:
+                return alternatives(note.json_schema_input_type)
+        return [one if _is_option_class(one) else Annotated[one, *metadata] for one in alternatives(inner)]
+    if origin in (Union, UnionType):
+        return [found for one in arguments if one is not NoneType for found in alternatives(one)]
+    return [hint]
+
+
+def kind_of(made: Any) -> str:
+    """What an option class, or an object of it, is called among others; "" where nothing else can stand there."""
+    return str(getattr(made, "kind", ""))
+
+
+def _is_option_class(hint: Any) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def _kinds(key: Key, built_in: bool) -> dict[str, type[Any]]:
+    if isinstance(key, str):
+        return {name: option_class(key, name, "kind") for name in (ours(key) if built_in else names(key))}
+    return {kind_of(made): made for made in key}

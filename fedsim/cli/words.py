@@ -1,0 +1,117 @@
+"""What the commands say: one line of a run, tables of a sweep, exit codes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedsim.running.runner import Result
+from fedsim.running.sweep import Outcome
+
+STATUS = {"finished": 0, "stopped": 0, "diverged": 1, "stalled": 1, "failed": 1, "interrupted": 130}
+MEASURES = ("train_loss", "global_train_loss", "test_loss", "test_accuracy", "client_accuracy_p10", "value", "gap")
+"""What is said of a run, where it was measured."""
+
+
+def _say(result: Result) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    summary = result.summary
+    queries = [f"{summary['total_queries']:,} queries"] if summary["total_queries"] else []
+    traffic = _size(summary["total_bytes_up"] + summary["total_bytes_down"])
+    head = f"{result.status}: {summary['rounds']} rounds in {summary['wall']:.1f} s"
+    console.print(", ".join([head, *_measures(summary), *queries, f"{traffic} exchanged"]))
+    if summary["total_failed"]:
+        console.print(f"{summary['total_failed']} updates were not finite, or misshapen, and were left out")
+    if summary["total_clients"] == 0:
+        console.print("no reply was ever used: the model is the one that the run began with")
+    if summary["total_crashed"]:
+        console.print(f"{summary['total_crashed']} orders ended with the failure of the client's machine")
+    if summary["total_lost"]:
+        share = f"{100 * summary['lost_weight']:.3g} % of the examples"
+        console.print(f"{summary['total_lost']} clients failed for good, and with them {share}")
+    if summary["faults"]:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in summary["faults"].items())
+        console.print(f"{sum(summary['faults'].values())} replies were faulty on purpose: {kinds}")
+    if summary["skipped"]:
+        console.print(f"{summary['skipped']} times too few replies were left for the aggregator, and none was used")
+    if result.reason:
+        console.print(result.reason)
+    if result.folder is not None:
+        console.print(f"run folder: {result.folder}")
+
+
+def _measures(summary: Mapping[str, Any]) -> list[str]:
+    return [f"{name.replace('_', ' ')} {_number(name, summary[name])}" for name in _said(summary)]
+
+
+def _said(measured: Iterable[str]) -> list[str]:
+    """Those of `MEASURES` that were measured, and then what was under attacks: test accuracies, training losses."""
+    from fedsim.core.measures import attack_of
+
+    found = dict.fromkeys(measured)
+    under = [name for name in found if attack_of(name)]
+    tests = [name for name in under if name.startswith("test_") and name.endswith("_accuracy")]
+    losses = [name for name in under if name.startswith("global_train_") and name.endswith("_loss")]
+    return [*(name for name in MEASURES if name in found), *tests, *losses]
+
+
+def _size(count: int) -> str:
+    """Bytes in a unit that leaves something before the point."""
+    if count < 2**17:
+        return f"{count / 2**10:.1f} KiB"
+    return f"{count / 2**20:.1f} MiB"
+
+
+def _number(name: str, value: float) -> str:
+    """Four digits after the point; of what may be small by design, four in all."""
+    return f"{value:.4g}" if name in ("value", "gap") else f"{value:.4f}"
+
+
+def sweep_table(outcomes: Sequence[Outcome]) -> Table:
+    """Lay out a sweep: a line for the seeds of a combination, with mean and sample deviation of their final values."""
+    said = _said(name for outcome in outcomes for name in outcome.summary)
+    names = [name for name in said if not name.startswith("client")]  # four would be too wide
+    table = Table(show_edge=False)
+    table.add_column("experiment", overflow="fold")
+    for heading in ("seeds", *(name.replace("_", " ") for name in names)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for group, members in groupby(outcomes, key=lambda outcome: outcome.point.folder.parent):
+        ran = list(members)
+        others = Counter(outcome.status for outcome in ran if STATUS[outcome.status])
+        seeds = f"{len(ran)}{''.join(f' ({number} {status})' for status, number in others.items())}"
+        cells = [[outcome.summary[name] for outcome in ran if name in outcome.summary] for name in names]
+        table.add_row(Text("/".join(group.parts[-2:])), seeds, *map(_cell, cells))
+    if len({outcome.point.folder.parent for outcome in outcomes}) < len(outcomes):
+        table.caption = "±: one sample standard deviation over the seeds"
+    return table
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    """Write mean ± standard deviation. A value that is None was not finite."""
+    from fedsim.reports.comparison import Spread
+
+    if not values:
+        return "-"
+    spread = Spread(tuple(math.nan if value is None else value for value in values))
+    if not math.isfinite(spread.mean):
+        return "not finite"
+    return f"{spread.mean:.4f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.4f}")
+
+
+def _say_outcome(outcome: Outcome) -> None:
+    if not outcome.skipped:
+        print(_outcome_line(outcome), flush=True)
+
+
+def _outcome_line(outcome: Outcome) -> str:
+    head = f"{'/'.join(outcome.point.folder.parts[-3:])}: {outcome.status}"
+    if outcome.status in ("failed", "diverged"):
+        return f"{head}: {outcome.reason}"
+    return ", ".join([head, *_measures(outcome.summary), f"{outcome.summary['wall']:.1f} s"])

@@ -1,0 +1,1 @@
+"""What client algorithms share."""

@@ -1,0 +1,294 @@
+"""Local training: the steps that a cohort takes on its own data, shared by every client that trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.client.curriculum import SampleCurriculum
+from fedsim.client.defence import Defence
+from fedsim.core.errors import InputError
+from fedsim.core.options import BatchSize, Fraction, NonNegative, Passes, Positive, options, table_of
+from fedsim.core.plugins import Parts
+from fedsim.core.schedules import Constant, Exponential, Schedule, Step
+from fedsim.engine.batches import steps_of
+from fedsim.engine.cohort import Cohort
+from fedsim.engine.store import Shapes
+from fedsim.exchange.actions import FORWARD
+from fedsim.exchange.messages import Cost, Orders, Size
+from fedsim.nets.network import Batch
+from fedsim.nets.stack import Stack
+
+EPSILON = 1e-12
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training comes to. params: y, [C, d]. loss: the mean over the steps, [C], taken before each step.
+
+    last_loss: the same over the steps of the last epoch, where it is asked for.
+    """
+
+    params: Tensor
+    loss: Tensor
+    last_loss: Tensor | None
+
+
+@options
+class LocalTraining(Parts):
+    """How a client trains: y <- y - lr * direction, over mini-batches of its own examples.
+
+    Give `epochs` or `steps`. Optimizers begin anew in every round.
+    """
+
+    parts: ClassVar[Mapping[str, str]] = {"adversarial": "defences"}
+
+    epochs: Passes | None = None
+    """Passes over the examples, each freshly shuffled, the last batch possibly partial. Not given: steps decide."""
+    steps: Passes | None = None
+    """So many steps, each on an independent batch. Not given: epochs decide."""
+    batch_size: BatchSize = 32
+    """Examples of a step; full: all that the client has."""
+    lr: Positive = 0.1
+    """The learning rate."""
+    schedule: Schedule = Constant()
+    """Factor of lr over the rounds."""
+    epochs_schedule: Schedule = Constant()
+    """Factor of epochs over the rounds, rounded, at least 1 epoch; it may not grow (FedDynAT; Shah et al. 2021)."""
+    inverse_decay: NonNegative = 0.0
+    """Step s of a round has lr times (1 + inverse_decay s)^(-inverse_power), s from 0; 0: all steps have the same."""
+    inverse_power: Positive = 0.75
+    """The exponent of that."""
+    optimizer: Literal["sgd", "adam", "lion"] = "sgd"
+    """sgd, with momentum or Nesterov's form of it; adam, bias-corrected (Kingma and Ba 2015); or lion, the sign of an
+    interpolated momentum (Chen et al. 2023).
+    """
+    momentum: Fraction = 0.0
+    """The momentum of sgd; 0: none."""
+    nesterov: bool = False
+    """Nesterov's form, which needs a momentum."""
+    beta1: Fraction = 0.9
+    """Of adam, how slowly the mean gradient moves; of lion, the momentum's part of the direction."""
+    beta2: Fraction = 0.99
+    """Of adam, how slowly the mean square moves; of lion, how slowly the momentum does."""
+    epsilon: Positive = 1e-8
+    """Of adam, added to the root of the mean square."""
+    weight_decay: NonNegative = 0.0
+    """Factor of the weights, added to the gradient for sgd and adam, decoupled for lion."""
+    clip_norm: Positive | None = None
+    """Bound of the l2 norm of the gradient of the client's loss, before decay and corrections. Not given: there is no
+    bound.
+    """
+    adversarial: Any = None
+    """Training against an attack. Not given: on examples as they are."""
+    curriculum: Annotated[SampleCurriculum | None, table_of(SampleCurriculum)] = None
+    """An order of the examples, which needs epochs. Not given: a random one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.epochs is None) == (self.steps is None):
+            raise InputError(
+                "epochs", self.epochs, "give exactly one of epochs and steps (--set client.epochs=none takes one away)"
+            )
+        if self.epochs is None:
+            if self.curriculum is not None:
+                raise InputError("curriculum", "given", "it orders epochs; give epochs instead of steps")
+            if not isinstance(self.epochs_schedule, Constant):
+                raise InputError("epochs_schedule", "given", "there are steps; give epochs instead")
+        if isinstance(self.epochs_schedule, Exponential | Step) and self.epochs_schedule.gamma > 1.0:
+            raise InputError("epochs_schedule.gamma", self.epochs_schedule.gamma, "epochs may not grow; take at most 1")
+        if self.nesterov and self.momentum == 0.0:
+            raise InputError("nesterov", True, "needs a momentum above 0")
+        if self.optimizer == "sgd":
+            for name, default in (("beta1", 0.9), ("beta2", 0.99), ("epsilon", 1e-8)):
+                if getattr(self, name) != default:
+                    raise InputError(name, getattr(self, name), "is an option of optimizer = 'adam' or 'lion' only")
+        if self.momentum and self.optimizer != "sgd":
+            raise InputError("momentum", self.momentum, "is an option of optimizer = 'sgd' only")
+
+    @property
+    def plain(self) -> bool:
+        """Whether a step is a multiple of the gradient, so that it may be fused with it."""
+        return self.optimizer == "sgd" and self.momentum == 0.0 and self.clip_norm is None
+
+    @property
+    def same_every_round(self) -> bool:
+        """Whether rounds differ in nothing but their draws."""
+        constant = isinstance(self.schedule, Constant) and isinstance(self.epochs_schedule, Constant)
+        return constant and (self.defence is None or self.defence.same_every_round)
+
+    @property
+    def defence(self) -> Defence | None:
+        """What trains against an attack, if something does."""
+        defence: Defence | None = self.made.get("adversarial")
+        return defence
+
+    @property
+    def views(self) -> int:
+        """How many times an example is in a batch."""
+        return 1 if self.defence is None else self.defence.views
+
+    def rate(self, cohort: Cohort) -> float:
+        """The learning rate in the round of a cohort's order, at its first step."""
+        return self.lr if isinstance(self.schedule, Constant) else self.lr * self.schedule.factor(cohort.round)
+
+    def rates(self, cohort: Cohort) -> Tensor:
+        """The sum of the rates of the steps that each client has taken, float64 [C]."""
+        if not self.inverse_decay:
+            return cohort.steps_taken.double() * self.rate(cohort)
+        longest = int(cohort.steps_taken.max()) if len(cohort) else 0
+        decayed = [self._decay(step) for step in range(longest)]
+        sums = torch.tensor([0.0, *decayed], dtype=torch.float64, device=cohort.examples.device).cumsum(0)
+        return sums[cohort.steps_taken] * self.rate(cohort)
+
+    def local_steps(self, examples: Tensor, round: int = 0) -> Tensor:  # noqa: A002
+        """How many steps clients with so many examples take in a round: int64 [C]."""
+        epochs = self._epochs(round)
+        if self.curriculum is not None and epochs is not None:
+            return self.curriculum.steps(examples, epochs, self._width)
+        return steps_of(examples, epochs, self.steps, self._width)
+
+    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+        """Steps, and one vector the size of the parameters sent up; beside, what attacks and scoring take."""
+        params = orders.payload["params"]
+        steps, effort = self.local_steps(examples, orders.round), None
+        if self.defence is not None:
+            effort = steps * self.defence.effort(orders.round)
+        if self.curriculum is not None:
+            width = examples if self._width is None else self._width
+            scoring = self.curriculum.judgements() * FORWARD * -(-examples // width)
+            effort = scoring if effort is None else effort + scoring
+        return Cost(steps, {"delta": Size.of(params)}, effort=effort)
+
+    def state(self, dimension: int) -> Shapes:
+        """What clients keep for their curriculum."""
+        return {} if self.curriculum is None else self.curriculum.state(dimension)
+
+    def descend(
+        self,
+        cohort: Cohort,
+        start: Tensor,
+        *,
+        decay: float = 0.0,
+        shift: Tensor | None = None,
+        report_last: bool = False,
+    ) -> Trained:
+        """Train from `start` ([d] or [C, d]) on f_i(y) + decay/2 |y|^2 - <shift, y>.
+
+        decay and shift ([d] or [C, d]) are added to every gradient: grad f_i(y) + decay y - shift. report_last: tell
+        the losses of the last epoch, too.
+        """
+        batches = self._batches(cohort)
+        arm = None if self.defence is None else self.defence.arm(cohort)
+        y = cohort.stack(start)
+        fixed = None if shift is None else cohort.stack(shift)
+        rule = None if self.plain else self._rule(y)
+        lr = base = self.rate(cohort)
+        coupled = decay + (self.weight_decay if self.optimizer != "lion" else 0.0)
+        decoupled = self.weight_decay if self.optimizer == "lion" else 0.0
+        losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
+        history: list[Tensor] = []
+        rows, fixed_rows = y, fixed
+        for step, batch in enumerate(batches):
+            active = len(batch)
+            if active != len(rows):
+                rows, fixed_rows = y[:active], None if fixed is None else fixed[:active]
+            if self.inverse_decay:
+                lr = base * self._decay(step)
+            if arm is not None:
+                batch = arm(rows, batch)
+            if rule is None:
+                loss = cohort.network.descend(rows, batch, lr, coupled, fixed_rows)
+            else:
+                loss, gradient = self._gradient(cohort, rows, batch, coupled, fixed_rows)
+                if decoupled:
+                    rows.mul_(1.0 - lr * decoupled)
+                rule(step, rows, gradient, lr)
+            losses[:active] += loss
+            if report_last:
+                history.append(loss)
+        params = y.flat()
+        if self.curriculum is not None:
+            self.curriculum.keep(cohort, params)
+        last = self._last(cohort, history) if report_last else None
+        return Trained(params, losses / cohort.steps_taken.clamp(min=1), last)
+
+    def _last(self, cohort: Cohort, history: list[Tensor]) -> Tensor:
+        """The mean loss of each client's last epoch [C]; of independent steps the mean of all."""
+        steps = cohort.steps_taken
+        epoch = steps if self.epochs is None else torch.minimum(steps_of(cohort.examples, 1, None, self._width), steps)
+        total = torch.zeros(len(cohort), dtype=cohort.dtype, device=steps.device)
+        for step, loss in enumerate(history):
+            total[: len(loss)] += torch.where(step >= (steps - epoch)[: len(loss)], loss, 0.0)
+        return total / epoch.clamp(min=1)
+
+    def _epochs(self, round: int) -> int | None:  # noqa: A002
+        if self.epochs is None:
+            return None
+        return max(1, math.floor(self.epochs * self.epochs_schedule.factor(round) + 0.5))
+
+    def _decay(self, step: int) -> float:
+        return float((1.0 + self.inverse_decay * step) ** -self.inverse_power)
+
+    def _batches(self, cohort: Cohort) -> Iterator[Batch]:
+        epochs = self.epochs if isinstance(self.epochs_schedule, Constant) else self._epochs(cohort.round)
+        padded = self.views > 1  # so that the second view's examples have the places, and the dropout, of a stack's
+        if self.curriculum is None or epochs is None:
+            return cohort.batches(epochs=epochs, steps=self.steps, batch_size=self._width, padded=padded)
+        course = self.curriculum.course(cohort, epochs, self._width)
+        return cohort.batches(batch_size=self._width, course=course, padded=padded)
+
+    @property
+    def _width(self) -> int | None:
+        return None if self.batch_size == "full" else self.batch_size
+
+    def _gradient(
+        self, cohort: Cohort, rows: Stack, batch: Batch, decay: float, shift: Stack | None
+    ) -> tuple[Tensor, Stack]:
+        loss, gradient = cohort.network.gradients(rows, batch)
+        if self.clip_norm is not None:
+            squares = [leaf.reshape(len(leaf), -1).square().sum(dim=1) for leaf in gradient.leaves]
+            norm = torch.stack(squares, dim=1).sum(dim=1).sqrt()
+            factor = torch.clamp(self.clip_norm / (norm + EPSILON), max=1.0)
+            for leaf in gradient.leaves:
+                leaf.mul_(factor.view(-1, *(1,) * (leaf.dim() - 1)))
+        if decay:
+            gradient.add_(rows, alpha=decay)
+        if shift is not None:
+            gradient.add_(shift, alpha=-1.0)
+        return loss, gradient
+
+    def _rule(self, y: Stack) -> Callable[[int, Stack, Stack, float], None]:
+        """The elementwise step (step number, y, gradient, lr) of the chosen optimizer, with fresh memory."""
+        first = Stack([torch.zeros_like(leaf) for leaf in y.leaves])
+        second = Stack([torch.zeros_like(leaf) for leaf in y.leaves]) if self.optimizer == "adam" else first
+
+        def sgd(step: int, rows: Stack, gradient: Stack, lr: float) -> None:  # noqa: ARG001
+            velocity = first[: len(rows)]
+            if self.momentum:
+                velocity.mul_(self.momentum).add_(gradient)
+                gradient = gradient.add_(velocity, self.momentum) if self.nesterov else velocity
+            rows.add_(gradient, -lr)
+
+        def adam(step: int, rows: Stack, gradient: Stack, lr: float) -> None:
+            mean, square = first[: len(rows)].leaves, second[: len(rows)].leaves
+            torch._foreach_lerp_(mean, gradient.leaves, 1.0 - self.beta1)
+            torch._foreach_mul_(square, self.beta2)
+            torch._foreach_addcmul_(square, gradient.leaves, gradient.leaves, 1.0 - self.beta2)
+            scale = torch._foreach_div(square, 1.0 - self.beta2 ** (step + 1))
+            torch._foreach_sqrt_(scale)
+            torch._foreach_add_(scale, self.epsilon)
+            torch._foreach_addcdiv_(rows.leaves, mean, scale, -lr / (1.0 - self.beta1 ** (step + 1)))
+
+        def lion(step: int, rows: Stack, gradient: Stack, lr: float) -> None:  # noqa: ARG001
+            mean = first[: len(rows)].leaves
+            direction = torch._foreach_lerp(mean, gradient.leaves, 1.0 - self.beta1)
+            torch._foreach_add_(rows.leaves, [part.sign_() for part in direction], alpha=-lr)
+            torch._foreach_lerp_(mean, gradient.leaves, 1.0 - self.beta2)
+
+        return {"sgd": sgd, "adam": adam, "lion": lion}[self.optimizer]

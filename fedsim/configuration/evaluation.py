@@ -1,0 +1,137 @@
+"""When the global model is judged, on what and under which attacks, and when that ends a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from fedsim.core.errors import InputError
+from fedsim.core.measures import lower_is_better
+from fedsim.core.options import Count, Seconds, Whole, options
+from fedsim.core.plugins import Parts
+from fedsim.core.streams import Streams
+from fedsim.problems.base import Trial
+
+Measurable = Literal["test", "train"]
+Measured = Annotated[
+    tuple[Measurable, ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(
+        lambda given: (given,) if isinstance(given, str) else given,
+        json_schema_input_type=Measurable | Annotated[tuple[Measurable, ...], Field(min_length=1)],
+    ),
+]
+
+
+Plugins = Annotated[
+    tuple[Any, ...],
+    Field(strict=False),
+    BeforeValidator(lambda given: (given,) if isinstance(given, str | Mapping) else given),
+]
+
+
+@options
+class Evaluation(Parts):
+    """When the global model is judged, and on what."""
+
+    parts: ClassVar[Mapping[str, str]] = {"attacks": "attacks"}
+    lists: ClassVar[frozenset[str]] = frozenset({"attacks"})
+
+    every: Whole | None = None
+    """Rounds between two evaluations, the last round having one in any case; 0: only that. Not given: 1, without
+    every_seconds.
+    """
+    every_seconds: Seconds | None = None
+    """Instead, virtual seconds between two evaluations; the end has one in any case. Not given: rounds count."""
+    on: Measured = ("test",)
+    """Sets that the model is judged on: test, the test set; train, all training examples."""
+    clients: bool | Literal["auto"] = "auto"
+    """Judge the model also on each client's own examples; auto: with up to 1,000 clients, and up to 20,000 examples
+    where these are what clients train on.
+    """
+    attacks: Plugins = ()
+    """Judge it also on examples attacked in these ways, measured as test_<attack>_loss and so on."""
+    attacks_every: Whole | None = None
+    """Rounds between two evaluations under attack, a multiple of `every`, and one at the end; 0: only that. Not given:
+    at every evaluation.
+    """
+    examples: Count | None = None
+    """Attack at most so many of each set, a sample drawn without replacement that is the same in all runs. Not given:
+    all.
+    """
+    attack_clients: bool = False
+    """Attack also each client's own examples, all of them."""
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every_seconds is not None:
+            raise InputError("every_seconds", self.every_seconds, f"give it or every ({self.every}), not both")
+        super().__post_init__()
+        labels = [attack.label for attack in self.made["attacks"]]
+        for number, label in enumerate(labels):
+            if (first := labels.index(label)) < number:
+                remedy = f"attacks.{first} has the same name; give one of them another, name = ..."
+                raise InputError(f"attacks.{number}", label, remedy)
+        for option, default in (("attacks_every", None), ("examples", None), ("attack_clients", False)):
+            if not labels and getattr(self, option) != default:
+                raise InputError(option, getattr(self, option), "there are no attacks; name some, or leave it out")
+        if self.attack_clients and self.clients is False:
+            raise InputError("attack_clients", True, "clients = false says to leave clients out; remove one of the two")
+        after = self.attacks_every
+        if after and (self.rounds == 0 or after % self.rounds):
+            judged = f"every {self.rounds} rounds; give a multiple of that, or 0" if self.rounds else "by time; give 0"
+            raise InputError("attacks_every", after, f"models are judged {judged}")
+
+    @property
+    def rounds(self) -> int:
+        """Evaluate after so many rounds; 0: never after a round as such."""
+        if self.every_seconds is not None:
+            return 0
+        return 1 if self.every is None else self.every
+
+    def trial(self, streams: Streams) -> Trial | None:
+        """How the model is attacked; None: it is not."""
+        attacks = self.made["attacks"]
+        return Trial(attacks, self.on, self.examples, self.attack_clients, streams) if attacks else None
+
+    def attacks_after(self, number: int) -> bool:
+        """Whether a model that is judged after this round, not at the end, is attacked too."""
+        return self.attacks_every is None or (self.attacks_every > 0 and number % self.attacks_every == 0)
+
+
+@options
+class Stopping:
+    """Stop early; give one at least of `target`, `patience` and `queries`.
+
+    Losses and values of functions improve downwards, everything else upwards. Evaluations without the metric, as where
+    attacks are rarer, do not count.
+    """
+
+    metric: str = "test_accuracy"
+    """What `target` and `patience` are about, as metrics.jsonl calls it."""
+    target: float | None = None
+    """Stop when the metric has reached this. Not given: no level ends the run."""
+    patience: Count | None = None
+    """Stop when the metric has not improved for so many evaluations. Not given: the run is never given up."""
+    queries: Count | None = None
+    """Stop after the round in which clients have asked so many values in all. Not given: any number."""
+
+    def __post_init__(self) -> None:
+        if self.target is None and self.patience is None and self.queries is None:
+            raise InputError("target", "(nothing)", "give target, patience or queries")
+
+    @property
+    def watches(self) -> bool:
+        """Whether it looks at the metric."""
+        return self.target is not None or self.patience is not None
+
+    def reached(self, values: list[float]) -> str | None:
+        """Why to stop after these evaluations, or None."""
+        sign = -1.0 if lower_is_better(self.metric) else 1.0
+        scores = [sign * value for value in values]
+        if self.target is not None and scores[-1] >= sign * self.target:
+            return f"{self.metric} reached {values[-1]:.4g}"
+        if self.patience is not None and len(scores) - 1 - scores.index(max(scores)) >= self.patience:
+            return f"{self.metric} has not improved for {self.patience} evaluations"
+        return None

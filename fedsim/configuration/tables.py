@@ -1,0 +1,335 @@
+"""Experiment files: a TOML table a part, checked whole before anything runs.
+
+Tables that name a plug-in (`kind = ...`) are checked by that plug-in's own options. `Experiment.resolved` is the file
+with every default written out; reading it back gives the same experiment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from fedsim.configuration.evaluation import Evaluation, Stopping
+from fedsim.core import plugins
+from fedsim.core.errors import InputError, naming
+from fedsim.core.options import Count, Name, Seconds, Whole, options
+from fedsim.devices import Devices
+from fedsim.devices.faults import Faults
+from fedsim.engine.options import EngineOptions
+from fedsim.exchange.transforms import Chain
+
+Table = Mapping[str, Any]
+TRANSFORMS = ("transforms", "order_transforms")
+"""Lists of transforms: of the clients' replies, and of the server's orders."""
+TOP = ("name", "seed", "rounds", "duration")
+INSTEAD = {"count": "fraction", "steps": "epochs"}
+"""Options of which the first takes the place of the second, where that is only there by default."""
+NOTES = ("resolved", "versions")
+"""Tables that a run writes into its config.toml and that say nothing about what to do."""
+PLUGINS: dict[str, tuple[str, str | Table]] = {
+    "problem": ("problems", "supervised"),
+    "strategy": ("strategies", "fedavg"),
+    "client": ("clients", {"kind": "sgd", "epochs": 1}),
+    "partition": ("partitions", {"kind": "iid", "clients": 10}),
+    "selection": ("selectors", {"kind": "uniform", "fraction": 1.0}),
+    "aggregation": ("aggregators", "mean"),
+}
+
+
+@options
+class Checkpointing:
+    """When a run writes a checkpoint; it changes no result."""
+
+    every: Whole | None = None
+    """Rounds between two checkpoints; 0: none is written. Not given: so many that they take up to 5 % of the time."""
+    keep: Count = 2
+    """So many of the last checkpoints are kept while the run goes on; when it has ended, none."""
+
+
+TABLES: Mapping[str, type[Any]] = {
+    "evaluation": Evaluation,
+    "stopping": Stopping,
+    "devices": Devices,
+    "faults": Faults,
+    "engine": EngineOptions,
+    "checkpoint": Checkpointing,
+}
+"""Tables that are no plug-ins, and whose options stand in them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A checked experiment. The parts are the plug-ins' own objects; see `experiment` and `load` to make one."""
+
+    name: str
+    seed: int
+    rounds: int | None
+    duration: float | None
+    problem: Any
+    partition: Any
+    selection: Any
+    strategy: Any
+    client: Any
+    aggregation: Any
+    transforms: tuple[Any, ...]
+    order_transforms: tuple[Any, ...]
+    evaluation: Evaluation
+    stopping: Stopping | None
+    devices: Devices
+    faults: Faults
+    engine: EngineOptions
+    checkpoint: Checkpointing
+    tables: Table
+    data_dir: Path | None = None
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option with its value, as tables that `experiment` accepts."""
+        found: dict[str, Any] = {"name": self.name, "seed": self.seed}
+        found |= {name: value for name in ("rounds", "duration") if (value := getattr(self, name)) is not None}
+        for part in PLUGINS:
+            found[part] = self._table(part, self.tables[part])
+        if self.opaque:
+            del found["partition"]
+        for part in TRANSFORMS:
+            pairs = zip(self.tables[part], getattr(self, part), strict=True)
+            found[part] = [{"kind": _kind(table)} | _values(made) for table, made in pairs]
+        for part in ("evaluation", "devices", "engine", "checkpoint"):
+            found[part] = _values(getattr(self, part))
+        if self.faults.kinds:
+            found["faults"] = _values(self.faults)
+        if self.stopping is not None:
+            found["stopping"] = _values(self.stopping)
+        return found
+
+    def _table(self, part: str, table: str | Table) -> dict[str, Any]:
+        return {"kind": _kind(table)} | _values(getattr(self, part))
+
+    @property
+    def opaque(self) -> bool:
+        """Whether all that clients can ask is what the values of their functions are."""
+        return bool(getattr(self.problem, "black_box", False))
+
+    def with_seed(self, seed: int) -> Experiment:
+        """The same experiment under another seed."""
+        return dataclasses.replace(self, seed=seed)
+
+
+@options
+class Top:
+    """The keys of an experiment file that are not tables."""
+
+    name: Name = "experiment"
+    """The experiment's name, which its run folders bear."""
+    seed: int = 0
+    """The run's seed, of which all its draws are made."""
+    rounds: Count | None = None
+    """Where the run ends. Not given: after 100, if it has no duration."""
+    duration: Seconds | None = None
+    """Virtual seconds after which the run ends. Not given: only rounds count."""
+
+
+def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experiment:
+    """Check an experiment given as tables, as in a file: `experiment(rounds=50, client={"kind": "sgd", "epochs": 5})`.
+
+    Raises InputError for the first option that cannot be used.
+    """
+    tables = {name: value for name, value in tables.items() if name not in NOTES}
+    _hold_integers(tables)
+    known = {*TOP, *PLUGINS, *TRANSFORMS, *TABLES}
+    for name, value in tables.items():
+        if name not in known:
+            raise InputError(name, value, "no such option here; remove it or correct its name")
+    top = _checked(Top, {name: tables[name] for name in TOP if name in tables}, "")
+    given: dict[str, Any] = {
+        part: _plugin_table(part, tables.get(part, default)) for part, (_, default) in PLUGINS.items()
+    }
+    if isinstance(given["problem"], Mapping):  # which alone may leave its kind out
+        given["problem"] = {"kind": PLUGINS["problem"][1]} | dict(given["problem"])
+    made = {part: plugins.make(group, given[part], part) for part, (group, _) in PLUGINS.items()}
+    for part in TRANSFORMS:
+        given[part] = tables.get(part, [])
+        if not isinstance(given[part], list):
+            raise InputError(part, given[part], f"write each as a [[{part}]] table")
+        made[part] = tuple(
+            plugins.make("transforms", table, f"{part}.{number}") for number, table in enumerate(given[part])
+        )
+    checked = Experiment(
+        name=top.name,
+        seed=top.seed,
+        rounds=100 if top.rounds is None and top.duration is None else top.rounds,
+        duration=top.duration,
+        evaluation=_checked(Evaluation, _table(tables, "evaluation"), "evaluation"),
+        stopping=_checked(Stopping, _table(tables, "stopping"), "stopping") if "stopping" in tables else None,
+        devices=_checked(Devices, _table(tables, "devices"), "devices"),
+        faults=_checked(Faults, _table(tables, "faults"), "faults"),
+        engine=_checked(EngineOptions, _table(tables, "engine"), "engine"),
+        checkpoint=_checked(Checkpointing, _table(tables, "checkpoint"), "checkpoint"),
+        tables=given,
+        data_dir=None if data_dir is None else Path(data_dir),
+        **made,
+    )
+    if checked.opaque and "partition" in tables:
+        kind = _kind(given["problem"])
+        raise InputError("partition", _kind(given["partition"]), f"problem {kind} has no examples to deal; remove it")
+    _check_pair(checked)
+    return checked
+
+
+def load(
+    path: Path | str,
+    *,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    data_dir: Path | str | None = None,
+) -> Experiment:
+    """Read an experiment file. overrides: `table.option=value` in TOML syntax; bare words are strings."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError("experiment", str(path), "there is no such file")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError("experiment", str(path), f"is not TOML: {error}") from error
+    for assignment in overrides:
+        _override(tables, assignment)
+    if seed is not None:
+        tables["seed"] = seed
+    return experiment(data_dir=data_dir, **tables)
+
+
+def _override(tables: dict[str, Any], assignment: str) -> None:
+    """Carry out one `--set`. `none` takes an option away; a new `kind` keeps those options that it has, too."""
+    name, equals, text = assignment.partition("=")
+    path = [part.strip() for part in name.split(".")]
+    if not equals or not all(path):
+        raise InputError("set", assignment, "write table.option=value")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    removed = text.strip() == "none"
+    table = tables
+    for part in path[:-1]:
+        if removed and part not in table:
+            raise InputError("set", assignment, f"there is no {part} in the file")
+        inner = table.get(part)
+        if inner is None:
+            inner = _default(part, path[-1]) if table is tables else {}
+        if isinstance(inner, str):  # a plug-in named without options
+            inner = {"kind": inner}
+        if not isinstance(inner, Mapping):
+            raise InputError("set", assignment, f"{part} is not a table")
+        table[part] = dict(inner)
+        table = table[part]
+    if removed:
+        if path[-1] not in table:
+            raise InputError("set", assignment, f"there is no {path[-1]} in the file")
+        del table[path[-1]]
+        return
+    group = _group(tables, path[:-1])
+    if path[-1] == "kind" and group is not None and value != table.get("kind"):
+        known = {field.name for field in dataclasses.fields(plugins.option_class(group, str(value), name))}
+        for option in [option for option in table if option not in known]:
+            del table[option]
+    table[path[-1]] = value
+
+
+def _group(tables: Table, path: list[str]) -> str | None:
+    """The group of the plug-in whose table stands at a path, as `client.adversarial.attack`; None: of none."""
+    table: Table = tables
+    group: str | None = None
+    for place, part in enumerate(path):
+        if place == 0:
+            group = PLUGINS[part][0] if part in PLUGINS else None
+        else:
+            owner: Any = TABLES.get(path[0]) if place == 1 else None
+            kind = table.get("kind", PLUGINS["problem"][1] if path[:place] == ["problem"] else None)
+            if group is not None and kind is not None:
+                owner = plugins.find(group, str(kind), ".".join((*path[:place], "kind")))
+            group = getattr(owner, "parts", {}).get(part)
+        table = table[part]
+    return group
+
+
+def _default(part: str, option: str) -> dict[str, Any]:
+    """The table that stands for a part by default, but for the option that this one takes the place of."""
+    default = PLUGINS[part][1] if part in PLUGINS else {}
+    table = {"kind": default} if isinstance(default, str) else dict(default)
+    table.pop(INSTEAD.get(option, ""), None)
+    return table
+
+
+def _check_pair(checked: Experiment) -> None:
+    """Refuse a strategy and a client that do not speak of the same things."""
+    strategy, client = checked.strategy, checked.client
+    names = {part: _kind(checked.tables[part]) for part in ("strategy", "client")}
+    understood = client.needs | getattr(client, "knows", frozenset())
+    for missing, words in (
+        (strategy.expects - client.sends, "which this client does not send back"),
+        (strategy.sends - understood, "which this client does not understand"),
+        (client.needs - strategy.sends, "which the strategy does not send"),
+    ):
+        if missing:
+            raise InputError(
+                "client.kind",
+                names["client"],
+                f"with strategy {names['strategy']} it must exchange {', '.join(sorted(missing))}, {words}",
+            )
+    Chain(checked.transforms).check(strategy.expects, strategy.expects)
+    check = getattr(client, "check", None)
+    if check is not None:
+        with naming("client"):
+            check(strategy.sends)
+
+
+def _hold_integers(value: Any, name: str = "") -> None:
+    """Refuse whole numbers of more than 64 bits, which TOML does not have and tensors do not take."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InputError(name, value, "whole numbers have 64 bits; take a smaller one")
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in inner:
+        _hold_integers(part, f"{name}.{key}" if name else str(key))
+
+
+def _plugin_table(part: str, table: Any) -> str | Table:
+    if not isinstance(table, str | Mapping):
+        raise InputError(part, table, "write a table with `kind` and options, or a name")
+    return cast("str | Table", table)
+
+
+def _table(tables: Table, name: str) -> dict[str, Any]:
+    table = tables.get(name, {})
+    if not isinstance(table, Mapping):
+        raise InputError(name, table, "is a table; write its options under it")
+    return dict(table)
+
+
+def _checked(cls: Any, values: Mapping[str, Any], part: str) -> Any:
+    with naming(part):
+        return cls(**values)
+
+
+def _kind(table: str | Table) -> str:
+    return table if isinstance(table, str) else str(table["kind"])
+
+
+def _values(made: Any) -> dict[str, Any]:
+    """The options of a plug-in as TOML values; a nested one says its kind, and None is left out."""
+    found = {}
+    for field in dataclasses.fields(made):
+        value = getattr(made, field.name)
+        if dataclasses.is_dataclass(value):
+            kind = getattr(type(value), "kind", None)
+            value = ({} if kind is None else {"kind": kind}) | _values(value)
+        if value is not None:
+            found[field.name] = list(value) if isinstance(value, tuple) else value
+    for option, inner in getattr(made, "made", {}).items():
+        tables = getattr(made, option)
+        if isinstance(inner, tuple):
+            found[option] = [{"kind": _kind(table)} | _values(own) for table, own in zip(tables, inner, strict=True)]
+        else:
+            found[option] = {"kind": _kind(tables)} | _values(inner)
+    return found

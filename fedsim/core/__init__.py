@@ -1,0 +1,1 @@
+"""Words that every room uses; they know nothing of learning."""

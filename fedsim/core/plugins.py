@@ -1,0 +1,260 @@
+"""Finding plug-ins by name: the built-in ones are registered like anybody's, through entry points.
+
+A table of an experiment file names its plug-in by `kind`; every other key is one of its options:
+`{kind = "mlp", hidden = [64]}` becomes `MLP(hidden=(64,))`. A kind may also be `module:Class`, or
+`./file.py:Class` from the current folder, as all paths of an experiment, for a plug-in that is not installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Mapping
+from functools import cache, cached_property
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any, ClassVar
+
+from fedsim.core.errors import InputError, naming
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "strategies": ("sends", "expects", "init", "ask", "tell"),
+    "clients": ("needs", "sends", "cost"),
+    "estimators": ("estimate", "evaluations"),
+    "defences": ("arm",),
+    "attacks": ("perturb",),
+    "problems": ("build",),
+    "datasets": ("load",),
+    "partitions": ("split",),
+    "models": ("build",),
+    "selectors": ("select", "observe"),
+    "aggregators": ("__call__", "check"),
+    "transforms": ("vectors", "state", "size", "apply"),
+    "devices": ("start",),
+    "availabilities": ("start",),
+}
+"""The groups of plug-ins, and what one of each has at least."""
+DISTRIBUTION = "fedsim-lab"
+"""What we are called where packages are installed; what is imported is `fedsim`."""
+OURS = ("strategies", "clients", "experiments")
+ROOT = Path(__file__).resolve().parents[2]
+"""Where our packages are, side by side."""
+
+
+def names(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+    """The plug-ins installed in `group` (one of `GROUPS`), by name."""
+    return {name: entries[0] for name, entries in _installed(group).items()}
+
+
+def ours(group: str) -> list[str]:
+    """Names of the plug-ins of a group that came with this file."""
+    return [name for name, entry in names(group).items() if entry.dist is not None and _is_ours(entry.dist)]
+
+
+def find(group: str, kind: str, option: str) -> type[Any]:
+    """The class that `kind` names in `group`; `option` is the option to blame when there is none."""
+    if group == "strategies" and kind.startswith("flwr:"):
+        from fedsim.flower.stock import stock_class
+
+        return stock_class(kind, option)
+    if ":" in kind:
+        return _load_from(kind, option)
+    entries = _installed(group).get(kind)
+    if entries is None and kind.endswith(".py"):
+        raise InputError(option, kind, f"name the class in it, too: {kind}:Class")
+    if entries is None:
+        known = ", ".join(names(group)) or "none is installed"
+        raise InputError(option, kind, f"not one of the installed {group}: {known}")
+    if len(entries) > 1:
+        places = " and ".join(entry.value for entry in entries)
+        raise InputError(option, kind, f"is installed by several packages; write {places}, whichever you mean")
+    (entry,) = entries
+    if entry.dist is not None and _is_ours(entry.dist):
+        _claim(entry.module, kind, option)
+    try:
+        loaded: type[Any] = entry.load()
+    except ModuleNotFoundError as error:
+        _blame_shadow(error, kind, option)
+        raise
+    return loaded
+
+
+def option_class(group: str, kind: str, option: str) -> type[Any]:
+    """The class that `kind` names, as of `find`, which must have options that can be read, and be of the group."""
+    found = find(group, kind, option)
+    if "__dataclass_fields__" not in vars(found):
+        raise InputError(option, kind, "its options cannot be read; put @options above the class")
+    absent = [name for name in GROUPS[group] if not hasattr(found, name)]
+    if absent:
+        raise InputError(option, kind, f"it has no {', '.join(absent)}, which all {group} have")
+    return found
+
+
+def make(group: str, table: str | Mapping[str, Any], option: str) -> Any:
+    """The plug-in that `table` describes: a name, or a mapping with `kind` and the plug-in's options."""
+    if not isinstance(table, str | Mapping):
+        raise InputError(option, table, "write a table with `kind` and options, or a name")
+    settings = {"kind": table} if isinstance(table, str) else dict(table)
+    kind = settings.pop("kind", None)
+    if not isinstance(kind, str):
+        raise InputError(f"{option}.kind", kind, f"name one of: {', '.join(names(group))}")
+    made = option_class(group, kind, f"{option}.kind")
+    with naming(option):
+        return made(**settings)
+
+
+@cache
+def _installed(group: str) -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """The entry points of a group by name; of one name several only where they lead to different classes."""
+    found: dict[str, dict[str, importlib.metadata.EntryPoint]] = {}
+    for entry in importlib.metadata.entry_points(group=f"fedsim.{group}"):
+        found.setdefault(entry.name, {}).setdefault(entry.value, entry)
+    return {name: list(found[name].values()) for name in sorted(found)}
+
+
+@cache
+def _is_ours(distribution: importlib.metadata.Distribution) -> bool:
+    """Whether an entry point came with this file. Kept, as each look at its name parses a README in its METADATA."""
+    return distribution.name == DISTRIBUTION
+
+
+def _load_from(kind: str, option: str) -> type[Any]:
+    place, _, name = kind.rpartition(":")
+    module = _from_file(place, kind, option) if place.endswith(".py") else _from_path(place, kind, option)
+    if not hasattr(module, name):
+        raise InputError(option, kind, f"{place} has no {name}")
+    found: type[Any] = getattr(module, name)
+    if not isinstance(found, type):
+        raise InputError(option, kind, f"{name} is not a class")
+    return found
+
+
+def _from_path(place: str, kind: str, option: str) -> ModuleType:
+    """The module of this name on Python's path."""
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise InputError(option, kind, "write module:Class or ./file.py:Class")
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        _blame_shadow(error, kind, option)
+        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
+            raise  # something that the module itself imports
+        raise InputError(option, kind, f"there is no module {error.name}") from error
+
+
+def _from_file(place: str, kind: str, option: str) -> ModuleType:
+    """The file's module, executed once until the file changes."""
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise InputError(option, kind, f"there is no file {path}; paths are from the current folder")
+    try:
+        return _executed(path, path.stat().st_mtime_ns)
+    except SyntaxError as error:
+        if error.filename != str(path):
+            raise  # of something that the file imports
+        raise InputError(option, kind, f"line {error.lineno}: {error.msg}") from error
+    except ModuleNotFoundError as error:
+        _blame_shadow(error, kind, option)
+        raise
+
+
+@cache
+def _executed(path: Path, changed: int) -> ModuleType:  # noqa: ARG001  # names the version of the file
+    # A name of its own for each file: two may be called alike, or like a module of the standard library.
+    name = f"fedsim_plugin_{hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()}_{path.stem}"
+    loader = _Source(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(path.parent)
+    lent = folder not in sys.path
+    if lent:
+        sys.path.append(folder)  # for what it imports from beside it; last, so that it hides nothing
+    try:
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        if lent:
+            sys.path.remove(folder)
+    return module
+
+
+class _Source(importlib.machinery.SourceFileLoader):
+    """A file as it is: compiled files are looked up by the second, so that one of a moment ago passes for it."""
+
+    def get_code(self, fullname: str) -> CodeType:  # noqa: ARG002
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
+def _claim(module: str, kind: str, option: str) -> None:
+    """Load the package of one of our modules from beside this one, whatever of that name comes first on the path.
+
+    InputError: something else has been imported under that name.
+    """
+    top = module.partition(".")[0]
+    if top not in sys.modules:
+        spec = importlib.machinery.PathFinder.find_spec(top, [str(ROOT)])
+        if spec is not None and spec.loader is not None:
+            package = sys.modules[top] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(package)
+        return
+    shadow = _shadow(top)
+    if shadow is not None:
+        raise _shadowed(shadow, kind, option)
+
+
+def _shadow(top: str) -> Path | None:
+    """What stands for our top-level package of this name, if it is not ours."""
+    package = sys.modules.get(top)
+    spec = importlib.util.find_spec(top) if package is None else package.__spec__
+    if spec is None:
+        return None
+    places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else ())]
+    place = Path(places[0]).resolve()
+    return None if place == ROOT / top else place
+
+
+def _shadowed(shadow: Path, kind: str, option: str) -> InputError:
+    return InputError(option, kind, f"{shadow} hides the installed package of that name; rename it")
+
+
+def _blame_shadow(error: ModuleNotFoundError, kind: str, option: str) -> None:
+    """Raise InputError where a module of ours was not found because something else has its package's name."""
+    top = (error.name or "").partition(".")[0]
+    shadow = _shadow(top) if top in OURS else None
+    if shadow is not None:
+        raise _shadowed(shadow, kind, option) from error
+
+
+class Parts:
+    """Base of option classes.
+
+    parts: by option, the group of plug-ins that it names: a name, or a table with `kind`; or None. lists: options that
+    name several.
+    """
+
+    parts: ClassVar[Mapping[str, str]] = {}
+    lists: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.made  # noqa: B018  # a bad option is refused when the experiment is read
+
+    @cached_property
+    def made(self) -> Mapping[str, Any]:
+        """The plug-ins that the options name; of a list a tuple, and of None none."""
+        named = {option: (group, getattr(self, option)) for option, group in self.parts.items()}
+        return {
+            option: tuple(make(group, table, f"{option}.{number}") for number, table in enumerate(value))
+            if option in self.lists
+            else make(group, value, option)
+            for option, (group, value) in named.items()
+            if value is not None
+        }

@@ -1,1 +1,0 @@
-"""Curricula: in which order, and how soon, examples or clients are learnt from."""

@@ -1,0 +1,34 @@
+"""The table `engine` of an experiment."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, options
+
+Choice = Literal["auto", "stacked", "loop", "process"]
+
+
+@options
+class EngineOptions:
+    """On what the run computes, how, and with how much memory."""
+
+    executor: Choice = "auto"
+    """How clients are executed: stacked, many at once; loop, one at a time; process, in processes of their own; auto,
+    stacked or loop, whichever suits the model.
+    """
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors lie; auto: on cuda where there is one."""
+    precision: Literal["float32", "float64"] = "float32"
+    """The numbers that data and parameters are made of."""
+    workers: Count | None = None
+    """How many processes execute clients with executor = process. Not given: one a core."""
+    memory_mib: Count = 256
+    """MiB that the stacked tensors of one cohort may take."""
+    state_mib: Count = 4096
+    """MiB that what all clients remember may take."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.executor != "process":
+            raise InputError("workers", self.workers, f"executor {self.executor} has none; take process, or remove it")

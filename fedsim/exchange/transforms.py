@@ -1,0 +1,297 @@
+"""Transforms: what is done to the vectors of a reply, or of an order, before they cross the network.
+
+An experiment lists them, and they apply in that order, each to what the one before has left, and each counts what its
+own encoding takes. What client c's vectors become depends on these, on what c remembers and on c's own draws, not on
+who else is in the cohort; so a cohort is worked on in blocks of rows, and no transform has to think of its memory.
+
+A transform changes what is sent, rows [C, n], into what is sent in its place, rows [C, m], and says how the receiver
+gets from there to [C, n] again. Two numbers of bytes come of that. What a vector takes at most is known before the work
+is done, and is what the clock goes by; what it did take is counted, client by client.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedsim.core.errors import InputError
+from fedsim.core.options import NonNegative, Positive, options
+from fedsim.core.streams import Index, Streams
+from fedsim.exchange.aggregation import halving_sum
+from fedsim.exchange.messages import BrokenPromiseError, Size
+
+BLOCK = 2**21
+"""Numbers of rows that are worked on at a time."""
+PREFIX = "transforms/"
+"""How the names begin of what is remembered for transforms."""
+Shapes = Mapping[str, tuple[int, ...]]
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Who sends: C clients, or the server alone.
+
+    clients: int64 [C]. streams, turn: what their draws are named by; turn is one number, or int64 [C]. state: what they
+    remember, [C, *shape] by name.
+    """
+
+    clients: Tensor
+    streams: Streams
+    turn: Index
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, rows: slice) -> Sender:
+        turn = self.turn[rows] if isinstance(self.turn, Tensor) else self.turn
+        return Sender(self.clients[rows], self.streams, turn, {name: kept[rows] for name, kept in self.state.items()})
+
+    def of(self, prefix: str) -> Sender:
+        """The same, remembering only what has a name that begins so, under the rest of the name."""
+        own = {name.removeprefix(prefix): kept for name, kept in self.state.items() if name.startswith(prefix)}
+        return replace(self, state=own)
+
+
+def _as_it_is(rows: Tensor) -> Tensor:
+    return rows
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One vector of C clients on its way, as one transform hands it to the next.
+
+    rows: [C, m], the numbers that cross, as the receiver will read them; not to be written to. size: what they take.
+    sender: whose they are, with the state of this vector that the transform at hand keeps. place: which of the vectors
+    that the transform goes over. decode: what the receiver makes of rows that have arrived, [C, m] to [C, n].
+    """
+
+    rows: Tensor
+    size: Size
+    sender: Sender
+    place: int = 0
+    decode: Callable[[Tensor], Tensor] = _as_it_is
+
+    def __post_init__(self) -> None:
+        if self.rows.shape[1] != self.size.numbers:
+            raise BrokenPromiseError(f"{self.rows.shape[1]} numbers cross where {self.size.numbers} are declared")
+
+    def coded(
+        self,
+        rows: Tensor,
+        size: Size | None = None,
+        *,
+        decode: Callable[[Tensor], Tensor] = _as_it_is,
+        **state: Tensor,
+    ) -> Vector:
+        """Send other rows [C, k] in place of these; decode: from such rows to [C, m], where they are not that already.
+
+        size: what they take, by default as much as these. state: what the sender is to remember, [C, *shape] by name.
+        """
+        before = self.decode
+        return replace(
+            self,
+            rows=rows,
+            size=self.size if size is None else size,
+            sender=replace(self.sender, state={**self.sender.state, **state}) if state else self.sender,
+            decode=before if decode is _as_it_is else lambda arrived: before(decode(arrived)),
+        )
+
+    def draw(self, law: Literal["normal", "uniform"], name: str) -> Tensor:
+        """Draw standard normal numbers, or uniform ones in [0, 1), in the shape and type of the rows.
+
+        name: of the draw; the client, the turn and the vector name it, too.
+        """
+        sender, rows = self.sender, self.rows
+        draw = sender.streams.normal if law == "normal" else sender.streams.uniform
+        return draw(name, sender.clients, rows.shape[1:], round=sender.turn, step=self.place, dtype=rows.dtype)
+
+
+@options
+class Transform:
+    """What is done to some vectors of a message; the others cross as they are."""
+
+    vectors: Names | None = None
+    """Which vectors of a message it goes over. Not given: the change of a reply, the model of an order, if alone."""
+
+    def state(self, length: int) -> Shapes:  # noqa: ARG002
+        """Name what a sender remembers of each vector of so many numbers, and its shape; it starts at 0."""
+        return {}
+
+    def size(self, before: Size) -> Size:
+        """What a vector takes afterwards that took `before`; where that depends on the numbers, at most."""
+        return before
+
+    def apply(self, vectors: Mapping[str, Vector]) -> dict[str, Vector]:
+        """Transform all vectors of a message that it goes over, at least one; by default each by itself."""
+        return {name: self.encode(vector) for name, vector in vectors.items()}
+
+    def encode(self, vector: Vector) -> Vector:
+        """Transform one vector: see `Vector.coded`."""
+        raise NotImplementedError(f"{type(self).__name__} has neither encode nor apply")
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """What has become of a message. payload: what arrives, [C, ...] by name. nbytes: what it took, int64 [C].
+
+    state: what its senders are to remember from now on, [C, *shape] by name.
+    """
+
+    payload: dict[str, Tensor]
+    nbytes: Tensor
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Transforms one after the other. option: the list of an experiment that they stand in.
+
+    What a sender remembers of a vector for the n-th has names that begin with `transforms/<n>/<vector>/`.
+    """
+
+    transforms: tuple[Transform, ...] = ()
+    option: Literal["transforms", "order_transforms"] = "transforms"
+
+    @property
+    def usual(self) -> str:
+        """The vector that those go over which name none."""
+        return "delta" if self.option == "transforms" else "params"
+
+    def check(self, carried: Collection[str], known: Collection[str]) -> None:
+        """Refuse transforms that do not say what they go over in a message of these vectors, or that name unknown ones.
+
+        known: the names that there are in any message.
+        """
+        for number, transform in enumerate(self.transforms):
+            option = f"{self.option}.{number}.vectors"
+            if transform.vectors is None and {*carried} != {self.usual}:
+                remedy = f"name what it goes over: not {self.usual} alone is sent, but {', '.join(sorted(carried))}"
+                raise InputError(option, "(nothing)", remedy)
+            for name in transform.vectors or ():
+                if name not in known:
+                    raise InputError(option, name, f"no such vector is sent; there are: {', '.join(sorted(known))}")
+
+    def state(self, plain: Size) -> dict[str, tuple[int, ...]]:
+        """All that a sender remembers, and its shapes. plain: what each vector takes at first."""
+        shapes, sizes = dict[str, tuple[int, ...]](), dict[str, Size]()
+        for number, transform in enumerate(self.transforms):
+            for name in self._names(transform):
+                size = sizes.get(name, plain)
+                kept = transform.state(size.numbers)
+                shapes |= {f"{_prefix(number, name)}{own}": shape for own, shape in kept.items()}
+                sizes[name] = transform.size(size)
+        return shapes
+
+    def sizes(self, plain: Mapping[str, Size]) -> dict[str, Size]:
+        """What the vectors of a message take at most when they have gone through, from what they take at first."""
+        sizes = dict(plain)
+        for transform in self.transforms:
+            sizes |= {name: transform.size(sizes[name]) for name in self._names(transform) if name in sizes}
+        return sizes
+
+    def apply(self, payload: Mapping[str, Tensor], sender: Sender) -> Crossed:
+        """Send a message, [C, ...] by name.
+
+        InputError: it has a vector that cannot be transformed. BrokenPromiseError: one takes more than was declared.
+        """
+        covered = {name for transform in self.transforms for name in self._names(transform)} & payload.keys()
+        plain = {name: Size(math.prod(own.shape[1:]), 8 * own.element_size()) for name, own in payload.items()}
+        most = {name: int(size.nbytes) for name, size in self.sizes(plain).items()}
+        nbytes = torch.full_like(sender.clients, sum(most[name] for name in payload.keys() - covered))
+        if not covered:
+            return Crossed(dict(payload), nbytes, {})
+        rows = {name: payload[name].reshape(len(nbytes), plain[name].numbers) for name in covered}
+        arrived = {name: torch.empty_like(own) for name, own in rows.items()}
+        sender = replace(sender, state={name: own for name, own in sender.state.items() if name.startswith(PREFIX)})
+        state = {name: own.clone() for name, own in sender.state.items()}
+        for part in _blocks(len(nbytes), sum(plain[name].numbers for name in covered)):
+            sent, kept = self._send({name: own[part] for name, own in rows.items()}, plain, sender[part])
+            for name, vector in sent.items():
+                arrived[name][part] = vector.decode(vector.rows)
+                taken = vector.size.nbytes + torch.zeros_like(nbytes[part])
+                if bool((taken > most[name]).any()):
+                    raise BrokenPromiseError(
+                        f"{name} takes {int(taken.max())} bytes where its transforms declare {most[name]} at most"
+                    )
+                nbytes[part] += taken
+            for name, value in kept.items():
+                state[name][part] = value
+        return Crossed(
+            {name: arrived[name].reshape(own.shape) if name in covered else own for name, own in payload.items()},
+            nbytes,
+            state,
+        )
+
+    def _send(
+        self, rows: Mapping[str, Tensor], sizes: Mapping[str, Size], sender: Sender
+    ) -> tuple[dict[str, Vector], dict[str, Tensor]]:
+        """A block of senders' vectors [k, n] as they cross, and what the senders are to remember."""
+        sent = {name: Vector(own, sizes[name], sender) for name, own in rows.items()}
+        state: dict[str, Tensor] = {}
+        for number, transform in enumerate(self.transforms):
+            covered: dict[str, Vector] = {}
+            for place, name in enumerate(self._names(transform)):
+                if name in sent:
+                    self._hold(number, name, sent[name], sender)
+                    covered[name] = replace(sent[name], sender=sender.of(_prefix(number, name)), place=place)
+            sent |= transform.apply(covered) if covered else {}
+            for name in covered:
+                state |= {_prefix(number, name) + own: kept for own, kept in sent[name].sender.state.items()}
+        return sent, state
+
+    def _hold(self, number: int, name: str, vector: Vector, sender: Sender) -> None:
+        """Refuse whole numbers, and vectors of another length than those for which there is memory."""
+        option = f"{self.option}.{number}.vectors"
+        if not vector.rows.is_floating_point():
+            raise InputError(option, name, "its numbers are whole, and codes of something; leave it out")
+        for own, shape in self.transforms[number].state(vector.size.numbers).items():
+            if sender.state[_prefix(number, name) + own].shape[1:] != shape:
+                remedy = f"has {vector.size.numbers} numbers, and {own} is remembered of vectors like the model only"
+                raise InputError(option, name, remedy)
+
+    def _names(self, transform: Transform) -> tuple[str, ...]:
+        return (self.usual,) if transform.vectors is None else transform.vectors
+
+
+@options
+class Clip(Transform):
+    """x <- x min(1, max_norm / |x|), with the norm of all vectors that it goes over together. The bytes stay."""
+
+    max_norm: Positive
+    """The largest norm that is left as it is."""
+
+    def apply(self, vectors: Mapping[str, Vector]) -> dict[str, Vector]:
+        """See `Transform`."""
+        # In double precision no square overflows; a row of zeros gives infinity, which is cut to 1.
+        squares = [halving_sum(vector.rows.to(torch.float64).square(), 1) for vector in vectors.values()]
+        factors = (self.max_norm / sum(squares[1:], squares[0]).sqrt()).clamp(max=1.0).unsqueeze(1)
+        return {name: vector.coded(vector.rows * factors.to(vector.rows.dtype)) for name, vector in vectors.items()}
+
+
+@options
+class Noise(Transform):
+    """x <- x + std z with z standard normal from the client's own stream. It takes the same bytes."""
+
+    std: NonNegative
+    """Standard deviation of the noise."""
+    stream: str = "noise"
+    """Name of the draw; two noises in one list need two names, or they add the same numbers."""
+
+    def encode(self, vector: Vector) -> Vector:
+        """See `Transform`."""
+        return vector.coded(vector.rows + self.std * vector.draw("normal", self.stream))
+
+
+def _prefix(number: int, name: str) -> str:
+    return f"{PREFIX}{number}/{name}/"
+
+
+def _blocks(count: int, width: int) -> Iterator[slice]:
+    """Slices of so many rows, so many numbers wide, whose working copies fit in memory."""
+    height = max(1, BLOCK // max(1, width))
+    return (slice(start, start + height) for start in range(0, count, height))

@@ -1,0 +1,1 @@
+"""Many models, evaluated and differentiated at once."""

@@ -1,0 +1,103 @@
+"""Dropout by named draws, the same in every network.
+
+`torch.nn.Dropout` would read the global generator. `prepare` puts a `NamedDropout` in its place: in
+local step s of round r, the mask of client c in the n-th call of the layer called `name` is a draw named
+(`dropout/name/n`, r, s, c).
+Outside a `drawing` block a model is evaluated, and dropout does nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Index, Streams
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Whose draws are to be made: of `clients` [k], in local step `step` of a round, one or int64 [k]."""
+
+    streams: Streams
+    clients: Tensor
+    round: Index
+    step: int
+
+
+@dataclass(frozen=True)
+class _Current:
+    draw: Draw
+    stacked: bool
+    calls: Counter[str]  # how often each layer has drawn in this forward pass
+
+
+_current: ContextVar[_Current | None] = ContextVar("fedsim_dropout", default=None)
+
+
+@contextmanager
+def drawing(draw: Draw, *, stacked: bool) -> Iterator[None]:
+    """Within this block dropout is active; `stacked` says whether inputs have a leading client axis."""
+    token = _current.set(_Current(draw, stacked, Counter()))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class NamedDropout(nn.Module):
+    """Zero each input with probability p and scale the others by 1 / (1 - p)."""
+
+    def __init__(self, p: float, name: str) -> None:
+        super().__init__()
+        self.p, self.name = p, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs [k, B, ...] in a stack, [B, ...] for one client."""
+        current = _current.get()
+        if current is None or self.p == 0.0:
+            return x
+        draw, rows = current.draw, x if current.stacked else x.unsqueeze(0)
+        call = current.calls[self.name]
+        current.calls[self.name] += 1
+        uniform = draw.streams.uniform(
+            f"dropout/{self.name}/{call}", draw.clients, rows.shape[1:], round=draw.round, step=draw.step
+        )
+        return x * (uniform >= self.p).to(x.dtype).view_as(x) / (1.0 - self.p)
+
+
+def prepare(model: nn.Module) -> nn.Module:
+    """A copy of `model` that draws by name; what cannot be simulated exactly is refused with a remedy."""
+    model = copy.deepcopy(model)
+    named: dict[int, NamedDropout] = {}  # one for each layer, however often it stands in the model
+    for name, part in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) or getattr(part, "track_running_stats", False):
+            raise InputError(
+                "problem.model",
+                f"{type(part).__name__} ({name})",
+                "it normalises over a batch or keeps running statistics, which are not parameters; "
+                "use GroupNorm or LayerNorm (the built-in resnet does)",
+            )
+        if isinstance(part, nn.Dropout):
+            if name == "":
+                return NamedDropout(part.p, name)
+            model.set_submodule(name, named.setdefault(id(part), NamedDropout(part.p, name)))
+        elif isinstance(part, nn.modules.dropout._DropoutNd) or _drops_inside(part):
+            raise InputError(
+                "problem.model",
+                f"{type(part).__name__} ({name})",
+                "this dropout reads the global generator; use torch.nn.Dropout between the layers instead",
+            )
+    return model
+
+
+def _drops_inside(part: nn.Module) -> bool:
+    """Whether a recurrent layer, say, drops out on its own."""
+    share = getattr(part, "dropout", 0.0)
+    return isinstance(share, int | float) and share > 0

@@ -1,0 +1,247 @@
+"""Lowering: a module for one client to a function for a stack of clients.
+
+Every parameter gains a leading axis [C, ...] and every input becomes [C, B, ...]. Linear, convolution, normalisation,
+embedding and LSTM layers become batched products, whose rows do not depend on how many clients are stacked; layers
+without parameters see the clients' examples as one long batch. Images keep this shape, but lie in memory as the
+convolutions left them (see `fedsim.nets.convolution`). Anything else, a module with a `forward` of
+its own, goes through `torch.func.functional_call` under `vmap`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn import functional
+
+from fedsim.core.errors import InputError
+from fedsim.nets.convolution import Geometry, batch_last, convolve
+from fedsim.nets.dropout import NamedDropout
+from fedsim.nets.functional import Functional
+from fedsim.nets.layers import LastStep, Residual
+
+WORTH_A_CALL = 10_000_000
+"""Multiply-adds from which a convolutional network's forward pass is faster for one client than for a stack of them."""
+
+Lowered = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+"""(parameters by name, each [C, ...]; inputs [C, B, ...]) -> outputs [C, B, ...]."""
+
+ELEMENTWISE = (
+    nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softplus,
+    nn.Hardtanh, NamedDropout,
+)  # fmt: skip
+IMAGEWISE = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.ZeroPad2d,
+    nn.Upsample,
+)
+
+
+def loses_to_a_loop(model: nn.Module, operations: int) -> bool:
+    """Whether PyTorch's own CPU kernels, which a stack cannot use, make a loop over the clients the faster way.
+
+    operations: multiply-adds of a forward pass of one client's batch. With recurrent layers the loop already runs at
+    the speed of the arithmetic; with convolutions it does where a batch is enough work for one call.
+    """
+    if any(isinstance(part, nn.RNNBase) for part in model.modules()):
+        return True
+    convolutional = any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
+    return convolutional and operations > WORTH_A_CALL
+
+
+def lower(model: nn.Module, prefix: str = "") -> Lowered:
+    """The stacked function of `model`; `prefix` is the name of the module within the whole model."""
+    if has_hooks(model):
+        return _vmapped(model, prefix)
+    if type(model) is nn.Sequential and _reads_last_steps(model):
+        stages = [lower(part, f"{prefix}{name}.") for name, part in _pooled_first(model)]
+
+        def sequential(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+            for stage in stages:
+                x = stage(named, x)
+            return x
+
+        return sequential
+    if type(model) is Residual:
+        body, shortcut = lower(model.body, f"{prefix}body."), lower(model.shortcut, f"{prefix}shortcut.")
+        return lambda named, x: torch.relu(body(named, x) + shortcut(named, x))
+    if type(model) in ELEMENTWISE:
+        return lambda _, x: model(x)
+    if type(model) in IMAGEWISE:
+        return _imagewise(model)
+    if type(model) is nn.Flatten:
+        # One more axis in front; negative ones count from the end.
+        first, last = (axis + 1 if axis >= 0 else axis for axis in (model.start_dim, model.end_dim))
+        return lambda _, x: x.flatten(first, last)
+    for kind, maker in LAYERS:
+        if type(model) is kind:
+            lowered = maker(model, prefix)
+            if lowered is not None:
+                return lowered
+    return _vmapped(model, prefix)
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether something is called around its forward pass, which only a call of the module itself does."""
+    return bool(model._forward_hooks or model._forward_pre_hooks)
+
+
+def _reads_last_steps(model: nn.Sequential) -> bool:
+    """Whether every LSTM of a sequence is followed by `LastStep`: lowered, it gives its outputs without its states."""
+    parts = list(model)
+    after = zip(parts, [*parts[1:], None], strict=False)
+    return all(isinstance(following, LastStep) for part, following in after if isinstance(part, nn.LSTM))
+
+
+def _pooled_first(model: nn.Sequential) -> list[tuple[str, nn.Module]]:
+    """The named parts, ReLU after a maximum pooling that follows it: the same numbers and gradients, from fewer."""
+    parts = [(name, part) for name, part in model._modules.items() if part is not None]
+    for place, ((_, part), (_, following)) in enumerate(itertools.pairwise(tuple(parts))):
+        plain = not has_hooks(part) and not has_hooks(following)
+        if type(part) is nn.ReLU and type(following) is nn.MaxPool2d and plain:
+            parts[place : place + 2] = parts[place + 1], parts[place]
+    return parts
+
+
+def _linear(layer: nn.Linear, prefix: str) -> Lowered:
+    def linear(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        weight = named[f"{prefix}weight"]
+        rows = x.flatten(1, -2)
+        if layer.bias is None:
+            out = torch.bmm(rows, weight.mT)
+        else:
+            out = torch.baddbmm(named[f"{prefix}bias"].unsqueeze(1), rows, weight.mT)
+        return out.view(*x.shape[:-1], layer.out_features)
+
+    return linear
+
+
+def _imagewise(layer: nn.Module) -> Lowered:
+    """A layer that treats every channel of every image alike: they stand in the order in which they lie in memory."""
+
+    def imagewise(_: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        if batch_last(x):
+            images: Tensor = layer(x.transpose(1, 2).flatten(0, 1))
+            return images.view(x.shape[0], x.shape[2], *images.shape[1:]).transpose(1, 2)
+        images = layer(x.flatten(0, 1))
+        return images.view(*x.shape[:2], *images.shape[1:])
+
+    return imagewise
+
+
+def _conv2d(layer: nn.Conv2d, prefix: str) -> Lowered | None:
+    if layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+    geometry = Geometry(
+        *(cast("tuple[int, int]", sides) for sides in (layer.kernel_size, layer.stride, layer.padding, layer.dilation))
+    )
+
+    def conv2d(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        return convolve(x, named[f"{prefix}weight"], named.get(f"{prefix}bias"), geometry)
+
+    return conv2d
+
+
+def _group_norm(layer: nn.GroupNorm, prefix: str) -> Lowered:
+    def group_norm(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        out = functional.group_norm(x.flatten(0, 1), layer.num_groups, eps=layer.eps).view_as(x)
+        return _affine(named, prefix, out, layer.affine, (-1,) + (1,) * (x.dim() - 3))
+
+    return group_norm
+
+
+def _layer_norm(layer: nn.LayerNorm, prefix: str) -> Lowered:
+    def layer_norm(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        out = functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+        return _affine(named, prefix, out, layer.elementwise_affine, layer.normalized_shape)
+
+    return layer_norm
+
+
+def _affine(named: Mapping[str, Tensor], prefix: str, x: Tensor, affine: bool, shape: tuple[int, ...]) -> Tensor:
+    """X * weight + bias, where a client's weight has `shape` against the last axes of x."""
+    if not affine:
+        return x
+    ones = (1,) * (x.dim() - 1 - len(shape))
+    out = x * named[f"{prefix}weight"].view(len(x), *ones, *shape)
+    bias = named.get(f"{prefix}bias")
+    return out if bias is None else out + bias.view(len(x), *ones, *shape)
+
+
+def _embedding(layer: nn.Embedding, prefix: str) -> Lowered | None:
+    if layer.padding_idx is not None or layer.max_norm is not None or layer.sparse:
+        return None
+
+    def embedding(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        table = named[f"{prefix}weight"]
+        base = torch.arange(len(table), device=x.device).view(-1, *(1,) * (x.dim() - 1))
+        return functional.embedding(x + base * layer.num_embeddings, table.flatten(0, 1))
+
+    return embedding
+
+
+def _lstm(layer: nn.LSTM, prefix: str) -> Lowered | None:
+    """The cell's four gates (input, forget, cell, output) as two batched products a step."""
+    if layer.bidirectional or layer.proj_size or not layer.batch_first or not layer.bias:
+        return None
+
+    def lstm(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        for level in range(layer.num_layers):
+            w_in, w_hid = named[f"{prefix}weight_ih_l{level}"], named[f"{prefix}weight_hh_l{level}"]
+            bias = (named[f"{prefix}bias_ih_l{level}"] + named[f"{prefix}bias_hh_l{level}"]).unsqueeze(1)
+            clients, batch, length = x.shape[:3]
+            steps = torch.baddbmm(bias, x.flatten(1, 2), w_in.mT).view(clients, batch, length, -1)
+            hidden = cell = x.new_zeros(clients, batch, layer.hidden_size)
+            outputs = []
+            for step in steps.unbind(2):
+                i, f, g, o = torch.baddbmm(step, hidden, w_hid.mT).chunk(4, dim=2)
+                cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
+                hidden = torch.sigmoid(o) * torch.tanh(cell)
+                outputs.append(hidden)
+            x = torch.stack(outputs, dim=2)
+        return x
+
+    return lstm
+
+
+def _last_step(layer: LastStep, prefix: str) -> Lowered:  # noqa: ARG001
+    return lambda _, x: x[:, :, -1]
+
+
+def _vmapped(model: nn.Module, prefix: str) -> Lowered:
+    if any(isinstance(part, NamedDropout) for part in model.modules()):
+        raise InputError(
+            "engine.executor",
+            "stacked",
+            f"{type(model).__name__} has dropout inside its own forward, which cannot be stacked; "
+            "use executor = 'loop' or write the model as nn.Sequential",
+        )
+    names = [name for name, _ in model.named_parameters()]
+    if not names:
+        bare = vmap(model)
+        return lambda _, x: bare(x)
+    call = vmap(Functional(model))
+
+    def vmapped(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        outputs: Tensor = call({name: named[prefix + name] for name in names}, x)
+        return outputs
+
+    return vmapped
+
+
+LAYERS: tuple[tuple[type[nn.Module], Callable[..., Lowered | None]], ...] = (
+    (nn.Linear, _linear),
+    (nn.Conv2d, _conv2d),
+    (nn.GroupNorm, _group_norm),
+    (nn.LayerNorm, _layer_norm),
+    (nn.Embedding, _embedding),
+    (nn.LSTM, _lstm),
+    (LastStep, _last_step),
+)

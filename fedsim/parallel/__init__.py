@@ -1,0 +1,1 @@
+"""Cores and worker processes; they know nothing of learning."""

@@ -1,0 +1,1 @@
+"""What must be trained before a run can begin."""

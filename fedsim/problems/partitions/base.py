@@ -1,0 +1,195 @@
+"""Partitions: which training examples each client has.
+
+A partition plug-in is an `@options` class with `split(data, seed) -> Partition`. Most of ours deal through
+the partitioners of flwr-datasets, over a data set that has nothing but an index and a label; the library is
+imported only when a partition must be made that the disk does not have yet.
+
+n training examples, m test examples, C clients, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, Fraction, Share, options
+from fedsim.core.streams import Streams
+from fedsim.problems.datasets.base import Dataset, Indices
+
+Shares = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """Lists of examples in compressed sparse rows: client c has `order[offset[c]:offset[c + 1]]`.
+
+    order: int64 [total], indices into the training set, client after client; offset: int64 [C + 1].
+    order_test, offset_test: the same into the test set, for judging each client on its own kind of data.
+    holdout_order, holdout_offset: the same into the training set, kept from training for that purpose.
+    Raises InputError when rows and offsets do not fit, or a client has no training example.
+    """
+
+    order: Indices
+    offset: Indices
+    order_test: Indices | None = None
+    offset_test: Indices | None = None
+    holdout_order: Indices | None = None
+    holdout_offset: Indices | None = None
+
+    def __post_init__(self) -> None:
+        for name, order, offset in self.rows():
+            sizes = np.diff(offset)
+            shaped = order.ndim == 1 and offset.ndim == 1 and len(offset) == len(self.offset) > 1
+            if not shaped or offset[0] != 0 or offset[-1] != len(order) or (sizes < 0).any():
+                raise InputError("partition", f"{name} rows", "offset must rise from 0 to the number of indices")
+        empty = np.flatnonzero(self.sizes == 0)
+        if len(empty):
+            raise InputError("partition.clients", self.clients, f"client {empty[0]} has no training example")
+
+    @classmethod
+    def from_lists(cls, lists: Sequence[ArrayLike]) -> Partition:
+        """Make a partition of a list of training indices for each client."""
+        rows = [np.asarray(indices) for indices in lists]
+        for client, row in enumerate(rows):
+            if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
+                raise InputError("clients", f"list {client}", "give whole numbers: indices of training examples")
+        offset = np.cumsum([0, *(len(row) for row in rows)])
+        return cls(np.concatenate(rows or [np.empty(0)]).astype(np.int64), offset.astype(np.int64))
+
+    @property
+    def clients(self) -> int:
+        """Number of clients."""
+        return len(self.offset) - 1
+
+    @property
+    def sizes(self) -> Indices:
+        """Training examples of each client: int64 [C]."""
+        return np.diff(self.offset)
+
+    def indices(self, client: int) -> Indices:
+        """Training examples of one client."""
+        return self.order[self.offset[client] : self.offset[client + 1]]
+
+    def rows(self) -> list[tuple[str, Indices, Indices]]:
+        """Return (name, order, offset) of the sparse rows that there are."""
+        named = [
+            ("training", self.order, self.offset),
+            ("test", self.order_test, self.offset_test),
+            ("holdout", self.holdout_order, self.holdout_offset),
+        ]
+        return [(name, order, offset) for name, order, offset in named if order is not None and offset is not None]
+
+    def check(self, data: Dataset) -> None:
+        """Refuse indices that `data` does not have."""
+        for name, order, _ in self.rows():
+            count = len(data.x_test) if name == "test" else len(data.x)
+            if len(order) and not 0 <= order.min() <= order.max() < count:
+                fault = f"{name} indices lie in {order.min()} .. {order.max()}, examples in 0 .. {count - 1}"
+                raise InputError("partition", data.name, fault)
+
+
+class Partitioner(Protocol):
+    """A partition plug-in; most easily a subclass of `Shared`."""
+
+    cached: ClassVar[bool]
+    holdout: float
+    noise: float
+
+    def split(self, data: Dataset, seed: int) -> Partition:
+        """Deal the training examples; the same for the same data, options and seed."""
+        ...
+
+
+@options
+class Shared:
+    """Options of every partition."""
+
+    holdout: Fraction = 0.0
+    """Share of each client's examples kept for its own accuracy; one is always left to train on."""
+    noise: Share = 0.0
+    """Share of the training labels that `noisy_labels` replaces after the partition was made."""
+    cached: ClassVar[bool] = True
+    """Whether remaking the partition costs more than a file on disk."""
+
+
+@options
+class Sampled(Shared):
+    """A partition for so many clients."""
+
+    clients: Count
+    """C, how many clients there are."""
+    examples: Count | None = None
+    """How many of the training examples are dealt, chosen at random. Not given: all."""
+
+    def check(self, data: Dataset) -> None:
+        """Refuse more examples or clients than there are."""
+        if self.examples is not None and self.examples > len(data.y):
+            raise InputError("partition.examples", self.examples, f"there are {len(data.y)} training examples")
+        if self.clients > self.available(data):
+            raise InputError("partition.clients", self.clients, f"{self.available(data)} training examples are dealt")
+
+    def available(self, data: Dataset) -> int:
+        """How many examples are dealt."""
+        return self.examples or len(data.y)
+
+    def chosen(self, data: Dataset, seed: int) -> Indices:
+        """The examples that are dealt, in random order: int64 [available]."""
+        return Streams(seed).generator("partition/order").permutation(len(data.y))[: self.examples]
+
+
+def hold_out(partition: Partition, share: float, seed: int) -> Partition:
+    """Move `share` of each client's examples (rounded to the nearest), at random, to its holdout rows.
+
+    One example at least stays. An example that a client has several times stays or moves as a whole.
+    """
+    if share == 0:
+        return partition
+    sizes = partition.sizes
+    keys = Streams(seed).generator("partition/holdout").permutation(int(partition.order.max()) + 1)
+    owner = np.repeat(np.arange(partition.clients), sizes)
+    order = partition.order[np.lexsort((keys[partition.order], owner))]
+    # Equal examples of a client are neighbours now; a client may be cut where a run of them begins.
+    begins = np.ones(len(order) + 1, dtype=bool)
+    begins[1:-1] = (order[1:] != order[:-1]) | (owner[1:] != owner[:-1])
+    starts = np.flatnonzero(begins)
+    moved = np.minimum(np.floor(sizes * share + 0.5).astype(np.int64), sizes - 1)
+    run = np.searchsorted(starts, partition.offset[1:] - moved, side="right") - 1
+    first_run = np.searchsorted(starts, partition.offset[:-1])
+    cut = starts[np.maximum(run, first_run + 1)]
+    place = np.arange(len(order))
+    held = place >= np.repeat(cut, sizes)
+    offset = np.concatenate(([0], np.cumsum(cut - partition.offset[:-1])))
+    return dataclasses.replace(
+        partition,
+        order=order[~held],
+        offset=offset,
+        holdout_order=order[held],
+        holdout_offset=partition.offset - offset,
+    )
+
+
+def noisy_labels(y: NDArray[Any], num_classes: int, share: float, seed: int) -> NDArray[Any]:
+    """Return labels [n] of which `share` (rounded to the nearest) are another class, each alike likely."""
+    if share == 0:
+        return y
+    if num_classes < 2:
+        raise InputError("partition.noise", share, "only class labels can be replaced by another class")
+    generator = Streams(seed).generator("partition/noise")
+    chosen = generator.permutation(len(y))[: int(share * len(y) + 0.5)]
+    noisy = y.copy()
+    noisy[chosen] = (y[chosen] + generator.integers(1, num_classes, len(chosen))) % num_classes
+    return noisy
+
+
+def _rows(client: Indices, clients: int) -> tuple[Indices, Indices]:
+    """Group 0 .. len(client)-1 by client; -1 is nobody. Returns (order, offset)."""
+    dealt = np.flatnonzero(client >= 0)
+    order = dealt[np.argsort(client[dealt], kind="stable")]
+    sizes = np.bincount(client[dealt], minlength=clients)
+    return order, np.concatenate(([0], np.cumsum(sizes)))

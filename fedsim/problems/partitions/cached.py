@@ -1,0 +1,84 @@
+"""Partitions are kept on the disk, under a hash of all that they come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.core.cache import cache_folder
+from fedsim.core.data_files import read_arrays
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
+from fedsim.problems.datasets.base import Dataset
+from fedsim.problems.partitions.base import Partition, Partitioner
+
+
+def cached_partition(partitioner: Partitioner, data: Dataset, seed: int, folder: Path | None = None) -> Partition:
+    """Return `partitioner.split(data, seed)`, from the disk when it was made before.
+
+    folder: where the files are; `FEDSIM_CACHE`, else `fedsim` in the user's cache folder when not given. A
+    file is named by a hash of labels, owners, options, seed, library versions and source, so none is ever
+    stale; a damaged one is made again, and a folder that cannot be written is done without.
+    """
+    if not partitioner.cached:
+        made = partitioner.split(data, seed)
+        made.check(data)
+        return made
+    path = (folder or cache_folder()) / "partitions" / f"{_key(partitioner, data, seed)}.npz"
+    stored = _stored(path, data)
+    if stored is not None:
+        return stored
+    made = partitioner.split(data, seed)
+    made.check(data)
+    _store(path, made)
+    return made
+
+
+def _key(partitioner: Partitioner, data: Dataset, seed: int) -> str:
+    kind = type(partitioner)
+    versions = [importlib.metadata.version(package) for package in ("flwr-datasets", "numpy")]
+    settings = dataclasses.asdict(partitioner)  # type: ignore[call-overload]
+    named = [kind.__module__, kind.__qualname__, settings, seed, versions, data.num_classes]
+    digest = hashlib.blake2b(json.dumps(named, sort_keys=True, default=repr).encode(), digest_size=20)
+    for module in (__name__, Streams.__module__, kind.__module__):
+        source = getattr(sys.modules.get(module), "__file__", None)
+        digest.update(Path(source).read_bytes() if source else b"")
+    for array in (data.y, data.y_test, data.owner, data.owner_test):
+        digest.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode())
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _stored(path: Path, data: Dataset) -> Partition | None:
+    """Read the partition at `path`; None when there is none, or it is damaged."""
+    try:
+        stored = Partition(**read_arrays(path, "a partition"))
+        stored.check(data)
+    except (InputError, TypeError):
+        return None
+    return stored
+
+
+def _store(path: Path, partition: Partition) -> None:
+    """Write the partition so that a reader sees all of it or nothing; a folder not writable is left alone."""
+    arrays = {name: array for name, array in vars(partition).items() if array is not None}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,232 @@
+"""Partitions that flwr-datasets makes, over an index in place of the data."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, Positive, options
+from fedsim.core.streams import Streams
+from fedsim.problems.datasets.base import Dataset, Indices
+from fedsim.problems.partitions.base import Partition, Sampled, hold_out
+
+
+@options
+class Library(Sampled, ABC):
+    """A partition that flwr-datasets makes."""
+
+    def split(self, data: Dataset, seed: int) -> Partition:
+        """Deal through the library; what it cannot do is an InputError on the option that is to blame."""
+        self.check(data)
+        order = self.chosen(data, seed)
+        with _undisturbed():
+            lists = self._lists(data, order, Streams(seed).derive("partition/library"))
+        dealt = np.concatenate(lists)
+        if min(map(len, lists)) == 0 or len(np.unique(dealt)) != len(dealt):
+            raise self.impossible(data)
+        return hold_out(Partition.from_lists(lists), self.holdout, seed)
+
+    def _lists(self, data: Dataset, order: Indices, seed: int) -> list[Indices]:
+        """Let the library deal the examples in this order; the training indices of each client."""
+        import datasets
+        from flwr_datasets import partitioner as library
+
+        class IndexOnly(datasets.Dataset):  # type: ignore[misc]
+            """A data set without the fingerprints of its parts, which take longer than the parts."""
+
+            def select(self, *args: Any, **kwargs: Any) -> Any:
+                return super().select(*args, **{"new_fingerprint": "index-only", **kwargs})
+
+        dealer = self.dealer(library, seed)
+        dealer.dataset = IndexOnly.from_dict({"index": order, "label": data.y[order]})
+        try:
+            return [_index(dealer.load_partition(client)) for client in range(self.clients)]
+        except ValueError as error:
+            raise self.impossible(data) from error
+
+    @abstractmethod
+    def dealer(self, library: Any, seed: int) -> Any:
+        """Return the library's partitioner; `library` is the module that has it."""
+
+    def impossible(self, data: Dataset) -> InputError:
+        """Say which option made the library give up."""
+        remedy = f"{self.available(data)} training examples leave some client without any; take fewer clients"
+        return InputError("partition.clients", self.clients, remedy)
+
+    def classes(self, data: Dataset) -> int:
+        """Return the number of classes in the training set; raises InputError when labels are no classes."""
+        if data.num_classes == 0:
+            name = type(self).__name__.lower()
+            raise InputError("partition.kind", name, f"{data.name} has no classes to deal by; take iid")
+        return len(np.unique(data.y))
+
+
+@options
+class IID(Library):
+    """Equal shares of the shuffled examples: floor or ceil of n / C each."""
+
+    def dealer(self, library: Any, seed: int) -> Any:  # noqa: ARG002
+        """Cut the shuffled examples into C runs."""
+        return library.IidPartitioner(num_partitions=self.clients)
+
+
+@options
+class Dirichlet(Library):
+    """Each class is shared out in proportions drawn from Dir(alpha) over the clients.
+
+    Source: Yurochkin et al. 2019; Hsu et al. 2019.
+    """
+
+    alpha: Positive
+    """How evenly classes are shared out; small is uneven."""
+    min_size: Count = 1
+    """Examples that a client has at least (the library draws up to 11 times)."""
+    self_balancing: bool = False
+    """A client that has more than n / C examples gets none of the classes that follow."""
+
+    def check(self, data: Dataset) -> None:
+        """Refuse targets that are no classes, and too few examples."""
+        super().check(data)
+        self.classes(data)
+        if self.min_size * self.clients > self.available(data):
+            remedy = f"{self.clients} clients cannot have that many each of {self.available(data)} training examples"
+            raise InputError("partition.min_size", self.min_size, remedy)
+
+    def dealer(self, library: Any, seed: int) -> Any:
+        """Draw until every client has `min_size` examples."""
+        return library.DirichletPartitioner(
+            num_partitions=self.clients,
+            partition_by="label",
+            alpha=self.alpha,
+            min_partition_size=self.min_size,
+            self_balancing=self.self_balancing,
+            shuffle=False,
+            seed=seed,
+        )
+
+    def impossible(self, data: Dataset) -> InputError:  # noqa: ARG002
+        """Blame the draws, none of which was even enough."""
+        remedy = (
+            f"no draw of 11 with alpha = {self.alpha} gave each of {self.clients} clients that many"
+            " examples; raise alpha, lower min_size or clients, or take another seed"
+        )
+        return InputError("partition.min_size", self.min_size, remedy)
+
+
+@options
+class Shards(Library):
+    """Sort by class, cut into C * shards_per_client equal shards, give each client that many at random.
+
+    Up to C * shards_per_client - 1 examples are left over and unused. Source: McMahan et al. 2017, section 3.
+    """
+
+    shards_per_client: Count = 2
+    """Shards that a client is given."""
+
+    def check(self, data: Dataset) -> None:
+        """Refuse targets that are no classes, and shards without an example."""
+        super().check(data)
+        self.classes(data)
+        if self.clients * self.shards_per_client > self.available(data):
+            remedy = f"{self.clients} clients would need more shards than there are examples, {self.available(data)}"
+            raise InputError("partition.shards_per_client", self.shards_per_client, remedy)
+
+    def dealer(self, library: Any, seed: int) -> Any:
+        """Deal shards of floor(n / shards) examples."""
+        return library.ShardPartitioner(
+            num_partitions=self.clients,
+            partition_by="label",
+            num_shards_per_partition=self.shards_per_client,
+            shuffle=False,
+            seed=seed,
+        )
+
+
+@options
+class Pathological(Library):
+    """Each client has exactly `classes_per_client` classes; those that have a class share it equally.
+
+    A class that no client is given is not used. Source: Li et al. 2022, Federated learning on non-IID data silos.
+    """
+
+    classes_per_client: Count
+    """Classes that a client has."""
+    assignment: Literal["random", "deterministic", "first-deterministic"] = "random"
+    """Which classes client c has: random ones; the classes c, c + 1, ... modulo K (deterministic); or class c modulo K
+    and others at random (first-deterministic).
+    """
+
+    def check(self, data: Dataset) -> None:
+        """Refuse more classes than there are."""
+        super().check(data)
+        if self.classes_per_client > self.classes(data):
+            remedy = f"the training set has {self.classes(data)} classes"
+            raise InputError("partition.classes_per_client", self.classes_per_client, remedy)
+
+    def dealer(self, library: Any, seed: int) -> Any:
+        """Choose classes, then share each out."""
+        return library.PathologicalPartitioner(
+            num_partitions=self.clients,
+            partition_by="label",
+            num_classes_per_partition=self.classes_per_client,
+            class_assignment_mode=self.assignment,
+            shuffle=False,
+            seed=seed,
+        )
+
+    def impossible(self, data: Dataset) -> InputError:  # noqa: ARG002
+        """Blame a class that more clients want than it has examples."""
+        remedy = f"some class has fewer examples than clients that share it; lower it or clients ({self.clients})"
+        return InputError("partition.classes_per_client", self.classes_per_client, remedy)
+
+
+@options
+class Exponential(Library):
+    """Client c has a number of examples in proportion to e^(c + 1), dealt at random."""
+
+    def dealer(self, library: Any, seed: int) -> Any:  # noqa: ARG002
+        """Cut the shuffled examples by size."""
+        return library.ExponentialPartitioner(num_partitions=self.clients)
+
+
+@options
+class Linear(Library):
+    """Client c has a number of examples in proportion to c + 1, dealt at random."""
+
+    def dealer(self, library: Any, seed: int) -> Any:  # noqa: ARG002
+        """Cut the shuffled examples by size."""
+        return library.LinearPartitioner(num_partitions=self.clients)
+
+
+@options
+class Square(Library):
+    """Client c has a number of examples in proportion to (c + 1)^2, dealt at random."""
+
+    def dealer(self, library: Any, seed: int) -> Any:  # noqa: ARG002
+        """Cut the shuffled examples by size."""
+        return library.SquarePartitioner(num_partitions=self.clients)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep the library's warnings from the user, and what its imports draw from the global generator."""
+    drawn = random.getstate()
+    try:
+        with warnings.catch_warnings():
+            # It warns of what is an error here or was asked for, and its imports warn of each other.
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(drawn)
+
+
+def _index(part: Any) -> Indices:
+    """Return the index column of a part that the library made, read as Arrow without Python objects."""
+    return np.asarray(part.with_format("arrow")[:]["index"], dtype=np.int64)

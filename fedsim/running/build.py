@@ -1,0 +1,145 @@
+"""From an experiment's tables to the objects that run it: problem, executor, engine and simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedsim.configuration.tables import Experiment
+from fedsim.core.errors import InputError, naming
+from fedsim.core.streams import Streams
+from fedsim.devices import Census, Fleet
+from fedsim.engine.base import Engine
+from fedsim.engine.executor import Executor
+from fedsim.engine.process import ProcessExecutor
+from fedsim.engine.virtual import VirtualEngine
+from fedsim.exchange.aggregation import Aggregator, WeightedMean
+from fedsim.exchange.transforms import Chain
+from fedsim.exchange.windows import Count
+from fedsim.parallel.cores import cores
+from fedsim.parallel.workers import WorkerError, Workers, take_one_core
+from fedsim.problems.base import Problem
+from fedsim.running.checks import _check
+from fedsim.running.simulation import Parts, Simulation, hold_transformable
+
+
+def in_processes(experiment: Experiment, problem: Problem | None) -> Callable[..., ProcessExecutor]:
+    """What makes the executor of an experiment from the arguments of an `Executor`.
+
+    problem: your own, which is sent to the processes; None: the one that the experiment describes, which they build.
+    InputError: it cannot be sent.
+    """
+    count = experiment.engine.workers or cores()
+    try:
+        workers = Workers(count, _executor, experiment.resolved(), experiment.data_dir, problem)
+    except WorkerError as error:
+        remedy = f"cannot be sent to processes; take another engine.executor ({error.reason})"
+        raise InputError("problem", type(problem).__name__, remedy) from error
+    return partial(ProcessExecutor, workers=workers)
+
+
+def _executor(tables: Mapping[str, Any], data_dir: Path | None, problem: Problem | None) -> Executor:
+    """What a process has: an executor of the experiment's clients."""
+    take_one_core()
+
+    from fedsim.configuration.tables import experiment
+
+    made = experiment(data_dir=data_dir, **tables)
+    return build_executor(made, build_problem(made) if problem is None else problem)
+
+
+EngineMaker = Callable[[Problem, Aggregator], Engine]
+"""Makes an engine for a problem, whose replies are combined by an aggregator."""
+
+
+def build_problem(experiment: Experiment) -> Problem:
+    """The problem that the experiment describes."""
+    try:
+        problem: Problem = experiment.problem.build(experiment)
+    except MemoryError as error:
+        kind = experiment.resolved()["problem"]["kind"]
+        remedy = f"does not fit in this machine's memory; make it smaller ({error})"
+        raise InputError("problem.kind", kind, remedy) from error
+    return problem
+
+
+def build_executor(experiment: Experiment, problem: Problem, kind: Callable[..., Executor] = Executor) -> Executor:
+    """The experiment's executor, for all clients of the problem. kind: what makes it."""
+    options, at_once = experiment.engine, experiment.selection.of(problem.num_clients)
+    return kind(
+        problem,
+        experiment.client,
+        Streams(experiment.seed),
+        choice=options.executor,
+        transforms=experiment.transforms,
+        memory=options.memory_mib * 2**20,
+        state_memory=options.state_mib * 2**20,
+        participants=None if experiment.rounds is None else (experiment.rounds + 1) * at_once,
+    )
+
+
+def build_simulation(
+    experiment: Experiment, problem: Problem, engine: EngineMaker | None = None, *, own: bool = True
+) -> Simulation:
+    """The experiment as a simulation on this machine, or over the engine that `engine` makes.
+
+    own: whether the problem may be another than the one that the experiment describes, so that processes which help
+    have to be sent it.
+    """
+    _check(experiment, problem)
+    aggregator = experiment.aggregation
+    if engine is None:
+        kind: Callable[..., Executor] = Executor
+        if experiment.engine.executor == "process":
+            kind = in_processes(experiment, problem if own else None)
+        made: Engine = build_engine(experiment, problem, build_executor(experiment, problem, kind))
+    else:
+        made = engine(problem, aggregator)
+        if experiment.faults.kinds and getattr(made, "faults", None) is None:
+            kinds = ", ".join(experiment.faults.kinds)
+            raise InputError("faults", kinds, f"{type(made).__name__} has no faults on demand; remove the table")
+    simulation = Simulation(
+        Parts(
+            problem=problem,
+            strategy=experiment.strategy,
+            selector=experiment.selection,
+            engine=made,
+            streams=Streams(experiment.seed),
+            rounds=experiment.rounds,
+            duration=experiment.duration,
+            evaluation=experiment.evaluation,
+            stopping=experiment.stopping,
+            order_transforms=Chain(experiment.order_transforms, "order_transforms"),
+            steady=experiment.devices.steady and not experiment.faults.kinds,
+        )
+    )
+    orders, window = experiment.strategy.ask(simulation.state, torch.arange(problem.num_clients))
+    hold_transformable(simulation.parts.order_transforms, orders, experiment.strategy)
+    if not getattr(experiment.strategy, "aggregates", True) and not isinstance(aggregator, WeightedMean):
+        kind = experiment.resolved()["aggregation"]["kind"]
+        raise InputError("aggregation.kind", kind, "this strategy averages nothing; leave the table out")
+    if isinstance(window, Count):
+        aggregator.check(window.count)
+    budget = None if experiment.stopping is None else experiment.stopping.queries
+    if budget is not None and isinstance(made, VirtualEngine):
+        least = made.executor.assign(orders).queries * experiment.selection.of(problem.num_clients)
+        if least > budget:
+            raise InputError("stopping.queries", budget, f"the clients of one round ask for {least} at least; raise it")
+    return simulation
+
+
+def build_engine(experiment: Experiment, problem: Problem, executor: Executor) -> VirtualEngine:
+    """The experiment's engine in this process, with its devices and its faults."""
+    with naming("faults"):
+        faults = experiment.faults.start(problem.num_clients, Streams(experiment.seed))
+    return VirtualEngine(executor, experiment.aggregation, build_fleet(experiment, problem), faults)
+
+
+def build_fleet(experiment: Experiment, problem: Problem) -> Fleet:
+    """The clients' devices, as the experiment describes them."""
+    census = Census(problem.sizes, problem.labels())
+    return experiment.devices.start(census, Streams(experiment.seed), experiment.data_dir)

@@ -1,0 +1,239 @@
+"""Checkpoints: all that a run needs to go on after a crash, one file each, in the folder `checkpoints/` of the run.
+
+checkpoints/<round>-<checksum>.safetensors holds the tensors of `Simulation.snapshot`, and in its metadata the rest, as
+JSON (see `fedsim.core.graph`), and the format's number; nothing in it can be made to run. The file appears whole or not
+at all, and its name has the BLAKE2b hash of its content, so that a file that was cut off or changed later is noticed. A
+checkpoint belongs to a length of metrics.jsonl, to which that file is cut when the run goes on.
+
+Cost: the time to write one is kept below 5 % of the run, by waiting 20 times as long as the last one took.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field, fields
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fedsim.configuration.tables import Checkpointing
+from fedsim.core.errors import FedsimError, InputError, warn
+from fedsim.core.files import StorageError, settle, write_whole
+from fedsim.core.graph import Document, GraphError, decode, encode
+from fedsim.running.folder import CHECKPOINT, CONFIG, METRICS, RunFolder
+
+if TYPE_CHECKING:
+    from fedsim.running.simulation import Simulation
+
+FORMAT = 2
+"""Raised when a checkpoint of before can no longer be read: a storable class has another name or other fields, or a
+snapshot other parts."""
+SHARE = 20
+"""How many times as long as the last checkpoint took must pass before the next, and at least `LEAST` seconds."""
+LEAST = 1.0
+LARGEST = 100_000_000
+"""Bytes that the JSON of a safetensors file may have."""
+TYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
+"""Names that the format has for types of numbers."""
+
+
+class DamagedError(FedsimError):
+    """A checkpoint that cannot be used, and why."""
+
+
+class FormatError(FedsimError):
+    """A checkpoint that is whole, and that this version cannot read."""
+
+
+class UnusableError(InputError):
+    """A run that cannot go on, and can only be begun again."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    snapshot: of the simulation. position, rows: of metrics.jsonl, in bytes and in lines. config: the tables of
+    config.toml.
+    """
+
+    snapshot: dict[str, Any]
+    position: int
+    rows: int
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def write(folder: Path, number: int, checkpoint: Checkpoint) -> Path:
+    """Write the checkpoint after round `number` into a folder, which is made if it is not there; returns its place.
+
+    When this returns the file is on the disk. StorageError: it cannot be written. TypeError: the snapshot holds an
+    object that no checkpoint can.
+    """
+    content = _packed(encode([getattr(checkpoint, part.name) for part in fields(Checkpoint)]))
+    found = hashlib.blake2b(digest_size=16)
+    for part in content:
+        found.update(part)
+    path = folder / f"{number:08d}-{found.hexdigest()}.safetensors"
+    try:
+        folder.mkdir(exist_ok=True)
+        write_whole(path, *content)
+        settle(folder)
+        settle(folder.parent)
+    except OSError as error:
+        raise StorageError(path, error) from error
+    return path
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint. DamagedError: it cannot be used. FormatError: another version wrote it."""
+    from safetensors import SafetensorError, safe_open
+
+    named = CHECKPOINT.fullmatch(path.name)
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        if named is None or named[2] != found:
+            raise DamagedError(f"{path} is damaged: its checksum is another")
+        with safe_open(path, "pt") as opened:
+            text, written = opened.metadata()["graph"], opened.metadata().get("format", "1")  # which 1 does not say
+            if written != str(FORMAT):
+                raise FormatError(f"{path} has format {written}, and this version of fedsim reads format {FORMAT}")
+            # Copies, as what is read lies in a map of the file, at any address.
+            tensors = [opened.get_tensor(str(place)).clone() for place in range(len(opened.keys()))]
+            document = Document(text, tensors)
+        return Checkpoint(*decode(document))
+    except (OSError, SafetensorError, GraphError, KeyError, TypeError) as error:
+        raise DamagedError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def listed(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the newest first."""
+    if not folder.is_dir():
+        return []
+    found = [(int(named[1]), path) for path in folder.iterdir() if (named := CHECKPOINT.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=itemgetter(0), reverse=True)]
+
+
+def newest(folder: RunFolder) -> Checkpoint | None:
+    """The last checkpoint of a run from which it can go on; None: it has none. Those after it are removed.
+
+    UnusableError: it has some, of which none can be used.
+    """
+    paths, damaged = listed(folder.checkpoints), list[Path]()
+    again = f"start again: fedsim run {folder.path / CONFIG} --out {folder.path} --force"
+    for path in paths:
+        try:
+            found = read(path)
+            if found.position > folder.size:
+                raise DamagedError(f"{path} cannot be used: {METRICS} has lost rows that it counts")
+        except FormatError as error:
+            remedy = f"{error}; go on under the version that wrote it, or {again}"
+            raise UnusableError("resume", str(folder.path), remedy) from error
+        except DamagedError as error:
+            if path == paths[-1]:
+                raise UnusableError("resume", str(folder.path), f"{error}, and there is no other; {again}") from error
+            damaged.append(path)
+            warn(f"{error}; going on from the one before it")
+        else:
+            for path in damaged:
+                path.unlink(missing_ok=True)
+            return found
+    return None
+
+
+class Keeper:
+    """Writes the checkpoints of a run into its folder when they are due; call it between two rounds.
+
+    A checkpoint that cannot be written is said once, on standard error; the run and its earlier checkpoints stay.
+    """
+
+    def __init__(self, folder: RunFolder, simulation: Simulation, when: Checkpointing) -> None:
+        self._folder, self._simulation, self._when = folder, simulation, when
+        self._config = folder.config()
+        self._written = simulation.round
+        self._ended, self._took = time.perf_counter(), 0.0
+        self._silent = self._hopeless = False
+
+    def __call__(self) -> None:
+        """Write a checkpoint if it is time to."""
+        rounds, every = self._simulation.round - self._written, self._when.every
+        if every is None:
+            due = time.perf_counter() - self._ended >= max(LEAST, SHARE * self._took)
+        else:
+            due = 0 < every <= rounds
+        if rounds and due:
+            self.write()
+
+    def last(self) -> None:
+        """Write the checkpoint of a run that is interrupted, where that is between two rounds."""
+        simulation = self._simulation
+        told = simulation.told == self._folder.appended
+        if simulation.whole and told and simulation.round > self._written and self._when.every != 0:
+            self.write()
+
+    def write(self) -> None:
+        """Write a checkpoint, and then remove those that are too many."""
+        if self._hopeless:
+            return
+        began, number, folder = time.perf_counter(), self._simulation.round, self._folder
+        try:
+            snapshot = self._simulation.snapshot(copy=False)
+            write(folder.checkpoints, number, Checkpoint(snapshot, folder.sync(), folder.appended, self._config))
+            for path in listed(folder.checkpoints)[self._when.keep :]:
+                path.unlink(missing_ok=True)
+        except (OSError, StorageError) as error:
+            self._warn(f"no checkpoint of round {number}: {error}")
+        except TypeError as error:
+            self._hopeless = True
+            self._warn(f"this run has no checkpoints: {error}")
+        self._written, self._ended = number, time.perf_counter()
+        self._took = self._ended - began
+
+    def _warn(self, text: str) -> None:
+        if not self._silent:
+            warn(f"{text}; the run goes on")
+        self._silent = True
+
+
+def _packed(document: Document) -> list[bytes | memoryview]:
+    """A safetensors file as its parts, one after the other, without copies of tensors."""
+    # Widest first, so that each begins at a multiple of its numbers' size.
+    order = sorted(range(len(document.tensors)), key=lambda place: -document.tensors[place].itemsize)
+    header: dict[str, Any] = {"__metadata__": {"graph": document.text, "format": str(FORMAT)}}
+    parts, begin = list[bytes | memoryview](), 0
+    for place in order:
+        tensor = document.tensors[place]
+        part = _bytes(tensor)
+        header[str(place)] = {
+            "dtype": TYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, begin + part.nbytes],
+        }
+        begin += part.nbytes
+        parts.append(part)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    if len(text) > LARGEST:
+        raise TypeError(f"what it holds beside numbers takes {len(text):,} bytes, more than the format allows")
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, *parts]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)

@@ -1,0 +1,68 @@
+"""Refusals that need the problem: what an experiment asks of it that it does not have."""
+
+from __future__ import annotations
+
+from fedsim.client.training import LocalTraining
+from fedsim.configuration.tables import Experiment
+from fedsim.core.errors import InputError, naming
+from fedsim.core.streams import Streams
+from fedsim.problems.base import Problem
+from fedsim.problems.supervised import Supervised
+
+
+def _check(experiment: Experiment, problem: Problem) -> None:
+    """Refuse what does not fit the problem."""
+    if not isinstance(problem, Supervised):
+        _check_asking(experiment)
+    experiment.selection.check(problem.num_clients)
+    experiment.aggregation.check(experiment.selection.least(problem.num_clients))
+    check = getattr(experiment.strategy, "check", None)
+    if check is not None:
+        at_once = experiment.selection.of(problem.num_clients)
+        with naming("strategy"):
+            check(at_once, problem.num_clients, experiment.devices.steady)
+    stopping = experiment.stopping
+    measured = problem.measures(experiment.evaluation.clients, experiment.evaluation.on)
+    trial = experiment.evaluation.trial(Streams(experiment.seed))
+    if trial is not None:
+        with naming("evaluation"):
+            measured += problem.attacked_measures(trial)
+    if isinstance(problem, Supervised):
+        _check_training(experiment, problem)
+    if stopping is not None and stopping.watches and stopping.metric not in measured:
+        raise InputError("stopping.metric", stopping.metric, f"name one of: {', '.join(measured)}")
+
+
+def _check_training(experiment: Experiment, problem: Supervised) -> None:
+    """Refuse a curriculum or a defence that does not go with the problem."""
+    if not isinstance(experiment.client, LocalTraining):
+        return
+    defence, curriculum = experiment.client.defence, experiment.client.curriculum
+    if curriculum is not None and curriculum.measure == "error" and not problem.has_accuracy:
+        raise InputError("client.curriculum.measure", "error", "a regression has no predictions; take loss")
+    if defence is None:
+        return
+    if defence.of_classes and not problem.has_accuracy:
+        given = experiment.client.adversarial
+        kind = given if isinstance(given, str) else given["kind"]
+        raise InputError("client.adversarial.kind", kind, "its loss is about classes; take standard")
+    with naming("client.adversarial.attack"):
+        if getattr(defence.attacked_by, "only_judges", False):
+            raise InputError("kind", defence.attacked_by.label, "it only judges models; train against pgd")
+        problem.check_attack(defence.attacked_by, problem.x)
+
+
+def _check_asking(experiment: Experiment) -> None:
+    """Refuse clients that want more of a black box than values."""
+    client, table = experiment.client, experiment.tables["client"]
+    kind = table if isinstance(table, str) else table["kind"]
+    if not getattr(client, "black_box", False):
+        estimator = getattr(client, "estimator", None)
+        if estimator is None:
+            raise InputError("client.kind", kind, "it needs gradients, and this problem only tells values; use fedzo")
+        inner = estimator if isinstance(estimator, str) else estimator["kind"]
+        raise InputError(
+            "client.estimator.kind", inner, "it needs derivatives, and this problem only tells values; use differences"
+        )
+    if getattr(client, "batch_size", "full") != "full":
+        raise InputError("client.batch_size", client.batch_size, "a black box has no examples to sample; remove it")

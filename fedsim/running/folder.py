@@ -1,0 +1,429 @@
+"""The folder of a run: `runs/<name>-<n>/`, in which nothing is overwritten unless that is asked for.
+
+config.toml         the experiment, with every option resolved, and the versions
+metrics.jsonl       one JSON object a completed round or evaluation, written when it is complete
+model.safetensors   the final parameters, of a black box one vector x
+summary.json        the final values
+trace.json          staleness, participation, and when the first clients worked on which version of the model
+curves.png          loss, accuracy, the value of a function against the round
+partition.png       the label distribution of the clients; of supervised problems
+adversarial.png     an image before and after; of attacks
+traceback.txt       where a run that failed was
+checkpoints/        what a run that has not ended goes on from; see `fedsim.running.checkpoint`
+
+A file other than metrics.jsonl appears whole or not at all: it is written beside its place, then renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+from fedsim.core.errors import InputError
+from fedsim.core.files import StorageError, _reason, write_whole
+from fedsim.problems.base import ADVERSARIAL, PARTITION
+from fedsim.running.history import History, Row, read_rows
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from io import FileIO
+
+    from torch import Tensor
+
+CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
+TRACE, CURVES, TRACEBACK = "trace.json", "curves.png", "traceback.txt"
+FILES = (CONFIG, METRICS, MODEL, SUMMARY, TRACE, CURVES, PARTITION, ADVERSARIAL, TRACEBACK)
+"""The names that a run writes, and beside its checkpoints the only ones that it ever removes."""
+CHECKPOINTS = "checkpoints"
+CHECKPOINT = re.compile(r"(\d{8,})-([0-9a-f]{32})\.safetensors")
+"""The name of a checkpoint: its round, and the checksum of its content."""
+HALF = re.compile(rf"\.{CHECKPOINT.pattern}\.\d+\.tmp")
+"""What it is called before it is whole; see `write_whole`."""
+ENDED = ("finished", "stopped", "diverged", "stalled")
+"""How a run can end that need not be done again."""
+EXISTS = "this folder exists; choose another or pass --force"
+
+
+class RunFolder:
+    """The files of one run. Made by `create` for a new run, by `reopen` to go on with one, by `open_run` to read one.
+
+    As a context manager it closes metrics.jsonl; when it is left by an InputError a new one also discards itself.
+    appended: rows of metrics.jsonl so far. checkpoints: the folder for them, which need not be there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS
+        self.appended = 0
+        self._made: tuple[Path, ...] = ()  # folders that this object made, outermost first
+        self._stale: tuple[str, ...] = ()  # files of an earlier run, removed at the first write
+        self._kept: frozenset[str] = frozenset()  # files of ours in name only; never removed
+        self._writing = False
+        self._metrics: FileIO | None = None
+
+    @classmethod
+    def create(cls, out: Path | None, name: str, *, force: bool = False, root: Path = Path("runs")) -> RunFolder:
+        """Make the folder `out`, or without it the next free `root/<name>-<n>`.
+
+        force: `out` may hold things. Files of an earlier run are removed at the first write, not before, so a
+        run that is refused until then leaves the earlier one whole; other files are never removed.
+        Raises InputError when `check` does, and when the folder cannot be made; then nothing is left behind.
+        """
+        cls.check(out, name, force=force, root=root)
+        made: list[Path] = []
+        try:
+            if out is None:
+                folder = cls(_next_free(root, name, made))
+            else:
+                folder = cls(out)
+                if not out.is_dir():
+                    _make(out, made)
+            present = frozenset(entry.name for entry in folder.path.iterdir())
+        except OSError as error:
+            _remove_empty(made)
+            place = root / name if out is None else out
+            remedy = EXISTS if isinstance(error, FileExistsError) else f"cannot be made: {_reason(error)}"
+            raise InputError("out", str(place), remedy) from error
+        folder._made = tuple(made)
+        ours = tuple(file for file in (*FILES, CHECKPOINTS) if file in present)
+        if is_run(folder.path):
+            folder._stale = ours
+        else:
+            folder._kept = frozenset(ours)
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Open the folder of a run that is to go on; nothing in it changes before `rewind`.
+
+        InputError: there is no run in it, or another process is writing to it.
+        """
+        folder = open_run(path)
+        try:
+            folder._metrics = open(path / METRICS, "r+b", buffering=0)  # noqa: SIM115
+            _lock(folder._metrics)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            folder.close()
+            raise InputError("resume", str(path), f"cannot go on: {_reason(error)}") from error
+        folder._kept = frozenset((*FILES, CHECKPOINTS))
+        return folder
+
+    @staticmethod
+    def check(out: Path | None, name: str = "run", *, force: bool = False, root: Path = Path("runs")) -> None:
+        """Raise an InputError, and make nothing, where `create` could not write."""
+        if not name or not name.isprintable() or Path(name).name != name or name == "..":
+            raise InputError("name", name, "it names a folder; give it at least one letter and no /")
+        place = root if out is None else out
+        try:
+            held = next(path for path in (place.absolute(), *place.absolute().parents) if os.path.lexists(path))
+            if not held.is_dir():
+                raise InputError("out", str(place), f"{held} is not a folder; choose another place")
+            if out is not None and held == out.absolute() and not force and any(out.iterdir()):
+                raise InputError("out", str(out), EXISTS)
+            disk = shutil.disk_usage(held)
+        except OSError as error:
+            raise InputError("out", str(place), f"cannot be used: {_reason(error)}") from error
+        if not os.access(held, os.W_OK | os.X_OK):
+            raise InputError("out", str(place), f"{held} cannot be written in; choose another place")
+        if disk.total > 0 and disk.free == 0:
+            raise InputError("out", str(place), "no space is left on this disk; choose another")
+
+    def rewind(self, position: int = 0, rows: int = 0) -> None:
+        """Go on after the first `position` bytes of metrics.jsonl, which are `rows` rows; what came later is removed.
+
+        And so is what a process that was ended has left half-written. StorageError: it cannot be removed.
+        """
+        try:
+            if self._metrics is None:
+                self.begin()
+            else:
+                self._metrics.truncate(position)
+                self._metrics.seek(position)
+            (self.path / TRACEBACK).unlink(missing_ok=True)
+            for file in FILES:
+                for path in self.path.glob(f".{file}.*.tmp"):
+                    path.unlink(missing_ok=True)
+            self._remove_checkpoints(HALF)
+        except OSError as error:
+            raise StorageError(self.path / METRICS, error) from error
+        self.appended = rows
+
+    def discard(self) -> None:
+        """Undo `create`: remove what was written and the folders that were made, unless there is something to keep.
+
+        That is a round that was logged, or a checkpoint of a run that has logged none yet.
+
+        Anything else that lies in the folder stays, and so does then the folder.
+        """
+        self.close()
+        if self.appended or (self._writing and self.has_checkpoint):
+            return
+        if self._writing:
+            for file in (*FILES, CHECKPOINTS):
+                if file not in self._kept:
+                    self._remove(file)
+        _remove_empty(self._made)
+
+    def place(self, file: str) -> Path:
+        """Give the path of one of `FILES`, about to be written; this removes an earlier run's files."""
+        if file not in FILES:
+            raise ValueError(f"{file} is not a file of a run; these are: {', '.join(FILES)}")
+        self._writing = True
+        for old in self._stale:
+            try:
+                self._remove(old)
+            except OSError as error:
+                raise StorageError(self.path / old, error) from error
+        self._stale = ()
+        return self.path / file
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.toml. TOML has no null: an option that is None is left out."""
+        import tomli_w
+
+        write_whole(self.place(CONFIG), tomli_w.dumps(_for_toml(config)).encode())
+
+    def write_model(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+        """Write model.safetensors: named tensors of any shapes, from any device."""
+        from safetensors.torch import save
+
+        # safetensors refuses tensors that share memory, such as slices of one flat vector.
+        apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        write_whole(self.place(MODEL), save(apart, metadata=dict(metadata or {})))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json; a number that is not finite becomes null."""
+        text = json.dumps(_for_json(summary), allow_nan=False, indent=2)
+        write_whole(self.place(SUMMARY), f"{text}\n".encode())
+
+    def write_trace(self, trace: Mapping[str, Any]) -> None:
+        """Write trace.json."""
+        write_whole(self.place(TRACE), f"{json.dumps(_for_json(trace), allow_nan=False)}\n".encode())
+
+    def write_traceback(self, text: str) -> None:
+        """Write traceback.txt."""
+        write_whole(self.place(TRACEBACK), text.encode())
+
+    def begin(self) -> None:
+        """Make metrics.jsonl, which from now on no other process writes to. StorageError: it cannot be made."""
+        path = self.place(METRICS)
+        try:
+            # "x": another process that was given the same empty folder must not mix its rows with ours.
+            self._metrics = open(path, "xb", buffering=0)  # noqa: SIM115
+            _lock(self._metrics)
+        except OSError as error:
+            raise StorageError(path, error) from error
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row to metrics.jsonl, at once; a number that is not finite becomes null.
+
+        StorageError: it cannot be written. The rows before it can still be read.
+        """
+        line = memoryview(f"{json.dumps(_for_json(row), allow_nan=False)}\n".encode())
+        if self._metrics is None:
+            self.begin()
+        metrics, path = cast("FileIO", self._metrics), self.path / METRICS
+        try:
+            while line:
+                line = line[metrics.write(line) :]
+        except OSError as error:
+            self._metrics = None
+            metrics.close()
+            raise StorageError(path, error, f"; the {self.appended} rows before it are kept") from error
+        self.appended += 1
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint, be it damaged."""
+        return self.checkpoints.is_dir() and any(CHECKPOINT.fullmatch(path.name) for path in self.checkpoints.iterdir())
+
+    @property
+    def size(self) -> int:
+        """Bytes of metrics.jsonl; 0 where there is none yet."""
+        return 0 if self._metrics is None else os.fstat(self._metrics.fileno()).st_size
+
+    def sync(self) -> int:
+        """Have the disk take what metrics.jsonl has, and return how many bytes that are. StorageError: it does not."""
+        if self._metrics is not None:
+            try:
+                os.fsync(self._metrics.fileno())
+            except OSError as error:
+                raise StorageError(self.path / METRICS, error) from error
+        return self.size
+
+    def clear_checkpoints(self) -> None:
+        """Remove the checkpoints of a run that has ended. StorageError: they cannot be removed."""
+        try:
+            self._remove(CHECKPOINTS)
+        except OSError as error:
+            raise StorageError(self.checkpoints, error) from error
+
+    def ended(self) -> str | None:
+        """How the run has ended, one of `ENDED`; None: it has not, or has been interrupted."""
+        try:
+            status = json.loads((self.path / SUMMARY).read_bytes())["status"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return status if status in ENDED else None
+
+    def _remove(self, name: str) -> None:
+        """Remove a file, or of the checkpoints' folder those and the folder, if nothing else is in it."""
+        if name != CHECKPOINTS:
+            (self.path / name).unlink(missing_ok=True)
+        else:
+            self._remove_checkpoints(CHECKPOINT)
+            self._remove_checkpoints(HALF)
+            _remove_empty([self.checkpoints])
+
+    def _remove_checkpoints(self, called: re.Pattern[str]) -> None:
+        for path in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():
+            if called.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Close metrics.jsonl; StorageError when the disk did not take what was written."""
+        metrics, self._metrics = self._metrics, None
+        if metrics is None:
+            return
+        try:
+            with metrics:
+                os.fsync(metrics.fileno())
+        except OSError as error:
+            raise StorageError(self.path / METRICS, error) from error
+
+    def rows(self) -> list[Row]:
+        """Read the rows of metrics.jsonl; a last line that was cut off is dropped."""
+        return read_rows(self.path / METRICS)
+
+    @property
+    def history(self) -> History:
+        """The same rows as a table, read when it is first asked something."""
+        return History(self.path / METRICS)
+
+    def trace(self) -> dict[str, Any] | None:
+        """Read trace.json; None without it. InputError: it cannot be read."""
+        path = self.path / TRACE
+        try:
+            found: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError("trace", str(path), f"cannot be read: {error}") from error
+        return found
+
+    def config(self) -> dict[str, Any]:
+        """Read config.toml. InputError: it is absent or not TOML."""
+        path = self.path / CONFIG
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError("run", str(path), f"cannot be read: {_reason(error)}") from error
+        except ValueError as error:
+            raise InputError("run", str(path), f"is not TOML: {error}") from error
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, InputError):
+            self.discard()
+        else:
+            self.close()
+
+
+def open_run(path: Path) -> RunFolder:
+    """Open the folder of an earlier run, to read it. InputError: there is no run in it."""
+    if not is_run(path):
+        inner = next((entry for entry in sorted(path.glob("*")) if is_run(entry)), None)
+        remedy = "" if inner is None else f"; name one of the runs in it, such as {inner}"
+        raise InputError("run", str(path), f"no run is there: it has neither {CONFIG} nor {METRICS}{remedy}")
+    return RunFolder(path)
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is the folder of a run."""
+    return (path / CONFIG).is_file() or (path / METRICS).is_file()
+
+
+def _lock(file: FileIO) -> None:
+    """Hold a file for this process, until it closes it or dies. BlockingIOError: another process holds it."""
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing to it") from None
+    except OSError:  # some network file systems have no locks
+        pass
+
+
+def _next_free(root: Path, name: str, made: list[Path]) -> Path:
+    if not root.is_dir():
+        _make(root, made)
+    number = 0
+    while True:
+        path = root / f"{name}-{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            made.append(path)
+            return path
+
+
+def _make(path: Path, made: list[Path]) -> None:
+    """Make the folder `path` and its parents, and add to `made` those that were not there."""
+    for parent in reversed(path.parents):
+        if not parent.is_dir():
+            try:
+                parent.mkdir()
+            except FileExistsError:
+                continue  # another run made it in the meantime
+            made.append(parent)
+    path.mkdir()
+    made.append(path)
+
+
+def _remove_empty(made: Sequence[Path]) -> None:
+    for path in reversed(made):
+        if path.is_dir():
+            if any(path.iterdir()):
+                return
+            path.rmdir()
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _for_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_for_json(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numbers of NumPy's or torch's
+        return _for_json(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _for_toml(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _for_toml(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_for_toml(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

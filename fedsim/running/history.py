@@ -1,0 +1,92 @@
+"""The table of a run: one row a completed round, read from `metrics.jsonl` when it is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.core.errors import InputError
+
+Row = dict[str, Any]
+
+
+class History:
+    """Rows of named values. `source`: a metrics.jsonl, read at the first question, or the rows themselves.
+
+    A row need not have every column: the test metrics stand only in rows of rounds with an evaluation. A
+    value that was not finite is None.
+    """
+
+    def __init__(self, source: Path | Iterable[Mapping[str, Any]]) -> None:
+        self._source = source
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """All rows, in the order of the rounds."""
+        if isinstance(self._source, Path):
+            return read_rows(self._source)
+        return [dict(row) for row in self._source]
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns, in the order of their first appearance."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __getitem__(self, column: str) -> list[Any]:
+        """One value a row; None where the row lacks the column. KeyError: no row has it."""
+        self._demand(column)
+        return [row.get(column) for row in self.rows]
+
+    def __repr__(self) -> str:
+        return f"History({len(self)} rows: {', '.join(self.columns)})"
+
+    def to_numpy(self, column: str) -> NDArray[np.float64]:
+        """One number a row: float64 [rows]; NaN where the row lacks it or it was not finite."""
+        return np.array([np.nan if value is None else value for value in self[column]], dtype=np.float64)
+
+    def last(self, column: str) -> Any:
+        """Return the value in the last row that has the column; None when it was not finite."""
+        self._demand(column)
+        return next(row[column] for row in reversed(self.rows) if column in row)
+
+    def _demand(self, column: str) -> None:
+        if column not in self.columns:
+            raise KeyError(f"no column {column}; there are: {', '.join(self.columns) or 'none'}")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read the rows of a metrics.jsonl; an absent file has none.
+
+    A last line that was cut off (a full disk, a killed process) is dropped. InputError: the file cannot be
+    read, or another line is not a JSON object.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError("metrics", str(path), f"cannot be read: {error.strerror}") from error
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise InputError("metrics", str(path), f"line {number} is not JSON") from error
+        if not isinstance(row, dict):
+            raise InputError("metrics", str(path), f"line {number} is not a JSON object")
+        rows.append(row)
+    return rows

@@ -1,0 +1,191 @@
+"""Going on with a run that was interrupted or killed, from its last checkpoint, in its folder.
+
+What is left behind is, to the bit, what the run would have left without the interruption: the model, the trace, and the
+metrics and the summary but for the time on the wall. How it was executed is taken from its config.toml, whatever the
+machine would choose now; a checkpoint is sought by `fedsim.running.checkpoint.newest`, and a run without one begins
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedsim.configuration.tables import NOTES, Experiment
+from fedsim.configuration.tables import experiment as checked
+from fedsim.core.errors import InputError
+from fedsim.problems.base import Problem
+from fedsim.running.build import build_problem, build_simulation
+from fedsim.running.checkpoint import Checkpoint, UnusableError, newest
+from fedsim.running.folder import CONFIG, RunFolder, open_run
+from fedsim.running.runner import Callback, Result, describe, drive, recording, run, unresumable, versions
+from fedsim.running.simulation import Simulation
+
+DECIDING = ("fedsim", "torch", "numpy")
+"""What decides the last bits of results."""
+FREE = ("checkpoint",)
+"""Tables that change no result, and need not be as they were."""
+OWN = {"kind": "own"}
+TEXTS = ("executor", "device", "data_dir")
+"""What is noted as text."""
+
+
+def resume(
+    folder: Path | str,
+    experiment: Experiment | None = None,
+    *,
+    problem: Problem | None = None,
+    callbacks: Sequence[Callback] = (),
+    data_dir: Path | str | None = None,
+    force: bool = False,
+    anew: bool = False,
+) -> Result:
+    """Go on with the run in a folder.
+
+    experiment: what it must be, if given; only how often there are checkpoints may be another. problem: your own, for a
+    run that was on one. callbacks: called after every round that is still to come. data_dir: where data files are, by
+    default where they were. force: go on under other versions, too. anew: begin the experiment again where there is no
+    run, or one that cannot go on.
+    InputError: there is no run here, it has ended, it is another experiment, or it cannot go on, and why.
+    """
+    path = Path(folder)
+    if not anew:
+        return _resume(path, experiment, problem, callbacks, data_dir, force)
+    if experiment is None:
+        raise InputError("anew", anew, "name the experiment that is to begin")
+    if (path / CONFIG).is_file():
+        try:
+            return _resume(path, experiment, problem, callbacks, data_dir, force)
+        except UnusableError:
+            pass
+    return run(experiment, problem=problem, callbacks=callbacks, out=path, force=True)
+
+
+def recorded(folder: Path, data_dir: Path | str | None = None) -> Experiment:
+    """The experiment that is run in a folder; of a run on a problem of your own, everything else."""
+    config = open_run(folder).config()
+    resolved = _noted(folder, config, "resolved")
+    tables = {name: table for name, table in config.items() if (name, table) != ("problem", OWN)}
+    found = data_dir or resolved.get("data_dir") or None
+    return checked(data_dir=found, **tables)
+
+
+def hold_same(folder: Path, experiment: Experiment, data_dir: Path | str | None = None) -> None:
+    """Refuse another experiment than the one that is run in a folder: an InputError names what differs first."""
+    _hold_same(folder, describe(recorded(folder, data_dir), None), describe(experiment, None))
+
+
+def _resume(
+    path: Path,
+    experiment: Experiment | None,
+    problem: Problem | None,
+    callbacks: Sequence[Callback],
+    data_dir: Path | str | None,
+    force: bool,
+) -> Result:
+    config = open_run(path).config()
+    resolved, versions = (_noted(path, config, name) for name in NOTES)
+    ended = open_run(path).ended()
+    if ended is not None:
+        raise InputError("resume", str(path), f"this run has {ended}; nothing is left to do")
+    if "nodes" in resolved:
+        raise UnusableError("resume", str(path), "this run is one on Flower's nodes; start it there again")
+    if (config.get("problem") == OWN) != (problem is not None):
+        remedy = "it has one already; leave yours out" if problem else "pass yours: fedsim.resume(folder, problem=...)"
+        raise InputError("problem", str(path), f"of this run: {remedy}")
+    made = recorded(path, data_dir)
+    if experiment is not None:
+        _hold_same(path, describe(made, problem), describe(experiment, problem))
+        made = replace(made, checkpoint=experiment.checkpoint, data_dir=experiment.data_dir or made.data_dir)
+    if (why := unresumable(made)) is not None:
+        raise UnusableError("resume", str(path), f"such a run cannot go on: {why}")
+    if not force:
+        _hold_versions(versions)
+    with RunFolder.reopen(path) as folder, recording(folder):
+        found = newest(folder)
+        if found is not None:
+            _hold_unchanged(path, config, found.config)
+        pinned = _pinned(made, resolved)
+        own = problem is not None
+        if problem is None:
+            problem = build_problem(pinned)
+        simulation = build_simulation(pinned, problem, own=own)
+        _hold_alike(resolved, simulation, problem, found)
+        if found is None:
+            folder.rewind()
+        else:
+            try:
+                simulation.restore(found.snapshot)
+            except KeyError as error:
+                remedy = f"its checkpoint has no {error}: another version of fedsim wrote it; begin again"
+                raise UnusableError("resume", str(path), remedy) from error
+            folder.rewind(found.position, found.rows)
+        return drive(made, simulation, callbacks, folder, keeps=True)
+
+
+def _noted(path: Path, config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A table that the run itself has written into its config.toml."""
+    found = config.get(name, {})
+    if not isinstance(found, dict) or not all(isinstance(found.get(text, ""), str) for text in TEXTS):
+        raise InputError(name, str(path / CONFIG), "is not as the run has written it; change it back")
+    return found
+
+
+def _hold_unchanged(path: Path, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Refuse a config.toml that is another than when the checkpoint was written, naming what differs first."""
+    for option, wanted, found in _differences(now, before):
+        if option.partition(".")[0] not in (*FREE, *NOTES):
+            remedy = f"in {path / CONFIG} this was {found!r} so far; change it back, or run it in a new folder"
+            raise InputError(option, wanted, remedy)
+
+
+def _pinned(made: Experiment, resolved: Mapping[str, Any]) -> Experiment:
+    """The experiment, executed as the run was begun."""
+    options: Any = made.engine
+    executor, device = (resolved.get(name, getattr(options, name)) for name in ("executor", "device"))
+    return replace(made, engine=replace(options, executor=executor, device=device.partition(":")[0]))
+
+
+def _hold_same(path: Path, here: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse another experiment than the one that is run here, naming what differs first."""
+    for option, wanted, found in _differences(given, here):
+        if option.partition(".")[0] in FREE:
+            continue
+        raise InputError(option, wanted, f"the run in {path} has {found!r}; leave this out, or run it in a new folder")
+
+
+def _differences(first: Any, second: Any, name: str = "") -> Iterable[tuple[str, Any, Any]]:
+    """What differs in two values of TOML: the names, and both values."""
+    if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        first, second = (dict(enumerate(values)) for values in (first, second))
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        for key in {**first, **second}:
+            inner = f"{name}.{key}" if name else str(key)
+            yield from _differences(first.get(key, "(nothing)"), second.get(key, "(nothing)"), inner)
+    elif first != second:
+        yield name, first, second
+
+
+def _hold_versions(before: Mapping[str, str]) -> None:
+    """Refuse to go on under versions that may compute other bits."""
+    now = versions()
+    for name in DECIDING:
+        if before.get(name, now[name]) != now[name]:
+            remedy = f"the run began with {before[name]}, and results could differ; install that, or pass --force"
+            raise UnusableError(f"versions.{name}", now[name], remedy)
+
+
+def _hold_alike(
+    resolved: Mapping[str, Any], simulation: Simulation, problem: Problem, found: Checkpoint | None
+) -> None:
+    """Refuse to go on where work would be executed in another way, or is about another problem."""
+    now = simulation.parts.engine.describe() | {"parameters": problem.dimension}
+    for name, value in now.items():
+        if resolved.get(name, value) != value:
+            raise UnusableError(f"resolved.{name}", value, f"the run began with {resolved[name]}; go on as it began")
+    if found is not None:
+        clients = len(found.snapshot["engine"]["trace"].participation)
+        if clients != problem.num_clients:
+            raise InputError("problem", problem.num_clients, f"the run began with {clients} clients; give it the same")

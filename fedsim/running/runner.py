@@ -1,0 +1,227 @@
+"""Running an experiment: build its parts, go round the loop, and leave a run folder behind."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedsim.configuration.tables import Experiment
+from fedsim.core.errors import DivergedError, FedsimError, InputError, StalledError, warn
+from fedsim.core.files import StorageError
+from fedsim.core.plugins import DISTRIBUTION
+from fedsim.problems.base import Problem
+from fedsim.problems.supervised import Supervised
+from fedsim.running.build import EngineMaker, build_problem, build_simulation
+from fedsim.running.checkpoint import Keeper
+from fedsim.running.folder import CURVES, ENDED, RunFolder
+from fedsim.running.history import History
+from fedsim.running.simulation import Row, Simulation
+from fedsim.running.summary import summarise
+
+VERSIONED = ("torch", "numpy", "scikit-learn", "flwr-datasets")
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a callback sees after every round: the row of metrics, and a copy of the global parameters [d]."""
+
+    row: Row
+    params: Tensor
+
+
+Callback = Callable[[Round], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves. status: finished, stopped (early), diverged, stalled or interrupted; reason: why.
+
+    params: the final parameters, [d]. summary: final and best values. folder: the run's, or None. history: the rows.
+    """
+
+    params: Tensor
+    problem: Problem
+    status: str
+    reason: str
+    summary: dict[str, Any]
+    history: History
+    folder: Path | None
+
+    def model(self) -> nn.Module:
+        """The model with the final parameters, in evaluation mode. FedsimError: the problem has none."""
+        if not isinstance(self.problem, Supervised):
+            raise FedsimError("this problem has no model; its solution is Result.params")
+        return self.problem.module(self.params)
+
+
+def run(
+    experiment: Experiment,
+    *,
+    problem: Problem | None = None,
+    engine: EngineMaker | None = None,
+    callbacks: Sequence[Callback] = (),
+    out: Path | str | None = None,
+    force: bool = False,
+    save: bool = True,
+) -> Result:
+    """Run an experiment.
+
+    problem: your own (see `supervised`) instead of the one that the experiment describes. engine: makes an
+    engine to run on instead of this process's. callbacks: called after every round. out: the run folder, by
+    default the next `runs/<name>-<n>`; force: replace an earlier run there. save: False writes nothing. A run
+    that diverges or is interrupted keeps what it logged; `Result.status` says so. A run that was interrupted or killed
+    goes on with `fedsim.resume`; on another engine there are no checkpoints, for what is under way on other machines
+    cannot be written down, and seeds that run as one stack would each take their time from all.
+    """
+    place = None if out is None else Path(out)
+    if save:
+        RunFolder.check(place, experiment.name, force=force)
+    described, own = describe(experiment, problem), problem is not None
+    if problem is None:
+        problem = build_problem(experiment)
+    simulation = build_simulation(experiment, problem, engine, own=own)
+    if not save:
+        return drive(experiment, simulation, callbacks)
+    with RunFolder.create(place, experiment.name, force=force) as folder, recording(folder):
+        folder.write_config(described | _notes(experiment, simulation, problem))
+        folder.begin()
+        return drive(experiment, simulation, callbacks, folder, keeps=engine is None)
+
+
+def describe(experiment: Experiment, problem: Problem | None) -> dict[str, Any]:
+    """The experiment's tables, as its run folder has them. problem: your own, if it runs on one."""
+    described = experiment.resolved()
+    if problem is not None:  # what the experiment says of data, model and device has nothing to do with this run
+        described.pop("partition", None)
+        described["problem"] = {"kind": "own"}
+        described["engine"] |= {"device": problem.device.type, "precision": str(problem.dtype).removeprefix("torch.")}
+    return described
+
+
+@contextmanager
+def recording(folder: RunFolder) -> Iterator[None]:
+    """Leave in the folder the traceback of what fails in this block; that nothing can be written at all is an input."""
+    try:
+        yield
+    except InputError:
+        raise
+    except StorageError as error:
+        if len(folder.rows()) or folder.has_checkpoint:
+            raise
+        raise InputError("out", str(folder.path), str(error)) from error
+    except Exception:
+        folder.write_traceback(traceback.format_exc())
+        raise
+
+
+def drive(
+    experiment: Experiment,
+    simulation: Simulation,
+    callbacks: Sequence[Callback] = (),
+    folder: RunFolder | None = None,
+    *,
+    keeps: bool = False,
+) -> Result:
+    """Go through a simulation from where it is, write into the folder what it comes to, and return that.
+
+    keeps: write checkpoints, if the strategy can be resumed.
+    """
+    problem = simulation.parts.problem
+    # A number that was not finite is null in the file; rows of an earlier part of the run are read from there.
+    earlier = [] if folder is None else folder.rows()
+    rows: list[Row] = [{name: math.nan if value is None else value for name, value in row.items()} for row in earlier]
+    keeper = None
+    if folder is not None and keeps and unresumable(experiment) is None:
+        keeper = simulation.between = Keeper(folder, simulation, experiment.checkpoint)
+    status, reason = "finished", ""
+    try:
+        if folder is not None and simulation.round == 0:
+            with _only_a_picture():
+                problem.illustrate(folder.place, None)
+        for row in simulation:
+            rows.append(row)
+            if folder is not None:
+                folder.append(row)
+            for callback in callbacks:
+                callback(Round(row, simulation.params.clone()))
+        if simulation.stopped is not None:
+            status, reason = "stopped", simulation.stopped
+    except DivergedError as error:
+        status, reason = "diverged", str(error)
+    except StalledError as error:
+        status, reason = "stalled", str(error)
+    except KeyboardInterrupt:
+        status, reason = "interrupted", f"interrupted after round {simulation.round}"
+        if keeper is not None:
+            keeper.last()
+    ended = simulation.parts.engine
+    trace = ended.trace.summary((problem.sizes.double() / problem.sizes.sum()).tolist(), ended.now)
+    summary = summarise(rows, status, reason) | {name: trace[name] for name in ("lost_weight", "faults", "skipped")}
+    params = simulation.state.params
+    if folder is not None:
+        folder.write_trace(trace)
+        _finish(experiment, problem, params, summary, rows, folder)
+    history = History(rows) if folder is None else folder.history
+    return Result(params, problem, status, reason, summary, history, None if folder is None else folder.path)
+
+
+def unresumable(experiment: Experiment) -> str | None:
+    """Why a run could not go on from a checkpoint, as its strategy says; None: it could."""
+    return getattr(experiment.strategy, "unresumable", None)
+
+
+@contextmanager
+def _only_a_picture() -> Iterator[None]:
+    """Within this block whatever fails is said and no more: what a run has come to does not wait for a picture."""
+    try:
+        yield
+    except Exception as error:
+        warn(f"a picture is missing: {type(error).__name__}: {error}")
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computes, as config.toml notes them: ours under the name that is imported."""
+    return {"fedsim": importlib.metadata.version(DISTRIBUTION), **{n: importlib.metadata.version(n) for n in VERSIONED}}
+
+
+def _notes(experiment: Experiment, simulation: Simulation, problem: Problem) -> dict[str, Any]:
+    """What was decided when the run began, for its config.toml."""
+    return {
+        "resolved": simulation.parts.engine.describe()
+        | {"parameters": problem.dimension, "data_dir": str(experiment.data_dir or "")},
+        "versions": {"python": platform.python_version(), **versions()},
+    }
+
+
+def _finish(
+    experiment: Experiment,
+    problem: Problem,
+    params: Tensor,
+    summary: dict[str, Any],
+    rows: Sequence[Row],
+    folder: RunFolder,
+) -> None:
+    # One entry: safetensors writes several in no fixed order.
+    folder.write_model(problem.tensors(params), {"run": f"{experiment.name}, seed {experiment.seed}"})
+    folder.sync()  # before it is said that the run has ended, and what it could go on from is removed
+    folder.write_summary(summary)
+    if summary["status"] in ENDED:
+        try:
+            folder.clear_checkpoints()
+        except StorageError as error:
+            warn(str(error))
+    with _only_a_picture():
+        from fedsim import plots
+
+        plots.curves(rows, folder.place(CURVES))
+    with _only_a_picture():
+        problem.illustrate(folder.place, params)

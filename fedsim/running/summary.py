@@ -1,0 +1,28 @@
+"""What a run comes to: totals over its rows, and its final and best values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedsim.core.measures import is_measure, lower_is_better
+from fedsim.running.simulation import Row
+
+TOTALS = (
+    *("clients", "failed", "late", "crashed", "lost", "faults"),
+    *("bytes_up", "bytes_down", "queries", "extra_queries"),
+)
+"""Columns of the rows that add up."""
+
+
+def summarise(rows: Sequence[Row], status: str, reason: str) -> dict[str, Any]:
+    """Totals, and of each measure the last and the best value with its round."""
+    last = rows[-1] if rows else {}
+    summary: dict[str, Any] = {"status": status, "reason": reason, "rounds": last.get("round", 0)}
+    summary |= {name: last.get(name, 0.0) for name in ("time", "wall")}
+    summary |= {f"total_{name}": sum(row[name] for row in rows) for name in TOTALS}
+    for name in sorted({name for row in rows for name in row if is_measure(name)}):
+        seen = [(row[name], row["round"]) for row in rows if name in row]
+        best = min(seen) if lower_is_better(name) else max(seen, key=lambda pair: (pair[0], -pair[1]))
+        summary |= {name: seen[-1][0], f"best_{name}": best[0], f"best_{name}_round": best[1]}
+    return summary

@@ -1,0 +1,1 @@
+"""What strategies share, and who works next."""

@@ -1,0 +1,1 @@
+"""Selectors: which of the free clients work next."""

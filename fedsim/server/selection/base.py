@@ -1,0 +1,80 @@
+"""Selectors: which of the free clients work next.
+
+A selector is pure, as strategies are: its state is a dictionary of tensors that goes in and comes out. Its
+draws are named by the round and by how often it has selected, so that it goes on where a snapshot left it.
+
+In a synchronous run a selection takes `of(N)` clients; in an asynchronous one it fills up what is missing until that
+many are at work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from fedsim.core.streams import Streams
+from fedsim.exchange.messages import Free, Replies
+
+SelectorState = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The situation in which clients are selected.
+
+    wanted: how many are to start, at least one. round: from 0. streams: the run's named draws.
+    """
+
+    streams: Streams
+    round: int
+    free: Free
+    wanted: int
+
+
+class Selector(Protocol):
+    """What a plug-in of the group `selectors` offers.
+
+    reports: names that the clients' replies are to carry for it beside what their algorithm sends: `utility`, [k, 1],
+    the root of the mean squared loss of the client's examples under the model that it was sent (4 bytes up).
+    """
+
+    reports: ClassVar[frozenset[str]]
+
+    @property
+    def score_examples(self) -> int | None:
+        """On how many of a candidate's examples its loss is measured; None: on all."""
+        ...
+
+    def check(self, population: int) -> None:
+        """Raise `InputError` when the options ask for more clients than there are."""
+        ...
+
+    def of(self, population: int) -> int:
+        """How many clients of this population work at once."""
+        ...
+
+    def least(self, population: int) -> int:
+        """How many of them a selection takes at least, where so many are free."""
+        ...
+
+    def start(self, sizes: Tensor) -> SelectorState:
+        """Give the state before the first selection. sizes: examples of each client, int64 [N]."""
+        ...
+
+    def candidates(self, state: SelectorState, turn: Turn) -> Tensor | None:
+        """Whose loss under the current model to ask for first: free clients, int64 [m] ascending; None: nobody's."""
+        ...
+
+    def select(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> tuple[Tensor, SelectorState]:
+        """Choose free clients: ids, int64 [k] ascending, and the new state; all that are free where they are too few.
+
+        A selector may choose fewer than are wanted, but at least one. scores: float64 [m], the mean losses of those
+        candidates, NaN where none came; None if nobody was asked.
+        """
+        ...
+
+    def observe(self, state: SelectorState, replies: Replies) -> SelectorState:
+        """Learn from a window's replies: the new state."""
+        ...

@@ -1,0 +1,85 @@
+"""What selectors share: how many clients they take, and what the simplest of them leave to others."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedsim.core.errors import InputError
+from fedsim.core.options import Count, options
+from fedsim.exchange.messages import Replies
+from fedsim.server.selection.base import SelectorState, Turn
+from fedsim.server.selection.draws import Ids
+
+
+@options
+class Size(ABC):
+    """How many clients are selected: `count` or `fraction`, of which one is given."""
+
+    reports: ClassVar[frozenset[str]] = frozenset()
+
+    count: Count | None = None
+    """Clients of a selection. Not given: fraction decides."""
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The same as a share of the population, rounded, at least one client. Not given: count decides."""
+
+    def __post_init__(self) -> None:
+        if self.count is None and self.fraction is None:
+            raise InputError("count", "(nothing)", "give count or fraction")
+        if self.count is not None and self.fraction is not None:
+            raise InputError("fraction", self.fraction, f"give it or count ({self.count}), not both")
+
+    def check(self, population: int) -> None:
+        """Refuse a count above the population."""
+        if self.count is not None and self.count > population:
+            raise InputError("selection.count", self.count, f"there are only {population} clients")
+
+    def of(self, population: int) -> int:
+        """How many clients of this population a selection takes."""
+        if self.count is not None:
+            return self.count
+        return max(1, round((self.fraction or 0.0) * population))
+
+    def least(self, population: int) -> int:
+        """How many clients a selection takes at least, where so many are free."""
+        return self.of(population)
+
+    @property
+    def score_examples(self) -> int | None:
+        """On how many of a candidate's examples its loss is measured; None: on all."""
+        return None
+
+    def start(self, sizes: Tensor) -> SelectorState:  # noqa: ARG002
+        """Count the selections, [], from 0."""
+        return {"selections": torch.zeros((), dtype=torch.int64)}
+
+    def candidates(self, state: SelectorState, turn: Turn) -> Tensor | None:  # noqa: ARG002
+        """Ask nobody."""
+        return None
+
+    def select(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> tuple[Tensor, SelectorState]:
+        """See `Selector`."""
+        if turn.wanted >= turn.free.count:  # nothing is drawn; for one of thousands twice as quick as np.flatnonzero
+            return torch.from_numpy(turn.free.mask.nonzero()[0]), dict(state)
+        chosen = self.choose(state, turn, scores)
+        return torch.from_numpy(chosen), {**state, "selections": state["selections"] + 1}
+
+    @abstractmethod
+    def choose(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> Ids:
+        """Choose where more are free than wanted: ids, int64 [wanted], ascending."""
+
+    def observe(self, state: SelectorState, replies: Replies) -> SelectorState:  # noqa: ARG002
+        """Learn nothing."""
+        return state
+
+
+def noted(column: Tensor, clients: Tensor, values: Tensor) -> Tensor:
+    """A column [N] of a state with the values [k] of some clients [k] written in; the last of a client's stays."""
+    written = column.clone()
+    # NumPy promises what PyTorch leaves open: where a client occurs twice, the later value wins.
+    written.numpy()[clients.numpy()] = values.to("cpu", column.dtype).numpy()
+    return written

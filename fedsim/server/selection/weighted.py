@@ -1,0 +1,28 @@
+"""Selection in proportion to the number of examples, without replacement."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedsim.core.options import options
+from fedsim.server.selection.base import SelectorState, Turn
+from fedsim.server.selection.draws import Draws, Ids, in_proportion
+from fedsim.server.selection.size import Size
+
+
+@options
+class Weighted(Size):
+    """One client after another, each of those left with probability proportional to its examples.
+
+    A few of many cost O(wanted log N) after an O(N) start; otherwise O(N).
+    """
+
+    def start(self, sizes: Tensor) -> SelectorState:
+        """Add up the sizes: `ends`, int64 [N]."""
+        ends = sizes.to(device="cpu", dtype=torch.int64).cumsum(dim=0)
+        return {"selections": torch.zeros((), dtype=torch.int64), "ends": ends}
+
+    def choose(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> Ids:  # noqa: ARG002
+        """See `Size`."""
+        return in_proportion(Draws.of(state, turn), "selection", state["ends"].numpy(), turn.free, turn.wanted)

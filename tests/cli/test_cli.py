@@ -1,0 +1,360 @@
+"""The command line: what it writes, what it says, and how it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+import fedsim
+from fedsim.cli import progress, words
+from fedsim.cli.main import main, parse_seeds
+from fedsim.core.errors import InputError
+from fedsim.problems.base import ADVERSARIAL
+from fedsim.running.folder import CHECKPOINTS, FILES, TRACEBACK
+from fedsim.running.sweep import Outcome, Point
+
+ROOT = Path(__file__).parents[2]
+DIGITS = str(ROOT / "experiments" / "digits_fedavg.toml")
+QUICK = ["--set", "rounds=2", "--set", "client.epochs=1"]
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["fedsim", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_a_run_leaves_the_whole_folder(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "run"
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--seed", "3", "--out", str(out)) == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - {ADVERSARIAL, TRACEBACK})
+    config = tomllib.loads((out / "config.toml").read_text())
+    assert (config["seed"], config["rounds"], config["client"]["epochs"]) == (3, 2, 1)
+    assert config["resolved"]["executor"] == "stacked"
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2]
+    # 10 clients, 64 x 64 + 64 + 64 x 10 + 10 = 4810 parameters of 4 bytes, each way.
+    assert {row["bytes_up"] for row in rows} == {row["bytes_down"] for row in rows} == {10 * 4810 * 4}
+    assert rows[0]["queries"] == 0
+    assert {"time", "wall", "train_loss", "test_loss", "test_accuracy", "client_accuracy_p10"} <= rows[0].keys()
+    said = capsys.readouterr().out
+    assert "finished: 2 rounds" in said
+    assert "run folder:" in said
+
+
+def test_a_run_can_be_run_again_from_its_own_config(monkeypatch, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(first)) == 0
+    assert call(monkeypatch, "run", str(first / "config.toml"), "--out", str(second)) == 0
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
+def test_seeds_make_a_group_that_compare_reads(monkeypatch, capsys, tmp_path):
+    group, picture = tmp_path / "group", tmp_path / "both.png"
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--seeds", "0-1", "--out", str(group)) == 0
+    assert sorted(path.name for path in group.iterdir()) == ["seed-0", "seed-1"]
+    assert call(monkeypatch, "compare", str(group), "--out", str(picture)) == 0
+    assert picture.stat().st_size > 10_000
+    assert "±" in capsys.readouterr().out
+
+
+def test_list_names_every_group(monkeypatch, capsys):
+    assert call(monkeypatch, "list") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name in ("fedavg", "scaffold", "sgd", "supervised", "shakespeare", "pathological", "resnet", "weighted"):
+        assert name in said
+
+
+def test_nothing_is_overwritten_without_force(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "run"
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(out)) == 0
+    before = (out / "model.safetensors").read_bytes()
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--seed", "1", "--out", str(out)) == 2
+    assert (out / "model.safetensors").read_bytes() == before
+    assert "--force" in capsys.readouterr().err
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--seed", "1", "--out", str(out), "--force") == 0
+    assert (out / "model.safetensors").read_bytes() != before
+
+
+BAD = {
+    "unknown key": ("client.lrr=0.1", "client.lrr"),
+    "unknown table": ("clients.lr=0.1", "clients"),
+    "wrong type": ("client.lr=fast", "client.lr = fast"),
+    "number in quotes": ('client.lr="0.1"', "client.lr = 0.1"),
+    "alpha": ("partition.alpha=0", "partition.alpha = 0"),
+    "too many clients": ("selection.count=101", "selection.count = 101"),
+    "no clients": ("selection.count=0", "selection.count = 0"),
+    "batch size": ("client.batch_size=0", "client.batch_size"),
+    "nan": ("client.lr=nan", "client.lr = nan"),
+    "infinite": ("strategy.server_lr=inf", "strategy.server_lr = inf"),
+    "negative rounds": ("rounds=-1", "rounds = -1"),
+    "both epochs and steps": ("client.steps=3", "client.epochs"),
+    "classes per client": ('partition={kind="pathological", clients=10, classes_per_client=11}', "partition.classes"),
+    "more clients than examples": ("partition.clients=5000", "partition.clients = 5000"),
+    "unknown strategy": ("strategy.kind=fedsgd", "strategy.kind = fedsgd"),
+    "unknown dataset": ("problem.dataset=digitz", "problem.dataset"),
+    "model that does not fit": ("problem.model=lenet", "model"),
+    "strategy without its client": ("strategy={kind='scaffold'}", "client.kind = sgd"),
+    "client without its strategy": ("client.kind=scaffold", "client.kind = scaffold"),
+    "unknown metric": ('stopping={metric="accuracy", patience=2}', "stopping.metric = accuracy"),
+    "stopping at nothing": ("stopping.metric=test_loss", "stopping.target"),
+    "a loss that does not fit": ("problem.loss=squared_error", "problem.loss = squared_error"),
+    "a strategy whose client does not understand": ("strategy={kind='feddyn'}", "feddyn-alpha"),
+    "a client whose strategy does not send": ("client.kind=feddyn", "feddyn-alpha"),
+    "nova with adam": ("strategy={kind='fednova'}", "client.optimizer = adam"),
+    "an unknown problem": ("problem.kind=own", "problem.kind = own"),
+    "a batch size of the wrong kind": ("client.batch_size=half", "client.batch_size = half"),
+    "start that is absent": ("problem.start=nowhere.pt", "problem.start = nowhere.pt"),
+    "server optimizer": ("strategy.server_optimizer={kind='adam', beta1=1.0}", "strategy.server_optimizer.beta1 = 1.0"),
+    "assignment": ("rounds", "set = rounds"),
+    "name": ("name=a/b", "name = a/b"),
+    "not a class": ("strategy.kind=json:dumps", "strategy.kind = json:dumps"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_options_are_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path, case):
+    setting, named = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    also = ["--set", "client.optimizer=adam"] if case == "nova with adam" else []
+    assert call(monkeypatch, "run", DIGITS, "--set", setting, *also) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert named in said.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_wrong_usage_is_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["run", DIGITS, "--seed", "abc"], ["run"], ["fly"], ["run", DIGITS, "--fast"]):
+        assert call(monkeypatch, *arguments) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("fedsim: ")
+        assert said.count("\n") == 1
+
+
+def test_bad_input_under_several_seeds_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "run", DIGITS, "--seeds", "0-1", "--set", "selection.count=101") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compare_overwrites_nothing(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", "run") == 0
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    assert call(monkeypatch, "compare", "run", "--out", "mine.png") == 2
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"
+    assert call(monkeypatch, "compare", "run", "--out", "nowhere/at/all.png") == 2
+    assert call(monkeypatch, "compare", "run") == call(monkeypatch, "compare", "run") == 0
+    # Ten of a hundred clients a round take part unequally often, which the second picture shows.
+    pictures = {"compare.png", "compare-trace.png", "compare-1.png", "compare-1-trace.png"}
+    assert {path.name for path in tmp_path.glob("compare*.png")} == pictures
+
+
+def test_a_full_disk_before_the_first_round_leaves_nothing(monkeypatch, capsys, tmp_path):
+    import errno
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fedsim.running.folder.os.fsync", full)
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(tmp_path / "run")) == 2
+    assert "no space left" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_absent_data_says_what_was_looked_for_and_where(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEDSIM_DATA", raising=False)
+    code = call(monkeypatch, "run", DIGITS, "--set", "problem.dataset=mnist", "--data-dir", str(tmp_path / "data"))
+    said = capsys.readouterr().err
+    assert code == 2
+    assert "train-images-idx3-ubyte" in said
+    assert str(tmp_path / "data") in said
+    assert said.count("\n") == 1
+
+
+def test_a_file_that_is_no_experiment(monkeypatch, capsys, tmp_path):
+    for name, text in (("missing.toml", None), ("broken.toml", "rounds = ["), ("binary.toml", "\xff")):
+        path = tmp_path / name
+        if text is not None:
+            path.write_bytes(text.encode("latin-1"))
+        assert call(monkeypatch, "run", str(path)) == 2
+        said = capsys.readouterr().err
+        assert name in said
+        assert said.count("\n") == 1
+
+
+def test_a_run_that_diverges_keeps_its_rows_and_exits_with_1(monkeypatch, capsys, tmp_path):
+    out = tmp_path / "run"
+    code = call(monkeypatch, "run", DIGITS, *QUICK, "--set", "client.lr=1e30", "--out", str(out))
+    assert code == 1
+    assert "diverged" in capsys.readouterr().out
+    assert json.loads((out / "summary.json").read_text())["status"] == "diverged"
+    assert (out / "model.safetensors").exists()
+
+
+def test_an_internal_failure_keeps_its_traceback(monkeypatch, tmp_path):
+    from fedsim.running.simulation import Simulation
+
+    def fail(self: Simulation) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(Simulation, "complete_round", fail)
+    out = tmp_path / "run"
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(out)) == 1
+    assert "ZeroDivisionError: on purpose" in (out / TRACEBACK).read_text()
+
+
+def test_an_interrupt_leaves_a_usable_folder(monkeypatch, tmp_path):
+    from fedsim.running.simulation import Simulation
+
+    step = Simulation.complete_round
+
+    def interrupted(self: Simulation) -> dict:
+        if self.round == 1:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Simulation, "complete_round", interrupted)
+    out = tmp_path / "run"
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(out)) == 130
+    assert json.loads((out / "summary.json").read_text())["rounds"] == 1
+    assert sorted(path.name for path in out.iterdir()) == sorted({CHECKPOINTS, *FILES} - {ADVERSARIAL, TRACEBACK})
+
+
+def test_seeds_are_read():
+    assert parse_seeds("0-2") == [0, 1, 2]
+    assert parse_seeds("4,0-1") == [4, 0, 1]
+    for bad in ("", "a", "1-", "3,3", "2-1", "0,4-3"):
+        with pytest.raises(InputError, match="seeds"):
+            parse_seeds(bad)
+
+
+def test_a_sweep_leaves_runs_and_a_table_and_goes_on(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["sweep", DIGITS, *QUICK, "--grid", "client.lr=0.05,0.1", "--seeds", "0-1", "--workers", "2"]
+    assert call(monkeypatch, *arguments) == 0
+    out = tmp_path / "runs" / "sweep-0" / "digits_fedavg"
+    assert sorted(str(path.parent.relative_to(out)) for path in out.rglob("summary.json")) == [
+        f"client.lr={lr}/seed-{seed}" for lr in (0.05, 0.1) for seed in (0, 1)
+    ]
+    said = capsys.readouterr().out
+    assert said.count(": finished, train loss") == 4
+    assert "4 finished\nsweep folder: runs/sweep-0\n" in said
+    (out / "client.lr=0.1" / "seed-1" / "summary.json").unlink()
+    assert call(monkeypatch, *arguments, "--out", "runs/sweep-0") == 0
+    again = capsys.readouterr().out
+    assert again.count(": finished, train loss") == 1
+    assert "4 finished (3 of them before)" in again
+    table = [line for line in said.splitlines() if line.startswith(" digits_fedavg/client.lr=")]
+    assert len(table) == 2
+    assert all(line in again for line in table)
+    assert call(monkeypatch, "compare", "runs/sweep-0/digits_fedavg") == 0
+
+
+def test_a_sweep_with_a_bad_point_is_one_line_and_leaves_nothing(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for arguments, named in (
+        (["--grid", "client.lr=0.1,-1"], "client.lr=-1"),
+        (["--grid", "client.lr"], "grid = client.lr"),
+        (["--seeds", "4-3"], "seeds = 4-3"),
+        (["--workers", "0"], "--workers"),
+        ([DIGITS], "two points have this folder"),
+    ):
+        assert call(monkeypatch, "sweep", DIGITS, *QUICK, *arguments) == 2
+        said = capsys.readouterr().err
+        assert named in said
+        assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_with_a_failed_point_ends_with_1(monkeypatch, capsys, tmp_path):
+    # Of 100 clients, 101 cannot be selected, which only shows when the problem has been built.
+    arguments = [*QUICK, "--grid", "selection.count=2,101", "--workers", "1", "--out", str(tmp_path / "all")]
+    assert call(monkeypatch, "sweep", DIGITS, *arguments) == 1
+    said = capsys.readouterr().out
+    assert "selection.count=101/seed-0: failed: selection.count = 101" in said
+    assert "1 finished, 1 failed" in said
+
+
+def outcome(combination: str, seed: int, status: str, **summary: object) -> Outcome:
+    folder = Path("all", "digits", combination, f"seed-{seed}")
+    return Outcome(Point(None, folder), status, "the reason", {"wall": 2.0, **summary} if summary else {})
+
+
+def test_the_table_of_a_sweep_has_mean_and_deviation():
+    printed = io.StringIO()
+    outcomes = [
+        outcome("lr=1", 0, "finished", test_accuracy=0.8, test_loss=0.5),
+        outcome("lr=1", 1, "stopped", test_accuracy=0.9, test_loss=None),
+        outcome("lr=1", 2, "failed"),
+        outcome("lr=2", 0, "diverged", test_accuracy=0.1, test_loss=2.0),
+        outcome("lr=3", 0, "failed"),
+    ]
+    Console(width=120, file=printed).print(words.sweep_table(outcomes))
+    rows = [[cell.strip() for cell in re.split("[┃│]", line)] for line in printed.getvalue().splitlines()]
+    assert rows[0] == ["experiment", "seeds", "test loss", "test accuracy"]
+    # 0.8 and 0.9: mean 0.85, deviation sqrt(2 * 0.05^2 / 1) = 0.0707.
+    assert rows[2:5] == [
+        ["digits/lr=1", "3 (1 failed)", "not finite", "0.8500 ± 0.0707"],
+        ["digits/lr=2", "1 (1 diverged)", "2.0000", "0.1000"],
+        ["digits/lr=3", "1 (1 failed)", "-", "-"],
+    ]
+
+
+def test_the_bar_of_a_sweep_says_what_is_done_running_failed_and_left(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        progress, "Console", lambda **_: Console(file=shown, force_terminal=True, width=120, color_system=None)
+    )
+    clock = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    bar = progress.SweepProgress(6, 2)
+    bar(dataclasses.replace(outcome("lr=1", 0, "finished", train_loss=1.0), skipped=True))
+    for seed, now, status in ((1, 110.0, "failed"), (2, 120.0, "finished")):
+        clock[0] = now
+        bar(outcome("lr=1", seed, status, wall=1.0))
+    assert shown.getvalue() == "digits/lr=1/seed-1: failed: the reason\n"
+    clock[0] = 125.0
+    bar._bar.refresh()
+    bar._bar.console.print(bar._bar.get_renderable())
+    # 2 points took 20 s, or 10 each, so that at 120 s the other 3 would take until 150 s; it is 125 s now.
+    for part in ("3/6", "2 running, 1 failed", "0:00:25 left"):
+        assert part in shown.getvalue()
+
+
+def test_importing_fedsim_is_light():
+    """No pictures, tables of data, partitioners or actors are loaded by an import, nor Flower by a whole run."""
+    heavy = ("matplotlib", "sklearn", "datasets", "ray", "flwr", "pandas")
+    code = (
+        f"import sys, fedsim; fedsim.experiment; fedsim.run; print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    from importlib.metadata import version
+
+    assert fedsim.__version__ == version("fedsim-lab")
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"fedsim {fedsim.__version__}\n"
+    assert "FEDSIM_CACHE" in os.environ

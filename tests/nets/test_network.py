@@ -1,0 +1,218 @@
+"""Stacked networks held to the plain module, layer by layer, and fused steps to their own gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
+from fedsim.nets.dropout import Draw, NamedDropout, drawing, prepare
+from fedsim.nets.losses import LOSSES
+from fedsim.nets.lowering import lower
+from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
+from fedsim.nets.stack import Layout, Stack
+from fedsim.problems.models.convolutional import CNN, LeNet, ResNet
+from fedsim.problems.models.dense import MLP, Logistic
+from fedsim.problems.models.layers import initialise
+from fedsim.problems.models.recurrent import LSTM
+from fedsim.testing.problems import mlp
+
+C, B = 4, 5
+
+
+class Custom(nn.Module):
+    """A module with a forward pass of its own, which only vmap can stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.scale = nn.Linear(6, 7), nn.Linear(7, 3), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.sin(self.first(x))) * self.scale
+
+
+def built(kind: object, shape: tuple[int, ...], vocabulary: int = 0) -> nn.Module:
+    module = kind.build(shape, vocabulary or 3, vocabulary)  # type: ignore[attr-defined]
+    initialise(module, Streams(0))
+    return module
+
+
+MODELS = {
+    "logistic": (lambda: built(Logistic(zero=False), (6,)), (6,)),
+    "mlp": (lambda: built(MLP(hidden=(8, 5)), (6,)), (6,)),
+    "tanh": (lambda: built(MLP(hidden=(8,), activation="tanh"), (2, 3)), (2, 3)),
+    "no bias": (lambda: nn.Sequential(nn.Linear(6, 4, bias=False), nn.ReLU(), nn.Linear(4, 3)), (6,)),
+    "lenet": (lambda: built(LeNet(), (1, 28, 28)), (1, 28, 28)),
+    "cnn": (lambda: nn.Sequential(*list(built(CNN(), (1, 8, 8)))), (1, 8, 8)),
+    "resnet": (lambda: built(ResNet(width=4), (3, 8, 8)), (3, 8, 8)),
+    "layer norm": (lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)), (6,)),
+    "strided": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, stride=2, padding=1, dilation=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(4, 3),
+        ),
+        (2, 9, 9),
+    ),
+    "custom": (Custom, (6,)),
+    "custom inside": (lambda: nn.Sequential(nn.Linear(6, 6), Custom()), (6,)),
+}  # fmt: skip
+
+
+def made(name: str) -> tuple[nn.Module, Stack, Layout, Batch]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        factory, shape = MODELS[name]
+        model = prepare(factory()).double()
+        layout = Layout.of(dict(model.named_parameters()))
+        rows = torch.randn(C, layout.dimension, dtype=torch.float64) * 0.2
+        x = torch.randn(C, B, *shape, dtype=torch.float64)
+        y = torch.randint(0, 3, (C, B))
+    weight = torch.full((C, B), 1.0 / B, dtype=torch.float64)
+    weight[2] = torch.tensor([1, 1, 1, 0, 0], dtype=torch.float64) / 3  # a partial batch
+    return model, layout.stack(rows), layout, Batch(x, y, weight, Draw(Streams(0), torch.arange(C), 0, 0))
+
+
+def one_by_one(network: Network, y: Stack, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    losses, rows = [], []
+    for row in range(C):
+        own = slice(row, row + 1)
+        draw = Draw(batch.draw.streams, batch.draw.clients[own], batch.draw.round, batch.draw.step)
+        loss, gradient = network.gradients(y[own], Batch(batch.x[own], batch.y[own], batch.weight[own], draw))
+        losses.append(loss)
+        rows.append(gradient.flat())
+    return torch.cat(losses), torch.cat(rows)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_stacked_gradients_are_those_of_the_plain_module(name):
+    model, y, layout, batch = made(name)
+    loss = LOSSES["cross_entropy"]
+    losses, gradients = one_by_one(PlainNetwork(model, layout, loss), y, batch)
+    networks: list[Network] = [StackedNetwork(model, layout, loss)]
+    chain = ChainNetwork.of(model, layout, loss)
+    assert (chain is not None) == (name in ("logistic", "mlp", "tanh", "no bias"))
+    for network in [*networks, *([chain] if chain else [])]:
+        found, gradient = network.gradients(y, batch)
+        assert torch.allclose(found, losses, rtol=1e-10)
+        assert torch.allclose(gradient.flat(), gradients, rtol=0, atol=1e-10)
+
+
+def test_lstm_is_that_of_the_plain_module():
+    model = prepare(built(LSTM(embedding=3, hidden=5, layers=2), (7,), vocabulary=11)).double()
+    layout = Layout.of(dict(model.named_parameters()))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        y = layout.stack(torch.randn(C, layout.dimension, dtype=torch.float64) * 0.3)
+        x, targets = torch.randint(0, 11, (C, B, 7)), torch.randint(0, 11, (C, B))
+    weight = torch.full((C, B), 1 / B, dtype=torch.float64)
+    batch = Batch(x, targets, weight, Draw(Streams(0), torch.arange(C), 0, 0))
+    loss = LOSSES["cross_entropy"]
+    losses, gradients = one_by_one(PlainNetwork(model, layout, loss), y, batch)
+    found, gradient = StackedNetwork(model, layout, loss).gradients(y, batch)
+    assert torch.allclose(found, losses, rtol=1e-10)
+    assert torch.allclose(gradient.flat(), gradients, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mlp", "no bias", "custom", "tanh"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+def test_a_step_is_what_its_rule_says(name, loss):
+    """y - lr * (gradient + decay * y - shift), fused or not."""
+    model, y, layout, batch = made(name)
+    if loss == "squared_error":
+        model, layout, y, batch = regression()
+    chain = ChainNetwork.of(model, layout, LOSSES[loss])
+    networks: list[Network] = [StackedNetwork(model, layout, LOSSES[loss]), *([chain] if chain else [])]
+    for network in networks:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            shift = layout.stack(torch.randn(C, layout.dimension, dtype=torch.float64))
+        before = y.flat()
+        _, gradient = network.gradients(y, batch)
+        stepped = layout.stack(before)
+        network.descend(stepped, batch, 0.1, decay=0.3, shift=shift)
+        expected = before - 0.1 * (gradient.flat() + 0.3 * before - shift.flat())
+        assert torch.allclose(stepped.flat(), expected, rtol=0, atol=1e-12)
+        assert torch.equal(y.flat(), before)
+
+
+def regression() -> tuple[nn.Module, Layout, Stack, Batch]:
+    model = mlp(6, 1).double()
+    layout = Layout.of(dict(model.named_parameters()))
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        y = layout.stack(torch.randn(C, layout.dimension, dtype=torch.float64))
+        x, targets = torch.randn(C, B, 6, dtype=torch.float64), torch.randn(C, B, dtype=torch.float64)
+    weight = torch.full((C, B), 1.0 / B, dtype=torch.float64)
+    return model, layout, y, Batch(x, targets, weight, Draw(Streams(0), torch.arange(C), 0, 0))
+
+
+def test_gradients_of_both_losses_are_the_derivatives():
+    for name, outputs, targets in (
+        (
+            "cross_entropy",
+            torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).double(),
+            torch.tensor([0, 3, 1]),
+        ),
+        ("squared_error", torch.tensor([[0.5], [2.0]]).double(), torch.tensor([1.0, -1.0]).double()),
+    ):
+        leaf = outputs.clone().requires_grad_()
+        losses = LOSSES[name].examples(leaf, targets)
+        (expected,) = torch.autograd.grad(losses.sum(), leaf)
+        found, gradient = LOSSES[name].with_gradient(outputs.clone(), targets)
+        assert torch.allclose(found, losses.detach())
+        assert torch.allclose(gradient, expected)
+
+
+def test_dropout_draws_by_name_and_alike_in_every_network():
+    model = prepare(nn.Sequential(nn.Linear(6, 50), nn.ReLU(), nn.Dropout(0.4), nn.Linear(50, 3))).double()
+    layout = Layout.of(dict(model.named_parameters()))
+    _, _, _, batch = made("mlp")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        y = layout.stack(torch.randn(C, layout.dimension, dtype=torch.float64))
+    loss = LOSSES["cross_entropy"]
+    losses, gradients = one_by_one(PlainNetwork(model, layout, loss), y, batch)
+    found, gradient = StackedNetwork(model, layout, loss).gradients(y, batch)
+    assert torch.allclose(found, losses)
+    assert torch.allclose(gradient.flat(), gradients, atol=1e-10)
+    other = Batch(batch.x, batch.y, batch.weight, Draw(Streams(0), torch.arange(C), 0, 1))
+    assert not torch.allclose(StackedNetwork(model, layout, loss).gradients(y, other)[0], losses)
+
+
+def test_dropout_keeps_the_mean_and_rests_in_evaluation():
+    layer, ones = NamedDropout(0.25, "d"), torch.ones(8, 1000)
+    assert torch.equal(layer(ones), ones)
+    with drawing(Draw(Streams(0), torch.arange(8), 0, 0), stacked=True):
+        dropped = layer(ones)
+    # 8,000 draws: the share kept is 0.75 within five standard errors, 5 x sqrt(0.75 x 0.25 / 8000) = 0.024.
+    assert abs(float((dropped > 0).float().mean()) - 0.75) < 0.024
+    assert set(dropped.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
+    assert not torch.equal(dropped[0], dropped[1])
+
+
+@pytest.mark.parametrize(
+    ("model", "part"),
+    [
+        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "GroupNorm"),
+        (nn.Sequential(nn.Dropout2d(0.2)), "torch.nn.Dropout"),
+        (nn.LSTM(3, 3, num_layers=2, dropout=0.5), "torch.nn.Dropout"),
+    ],
+)
+def test_what_cannot_be_simulated_exactly_is_refused_with_a_remedy(model, part):
+    with pytest.raises(InputError, match=part):
+        prepare(model)
+
+
+def test_a_model_that_cannot_be_stacked_says_what_to_do():
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x)
+
+    with pytest.raises(InputError, match="executor = 'loop'"):
+        lower(prepare(Hidden()))
