@@ -88,8 +88,8 @@ def test_what_is_whole_passes():
 
 
 def test_bytes_that_are_not_declared_end_every_run():
-    with pytest.raises(BrokenPromiseError, match=r"sends 336 bytes a client where its cost declares 332"):
-        # d = 83 numbers of four bytes are 332, and one more is sent.
+    said = r"sends delta of 83 x 32 bits, more of 1 x 32 bits where its cost declares delta of 83 x 32 bits"
+    with pytest.raises(BrokenPromiseError, match=said):
         checks.bytes_are_those_of_the_payloads(subject_of(broken.SendsMoreThanItSays(epochs=1, batch_size=4)))
 
 
