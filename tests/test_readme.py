@@ -21,7 +21,8 @@ import pytest
 from typer.testing import CliRunner
 
 import fedsim
-from fedsim.cli.main import app, reference
+from fedsim.cli import reference
+from fedsim.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

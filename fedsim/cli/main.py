@@ -1,4 +1,4 @@
-"""The command line: run, sweep, compare, list, describe, new, flower.
+"""The command line: run, sweep, compare, list, describe, new, schema, flower.
 
 Exit code 0: done. 1: something went wrong inside, or the run diverged; what was logged is kept. 2: an input that
 cannot be used, said in one line. 130: interrupted, with a usable run folder.
@@ -6,6 +6,7 @@ cannot be used, said in one line. 130: interrupted, with a usable run folder.
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections import Counter
@@ -211,6 +212,18 @@ def list_plugins() -> None:
 
 app.command()(describe)
 app.command()(new)
+
+
+@app.command()
+def schema() -> None:
+    """Print a JSON Schema of experiment files, by which an editor completes and checks them.
+
+    It knows what is installed: fedsim schema > fedsim.schema.json. A file that begins with #:schema
+    ./fedsim.schema.json is checked by it.
+    """
+    from fedsim.cli.schema import document
+
+    print(json.dumps(document(), indent=1))
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -71,7 +71,7 @@ def key_of(made: type[Any], option: str, hint: Any) -> Key | None:
     """What an option names in a table of its own; None: it takes no table."""
     if issubclass(made, Parts) and option in made.parts:
         return made.parts[option]
-    return tuple(one for one in alternatives(hint) if _is_option_class(one)) or None
+    return tuple(one for one in alternatives(hint) if is_option_class(one)) or None
 
 
 def alternatives(hint: Any) -> list[Any]:
@@ -82,7 +82,7 @@ def alternatives(hint: Any) -> list[Any]:
         for note in metadata:
             if isinstance(note, BeforeValidator) and note.json_schema_input_type is not PydanticUndefined:
                 return alternatives(note.json_schema_input_type)
-        return [one if _is_option_class(one) else Annotated[one, *metadata] for one in alternatives(inner)]
+        return [one if is_option_class(one) else Annotated[one, *metadata] for one in alternatives(inner)]
     if origin in (Union, UnionType):
         return [found for one in arguments if one is not NoneType for found in alternatives(one)]
     return [hint]
@@ -93,8 +93,35 @@ def kind_of(made: Any) -> str:
     return str(getattr(made, "kind", ""))
 
 
-def _is_option_class(hint: Any) -> bool:
+def is_option_class(hint: Any) -> bool:
+    """Whether a type is a class of options."""
     return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def is_required(field: dataclasses.Field[Any]) -> bool:
+    """Whether an option must be given."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """An option's default as a file would have it; None: it has none, or is off."""
+    if field.default_factory is not dataclasses.MISSING:
+        return _plain(field.default_factory())
+    return None if is_required(field) else _plain(field.default)
+
+
+def _plain(value: Any) -> Any:
+    """A value as a file would have it; of a table what differs from its defaults, or the name of its kind alone."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    kind = kind_of(value)
+    given = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    changed = {
+        field.name: given[field.name] for field in dataclasses.fields(value) if given[field.name] != default_of(field)
+    }
+    return kind if kind and not changed else ({"kind": kind} if kind else {}) | changed
 
 
 def _kinds(key: Key, built_in: bool) -> dict[str, type[Any]]:

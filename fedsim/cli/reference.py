@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fedsim.cli.places import TOP, Key, alternatives, gather, hints, key_of, kind_of
+from fedsim.cli.places import TOP, Key, alternatives, default_of, gather, hints, is_required, key_of, kind_of
 from fedsim.configuration.tables import TRANSFORMS
 from fedsim.core.options import LONGEST, texts
 from fedsim.core.plugins import Parts
@@ -174,32 +174,23 @@ def _bounded(hint: Any, metadata: Iterable[Any]) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str | None:
-    if field.default_factory is not dataclasses.MISSING:
-        return _toml(field.default_factory())
-    if field.default is dataclasses.MISSING:
+    if is_required(field):
         return None
-    return "" if field.default is None else _toml(field.default)
+    default = default_of(field)
+    return "" if default is None else _toml(default)
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML has it; of a table what differs from its own defaults."""
+    """A value as TOML has it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return f'"{value}"'
-    if isinstance(value, tuple):
+    if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
-    if not dataclasses.is_dataclass(value):
-        return str(value)
-    kind = [f'kind = "{kind_of(value)}"'] if kind_of(value) else []
-    changed = [
-        f"{field.name} = {_toml(getattr(value, field.name))}"
-        for field in dataclasses.fields(value)
-        if getattr(value, field.name) != field.default
-    ]
-    return (
-        f'"{kind_of(value)}"' if kind and not changed else f"{{ {', '.join([*kind, *changed])} }}".replace("{  }", "{}")
-    )
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{name} = {_toml(one)}' for name, one in value.items())} }}" if value else "{}"
+    return str(value)
 
 
 def _plain_options(made: Any) -> str:

@@ -45,7 +45,11 @@ class Expert:
 
 @options
 class SampleCurriculum:
-    """Examples that score alike are in random order, and scores that are not finite are the highest."""
+    """Which of a client's examples its steps are about, and from when on: the first n(t), in the order of their scores.
+
+    Each pass over them is freshly shuffled, and t counts the steps. Examples that score alike are in random order, and
+    scores that are not finite are the highest. Vahidian et al. 2023, "When Do Curricula Work in Federated Learning?".
+    """
 
     score: Literal["global", "local", "both", "expert"] = "global"
     """How hard an example is: under the model that the server sent (global, s_G); under the client's own model at the

@@ -1,4 +1,4 @@
-"""The table `engine` of an experiment."""
+"""How a run is computed: the table `engine` of an experiment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Choice = Literal["auto", "stacked", "loop", "process"]
 
 @options
 class EngineOptions:
-    """On what the run computes, how, and with how much memory."""
+    """On what device, in which precision, by which executor, and with how much memory."""
 
     executor: Choice = "auto"
     """How clients are executed: stacked, many at once; loop, one at a time; process, in processes of their own; auto,

@@ -214,8 +214,9 @@ def test_a_file_and_a_module_are_described_as_well(tmp_path, monkeypatch):
 def test_tables_are_described():
     engine = told("engine")
     assert engine.startswith(
-        "engine\n\n  The table `engine` of an experiment.\n\n  On what the run computes, how, and with how much memory.\n\nOptions\n"
+        "engine\n\n  How a run is computed: the table `engine` of an experiment.\n\n  On what device,"
     )
+    assert "\n\nOptions\n  executor = " in engine
     assert "\n  rounds (not given)\n      whole number, at least 1\n      Where the run ends. Not given:" in told(
         "experiment"
     )

@@ -13,7 +13,7 @@ from fedsim.problems.partitions.base import Partition, Shared, Shares, _rows, ho
 
 @options
 class DirichletEqual(Shared):
-    """Clients of one size, each with its own class proportions q ~ Dir(alpha), for training and test alike.
+    """The proportions q ~ Dir(alpha) are the same for training and test.
 
     A client has size * q_k examples of class k, rounded to whole numbers by largest remainder.
     Source: Fraboni et al. 2023 (FedFix), experiments.

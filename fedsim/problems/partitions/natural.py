@@ -1,4 +1,4 @@
-"""The partition that the data set itself names: an owner is a client."""
+"""The partition that the data set itself names."""
 
 from __future__ import annotations
 
