@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.core.options import NonNegative, Share, Whole, options
 from fedsim.exchange.messages import Orders, Replies
-from fedsim.exchange.windows import Count, Window
+from fedsim.exchange.windows import First, Window
 from fedsim.server.staleness import Discount, Polynomial
 from fedsim.server.strategy import Metrics, ServerState, ServerStep, observed
 
@@ -37,7 +37,7 @@ class FedAsync(ServerStep):
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
         """Send the model and rho; look again at the next reply."""
         config = {"proximal-mu": self.proximal_mu}
-        return Orders("train", chosen, {"params": state.params}, config, round=state.round, late="keep"), Count(1)
+        return Orders("train", chosen, {"params": state.params}, config, round=state.round, late="keep"), First(1)
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move towards the client's model y = (what it was sent) + Delta."""

@@ -15,7 +15,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import Count as Number
 from fedsim.core.options import Seconds, options
 from fedsim.exchange.messages import Orders, Replies
-from fedsim.exchange.windows import All, Count, Window
+from fedsim.exchange.windows import All, First, Window
 from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
 
 
@@ -47,7 +47,7 @@ class FedAvg(WeightedStep):
         """Send the model; wait for everybody, or the first, or until the deadline."""
         window: Window = All(self.deadline)
         if self.first is not None:
-            window = Count(min(self.first, len(chosen)), self.deadline)
+            window = First(min(self.first, len(chosen)), self.deadline)
         return Orders("train", chosen, {"params": state.params}, round=state.round), window
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:

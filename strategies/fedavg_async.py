@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.core.options import Share, options
 from fedsim.exchange.messages import Orders, Replies
-from fedsim.exchange.windows import Count, Window
+from fedsim.exchange.windows import First, Window
 from fedsim.server.participation import Frequency, Weights, counting, observed_weights, refuse_waiting, shares
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
 
@@ -64,7 +64,7 @@ class FedAvgAsync(WeightedStep):
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
         """Send the model; look again at the next reply."""
         orders = Orders("train", chosen, {"params": state.params}, round=state.round, late="keep")
-        return orders, Count(1)
+        return orders, First(1)
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the weighted change."""

@@ -17,7 +17,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import Count as Number
 from fedsim.core.options import Share, options
 from fedsim.exchange.messages import Orders, Replies
-from fedsim.exchange.windows import Count, Window
+from fedsim.exchange.windows import First, Window
 from fedsim.server.participation import Weights, counting, observed_weights
 from fedsim.server.staleness import Discount, Polynomial
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
@@ -58,7 +58,7 @@ class FedBuff(WeightedStep):
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
         """Send the model; look again when the buffer is full."""
         orders = Orders("train", chosen, {"params": state.params}, round=state.round, late="keep")
-        return orders, Count(self.size, refill=self.restart == "arrival")
+        return orders, First(self.size, refill=self.restart == "arrival")
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the discounted changes."""

@@ -32,7 +32,7 @@ from fedsim.engine.trace import Trace
 from fedsim.exchange.actions import SCORE, UTILITY
 from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.messages import Free, Orders, Replies, finite_rows, payload_bytes
-from fedsim.exchange.windows import Count, Every, Window
+from fedsim.exchange.windows import Every, First, Window
 
 CLIENT = attrgetter("client")
 NO_MATTER = np.zeros(0)
@@ -252,7 +252,7 @@ class VirtualEngine:
         pending = sky.pending
         limit = window.seconds if isinstance(window, Every) else window.deadline
         last = None if limit is None else opened + ticks(limit)
-        count = window.count if isinstance(window, Count) else len(pending)
+        count = window.count if isinstance(window, First) else len(pending)
         taken: list[_Flight] = []
         while pending and len(taken) < count and (last is None or pending[0][0] <= last):
             taken.append(heappop(pending)[3])
@@ -263,10 +263,10 @@ class VirtualEngine:
         latest = taken[-1].due if taken else opened
         if isinstance(window, Every):
             return opened + ticks(window.seconds)
-        if isinstance(window, Count) and len(taken) == window.count:
+        if isinstance(window, First) and len(taken) == window.count:
             return max(self.now, latest)
         deadline = None if window.deadline is None else opened + ticks(window.deadline)
-        keeps = isinstance(window, Count) and sky.latest is not None and sky.latest.orders[0].late == "keep"
+        keeps = isinstance(window, First) and sky.latest is not None and sky.latest.orders[0].late == "keep"
         if sky.pending or keeps:
             return deadline
         # Everybody has answered, or will fail: the server sees a connection break.

@@ -20,7 +20,7 @@ class Every:
 
 
 @dataclass(frozen=True)
-class Count:
+class First:
     """Closes with the `count`-th reply, ties by client, or after `deadline` seconds.
 
     refill: clients that have answered are replaced at once, by orders with the unchanged state; otherwise when the
@@ -32,4 +32,4 @@ class Count:
     refill: bool = False
 
 
-Window = All | Every | Count
+Window = All | Every | First

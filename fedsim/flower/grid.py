@@ -22,7 +22,7 @@ from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.messages import Free, Orders, Replies, finite_rows, joined
-from fedsim.exchange.windows import All, Count, Every, Window
+from fedsim.exchange.windows import All, Every, First, Window
 from fedsim.flower.recipe import identity
 from fedsim.flower.records import (
     ARRAYS,
@@ -292,7 +292,7 @@ class GridEngine:
         if isinstance(window, Every):
             return False
         arrived = sum(len(landed.replies) for landed in self._landed[orders.action])
-        if isinstance(window, Count) and arrived >= window.count:
+        if isinstance(window, First) and arrived >= window.count:
             return True
         if any(flight.orders.action == orders.action for flight in self._flights.values()):
             return False
@@ -311,7 +311,7 @@ class GridEngine:
             return self._silence(orders, round)
         due = np.concatenate([np.full(len(landed.replies), landed.due) for landed in ours])
         clients = torch.cat([landed.replies.clients for landed in ours]).numpy()
-        count = window.count if isinstance(window, Count) else len(clients)
+        count = window.count if isinstance(window, First) else len(clients)
         taken = torch.zeros(len(clients), dtype=torch.bool)
         taken[np.lexsort((clients, due))[:count]] = True
         parts = []

@@ -19,7 +19,7 @@ from fedsim.engine.process import ProcessExecutor
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.aggregation import Aggregator, WeightedMean
 from fedsim.exchange.transforms import Chain
-from fedsim.exchange.windows import Count
+from fedsim.exchange.windows import First
 from fedsim.parallel.cores import cores
 from fedsim.parallel.workers import WorkerError, Workers, take_one_core
 from fedsim.problems.base import Problem
@@ -122,7 +122,7 @@ def build_simulation(
     if not getattr(experiment.strategy, "aggregates", True) and not isinstance(aggregator, WeightedMean):
         kind = experiment.resolved()["aggregation"]["kind"]
         raise InputError("aggregation.kind", kind, "this strategy averages nothing; leave the table out")
-    if isinstance(window, Count):
+    if isinstance(window, First):
         aggregator.check(window.count)
     budget = None if experiment.stopping is None else experiment.stopping.queries
     if budget is not None and isinstance(made, VirtualEngine):

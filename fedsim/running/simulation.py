@@ -32,7 +32,7 @@ from fedsim.engine.base import Engine
 from fedsim.exchange.actions import REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
 from fedsim.exchange.messages import Orders, Replies, Size, joined
 from fedsim.exchange.transforms import Chain, Sender
-from fedsim.exchange.windows import All, Count, Window
+from fedsim.exchange.windows import All, First, Window
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.base import Problem
 from fedsim.server.selection.base import Selector, SelectorState, Turn
@@ -307,7 +307,7 @@ class Simulation:
         orders, window = self.parts.strategy.ask(server.state, chosen)
         if UTILITY in self.parts.selector.reports and not further:
             orders = replace(orders, config={**orders.config, REPORT_UTILITY: True})
-        if again or further or (isinstance(window, Count) and window.refill):
+        if again or further or (isinstance(window, First) and window.refill):
             # A client may be sent the same version twice, and must not draw the same numbers again.
             orders = replace(orders, turn=TURNS + server.asked, counts=not further)
         server, orders = self._submit(server, orders)
@@ -328,7 +328,7 @@ class Simulation:
 
     def _collect(self, server: _Server, orders: Orders, window: Window) -> tuple[_Server, Replies]:
         """The window's replies; with `refill`, clients start again while it is open."""
-        if not (isinstance(window, Count) and window.refill):
+        if not (isinstance(window, First) and window.refill):
             return self._await(server, orders, window)
         parts: list[Replies] = []
         engine, last = self.parts.engine, None
@@ -336,7 +336,7 @@ class Simulation:
             last = engine.now + ticks(window.deadline)
         while (missing := window.count - sum(map(len, parts))) > 0:
             left = None if last is None else seconds(last - engine.now)
-            server, replies = self._await(server, orders, Count(1, left))
+            server, replies = self._await(server, orders, First(1, left))
             parts.append(replies)
             if last is not None and engine.now >= last and engine.settled():
                 break
@@ -358,7 +358,7 @@ class Simulation:
                     bearable = 1 if orders.late == "cancel" else self._at_work
                     self._hold_alive(len(replies), len(replies.failed) - replies.spoiled, bearable)
                 return server, replies
-            stuck = isinstance(window, Count) and orders.late == "keep" and engine.in_flight < window.count
+            stuck = isinstance(window, First) and orders.late == "keep" and engine.in_flight < window.count
             if not self._glance() or stuck:
                 self._wasted()
             if stuck:

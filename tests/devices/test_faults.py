@@ -28,7 +28,7 @@ from fedsim.core.graph import decode, encode
 from fedsim.core.streams import Streams
 from fedsim.devices.faults import DropBefore, Fate, Faults, NonFinite, Scale, SignFlip, WrongShape
 from fedsim.exchange.messages import Orders, Update, joined
-from fedsim.exchange.windows import All, Count, Every
+from fedsim.exchange.windows import All, Every, First
 from fedsim.running.build import build_simulation
 from fedsim.running.seeds import run_seeds
 from fedsim.running.simulation import Simulation
@@ -286,7 +286,7 @@ def test_a_count_does_not_count_who_will_not_answer() -> None:
     simulated = tally(3, rounds=1, faults=always("drop_after", 0))
     engine = simulated.parts.engine
     order(simulated, [0, 1, 2])
-    replies = engine.collect(Count(2), 0)
+    replies = engine.collect(First(2), 0)
     assert replies.clients.tolist() == [1, 2]
     assert engine.now == ticks(1)
     assert (engine.in_flight, engine.ledger.faults) == (0, 1)
@@ -297,14 +297,14 @@ def test_a_count_that_lacks_replies_goes_on_when_a_client_is_free() -> None:
     simulated = tally(2, rounds=1, faults=always("drop_before", 0))
     engine = simulated.parts.engine
     order(simulated, [0, 1])
-    assert engine.collect(Count(2), 0) is None
+    assert engine.collect(First(2), 0) is None
     assert engine.now == ticks(1)
     assert engine.free().mask.tolist() == [True, False]
     order(simulated, [0], number=1)
-    assert engine.collect(Count(2), 1) is None
+    assert engine.collect(First(2), 1) is None
     assert (engine.now, engine.ledger.faults) == (ticks(2), 2)
     with pytest.raises(StalledError, match="never closes"):
-        engine.collect(Count(2), 1)
+        engine.collect(First(2), 1)
 
 
 def test_who_is_told_to_stop_has_no_fault_unless_it_was_late() -> None:
@@ -317,7 +317,7 @@ def test_who_is_told_to_stop_has_no_fault_unless_it_was_late() -> None:
         ]
         engine._kinds = Faults(**{kind: 1.0}).kinds
         order(simulated, [0, 1], "cancel")
-        assert engine.collect(Count(1), 0).clients.tolist() == [1]  # the fastest takes 0.01 s
+        assert engine.collect(First(1), 0).clients.tolist() == [1]  # the fastest takes 0.01 s
         assert engine.collect(Every(5.0), 0).clients.tolist() == []
         assert (engine.ledger.faults, engine.ledger.late, engine.free().count) == (shown, 1, 2)
 
@@ -328,7 +328,7 @@ def test_windows_that_are_joined_have_failed_together() -> None:
     parts = []
     for number in range(2):
         order(simulated, [0], number=number)
-        parts.append(simulated.parts.engine.collect(Count(1), number))
+        parts.append(simulated.parts.engine.collect(First(1), number))
     assert joined(parts).failed.tolist() == [0, 0]
     assert joined(parts).spoiled == 2
 

@@ -17,7 +17,7 @@ from fedsim.engine.executor import Executor
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.actions import SCORE
 from fedsim.exchange.messages import Orders
-from fedsim.exchange.windows import All, Count, Every
+from fedsim.exchange.windows import All, Every, First
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import small_experiment as small
@@ -83,18 +83,18 @@ def test_ties_go_to_the_smaller_id_whoever_started_first(tmp_path):
     assert taken(machine, Every(0.3)) == []
     order(machine, [1])
     order(machine, [0])
-    assert [taken(machine, Count(1)) for _ in range(3)] == [[0], [1], [2]]
+    assert [taken(machine, First(1)) for _ in range(3)] == [[0], [1], [2]]
     assert machine.now == ticks(0.6)
 
 
 def test_a_count_with_more_arriving_at_one_tick_leaves_them_for_the_next(tmp_path):
     machine = engine(tmp_path, 1.0, 1.0, 1.0, 1.0, 2.0)
     order(machine, [0, 1, 2, 3, 4])
-    assert taken(machine, Count(3)) == [0, 1, 2]
+    assert taken(machine, First(3)) == [0, 1, 2]
     assert machine.now == ticks(1.0)
     assert machine.in_flight == 2
     # Client 3 has been there since 1 s, client 4 comes at 2 s.
-    assert taken(machine, Count(2)) == [3, 4]
+    assert taken(machine, First(2)) == [3, 4]
     assert machine.now == ticks(2.0)
 
 
@@ -106,11 +106,11 @@ def test_a_count_with_more_arriving_at_one_tick_leaves_them_for_the_next(tmp_pat
         (All(0.599999999), [0], 0.599999999),
         (All(0.9), [0, 1, 2], 0.9),
         (All(5.0), [0, 1, 2], 0.9),
-        (Count(2), [0, 1], 0.6),
-        (Count(2, deadline=0.6), [0, 1], 0.6),
-        (Count(2, deadline=0.5), [0], 0.5),
-        (Count(3, deadline=0.3), [0], 0.3),
-        (Count(3, deadline=0.2), [], 0.2),
+        (First(2), [0, 1], 0.6),
+        (First(2, deadline=0.6), [0, 1], 0.6),
+        (First(2, deadline=0.5), [0], 0.5),
+        (First(3, deadline=0.3), [0], 0.3),
+        (First(3, deadline=0.2), [], 0.2),
         (Every(0.6), [0, 1], 0.6),
         (Every(0.2), [], 0.2),
         (Every(2.0), [0, 1, 2], 2.0),
@@ -138,7 +138,7 @@ def test_windows_follow_one_another(tmp_path):
 
 def test_an_open_window_stays_open_until_its_own_end(tmp_path):
     """Looked into at 0.2, 0.5 and 0.6 s, a window from 0 to 0.6 s closes at 0.6 s with all that is in it."""
-    for window in (Every(0.6), Count(2), Count(3, deadline=0.6)):
+    for window in (Every(0.6), First(2), First(3, deadline=0.6)):
         machine = engine(tmp_path, 0.3, 0.6, 0.9)
         order(machine, [0, 1, 2])
         for look in (0.2, 0.5):
@@ -156,7 +156,7 @@ def test_a_count_that_is_not_reached_by_its_deadline_closes_then(refill, clients
     simulated = tally(5, rounds=1, strategy={"kind": "fedbuff", "size": 5}, devices=spread(80))
     recorder = Recorder(simulated)
     ask = recorder.ask
-    recorder.ask = lambda state, chosen: (ask(state, chosen)[0], Count(5, deadline, refill))
+    recorder.ask = lambda state, chosen: (ask(state, chosen)[0], First(5, deadline, refill))
     final(simulated)
     (moment,) = recorder.told
     assert moment.now == ticks(deadline)
@@ -171,16 +171,16 @@ def test_time_does_not_go_back_to_a_reply_that_came_while_losses_were_asked_for(
     machine.submit(Orders(SCORE, torch.tensor([1]), {"params": params}))
     assert taken(machine, All()) == [1]
     order(machine, [])
-    assert taken(machine, Count(1)) == [0]
+    assert taken(machine, First(1)) == [0]
     assert machine.now == ticks(0.6)
 
 
 def test_staleness_and_versions_are_counted_by_round(tmp_path):
     machine = engine(tmp_path, 0.3, 0.6)
     order(machine, [0, 1])
-    assert taken(machine, Count(1), number=0) == [0]
+    assert taken(machine, First(1), number=0) == [0]
     order(machine, [0], number=1)
-    replies = machine.collect(Count(2), 4)
+    replies = machine.collect(First(2), 4)
     assert replies.clients.tolist() == [0, 1]
     assert replies.versions.tolist() == [1, 0]
     assert replies.staleness.tolist() == [3, 4]
@@ -202,7 +202,7 @@ def failing(machine: VirtualEngine, moments: dict[int, float], repair: float | N
     machine.fleet.repair = None if repair is None else ticks(repair)
 
 
-@pytest.mark.parametrize("window", [All(), Count(3)])
+@pytest.mark.parametrize("window", [All(), First(3)])
 @pytest.mark.parametrize(
     ("moments", "end", "clients"),
     [
@@ -226,7 +226,7 @@ def test_a_synchronous_round_closes_when_the_last_has_answered_or_failed(tmp_pat
     assert summary["lost_weight"] == sum([0.5, 0.25, 0.25][client] for client in moments)
 
 
-@pytest.mark.parametrize("window", [All(0.5), Count(3, deadline=0.5)])
+@pytest.mark.parametrize("window", [All(0.5), First(3, deadline=0.5)])
 @pytest.mark.parametrize(("moments", "end", "lost"), [({1: 0.55, 2: 0.7}, 0.5, 0), ({1: 0.35, 2: 0.4}, 0.4, 2)])
 def test_a_deadline_is_not_put_off_for_those_that_would_fail_after_it(tmp_path, window, moments, end, lost):
     """Client 0 answers at 0.3 s, and nobody else will."""
@@ -259,7 +259,7 @@ def test_who_would_have_failed_after_being_cancelled_has_not(tmp_path):
     machine = engine(tmp_path, 0.3, 0.6)
     failing(machine, {1: 0.5})
     order(machine, [0, 1], "cancel")
-    assert taken(machine, Count(1)) == [0]
+    assert taken(machine, First(1)) == [0]
     assert taken(machine, Every(2.0)) == []
     assert (machine.free().count, machine.in_flight, machine.ledger.lost) == (2, 0, 0)
 
@@ -268,10 +268,10 @@ def test_a_window_that_can_never_close_is_stalled(tmp_path):
     machine = engine(tmp_path, 0.3, 0.6)
     failing(machine, {1: 0.5})
     order(machine, [0, 1])
-    assert machine.collect(Count(2), 0) is None
+    assert machine.collect(First(2), 0) is None
     assert machine.now == ticks(0.5)
     with pytest.raises(StalledError, match="never closes"):
-        machine.collect(Count(2), 0)
+        machine.collect(First(2), 0)
 
 
 @pytest.mark.parametrize("name", ["fedfix observed", "fedbuff", "fedbuff window", "fedavg_async observed", "fedavg"])

@@ -13,7 +13,7 @@ from fedsim.core.clock import ticks
 from fedsim.core.errors import InputError, StalledError
 from fedsim.exchange.actions import REPORT_UTILITY
 from fedsim.exchange.messages import Orders
-from fedsim.exchange.windows import All, Count, Every
+from fedsim.exchange.windows import All, Every, First
 from fedsim.flower import GridError, client_app, run_on_ray, server_app
 from fedsim.running.build import build_problem, build_simulation
 
@@ -125,7 +125,7 @@ def test_a_client_draws_by_its_orders_turn(clock):
     found = []
     for turn in (None, 2**31, 2**31 + 1, 2**31):
         order(engine, [1], late="keep", turn=turn)
-        found.append(engine.collect(Count(1), 0).payload["delta"])
+        found.append(engine.collect(First(1), 0).payload["delta"])
     assert torch.equal(found[1], found[3])
     assert not torch.equal(found[0], found[1])
     assert not torch.equal(found[1], found[2])
@@ -144,7 +144,7 @@ def test_time_is_the_wall_clocks(clock):
 def test_a_reply_takes_a_tick_at_least(clock):
     engine, _ = timed(clock, seconds=[0.0] * 5)
     order(engine, [1], late="keep")
-    assert engine.collect(Count(1), 0).durations.tolist() == [1]
+    assert engine.collect(First(1), 0).durations.tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -154,10 +154,10 @@ def test_a_reply_takes_a_tick_at_least(clock):
         (All(0.6), [2, 3, 4], 0.6),
         (Every(0.4), [3, 4], 0.4),
         (Every(1.5), [0, 1, 2, 3, 4], 1.5),
-        (Count(1), [4], 0.2),
-        (Count(3), [2, 3, 4], 0.6),
-        (Count(3, deadline=0.5), [3, 4], 0.5),
-        (Count(3, deadline=0.9), [2, 3, 4], 0.6),
+        (First(1), [4], 0.2),
+        (First(3), [2, 3, 4], 0.6),
+        (First(3, deadline=0.5), [3, 4], 0.5),
+        (First(3, deadline=0.9), [2, 3, 4], 0.6),
     ],
 )
 @pytest.mark.parametrize("late", ["cancel", "keep"])
@@ -205,9 +205,9 @@ def test_a_time_that_is_over_is_told_before_a_window_closes(clock):
     clock.sleep(0.4)
     order(engine, [], late="keep")
     # The reply of 0.2 is there, but first the server is to look at the model as of 0.1; time does not go back to it.
-    assert engine.collect(Count(1), 0, until=ticks(0.1)) is None
+    assert engine.collect(First(1), 0, until=ticks(0.1)) is None
     assert engine.now == ticks(0.4)
-    assert engine.collect(Count(1), 0, until=ticks(0.4)).clients.tolist() == [4]
+    assert engine.collect(First(1), 0, until=ticks(0.4)).clients.tolist() == [4]
 
 
 def test_what_came_while_the_server_was_busy_is_seen_late(clock):
@@ -228,7 +228,7 @@ def test_ties_are_broken_by_client_within_and_between_messages(clock):
     engine, _ = timed(clock, nodes=2, seconds=[0.3] * 5)
     order(engine)
     # Partition 0 has 0, 2, 4 and partition 1 has 1, 3; all are in at 0.3.
-    replies = engine.collect(Count(3), 0)
+    replies = engine.collect(First(3), 0)
     assert replies.clients.tolist() == [0, 1, 2]
     assert (engine.ledger.clients, engine.ledger.late, engine.free().count) == (3, 2, 5)
 
@@ -244,9 +244,9 @@ def test_every_reply_of_a_message_counts(clock):
 def test_a_reply_that_is_in_waits_for_the_next_window(clock):
     engine, _ = timed(clock, seconds=[0.3] * 5)
     order(engine, late="keep")
-    assert engine.collect(Count(2), 0).clients.tolist() == [0, 1]
+    assert engine.collect(First(2), 0).clients.tolist() == [0, 1]
     assert (engine.in_flight, engine.settled()) == (3, False)
-    assert engine.collect(Count(3), 1).clients.tolist() == [2, 3, 4]
+    assert engine.collect(First(3), 1).clients.tolist() == [2, 3, 4]
     assert (engine.in_flight, engine.settled()) == (0, True)
     assert engine.now == ticks(0.3)
 
@@ -276,7 +276,7 @@ def test_updates_that_are_not_finite_count_and_are_left_out(clock):
     experiment = five()
     engine = engine_of(experiment, Broken(client_app(experiment), partitions(5), clock, SECONDS))
     order(engine, late="keep")
-    replies = engine.collect(Count(2), 0)
+    replies = engine.collect(First(2), 0)
     assert (replies.clients.tolist(), replies.failed.tolist()) == ([4], [3])
     assert (engine.ledger.clients, engine.ledger.failed, engine.free().count) == (2, 1, 2)
     assert (engine.trace.participation, dict(engine.trace.staleness)) == ([0, 0, 0, 0, 1], {0: 1})
@@ -288,7 +288,7 @@ def test_updates_that_are_not_finite_count_and_are_left_out(clock):
         # A round must be complete after 1 s; the clients 1 and 3 have answered at 0.8 and 0.4.
         (All(), "0, 2", 1.0),
         # The last reply is that of client 1 at 0.8, and 1 s later there is no other.
-        (Count(4), "0, 2", 1.8),
+        (First(4), "0, 2", 1.8),
     ],
 )
 def test_silence_ends_after_the_timeout(window, silent, moment, clock):
@@ -312,7 +312,7 @@ def test_a_window_that_nobody_can_fill_is_an_error(clock):
     engine, _ = timed(clock)
     order(engine, [3, 4], late="keep")
     with pytest.raises(StalledError, match=r"^2 replies are in and nobody is at work: a window that waits for 3"):
-        engine.collect(Count(3), 0)
+        engine.collect(First(3), 0)
     assert engine.rest() is False
 
 
@@ -339,7 +339,7 @@ def test_clients_that_remember_are_refused_where_they_would_forget(clock):
     with pytest.raises(GridError, match="5 of them share 4 nodes; give each client a node of its own"):
         engine.submit(replace(orders, late="keep"))
     engine.submit(orders)
-    for window in (Count(1), All(2.0)):
+    for window in (First(1), All(2.0)):
         with pytest.raises(GridError, match="cannot be told to forget what was late; wait for all replies"):
             engine.collect(window, 0)
     assert engine.collect(All(), 0).clients.tolist() == [1]
