@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fedsim.core.options import Positive, options
+from fedsim.core.options import PositiveFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Cost, Orders, Size, Update
 from fedsim.zeroth_order.directions import part
@@ -31,7 +31,7 @@ class DeComFL(Replica):
     knows: ClassVar[frozenset[str]] = frozenset({"params"})
     sends: ClassVar[frozenset[str]] = frozenset({"scalars"})
 
-    mu: Positive = 1e-3
+    mu: PositiveFloat = 1e-3
     """The radius."""
     difference: Literal["central", "forward"] = "central"
     """Slopes of two perturbed values (central), or of one and the value at y (forward)."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 
 from fedsim.client.training import LocalTraining
-from fedsim.core.options import NonNegative, Share, options
+from fedsim.core.options import NonNegativeFloat, Share, options
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
 from fedsim.exchange.messages import Cost, Orders, Size, Update
@@ -27,11 +27,11 @@ class FedCBO(LocalTraining):
     needs: ClassVar[frozenset[str]] = frozenset({"params", "models", "selection"})
     sends: ClassVar[frozenset[str]] = frozenset({"model", "losses"})
 
-    alpha: NonNegative = 30.0
+    alpha: NonNegativeFloat = 30.0
     """How much more the better models weigh."""
     pull: Share = 0.5
     """The share of the way to the consensus that an agent goes."""
-    noise: NonNegative = 0.0
+    noise: NonNegativeFloat = 0.0
     """Standard deviation of a random step in every coordinate, in lengths of the way to the consensus."""
 
     def state(self, dimension: int) -> Shapes:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.core.options import Passes, Positive, options
+from fedsim.core.options import Passes, PositiveFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
 from fedsim.exchange.messages import Cost, Orders, Size, Update
@@ -33,9 +33,9 @@ class FedKSeed(Replica):
 
     steps: Passes = 10
     """T, local steps of a round."""
-    mu: Positive = 1e-3
+    mu: PositiveFloat = 1e-3
     """The radius."""
-    clip: Positive | None = None
+    clip: PositiveFloat | None = None
     """The largest difference of two values that is taken for true. Not given: any."""
 
     def state(self, dimension: int) -> Shapes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedsim.core.options import NonNegative, options
+from fedsim.core.options import NonNegativeFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Update
 from fedsim.zeroth_order.estimator import Memory, Probe
@@ -21,7 +21,7 @@ from fedsim.zeroth_order.search import EstimatedSearch
 class FedZO(EstimatedSearch):
     """Goes with the strategy `fedzo`, and with others that only average changes."""
 
-    proximal_mu: NonNegative = 0.0
+    proximal_mu: NonNegativeFloat = 0.0
     """mu, the penalty's factor; 0: none."""
 
     def train(self, cohort: Cohort) -> Update:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, NonNegative, Positive, Whole, options
+from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, options
 from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
@@ -39,7 +39,7 @@ class FZooS(LocalSearch):
     sends: ClassVar[frozenset[str]] = LocalSearch.sends | {"surrogate"}
     knows: ClassVar[frozenset[str]] = LocalSearch.knows | {"surrogate", "corrected"}
 
-    gamma: NonNegative = 1.0
+    gamma: NonNegativeFloat = 1.0
     """Factor of the correction."""
     decay: Literal["constant", "inverse", "adaptive"] = "constant"
     """gamma_t: constant; inverse, gamma / t in local step t, from 1; or adaptive, gamma times the cosine, where
@@ -47,35 +47,35 @@ class FZooS(LocalSearch):
     """
     kernel: Literal["matern52", "rbf"] = "matern52"
     """Of the Gaussian process: Matern's with nu = 5/2, or the squared exponential (rbf)."""
-    neighbours: Count = 150
+    neighbours: PositiveInt = 150
     """The process is fitted to so many of a client's values, those nearest to z."""
-    history: Count = 2000
+    history: PositiveInt = 2000
     """The latest values that a client keeps."""
-    initial: Whole = 10
+    initial: NonNegativeInt = 10
     """Values in a client's first round, within `radius` of the model."""
-    active: Whole = 5
+    active: NonNegativeInt = 5
     """Further values a step, at most `candidates`."""
-    candidates: Count = 100
+    candidates: PositiveInt = 100
     """Points around z among which those of a step are chosen."""
-    radius: Positive = 0.01
+    radius: PositiveFloat = 0.01
     """How far from z these lie at most, in every coordinate."""
-    last_active: Whole = 50
+    last_active: NonNegativeInt = 50
     """Further values around the new model, when surrogates are shared; at most `last_candidates`."""
-    last_candidates: Count = 200
+    last_candidates: PositiveInt = 200
     """Points around the new model among which these are chosen, within half the mean distance in a coordinate between
     it and z.
     """
     selection: Literal["uncertainty", "random"] = "uncertainty"
     """Of candidates those where the gradient is least certain (uncertainty), or random ones."""
-    features: Count = 10_000
+    features: PositiveInt = 10_000
     """M, random features of a surrogate that is shared."""
-    feature_scale: Positive = 1.0
+    feature_scale: PositiveFloat = 1.0
     """Length scale of the features."""
-    feature_points: Count = 500
+    feature_points: PositiveInt = 500
     """To how many values, those nearest to the model, the features' weights are fitted."""
     feature_seed: int = 0
     """Which features are drawn; not by the run's seed, so that runs of different seeds have them in common."""
-    noise: Positive = 1e-6
+    noise: PositiveFloat = 1e-6
     """Variance of the noise of values scaled to [0, 1], for both surrogates."""
 
     def __post_init__(self) -> None:

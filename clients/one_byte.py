@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.core.options import Positive, options
+from fedsim.core.options import PositiveFloat, options
 from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Cost, Orders, Size, Update
@@ -33,7 +33,7 @@ class JustOneByte(Replica):
     knows: ClassVar[frozenset[str]] = frozenset({"params", "codec-delta", "codec-scale", "codec-magnitude"})
     sends: ClassVar[frozenset[str]] = frozenset({"codes"})
 
-    mu: Positive = 1e-3
+    mu: PositiveFloat = 1e-3
     """The radius."""
     stochastic: bool = False
     """A byte, no other code, is rounded so at random that its mean is right."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.client.training import LocalTraining
 from fedsim.core.errors import InputError
-from fedsim.core.options import NonNegative, options
+from fedsim.core.options import NonNegativeFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Cost, Orders, Size, Update
 
@@ -27,7 +27,7 @@ REPORTED = {"nu": "report-nu", "last_loss": "report-loss"}
 class Sgd(LocalTraining):
     """Goes with strategies that average changes, and tells FedNova and SFAT what else they ask for."""
 
-    proximal_mu: NonNegative = 0.0
+    proximal_mu: NonNegativeFloat = 0.0
     """mu, the penalty's factor, unless the server sends one; 0: none."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"params"})

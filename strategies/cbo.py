@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, NonNegative, Positive, options
+from fedsim.core.options import NonNegativeFloat, PositiveFloat, PositiveInt, options
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Orders, Replies, Weighting
 from fedsim.exchange.windows import All, Window
@@ -40,27 +40,27 @@ class CBO:
 
     weighting: Weighting = "uniform"
     """Weights w_i of F = sum_i w_i f_i: by the clients' examples, or uniform, 1/k each."""
-    particles: Count = 100
+    particles: PositiveInt = 100
     """n, how many."""
-    drift: NonNegative = 1.0
+    drift: NonNegativeFloat = 1.0
     """lambda, how fast particles go to c."""
-    sigma: NonNegative = 5.1
+    sigma: NonNegativeFloat = 5.1
     """How much particles explore, in proportion to their distance from c."""
     noise: Literal["anisotropic", "isotropic"] = "anisotropic"
     """Each coordinate by its own distance from c (anisotropic), or all by the length of x_j - c (isotropic)."""
-    dt: Positive = 0.01
+    dt: PositiveFloat = 0.01
     """The time step."""
-    alpha: NonNegative = 1.0
+    alpha: NonNegativeFloat = 1.0
     """How much low values count in the first round."""
     growth: Annotated[float, Field(ge=1)] = 1.05
     """Factor of alpha in every round."""
-    most: Positive = 1e5
+    most: PositiveFloat = 1e5
     """The largest alpha."""
     share: Annotated[float, Field(gt=0, le=1)] | None = None
     """Instead of alpha and growth: alpha is such in every round that 1 / sum_j w_j^2, the effective number of
     particles, is this share of n. Not given: alpha grows.
     """
-    spread: Positive | None = None
+    spread: PositiveFloat | None = None
     """Particles begin uniformly within so much of the model in every coordinate. Not given: anywhere in the problem's
     box, or within 1 where there is none.
     """

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Positive, options
+from fedsim.core.options import PositiveFloat, options
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Orders, Replies, Weighting
 from fedsim.exchange.windows import All, Window
@@ -55,7 +55,7 @@ class CmaEs:
 
     weighting: Weighting = "uniform"
     """Weights w_i of F = sum_i w_i f_i: by the clients' examples, or uniform, 1/k each."""
-    sigma: Positive = 0.25
+    sigma: PositiveFloat = 0.25
     """The initial step size, in widths of the problem's box, or as it is where there is none."""
     population: Annotated[int, Field(ge=3)] | None = None
     """n, solutions a round. Not given: 4 + floor(3 ln d)."""

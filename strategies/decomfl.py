@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.core.options import Count, Passes, options
+from fedsim.core.options import Passes, PositiveInt, options
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Orders, Replies
 from fedsim.exchange.windows import Window
@@ -36,7 +36,7 @@ class DeComFL(ReplicaServer):
 
     steps: Passes = 1
     """K, local steps of a round."""
-    perturbations: Count = 1
+    perturbations: PositiveInt = 1
     """P, directions of a step."""
 
     def init(self, problem: ProblemView) -> ServerState:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedsim.core.options import NonNegative, Share, Whole, options
+from fedsim.core.options import NonNegativeFloat, NonNegativeInt, Share, options
 from fedsim.exchange.messages import Orders, Replies
 from fedsim.exchange.windows import First, Window
 from fedsim.server.staleness import Discount, Polynomial
@@ -29,9 +29,9 @@ class FedAsync(ServerStep):
     """The mixing rate."""
     staleness: Discount = Polynomial()
     """The discount s of a model's staleness."""
-    max_staleness: Whole | None = None
+    max_staleness: NonNegativeInt | None = None
     """A model that is staler, in steps of the server, is left out. Not given: none is."""
-    proximal_mu: NonNegative = 0.005
+    proximal_mu: NonNegativeFloat = 0.005
     """rho, the factor of the clients' penalty; 0: none."""
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:

@@ -12,8 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count as Number
-from fedsim.core.options import Seconds, options
+from fedsim.core.options import PositiveInt, Seconds, options
 from fedsim.exchange.messages import Orders, Replies
 from fedsim.exchange.windows import All, First, Window
 from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
@@ -28,7 +27,7 @@ class FedAvg(WeightedStep):
 
     deadline: Seconds | None = None
     """Virtual seconds after which a round closes. Not given: it waits for all."""
-    first: Number | None = None
+    first: PositiveInt | None = None
     """A round closes with so many replies; select more clients than that. Not given: it waits for all."""
 
     def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: ARG002

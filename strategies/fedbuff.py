@@ -14,8 +14,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count as Number
-from fedsim.core.options import Share, options
+from fedsim.core.options import PositiveInt, Share, options
 from fedsim.exchange.messages import Orders, Replies
 from fedsim.exchange.windows import First, Window
 from fedsim.server.participation import Weights, counting, observed_weights
@@ -30,7 +29,7 @@ class FedBuff(WeightedStep):
     sends: ClassVar[frozenset[str]] = frozenset({"params"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
-    size: Number = 10
+    size: PositiveInt = 10
     """Replies in the buffer."""
     restart: Literal["arrival", "window"] = "arrival"
     """A client starts again on arrival, from the model that there is then, or when its reply's window closes."""

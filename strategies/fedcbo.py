@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.core.options import Count, NonNegative, Share, options
+from fedsim.core.options import NonNegativeFloat, PositiveInt, Share, options
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Orders, Replies
 from fedsim.exchange.windows import All, Window
@@ -36,11 +36,11 @@ class FedCBO:
     sends: ClassVar[frozenset[str]] = frozenset({"params", "models", "selection"})
     expects: ClassVar[frozenset[str]] = frozenset({"model", "losses"})
 
-    peers: Count = 20
+    peers: PositiveInt = 20
     """M, models that an agent is sent; where there are fewer, all of them."""
     exploration: Share = 0.5
     """epsilon in the first round, the share of peers that are drawn at random."""
-    decay: NonNegative = 0.01
+    decay: NonNegativeFloat = 0.01
     """By how much epsilon falls in a round."""
     least: Share = 0.1
     """The least epsilon."""

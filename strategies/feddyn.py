@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.core.options import Positive, options
+from fedsim.core.options import PositiveFloat, options
 from fedsim.exchange.messages import Orders, Replies
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
@@ -22,7 +22,7 @@ from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
 class FedDyn:
     """Needs the client `feddyn`."""
 
-    alpha: Positive = 0.01
+    alpha: PositiveFloat = 0.01
     """Strength of the regulariser, for server and clients alike."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params", "feddyn-alpha"})

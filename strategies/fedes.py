@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Positive, options
+from fedsim.core.options import PositiveFloat, options
 from fedsim.exchange.messages import Orders, Replies
 from fedsim.exchange.windows import Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState
@@ -39,7 +39,7 @@ class FedES(ReplicaServer):
 
     population: Annotated[int, Field(ge=2, le=DRAWS)] = 50
     """n, perturbed models of a round; an even number if antithetic."""
-    sigma: Positive = 0.02
+    sigma: PositiveFloat = 0.02
     """The radius: by how much parameters are perturbed."""
     antithetic: bool = True
     """Perturbations come in pairs, e_(j + n/2) = -e_j."""

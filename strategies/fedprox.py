@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedsim.core.options import NonNegative, options
+from fedsim.core.options import NonNegativeFloat, options
 from fedsim.exchange.messages import Orders, Replies
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
@@ -20,7 +20,7 @@ from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
 class FedProx(WeightedStep):
     """With proximal_mu = 0 it is FedAvg."""
 
-    proximal_mu: NonNegative = 0.01
+    proximal_mu: NonNegativeFloat = 0.01
     """mu, the penalty's factor."""
 
     sends: ClassVar[frozenset[str]] = frozenset({"params", "proximal-mu"})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, options
+from fedsim.core.options import PositiveInt, options
 from fedsim.exchange.messages import Orders, Replies
 from fedsim.exchange.windows import Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState
@@ -40,7 +40,7 @@ class JustOneByte(ReplicaServer):
     )
     expects: ClassVar[frozenset[str]] = frozenset({"codes"})
 
-    samples: Count = 1
+    samples: PositiveInt = 1
     """G, directions of a machine and round."""
     agg: Literal["mean", "sqrt"] = "mean"
     """a_S, how the scalars of a round are averaged: mean, 1/S, or sqrt, 1/sqrt(S)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, Fraction, options
+from fedsim.core.options import Fraction, PositiveInt, options
 from fedsim.exchange.messages import Orders, Replies
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
@@ -32,7 +32,7 @@ class SFAT(WeightedStep):
 
     alpha: Fraction = 1 / 6
     """The slack; 1/6 weighs 1.4 times as much."""
-    khat: Count = 1
+    khat: PositiveInt = 1
     """How many clients weigh more, at most half of those selected."""
     normalisation: Normalisation = "sum"
     """The weights are divided by their sum, or as in the published code."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from clients.adversarial.starts import check_start
 from fedsim.attacks.losses import Divergence
 from fedsim.client.defence import Armed, Defence, victim
-from fedsim.core.options import NonNegative, Positive, options
+from fedsim.core.options import NonNegativeFloat, PositiveFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.actions import FORWARD
 from fedsim.nets.losses import CrossEntropy, Loss
@@ -30,9 +30,9 @@ from fedsim.nets.stack import Stack
 class CalFAT(Defence):
     """Gradients grow with `scale`, so the learning rate must be as much smaller (published with 0.01)."""
 
-    scale: Positive = 10.0
+    scale: PositiveFloat = 10.0
     """Factor of the calibrated outputs."""
-    prior_weight: NonNegative = 0.1
+    prior_weight: NonNegativeFloat = 0.1
     """Factor of the logarithms of the classes' counts."""
     attack_loss: Literal["kl", "own"] = "kl"
     """What the attack maximises: kl, from the calibrated predictions, or own, the loss that is trained on."""

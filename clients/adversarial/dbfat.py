@@ -20,7 +20,7 @@ from fedsim.attacks.attack import Victim
 from fedsim.attacks.losses import divergence
 from fedsim.client.defence import Armed, Defence, victim
 from fedsim.core.errors import InputError
-from fedsim.core.options import NonNegative, options
+from fedsim.core.options import NonNegativeFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.actions import FORWARD
 from fedsim.nets.losses import CrossEntropy, Loss
@@ -32,7 +32,7 @@ from fedsim.nets.stack import Stack
 class DBFAT(Defence):
     """The divergence takes a forward pass more a batch, and the weights one for each point of the attack."""
 
-    beta: NonNegative = 1.0
+    beta: NonNegativeFloat = 1.0
     """Factor of the divergence from the global model."""
     weights: Literal["boundary", "equal"] = "boundary"
     """w by the distance to the decision boundary, or 1 for all (equal)."""

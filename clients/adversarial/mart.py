@@ -17,7 +17,7 @@ from torch import Tensor
 from clients.adversarial.views import apart, clean_and_attacked
 from fedsim.attacks.losses import divergence
 from fedsim.client.defence import Armed, Defence, victim
-from fedsim.core.options import NonNegative, options
+from fedsim.core.options import NonNegativeFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.nets.losses import Loss
 from fedsim.nets.network import Batch
@@ -30,7 +30,7 @@ class Mart(Defence):
 
     views: ClassVar[int] = 2
 
-    regularisation: NonNegative = 6.0
+    regularisation: NonNegativeFloat = 6.0
     """lambda; the published code has 6."""
 
     def armed(self, cohort: Cohort, factor: float) -> Armed:

@@ -18,7 +18,7 @@ from clients.adversarial.starts import check_start
 from clients.adversarial.views import apart, clean_and_attacked
 from fedsim.attacks.losses import Divergence, divergence
 from fedsim.client.defence import Armed, Defence, victim
-from fedsim.core.options import NonNegative, options
+from fedsim.core.options import NonNegativeFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.actions import FORWARD
 from fedsim.nets.losses import Loss
@@ -32,7 +32,7 @@ class Trades(Defence):
 
     views: ClassVar[int] = 2
 
-    beta: NonNegative = 6.0
+    beta: NonNegativeFloat = 6.0
     """Factor of the divergence; the published code has 6."""
 
     def __post_init__(self) -> None:

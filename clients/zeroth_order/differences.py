@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.core.options import Count, Positive, options
+from fedsim.core.options import PositiveFloat, PositiveInt, options
 from fedsim.engine.store import Shapes
 from fedsim.zeroth_order.directions import Kind, check, dual
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
@@ -29,9 +29,9 @@ class Differences:
     """Slopes from f(x) (forward), or of two perturbed values (central)."""
     directions: Kind = "gaussian"
     """How the u_j are drawn."""
-    count: Count = 20
+    count: PositiveInt = 20
     """q, directions of an estimate."""
-    mu: Positive = 0.01
+    mu: PositiveFloat = 0.01
     """The radius."""
     scaling: Literal["unbiased", "plain"] = "unbiased"
     """unbiased, so that for small mu the mean of ghat is grad f; or plain, w = u."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, Fraction, options
+from fedsim.core.options import Fraction, PositiveInt, options
 from fedsim.engine.store import Shapes
 from fedsim.zeroth_order.directions import check
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
@@ -33,7 +33,7 @@ class ForwardGradient:
 
     directions: Literal["gaussian", "rademacher"] = "gaussian"
     """How the v_j are drawn."""
-    count: Count = 10
+    count: PositiveInt = 10
     """q, directions of an estimate."""
     guess: Literal["random", "momentum"] = "random"
     """random: all directions are drawn; momentum: one more is the guess, and the others lie across it."""

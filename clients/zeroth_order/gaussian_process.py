@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fedsim.core.options import Count, Positive, options
+from fedsim.core.options import PositiveFloat, PositiveInt, options
 from fedsim.engine.store import Shapes
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 from fedsim.zeroth_order.surrogates.gaussian_process import fit
@@ -26,17 +26,17 @@ class GaussianProcess:
     black_box: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
 
-    active: Count = 5
+    active: PositiveInt = 5
     """Random points a step."""
-    radius: Positive = 0.01
+    radius: PositiveFloat = 0.01
     """How far from x these lie at most, in every coordinate."""
     kernel: Literal["matern52", "rbf"] = "matern52"
     """Matern's with nu = 5/2, or the squared exponential (rbf)."""
-    neighbours: Count = 150
+    neighbours: PositiveInt = 150
     """The process is fitted to so many of a client's values, those nearest to x."""
-    history: Count = 1000
+    history: PositiveInt = 1000
     """The latest values that a client keeps."""
-    noise: Positive = 1e-6
+    noise: PositiveFloat = 1e-6
     """Variance of the noise of values scaled to [0, 1]."""
 
     def evaluations(self, dimension: int) -> int:  # noqa: ARG002

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, Fraction, Positive, options
+from fedsim.core.options import Fraction, PositiveFloat, PositiveInt, options
 from fedsim.engine.store import Shapes
 from fedsim.zeroth_order.directions import check
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
@@ -38,11 +38,11 @@ class Prior:
 
     weight: Fraction | Literal["optimal"] = "optimal"
     """lambda, or the best one of each step (optimal)."""
-    count: Count = 20
+    count: PositiveInt = 20
     """q, directions of an estimate."""
-    mu: Positive = 0.01
+    mu: PositiveFloat = 0.01
     """The radius."""
-    samples: Count = 10
+    samples: PositiveInt = 10
     """S, slopes that the optimal weight is estimated from; of optimal only."""
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.core.options import Positive, options
+from fedsim.core.options import PositiveFloat, options
 from fedsim.engine.store import Shapes
 from fedsim.zeroth_order.directions import dual
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
@@ -28,7 +28,7 @@ class Residual:
 
     directions: Literal["gaussian", "sphere"] = "gaussian"
     """How u_t is drawn."""
-    mu: Positive = 0.1
+    mu: PositiveFloat = 0.1
     """The radius."""
 
     def evaluations(self, dimension: int) -> int:  # noqa: ARG002

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, Fraction, NonNegative, Positive, options
+from fedsim.core.options import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, options
 from fedsim.engine.store import Shapes
 from fedsim.zeroth_order.directions import check, dual
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
@@ -38,15 +38,15 @@ class Spsa:
 
     directions: Literal["segmented", "rademacher"] = "segmented"
     """How the u_j are drawn: signs times magnitudes in [1/2, 1] (segmented), or signs."""
-    count: Count = 5
+    count: PositiveInt = 5
     """q, directions of an estimate."""
-    c: Positive = 0.01
+    c: PositiveFloat = 0.01
     """The first radius, c_1."""
-    gamma: NonNegative = 0.1
+    gamma: NonNegativeFloat = 0.1
     """How fast the radius falls; 0: not."""
-    offset: NonNegative = 1.0
+    offset: NonNegativeFloat = 1.0
     """Of the gain r_k; the larger, the slower it falls at first. Needs an alpha above 0."""
-    alpha: NonNegative = 0.4
+    alpha: NonNegativeFloat = 0.4
     """How fast the gain r_k falls; 0: it is 1 throughout."""
 
     def __post_init__(self) -> None:

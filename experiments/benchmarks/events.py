@@ -42,21 +42,21 @@ UPDATES: dict[str, dict[str, Any]] = {
     SYNCHRONOUS: {"kind": "fedavg"},
     "Every(0.5), FedFix": {"kind": "fedfix", "window": 0.5},
     "Every(0.2), FedFix": {"kind": "fedfix", "window": 0.2},
-    "Count(10), FedBuff": {"kind": "fedbuff", "size": 10, "restart": "window"},
-    "Count(10) refilled, FedBuff": {"kind": "fedbuff", "size": 10},
-    "Count(1), FedAvg": {"kind": "fedavg_async"},
+    "First(10), FedBuff": {"kind": "fedbuff", "size": 10, "restart": "window"},
+    "First(10) refilled, FedBuff": {"kind": "fedbuff", "size": 10},
+    "First(1), FedAvg": {"kind": "fedavg_async"},
 }
 STRATEGIES: dict[str, dict[str, Any]] = {
     "Every(0.01), FedFix": {"kind": "fedfix", "window": 0.01},
-    "Count(10), FedBuff": {"kind": "fedbuff", "size": 10, "restart": "window"},
-    "Count(10) refilled, FedBuff": {"kind": "fedbuff", "size": 10},
-    "Count(1), FedAvg": {"kind": "fedavg_async"},
+    "First(10), FedBuff": {"kind": "fedbuff", "size": 10, "restart": "window"},
+    "First(10) refilled, FedBuff": {"kind": "fedbuff", "size": 10},
+    "First(1), FedAvg": {"kind": "fedavg_async"},
 }
 COUNTS = {
     "Every(0.01), FedFix": 100,
-    "Count(10), FedBuff": 10,
-    "Count(10) refilled, FedBuff": 10,
-    "Count(1), FedAvg": 1,
+    "First(10), FedBuff": 10,
+    "First(10) refilled, FedBuff": 10,
+    "First(1), FedAvg": 1,
 }
 """Completions a window, for the heap beside it; of FedFix about."""
 

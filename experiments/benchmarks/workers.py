@@ -21,7 +21,7 @@ from rich.table import Table
 
 import fedsim
 from clients.sgd import Sgd
-from fedsim.core.options import Positive, options
+from fedsim.core.options import PositiveFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Update
 from fedsim.parallel.workers import Workers, take_one_core
@@ -38,7 +38,7 @@ SIZES = (2**16, 2**20, 2**24)
 class Slow(Sgd):
     """Plain training, and before it Python is busy for each client."""
 
-    busy: Positive = 0.05
+    busy: PositiveFloat = 0.05
     """Seconds of one core for each client."""
 
     def train(self, cohort: Cohort) -> Update:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, NonNegative, options
+from fedsim.core.options import NonNegativeFloat, PositiveInt, options
 from fedsim.core.streams import SERVER, Streams
 from fedsim.problems.base import choose_device
 from fedsim.problems.datasets import Dataset
@@ -36,13 +36,13 @@ LAST = 0.5
 class Separated:
     """Points of length 1 that are apart, and the network of the theory."""
 
-    delta: NonNegative
+    delta: NonNegativeFloat
     """The least distance of two points."""
-    points: Count = 20
+    points: PositiveInt = 20
     """n, how many points there are."""
-    dimension: Count = 10
+    dimension: PositiveInt = 10
     """d, numbers of a point, two at least."""
-    width: Count = 2048
+    width: PositiveInt = 2048
     """m, units of the network."""
 
     def __post_init__(self) -> None:

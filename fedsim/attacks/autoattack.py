@@ -32,7 +32,7 @@ from fedsim.attacks.attack import Victim
 from fedsim.attacks.gradient import FGSM, Cube, Domain, Label, Sphere
 from fedsim.core.errors import InputError
 from fedsim.core.generators import seeded_globals
-from fedsim.core.options import Count, NonNegative, options
+from fedsim.core.options import NonNegativeFloat, PositiveInt, options
 from fedsim.nets.losses import Loss
 from fedsim.nets.stack import Stack
 
@@ -55,13 +55,13 @@ class AutoAttack:
 
     only_judges: ClassVar[bool] = True
 
-    epsilon: NonNegative
+    epsilon: NonNegativeFloat
     """The ball's radius."""
     norm: Literal["linf", "l2"] = "linf"
     """The ball's norm: linf, the largest change of an input, or l2."""
     domain: Domain = (0.0, 1.0)
     """Lower and upper bound of every input; it must be stated."""
-    batch_size: Count = 128
+    batch_size: PositiveInt = 128
     """Examples that are attacked at once."""
     name: Label | None = None
     """What measures under it are called. Not given: autoattack, or the names of its parts."""

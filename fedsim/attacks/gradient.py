@@ -29,7 +29,7 @@ from torch import Tensor
 from fedsim.attacks.attack import Draws, Victim
 from fedsim.attacks.losses import Margin
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, NonNegative, Whole, options
+from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveInt, options
 from fedsim.nets.losses import Loss
 
 SLACK = 5e-7
@@ -48,7 +48,7 @@ class Ascent(ABC):
 
     stem: ClassVar[str]
 
-    epsilon: NonNegative
+    epsilon: NonNegativeFloat
     """The ball's radius."""
     norm: Literal["linf", "l2"] = "linf"
     """The ball's norm: linf, the largest change of an input, or l2."""
@@ -190,11 +190,11 @@ class Ascent(ABC):
 class Iterated(Ascent):
     """What attacks of several steps share."""
 
-    steps: Whole = 10
+    steps: NonNegativeInt = 10
     """S, steps from each start."""
-    step_size: NonNegative | None = None
+    step_size: NonNegativeFloat | None = None
     """a, the length of a step. Not given: such that all steps together reach 2.5 epsilon (mim: epsilon)."""
-    restarts: Count = 1
+    restarts: PositiveInt = 1
     """Starts; of an example the result of the highest loss counts. More than one needs `random_start`."""
     best: bool = False
     """Of the inputs on the way, too, the one of the highest loss counts, and not the last."""
@@ -259,7 +259,7 @@ class MIM(Iterated):
     REACH: ClassVar[float] = 1.0
 
     random_start: bool = False
-    decay: NonNegative = 1.0
+    decay: NonNegativeFloat = 1.0
     """How slowly the momentum m fades."""
 
     def _direction(self, gradient: Tensor, before: Tensor | None) -> Tensor:
@@ -275,7 +275,7 @@ class CW(Iterated):
     stem: ClassVar[str] = "cw"
     least_classes: ClassVar[int] = 2
 
-    steps: Whole = 30
+    steps: NonNegativeInt = 30
 
     @property
     def loss(self) -> Literal["margin"]:

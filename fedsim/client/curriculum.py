@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, Fraction, Positive, Whole, options, table_of
+from fedsim.core.options import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, options, table_of
 from fedsim.core.pacing import Linear, Schedule
 from fedsim.engine.batches import Course
 from fedsim.engine.cohort import Cohort
@@ -29,17 +29,17 @@ MODEL, TRAINED = "curriculum_model", "curriculum_trained"
 class Expert:
     """How the expert is trained: by SGD on all that clients train on, as if one client had it."""
 
-    epochs: Count = 10
+    epochs: PositiveInt = 10
     """Passes over all examples."""
-    batch_size: Count = 64
+    batch_size: PositiveInt = 64
     """Examples of a step."""
-    lr: Positive = 0.01
+    lr: PositiveFloat = 0.01
     """The learning rate."""
     momentum: Fraction = 0.9
     """The momentum; 0: none."""
     label_smoothing: Fraction = 0.1
     """The share of a label that is spread evenly over all classes; 0 where labels are no classes."""
-    seed: Whole = 0
+    seed: NonNegativeInt = 0
     """Seed of its batches; it does not follow the run's seed."""
 
 
@@ -62,7 +62,7 @@ class SampleCurriculum:
     """Ascending scores (curriculum), descending (anti), or a random order each time."""
     pacing: Schedule = Linear()
     """n(t), how many examples are in after t steps."""
-    floor: Count = 32
+    floor: PositiveInt = 32
     """n(t) is at least that."""
     budget: Literal["epochs", "published"] = "epochs"
     """Steps of a round: epochs, E ceil(N / B) as without a curriculum, after which the last pass is cut off; published,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from fedsim.attacks.attack import Attack, ClientDraws, Victim
-from fedsim.core.options import Whole, options
+from fedsim.core.options import NonNegativeInt, options
 from fedsim.core.plugins import Parts
 from fedsim.core.schedules import Constant, Growth
 from fedsim.engine.cohort import Cohort
@@ -35,7 +35,7 @@ class Defence(Parts, ABC):
 
     attack: Any
     """What the current local model is attacked with."""
-    warm_up: Whole = 0
+    warm_up: NonNegativeInt = 0
     """Rounds without an attack at first."""
     growth: Growth = Constant()
     """Factor of epsilon and of the attack's step size over the rounds after those."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsim.client.curriculum import SampleCurriculum
 from fedsim.client.defence import Defence
 from fedsim.core.errors import InputError
-from fedsim.core.options import BatchSize, Fraction, NonNegative, Passes, Positive, options, table_of
+from fedsim.core.options import BatchSize, Fraction, NonNegativeFloat, Passes, PositiveFloat, options, table_of
 from fedsim.core.plugins import Parts
 from fedsim.core.schedules import Constant, Exponential, Schedule, Step
 from fedsim.engine.batches import steps_of
@@ -54,15 +54,15 @@ class LocalTraining(Parts):
     """So many steps, each on an independent batch. Not given: epochs decide."""
     batch_size: BatchSize = 32
     """Examples of a step; full: all that the client has."""
-    lr: Positive = 0.1
+    lr: PositiveFloat = 0.1
     """The learning rate."""
     schedule: Schedule = Constant()
     """Factor of lr over the rounds."""
     epochs_schedule: Schedule = Constant()
     """Factor of epochs over the rounds, rounded, at least 1 epoch; it may not grow (FedDynAT; Shah et al. 2021)."""
-    inverse_decay: NonNegative = 0.0
+    inverse_decay: NonNegativeFloat = 0.0
     """Step s of a round has lr times (1 + inverse_decay s)^(-inverse_power), s from 0; 0: all steps have the same."""
-    inverse_power: Positive = 0.75
+    inverse_power: PositiveFloat = 0.75
     """The exponent of that."""
     optimizer: Literal["sgd", "adam", "lion"] = "sgd"
     """sgd, with momentum or Nesterov's form of it; adam, bias-corrected (Kingma and Ba 2015); or lion, the sign of an
@@ -76,11 +76,11 @@ class LocalTraining(Parts):
     """Of adam, how slowly the mean gradient moves; of lion, the momentum's part of the direction."""
     beta2: Fraction = 0.99
     """Of adam, how slowly the mean square moves; of lion, how slowly the momentum does."""
-    epsilon: Positive = 1e-8
+    epsilon: PositiveFloat = 1e-8
     """Of adam, added to the root of the mean square."""
-    weight_decay: NonNegative = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Factor of the weights, added to the gradient for sgd and adam, decoupled for lion."""
-    clip_norm: Positive | None = None
+    clip_norm: PositiveFloat | None = None
     """Bound of the l2 norm of the gradient of the client's loss, before decay and corrections. Not given: there is no
     bound.
     """

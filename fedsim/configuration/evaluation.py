@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from fedsim.core.errors import InputError
 from fedsim.core.measures import lower_is_better
-from fedsim.core.options import Count, Seconds, Whole, options
+from fedsim.core.options import NonNegativeInt, PositiveInt, Seconds, options
 from fedsim.core.plugins import Parts
 from fedsim.core.streams import Streams
 from fedsim.problems.base import Trial
@@ -39,7 +39,7 @@ class Evaluation(Parts):
     parts: ClassVar[Mapping[str, str]] = {"attacks": "attacks"}
     lists: ClassVar[frozenset[str]] = frozenset({"attacks"})
 
-    every: Whole | None = None
+    every: NonNegativeInt | None = None
     """Rounds between two evaluations, the last round having one in any case; 0: only that. Not given: 1, without
     every_seconds.
     """
@@ -53,11 +53,11 @@ class Evaluation(Parts):
     """
     attacks: Plugins = ()
     """Judge it also on examples attacked in these ways, measured as test_<attack>_loss and so on."""
-    attacks_every: Whole | None = None
+    attacks_every: NonNegativeInt | None = None
     """Rounds between two evaluations under attack, a multiple of `every`, and one at the end; 0: only that. Not given:
     at every evaluation.
     """
-    examples: Count | None = None
+    examples: PositiveInt | None = None
     """Attack at most so many of each set, a sample drawn without replacement that is the same in all runs. Not given:
     all.
     """
@@ -112,9 +112,9 @@ class Stopping:
     """What `target` and `patience` are about, as metrics.jsonl calls it."""
     target: float | None = None
     """Stop when the metric has reached this. Not given: no level ends the run."""
-    patience: Count | None = None
+    patience: PositiveInt | None = None
     """Stop when the metric has not improved for so many evaluations. Not given: the run is never given up."""
-    queries: Count | None = None
+    queries: PositiveInt | None = None
     """Stop after the round in which clients have asked so many values in all. Not given: any number."""
 
     def __post_init__(self) -> None:

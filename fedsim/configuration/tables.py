@@ -15,7 +15,7 @@ from typing import Any, cast
 from fedsim.configuration.evaluation import Evaluation, Stopping
 from fedsim.core import plugins
 from fedsim.core.errors import InputError, naming
-from fedsim.core.options import Count, Name, Seconds, Whole, options
+from fedsim.core.options import Name, NonNegativeInt, PositiveInt, Seconds, options
 from fedsim.devices import Devices
 from fedsim.devices.faults import Faults
 from fedsim.engine.options import EngineOptions
@@ -43,9 +43,9 @@ PLUGINS: dict[str, tuple[str, str | Table]] = {
 class Checkpointing:
     """When a run writes a checkpoint; it changes no result."""
 
-    every: Whole | None = None
+    every: NonNegativeInt | None = None
     """Rounds between two checkpoints; 0: none is written. Not given: so many that they take up to 5 % of the time."""
-    keep: Count = 2
+    keep: PositiveInt = 2
     """So many of the last checkpoints are kept while the run goes on; when it has ended, none."""
 
 
@@ -125,7 +125,7 @@ class Top:
     """The experiment's name, which its run folders bear."""
     seed: int = 0
     """The run's seed, of which all its draws are made."""
-    rounds: Count | None = None
+    rounds: PositiveInt | None = None
     """Where the run ends. Not given: after 100, if it has no duration."""
     duration: Seconds | None = None
     """Virtual seconds after which the run ends. Not given: only rounds count."""

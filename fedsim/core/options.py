@@ -21,8 +21,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from fedsim.core.errors import InputError
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share of something, 0 to 1 inclusive."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -31,16 +31,16 @@ LONGEST = 1e9
 """Seconds, 31 years: the most that an option or a row of a trace may say, so that ticks stay far from 2^63."""
 Seconds = Annotated[float, Field(ge=1e-9, le=LONGEST)]
 """A duration in virtual seconds, from one tick of the clock to 31 years."""
-Count = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
 Passes = Annotated[int, Field(ge=1, le=1_000_000)]
 """Epochs, or steps, of one round: so many that a count of steps stays a number of 64 bits."""
-Whole = Annotated[int, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^/\x00-\x1f]+$")]
 """A name that can be a folder's."""
-Counts = Annotated[tuple[Count, ...], Field(strict=False)]
+Counts = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 """Several counts; a TOML array."""
 
-BatchSize = Count | Literal["full"]
+BatchSize = PositiveInt | Literal["full"]
 """How many examples a step is about; full: all that the client has."""
 
 T = TypeVar("T")

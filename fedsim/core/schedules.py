@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from fedsim.core.options import Count, Positive, Share, one_of, options
+from fedsim.core.options import PositiveFloat, PositiveInt, Share, one_of, options
 
 
 @options
@@ -21,7 +21,7 @@ class Constant:
 class Exponential:
     """gamma^r."""
 
-    gamma: Positive
+    gamma: PositiveFloat
     """Factor of a round."""
 
     def factor(self, round: int) -> float:  # noqa: A002
@@ -33,9 +33,9 @@ class Exponential:
 class Step:
     """gamma^floor(r / every)."""
 
-    every: Count
+    every: PositiveInt
     """Rounds between two steps."""
-    gamma: Positive
+    gamma: PositiveFloat
     """Factor of a step."""
 
     def factor(self, round: int) -> float:  # noqa: A002
@@ -47,7 +47,7 @@ class Step:
 class Cosine:
     """end + (1 - end) (1 + cos(pi r / rounds)) / 2, and `end` from round `rounds` on."""
 
-    rounds: Count
+    rounds: PositiveInt
     """Rounds that it takes to `end`."""
     end: Share = 0.0
     """The last factor."""
@@ -62,7 +62,7 @@ class Cosine:
 class Linear:
     """From 1 in round 0 to `end` in round `rounds`, and `end` from there on."""
 
-    rounds: Count
+    rounds: PositiveInt
     """Rounds that it takes to `end`."""
     end: Share = 0.0
     """The last factor."""
@@ -76,7 +76,7 @@ class Linear:
 class Rise:
     """From `begin` in round 0 in equal steps to 1 in round `rounds`, and 1 from there on."""
 
-    rounds: Count
+    rounds: PositiveInt
     """Rounds that it takes to 1."""
     begin: Share = 0.0
     """The first factor."""

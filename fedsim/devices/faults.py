@@ -27,12 +27,12 @@ from torch import Tensor
 
 from fedsim.core.clock import ticks
 from fedsim.core.errors import InputError
-from fedsim.core.options import LONGEST, Seconds, Share, Whole, options
+from fedsim.core.options import LONGEST, NonNegativeInt, Seconds, Share, options
 from fedsim.core.streams import MASK, Streams
 
 Payload = Mapping[str, Tensor]
 """Tensors of one client's reply, by name."""
-Clients = Annotated[tuple[Whole, ...], Field(min_length=1, strict=False)]
+Clients = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1, strict=False)]
 Pause = Annotated[float, Field(ge=0, le=LONGEST)]
 SLACK = 1e-9
 """By how much rates that are meant to add up to 1 may miss it in floating point."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedsim.core.clock import SECOND, ticks
-from fedsim.core.options import LONGEST, Positive, Seconds, options, table_of
+from fedsim.core.options import LONGEST, PositiveFloat, Seconds, options, table_of
 from fedsim.core.plugins import Parts
 from fedsim.core.streams import MASK, Streams
 from fedsim.devices.availability import Always, Presence
@@ -36,9 +36,9 @@ class Bandwidth:
     Who is slow to send is slow to receive.
     """
 
-    up: Positive
+    up: PositiveFloat
     """Bytes a second from a client, the median."""
-    down: Positive
+    down: PositiveFloat
     """Bytes a second to a client, the median."""
     sigma: Spread = 0.0
     """Standard deviation of the factors' logarithms; 0: all links are alike."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, options
+from fedsim.core.options import PositiveInt, options
 
 Choice = Literal["auto", "stacked", "loop", "process"]
 
@@ -22,11 +22,11 @@ class EngineOptions:
     """Where tensors lie; auto: on cuda where there is one."""
     precision: Literal["float32", "float64"] = "float32"
     """The numbers that data and parameters are made of."""
-    workers: Count | None = None
+    workers: PositiveInt | None = None
     """How many processes execute clients with executor = process. Not given: one a core."""
-    memory_mib: Count = 256
+    memory_mib: PositiveInt = 256
     """MiB that the stacked tensors of one cohort may take."""
-    state_mib: Count = 4096
+    state_mib: PositiveInt = 4096
     """MiB that what all clients remember may take."""
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, NonNegative, Positive, Whole, options
+from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, options
 
 BLOCK = 2**21
 """Numbers in one block of rows x coordinates: 16 MiB in double precision."""
@@ -108,7 +108,7 @@ class Krum:
     each other's only neighbour always have) are told apart by the sum of their distances to all rows.
     """
 
-    malicious: Whole
+    malicious: NonNegativeInt
     """How many rows may be anything."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
@@ -130,9 +130,9 @@ class MultiKrum:
     C >= 2 malicious + 3 and keep <= C - malicious.
     """
 
-    malicious: Whole
+    malicious: NonNegativeInt
     """How many rows may be anything."""
-    keep: Count
+    keep: PositiveInt
     """How many rows are averaged, at most C - malicious."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class Bulyan:
     C^2 (C + d). Needs C >= 4 malicious + 3.
     """
 
-    malicious: Whole
+    malicious: NonNegativeInt
     """How many rows may be anything."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
@@ -188,11 +188,11 @@ class GeometricMedian:
     of |z - x_i|, or `iterations` times. Cost C d an iteration, in double precision.
     """
 
-    smoothing: Positive = 1e-6
+    smoothing: PositiveFloat = 1e-6
     """The least distance that a row counts with."""
-    iterations: Count = 100
+    iterations: PositiveInt = 100
     """At most so many steps of the iteration."""
-    tolerance: NonNegative = 1e-6
+    tolerance: NonNegativeFloat = 1e-6
     """It ends when z moves by at most this times the weighted mean distance of the rows."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:

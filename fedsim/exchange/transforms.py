@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import NonNegative, Positive, options
+from fedsim.core.options import NonNegativeFloat, PositiveFloat, options
 from fedsim.core.streams import Index, Streams
 from fedsim.exchange.aggregation import halving_sum
 from fedsim.exchange.messages import BrokenPromiseError, Size
@@ -262,7 +262,7 @@ class Chain:
 class Clip(Transform):
     """x <- x min(1, max_norm / |x|), with the norm of all vectors that it goes over together. The bytes stay."""
 
-    max_norm: Positive
+    max_norm: PositiveFloat
     """The largest norm that is left as it is."""
 
     def apply(self, vectors: Mapping[str, Vector]) -> dict[str, Vector]:
@@ -277,7 +277,7 @@ class Clip(Transform):
 class Noise(Transform):
     """x <- x + std z with z standard normal from the client's own stream. It takes the same bytes."""
 
-    std: NonNegative
+    std: NonNegativeFloat
     """Standard deviation of the noise."""
     stream: str = "noise"
     """Name of the draw; two noises in one list need two names, or they add the same numbers."""

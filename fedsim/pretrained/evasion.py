@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedsim.core.data_files import Array, DataFolder
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, NonNegative, Positive, Share, Whole, options
+from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, options
 from fedsim.core.plugins import Parts
 from fedsim.core.streams import Streams
 from fedsim.nets.footprint import footprint
@@ -48,27 +48,27 @@ class Attack(Parts):
     """What the classifiers learn from, with inputs in [0, 1]."""
     model: Any = "mlp"
     """What the classifiers are."""
-    clients: Count = 10
+    clients: PositiveInt = 10
     """N, how many classifiers there are."""
     portion: Share = 0.7
     """Portion of the classes that each one sees (`by_class`); all of them can be predicted."""
-    epochs: Count = 20
+    epochs: PositiveInt = 20
     """Passes over a classifier's examples while it is trained, by Adam."""
-    batch_size: Count = 32
+    batch_size: PositiveInt = 32
     """Examples of a step of that training."""
-    lr: Positive = 0.003
+    lr: PositiveFloat = 0.003
     """Learning rate of that training."""
-    training_seed: Whole = 0
+    training_seed: NonNegativeInt = 0
     """Seed of the classifiers' examples, starts and batches; it does not follow the run's seed."""
-    image: Whole = 0
+    image: NonNegativeInt = 0
     """Which of the test images that start with F >= 0, counted from 0 in their order."""
-    target: Whole | None = None
+    target: NonNegativeInt | None = None
     """The class that the image is to be taken for. Not given: any but its own."""
-    epsilon: Positive = 0.3
+    epsilon: PositiveFloat = 0.3
     """The largest change of a pixel, where black is 0 and white 1 (0.3 on MNIST, 0.1 on CIFAR-10)."""
     start: Share = 0.5
     """Every coordinate of x at first: 0.5 changes nothing, 0 lowers every pixel by epsilon, as published code does."""
-    noise: NonNegative = 0.0
+    noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise that is added to every answer."""
 
     black_box: ClassVar[bool] = True

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, Counts, NonNegative, Positive, Share, Whole, options
+from fedsim.core.options import Counts, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, options
 from fedsim.core.plugins import Parts
 from fedsim.core.streams import Streams
 from fedsim.parallel.cores import spread
@@ -71,7 +71,7 @@ class Scorer:
         self.read = _forward(x.unsqueeze(0), params[:fixed].unsqueeze(0), shapes[:changed], last=False)[0]
 
     def confusion(self, change: Tensor, rows: Tensor) -> Tensor:
-        """Count true and predicted classes of the examples `rows`, int64 [n]: int64 [Q, K, K].
+        """PositiveInt true and predicted classes of the examples `rows`, int64 [n]: int64 [Q, K, K].
 
         change: [Q, d], what is added to the last d parameters.
         """
@@ -116,27 +116,27 @@ class Metric(Parts):
     """
     hidden: Counts = (30, 14)
     """Units of the MLP, by layer."""
-    epochs: Count = 3
+    epochs: PositiveInt = 3
     """Passes over the first half while the MLP is trained, by Adam; few leave room for improvement."""
-    batch_size: Count = 32
+    batch_size: PositiveInt = 32
     """Examples of a step of that training."""
-    lr: Positive = 0.001
+    lr: PositiveFloat = 0.001
     """Learning rate of that training."""
-    split_seed: Whole = 0
+    split_seed: NonNegativeInt = 0
     """Which examples are the first half; it does not follow the run's seed."""
-    training_seed: Whole = 0
+    training_seed: NonNegativeInt = 0
     """Seed of the MLP's start and batches; it does not follow the run's seed."""
     measure: Average = "f1"
     """Of which score the macro average is taken."""
-    dimension: Count | None = None
+    dimension: PositiveInt | None = None
     """How many of the last parameters are changed. Not given: those of the last layer."""
-    reach: Positive = 0.2
+    reach: PositiveFloat = 0.2
     """The largest change of one of them; x = 0.5, the start, changes nothing."""
-    clients: Count = 7
+    clients: PositiveInt = 7
     """N, how many clients there are."""
     portion: Share = 0.3
     """Portion of the classes that each client has in its examples, its part of the second half (`by_class`)."""
-    noise: NonNegative = 0.0
+    noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise that is added to every answer."""
 
     black_box: ClassVar[bool] = True

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, NonNegative, Share, options
+from fedsim.core.options import NonNegativeFloat, PositiveInt, Share, options
 from fedsim.core.streams import Streams
 from fedsim.problems.base import choose_device
 from fedsim.problems.black_box import BlackBox
@@ -48,13 +48,13 @@ class Synthetic:
 
     function: Literal["quadratic", "ackley", "levy", "rosenbrock", "rastrigin"] = "quadratic"
     """Which one."""
-    dimension: Count = 300
+    dimension: PositiveInt = 300
     """d, coordinates; rosenbrock has two at least."""
-    clients: Count = 5
+    clients: PositiveInt = 5
     """N, how many clients there are."""
-    heterogeneity: NonNegative = 5.0
+    heterogeneity: NonNegativeFloat = 5.0
     """C, how much the clients' functions differ."""
-    noise: NonNegative = 0.0
+    noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise that is added to every answer."""
     start: Literal["random"] | Share = "random"
     """Every coordinate of x_0, or random: x_0 ~ U[0, 1]^d."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Fraction, Positive, one_of, options
+from fedsim.core.options import Fraction, PositiveFloat, one_of, options
 
 OptimizerState = Mapping[str, Tensor]
 Variant = Literal["paper", "flwr"]
@@ -65,7 +65,7 @@ class Adagrad:
 
     beta1: Fraction = 0.0
     """How slowly m moves; 0: it is Delta."""
-    tau: Positive = 1e-3
+    tau: PositiveFloat = 1e-3
     """Added to the root of v."""
     variant: Variant = "paper"
     """How v begins and whether biases are corrected: as in the paper, or as in Flower."""
@@ -89,7 +89,7 @@ class Adam:
     """How slowly m moves; 0: it is Delta."""
     beta2: Fraction = 0.99
     """How slowly v moves."""
-    tau: Positive = 1e-3
+    tau: PositiveFloat = 1e-3
     """Added to the root of v."""
     variant: Variant = "paper"
     """How v begins and whether biases are corrected: as in the paper, or as in Flower."""
@@ -117,7 +117,7 @@ class Yogi:
     """How slowly m moves; 0: it is Delta."""
     beta2: Fraction = 0.99
     """How slowly v moves."""
-    tau: Positive = 1e-3
+    tau: PositiveFloat = 1e-3
     """Added to the root of v."""
     variant: Variant = "paper"
     """How v begins and whether biases are corrected: as in the paper, or as in Flower."""

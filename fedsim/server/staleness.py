@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from fedsim.core.options import NonNegative, Positive, Whole, one_of, options
+from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, one_of, options
 
 
 @options
@@ -23,7 +23,7 @@ class Constant:
 class Polynomial:
     """(1 + u)^-exponent. Xie et al. 2019; with 1/2 also Nguyen et al. 2022."""
 
-    exponent: NonNegative = 0.5
+    exponent: NonNegativeFloat = 0.5
     """How fast it falls; 0: not."""
 
     def factor(self, staleness: Tensor) -> Tensor:
@@ -35,9 +35,9 @@ class Polynomial:
 class Hinge:
     """1 up to u = threshold, then 1 / (slope (u - threshold) + 1). Xie et al. 2019."""
 
-    slope: Positive = 10.0
+    slope: PositiveFloat = 10.0
     """How fast it falls after the threshold."""
-    threshold: Whole = 4
+    threshold: NonNegativeInt = 4
     """The largest staleness that is not discounted."""
 
     def factor(self, staleness: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fedsim.core.graph import storable
-from fedsim.core.options import Positive, options
+from fedsim.core.options import PositiveFloat, options
 from fedsim.exchange.messages import Orders, Replies, Weighting
 from fedsim.exchange.windows import Window
 from fedsim.server.optimizers import ServerOptimizer, Sgd
@@ -95,7 +95,7 @@ class Strategy(Protocol):
 class ServerStep:
     """The server's step theta <- theta + optimizer(Delta), Delta = sum_i w_i Delta_i."""
 
-    server_lr: Positive = 1.0
+    server_lr: PositiveFloat = 1.0
     """eta, the server's learning rate."""
     server_optimizer: ServerOptimizer = Sgd()
     """What makes a step of the change: sgd (FedAvgM with a momentum), or adagrad, adam, yogi (FedOpt)."""

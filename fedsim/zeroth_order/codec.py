@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Positive, options
+from fedsim.core.options import PositiveFloat, options
 
 LARGEST = 63
 """Exponents go from -63 to 63: 127 magnitudes, two signs and zero are 255 codes."""
@@ -47,7 +47,7 @@ class OneByte:
 
     delta: Annotated[float, Field(ge=1e-4, le=1.0)] = 0.125
     """The ratio of neighbouring values is exp(delta)."""
-    scale: Positive = 1.0
+    scale: PositiveFloat = 1.0
     """The value in the middle of the grid, a power of two, which both ends know."""
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class Sign:
     """The sign alone, value = magnitude * sign(p), and 0 for 0, NaN and infinity; two bits a scalar, packed."""
 
     bits: ClassVar[int] = 2
-    magnitude: Positive = 0.3
+    magnitude: PositiveFloat = 0.3
     """What each scalar is taken for, but for its sign."""
 
     def encode(self, values: Tensor, uniform: Tensor | None = None) -> Tensor:  # noqa: ARG002

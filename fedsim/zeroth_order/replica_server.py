@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, Positive, options
+from fedsim.core.options import PositiveFloat, PositiveInt, options
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Orders, Replies, Scalar
 from fedsim.exchange.windows import All, Window
@@ -31,7 +31,7 @@ class SharedSeed:
 
     purpose: ClassVar[str] = ""
 
-    lr: Positive = 0.01
+    lr: PositiveFloat = 0.01
     """The learning rate, the same in all rounds."""
     directions: Sliceable = "gaussian"
     """The kind of the random vectors."""
@@ -53,7 +53,7 @@ class ReplicaServer(SharedSeed):
 
     join: Join = "model"
     """What a client begins with: the current model, or the whole log (replay), where the first model is public."""
-    history: Count | None = None
+    history: PositiveInt | None = None
     """How many rounds of the log are kept at most; who was away for longer begins again with the model. Not given: all,
     which replay needs.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import BatchSize, Fraction, Passes, Positive, options
+from fedsim.core.options import BatchSize, Fraction, Passes, PositiveFloat, options
 from fedsim.core.plugins import Parts
 from fedsim.core.schedules import Constant, Schedule
 from fedsim.engine.cohort import Cohort
@@ -48,7 +48,7 @@ class LocalSearch:
     """Examples that the values of a step are about, each step an independent batch; full: all of the client's, and all
     that a black box knows.
     """
-    lr: Positive = 0.01
+    lr: PositiveFloat = 0.01
     """The learning rate."""
     schedule: Schedule = Constant()
     """Factor of lr over the rounds."""
@@ -58,7 +58,7 @@ class LocalSearch:
     """Of adam, how slowly the mean direction moves."""
     beta2: Fraction = 0.999
     """Of adam, how slowly the mean square moves."""
-    epsilon: Positive = 1e-8
+    epsilon: PositiveFloat = 1e-8
     """Of adam, added to the root of the mean square."""
     project: bool = True
     """Keep z within the problem's box."""

@@ -15,13 +15,13 @@ from fedsim.core import plugins
 from fedsim.core.errors import InputError
 
 PLUGIN = '''
-from fedsim.core.options import Positive, options
+from fedsim.core.options import PositiveFloat, options
 
 @options
 class Mine:
     """A device of nobody's."""
 
-    factor: Positive = 2.0
+    factor: PositiveFloat = 2.0
 
     def start(self, census, streams, data_dir):
         return None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, options
+from fedsim.core.options import PositiveInt, options
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.partitions import base as module
 from fedsim.problems.partitions.base import Partition, Shared, hold_out, noisy_labels
@@ -348,7 +348,7 @@ def test_a_cache_hit_equals_a_fresh_partition_and_does_not_import_the_library(tm
 class Counting(Shared):
     """Deals everything to one client, and counts how often it is asked to."""
 
-    calls: Count = 1
+    calls: PositiveInt = 1
 
     def split(self, data, seed):
         CALLS.append(seed)

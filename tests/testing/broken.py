@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clients.fedzo import FedZO
 from clients.sgd import Sgd
-from fedsim.core.options import Positive, options
+from fedsim.core.options import PositiveFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Cost, Orders, Replies, Update
 from fedsim.exchange.windows import Window
@@ -84,7 +84,7 @@ class CountsBytesOnce(FedAvg):
 
 @options
 class IgnoresAnOption(FedAvg):
-    temperature: Positive = 1.0
+    temperature: PositiveFloat = 1.0
 
 
 @options
@@ -158,7 +158,7 @@ class FearsTheLate(FedFix):
 class LosesAnOption(FedAvg):
     """An option that can be None where it is something by default: TOML has no None."""
 
-    scale: Positive | None = 0.5
+    scale: PositiveFloat | None = 0.5
 
     def tell(self, state: ServerState, replies: Replies) -> Any:
         delta = replies.combine(replies.weights(self.weighting), scale=1.0 if self.scale is None else self.scale)

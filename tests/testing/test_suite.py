@@ -18,7 +18,7 @@ STRATEGY = '''
 
 from typing import ClassVar, Literal
 
-from fedsim.core.options import Positive, options
+from fedsim.core.options import PositiveFloat, options
 from fedsim.exchange.messages import Orders
 from fedsim.exchange.windows import All
 from fedsim.server.strategy import ServerStep, observed
@@ -31,7 +31,7 @@ class SignedPower(ServerStep):
     sends: ClassVar[frozenset[str]] = frozenset({"params"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
-    power: Positive = 0.5
+    power: PositiveFloat = 0.5
     rounding: Literal["none", "halves"] = "none"
 
     def ask(self, state, chosen):

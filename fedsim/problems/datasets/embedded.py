@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedsim.core.data_files import DataFolder
-from fedsim.core.options import Fraction, Whole, options
+from fedsim.core.options import Fraction, NonNegativeInt, options
 from fedsim.problems.datasets.base import Dataset, split_dataset, standardise
 
 
@@ -15,7 +15,7 @@ class Digits:
 
     test_share: Fraction = 0.2
     """Share of each class that is the test set."""
-    split_seed: Whole = 0
+    split_seed: NonNegativeInt = 0
     """Which examples are the test set; it does not follow the run's seed, so that runs of several seeds are judged
     alike.
     """
@@ -35,7 +35,7 @@ class BreastCancer:
 
     test_share: Fraction = 0.2
     """Share of each class that is the test set."""
-    split_seed: Whole = 0
+    split_seed: NonNegativeInt = 0
     """Which examples are the test set; it does not follow the run's seed, so that runs of several seeds are judged
     alike.
     """

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsim.core.data_files import TABLE, Array, DataFolder, reading
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, Fraction, Whole, options
+from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, options
 from fedsim.problems.datasets.base import Dataset, split_dataset, standardise, unit_scale
 
 PATH = f"{TABLE}.path"
@@ -24,11 +24,11 @@ class ImageFolder:
     """The folder, absolute, or below the current or the data folder."""
     color: Literal["rgb", "gray"] = "rgb"
     """What images are converted to."""
-    size: Count | None = None
+    size: PositiveInt | None = None
     """Width and height that each image must have, in pixels. Not given: those of the first."""
     test_share: Fraction = 0.2
     """Share of each class that is the test set, where there are no train and test folders."""
-    split_seed: Whole = 0
+    split_seed: NonNegativeInt = 0
     """Which examples are the test set then; it does not follow the run's seed."""
     standardize: bool = False
     """Shift and scale each channel by the mean and deviation of the training pixels."""

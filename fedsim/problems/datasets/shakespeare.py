@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsim.core.data_files import TABLE, Array, DataFolder, damaged, reading
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, Fraction, options
+from fedsim.core.options import Fraction, PositiveInt, options
 from fedsim.problems.datasets.base import Dataset, Indices
 
 FILE = "shakespeare/input.txt"
@@ -19,11 +19,11 @@ FILE = "shakespeare/input.txt"
 class Shakespeare:
     """Windows of a role's text and the character that follows each."""
 
-    length: Count = 80
+    length: PositiveInt = 80
     """Characters of a window."""
-    stride: Count = 10
+    stride: PositiveInt = 10
     """Characters from one window's start to the next one's."""
-    min_characters: Count = 1000
+    min_characters: PositiveInt = 1000
     """Roles with less text are left out."""
     test_share: Fraction = 0.2
     """The last share of each role's text is for the test; no window lies across the cut."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, Fraction, NonNegative, Whole, options
+from fedsim.core.options import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, options
 from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset, Indices
 
@@ -29,25 +29,25 @@ LARGEST = 2**28
 class Synthetic:
     """The generator above; a client's examples are its own, so `owner` is set."""
 
-    alpha: NonNegative = 1.0
+    alpha: NonNegativeFloat = 1.0
     """How much the clients' models differ, a standard deviation."""
-    beta: NonNegative = 1.0
+    beta: NonNegativeFloat = 1.0
     """How much the clients' inputs differ, a standard deviation."""
-    clients: Count = 30
+    clients: PositiveInt = 30
     """How many clients there are."""
     iid: bool = False
     """No difference between clients, whatever alpha and beta are."""
-    features: Count = 60
+    features: PositiveInt = 60
     """Numbers of an input."""
-    classes: Count = 10
+    classes: PositiveInt = 10
     """Classes, two at least."""
-    examples_per_client: Count | None = None
+    examples_per_client: PositiveInt | None = None
     """Examples of every client, its test included. Not given: 50 + lognormal(4, 2), at most `max_examples`."""
-    max_examples: Count | None = None
+    max_examples: PositiveInt | None = None
     """The most examples of a client, where their number is drawn. Not given: any number."""
     test_share: Fraction = 0.1
     """Share of each client's examples that is for the test, rounded to the nearest number."""
-    seed: Whole = 0
+    seed: NonNegativeInt = 0
     """Seed of the data; it does not follow the run's seed."""
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedsim.core.data_files import TABLE, Array, DataFolder, read_arrays, reading
 from fedsim.core.errors import InputError
-from fedsim.core.options import Fraction, Whole, options
+from fedsim.core.options import Fraction, NonNegativeInt, options
 from fedsim.problems.datasets.base import Dataset, Indices, Task, finite, split_dataset, standardise
 
 PATH = f"{TABLE}.path"
@@ -33,7 +33,7 @@ class CSV:
     """classification numbers the distinct labels in their order from 0; regression takes them as numbers."""
     test_share: Fraction = 0.2
     """Share that is the test set, of each owner, or else of each class."""
-    split_seed: Whole = 0
+    split_seed: NonNegativeInt = 0
     """Which examples are the test set; it does not follow the run's seed."""
     standardize: bool = True
     """Shift and scale each feature by the mean and deviation of the training examples."""
@@ -96,7 +96,7 @@ class NPZ:
     """x holds token ids, not features."""
     test_share: Fraction = 0.2
     """Share that is the test set, of each owner, or else of each class, where the archive has none."""
-    split_seed: Whole = 0
+    split_seed: NonNegativeInt = 0
     """Which examples are the test set then; it does not follow the run's seed."""
     standardize: bool = False
     """Shift and scale each feature (or channel, axis 1) by the mean and deviation of the training examples."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from fedsim.core.options import Count, options
+from fedsim.core.options import PositiveInt, options
 from fedsim.nets.layers import Residual
 from fedsim.problems.models.layers import materialise, need_images
 
@@ -78,9 +78,9 @@ class ResNet:
     has no running statistics, which do not average well over clients.
     """
 
-    width: Count = 16
+    width: PositiveInt = 16
     """Channels of the first stage."""
-    blocks: Count = 1
+    blocks: PositiveInt = 1
     """Residual blocks of a stage."""
 
     def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:

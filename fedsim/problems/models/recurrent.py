@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, options
+from fedsim.core.options import PositiveInt, options
 from fedsim.nets.layers import LastStep
 from fedsim.problems.models.layers import materialise
 
@@ -15,11 +15,11 @@ from fedsim.problems.models.layers import materialise
 class LSTM:
     """The Shakespeare model of the FedProx paper (Li et al. 2020): embedding, stacked LSTM, linear."""
 
-    embedding: Count = 8
+    embedding: PositiveInt = 8
     """Numbers that a character becomes."""
-    hidden: Count = 100
+    hidden: PositiveInt = 100
     """Units of a layer."""
-    layers: Count = 2
+    layers: PositiveInt = 2
     """LSTM layers, one on the other."""
 
     def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:  # noqa: ARG002

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, Fraction, Share, options
+from fedsim.core.options import Fraction, PositiveInt, Share, options
 from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset, Indices
 
@@ -122,9 +122,9 @@ class Shared:
 class Sampled(Shared):
     """A partition for so many clients."""
 
-    clients: Count
+    clients: PositiveInt
     """C, how many clients there are."""
-    examples: Count | None = None
+    examples: PositiveInt | None = None
     """How many of the training examples are dealt, chosen at random. Not given: all."""
 
     def check(self, data: Dataset) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, NonNegative, options
+from fedsim.core.options import NonNegativeFloat, PositiveInt, options
 from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset, Indices
 from fedsim.problems.partitions.base import Partition, Shared, Shares, _rows, hold_out
@@ -19,13 +19,13 @@ class DirichletEqual(Shared):
     Source: Fraboni et al. 2023 (FedFix), experiments.
     """
 
-    clients: Count
+    clients: PositiveInt
     """C, how many clients there are."""
-    alpha: NonNegative
+    alpha: NonNegativeFloat
     """How evenly a client's classes are mixed; small is uneven, and 0 gives client c class c mod K alone."""
-    size: Count | None = None
+    size: PositiveInt | None = None
     """Examples that a client has. Not given: n // C."""
-    test_size: Count | None = None
+    test_size: PositiveInt | None = None
     """Test examples that a client has. Not given: m // C, and no test lists when m < C."""
     replace: bool = True
     """Draw from the class with replacement, so that clients overlap; otherwise no example is dealt twice, and a client

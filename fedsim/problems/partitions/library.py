@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, Positive, options
+from fedsim.core.options import PositiveFloat, PositiveInt, options
 from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset, Indices
 from fedsim.problems.partitions.base import Partition, Sampled, hold_out
@@ -84,9 +84,9 @@ class Dirichlet(Library):
     Source: Yurochkin et al. 2019; Hsu et al. 2019.
     """
 
-    alpha: Positive
+    alpha: PositiveFloat
     """How evenly classes are shared out; small is uneven."""
-    min_size: Count = 1
+    min_size: PositiveInt = 1
     """Examples that a client has at least (the library draws up to 11 times)."""
     self_balancing: bool = False
     """A client that has more than n / C examples gets none of the classes that follow."""
@@ -127,7 +127,7 @@ class Shards(Library):
     Up to C * shards_per_client - 1 examples are left over and unused. Source: McMahan et al. 2017, section 3.
     """
 
-    shards_per_client: Count = 2
+    shards_per_client: PositiveInt = 2
     """Shards that a client is given."""
 
     def check(self, data: Dataset) -> None:
@@ -156,7 +156,7 @@ class Pathological(Library):
     A class that no client is given is not used. Source: Li et al. 2022, Federated learning on non-IID data silos.
     """
 
-    classes_per_client: Count
+    classes_per_client: PositiveInt
     """Classes that a client has."""
     assignment: Literal["random", "deterministic", "first-deterministic"] = "random"
     """Which classes client c has: random ones; the classes c, c + 1, ... modulo K (deterministic); or class c modulo K

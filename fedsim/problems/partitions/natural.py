@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, options
+from fedsim.core.options import PositiveInt, options
 from fedsim.problems.datasets.base import Dataset
 from fedsim.problems.partitions.base import Partition, Shared, _rows, hold_out
 
@@ -19,7 +19,7 @@ class Natural(Shared):
     Clients are in the order of their owners' ids.
     """
 
-    clients: Count | None = None
+    clients: PositiveInt | None = None
     """How many owners are kept. Not given: all."""
     keep: Literal["first", "largest"] = "first"
     """The first of them, or those with the largest number of examples."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, options
+from fedsim.core.options import PositiveInt, options
 from fedsim.core.pacing import Linear, Schedule
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.selection.draws import Draws, Ids
@@ -40,7 +40,7 @@ class ClientCurriculum(Size):
     clients after each pool, even when all are in.
     """
 
-    rounds: Count
+    rounds: PositiveInt
     """How many the run is to have, or, where rounds are not of m clients, how many times m clients it is to select in
     all; later everybody stays in.
     """
@@ -48,7 +48,7 @@ class ClientCurriculum(Size):
     """Of the scores: ascending (curriculum), descending (anti), or none, at random."""
     pacing: Schedule = Linear()
     """n(u), how many clients are in after u selections."""
-    score_examples: Count | None = None
+    score_examples: PositiveInt | None = None
     """On how many examples of each client its loss is measured, chosen at random. Not given: on all."""
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.core.options import Count, Fraction, NonNegative, Positive, Share, options
+from fedsim.core.options import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Share, options
 from fedsim.exchange.messages import Free, Replies
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.selection.draws import Draws, Ids, free_where, in_proportion, smallest
@@ -52,25 +52,25 @@ class Oort(Size):
     """Quantile at which utilities of clients that can be selected are clipped, before they are scaled; where all are
     equal they are 1.
     """
-    temporal: NonNegative = 0.1
+    temporal: NonNegativeFloat = 0.1
     """Weight of a long absence."""
     cut_off: Share = 0.05
     """Share of the score of rank k', the number exploited, that a client must have to be drawn."""
-    augmentation: NonNegative = 10.0
+    augmentation: NonNegativeFloat = 10.0
     """In any case so many times k' clients can be drawn."""
     round_threshold: Annotated[float, Field(gt=0, le=100)] = 30.0
     """The first percentile of the durations that is T."""
-    round_penalty: NonNegative = 2.0
+    round_penalty: NonNegativeFloat = 2.0
     """Exponent of slowness."""
-    pacer_step: Count = 20
+    pacer_step: PositiveInt = 20
     """Rounds between two moves of the pacer."""
-    pacer_delta: NonNegative = 5.0
+    pacer_delta: NonNegativeFloat = 5.0
     """Percent by which it moves the percentile, which stays between this and 100."""
     pacer_flat: Fraction = 0.1
     """The percentile rises when utilities differ by at most this share of those before."""
-    pacer_sharp: Positive = 5.0
+    pacer_sharp: PositiveFloat = 5.0
     """The percentile falls when they differ by at least so many times those before."""
-    blacklist_rounds: Count | None = None
+    blacklist_rounds: PositiveInt | None = None
     """Who has replied more often is not selected, unless too few would be left. Not given: everybody is."""
     blacklist_share: Share = 0.3
     """The blacklist has at most this share of the population: those with most replies, ties to the smaller id."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, options
+from fedsim.core.options import PositiveInt, options
 from fedsim.exchange.messages import Replies
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.selection.draws import Draws, Ids, in_proportion, smallest
@@ -24,14 +24,14 @@ class PowerOfChoice(Size):
     all replies have the same weight.
     """
 
-    pool: Count
+    pool: PositiveInt
     """d, at least as many as are selected; with as many it is `weighted`, and nobody is asked."""
     loss: Literal["full", "last"] = "full"
     """full, that of the current model on a client's examples, for which the model goes to d candidates and 4 bytes come
     back from each (pow-d); or last, the training loss of a client's last reply, which costs nothing, where clients
     without one come first (rpow-d).
     """
-    score_examples: Count | None = None
+    score_examples: PositiveInt | None = None
     """On how many examples of each candidate its loss is measured; of full only (cpow-d). Not given: on all."""
 
     def __post_init__(self) -> None:

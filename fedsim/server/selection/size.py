@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Count, options
+from fedsim.core.options import PositiveInt, options
 from fedsim.exchange.messages import Replies
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.selection.draws import Ids
@@ -22,7 +22,7 @@ class Size(ABC):
 
     reports: ClassVar[frozenset[str]] = frozenset()
 
-    count: Count | None = None
+    count: PositiveInt | None = None
     """Clients of a selection. Not given: fraction decides."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """The same as a share of the population, rounded, at least one client. Not given: count decides."""
@@ -54,7 +54,7 @@ class Size(ABC):
         return None
 
     def start(self, sizes: Tensor) -> SelectorState:  # noqa: ARG002
-        """Count the selections, [], from 0."""
+        """PositiveInt the selections, [], from 0."""
         return {"selections": torch.zeros((), dtype=torch.int64)}
 
     def candidates(self, state: SelectorState, turn: Turn) -> Tensor | None:  # noqa: ARG002
