@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticUndefined
 
 from fedsim.configuration.tables import PLUGINS, TABLES, TRANSFORMS, Top
-from fedsim.core.plugins import Parts, names, option_class, ours
+from fedsim.core.plugins import HasPlugins, names, option_class, ours
 
 Key = str | tuple[type[Any], ...]
 """What an option names: a plug-in of a group, or one of some option classes."""
@@ -69,7 +69,7 @@ def hints(made: type[Any]) -> dict[str, Any]:
 
 def key_of(made: type[Any], option: str, hint: Any) -> Key | None:
     """What an option names in a table of its own; None: it takes no table."""
-    if issubclass(made, Parts) and option in made.parts:
+    if issubclass(made, HasPlugins) and option in made.parts:
         return made.parts[option]
     return tuple(one for one in alternatives(hint) if is_option_class(one)) or None
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from fedsim.cli.places import TOP, Key, alternatives, default_of, gather, hints, is_required, key_of, kind_of
 from fedsim.configuration.tables import TRANSFORMS
 from fedsim.core.options import LONGEST, texts
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 
 PLAIN: dict[Any, str] = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 FORMULA = re.compile(r"<-|->| = | ~ ")
@@ -132,7 +132,7 @@ def _escaped(text: str) -> str:
 def _values(made: type[Any], option: str, hint: Any, key: Key | None) -> str:
     """Which values an option takes, in words."""
     if isinstance(key, str):
-        if issubclass(made, Parts) and option in made.lists:
+        if issubclass(made, HasPlugins) and option in made.lists:
             return f"a list of {key}, each a name or a table with kind"
         return f"one of the {key}, a name or a table with kind"
     words = [] if key is None else [kind_of(one) for one in key if kind_of(one)]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from fedsim.attacks.attack import Attack, ClientDraws, Victim
 from fedsim.core.options import NonNegativeInt, options
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.schedules import Constant, Growth
 from fedsim.engine.cohort import Cohort
 from fedsim.nets.network import Batch
@@ -24,7 +24,7 @@ Armed = Callable[[Stack, Batch], Batch]
 
 
 @options
-class Defence(Parts, ABC):
+class Defence(HasPlugins, ABC):
     """What every defence has: an attack on the current local model, and when it begins and grows."""
 
     parts: ClassVar[Mapping[str, str]] = {"attack": "attacks"}

@@ -14,7 +14,7 @@ from fedsim.client.curriculum import SampleCurriculum
 from fedsim.client.defence import Defence
 from fedsim.core.errors import InputError
 from fedsim.core.options import BatchSize, Fraction, NonNegativeFloat, Passes, PositiveFloat, options, table_of
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.schedules import Constant, Exponential, Schedule, Step
 from fedsim.engine.batches import steps_of
 from fedsim.engine.cohort import Cohort
@@ -40,7 +40,7 @@ class Trained:
 
 
 @options
-class LocalTraining(Parts):
+class LocalTraining(HasPlugins):
     """How a client trains: y <- y - lr * direction, over mini-batches of its own examples.
 
     Give `epochs` or `steps`. Optimizers begin anew in every round.

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from fedsim.core.errors import InputError
 from fedsim.core.measures import lower_is_better
 from fedsim.core.options import NonNegativeInt, PositiveInt, Seconds, options
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
 from fedsim.problems.base import Trial
 
@@ -33,7 +33,7 @@ Plugins = Annotated[
 
 
 @options
-class Evaluation(Parts):
+class Evaluation(HasPlugins):
     """When the global model is judged, and on what."""
 
     parts: ClassVar[Mapping[str, str]] = {"attacks": "attacks"}

@@ -234,7 +234,7 @@ def _blame_shadow(error: ModuleNotFoundError, kind: str, option: str) -> None:
         raise _shadowed(shadow, kind, option) from error
 
 
-class Parts:
+class HasPlugins:
     """Base of option classes.
 
     parts: by option, the group of plug-ins that it names: a name, or a table with `kind`; or None. lists: options that

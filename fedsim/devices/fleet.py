@@ -16,7 +16,7 @@ from pydantic import Field
 
 from fedsim.core.clock import SECOND, ticks
 from fedsim.core.options import LONGEST, PositiveFloat, Seconds, options, table_of
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import MASK, Streams
 from fedsim.devices.availability import Always, Presence
 from fedsim.devices.census import Census, Spread
@@ -58,7 +58,7 @@ class Failure:
 
 
 @options
-class Devices(Parts):
+class Devices(HasPlugins):
     """The machines of the clients; by default each takes one second an order, always."""
 
     parts: ClassVar[Mapping[str, str]] = {"compute": "devices", "availability": "availabilities"}

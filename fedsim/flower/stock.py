@@ -33,7 +33,7 @@ from fedsim.core import plugins
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.generators import seeded_globals
 from fedsim.core.options import options
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Orders, Replies, Scalar
 from fedsim.exchange.windows import All, Window
@@ -86,7 +86,7 @@ class _State(ServerState):
         return self.live
 
 
-class Stock(Parts):
+class Stock(HasPlugins):
     """Flower's own code, over fedsim's clients. Uplink and downlink d floats a client."""
 
     made_of: ClassVar[type[flower.Strategy]]

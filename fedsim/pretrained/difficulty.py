@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedsim.client.curriculum import Expert
 from fedsim.core.errors import InputError, naming
 from fedsim.core.options import options, table_of
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset, Indices
 from fedsim.problems.partitions.base import Partition, Sampled, hold_out
@@ -22,7 +22,7 @@ from fedsim.problems.supervised import Supervised, build_model
 
 
 @options
-class Difficulty(Parts, Sampled):
+class Difficulty(HasPlugins, Sampled):
     """Equal shares, floor or ceil of n / C each, of examples in the order of their loss under an expert.
 
     Client 0 has the easiest examples. Some classes are harder than others, so that clients that differ in difficulty

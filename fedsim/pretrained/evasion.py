@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedsim.core.data_files import Array, DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, options
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
 from fedsim.nets.footprint import footprint
 from fedsim.nets.functional import Functional
@@ -38,7 +38,7 @@ LOOKED_AT = 64
 
 
 @options
-class Attack(Parts):
+class Attack(HasPlugins):
     """An attack on classifiers that were trained on few classes each.
 
     Classifiers do not depend on the run's seed, so that runs of several seeds attack the same ones.

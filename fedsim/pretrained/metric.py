@@ -19,7 +19,7 @@ from torch.nn import functional
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import Counts, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, options
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
 from fedsim.parallel.cores import spread
 from fedsim.pretrained.classifiers import Fit, by_class, classifiers
@@ -104,7 +104,7 @@ def _forward(hidden: Tensor, params: Tensor, shapes: Sequence[tuple[int, int]], 
 
 
 @options
-class Metric(Parts):
+class Metric(HasPlugins):
     """The metric of a network that was trained centrally, to be improved for the test examples of all clients.
 
     The network does not depend on the run's seed, so that runs of several seeds improve the same one.

@@ -21,7 +21,7 @@ from fedsim.attacks.attack import Attack, ExampleDraws, Victim
 from fedsim.client.curriculum import Expert
 from fedsim.core.errors import InputError, naming
 from fedsim.core.options import options
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import SERVER, Streams
 from fedsim.nets.dropout import prepare
 from fedsim.nets.footprint import footprint
@@ -50,7 +50,7 @@ EXPERTS = threading.Lock()
 
 
 @options
-class SupervisedOptions(Parts):
+class SupervisedOptions(HasPlugins):
     """A model that is trained on a data set, which is dealt to clients as the partition says."""
 
     parts: ClassVar[Mapping[str, str]] = {"dataset": "datasets", "model": "models"}

@@ -24,7 +24,7 @@ from fedsim.parallel.cores import cores
 from fedsim.parallel.workers import WorkerError, Workers, take_one_core
 from fedsim.problems.base import Problem
 from fedsim.running.checks import _check
-from fedsim.running.simulation import Parts, Simulation, hold_transformable
+from fedsim.running.simulation import Setup, Simulation, hold_transformable
 
 
 def in_processes(experiment: Experiment, problem: Problem | None) -> Callable[..., ProcessExecutor]:
@@ -103,7 +103,7 @@ def build_simulation(
             kinds = ", ".join(experiment.faults.kinds)
             raise InputError("faults", kinds, f"{type(made).__name__} has no faults on demand; remove the table")
     simulation = Simulation(
-        Parts(
+        Setup(
             problem=problem,
             strategy=experiment.strategy,
             selector=experiment.selection,

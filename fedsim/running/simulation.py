@@ -47,7 +47,7 @@ RESTS = 100_000
 
 
 @dataclass(frozen=True)
-class Parts:
+class Setup:
     """What a simulation is made of. rounds, duration (virtual seconds): where it ends; None: not there.
 
     steady: whether all clients that are sent orders answer them, as far as their devices go.
@@ -112,7 +112,7 @@ class Simulation:
     before have been taken and nothing is under way: the moment for a checkpoint. whole: no round is under way.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Setup) -> None:
         self.parts = parts
         self.between: Callable[[], None] | None = None
         self.whole = True
@@ -472,7 +472,7 @@ def hold_transformable(chain: Chain, orders: Orders, strategy: Strategy) -> None
         raise InputError(chain.option, ", ".join(sorted(orders.payload)), remedy)
 
 
-def _planned(parts: Parts) -> ServerState:
+def _planned(parts: Setup) -> ServerState:
     """The state to begin with, of a strategy that may draw, and may want to know how long its orders take."""
     state, plan = parts.strategy.init(parts.problem), getattr(parts.strategy, "plan", None)
     seeded = getattr(parts.strategy, "seeded", None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import BatchSize, Fraction, Passes, PositiveFloat, options
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.schedules import Constant, Schedule
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
@@ -125,7 +125,7 @@ class LocalSearch:
 
 
 @options
-class EstimatedSearch(LocalSearch, Parts):
+class EstimatedSearch(LocalSearch, HasPlugins):
     """A local search along gradients of an estimator."""
 
     parts: ClassVar[Mapping[str, str]] = {"estimator": "estimators"}
@@ -135,7 +135,7 @@ class EstimatedSearch(LocalSearch, Parts):
 
     def __post_init__(self) -> None:
         LocalSearch.__post_init__(self)
-        Parts.__post_init__(self)
+        HasPlugins.__post_init__(self)
 
     @property
     def black_box(self) -> bool:  # type: ignore[override]

@@ -20,7 +20,7 @@ from fedsim.configuration.tables import Top
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.core.options import BatchSize, Counts, Seconds, one_of, options, table_of, texts
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.schedules import Cosine
 from fedsim.devices.faults import Late
 from fedsim.engine.options import EngineOptions
@@ -56,7 +56,7 @@ class Inner:
 
 
 @options
-class Base(Parts):
+class Base(HasPlugins):
     """What is shared. Nothing else."""
 
     parts = {"model": "models"}  # noqa: RUF012
