@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.core.options import PositiveFloat, options
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.zeroth_order.directions import part
 from fedsim.zeroth_order.replay import replay_
 from fedsim.zeroth_order.replica import Replica, kind_of, slopes
@@ -36,7 +36,7 @@ class DeComFL(Replica):
     difference: Literal["central", "forward"] = "central"
     """Slopes of two perturbed values (central), or of one and the value at y (forward)."""
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """K P floats, and one or two evaluations each."""
         steps, perturbations = len(orders.payload["now"]), int(orders.config["perturbations"])
         queries = 2 * perturbations if self.difference == "central" else perturbations + 1

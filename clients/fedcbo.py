@@ -17,7 +17,7 @@ from fedsim.client.training import LocalTraining
 from fedsim.core.options import NonNegativeFloat, Share, options
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.exchange.messages import Cost, Order, Size, Update
 
 
 @options
@@ -38,7 +38,7 @@ class FedCBO(LocalTraining):
         """Its model, and 1 where there is one."""
         return {**super().state(dimension), "model": (dimension,), "begun": ()}
 
-    def cost(self, orders: Orders, examples: torch.Tensor) -> Cost:
+    def cost(self, orders: Order, examples: torch.Tensor) -> Cost:
         """Steps, and d floats; or evaluations, and as many floats."""
         if orders.action == "train":
             cost = super().cost(orders, examples)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.core.options import options
 from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Orders, Scalar, Size, Update
+from fedsim.exchange.messages import Cost, Order, Scalar, Size, Update
 from fedsim.zeroth_order.directions import part
 from fedsim.zeroth_order.replica import Replica, kind_of
 from fedsim.zeroth_order.shared_seed import Population, of_losses, population_keys
@@ -34,7 +34,7 @@ class FedES(Replica):
     knows: ClassVar[frozenset[str]] = frozenset({"params"})
     sends: ClassVar[frozenset[str]] = frozenset({"losses"})
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """N floats, and as many evaluations."""
         count = int(orders.config["population"])
         losses = Size(count, 8 * orders.payload["losses"].element_size())

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.core.options import Passes, PositiveFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.zeroth_order.directions import dual, part
 from fedsim.zeroth_order.replica import Replica, kind_of, slopes
 from fedsim.zeroth_order.shared_seed import PUBLIC, pool_keys, rebuilt, summed
@@ -42,7 +42,7 @@ class FedKSeed(Replica):
         """The first model, and whether it is there."""
         return {"start": (dimension,), "joined": ()}
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """T pairs or K floats, and two evaluations a step."""
         sums = orders.payload["sums"]
         pairs = orders.config["reply"] == "pairs"

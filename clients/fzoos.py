@@ -19,7 +19,7 @@ from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.zeroth_order.estimator import Probe
 from fedsim.zeroth_order.search import MEASURE, LocalSearch
 from fedsim.zeroth_order.surrogates.gaussian_process import GaussianProcess, fit, length_scales
@@ -105,7 +105,7 @@ class FZooS(LocalSearch):
         share = self.features * self.last_active * (dimension + self.feature_points) // self.steps
         return process + 2 * self.features * dimension + share
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """Evaluations of a search, or of sharing, which sends M floats."""
         if orders.action == MEASURE:
             return self.declared(orders, examples, 0)

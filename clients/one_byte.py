@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.core.options import PositiveFloat, options
 from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.zeroth_order.codec import OneByte
 from fedsim.zeroth_order.directions import Keys
 from fedsim.zeroth_order.replica import Directions, Replica, kind_of, slopes_along
@@ -38,7 +38,7 @@ class JustOneByte(Replica):
     stochastic: bool = False
     """A byte, no other code, is rounded so at random that its mean is right."""
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """G codes, and two evaluations each."""
         samples, codec = int(orders.config["samples"]), codec_of(orders.config)
         codes = packed(codec, codec.encode(torch.zeros(1, samples)))

@@ -16,7 +16,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Cost, Orders, Update
+from fedsim.exchange.messages import Cost, Order, Update
 
 
 @options
@@ -39,7 +39,7 @@ class Scaffold(LocalTraining):
         """Each client keeps its control variate."""
         return {**super().state(dimension), "control": (dimension,)}
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """Steps, and 2d floats."""
         cost = super().cost(orders, examples)
         return replace(cost, reply={**cost.reply, "control_delta": cost.reply["delta"]})

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Cost, Orders, Update
+from fedsim.exchange.messages import Cost, Order, Update
 from fedsim.zeroth_order.estimator import Memory, Probe
 from fedsim.zeroth_order.search import EstimatedSearch, batches
 
@@ -34,7 +34,7 @@ class ScaffoldZO(EstimatedSearch):
         """The control variate, 1 where there is one, and what the estimator remembers."""
         return {"control": (dimension,), "controlled": (), **super().state(dimension)}
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """Evaluations of all steps, or of one estimate; the change, the control variate or both."""
         cost = super().cost(orders, examples)
         if orders.action == "control":

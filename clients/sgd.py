@@ -17,7 +17,7 @@ from fedsim.client.training import LocalTraining
 from fedsim.core.errors import InputError
 from fedsim.core.options import NonNegativeFloat, options
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.exchange.messages import Cost, Order, Size, Update
 
 REPORTED = {"nu": "report-nu", "last_loss": "report-loss"}
 """Numbers that a reply carries where the server asks for them, and the settings that ask."""
@@ -34,7 +34,7 @@ class Sgd(LocalTraining):
     knows: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu", "report-loss"})
     sends: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last_loss"})
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """Steps, d floats, and one more for each number that is asked for."""
         cost = super().cost(orders, examples)
         number = Size.of(orders.payload["params"][:1])

@@ -12,7 +12,7 @@ import torch
 
 from fedsim.core.options import BatchSize, options
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.zeroth_order.search import batches
 
 AT_ONCE = 32
@@ -35,7 +35,7 @@ class Values:
         """The candidates that are asked about at once, and as many again while they are evaluated."""
         return (2 * AT_ONCE + 2) * dimension
 
-    def cost(self, orders: Orders, examples: torch.Tensor) -> Cost:
+    def cost(self, orders: Order, examples: torch.Tensor) -> Cost:
         """A value for each candidate [n, d]."""
         candidates = orders.payload["candidates"]
         steps = torch.full_like(examples, int(self.batch_size != "full"))

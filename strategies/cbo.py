@@ -23,7 +23,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.core.options import NonNegativeFloat, PositiveFloat, PositiveInt, options
 from fedsim.core.streams import Streams
-from fedsim.exchange.messages import Orders, Replies, Weighting
+from fedsim.exchange.messages import Order, Replies, Weighting
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
 
@@ -94,9 +94,9 @@ class CBO:
         particles = lower + (upper - lower) * drawn
         return replace(state, memory={**memory, "seed": torch.tensor(seed), "particles": particles})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the particles; wait for everybody."""
-        return Orders("evaluate", chosen, {"candidates": state.memory["particles"]}, round=state.round), All()
+        return Order("evaluate", chosen, {"candidates": state.memory["particles"]}, round=state.round), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move the particles; without replies they stay."""

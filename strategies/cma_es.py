@@ -26,7 +26,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveFloat, options
 from fedsim.core.streams import Streams
-from fedsim.exchange.messages import Orders, Replies, Weighting
+from fedsim.exchange.messages import Order, Replies, Weighting
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
 
@@ -82,12 +82,12 @@ class CmaEs:
         seed = torch.tensor(streams.derive("cma-es") >> 1)  # of 64 bits those that int64 has room for
         return replace(state, memory={**state.memory, "seed": seed})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the population [n, d]; wait for everybody."""
         with _lent(self._search(state), state, state.round) as search:
             population = np.stack(search.ask())
         candidates = torch.from_numpy(population).to(state.params.device, state.params.dtype)
-        return Orders("evaluate", chosen, {"candidates": candidates}, round=state.round), All()
+        return Order("evaluate", chosen, {"candidates": candidates}, round=state.round), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Tell the search the mean values; a round without replies changes nothing."""

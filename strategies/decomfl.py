@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim.core.options import Passes, PositiveInt, options
 from fedsim.core.streams import Streams
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState
 from fedsim.zeroth_order.replica_server import ReplicaServer, mean_loss
@@ -45,7 +45,7 @@ class DeComFL(ReplicaServer):
         seeds = torch.zeros(0, self.steps, dtype=torch.int64, device=params.device)
         return self.begin(problem, {"seeds": seeds, "scalars": params.new_zeros(0, self.steps * self.perturbations)})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the round's seeds and what the clients lack of the log; wait for everybody."""
         row = SEED * self.steps + self.steps * self.perturbations * state.params.element_size()
         sizes = torch.full((len(state.memory["rounds"]),), row)

@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedsim.core.options import options
-from fedsim.exchange.messages import Orders, Replies, Weighting
+from fedsim.exchange.messages import Order, Replies, Weighting
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
 
@@ -27,9 +27,9 @@ class FAL(WeightedStep):
 
     weighting: Weighting = "uniform"
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model; wait for everybody."""
-        return Orders("train", chosen, {"params": state.params}, round=state.round), All()
+        return Order("train", chosen, {"params": state.params}, round=state.round), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the mean change."""

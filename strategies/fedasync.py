@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedsim.core.options import NonNegativeFloat, NonNegativeInt, Share, options
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import First, Window
 from fedsim.server.staleness import Discount, Polynomial
 from fedsim.server.strategy import Metrics, ServerState, ServerStep, observed
@@ -34,10 +34,10 @@ class FedAsync(ServerStep):
     proximal_mu: NonNegativeFloat = 0.005
     """rho, the factor of the clients' penalty; 0: none."""
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model and rho; look again at the next reply."""
         config = {"proximal-mu": self.proximal_mu}
-        return Orders("train", chosen, {"params": state.params}, config, round=state.round, late="keep"), First(1)
+        return Order("train", chosen, {"params": state.params}, config, round=state.round, late="keep"), First(1)
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move towards the client's model y = (what it was sent) + Delta."""

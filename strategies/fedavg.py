@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveInt, Seconds, options
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, First, Window
 from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
 
@@ -42,12 +42,12 @@ class FedAvg(WeightedStep):
             raise InputError("deadline", self.deadline, f"nobody can meet it: the fastest client takes {quickest:g} s")
         return state
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model; wait for everybody, or the first, or until the deadline."""
         window: Window = All(self.deadline)
         if self.first is not None:
             window = First(min(self.first, len(chosen)), self.deadline)
-        return Orders("train", chosen, {"params": state.params}, round=state.round), window
+        return Order("train", chosen, {"params": state.params}, round=state.round), window
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the mean change; where nobody was in time, stay."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import Share, options
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import First, Window
 from fedsim.server.participation import Frequency, Weights, counting, observed_weights, refuse_waiting, shares
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
@@ -61,9 +61,9 @@ class FedAvgAsync(WeightedStep):
         weights = state.memory["shares"] * durations * (1.0 / durations).sum()
         return replace(state, memory={"weights": weights.to(state.params.dtype)})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model; look again at the next reply."""
-        orders = Orders("train", chosen, {"params": state.params}, round=state.round, late="keep")
+        orders = Order("train", chosen, {"params": state.params}, round=state.round, late="keep")
         return orders, First(1)
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveInt, Share, options
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import First, Window
 from fedsim.server.participation import Weights, counting, observed_weights
 from fedsim.server.staleness import Discount, Polynomial
@@ -54,9 +54,9 @@ class FedBuff(WeightedStep):
             return state
         return replace(state, memory=counting(problem, self.weighting))
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model; look again when the buffer is full."""
-        orders = Orders("train", chosen, {"params": state.params}, round=state.round, late="keep")
+        orders = Order("train", chosen, {"params": state.params}, round=state.round, late="keep")
         return orders, First(self.size, refill=self.restart == "arrival")
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:

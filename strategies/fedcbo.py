@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedsim.core.options import NonNegativeFloat, PositiveInt, Share, options
 from fedsim.core.streams import Streams
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
 
@@ -61,18 +61,18 @@ class FedCBO:
         seed = torch.tensor(streams.derive("fedcbo") >> 1)  # of 64 bits those that int64 has room for
         return replace(state, memory={**state.memory, "seed": seed})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Have them train, new ones from the model that all begin with; then send each the models of its peers."""
         memory, start = state.memory, state.memory["start"]
         vector = start.numel() * start.element_size()
         if state.phase == 0:
             new = ~memory["known"].cpu()[chosen]
-            return Orders("train", chosen, {"params": start}, round=state.round, encoded=vector * new.long()), All()
+            return Order("train", chosen, {"params": start}, round=state.round, encoded=vector * new.long()), All()
         peers = self.chosen_peers(state, chosen.to(start.device))
         selection = peers.new_zeros((len(memory["known"]), peers.shape[1]))
         selection[chosen.to(start.device)] = peers
         payload = {"models": memory["models"], "selection": selection}
-        return Orders("mix", chosen, payload, round=state.round, encoded=vector * peers.shape[1]), All()
+        return Order("mix", chosen, payload, round=state.round, encoded=vector * peers.shape[1]), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Take in the models; then the scores."""

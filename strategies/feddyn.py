@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.options import PositiveFloat, options
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
 
@@ -34,10 +34,10 @@ class FedDyn:
         memory = {"drift": torch.zeros_like(params), "clients": torch.tensor(problem.num_clients)}
         return ServerState(params, memory=memory)
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model and alpha; wait for everybody."""
         config = {"feddyn-alpha": self.alpha}
-        return Orders("train", chosen, {"params": state.params}, config, round=state.round), All()
+        return Order("train", chosen, {"params": state.params}, config, round=state.round), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move to the mean of the local models, and against the drift that has gathered."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveFloat, options
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState
 from fedsim.zeroth_order.directions import DRAWS
@@ -67,7 +67,7 @@ class FedES(ReplicaServer):
         """An empty log, and nobody has joined."""
         return self.begin(problem, {"losses": problem.initial().new_zeros(0, self.population)})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model, or what the clients lack of the log; wait for everybody."""
         sizes = torch.full((len(state.memory["rounds"]),), self.population * state.params.element_size())
         payload, config = {"seed": state.memory["seed"]}, dict(vars(self.shape))

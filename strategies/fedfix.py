@@ -18,7 +18,7 @@ from torch import Tensor
 from fedsim.core.clock import ticks
 from fedsim.core.errors import InputError
 from fedsim.core.options import Seconds, Share, options
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import Every, Window
 from fedsim.server.participation import Frequency, Weights, counting, observed_weights, refuse_waiting, shares
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
@@ -63,9 +63,9 @@ class FedFix(WeightedStep):
         arrivals = sum(1.0 / self._windows(ticks(duration)) for duration in durations.tolist())
         return replace(state, memory={**state.memory, "identical": torch.tensor(1.0 / arrivals, dtype=torch.float64)})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model; look again when the window is over."""
-        orders = Orders("train", chosen, {"params": state.params}, round=state.round, late="keep")
+        orders = Order("train", chosen, {"params": state.params}, round=state.round, late="keep")
         return orders, Every(self.window)
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:

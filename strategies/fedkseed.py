@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
-from fedsim.exchange.messages import Orders, Replies, Scalar
+from fedsim.exchange.messages import Order, Replies, Scalar
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState
 from fedsim.zeroth_order.replica_server import SharedSeed, mean_loss
@@ -62,7 +62,7 @@ class FedKSeed(SharedSeed):
             memory |= {"sizes": sums.double(), "counts": sums.double()}
         return ServerState(params, memory=memory)
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the coefficients; wait for everybody."""
         memory, itemsize = state.memory, state.params.element_size()
         payload = {"seed": memory["seed"], "sums": memory["sums"]}
@@ -75,7 +75,7 @@ class FedKSeed(SharedSeed):
             payload["params"] = memory["start"]
         every = self.pool * itemsize * (2 if self.sampling == "importance" else 1)
         once = SEED + (len(state.params) * itemsize if self.start == "sent" else 0)
-        return Orders("train", chosen, payload, config, state.round, encoded=every + once * fresh.long()), All()
+        return Order("train", chosen, payload, config, state.round, encoded=every + once * fresh.long()), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Add the mean of the sums; the model is rebuilt from the first one."""

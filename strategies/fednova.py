@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedsim.core.options import options
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
 
@@ -24,10 +24,10 @@ class FedNova(WeightedStep):
     sends: ClassVar[frozenset[str]] = frozenset({"params", "report-nu"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta", "nu"})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model, and ask for nu; wait for everybody."""
         config = {"report-nu": True}
-        return Orders("train", chosen, {"params": state.params}, config, round=state.round), All()
+        return Order("train", chosen, {"params": state.params}, config, round=state.round), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the mean change per unit of local work, times the mean work."""

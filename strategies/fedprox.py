@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedsim.core.options import NonNegativeFloat, options
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
 
@@ -26,10 +26,10 @@ class FedProx(WeightedStep):
     sends: ClassVar[frozenset[str]] = frozenset({"params", "proximal-mu"})
     expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model and mu; wait for everybody."""
         config = {"proximal-mu": self.proximal_mu}
-        return Orders("train", chosen, {"params": state.params}, config, round=state.round), All()
+        return Order("train", chosen, {"params": state.params}, config, round=state.round), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the mean change."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedsim.core.options import options
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.exchange.windows import Window
 from fedsim.server.strategy import ServerState
 from fedsim.zeroth_order.server import GuardedStep
@@ -50,7 +50,7 @@ class FZooS(GuardedStep):
         shared = {name: state.memory[name] for name in ("surrogate",) if name in state.memory}
         return {"params": state.params, **shared}
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Say, too, whether there is a mean surrogate in the message."""
         orders, window = super().ask(state, chosen)
         if "surrogate" not in orders.payload:

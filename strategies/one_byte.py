@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveInt, options
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState
 from fedsim.zeroth_order.codec import OneByte
@@ -59,7 +59,7 @@ class JustOneByte(ReplicaServer):
         codes = self.codec.encode(torch.zeros(0, self.samples, device=device))
         return self.begin(problem, {"owners": nothing, "codes": codes, "listed": nothing}, members=nothing)
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Relay the codes that the machines lack; wait for everybody."""
         memory, codes = state.memory, self.codec.nbytes(self.samples)
         peers = MEMBER * len(memory["members"]) if self.join == "model" else 0

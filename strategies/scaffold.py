@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.options import options
-from fedsim.exchange.messages import Orders, Replies, Weighting
+from fedsim.exchange.messages import Order, Replies, Weighting
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
 
@@ -33,10 +33,10 @@ class Scaffold(WeightedStep):
         control = torch.zeros_like(state.params)
         return replace(state, memory={"control": control, "clients": torch.tensor(problem.num_clients)})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model and the control variate; wait for everybody."""
         payload = {"params": state.params, "control": state.memory["control"]}
-        return Orders("train", chosen, payload, round=state.round), All()
+        return Order("train", chosen, payload, round=state.round), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the mean change, and the control variate by the cohort's share of the clients."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.options import options
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState
 from fedsim.zeroth_order.server import TRAIN, GuardedStep
@@ -61,7 +61,7 @@ class ScaffoldZO(GuardedStep):
         """The model and the control variate."""
         return {"params": state.params, "control": state.memory["control"]}
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """As a guarded step asks; for average control variates, to send them along."""
         orders, window = super().ask(state, chosen)
         if orders.action == TRAIN and self.variant == "average":

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, PositiveInt, options
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
 
@@ -42,10 +42,10 @@ class SFAT(WeightedStep):
         if self.khat > max(1, at_once // 2):
             raise InputError("khat", self.khat, f"{at_once} clients are selected; favour at most half of them")
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model, and ask for the loss; wait for everybody."""
         config = {"report-loss": True}
-        return Orders("train", chosen, {"params": state.params}, config, round=state.round), All()
+        return Order("train", chosen, {"params": state.params}, config, round=state.round), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the mean change, in which the favoured clients weigh more."""

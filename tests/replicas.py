@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_simulation
@@ -44,7 +44,7 @@ def simulation(
     return build_simulation(experiment, small_problem(dtype) if problem is None else problem)
 
 
-def play(simulated: Simulation, *clients: int) -> tuple[Orders, Replies]:
+def play(simulated: Simulation, *clients: int) -> tuple[Order, Replies]:
     """A round with these clients; what they were sent, and what they answered."""
     strategy, engine, state = simulated.parts.strategy, simulated.parts.engine, simulated.state
     orders, _ = strategy.ask(state, torch.tensor(clients, dtype=torch.int64))
@@ -57,7 +57,7 @@ def play(simulated: Simulation, *clients: int) -> tuple[Orders, Replies]:
     return orders, replies
 
 
-def down(orders: Orders) -> list[int]:
+def down(orders: Order) -> list[int]:
     """The bytes that each client of an order is sent."""
     assert isinstance(orders.nbytes, Tensor)
     bytes_down: list[int] = orders.nbytes.tolist()

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 import fedsim
 from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Orders, Replies, Size, Update
+from fedsim.exchange.messages import Cost, Order, Replies, Size, Update
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation
@@ -31,7 +31,7 @@ class Tally:
     sends: ClassVar[frozenset[str]] = frozenset({"delta"})
     same_every_round: ClassVar[bool] = True
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         params = orders.payload["params"]
         return Cost(torch.zeros_like(examples), {"delta": Size.of(params)})
 

@@ -30,7 +30,7 @@ import fedsim
 from experiments.benchmarks.peers.work import digits as make_digits
 from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
@@ -69,7 +69,7 @@ class Idle:
     sends: ClassVar[frozenset[str]] = frozenset({"delta"})
     same_every_round: ClassVar[bool] = True
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """No step; d floats."""
         return Cost(torch.zeros_like(examples), {"delta": Size.of(orders.payload["params"])})
 

@@ -20,7 +20,7 @@ from fedsim.engine.batches import steps_of
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
 from fedsim.exchange.actions import FORWARD
-from fedsim.exchange.messages import Cost, Orders, Size
+from fedsim.exchange.messages import Cost, Order, Size
 from fedsim.nets.network import Batch
 from fedsim.nets.stack import Stack
 
@@ -153,7 +153,7 @@ class LocalTraining(HasPlugins):
             return self.curriculum.steps(examples, epochs, self._width)
         return steps_of(examples, epochs, self.steps, self._width)
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """Steps, and one vector the size of the parameters sent up; beside, what attacks and scoring take."""
         params = orders.payload["params"]
         steps, effort = self.local_steps(examples, orders.round), None

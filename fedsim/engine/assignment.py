@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.graph import storable
-from fedsim.exchange.messages import Orders, Scalar, Size
+from fedsim.exchange.messages import Order, Scalar, Size
 
 
 @storable("job")
@@ -23,7 +23,7 @@ class Assignment:
     has declared. effort: what each does beside, in local steps, float64 [C].
     """
 
-    orders: tuple[Orders, ...]
+    orders: tuple[Order, ...]
     origin: Tensor | None
     clients: Tensor
     steps: Tensor

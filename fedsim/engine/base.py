@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
-from fedsim.exchange.messages import Free, Orders, Replies
+from fedsim.exchange.messages import Free, Order, Replies
 from fedsim.exchange.windows import Window
 
 
@@ -27,11 +27,11 @@ class Engine(Protocol):
         """Who could start now."""
         ...
 
-    def declared(self, orders: Orders) -> Tensor | None:
+    def declared(self, orders: Order) -> Tensor | None:
         """The seconds that this order takes its clients, float64 [C]; None where they are random or unknown."""
         ...
 
-    def submit(self, orders: Orders) -> None:
+    def submit(self, orders: Order) -> None:
         """Send orders."""
         ...
 

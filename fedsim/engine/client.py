@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Cost, Orders
+from fedsim.exchange.messages import Cost, Order
 
 
 class Client(Protocol):
@@ -33,7 +33,7 @@ class Client(Protocol):
         """Names it may put into a reply's payload."""
         ...
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """What clients with so many examples [C] will do; held against what they did."""
         ...
 

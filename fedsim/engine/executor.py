@@ -27,7 +27,7 @@ from fedsim.engine.options import Choice
 from fedsim.engine.scratch import Scratch
 from fedsim.engine.store import ClientStore
 from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
-from fedsim.exchange.messages import BrokenPromiseError, Orders, Size, Update, finite_rows, total_bytes
+from fedsim.exchange.messages import BrokenPromiseError, Order, Size, Update, finite_rows, total_bytes
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.nets.dropout import Draw
 from fedsim.nets.lowering import loses_to_a_loop
@@ -188,7 +188,7 @@ class Executor:
         """How many clients are worth executing at once."""
         return max(self.chunk, self.cores if self._spreads(self.cores) else 1)
 
-    def assign(self, orders: Orders) -> Assignment:
+    def assign(self, orders: Order) -> Assignment:
         """The work that an order comes to, as the algorithm declares it."""
         problem = self.problem
         clients = orders.clients.to(problem.device)
@@ -220,11 +220,11 @@ class Executor:
         """What an evaluation takes of the time of a local step: on a black box it is the step."""
         return FORWARD if self.network is not None else 1.0
 
-    def stackable(self, orders: Orders) -> Hashable:
+    def stackable(self, orders: Order) -> Hashable:
         """What orders must have in common to be executed together."""
         return orders.action, tuple(sorted(orders.config.items())), None if self.mixes(orders) else orders.round
 
-    def mixes(self, orders: Orders) -> bool:
+    def mixes(self, orders: Order) -> bool:
         """Whether orders of different rounds, and what else differs in their payloads, can be executed together."""
         return orders.action == SCORE or bool(getattr(self.client, "same_every_round", False))
 
@@ -261,7 +261,7 @@ class Executor:
                 found[rows] = torch.cat((answers, answers.abs()), dim=1).double()
         return found
 
-    def _sampled(self, orders: Orders) -> Callable[[int], Tensor] | None:
+    def _sampled(self, orders: Order) -> Callable[[int], Tensor] | None:
         """Which of a client's examples its loss is measured on; None: on all."""
         limit = orders.config.get(SCORE_EXAMPLES)
         if limit is None:

@@ -31,7 +31,7 @@ from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.exchange.actions import SCORE, UTILITY
 from fedsim.exchange.aggregation import Aggregator
-from fedsim.exchange.messages import Free, Orders, Replies, finite_rows, payload_bytes
+from fedsim.exchange.messages import Free, Order, Replies, finite_rows, payload_bytes
 from fedsim.exchange.windows import Every, First, Window
 
 CLIENT = attrgetter("client")
@@ -123,7 +123,7 @@ class VirtualEngine:
         mask = self._idle & available
         return Free(mask, int(mask.sum()))
 
-    def declared(self, orders: Orders) -> Tensor | None:
+    def declared(self, orders: Order) -> Tensor | None:
         """The seconds that this order takes its clients, float64 [C]; None where that is random."""
         assignment = self.executor.assign(orders)
         work = np.zeros(self.executor.problem.num_clients)
@@ -137,7 +137,7 @@ class VirtualEngine:
         known = self.fleet.declared(work, down, assignment.encoded)
         return None if known is None else torch.from_numpy(known[clients] / SECOND)
 
-    def submit(self, orders: Orders) -> None:
+    def submit(self, orders: Order) -> None:
         """Send orders; the clients begin at once."""
         assignment = self.executor.assign(orders)
         sky = self._skies.setdefault(orders.action, _Sky())
@@ -499,7 +499,7 @@ def _gathered(flights: Sequence[_Flight], part: Literal["payload", "metrics"]) -
     return found
 
 
-def _of_each(orders: Orders) -> int | NDArray[np.float64]:
+def _of_each(orders: Order) -> int | NDArray[np.float64]:
     """The bytes that each client is sent: one number, or [C]."""
     nbytes = orders.nbytes
     return nbytes.double().cpu().numpy() if isinstance(nbytes, Tensor) else nbytes

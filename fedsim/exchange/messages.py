@@ -26,7 +26,7 @@ Weighting = Literal["examples", "uniform"]
 
 @storable("order")
 @dataclass(frozen=True)
-class Orders:
+class Order:
     """The same order to several clients.
 
     action: what they are to do; names a method of the client algorithm. clients: int64 [C], ascending. payload: vectors
@@ -138,7 +138,7 @@ class Replies:
     round: int
     versions: Tensor
     durations: Tensor
-    orders: Sequence[Orders]
+    orders: Sequence[Order]
     origin: Sequence[int]
     aggregator: Aggregator = field(default_factory=WeightedMean)
     spoiled: int = 0
@@ -212,7 +212,7 @@ def joined(parts: Sequence[Replies]) -> Replies:
         return parts[0]
     last, order = parts[-1], torch.cat([part.clients for part in parts]).argsort(stable=True)
     full = [part for part in parts if len(part)] or [last]
-    origins, orders = list[int](), list[Orders]()
+    origins, orders = list[int](), list[Order]()
     for part in parts:
         origins += [len(orders) + origin for origin in part.origin]
         orders += part.orders

@@ -21,7 +21,7 @@ from fedsim.engine.executor import Executor
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.exchange.aggregation import Aggregator
-from fedsim.exchange.messages import Free, Orders, Replies, finite_rows, joined
+from fedsim.exchange.messages import Free, Order, Replies, finite_rows, joined
 from fedsim.exchange.windows import All, Every, First, Window
 from fedsim.flower.recipe import identity
 from fedsim.flower.records import (
@@ -58,7 +58,7 @@ class _Flight:
     """A message on its way: an order to clients [k] of one node, sent at tick `start`."""
 
     partition: int
-    orders: Orders
+    orders: Order
     clients: Tensor
     start: int
 
@@ -119,7 +119,7 @@ class GridEngine:
         self._idle = (self.executor.problem.sizes > 0).numpy().copy()
         self._flights: dict[str, _Flight] = {}  # by message id
         self._landed: dict[str, list[_Landed]] = defaultdict(list)  # by action
-        self._latest: Orders | None = None
+        self._latest: Order | None = None
         self._opened: int | None = None
         self._heard = self.now
         self._nothing: dict[str, dict[str, Tensor]] = {}  # the payload of no reply, [0, ...] by name, by action
@@ -128,11 +128,11 @@ class GridEngine:
         """Who could start now: whoever is not at work."""
         return Free(self._idle, int(self._idle.sum()))
 
-    def declared(self, orders: Orders) -> None:  # noqa: ARG002
+    def declared(self, orders: Order) -> None:  # noqa: ARG002
         """Nobody knows how long an order takes a real client."""
         return
 
-    def submit(self, orders: Orders) -> None:
+    def submit(self, orders: Order) -> None:
         """Send the nodes the orders for their clients. GridError: these clients cannot be served so."""
         if orders.late == "keep":
             self._hold_apart()
@@ -242,7 +242,7 @@ class GridEngine:
         names = ("executor", "network", "chunk", "device")
         return {"nodes": len(said)} | {name: " ".join(sorted({answer[name] for answer in said})) for name in names}
 
-    def _groups(self, orders: Orders) -> Iterator[tuple[int, Tensor]]:
+    def _groups(self, orders: Order) -> Iterator[tuple[int, Tensor]]:
         """The partition and the clients of each message that an order takes."""
         owner = orders.clients % len(self._nodes)
         if orders.late == "keep":
@@ -287,7 +287,7 @@ class GridEngine:
         finite = finite_rows(list(payload.values())).cpu()
         self._landed[flight.orders.action].append(_Landed(flight, self.now, replies, finite, nbytes, queries))
 
-    def _is_full(self, window: Window, orders: Orders) -> bool:
+    def _is_full(self, window: Window, orders: Order) -> bool:
         """Whether the window need not stay open for its time. StalledError: it has none and nobody can fill it."""
         if isinstance(window, Every):
             return False
@@ -304,7 +304,7 @@ class GridEngine:
             )
         return False
 
-    def _take(self, window: Window, orders: Orders, round: int) -> Replies:  # noqa: A002
+    def _take(self, window: Window, orders: Order, round: int) -> Replies:  # noqa: A002
         """The replies that the window holds, by the time of their arrival, ties by client; counted."""
         ours = self._landed.pop(orders.action, [])
         if not ours:
@@ -340,7 +340,7 @@ class GridEngine:
         self.ledger.bytes_up += int(landed.nbytes.sum())
         return replace(landed.replies.where(landed.finite), failed=failed, round=round)
 
-    def _silence(self, orders: Orders, round: int) -> Replies:  # noqa: A002
+    def _silence(self, orders: Order, round: int) -> Replies:  # noqa: A002
         """No replies, in the shape that some would have."""
         nobody = torch.zeros(0, dtype=torch.int64)
         if orders.action not in self._nothing:
@@ -349,7 +349,7 @@ class GridEngine:
         payload = self._nothing[orders.action]
         return Replies(nobody, payload, {}, nobody, nobody, round, nobody, nobody, [], [], self.aggregator)
 
-    def _cancel(self, orders: Orders) -> None:
+    def _cancel(self, orders: Order) -> None:
         """Stop to wait for who is late; nodes finish in vain what they have begun."""
         late = {name: flight for name, flight in self._flights.items() if flight.orders.action == orders.action}
         for name in late:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.engine.executor import Executor
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.flower.recipe import Recipe, identity
 from fedsim.flower.records import (
     ARRAYS,
@@ -109,7 +109,7 @@ def execute(recipe: Recipe | None, message: Message, context: Context) -> Record
     number = int(str(config.pop(ROUND))) - 1
     clients = torch.tensor(order[CLIENTS], dtype=torch.int64)
     _recall(node, context)
-    orders = Orders(
+    orders = Order(
         action=str(order["action"]),
         clients=clients,
         payload=tensors(content.array_records[ARRAYS], executor.problem.device),

@@ -21,7 +21,7 @@ NBYTES = "payload-bytes"
 QUERIES = "queries"
 """Of each client of a reply, the evaluations that it asked for, and those outside the published count, int64 [C, 2]."""
 DRAWS, LATE = "draws", "late"
-"""In an order: the number under which its clients draw, and what becomes of those that are late; see `Orders`."""
+"""In an order: the number under which its clients draw, and what becomes of those that are late; see `Order`."""
 
 
 def record(tensors: Mapping[str, Tensor]) -> ArrayRecord:

@@ -35,7 +35,7 @@ from fedsim.core.generators import seeded_globals
 from fedsim.core.options import options
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
-from fedsim.exchange.messages import Orders, Replies, Scalar
+from fedsim.exchange.messages import Order, Replies, Scalar
 from fedsim.exchange.windows import All, Window
 from fedsim.flower.internals import acting_as
 from fedsim.flower.records import ARRAYS, CONFIG, EXAMPLES, METRICS, ROUND
@@ -127,7 +127,7 @@ class Stock(HasPlugins):
         state.at_work.seed = streams.derive("flower")
         return state
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send what `configure_train` sends, to those of the chosen clients to whom it does."""
         assert isinstance(state, _State)
         live, round_ = state.at_work, state.round
@@ -143,7 +143,7 @@ class Stock(HasPlugins):
             raise FedsimError(f"{self.made_of.__name__} sends a client two messages in a round; one is possible here")
         payload = {"params": self._params(live, messages, state.params)}
         clients = torch.tensor(sorted(live.sent), dtype=torch.int64)
-        return Orders("train", clients, payload, _config(messages), round_), All()
+        return Order("train", clients, payload, _config(messages), round_), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Hand the replies to `aggregate_train`; where it makes no model of them, the model stays."""

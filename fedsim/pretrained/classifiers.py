@@ -20,7 +20,7 @@ from fedsim.core.options import options
 from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.executor import Executor
-from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.problems.datasets.base import Dataset
 from fedsim.problems.partitions.base import Partition
 from fedsim.problems.supervised import Supervised, build_model
@@ -39,7 +39,7 @@ class Fit(LocalTraining):
     needs: ClassVar[frozenset[str]] = frozenset({START})
     sends: ClassVar[frozenset[str]] = frozenset({TRAINED})
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """Steps, and one row sent back."""
         row = orders.payload[START][0]
         return Cost(self.local_steps(examples), {TRAINED: Size.of(row)})
@@ -113,7 +113,7 @@ def train(problem: Supervised, training: Fit, seed: int, starts: Tensor, option:
     """
     executor = Executor(problem, training, Streams(seed))
     clients = torch.arange(problem.num_clients, device=problem.device)
-    work = executor.execute(executor.assign(Orders("fit", clients, {START: starts.to(problem.device)})))
+    work = executor.execute(executor.assign(Order("fit", clients, {START: starts.to(problem.device)})))
     if not work.sound:
         raise InputError(option, training.lr, "the training of a classifier diverges; lower it")
     return work.payload[TRAINED]

@@ -30,7 +30,7 @@ from fedsim.core.graph import storable
 from fedsim.core.streams import SERVER, Streams
 from fedsim.engine.base import Engine
 from fedsim.exchange.actions import REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
-from fedsim.exchange.messages import Orders, Replies, Size, joined
+from fedsim.exchange.messages import Order, Replies, Size, joined
 from fedsim.exchange.transforms import Chain, Sender
 from fedsim.exchange.windows import All, First, Window
 from fedsim.parallel.cores import one_core_an_operation
@@ -292,7 +292,7 @@ class Simulation:
         payload, examples = {"params": server.state.params}, self.parts.selector.score_examples
         config = {} if examples is None else {SCORE_EXAMPLES: examples}
         # Named apart from the training of the same round, for failures and durations are drawn by that name.
-        asked = Orders(SCORE, candidates, payload, config, server.state.round, turn=TURNS + server.asked, counts=False)
+        asked = Order(SCORE, candidates, payload, config, server.state.round, turn=TURNS + server.asked, counts=False)
         server, orders = self._submit(server, asked)
         _, replies = self._await(server, orders, All())
         scores = torch.full((len(candidates),), torch.nan, dtype=torch.float64)
@@ -302,7 +302,7 @@ class Simulation:
 
     def _send(
         self, server: _Server, chosen: Tensor, *, again: bool = False, further: bool = False
-    ) -> tuple[_Server, Orders, Window]:
+    ) -> tuple[_Server, Order, Window]:
         """Send what the strategy asks. again: from a version sent before. further: a later window of the round."""
         orders, window = self.parts.strategy.ask(server.state, chosen)
         if UTILITY in self.parts.selector.reports and not further:
@@ -313,7 +313,7 @@ class Simulation:
         server, orders = self._submit(server, orders)
         return server, orders, window
 
-    def _submit(self, server: _Server, orders: Orders) -> tuple[_Server, Orders]:
+    def _submit(self, server: _Server, orders: Order) -> tuple[_Server, Order]:
         """Send orders as their transforms leave them."""
         sending, chain = server.sending, self.parts.order_transforms
         if chain.transforms:
@@ -326,7 +326,7 @@ class Simulation:
         self.parts.engine.submit(orders)
         return _Server(server.state, server.selector, sending, server.asked + 1), orders
 
-    def _collect(self, server: _Server, orders: Orders, window: Window) -> tuple[_Server, Replies]:
+    def _collect(self, server: _Server, orders: Order, window: Window) -> tuple[_Server, Replies]:
         """The window's replies; with `refill`, clients start again while it is open."""
         if not (isinstance(window, First) and window.refill):
             return self._await(server, orders, window)
@@ -346,7 +346,7 @@ class Simulation:
                 server = self._top_up(server)
         return server, joined(parts)
 
-    def _await(self, server: _Server, orders: Orders, window: Window) -> tuple[_Server, Replies]:
+    def _await(self, server: _Server, orders: Order, window: Window) -> tuple[_Server, Replies]:
         """The window's replies; meanwhile the model is judged when it is time to."""
         engine = self.parts.engine
         while True:
@@ -464,7 +464,7 @@ class Simulation:
             raise DivergedError(f"none of the {self._failed} updates of round {number} is finite; lower client.lr")
 
 
-def hold_transformable(chain: Chain, orders: Orders, strategy: Strategy) -> None:
+def hold_transformable(chain: Chain, orders: Order, strategy: Strategy) -> None:
     """Refuse order transforms that do not go with such orders."""
     chain.check(orders.payload.keys(), strategy.sends)
     if chain.transforms and orders.encoded is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsim.core.graph import storable
 from fedsim.core.options import PositiveFloat, options
-from fedsim.exchange.messages import Orders, Replies, Weighting
+from fedsim.exchange.messages import Order, Replies, Weighting
 from fedsim.exchange.windows import Window
 from fedsim.server.optimizers import ServerOptimizer, Sgd
 
@@ -79,7 +79,7 @@ class Strategy(Protocol):
         """The state before the first round."""
         ...
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """What to send to the chosen clients, int64 [C], and when to look again."""
         ...
 

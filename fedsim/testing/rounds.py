@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.engine.virtual import VirtualEngine
-from fedsim.exchange.messages import Orders, Replies, Update
+from fedsim.exchange.messages import Order, Replies, Update
 from fedsim.exchange.windows import All
 from fedsim.running.simulation import TURNS, Simulation
 from fedsim.server.strategy import ServerState
@@ -38,7 +38,7 @@ def everybody(simulation: Simulation) -> Tensor:
 
 def exchange(
     simulation: Simulation, state: ServerState, clients: Tensor, window: All | None = None
-) -> tuple[Orders, Replies]:
+) -> tuple[Order, Replies]:
     """One window with these clients, int64 [C]; by default it closes when all have answered."""
     parts = simulation.parts
     orders, _ = parts.strategy.ask(state, clients)

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveFloat, PositiveInt, options
 from fedsim.core.streams import Streams
-from fedsim.exchange.messages import Orders, Replies, Scalar
+from fedsim.exchange.messages import Order, Replies, Scalar
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
 from fedsim.zeroth_order.directions import Sliceable
@@ -82,7 +82,7 @@ class ReplicaServer(SharedSeed):
         every: int = 0,
         own: int = 0,
         again: bool = False,
-    ) -> tuple[Orders, Window]:
+    ) -> tuple[Order, Window]:
         """Send what the clients int64 [C] lack of the log, and the model where one of them begins.
 
         payload: what is sent beside it. sizes: bytes of the log's rows, int64 [L]. joining: bytes, beside the model's,
@@ -107,7 +107,7 @@ class ReplicaServer(SharedSeed):
         model = 0 if replays else state.params.numel() * state.params.element_size()
         nbytes = nbytes + torch.where(begins, model, -own) + fresh * joining
         settings = {"from": oldest, "at": at, "lr": self.lr, "directions": self.directions, **config}
-        return Orders("train", chosen, sent, settings, state.round, encoded=nbytes), All()
+        return Order("train", chosen, sent, settings, state.round, encoded=nbytes), All()
 
     def proceed(
         self, state: ServerState, replies: Replies, params: Tensor, added: Rows, **memory: Tensor

@@ -14,7 +14,7 @@ from fedsim.core.plugins import HasPlugins
 from fedsim.core.schedules import Constant, Schedule
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.nets.network import Batch
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
 
@@ -80,7 +80,7 @@ class LocalSearch:
         """The learning rate in the round of a cohort's order."""
         return self.lr if self.same_every_round else self.lr * self.schedule.factor(cohort.round)
 
-    def declared(self, orders: Orders, examples: Tensor, queries: int) -> Cost:
+    def declared(self, orders: Order, examples: Tensor, queries: int) -> Cost:
         """The cost of a search that asks for so many values and sends the change; or of measuring candidates."""
         nothing = torch.zeros_like(examples)
         if orders.action == MEASURE:
@@ -158,7 +158,7 @@ class EstimatedSearch(LocalSearch, HasPlugins):
         estimator = self.made["estimator"]
         return int(estimator.evaluations(dimension) + estimator.needs_base)
 
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         """Evaluations of all steps, and d floats."""
         queries = 0 if orders.action == MEASURE else self.steps * self.evaluations(orders.payload["params"].numel())
         return self.declared(orders, examples, queries)

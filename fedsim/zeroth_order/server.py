@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.options import options
-from fedsim.exchange.messages import Orders, Replies, Weighting
+from fedsim.exchange.messages import Order, Replies, Weighting
 from fedsim.exchange.windows import All, Window
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
 from fedsim.zeroth_order.search import MEASURE
@@ -57,7 +57,7 @@ class GuardedStep(WeightedStep):
         """The state before the first round."""
         return replace(super().init(problem), memory={"clients": torch.tensor(problem.num_clients)})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send what the window is about; wait for everybody."""
         action = self.windows(state)[state.phase]
         if action == TRAIN:
@@ -66,7 +66,7 @@ class GuardedStep(WeightedStep):
             payload = {"candidates": self._candidates(state, len(chosen))}
         else:
             payload = {"params": state.params}
-        return Orders(action, chosen, payload, round=state.round), All()
+        return Order(action, chosen, payload, round=state.round), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move; hold the step against F; take in what was shared."""

@@ -12,7 +12,7 @@ from fedsim.client.curriculum import SampleCurriculum
 from fedsim.core.errors import InputError
 from fedsim.engine.batches import steps_of
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_executor
 from fedsim.running.runner import run
@@ -35,7 +35,7 @@ def experiment(**curriculum):
 
 def cohort(made: Supervised, curriculum: SampleCurriculum, state: dict[str, torch.Tensor] | None = None) -> Cohort:
     executor = build_executor(experiment(), made)
-    assignment = executor.assign(Orders("train", torch.arange(len(SIZES)), {"params": made.initial()}))
+    assignment = executor.assign(Order("train", torch.arange(len(SIZES)), {"params": made.initial()}))
     return Cohort(made, executor.network, executor.streams, assignment, state or {})
 
 
@@ -230,7 +230,7 @@ def test_asynchronous_clients_score_under_the_version_that_they_were_sent():
     theta = made.initial()
     versions = [theta, theta + torch.linspace(-1, 1, len(theta), dtype=theta.dtype)]
     orders = tuple(
-        Orders("train", torch.arange(4), {"params": sent}, round=number) for number, sent in enumerate(versions)
+        Order("train", torch.arange(4), {"params": sent}, round=number) for number, sent in enumerate(versions)
     )
     executor = build_executor(experiment(), made)
     origin = torch.tensor([0, 1, 1, 0])
@@ -244,5 +244,5 @@ def test_asynchronous_clients_score_under_the_version_that_they_were_sent():
 
 def test_of_nobody_there_is_nothing_to_order():
     executor = build_executor(experiment(), problem())
-    nobody = Orders("train", torch.zeros(0, dtype=torch.int64), {"params": executor.problem.initial()})
+    nobody = Order("train", torch.zeros(0, dtype=torch.int64), {"params": executor.problem.initial()})
     assert len(executor.execute(executor.assign(nobody)).payload["delta"]) == 0

@@ -13,7 +13,7 @@ import fedsim
 from fedsim.client.training import LocalTraining
 from fedsim.core.errors import InputError
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.running.build import build_executor
 from fedsim.testing.problems import blobs, mlp
 from fedsim.testing.problems import small_experiment as small
@@ -27,7 +27,7 @@ def ours(**client: Any) -> torch.Tensor:
     problem = fedsim.supervised(**DATA, model=mlp(), dtype=torch.float64, device="cpu")
     training = {"kind": "sgd", "steps": STEPS, "batch_size": "full", "lr": LR} | client
     executor = build_executor(small(1, client=training, selection={"kind": "uniform", "count": 1}), problem)
-    work = executor.execute(executor.assign(Orders("train", torch.arange(1), {"params": problem.initial()})))
+    work = executor.execute(executor.assign(Order("train", torch.arange(1), {"params": problem.initial()})))
     return problem.initial() + work.payload["delta"][0]
 
 
@@ -135,7 +135,7 @@ def test_scaffold_divides_by_the_sum_of_the_rates():
     experiment = small(1, client=client, strategy="scaffold", selection={"kind": "uniform", "count": 1})
     executor = build_executor(experiment, problem)
     sent = {"params": problem.initial(), "control": torch.zeros_like(problem.initial())}
-    payload = executor.execute(executor.assign(Orders("train", torch.arange(1), sent))).payload
+    payload = executor.execute(executor.assign(Order("train", torch.arange(1), sent))).payload
     assert torch.allclose(payload["control_delta"], -payload["delta"] / (0.1 * 11 / 6), rtol=1e-12, atol=0)
 
 
@@ -166,7 +166,7 @@ def test_the_last_epoch_s_loss_is_told_apart():
     training = LocalTraining(epochs=2, batch_size=4, lr=0.1)
     problem = fedsim.supervised(**DATA, model=mlp(), dtype=torch.float64, device="cpu")
     executor = build_executor(small(1, selection={"kind": "uniform", "count": 1}), problem)
-    assignment = executor.assign(Orders("train", torch.arange(1), {"params": problem.initial()}))
+    assignment = executor.assign(Order("train", torch.arange(1), {"params": problem.initial()}))
 
     def cohort() -> Cohort:
         return Cohort(problem, executor.network, executor.streams, assignment, {})
@@ -186,7 +186,7 @@ def test_attacks_and_scoring_take_time():
     """
     attack = {"kind": "pgd", "epsilon": 0.1, "steps": 5}
     training = LocalTraining(epochs=2, batch_size=4, adversarial={"kind": "standard", "attack": attack}, curriculum={})
-    orders = Orders("train", torch.arange(1), {"params": torch.zeros(2)})
+    orders = Order("train", torch.arange(1), {"params": torch.zeros(2)})
     cost = training.cost(orders, torch.tensor([11]))
     assert cost.steps.tolist() == [6]
     assert cost.effort.tolist() == pytest.approx([6 * 5 + 3 / 3])

@@ -27,7 +27,7 @@ from fedsim.core.errors import DivergedError, InputError, StalledError
 from fedsim.core.graph import decode, encode
 from fedsim.core.streams import Streams
 from fedsim.devices.faults import DropBefore, Fate, Faults, NonFinite, Scale, SignFlip, WrongShape
-from fedsim.exchange.messages import Orders, Update, joined
+from fedsim.exchange.messages import Order, Update, joined
 from fedsim.exchange.windows import All, Every, First
 from fedsim.running.build import build_simulation
 from fedsim.running.seeds import run_seeds
@@ -278,7 +278,7 @@ def test_what_cannot_change_is_the_very_same(fault) -> None:
 
 def order(simulated: Simulation, clients: list[int], late: str = "keep", number: int = 0) -> None:
     payload = {"params": simulated.state.params}
-    simulated.parts.engine.submit(Orders("train", torch.tensor(clients), payload, round=number, late=late))
+    simulated.parts.engine.submit(Order("train", torch.tensor(clients), payload, round=number, late=late))
 
 
 def test_a_count_does_not_count_who_will_not_answer() -> None:
@@ -395,7 +395,7 @@ def counted(simulated: Simulation) -> dict[str, int]:
     engine, found = simulated.parts.engine, dict.fromkeys(("sent", "used", "failed", "spoiled"), 0)
     submit, collect = engine.submit, engine.collect
 
-    def submitted(orders: Orders) -> None:
+    def submitted(orders: Order) -> None:
         found["sent"] += len(orders.clients)
         submit(orders)
 

@@ -15,7 +15,7 @@ from fedsim.core.options import options
 from fedsim.core.streams import Streams
 from fedsim.engine.executor import Executor
 from fedsim.engine.store import ClientStore
-from fedsim.exchange.messages import BrokenPromiseError, Cost, Orders, Size
+from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size
 from fedsim.nets.layers import LastStep
 from fedsim.parallel import cores
 from fedsim.running.build import build_simulation
@@ -58,7 +58,7 @@ def test_replies_carry_the_mean_loss_over_the_steps():
     experiment = small(1, client={"kind": "sgd", "steps": 1, "batch_size": "full", "lr": 0.1})
     problem, data = small_problem(), blobs()
     executor = build_simulation(experiment, problem).parts.engine.executor
-    work = executor.execute(executor.assign(Orders("train", torch.arange(6), {"params": problem.initial()})))
+    work = executor.execute(executor.assign(Order("train", torch.arange(6), {"params": problem.initial()})))
     model = mlp().double()
     for client, own in enumerate(data["clients"]):
         loss = functional.cross_entropy(model(torch.tensor(data["x"][own])), torch.tensor(data["y"][own]))
@@ -73,7 +73,7 @@ class Liar(Sgd):
     numbers_off: int = 0
     called: str = "delta"
 
-    def cost(self, orders: Orders, examples: torch.Tensor) -> Cost:
+    def cost(self, orders: Order, examples: torch.Tensor) -> Cost:
         told = super().cost(orders, examples)
         size = told.reply["delta"]
         return Cost(told.steps + self.steps_off, {self.called: Size(size.numbers + self.numbers_off, size.bits)})
@@ -91,7 +91,7 @@ def test_a_client_is_held_to_what_it_declares(off, said):
     problem = small_problem()
     executor = Executor(problem, Liar(epochs=1, **off), Streams(0))
     with pytest.raises(BrokenPromiseError, match=said):
-        executor.execute(executor.assign(Orders("train", torch.arange(2), {"params": problem.initial()})))
+        executor.execute(executor.assign(Order("train", torch.arange(2), {"params": problem.initial()})))
 
 
 def test_auto_takes_the_loop_for_large_convolutions_on_a_cpu_and_for_what_cannot_be_stacked():

@@ -16,7 +16,7 @@ from fedsim.core.errors import DivergedError, InputError, StalledError
 from fedsim.engine.executor import Executor
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.actions import SCORE
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.exchange.windows import All, Every, First
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation
@@ -67,7 +67,7 @@ def engine(folder, *seconds: float) -> VirtualEngine:
 def order(machine: VirtualEngine, clients: list[int], late: str = "keep", number: int = 0) -> None:
     params = machine.executor.problem.initial()
     machine.submit(
-        Orders("train", torch.tensor(clients, dtype=torch.int64), {"params": params}, round=number, late=late)
+        Order("train", torch.tensor(clients, dtype=torch.int64), {"params": params}, round=number, late=late)
     )
 
 
@@ -168,7 +168,7 @@ def test_time_does_not_go_back_to_a_reply_that_came_while_losses_were_asked_for(
     machine = engine(tmp_path, 0.3, 0.6)
     order(machine, [0])
     params = machine.executor.problem.initial()
-    machine.submit(Orders(SCORE, torch.tensor([1]), {"params": params}))
+    machine.submit(Order(SCORE, torch.tensor([1]), {"params": params}))
     assert taken(machine, All()) == [1]
     order(machine, [])
     assert taken(machine, First(1)) == [0]
@@ -325,7 +325,7 @@ def test_clients_that_sleep_or_are_repaired_start_when_others_do():
     machine, seen = simulated.parts.engine, []
     submit = machine.submit
 
-    def submitted(orders: Orders) -> None:
+    def submitted(orders: Order) -> None:
         asked = orders.clients.numpy()
         assert machine.fleet.available(machine.now)[asked].all()
         assert machine.free().mask[asked].all()
@@ -512,7 +512,7 @@ def test_who_fails_while_losses_are_asked_for_is_not_sent_to_train():
         simulated = made("fedavg", rounds=10, seed=seed, selection=SCORED, devices=devices)
         machine, submit = simulated.parts.engine, simulated.parts.engine.submit
 
-        def submitted(orders: Orders, machine: Any = machine, submit: Any = submit) -> None:
+        def submitted(orders: Order, machine: Any = machine, submit: Any = submit) -> None:
             nonlocal trained
             assert machine.free().mask[orders.clients.numpy()].all()
             trained += 0 if orders.action == SCORE else len(orders.clients)

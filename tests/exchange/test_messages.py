@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fedsim.exchange.aggregation import Median
-from fedsim.exchange.messages import Orders, Replies, finite_rows, joined, payload_bytes
+from fedsim.exchange.messages import Order, Replies, finite_rows, joined, payload_bytes
 
 
-def orders(number: int, clients: list[int], value: float = 0.0, **options) -> Orders:
-    return Orders("train", torch.tensor(clients), {"params": torch.full((2,), value)}, round=number, **options)
+def orders(number: int, clients: list[int], value: float = 0.0, **options) -> Order:
+    return Order("train", torch.tensor(clients), {"params": torch.full((2,), value)}, round=number, **options)
 
 
 def replies(clients: list[int], rows: list[list[float]], **fields) -> Replies:

@@ -14,7 +14,7 @@ import fedsim
 from fedsim.core.errors import InputError
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.aggregation import WeightedMean
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.exchange.windows import All
 from fedsim.flower import GridError, Recipe, client_app, node, server_app
 from fedsim.running.build import build_executor, build_fleet, build_problem, build_simulation
@@ -106,7 +106,7 @@ def test_a_node_keeps_the_state_of_its_own_clients_only():
     engine = engine_of(experiment, grid)
     problem = engine.executor.problem
     payload = {"params": problem.initial(), "control": torch.zeros(problem.dimension)}
-    engine.submit(Orders("train", torch.tensor([0, 2, 3, 5]), payload))
+    engine.submit(Order("train", torch.tensor([0, 2, 3, 5]), payload))
     assert (engine.in_flight, engine.free().mask.nonzero()[0].tolist()) == (4, [1, 4, 6])
     engine.collect(All(), 0)
     assert (engine.in_flight, engine.free().count) == (0, 7)
@@ -121,7 +121,7 @@ def test_an_order_is_one_train_message_a_node_in_flowers_words():
     grid = grid_of(experiment := tiny(), 3)
     engine = engine_of(experiment, grid)
     grid.seen.clear()
-    engine.submit(Orders("train", torch.tensor([1, 4]), {"params": engine.executor.problem.initial()}, {"mu": 0.5}, 2))
+    engine.submit(Order("train", torch.tensor([1, 4]), {"params": engine.executor.problem.initial()}, {"mu": 0.5}, 2))
     (message,) = grid.seen  # 1 and 4 are both partition 1 of 3
     assert (message.metadata.message_type, message.metadata.group_id) == ("train", "3")
     content = message.content
@@ -158,7 +158,7 @@ def test_a_snapshot_is_resumed_on_other_nodes_and_in_one_process(engine):
 
 def test_a_snapshot_between_rounds_only():
     engine = engine_of(experiment := tiny(), grid_of(experiment))
-    orders = Orders("train", torch.tensor([1]), {"params": engine.executor.problem.initial()})
+    orders = Order("train", torch.tensor([1]), {"params": engine.executor.problem.initial()})
     with pytest.raises(GridError, match="submit one first"):
         engine.collect(All(), 0)
     engine.submit(orders)
@@ -178,7 +178,7 @@ def test_updates_that_are_not_finite_are_left_out_and_counted():
 
     experiment = tiny()
     engine = engine_of(experiment, Broken(client_app(experiment), partitions(2)))
-    engine.submit(Orders("train", torch.tensor([0, 1, 2, 3]), {"params": engine.executor.problem.initial()}))
+    engine.submit(Order("train", torch.tensor([0, 1, 2, 3]), {"params": engine.executor.problem.initial()}))
     replies = engine.collect(All(), 0)
     assert replies.clients.tolist() == [0, 1, 2]
     assert replies.failed.tolist() == [3]
@@ -200,7 +200,7 @@ def test_an_exception_on_a_node_arrives_with_its_traceback(monkeypatch):
 
     grid = grid_of(experiment := tiny())
     engine = engine_of(experiment, grid)
-    engine.submit(Orders("dance", torch.tensor([1]), {"params": engine.executor.problem.initial()}))
+    engine.submit(Order("dance", torch.tensor([1]), {"params": engine.executor.problem.initial()}))
     with pytest.raises(GridError, match=r"^partition 1 has failed: AttributeError: .*dance"):
         engine.collect(All(), 0)
     monkeypatch.setattr(node, "build_problem", fail)
@@ -286,7 +286,7 @@ def test_other_data_are_refused(monkeypatch):
     grid = grid_of(experiment := tiny())
     engine = engine_of(experiment, grid)
     engine.executor.problem.sizes = engine.executor.problem.sizes + 1
-    engine.submit(Orders("train", torch.tensor([3]), {"params": engine.executor.problem.initial()}))
+    engine.submit(Order("train", torch.tensor([3]), {"params": engine.executor.problem.initial()}))
     with pytest.raises(GridError, match=r"client 3 has \d+ examples on its node and \d+ on the server"):
         engine.collect(All(), 0)
 

@@ -12,7 +12,7 @@ import fedsim
 from fedsim.core.clock import ticks
 from fedsim.core.errors import InputError, StalledError
 from fedsim.exchange.actions import REPORT_UTILITY
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.exchange.windows import All, Every, First
 from fedsim.flower import GridError, client_app, run_on_ray, server_app
 from fedsim.running.build import build_problem, build_simulation
@@ -51,7 +51,7 @@ def timed(clock, *, nodes=5, seconds=SECONDS, experiment=None, **kwargs):
 
 def order(engine, clients=range(5), **kwargs):
     params = engine.executor.problem.initial()
-    orders = Orders("train", torch.tensor(list(clients), dtype=torch.int64), {"params": params}, **kwargs)
+    orders = Order("train", torch.tensor(list(clients), dtype=torch.int64), {"params": params}, **kwargs)
     engine.submit(orders)
     return orders
 
@@ -335,7 +335,7 @@ def test_clients_that_remember_are_refused_where_they_would_forget(clock):
     engine, _ = timed(clock, experiment=experiment, nodes=4)
     control = {"control": torch.zeros(engine.executor.problem.dimension)}
     params = {"params": engine.executor.problem.initial()}
-    orders = Orders("train", torch.tensor([1]), params | control)
+    orders = Order("train", torch.tensor([1]), params | control)
     with pytest.raises(GridError, match="5 of them share 4 nodes; give each client a node of its own"):
         engine.submit(replace(orders, late="keep"))
     engine.submit(orders)

@@ -15,7 +15,7 @@ from fedsim.configuration.evaluation import Stopping
 from fedsim.core.errors import DivergedError, InputError
 from fedsim.core.options import options
 from fedsim.core.streams import SERVER
-from fedsim.exchange.messages import Cost, Orders, Size, Update
+from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.exchange.transforms import Transform
 from fedsim.exchange.windows import All
 from fedsim.running.build import build_simulation
@@ -225,7 +225,7 @@ class Twice:
 
     def ask(self, state, chosen):
         action = ("first", "second")[state.phase]
-        return Orders(action, chosen, {"params": state.params}, round=state.round), All()
+        return Order(action, chosen, {"params": state.params}, round=state.round), All()
 
     def tell(self, state, replies):
         told = replies.payload["delta"]

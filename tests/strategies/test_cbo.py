@@ -12,7 +12,7 @@ import torch
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.black_box import BlackBox, black_box
 from fedsim.running.build import build_simulation
@@ -57,7 +57,7 @@ class Search:
         return self.state.memory["particles"]
 
     def replies(self) -> Replies:
-        orders: Orders = self.strategy.ask(self.state, ONE)[0]
+        orders: Order = self.strategy.ask(self.state, ONE)[0]
         values = {"values": self.function(orders.payload["candidates"]).unsqueeze(0)}
         return Replies(ONE, values, {}, ONE + 1, ONE[:0], self.state.round, ONE, ONE, [orders], [0])
 

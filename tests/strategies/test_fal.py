@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fedsim
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_executor, build_simulation
 from fedsim.testing.problems import DEVICE, blobs, mlp
@@ -65,7 +65,7 @@ def test_the_model_becomes_the_plain_mean_of_the_local_models_whatever_their_siz
     problem, sizes = problem_of((7, 3, 12, 1)), torch.tensor([7.0, 3.0, 12.0, 1.0], dtype=torch.float64, device=DEVICE)
     experiment = small(1, strategy={"kind": "fal"}, client=client(epochs=2, steps=None), selection=EVERYBODY)
     executor = build_executor(experiment, problem)
-    orders = Orders("train", torch.arange(4), {"params": problem.initial()})
+    orders = Order("train", torch.arange(4), {"params": problem.initial()})
     local = problem.initial() + executor.execute(executor.assign(orders)).payload["delta"]
     simulated = build_simulation(experiment, problem)
     simulated.step()

@@ -18,7 +18,7 @@ import fedsim
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.engine.scratch import Scratch
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.problems.black_box import BlackBox, black_box
 from fedsim.running.build import build_problem, build_simulation
 from fedsim.running.simulation import Simulation
@@ -402,7 +402,7 @@ def test_declared_work():
     from clients.fzoos import FZooS
 
     sent = {"params": torch.zeros(50)}
-    costs = [FZooS().cost(Orders(action, torch.arange(2), sent), torch.ones(2)) for action in ("train", "share")]
+    costs = [FZooS().cost(Order(action, torch.arange(2), sent), torch.ones(2)) for action in ("train", "share")]
     assert [(cost.queries, cost.bytes_up) for cost in costs] == [(56, 4 * 50), (51, 4 * 10_000)]
     assert not any(cost.steps.any() for cost in costs)
     # 13 factorisations of 150^3 / 6 and 150^2 d, two gradients of M d, and a tenth of 50 rows of M (d + 500).

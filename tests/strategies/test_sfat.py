@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedsim.core.errors import InputError
-from fedsim.exchange.messages import Orders, Replies
+from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All
 from fedsim.running.build import build_executor, build_simulation
 from fedsim.running.simulation import Simulation
@@ -134,7 +134,7 @@ def test_clients_tell_the_mean_loss_of_their_last_epoch(executor):
     training = {"kind": "sgd", "epochs": 2, "batch_size": "full", "lr": 1e-14}
     experiment = small(1, strategy="sfat", client=training, selection=EVERYBODY, engine={"executor": executor})
     made = build_executor(experiment, problem)
-    orders = Orders("train", torch.arange(6), {"params": problem.initial()}, {"report-loss": True})
+    orders = Order("train", torch.arange(6), {"params": problem.initial()}, {"report-loss": True})
     assignment = made.assign(orders)
     assert assignment.encoded == (problem.dimension + 1) * 8
     told = made.execute(assignment).payload["last_loss"]

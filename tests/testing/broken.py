@@ -14,7 +14,7 @@ from clients.fedzo import FedZO
 from clients.sgd import Sgd
 from fedsim.core.options import PositiveFloat, options
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Orders, Replies, Update
+from fedsim.exchange.messages import Cost, Order, Replies, Update
 from fedsim.exchange.windows import Window
 from fedsim.server.strategy import ServerState
 from strategies.fedavg import FedAvg
@@ -77,7 +77,7 @@ class SeedsPyTorch(FedAvg):
 class CountsBytesOnce(FedAvg):
     """Neither one number nor one for each client."""
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Orders, Window]:
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         orders, window = super().ask(state, chosen)
         return replace(orders, encoded=torch.tensor([332])), window
 
@@ -232,6 +232,6 @@ class SendsMoreThanItSays(Sgd):
 
 @options
 class AsksMoreThanItSays(FedZO):
-    def cost(self, orders: Orders, examples: Tensor) -> Cost:
+    def cost(self, orders: Order, examples: Tensor) -> Cost:
         cost = super().cost(orders, examples)
         return replace(cost, queries=cost.queries - 1)

@@ -19,7 +19,7 @@ STRATEGY = '''
 from typing import ClassVar, Literal
 
 from fedsim.core.options import PositiveFloat, options
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.exchange.windows import All
 from fedsim.server.strategy import ServerStep, observed
 
@@ -35,7 +35,7 @@ class SignedPower(ServerStep):
     rounding: Literal["none", "halves"] = "none"
 
     def ask(self, state, chosen):
-        return Orders("train", chosen, {"params": state.params}, round=state.round), All()
+        return Order("train", chosen, {"params": state.params}, round=state.round), All()
 
     def tell(self, state, replies):
         rows = replies.payload["delta"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsim.core.streams import Streams
 from fedsim.engine.assignment import Assignment
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.problems.black_box import black_box
 from fedsim.testing.problems import DEVICE
 from fedsim.zeroth_order.estimator import Estimate, Probe
@@ -36,7 +36,7 @@ def opaque(
 def cohort_of(problem: Any, network: Any = None, count: int | None = None) -> Cohort:
     """The first `count` clients of a problem at work on nothing in particular."""
     clients = torch.arange(count or problem.num_clients, device=problem.device)
-    order = Orders("train", clients, {"params": problem.initial()})
+    order = Order("train", clients, {"params": problem.initial()})
     assignment = Assignment((order,), None, clients, torch.zeros_like(clients), {}, 0)
     return Cohort(problem, network, Streams(0), assignment, {})
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.engine.executor import choose_network
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.problems.black_box import black_box
 from fedsim.testing.problems import small_problem
 from fedsim.zeroth_order.estimator import Probe
@@ -96,7 +96,7 @@ def test_the_rate_follows_the_schedule() -> None:
     search = LocalSearch(lr=0.4, schedule={"kind": "exponential", "gamma": 0.5})
     cohort = cohort_of(box())
     assert search.rate(cohort) == 0.4
-    later = Orders("train", cohort.clients, {"params": torch.zeros(D)}, round=3)
+    later = Order("train", cohort.clients, {"params": torch.zeros(D)}, round=3)
     cohort._assignment = type(cohort._assignment)((later,), None, cohort.clients, cohort.steps_taken, 0, 0)
     assert search.rate(cohort) == 0.05
     assert not search.same_every_round
@@ -136,7 +136,7 @@ def test_a_batch_and_everything_have_the_values_that_they_should() -> None:
 def test_measuring_gives_values_that_no_paper_counts() -> None:
     cohort = cohort_of(box())
     candidates = torch.tensor([[0.0, 0.0], [1.0, -2.0]], dtype=torch.float64, device=DEVICE)
-    order = Orders(MEASURE, cohort.clients, {"candidates": candidates})
+    order = Order(MEASURE, cohort.clients, {"candidates": candidates})
     cohort._assignment = type(cohort._assignment)((order,), None, cohort.clients, cohort.steps_taken, 0, 0)
     found = LocalSearch().measure(cohort).payload["values"]
     # |c|^2 / 2 = 2.5, 0.25, 4.5 at the origin; |(1, -2) - c|^2 / 2 = 0, (0.25 + 6.25) / 2, (16 + 4) / 2
@@ -148,8 +148,8 @@ def test_measuring_gives_values_that_no_paper_counts() -> None:
 def test_what_it_declares() -> None:
     examples, params = torch.tensor([5, 3]), torch.zeros(7)
     train, measure = (
-        Orders("train", examples, {"params": params}),
-        Orders(MEASURE, examples, {"candidates": params.view(1, 7)}),
+        Order("train", examples, {"params": params}),
+        Order(MEASURE, examples, {"candidates": params.view(1, 7)}),
     )
     cost = LocalSearch(steps=4).declared(train, examples, 44)
     assert (cost.steps.tolist(), cost.bytes_up, cost.queries) == ([0, 0], 28, 44)

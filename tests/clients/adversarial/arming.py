@@ -12,7 +12,7 @@ from fedsim.client.defence import Defence, victim
 from fedsim.core.streams import Streams
 from fedsim.engine.assignment import Assignment
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Orders
+from fedsim.exchange.messages import Order
 from fedsim.nets.losses import Loss
 from fedsim.nets.network import Batch
 from fedsim.nets.stack import Stack
@@ -62,7 +62,7 @@ def armed(adversarial: dict[str, Any], count: int = 6, executor: str = "stacked"
     made = build_executor(small(client=client, engine={"executor": executor}), problem)
     # Longest first, as cohorts are sorted.
     clients = problem.examples.argsort(descending=True)[:count]
-    order = Orders("train", clients, {"params": problem.initial()})
+    order = Order("train", clients, {"params": problem.initial()})
     cohort = Cohort(problem, made.network, Streams(0), Assignment((order,), None, clients, clients, {}, 0), {})
     noise = Streams(1).normal("local models", clients, (problem.dimension,), dtype=problem.dtype)
     params = problem.initial() + 0.3 * noise
