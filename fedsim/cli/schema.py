@@ -27,7 +27,7 @@ from fedsim.cli.places import (
 from fedsim.cli.reference import summary
 from fedsim.configuration.tables import NOTES, PLUGINS, TRANSFORMS
 from fedsim.core.options import texts
-from fedsim.core.plugins import Parts
+from fedsim.core.plugins import HasPlugins
 
 Json = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -108,7 +108,7 @@ class _Definitions:
         key = key_of(made, option, hint)
         if isinstance(key, str):
             one = self.reference(key)
-            several = issubclass(made, Parts) and option in made.lists
+            several = issubclass(made, HasPlugins) and option in made.lists
             return {"anyOf": [one, {"type": "array", "items": one}]} if several else one
         choices = [self._plain(one) for one in alternatives(hint) if not is_option_class(one)]
         choices += [] if key is None else [self.reference(key)]
