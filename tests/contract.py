@@ -1,12 +1,19 @@
 """The tables of the contract: its rows, and for each option of a plug-in another value that must change the run.
 
-A row is a set of tables of an experiment. Those of methods that ask for values only are also run on functions.
+A row is a set of tables of an experiment. Those of methods that ask for values only are also run on functions. Many
+rows vary the server alone, or clients alone; `held_to` says which checks are about what a row varies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+from itertools import takewhile
 from typing import Any
 
+import pytest
+
+from fedsim.testing import checks
 from fedsim.testing.others import ESTIMATED, LOCAL, OPAQUE, PGD, SEARCHING, STEPPING, Others
 from fedsim.testing.problems import TRAINING
 from fedsim.testing.subject import Path, Subject
@@ -485,6 +492,54 @@ UNCOUNTED = {"measure", "control"}
 """Actions whose evaluations are no part of a method's published count."""
 SILENT = {"sgd", "scaffold", "feddyn"}
 """Clients that never ask for a value."""
+
+
+STEP = {"weighting", "server_lr", "server_optimizer", "deadline"}
+"""Options of strategies that clients learn nothing of: how the server steps, and for how long it waits."""
+
+
+def server(row: str) -> dict[str, Any]:
+    """All of a row but its clients."""
+    return {name: table for name, table in ROWS[row].items() if name != "client"}
+
+
+@cache
+def clients(row: str) -> list[dict[str, Any]]:
+    """A row's clients, and what its strategy asks of them."""
+    strategy, client = (subject(row).table((part,)) for part in ("strategy", "client"))
+    return [client, {option: value for option, value in strategy.items() if option not in STEP}]
+
+
+def varies(row: str, check: checks.Check) -> bool:
+    """Whether a row has what a check is about, and no earlier row has it, too."""
+    if check in checks.OF_SERVERS:
+        about: Any = server
+    elif check in checks.OF_CLIENTS:
+        about = clients
+    else:
+        return True
+    earlier = takewhile(lambda other: other != row, ROWS)
+    return all(about(other) != about(row) for other in earlier)
+
+
+def held_to(rows: Sequence[str], of: Sequence[checks.Check]) -> list[Any]:
+    """Parameters `row, check` of a test: what each row varies before a change, and the whole product once a day.
+
+    Restored runs are those of `test_resume`, which has them of all rows and through a file. A row's checks are of one
+    process, for they share runs.
+    """
+    found = []
+    for row in rows:
+        for check in of:
+            often = varies(row, check) and check is not checks.an_interrupted_run_ends_like_an_uninterrupted_one
+            marks = [pytest.mark.xdist_group(row), *([] if often else [pytest.mark.slow])]
+            found.append(pytest.param(row, check, marks=marks, id=f"{row}-{check.__name__}"))
+    return found
+
+
+def grouped(rows: Sequence[str]) -> list[Any]:
+    """Parameters `row` of a test that shares runs with the row's checks."""
+    return [pytest.param(row, marks=pytest.mark.xdist_group(row)) for row in rows]
 
 
 def subject(row: str, opaque: bool = False) -> Subject:

@@ -10,7 +10,19 @@ import dataclasses
 
 import pytest
 import torch
-from contract import CROSSING, PARTS, PATHS, REFUSED, REPORTING, ROWS, SILENT, UNCOUNTED, subject
+from contract import (
+    CROSSING,
+    PARTS,
+    PATHS,
+    REFUSED,
+    REPORTING,
+    ROWS,
+    SILENT,
+    UNCOUNTED,
+    grouped,
+    held_to,
+    subject,
+)
 
 from fedsim.cli.describe import GROUPS
 from fedsim.core import plugins
@@ -31,15 +43,13 @@ REPORTS = [
 ]
 
 
-@pytest.mark.parametrize("row", ROWS)
-@pytest.mark.parametrize("check", checks.CHECKS, ids=lambda check: check.__name__)
-def test_the_contract(check: checks.Check, row: str) -> None:
+@pytest.mark.parametrize(("row", "check"), held_to(list(ROWS), checks.CHECKS))
+def test_the_contract(row: str, check: checks.Check) -> None:
     check(SUBJECTS[row])
 
 
-@pytest.mark.parametrize("row", OPAQUE)
-@pytest.mark.parametrize("check", checks.ON_FUNCTIONS, ids=lambda check: check.__name__)
-def test_the_contract_on_functions(check: checks.Check, row: str) -> None:
+@pytest.mark.parametrize(("row", "check"), held_to(list(OPAQUE), checks.ON_FUNCTIONS))
+def test_the_contract_on_functions(row: str, check: checks.Check) -> None:
     check(OPAQUE[row])
 
 
@@ -67,7 +77,12 @@ def test_every_option_is_in_the_tables(part: str, row: str) -> None:
 
 @pytest.mark.parametrize(
     ("part", "row", "option"),
-    [(part, row, option) for part, rows in PARTS.items() for row, options in rows.items() for option in options],
+    [
+        pytest.param(part, row, option, marks=pytest.mark.xdist_group(row))
+        for part, rows in PARTS.items()
+        for row, options in rows.items()
+        for option in options
+    ],
 )
 def test_every_option_moves_something(part: str, row: str, option: str) -> None:
     checks.every_option_moves_something(SUBJECTS[row], PATHS[part], option, PARTS[part][row][option])
@@ -97,7 +112,7 @@ def test_the_cosine_is_reported_where_it_is_asked_for(row: str) -> None:
         assert -1.0 <= told["cosine"] <= 1.0
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", grouped(list(ROWS)))
 def test_a_method_asks_for_what_its_paper_counts(row: str) -> None:
     """Evaluations to judge a step, and for control variates, are counted apart; who trains asks for none."""
     asked = checks.questions(SUBJECTS[row])

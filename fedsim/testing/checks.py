@@ -1,7 +1,8 @@
 """What every strategy and every client keeps to: a function for each promise, AssertionError where it is broken.
 
 `CHECKS` are all that need no more than a subject; of these, `ON_FUNCTIONS` are also about subjects that are run on
-functions. The others are about a single option.
+functions. `OF_SERVERS` are about the server alone and `OF_CLIENTS` about clients alone: of subjects that share one of
+them these say the same. The others are about a single option.
 """
 
 from __future__ import annotations
@@ -248,14 +249,10 @@ def a_late_reply_is_taken_later_or_left(subject: Subject) -> None:
     )
 
 
-def an_update_that_is_nan_is_left_out_and_counted(subject: Subject) -> None:
-    """As if the client had not answered, whichever window it is of; a step that is judged is not taken."""
-    _hold_spoiled(subject, float("nan"))
-
-
-def an_update_that_is_infinite_is_left_out_and_counted(subject: Subject) -> None:
-    """As if the client had not answered, whichever window it is of; a step that is judged is not taken."""
-    _hold_spoiled(subject, float("inf"))
+def an_update_that_is_not_finite_is_left_out_and_counted(subject: Subject) -> None:
+    """NaN or infinite: as if the client had not answered, in any window; a step that is judged is not taken."""
+    for value in (float("nan"), float("inf")):
+        _hold_spoiled(subject, value)
 
 
 def a_metric_that_is_nan_leaves_the_model_finite(subject: Subject) -> None:
@@ -368,8 +365,7 @@ CHECKS: tuple[Check, ...] = (
     a_cohort_of_one,
     a_client_that_fails_is_as_if_it_had_not_answered,
     a_late_reply_is_taken_later_or_left,
-    an_update_that_is_nan_is_left_out_and_counted,
-    an_update_that_is_infinite_is_left_out_and_counted,
+    an_update_that_is_not_finite_is_left_out_and_counted,
     a_metric_that_is_nan_leaves_the_model_finite,
     bytes_are_those_of_the_payloads,
     queries_are_what_was_asked,
@@ -378,6 +374,22 @@ ON_FUNCTIONS: tuple[Check, ...] = (
     loop_equals_stacked,
     the_size_of_chunks_and_the_cores_change_no_bit,
     an_interrupted_run_ends_like_an_uninterrupted_one,
+    queries_are_what_was_asked,
+)
+OF_SERVERS: tuple[Check, ...] = (
+    inputs_stay_as_they_were,
+    replies_in_any_order_give_the_same_bytes,
+    windows_of_nobody_complete_the_round,
+    a_cohort_of_one,
+    a_client_that_fails_is_as_if_it_had_not_answered,
+    a_late_reply_is_taken_later_or_left,
+    an_update_that_is_not_finite_is_left_out_and_counted,
+    a_metric_that_is_nan_leaves_the_model_finite,
+)
+OF_CLIENTS: tuple[Check, ...] = (
+    the_order_of_clients_in_an_order_does_not_matter,
+    loop_equals_stacked,
+    the_size_of_chunks_and_the_cores_change_no_bit,
     queries_are_what_was_asked,
 )
 

@@ -60,8 +60,8 @@ class Subject:
         return build_simulation(experiment, self.problem(dtype) if problem is None else problem)
 
     def problem(self, dtype: torch.dtype = torch.float64) -> Problem:
-        """Functions or examples, whichever it is run on."""
-        return small_functions(dtype) if self.opaque else small_problem(dtype)
+        """Functions or examples, whichever it is run on: the same for all who ask, for no run changes its problem."""
+        return _problem(dtype, self.opaque)
 
     def table(self, path: Path) -> dict[str, Any]:
         """The options that its tables give the plug-in at a path."""
@@ -177,6 +177,11 @@ def _kind(group: str, kind: type[Any]) -> str:
 def _importable(top: str) -> bool:
     """Whether another process with the same path would find this module or package."""
     return any(finder.find_spec(top, None) is not None for finder in sys.meta_path)
+
+
+@cache
+def _problem(dtype: torch.dtype, opaque: bool) -> Problem:
+    return small_functions(dtype) if opaque else small_problem(dtype)
 
 
 @cache

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
-from contract import ROWS
+from contract import ROWS, subject
 from mortal import KILLS, POINTS, SCENARIOS
 
 import fedsim
@@ -52,12 +52,26 @@ def left(folder: Path) -> dict[str, bytes]:
 # Every algorithm.
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_a_checkpoint_of_every_algorithm_changes_no_bit(row, tmp_path):
-    first, second = (build_simulation(small(**ROWS[row]), small_problem()) for _ in range(2))
-    first.step()
-    path = write(tmp_path, first.round, Checkpoint(first.snapshot(copy=False), 0, 0))
+@pytest.mark.parametrize(
+    ("row", "opaque"),
+    [
+        pytest.param(row, opaque, id=f"{row}, on functions" if opaque else row)
+        for row in ROWS
+        for opaque in (False, True)
+        if not opaque or subject(row).fits_functions
+    ],
+)
+def test_a_checkpoint_of_every_algorithm_changes_no_bit(row, opaque, tmp_path):
+    """After two rows of a run, which goes on and leaves what it has told as it was."""
+    rounds = ROWS[row].get("rounds", 4)
+    first, second = (subject(row, opaque).simulation(rounds=rounds) for _ in range(2))
+    for _ in range(2):
+        first.step()
+    told = first.snapshot()
+    path = write(tmp_path, first.round, Checkpoint(first.snapshot(copy=False) | {"wall": 0.0}, 0, 0))
     rest = list(first)
+    assert rest
+    assert write(tmp_path, int(path.name[:8]), Checkpoint(told | {"wall": 0.0}, 0, 0)) == path  # a hash is in its name
     second.restore(read(path).snapshot)
     assert [{**found, "wall": 0} for found in second] == [{**wanted, "wall": 0} for wanted in rest]
     assert torch.equal(second.state.params, first.state.params)
@@ -65,7 +79,8 @@ def test_a_checkpoint_of_every_algorithm_changes_no_bit(row, tmp_path):
     assert ends[0]["engine"]["ledger"] == ends[1]["engine"]["ledger"]
     stores = [end["engine"]["store"] for end in ends]
     assert all(torch.equal(stores[0][name], stores[1][name]) for name in stores[0])
-    traces = [end["engine"]["trace"].summary([1.0] * 6, end["engine"]["now"]) for end in ends]
+    shares = [1.0] * first.parts.problem.num_clients
+    traces = [end["engine"]["trace"].summary(shares, end["engine"]["now"]) for end in ends]
     assert traces[0] == traces[1]
 
 
