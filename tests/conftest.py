@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -10,6 +11,29 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 import pytest
 
 import fedsim  # noqa: F401  # first: it fixes the kernels that bitwise comparisons rely on
+
+LISTED = 10
+"""Files of which the time is told."""
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Tests that are named run in this process, as others would take seconds to start; else one a core."""
+    return 0 if any("::" in argument for argument in config.args) else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the files that took longest, and what each may take."""
+    taken = Counter[str]()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                taken[report.location[0]] += report.duration
+    if len(taken) < LISTED:
+        return
+    terminalreporter.section("seconds by file")
+    for file, seconds in taken.most_common(LISTED):
+        terminalreporter.write_line(f"{seconds:6.1f} {file}")
 
 
 @pytest.fixture(autouse=True)

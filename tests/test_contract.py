@@ -54,6 +54,7 @@ def test_the_contract_on_functions(row: str, check: checks.Check) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.xdist_group("ray")
 @pytest.mark.parametrize("row", UNDER_RAY)
 def test_flowers_engine_comes_to_the_same(row: str, pytestconfig: pytest.Config) -> None:
     the_same_under_flowers_engine(SUBJECTS[row], pytestconfig)

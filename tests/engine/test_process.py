@@ -14,6 +14,8 @@ from fedsim.core.errors import InputError
 from fedsim.problems.black_box import BlackBoxError
 from fedsim.testing import blobs, mlp
 
+pytestmark = pytest.mark.xdist_group("process")  # for its tests count the children of their process
+
 CLIENT = '''
 import os
 from pathlib import Path

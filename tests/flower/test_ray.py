@@ -15,6 +15,7 @@ import fedsim
 from fedsim.running.history import read_rows
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.xdist_group("ray")
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "experiments" / "digits_fedavg.toml"

@@ -24,6 +24,8 @@ from fedsim.parallel.shared_memory import SMALL, Channel, UnreadableError
 from fedsim.parallel.workers import Lost, Raised, TimedOut, WorkerError, Workers
 from fedsim.problems.evaluators import Processes
 
+pytestmark = pytest.mark.xdist_group("workers")  # for its tests count the children of their process
+
 TASKS = '''
 import os
 import signal

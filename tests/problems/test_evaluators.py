@@ -17,6 +17,8 @@ import torch
 from fedsim.core.errors import InputError
 from fedsim.problems.evaluators import Answer, Failure, Processes, Scalar, Stacked, Vectorised, real
 
+pytestmark = pytest.mark.xdist_group("evaluation")  # for its tests count the children of their process
+
 SIMULATORS = '''
 import os
 import subprocess

@@ -11,6 +11,8 @@ from replicas import hold_equal, simulation
 from experiments.benchmarks import mezo
 from fedsim.zeroth_order import shared_seed
 
+pytestmark = pytest.mark.xdist_group("memory")
+
 
 @pytest.fixture(scope="module")
 def peaks() -> dict[str, float]:
