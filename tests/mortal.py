@@ -1,7 +1,8 @@
 """A process whose children run an experiment and are killed, again and again; see `test_resume`.
 
-`python mortal.py` reads a task a line, `{"scenario", "folder", "seed"}`, and writes a line for each. It forks, so that
-a child has everything imported and one thread. A child goes on with the run in the folder; the last one finishes it.
+`python mortal.py` reads a task a line, `{"scenario", "folder", "seed", "kills"}`, and writes a line for each. It forks,
+so that a child has everything imported and one thread. A child goes on with the run in the folder; the last one
+finishes it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,6 @@ from fedsim.running.checkpoint import Keeper, listed
 from fedsim.running.resume import resume
 from fedsim.running.runner import run
 
-KILLS = 22
-"""How often each run is killed, and then twice more while it writes what it has come to."""
 PACE = 3
 """Checkpoints after which a child that is to be killed by the clock waits for it, so that it does not finish."""
 SLOWEST = 0.06
@@ -223,8 +222,8 @@ def ended(pid: int) -> int:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-def suffer(scenario: str, folder: Path, seed: int) -> dict[str, Any]:
-    """Run a scenario whole in folder/whole, and with many deaths in folder/torn.
+def suffer(scenario: str, folder: Path, seed: int, kills: int) -> dict[str, Any]:
+    """Run a scenario whole in folder/whole, and in folder/torn with so many deaths and two while it ends.
 
     Tells what they were, and up to which round there was a checkpoint after each.
     """
@@ -233,7 +232,7 @@ def suffer(scenario: str, folder: Path, seed: int) -> dict[str, Any]:
         assert ended(pid) == 0
     torn = folder / "torn"
     # Every point at least once, and the others by the clock.
-    deaths: list[str | float] = [*POINTS, *(chance.uniform(0, SLOWEST) for _ in range(KILLS - len(POINTS)))]
+    deaths: list[str | float] = [*POINTS, *(chance.uniform(0, SLOWEST) for _ in range(kills - len(POINTS)))]
     chance.shuffle(deaths)
     rounds: list[int] = []
 
@@ -276,7 +275,7 @@ def main(tasks: Sequence[str] | Any = sys.stdin) -> None:
         task = json.loads(line)
         try:
             run(replace(experiment(task["scenario"]), rounds=1), save=False)  # what is made once for a process
-            told = suffer(task["scenario"], Path(task["folder"]), task["seed"])
+            told = suffer(task["scenario"], Path(task["folder"]), task["seed"], task["kills"])
         except Exception:
             told = {"error": traceback.format_exc()}
         print(json.dumps(told), flush=True)

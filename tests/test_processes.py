@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
 
 from fedsim.reports.comparison import compare
 from fedsim.running.folder import open_run
@@ -29,48 +29,57 @@ def rows_of(out: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if name != "wall"} for row in rows]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("selection.count=100", "rounds=3"),
-        (
-            # 10 clients in batches of 63, 2000 x 64 + 2000 x 10 parameters: 93 million multiply-adds a step,
-            # more than twice what two threads are worth.
-            'problem.dataset={kind="synthetic", features=64, clients=40, examples_per_client=70}',
-            'partition={kind="natural"}',
-            "problem.model.hidden=[2000]",
-            "client.batch_size=64",
-            "rounds=2",
-        ),
-    ],
-)
-def test_the_number_of_cores_changes_no_byte(tmp_path, settings):
+SETTINGS = {
+    "clients": ("selection.count=100", "rounds=3"),
+    # 10 clients in batches of 63, 2000 x 64 + 2000 x 10 parameters: 93 million multiply-adds a step, more than twice
+    # what two threads are worth.
+    "large": (
+        'problem.dataset={kind="synthetic", features=64, clients=40, examples_per_client=70}',
+        'partition={kind="natural"}',
+        "problem.model.hidden=[2000]",
+        "client.batch_size=64",
+        "rounds=2",
+    ),
+}
+RUNS = """
+import json, sys, fedsim
+for name, overrides in json.loads(sys.argv[3]).items():
+    fedsim.run(fedsim.load(sys.argv[1], overrides=overrides), out=f"{sys.argv[2]}/{name}")
+"""
+
+
+def test_the_number_of_cores_changes_no_byte(tmp_path):
     """Both in one thread each and, where a step has enough to do, with cohorts spread over threads."""
     for cores in ("1", "2"):
-        environment = os.environ | {"OMP_NUM_THREADS": cores}
-        subprocess.run(command(tmp_path / cores, *settings), env=environment, check=True, cwd=ROOT, timeout=120)
-    model = [(tmp_path / cores / "model.safetensors").read_bytes() for cores in ("1", "2")]
-    assert model[0] == model[1]
-    assert rows_of(tmp_path / "1") == rows_of(tmp_path / "2")
+        arguments = [sys.executable, "-c", RUNS, DIGITS, str(tmp_path / cores), json.dumps(SETTINGS)]
+        subprocess.run(arguments, env=os.environ | {"OMP_NUM_THREADS": cores}, check=True, cwd=ROOT, timeout=240)
+    for name in SETTINGS:
+        model = [(tmp_path / cores / name / "model.safetensors").read_bytes() for cores in ("1", "2")]
+        assert model[0] == model[1], name
+        assert rows_of(tmp_path / "1" / name) == rows_of(tmp_path / "2" / name), name
 
 
-def started(out: Path) -> subprocess.Popen[bytes]:
-    """A run of many rounds that has logged at least three."""
-    process = subprocess.Popen(
+@contextmanager
+def started(out: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run of many rounds that has logged at least three; it is over when the block is."""
+    with subprocess.Popen(
         command(out, "rounds=100000", "evaluation.every=0"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    metrics, began = out / "metrics.jsonl", time.monotonic()
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() - began < 60
-        time.sleep(0.05)
-    return process
+    ) as process:
+        try:
+            metrics, began = out / "metrics.jsonl", time.monotonic()
+            while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() - began < 60
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.kill()
 
 
 def test_finished_rounds_survive_a_kill(tmp_path):
-    process = started(tmp_path / "run")
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    with started(tmp_path / "run") as process:
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)
     run = open_run(tmp_path / "run")
     rows = run.rows()
     assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
@@ -80,9 +89,9 @@ def test_finished_rounds_survive_a_kill(tmp_path):
 
 
 def test_an_interrupt_ends_the_run_cleanly(tmp_path):
-    process = started(tmp_path / "run")
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    with started(tmp_path / "run") as process:
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"interrupted" in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -390,6 +390,11 @@ def test_named_clients_alone_can_have_it() -> None:
 # --- Every run goes on
 
 
+OFTEN = {"fedavg", "scaffold", "median", "noise", "deadline", "fedfix", "fedbuff", "fedbuff_window", "fedasync"}
+OFTEN |= {"fedzo_guard", "fzoos", "one_byte", "fedkseed_pro", "cbo", "fedcbo", "curriculum_async", "sfat"}
+"""Rows whose servers wait, count and remember in ways of their own; the others are run once a day."""
+
+
 def counted(simulated: Simulation) -> dict[str, int]:
     """How many orders are sent, and replies used and left out, from now on."""
     engine, found = simulated.parts.engine, dict.fromkeys(("sent", "used", "failed", "spoiled"), 0)
@@ -411,7 +416,7 @@ def counted(simulated: Simulation) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [row if row in OFTEN else pytest.param(row, marks=pytest.mark.slow) for row in ROWS])
 def test_every_method_goes_on_with_a_third_of_the_orders_faulty_and_the_counts_add_up(row: str) -> None:
     """All orders are used, left out, silent, told to stop or on their way; and each kind is where it belongs."""
     simulated = run_of(row, faults=MIXTURE)
@@ -533,7 +538,8 @@ def test_updates_that_are_not_finite_by_themselves_are_no_excuse() -> None:
 
 LOST: dict[str, Any] = MIXTURE | {"drop_after": 0.2}
 """With more work that nobody hears of, which moves on what clients remember."""
-METHODS = ["scaffold", "fedbuff", "fedfix", "fzoos_guard", "fedkseed_pro"]
+METHODS = ["scaffold", "fedbuff", *(pytest.param(row, marks=pytest.mark.slow) for row in ("fedfix", "fzoos_guard"))]
+METHODS += ["fedkseed_pro"]
 
 
 @pytest.mark.parametrize("row", METHODS)

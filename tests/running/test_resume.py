@@ -19,7 +19,7 @@ import pytest
 import tomli_w
 import torch
 from contract import ROWS, subject
-from mortal import KILLS, POINTS, SCENARIOS
+from mortal import POINTS, SCENARIOS
 
 import fedsim
 from fedsim import plots
@@ -110,13 +110,16 @@ def mortal() -> Iterator[subprocess.Popen[str]]:
         process.stdin.close()
 
 
+@pytest.mark.xdist_group("killed")
+@pytest.mark.parametrize("kills", [len(POINTS) + 3, pytest.param(22, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("number", "scenario"), list(enumerate(SCENARIOS)))
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(mortal, number, scenario, tmp_path):
-    mortal.stdin.write(json.dumps({"scenario": scenario, "folder": str(tmp_path), "seed": number}) + "\n")
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(mortal, number, scenario, kills, tmp_path):
+    task = {"scenario": scenario, "folder": str(tmp_path), "seed": number, "kills": kills}
+    mortal.stdin.write(json.dumps(task) + "\n")
     mortal.stdin.flush()
     told = json.loads(mortal.stdout.readline())
     assert "error" not in told, told.get("error")
-    assert len(told["deaths"]) == KILLS + 2 >= 20
+    assert len(told["deaths"]) == kills + 2
     assert set(POINTS) <= set(told["deaths"])
     assert told["rounds"] == sorted(told["rounds"])  # no death costs a checkpoint
     assert len(set(told["rounds"])) >= 3
