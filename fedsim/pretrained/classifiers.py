@@ -5,6 +5,7 @@ The classifiers are clients like any other: one executor trains all of them, at 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,21 +14,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedsim.client import training as local_training
 from fedsim.client.training import LocalTraining
+from fedsim.core import schedules, streams
 from fedsim.core.cache import digest, kept
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
 from fedsim.core.streams import Streams
+from fedsim.engine import batches
+from fedsim.engine import cohort as cohorts
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.executor import Executor
 from fedsim.exchange.messages import Cost, Order, Size, Update
+from fedsim.nets import convolution, dropout, functional, layers, losses, lowering, network, stack
 from fedsim.problems.datasets.base import Dataset
+from fedsim.problems.models import layers as model_layers
 from fedsim.problems.partitions.base import Partition
 from fedsim.problems.supervised import Supervised, build_model
 
 START, TRAINED = "start", "params"
-TRAINED_BY = tuple(f"fedsim.{name}" for name in ("client.training", "core.streams", "engine.batches", "nets.network"))
-"""Modules whose source decides what training comes to."""
+TRAINED_BY = (
+    *(local_training, cohorts, batches, schedules, streams),
+    *(convolution, dropout, functional, layers, losses, lowering, network, stack),
+)
+"""Modules whose source decides what training comes to: what is drawn, and what is computed."""
 ROUNDING = 1e-9
 """So that 100 classes times a portion of 0.29 are 29, whatever the last bit of the product."""
 
@@ -97,7 +107,7 @@ def classifiers(
     kind = type(model)
     described = [kind.__module__, kind.__qualname__, repr(model), repr(training), seed]
     arrays = (dataset.x, dataset.y, partition.order, partition.offset)
-    key = digest(described, device, (__name__, kind.__module__, *TRAINED_BY), arrays)
+    key = digest(described, device, (*TRAINED_BY, model_layers, sys.modules[__name__]), (kind,), arrays)
 
     def made() -> Tensor:
         starts = _starts(dataset, model, seed, partition.clients)

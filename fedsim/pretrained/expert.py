@@ -6,6 +6,7 @@ Federated Learning?", who train it for 10 epochs on batches of 64 with label smo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,8 +49,9 @@ def train_expert(problem: Supervised, expert: Expert, folder: Path | None = None
 
     described = [repr(expert), repr(fit), type(problem.loss).__qualname__, *_described(problem.model)]
     state = [value.cpu().numpy() for value in problem.model.state_dict().values()]
-    modules = [__name__, *TRAINED_BY, *sorted({type(part).__module__ for part in problem.model.modules()})]
-    key = digest(described, problem.device, modules, (data.x, data.y, everything.order, *state))
+    modules = (*TRAINED_BY, sys.modules[__name__])
+    classes = (type(problem.loss), *map(type, problem.model.modules()))
+    key = digest(described, problem.device, modules, classes, (data.x, data.y, everything.order, *state))
     found = kept("experts", key, (1, problem.dimension), made, folder)
     return found[0].to(problem.device, problem.dtype)
 

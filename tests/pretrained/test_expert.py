@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedsim.client.curriculum import Expert
 from fedsim.core.errors import InputError
 from fedsim.nets.losses import CrossEntropy, LabelSmoothing, Loss
 from fedsim.pretrained import classifiers
+from fedsim.pretrained import expert as experts
 from fedsim.pretrained.expert import train_expert
 from fedsim.testing.problems import DEVICE, blobs, mlp, small_problem
 
@@ -98,6 +100,19 @@ def test_an_expert_is_trained_once_and_then_read(tmp_path, monkeypatch):
     assert torch.equal(small_problem().expert_losses(expert), fresh)
     with pytest.raises(TypeError):  # nobody can train the expert of another seed now
         small_problem().expert_losses(Expert(epochs=2, seed=1))
+
+
+def test_an_expert_of_another_source_is_trained_anew(tmp_path, monkeypatch):
+    expert, other = Expert(epochs=2), tmp_path / "other.py"
+    small_problem().expert_losses(expert)
+    other.write_text("# not what it was\n")
+    monkeypatch.setattr(classifiers, "train", None)
+    for changed in (*classifiers.TRAINED_BY, experts, sys.modules[CrossEntropy.__module__]):
+        with monkeypatch.context() as patched:
+            patched.setattr(changed, "__file__", str(other))
+            with pytest.raises(TypeError):
+                small_problem().expert_losses(expert)
+    small_problem().expert_losses(expert)
 
 
 @pytest.mark.parametrize("part", ["x", "y"])

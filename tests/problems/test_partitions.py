@@ -8,10 +8,12 @@ import sys
 import numpy as np
 import pytest
 
+from fedsim.core import streams
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveInt, options
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.partitions import base as module
+from fedsim.problems.partitions import cached
 from fedsim.problems.partitions.base import Partition, Shared, hold_out, noisy_labels
 from fedsim.problems.partitions.cached import cached_partition
 from fedsim.problems.partitions.dirichlet_equal import DirichletEqual, apportion
@@ -342,6 +344,13 @@ def test_a_cache_hit_equals_a_fresh_partition_and_does_not_import_the_library(tm
     ):
         with pytest.raises(ImportError):
             cached_partition(other, data, seed, tmp_path)
+    # So does another source of what deals, of what it builds on, and of what it draws from.
+    (tmp_path / "other.py").write_text("# not what it was\n")
+    for source in (module, cached, streams, sys.modules[Dirichlet.__module__]):
+        with monkeypatch.context() as patched:
+            patched.setattr(source, "__file__", str(tmp_path / "other.py"))
+            with pytest.raises(ImportError):
+                cached_partition(plan, DATA, 3, tmp_path)
 
 
 @options
@@ -380,6 +389,15 @@ def test_a_damaged_or_foreign_cache_file_is_made_again(tmp_path):
         assert only_file(tmp_path) == path
     cached_partition(plan, data, 0, tmp_path)
     assert len(CALLS) == calls
+
+
+def test_a_partition_whose_source_cannot_be_read_is_made_each_time(tmp_path, monkeypatch):
+    CALLS.clear()
+    monkeypatch.delattr(sys.modules[Counting.__module__], "__file__")
+    for calls in (1, 2):
+        assert cached_partition(Counting(), labelled(6, 2, 2), 0, tmp_path).clients == 1
+        assert len(CALLS) == calls
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):

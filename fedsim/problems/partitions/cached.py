@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.core.cache import cache_folder
+from fedsim.core import streams
+from fedsim.core.cache import cache_folder, sources
 from fedsim.core.data_files import read_arrays
 from fedsim.core.errors import InputError
-from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset
+from fedsim.problems.partitions import base
 from fedsim.problems.partitions.base import Partition, Partitioner
 
 
@@ -26,31 +27,31 @@ def cached_partition(partitioner: Partitioner, data: Dataset, seed: int, folder:
 
     folder: where the files are; `FEDSIM_CACHE`, else `fedsim` in the user's cache folder when not given. A
     file is named by a hash of labels, owners, options, seed, library versions and source, so none is ever
-    stale; a damaged one is made again, and a folder that cannot be written is done without.
+    stale, and where the source cannot be read there is none; a damaged one is made again, and a folder that cannot be
+    written is done without.
     """
-    if not partitioner.cached:
-        made = partitioner.split(data, seed)
-        made.check(data)
-        return made
-    path = (folder or cache_folder()) / "partitions" / f"{_key(partitioner, data, seed)}.npz"
-    stored = _stored(path, data)
+    key = _key(partitioner, data, seed) if partitioner.cached else None
+    path = None if key is None else (folder or cache_folder()) / "partitions" / f"{key}.npz"
+    stored = None if path is None else _stored(path, data)
     if stored is not None:
         return stored
     made = partitioner.split(data, seed)
     made.check(data)
-    _store(path, made)
+    if path is not None:
+        _store(path, made)
     return made
 
 
-def _key(partitioner: Partitioner, data: Dataset, seed: int) -> str:
+def _key(partitioner: Partitioner, data: Dataset, seed: int) -> str | None:
     kind = type(partitioner)
+    source = sources((streams, base, sys.modules[__name__]), (kind,))
+    if source is None:
+        return None
     versions = [importlib.metadata.version(package) for package in ("flwr-datasets", "numpy")]
     settings = dataclasses.asdict(partitioner)  # type: ignore[call-overload]
     named = [kind.__module__, kind.__qualname__, settings, seed, versions, data.num_classes]
     digest = hashlib.blake2b(json.dumps(named, sort_keys=True, default=repr).encode(), digest_size=20)
-    for module in (__name__, Streams.__module__, kind.__module__):
-        source = getattr(sys.modules.get(module), "__file__", None)
-        digest.update(Path(source).read_bytes() if source else b"")
+    digest.update(source)
     for array in (data.y, data.y_test, data.owner, data.owner_test):
         digest.update(b"none" if array is None else f"{array.dtype}{array.shape}".encode())
         if array is not None:
