@@ -9,6 +9,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from fedsim.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from fedsim.configuration.tables import Experiment, experiment, load
     from fedsim.core.errors import DivergedError, FedsimError, InputError
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from fedsim.reports.comparison import compare
     from fedsim.running.resume import resume
     from fedsim.running.runner import Result, Round, run
-
-__version__ = "0.1.0"
 
 # MKL otherwise picks kernels by the alignment of memory and the number of matrices in a batch, so that a client's
 # numbers would depend on who else is in its cohort. Read at the first product, so it must stand before that.

@@ -21,13 +21,13 @@ import click
 import typer
 from rich.console import Console
 
-from fedsim import __version__
 from fedsim.cli import flower
 from fedsim.cli.describe import describe
 from fedsim.cli.new import new
 from fedsim.cli.progress import SweepProgress
 from fedsim.cli.words import STATUS, _say, _say_outcome, sweep_table
-from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.errors import FedsimError, InputError, one_line
+from fedsim.core.version import __version__
 
 if TYPE_CHECKING:
     from fedsim.configuration.tables import Experiment
@@ -289,7 +289,7 @@ def main() -> None:
         code = app(standalone_mode=False)
     except (InputError, click.UsageError) as error:
         line = error.format_message() if isinstance(error, click.UsageError) else str(error)
-        print(f"fedsim: {' '.join(line.split())}", file=sys.stderr)
+        print(f"fedsim: {one_line(line)}", file=sys.stderr)
         code = 2
     except FedsimError as error:
         print(f"fedsim: {error}", file=sys.stderr)

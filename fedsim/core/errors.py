@@ -42,6 +42,16 @@ class StalledError(FedsimError):
     """Nothing will ever happen again in virtual time; what was logged so far is kept."""
 
 
+def one_line(said: object, longest: int | None = None) -> str:
+    """What an error says, or anything else, on one line of at most so many letters."""
+    return " ".join(str(said).split())[:longest]
+
+
+def named_line(error: BaseException) -> str:
+    """The class of an error and what it says, on one line of at most 300 letters."""
+    return one_line(f"{type(error).__name__}: {error}", 300)
+
+
 def warn(text: str) -> None:
     """Say on standard error, in one line, what does not end a run."""
-    print(f"fedsim: warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    print(f"fedsim: warning: {one_line(text)}", file=sys.stderr, flush=True)

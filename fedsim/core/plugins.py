@@ -3,6 +3,8 @@
 A table of an experiment file names its plug-in by `kind`; every other key is one of its options:
 `{kind = "mlp", hidden = [64]}` becomes `MLP(hidden=(64,))`. A kind may also be `module:Class`, or
 `./file.py:Class` from the current folder, as all paths of an experiment, for a plug-in that is not installed.
+What stands before a colon may also be the name of an entry point of `fedsim.resolvers`: a function of the group, the
+kind and the option to blame, which returns the class (`flwr:FedAdam`).
 """
 
 from __future__ import annotations
@@ -57,11 +59,12 @@ def ours(group: str) -> list[str]:
 
 def find(group: str, kind: str, option: str) -> type[Any]:
     """The class that `kind` names in `group`; `option` is the option to blame when there is none."""
-    if group == "strategies" and kind.startswith("flwr:"):
-        from fedsim.flower.stock import stock_class
-
-        return stock_class(kind, option)
-    if ":" in kind:
+    prefix, colon, _ = kind.partition(":")
+    if colon:
+        resolver = names("resolvers").get(prefix)
+        if resolver is not None:
+            resolved: type[Any] = resolver.load()(group, kind, option)
+            return resolved
         return _load_from(kind, option)
     entries = _installed(group).get(kind)
     if entries is None and kind.endswith(".py"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError, naming
+from fedsim.core.errors import InputError, naming, one_line
 from fedsim.core.streams import Index, Streams
 from fedsim.engine.assignment import Assignment
 from fedsim.engine.batches import Course, Plan, plan_batches, steps_of
@@ -155,7 +155,7 @@ class Cohort:
         except (NotImplementedError, RuntimeError) as error:
             if not any(words in str(error) for words in ("forward AD", "forward-mode AD", "jvp")):
                 raise
-            line = " ".join(str(error).split())[:160]
+            line = one_line(error, 160)
             raise InputError(
                 "problem.model", "forward gradients", f"a layer of it has no forward mode, use queries instead ({line})"
             ) from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, one_line
 from fedsim.core.graph import storable
 from fedsim.core.streams import Streams
 from fedsim.engine.assignment import Assignment
@@ -128,7 +128,7 @@ def _try(network: Network, problem: Supervised) -> None:
             network.layout.stack(problem.initial(), 2), Batch(problem.x[rows], problem.y[rows], weight, draw)
         )
     except RuntimeError as error:
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error, 200)
         raise InputError("engine.executor", "stacked", f"the model cannot be stacked, use 'loop' ({line})") from error
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, one_line
 from fedsim.flower.internals import project, run_config
 
 
@@ -32,7 +32,7 @@ class AppFolder:
         try:
             found = project(path)["tool"]["flwr"]
         except (OSError, ValueError) as error:
-            raise InputError("path", str(path), _line(error)) from error
+            raise InputError("path", str(path), one_line(error)) from error
         app = found["app"]
         components = app["components"]
         if "serverapp" not in components:
@@ -40,7 +40,7 @@ class AppFolder:
         try:
             config = run_config(app, overrides)
         except (OSError, ValueError) as error:
-            raise InputError("run-config", " ".join(overrides), _line(error)) from error
+            raise InputError("run-config", " ".join(overrides), one_line(error)) from error
         return cls(path.absolute(), components["serverapp"], components["clientapp"], config, _nodes(found))
 
     @contextmanager
@@ -66,7 +66,3 @@ def _nodes(tables: Mapping[str, Any]) -> int | None:
     options = chosen.get("options", {}) if isinstance(chosen, Mapping) else {}
     number = options.get("num-supernodes")
     return number if isinstance(number, int) else None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

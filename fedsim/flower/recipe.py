@@ -11,10 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fedsim
 from fedsim.configuration.tables import Experiment, experiment, load
 from fedsim.core.errors import InputError
 from fedsim.core.plugins import ROOT
+from fedsim.core.version import __version__
 
 SOURCES = ("fedsim", "strategies", "clients")
 """The packages whose source decides what an experiment computes."""
@@ -70,4 +70,4 @@ def identity() -> dict[str, str]:
         for path in sorted(folder.rglob("*.py")):
             found.update(f"{package}/{path.relative_to(folder).as_posix()}\0".encode())
             found.update(path.read_bytes())
-    return {"version": fedsim.__version__, "source": found.hexdigest()[:16]}
+    return {"version": __version__, "source": found.hexdigest()[:16]}

@@ -30,7 +30,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsim.core import plugins
-from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.errors import FedsimError, InputError, one_line
 from fedsim.core.generators import seeded_globals
 from fedsim.core.options import options
 from fedsim.core.plugins import HasPlugins
@@ -99,7 +99,7 @@ class Stock(HasPlugins):
         try:
             self._built()
         except ValueError as error:
-            raise InputError("kind", f"{PREFIX}{self.made_of.__name__}", " ".join(str(error).split())) from error
+            raise InputError("kind", f"{PREFIX}{self.made_of.__name__}", one_line(error)) from error
 
     @functools.cached_property
     def sends(self) -> frozenset[str]:
@@ -251,11 +251,14 @@ class LazyArray(Array):
         return np.array(self.__dict__["values"])
 
 
-def stock_class(kind: str, option: str) -> type[Stock]:
-    """The class of options of `flwr:<name>`, of flwr.serverapp.strategy, or `flwr:<module or file>:<class>`.
+def stock_class(group: str, kind: str, option: str) -> type[Stock]:
+    """The resolver of the prefix `flwr`: the class of options of `flwr:<name>` or `flwr:<module or file>:<class>`.
 
-    Its options are the arguments of the strategy's constructor that a file can give. InputError: there is none.
+    A name is one of flwr.serverapp.strategy. Options are those arguments of its constructor that a file can give.
+    InputError: there is no such strategy.
     """
+    if group != "strategies":
+        raise InputError(option, kind, f"of Flower's only strategies are {PREFIX}...; name one of the {group}")
     name = kind.removeprefix(PREFIX)
     if ":" in name:
         found: Any = plugins.find("strategies", name, option)

@@ -29,7 +29,7 @@ from multiprocessing.context import SpawnProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
-from fedsim.core.errors import FedsimError
+from fedsim.core.errors import FedsimError, named_line
 from fedsim.parallel.shared_memory import Channel, UnreadableError
 
 GUARD = 'a script has to start workers below `if __name__ == "__main__":`'
@@ -106,7 +106,7 @@ class Workers:
         try:
             pickled = pickle.dumps((load, arguments))
         except Exception as error:
-            raise WorkerError(f"cannot be sent what it is to load: {one_line(error)}") from error
+            raise WorkerError(f"cannot be sent what it is to load: {named_line(error)}") from error
         self._workers = [_Worker(pickled) for _ in range(count)]
         self._lock = threading.Lock()
         # Before Python waits for its processes, when it ends, and in no process that has been forked from this one.
@@ -350,9 +350,4 @@ def take_one_core() -> None:
 
 
 def _raised(error: BaseException) -> Raised:
-    return Raised(one_line(error), "".join(traceback.format_exception(error)))
-
-
-def one_line(error: BaseException) -> str:
-    """The class of an exception and what it says, on one line of at most 300 letters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return Raised(named_line(error), "".join(traceback.format_exception(error)))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, one_line
 from fedsim.core.streams import Index, Streams
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.base import CLIENTS_EVALUATED, Trial, choose_device
@@ -322,7 +322,7 @@ def _checked_start(start: Any, dimension: int, bounds: tuple[float, float] | Non
     if isinstance(values, Failure):
         values = real(given, (dimension,))
     if isinstance(values, Failure):
-        shown = " ".join(str(start).split())[:100]
+        shown = one_line(start, 100)
         raise InputError("start", shown, f"give one number, or {dimension}, one for each coordinate")
     outside = ~(np.isfinite(values) & (lower <= values) & (values <= upper))
     if outside.any():

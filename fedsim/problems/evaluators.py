@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.errors import FedsimError, InputError, named_line
 from fedsim.parallel.workers import Failed, WorkerError, Workers
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def attempt(function: Callable[..., Any], *given: Any) -> Any:
     try:
         return function(*given)
     except Exception as error:
-        return Failure(_line(f"raised {type(error).__name__}: {error}"), cause=error)
+        return Failure(f"raised {named_line(error)}", cause=error)
 
 
 def real(found: object, shape: tuple[int, ...]) -> np.ndarray | Failure:
@@ -224,7 +224,3 @@ def misfit(described: str, shape: tuple[int, ...]) -> Failure:
 
 def _copied(x: Tensor) -> np.ndarray:
     return np.array(x.detach().cpu().numpy())
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:300]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedsim.attacks.attack import Attack, ExampleDraws, Victim
 from fedsim.client.curriculum import Expert
-from fedsim.core.errors import InputError, naming
+from fedsim.core.errors import InputError, naming, one_line
 from fedsim.core.options import options
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import SERVER, Streams
@@ -439,7 +439,7 @@ def _check_model(model: nn.Module, x: Tensor, outputs: int) -> None:
             found = model(x)
             apart = torch.cat([model(x[row : row + 1]) for row in range(len(x))])
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error, 200)
         raise InputError("problem.model", name, f"does not fit inputs of shape {tuple(x.shape[1:])}: {line}") from error
     finally:
         drawn = not torch.equal(before, torch.get_rng_state())

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fedsim.configuration.tables import Checkpointing
-from fedsim.core.errors import FedsimError, InputError, warn
+from fedsim.core.errors import FedsimError, InputError, one_line, warn
 from fedsim.core.files import StorageError, settle, write_whole
 from fedsim.core.graph import Document, GraphError, decode, encode
 from fedsim.running.folder import CHECKPOINT, CONFIG, METRICS, RunFolder
@@ -119,7 +119,7 @@ def read(path: Path) -> Checkpoint:
             document = Document(text, tensors)
         return Checkpoint(*decode(document))
     except (OSError, SafetensorError, GraphError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise DamagedError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def listed(folder: Path) -> list[Path]:

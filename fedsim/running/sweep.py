@@ -23,15 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.errors import FedsimError, InputError, named_line, one_line
 from fedsim.parallel.workers import Failed, Lost, Workers, take_one_core
 
 # What needs PyTorch is imported where it is used: a new process first says how many threads it may have.
 if TYPE_CHECKING:
     from fedsim.configuration.tables import Experiment
 
-DONE = ("finished", "stopped", "diverged", "stalled")
-"""How a run can end that need not be done again."""
 Ended = tuple[str, str, dict[str, Any]]
 """Status, reason and summary of a run."""
 LONGEST = 200
@@ -212,7 +210,7 @@ def _earlier(point: Point) -> Outcome | None:
     InputError: the folder cannot be used, or another experiment has been run in it.
     """
     from fedsim.configuration.tables import experiment
-    from fedsim.running.folder import CONFIG, SUMMARY, RunFolder
+    from fedsim.running.folder import CONFIG, ENDED, SUMMARY, RunFolder
 
     folder = point.folder
     RunFolder.check(folder, point.experiment.name, force=True)
@@ -228,7 +226,7 @@ def _earlier(point: Point) -> Outcome | None:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return Outcome(point, summary["status"], summary["reason"], summary, True) if summary["status"] in DONE else None
+    return Outcome(point, summary["status"], summary["reason"], summary, True) if summary["status"] in ENDED else None
 
 
 def _text(made: Experiment) -> str:
@@ -239,8 +237,7 @@ def _text(made: Experiment) -> str:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, FedsimError) else f"{type(error).__name__}: {text}"
+    return one_line(error) if isinstance(error, FedsimError) else named_line(error)
 
 
 def _folder_name(combination: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ import tomli_w
 import torch
 from numpy.typing import NDArray
 
-import fedsim
+from fedsim.configuration.tables import experiment
 from fedsim.core.clock import ticks
 from fedsim.core.errors import InputError
 from fedsim.core.generators import seeded_globals
@@ -176,7 +176,7 @@ def another_seed_gives_other_bytes(subject: Subject) -> None:
 def options_survive_toml(subject: Subject) -> None:
     """Written to a file and read again, the experiment and its plug-ins are what they were."""
     checked = small_experiment(**subject.tables)
-    again = fedsim.experiment(**tomllib.loads(tomli_w.dumps(checked.resolved())))
+    again = experiment(**tomllib.loads(tomli_w.dumps(checked.resolved())))
     assert again.resolved() == checked.resolved()
     for part in ("strategy", "client"):
         wanted = values_of(subject.given.get(part, getattr(checked, part)))

@@ -17,9 +17,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import fedsim
+from fedsim.configuration.tables import experiment as checked
 from fedsim.exchange.windows import All
 from fedsim.running.history import read_rows
+from fedsim.running.runner import run
 from fedsim.testing.plugin import OPTION, asked_for
 from fedsim.testing.rounds import everybody
 from fedsim.testing.subject import Subject
@@ -51,8 +52,8 @@ def the_same_under_flowers_engine(subject: Subject, config: pytest.Config) -> No
     orders, window = simulation.parts.strategy.ask(simulation.state, everybody(simulation))
     if orders.late == "keep" or window != All() or "devices" in subject.tables:
         pytest.skip("its windows close at a virtual time, and on Ray time is real")
-    experiment = fedsim.experiment(**{**TABLES, "client": subject.table(("client",)), **subject.tables})
-    ours = fedsim.run(experiment, save=False)
+    experiment = checked(**{**TABLES, "client": subject.table(("client",)), **subject.tables})
+    ours = run(experiment, save=False)
     assert (ours.params - ours.problem.initial()).norm() > 0, "nothing is learnt, so nothing is compared"
     # A short name: Ray puts sockets there, whose paths have 107 characters at most.
     with tempfile.TemporaryDirectory(prefix="fs") as name:
@@ -81,7 +82,7 @@ def main(folder: Path) -> None:
     """Run `experiment.json` of a folder on Ray, into `run` beside it."""
     from fedsim.flower import run_on_ray
 
-    experiment = fedsim.experiment(**json.loads((folder / "experiment.json").read_text()))
+    experiment = checked(**json.loads((folder / "experiment.json").read_text()))
     result = run_on_ray(experiment, nodes=NODES, out=folder / "run", timeout=SECONDS)
     assert result.status == "finished", result.reason
 

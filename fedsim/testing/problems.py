@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-import fedsim
+from fedsim.configuration.tables import Experiment
+from fedsim.configuration.tables import experiment as checked
 from fedsim.problems.benchmark_functions import Synthetic
 from fedsim.problems.black_box import BlackBox
-from fedsim.problems.supervised import Supervised
+from fedsim.problems.supervised import Supervised, supervised
 from fedsim.running.build import build_simulation
 
 DEVICE = os.environ.get("FEDSIM_TEST_DEVICE", "cpu")
@@ -56,7 +57,7 @@ def mlp(inputs: int = 6, classes: int = 3, activation: type[nn.Module] = nn.ReLU
 
 def small_problem(dtype: torch.dtype = torch.float64, model: nn.Module | None = None, **settings: Any) -> Supervised:
     """The examples of `blobs(**settings)` for a model, by default `mlp()`, whose d is 83."""
-    return fedsim.supervised(**blobs(**settings), model=mlp() if model is None else model, dtype=dtype, device=DEVICE)
+    return supervised(**blobs(**settings), model=mlp() if model is None else model, dtype=dtype, device=DEVICE)
 
 
 def small_functions(dtype: torch.dtype = torch.float64) -> BlackBox:
@@ -65,7 +66,7 @@ def small_functions(dtype: torch.dtype = torch.float64) -> BlackBox:
     return Synthetic(dimension=6, clients=4, noise=0.01).build(small_experiment(engine=engine))
 
 
-def small_experiment(rounds: int = 3, **tables: Any) -> fedsim.Experiment:
+def small_experiment(rounds: int = 3, **tables: Any) -> Experiment:
     """An experiment for `small_problem`: two epochs of batches of 4, four of the six clients in a round.
 
     tables: as of `fedsim.experiment`, in place of these.
@@ -76,7 +77,7 @@ def small_experiment(rounds: int = 3, **tables: Any) -> fedsim.Experiment:
         "client": {"kind": "sgd", **TRAINING},
         "evaluation": {"every": 0},
     }
-    return fedsim.experiment(rounds=rounds, **(defaults | tables))
+    return checked(rounds=rounds, **(defaults | tables))
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,8 @@ class Quadratics:
         model = nn.Linear(self.x.shape[1], 1, bias=False)
         with torch.no_grad():
             model.weight.zero_()
-        problem = fedsim.supervised(
-            self.x, self.y, model=model, clients=self.clients, dtype=torch.float64, device=DEVICE
-        )
-        experiment = fedsim.experiment(
+        problem = supervised(self.x, self.y, model=model, clients=self.clients, dtype=torch.float64, device=DEVICE)
+        experiment = checked(
             rounds=rounds,
             strategy=strategy,
             client=client,

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import fedsim
 from fedsim.configuration.tables import PLUGINS
+from fedsim.configuration.tables import experiment as checked
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_simulation
-from fedsim.running.runner import Result
+from fedsim.running.runner import Result, run
 from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import TRAINING, small_experiment, small_functions, small_problem
 
@@ -125,7 +125,7 @@ def simulate(
     partners = {part: made for part, made in (("strategy", strategy), ("client", client)) if made is not None}
     named = {part: made if isinstance(made, Mapping | str) else table_of(part, made) for part, made in partners.items()}
     experiment = small_experiment(rounds=rounds, **tables, **named)
-    return fedsim.run(experiment, problem=small_problem() if problem is None else problem, save=False)
+    return run(experiment, problem=small_problem() if problem is None else problem, save=False)
 
 
 def table_of(part: str, plugin: Any) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def table_of(part: str, plugin: Any) -> dict[str, Any]:
 
     part: `strategy` or `client`. InputError: an experiment file could not name its class.
     """
-    bare = fedsim.experiment()
+    bare = checked()
     tables = {**bare.tables, part: {"kind": _kind(PLUGINS[part][0], type(plugin))}}
     table: dict[str, Any] = replace(bare, tables=tables, **{part: plugin}).resolved()[part]
     return table

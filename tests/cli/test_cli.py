@@ -354,7 +354,8 @@ def test_importing_fedsim_is_light():
 def test_the_version_is_that_of_the_package(monkeypatch, capsys):
     from importlib.metadata import version
 
-    assert fedsim.__version__ == version("fedsim-lab")
+    written = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert fedsim.__version__ == version("fedsim-lab") == written
     assert call(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"fedsim {fedsim.__version__}\n"
     assert "FEDSIM_CACHE" in os.environ

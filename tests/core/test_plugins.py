@@ -169,6 +169,20 @@ def test_one_name_of_two_packages_is_ambiguous(tmp_path, monkeypatch):
     assert plugins.find("strategies", "fedprox", "strategy.kind").__name__ == "FedProx"
 
 
+def test_a_prefix_names_a_resolver(tmp_path, monkeypatch):
+    metadata = tmp_path / "elsewhere-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[fedsim.resolvers]\nelse = elsewhere_of:resolve\n")
+    (tmp_path / "elsewhere_of.py").write_text("def resolve(*asked):\n    return type('Found', (), {'asked': asked})\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fresh(monkeypatch)
+    found = plugins.find("clients", "else:where:Class", "client.kind")
+    assert found.asked == ("clients", "else:where:Class", "client.kind")
+    with pytest.raises(InputError, match="there is no module other"):
+        plugins.find("clients", "other:Class", "client.kind")
+
+
 def fresh(monkeypatch):
     """Look for entry points anew within this test, and again after it."""
     monkeypatch.setattr(plugins, "_installed", cache(plugins._installed.__wrapped__))
