@@ -24,7 +24,8 @@ from fedsim.parallel.cores import cores
 from fedsim.parallel.workers import WorkerError, Workers, take_one_core
 from fedsim.problems.base import Problem
 from fedsim.running.checks import _check
-from fedsim.running.simulation import Setup, Simulation, hold_transformable
+from fedsim.running.setup import Setup
+from fedsim.running.simulation import Simulation, hold_transformable
 
 
 def in_processes(experiment: Experiment, problem: Problem | None) -> Callable[..., ProcessExecutor]:

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field, fields
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,10 +27,7 @@ from fedsim.core.files import StorageError, settle, write_whole
 from fedsim.core.graph import Document, GraphError, decode, encode
 from fedsim.running.folder import CHECKPOINT, CONFIG, METRICS, RunFolder
 
-if TYPE_CHECKING:
-    from fedsim.running.simulation import Simulation
-
-FORMAT = 2
+FORMAT = 3
 """Raised when a checkpoint of before can no longer be read: a storable class has another name or other fields, or a
 snapshot other parts."""
 SHARE = 20
@@ -157,22 +154,40 @@ def newest(folder: RunFolder) -> Checkpoint | None:
     return None
 
 
+class Run(Protocol):
+    """What is kept: a run that can be written down between two rounds, and go on from there.
+
+    round: how many are completed. told: rows of metrics that have been handed out. whole: no round is under way.
+    """
+
+    @property
+    def round(self) -> int: ...  # noqa: D102
+    @property
+    def told(self) -> int: ...  # noqa: D102
+
+    whole: bool
+
+    def snapshot(self, *, copy: bool) -> dict[str, Any]:
+        """Everything that it needs to go on; copy: False shares what is in it with the run."""
+        ...
+
+
 class Keeper:
     """Writes the checkpoints of a run into its folder when they are due; call it between two rounds.
 
     A checkpoint that cannot be written is said once, on standard error; the run and its earlier checkpoints stay.
     """
 
-    def __init__(self, folder: RunFolder, simulation: Simulation, when: Checkpointing) -> None:
-        self._folder, self._simulation, self._when = folder, simulation, when
+    def __init__(self, folder: RunFolder, run: Run, when: Checkpointing) -> None:
+        self._folder, self._run, self._when = folder, run, when
         self._config = folder.config()
-        self._written = simulation.round
+        self._written = run.round
         self._ended, self._took = time.perf_counter(), 0.0
         self._silent = self._hopeless = False
 
     def __call__(self) -> None:
         """Write a checkpoint if it is time to."""
-        rounds, every = self._simulation.round - self._written, self._when.every
+        rounds, every = self._run.round - self._written, self._when.every
         if every is None:
             due = time.perf_counter() - self._ended >= max(LEAST, SHARE * self._took)
         else:
@@ -182,18 +197,17 @@ class Keeper:
 
     def last(self) -> None:
         """Write the checkpoint of a run that is interrupted, where that is between two rounds."""
-        simulation = self._simulation
-        told = simulation.told == self._folder.appended
-        if simulation.whole and told and simulation.round > self._written and self._when.every != 0:
+        told = self._run.told == self._folder.appended
+        if self._run.whole and told and self._run.round > self._written and self._when.every != 0:
             self.write()
 
     def write(self) -> None:
         """Write a checkpoint, and then remove those that are too many."""
         if self._hopeless:
             return
-        began, number, folder = time.perf_counter(), self._simulation.round, self._folder
+        began, number, folder = time.perf_counter(), self._run.round, self._folder
         try:
-            snapshot = self._simulation.snapshot(copy=False)
+            snapshot = self._run.snapshot(copy=False)
             write(folder.checkpoints, number, Checkpoint(snapshot, folder.sync(), folder.appended, self._config))
             for path in listed(folder.checkpoints)[self._when.keep :]:
                 path.unlink(missing_ok=True)

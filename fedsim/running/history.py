@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fedsim.core.errors import InputError
 
 Row = dict[str, Any]
+"""What one completed round, or the time since the last row, came to, by the names of metrics.jsonl."""
 
 
 class History:

@@ -23,8 +23,8 @@ from fedsim.problems.supervised import Supervised
 from fedsim.running.build import EngineMaker, build_problem, build_simulation
 from fedsim.running.checkpoint import Keeper
 from fedsim.running.folder import CURVES, ENDED, RunFolder
-from fedsim.running.history import History
-from fedsim.running.simulation import Row, Simulation
+from fedsim.running.history import History, Row
+from fedsim.running.simulation import Simulation
 from fedsim.running.summary import summarise
 
 VERSIONED = ("torch", "numpy", "scikit-learn", "flwr-datasets")

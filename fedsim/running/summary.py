@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedsim.core.measures import is_measure, lower_is_better
-from fedsim.running.simulation import Row
+from fedsim.running.history import Row
 
 TOTALS = (
     *("clients", "failed", "late", "crashed", "lost", "faults"),

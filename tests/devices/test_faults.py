@@ -450,7 +450,7 @@ def test_a_synchronous_run_in_which_everybody_is_faulty_ends_like_others(kind: s
 @pytest.mark.parametrize("strategy", [FEDBUFF, {**FEDBUFF, "restart": "window"}, "fedasync"], ids=str)
 def test_an_asynchronous_run_in_which_nobody_answers_well_comes_to_an_end(strategy, kind, monkeypatch) -> None:
     """It waits for a usable reply RESTS times, or takes what has failed for a round of nobody."""
-    monkeypatch.setattr("fedsim.running.simulation.RESTS", 50)
+    monkeypatch.setattr("fedsim.running.hopeless.RESTS", 50)
     everybody = {"kind": "uniform", "fraction": 1.0}
     experiment = small(4, strategy=strategy, selection=everybody, faults={kind: 1.0})
     result = fedsim.run(experiment, problem=small_problem(), save=False)

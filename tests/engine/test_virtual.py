@@ -529,7 +529,7 @@ def test_updates_that_are_never_finite_end_a_run_that_asks_for_losses():
 
 
 def test_everybody_asleep_ends_a_run_that_is_judged_in_time(monkeypatch):
-    monkeypatch.setattr("fedsim.running.simulation.RESTS", 50)
+    monkeypatch.setattr("fedsim.running.hopeless.RESTS", 50)
     asleep = {"availability": {"kind": "bernoulli", "probability": 1e-12, "period": 1.0}}
     with pytest.raises(StalledError):
         list(made("fedavg", rounds=2, devices=asleep, evaluation={"every_seconds": 1.0}))

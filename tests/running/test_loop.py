@@ -180,7 +180,7 @@ def test_orders_pass_through_transforms_and_count_as_encoded():
     assert plain.step()["bytes_down"] == 4 * 83 * 8
     assert torch.equal(seen[0].orders[0].payload["params"], start.half().double())
     halved.step()
-    assert halved.snapshot()["_server"].sending["transforms/0/params/uses"].tolist() == [[2.0]]
+    assert halved.snapshot()["server"].sending["transforms/0/params/uses"].tolist() == [[2.0]]
 
 
 SCAFFOLD = {"strategy": {"kind": "scaffold"}, "client": {"kind": "scaffold", "epochs": 1}}
@@ -203,7 +203,7 @@ def test_some_vectors_of_an_order_are_transformed_and_the_others_cross_as_they_a
     tables = [{"kind": "test_loop:Halved", "vectors": ["control"]}]
     simulation = build_simulation(small(1, **SCAFFOLD, order_transforms=tables), small_problem())
     assert simulation.step()["bytes_down"] == 4 * 83 * (8 + 2)
-    assert simulation.snapshot()["_server"].sending["transforms/0/control/uses"].tolist() == [[1.0]]
+    assert simulation.snapshot()["server"].sending["transforms/0/control/uses"].tolist() == [[1.0]]
 
 
 def test_a_strategy_that_counts_its_orders_itself_takes_no_order_transforms():

@@ -91,7 +91,7 @@ def test_classes_have_names_of_their_own_in_a_checkpoint():
     text = encode([simulation.snapshot(), StalledError("late"), DivergedError("nan")]).text
     assert set(re.findall(r'\["(?:class|named|error)","(.*?)"', text)) == {
         *("server", "server-state", "interval", "order", "size", "job", "job-result", "flight", "flights", "ledger"),
-        *("trace", "stalled-error", "diverged-error"),
+        *("trace", "judged", "patience", "stalled-error", "diverged-error"),
     }
 
 
@@ -431,10 +431,10 @@ def test_a_checkpoint_of_another_version_is_one_line(tmp_path):
     torn = cut(tmp_path / "torn")
     (path, *_) = listed(torn / "checkpoints")
     found = read(path)
-    del found.snapshot["_looks"]
+    del found.snapshot["judge"]
     path.unlink()
     write(torn / "checkpoints", 5, found)
-    with pytest.raises(UnusableError, match=r"its checkpoint has no '_looks': another version of fedsim wrote it"):
+    with pytest.raises(UnusableError, match=r"its checkpoint has no 'judge': another version of fedsim wrote it"):
         resume(torn, force=True)
 
 

@@ -1,0 +1,33 @@
+"""What a simulation is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedsim.configuration.evaluation import Evaluation, Stopping
+from fedsim.core.streams import Streams
+from fedsim.engine.base import Engine
+from fedsim.exchange.transforms import Chain
+from fedsim.problems.base import Problem
+from fedsim.server.selection.base import Selector
+from fedsim.server.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a simulation is made of. rounds, duration (virtual seconds): where it ends; None: not there.
+
+    steady: whether all clients that are sent orders answer them, as far as their devices go.
+    """
+
+    problem: Problem
+    strategy: Strategy
+    selector: Selector
+    engine: Engine
+    streams: Streams
+    rounds: int | None
+    duration: float | None
+    evaluation: Evaluation
+    stopping: Stopping | None
+    order_transforms: Chain
+    steady: bool = True
