@@ -11,25 +11,19 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fedsim.core.options import PositiveFloat, options
-from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Order, Size, Update
-from fedsim.zeroth_order.directions import part
-from fedsim.zeroth_order.replay import replay_
-from fedsim.zeroth_order.replica import Replica, kind_of, slopes
-from fedsim.zeroth_order.scalar_codes import finite
-from fedsim.zeroth_order.shared_seed import PUBLIC, of_scalars, seeded_keys
+from fedsim.client import Cohort, Cost, Order, PositiveFloat, Size, Update, options
+from fedsim.zeroth_order import PUBLIC, Replica, finite, kind_of, of_scalars, part, replay_, seeded_keys, slopes
 
 
 @options
 class DeComFL(Replica):
     """Needs the strategy `decomfl`."""
 
-    needs: ClassVar[frozenset[str]] = frozenset(
+    requires: ClassVar[frozenset[str]] = frozenset(
         {"rounds", "seeds", "scalars", "now", "from", "at", "lr", "directions", "perturbations"}
     )
-    knows: ClassVar[frozenset[str]] = frozenset({"params"})
-    sends: ClassVar[frozenset[str]] = frozenset({"scalars"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"params"})
+    up: ClassVar[frozenset[str]] = frozenset({"scalars"})
 
     mu: PositiveFloat = 1e-3
     """The radius."""

@@ -13,19 +13,15 @@ from typing import ClassVar
 
 import torch
 
-from fedsim.client.training import LocalTraining
-from fedsim.core.options import NonNegativeFloat, Share, options
-from fedsim.engine.cohort import Cohort
-from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Cost, Order, Size, Update
+from fedsim.client import Cohort, Cost, LocalTraining, NonNegativeFloat, Order, Shapes, Share, Size, Update, options
 
 
 @options
 class FedCBO(LocalTraining):
     """Needs the strategy `fedcbo`."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"params", "models", "selection"})
-    sends: ClassVar[frozenset[str]] = frozenset({"model", "losses"})
+    requires: ClassVar[frozenset[str]] = frozenset({"params", "models", "selection"})
+    up: ClassVar[frozenset[str]] = frozenset({"model", "losses"})
 
     alpha: NonNegativeFloat = 30.0
     """How much more the better models weigh."""

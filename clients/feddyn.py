@@ -8,19 +8,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fedsim.client.training import LocalTraining
-from fedsim.core.options import options
-from fedsim.engine.cohort import Cohort
-from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Update
+from fedsim.client import Cohort, LocalTraining, Shapes, Update, options
 
 
 @options
 class FedDyn(LocalTraining):
     """The regulariser's alpha comes with the server's order."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"params", "feddyn-alpha"})
-    sends: ClassVar[frozenset[str]] = frozenset({"delta"})
+    requires: ClassVar[frozenset[str]] = frozenset({"params", "feddyn-alpha"})
 
     def state(self, dimension: int) -> Shapes:
         """Each client keeps the gradient of its loss at its last local solution, L_i."""

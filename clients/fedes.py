@@ -12,13 +12,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.core.options import options
-from fedsim.core.streams import Streams
-from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Order, Scalar, Size, Update
-from fedsim.zeroth_order.directions import part
-from fedsim.zeroth_order.replica import Replica, kind_of
-from fedsim.zeroth_order.shared_seed import Population, of_losses, population_keys
+from fedsim.client import Cohort, Cost, Order, Scalar, Size, Streams, Update, options
+from fedsim.zeroth_order import Population, Replica, kind_of, of_losses, part, population_keys
 
 AT_ONCE = 2**20
 """Numbers of perturbed models that exist at once."""
@@ -28,11 +23,11 @@ AT_ONCE = 2**20
 class FedES(Replica):
     """The batch of a round is the same for all perturbations."""
 
-    needs: ClassVar[frozenset[str]] = frozenset(
+    requires: ClassVar[frozenset[str]] = frozenset(
         {"seed", "rounds", "losses", "from", "at", "lr", "directions", "population", "sigma", "antithetic", "ranks"}
     )
-    knows: ClassVar[frozenset[str]] = frozenset({"params"})
-    sends: ClassVar[frozenset[str]] = frozenset({"losses"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"params"})
+    up: ClassVar[frozenset[str]] = frozenset({"losses"})
 
     def cost(self, orders: Order, examples: Tensor) -> Cost:
         """N floats, and as many evaluations."""

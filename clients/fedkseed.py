@@ -14,22 +14,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.core.options import Passes, PositiveFloat, options
-from fedsim.engine.cohort import Cohort
-from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Cost, Order, Size, Update
-from fedsim.zeroth_order.directions import dual, part
-from fedsim.zeroth_order.replica import Replica, kind_of, slopes
-from fedsim.zeroth_order.shared_seed import PUBLIC, pool_keys, rebuilt, summed
+from fedsim.client import Cohort, Cost, Order, Passes, PositiveFloat, Shapes, Size, Update, options
+from fedsim.zeroth_order import PUBLIC, Replica, dual, kind_of, part, pool_keys, rebuilt, slopes, summed
 
 
 @options
 class FedKSeed(Replica):
     """The state is x_0, d numbers, and whether the client has joined."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"seed", "sums", "reply", "lr", "directions"})
-    knows: ClassVar[frozenset[str]] = frozenset({"params", "probabilities", "sampling"})
-    sends: ClassVar[frozenset[str]] = frozenset({"places", "scalars", "sums"})
+    requires: ClassVar[frozenset[str]] = frozenset({"seed", "sums", "reply", "lr", "directions"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"params", "probabilities", "sampling"})
+    up: ClassVar[frozenset[str]] = frozenset({"places", "scalars", "sums"})
 
     steps: Passes = 10
     """T, local steps of a round."""

@@ -10,11 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedsim.core.options import NonNegativeFloat, options
-from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Update
-from fedsim.zeroth_order.estimator import Memory, Probe
-from fedsim.zeroth_order.search import EstimatedSearch
+from fedsim.client import Cohort, NonNegativeFloat, Update, options
+from fedsim.zeroth_order import EstimatedSearch, Memory, Probe
 
 
 @options

@@ -14,18 +14,33 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, options
-from fedsim.core.streams import Streams
-from fedsim.engine.cohort import Cohort
-from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Cost, Order, Size, Update
-from fedsim.zeroth_order.estimator import Probe
-from fedsim.zeroth_order.search import MEASURE, LocalSearch
-from fedsim.zeroth_order.surrogates.gaussian_process import GaussianProcess, fit, length_scales
-from fedsim.zeroth_order.surrogates.kernels import KERNELS
-from fedsim.zeroth_order.surrogates.random_features import RandomFeatures, draw
-from fedsim.zeroth_order.surrogates.trajectory import Trajectory
+from fedsim.client import (
+    Cohort,
+    Cost,
+    InputError,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Order,
+    PositiveFloat,
+    PositiveInt,
+    Shapes,
+    Size,
+    Streams,
+    Update,
+    options,
+)
+from fedsim.zeroth_order import (
+    KERNELS,
+    MEASURE,
+    GaussianProcess,
+    LocalSearch,
+    Probe,
+    RandomFeatures,
+    Trajectory,
+    draw,
+    fit,
+    length_scales,
+)
 
 LEAST_RADIUS = 1e-3
 """Of the last queries of a round, where the client's model and the server's are the same."""
@@ -36,8 +51,8 @@ SHARE = "share"
 class FZooS(LocalSearch):
     """A client's surrogates and what it asks for them."""
 
-    sends: ClassVar[frozenset[str]] = LocalSearch.sends | {"surrogate"}
-    knows: ClassVar[frozenset[str]] = LocalSearch.knows | {"surrogate", "corrected"}
+    up: ClassVar[frozenset[str]] = LocalSearch.up | {"surrogate"}
+    accepts: ClassVar[frozenset[str]] = LocalSearch.accepts | {"surrogate", "corrected"}
 
     gamma: NonNegativeFloat = 1.0
     """Factor of the correction."""

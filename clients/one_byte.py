@@ -12,26 +12,30 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.core.options import PositiveFloat, options
-from fedsim.core.streams import Streams
-from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Order, Size, Update
-from fedsim.zeroth_order.codec import OneByte
-from fedsim.zeroth_order.directions import Keys
-from fedsim.zeroth_order.replica import Directions, Replica, kind_of, slopes_along
-from fedsim.zeroth_order.scalar_codes import codec_of, packed
-from fedsim.zeroth_order.shared_seed import of_codes, samples_of
+from fedsim.client import Cohort, Cost, Order, PositiveFloat, Size, Streams, Update, options
+from fedsim.zeroth_order import (
+    Directions,
+    Keys,
+    OneByte,
+    Replica,
+    codec_of,
+    kind_of,
+    of_codes,
+    packed,
+    samples_of,
+    slopes_along,
+)
 
 
 @options
 class JustOneByte(Replica):
     """Needs the strategy `one_byte`."""
 
-    needs: ClassVar[frozenset[str]] = frozenset(
+    requires: ClassVar[frozenset[str]] = frozenset(
         {"seed", "rounds", "owners", "codes", "from", "at", "lr", "directions", "samples", "agg", "codec"}
     )
-    knows: ClassVar[frozenset[str]] = frozenset({"params", "codec-delta", "codec-scale", "codec-magnitude"})
-    sends: ClassVar[frozenset[str]] = frozenset({"codes"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"params", "codec-delta", "codec-scale", "codec-magnitude"})
+    up: ClassVar[frozenset[str]] = frozenset({"codes"})
 
     mu: PositiveFloat = 1e-3
     """The radius."""

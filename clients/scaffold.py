@@ -11,20 +11,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedsim.client.training import LocalTraining
-from fedsim.core.errors import InputError
-from fedsim.core.options import options
-from fedsim.engine.cohort import Cohort
-from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Cost, Order, Update
+from fedsim.client import Cohort, Cost, InputError, LocalTraining, Order, Shapes, Update, options
 
 
 @options
 class Scaffold(LocalTraining):
     """K is the number of steps that the client took. Option II is exact for plain SGD, so that is what it takes."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"params", "control"})
-    sends: ClassVar[frozenset[str]] = frozenset({"delta", "control_delta"})
+    requires: ClassVar[frozenset[str]] = frozenset({"params", "control"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "control_delta"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,21 +14,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.core.options import options
-from fedsim.engine.cohort import Cohort
-from fedsim.engine.store import Shapes
-from fedsim.exchange.messages import Cost, Order, Update
-from fedsim.zeroth_order.estimator import Memory, Probe
-from fedsim.zeroth_order.search import EstimatedSearch, batches
+from fedsim.client import Cohort, Cost, Order, Shapes, Update, options
+from fedsim.zeroth_order import EstimatedSearch, Memory, Probe, batches
 
 
 @options
 class ScaffoldZO(EstimatedSearch):
     """A client that has no control variate yet does not correct."""
 
-    needs: ClassVar[frozenset[str]] = EstimatedSearch.needs | {"control"}
-    knows: ClassVar[frozenset[str]] = EstimatedSearch.knows | {"report-control"}
-    sends: ClassVar[frozenset[str]] = EstimatedSearch.sends | {"control"}
+    requires: ClassVar[frozenset[str]] = EstimatedSearch.requires | {"control"}
+    accepts: ClassVar[frozenset[str]] = EstimatedSearch.accepts | {"report-control"}
+    up: ClassVar[frozenset[str]] = EstimatedSearch.up | {"control"}
 
     def state(self, dimension: int) -> Shapes:
         """The control variate, 1 where there is one, and what the estimator remembers."""

@@ -13,11 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.client.training import LocalTraining
-from fedsim.core.errors import InputError
-from fedsim.core.options import NonNegativeFloat, options
-from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Order, Size, Update
+from fedsim.client import Cohort, Cost, InputError, LocalTraining, NonNegativeFloat, Order, Size, Update, options
 
 REPORTED = {"nu": "report-nu", "last_loss": "report-loss"}
 """Numbers that a reply carries where the server asks for them, and the settings that ask."""
@@ -30,9 +26,8 @@ class Sgd(LocalTraining):
     proximal_mu: NonNegativeFloat = 0.0
     """mu, the penalty's factor, unless the server sends one; 0: none."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"params"})
-    knows: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu", "report-loss"})
-    sends: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last_loss"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu", "report-loss"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last_loss"})
 
     def cost(self, orders: Order, examples: Tensor) -> Cost:
         """Steps, d floats, and one more for each number that is asked for."""

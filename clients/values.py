@@ -10,23 +10,21 @@ from typing import ClassVar
 
 import torch
 
-from fedsim.core.options import BatchSize, options
-from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Cost, Order, Size, Update
-from fedsim.zeroth_order.search import batches
+from fedsim.client import BatchSize, Client, Cohort, Cost, Order, Size, Update, options
+from fedsim.zeroth_order import batches
 
 AT_ONCE = 32
 """How many candidates a client is asked about in one call."""
 
 
 @options
-class Values:
+class Values(Client):
     """Goes with the strategies `cbo` and `cma_es`."""
 
-    black_box: ClassVar[bool] = True
+    values_only: ClassVar[bool] = True
     same_every_round: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset({"candidates"})
-    sends: ClassVar[frozenset[str]] = frozenset({"values"})
+    requires: ClassVar[frozenset[str]] = frozenset({"candidates"})
+    up: ClassVar[frozenset[str]] = frozenset({"values"})
 
     batch_size: BatchSize = "full"
     """Examples that a round's values are about; full: all of a client's, and all that a black box knows."""

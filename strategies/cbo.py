@@ -20,23 +20,35 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import NonNegativeFloat, PositiveFloat, PositiveInt, options
-from fedsim.core.streams import Streams
-from fedsim.exchange.messages import Order, Replies, Weighting
-from fedsim.exchange.windows import All, Window
-from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
+from fedsim.server import (
+    All,
+    InputError,
+    Metrics,
+    NonNegativeFloat,
+    Order,
+    PositiveFloat,
+    PositiveInt,
+    ProblemView,
+    Replies,
+    ServerState,
+    Strategy,
+    Streams,
+    Weighting,
+    Window,
+    observed,
+    options,
+)
 
 HALVINGS = 60
 """Steps of the bisection for alpha, on a logarithmic scale."""
 
 
 @options
-class CBO:
+class CBO(Strategy):
     """Needs the client `values`."""
 
-    sends: ClassVar[frozenset[str]] = frozenset({"candidates"})
-    expects: ClassVar[frozenset[str]] = frozenset({"values"})
+    down: ClassVar[frozenset[str]] = frozenset({"candidates"})
+    up: ClassVar[frozenset[str]] = frozenset({"values"})
 
     weighting: Weighting = "uniform"
     """Weights w_i of F = sum_i w_i f_i: by the clients' examples, or uniform, 1/k each."""

@@ -23,12 +23,22 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import PositiveFloat, options
-from fedsim.core.streams import Streams
-from fedsim.exchange.messages import Order, Replies, Weighting
-from fedsim.exchange.windows import All, Window
-from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
+from fedsim.server import (
+    All,
+    InputError,
+    Metrics,
+    Order,
+    PositiveFloat,
+    ProblemView,
+    Replies,
+    ServerState,
+    Strategy,
+    Streams,
+    Weighting,
+    Window,
+    observed,
+    options,
+)
 
 
 class Normal:
@@ -43,15 +53,15 @@ class Normal:
 
 
 @options
-class CmaEs:
+class CmaEs(Strategy):
     """Needs the client `values`.
 
     The state is what the search was told, from which a resumed run makes it again. Solutions stay within the box, by
     the package's smooth transformation.
     """
 
-    sends: ClassVar[frozenset[str]] = frozenset({"candidates"})
-    expects: ClassVar[frozenset[str]] = frozenset({"values"})
+    down: ClassVar[frozenset[str]] = frozenset({"candidates"})
+    up: ClassVar[frozenset[str]] = frozenset({"values"})
 
     weighting: Weighting = "uniform"
     """Weights w_i of F = sum_i w_i f_i: by the clients' examples, or uniform, 1/k each."""

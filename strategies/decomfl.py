@@ -14,13 +14,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.core.options import Passes, PositiveInt, options
-from fedsim.core.streams import Streams
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import Window
-from fedsim.server.strategy import Metrics, ProblemView, ServerState
-from fedsim.zeroth_order.replica_server import ReplicaServer, mean_loss
-from fedsim.zeroth_order.shared_seed import SEED, of_scalars
+from fedsim.server import (
+    Metrics,
+    Order,
+    Passes,
+    PositiveInt,
+    ProblemView,
+    Replies,
+    ServerState,
+    Streams,
+    Window,
+    options,
+)
+from fedsim.zeroth_order import SEED, ReplicaServer, mean_loss, of_scalars
 
 
 @options
@@ -29,10 +35,10 @@ class DeComFL(ReplicaServer):
 
     purpose: ClassVar[str] = "decomfl"
     columns: ClassVar[tuple[str, ...]] = ("seeds", "scalars")
-    sends: ClassVar[frozenset[str]] = frozenset(
+    down: ClassVar[frozenset[str]] = frozenset(
         {"params", "rounds", "seeds", "scalars", "now", "from", "at", "lr", "directions", "perturbations"}
     )
-    expects: ClassVar[frozenset[str]] = frozenset({"scalars"})
+    up: ClassVar[frozenset[str]] = frozenset({"scalars"})
 
     steps: Passes = 1
     """K, local steps of a round."""

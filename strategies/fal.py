@@ -8,29 +8,11 @@ not published in another form: each local step attacks the current local model; 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from torch import Tensor
-
-from fedsim.core.options import options
-from fedsim.exchange.messages import Order, Replies, Weighting
-from fedsim.exchange.windows import All, Window
-from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
+from fedsim.server import Averaging, Weighting, options
 
 
 @options
-class FAL(WeightedStep):
+class FAL(Averaging):
     """eta_global is `server_lr`. What clients defend against is their option `adversarial`."""
 
-    sends: ClassVar[frozenset[str]] = frozenset({"params"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
-
     weighting: Weighting = "uniform"
-
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
-        """Send the model; wait for everybody."""
-        return Order("train", chosen, {"params": state.params}, round=state.round), All()
-
-    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
-        """Move along the mean change."""
-        return self.advance(state, replies, replies.combine(replies.weights(self.weighting))), observed(replies), True

@@ -11,19 +11,31 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedsim.core.options import NonNegativeFloat, NonNegativeInt, Share, options
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import First, Window
-from fedsim.server.staleness import Discount, Polynomial
-from fedsim.server.strategy import Metrics, ServerState, ServerStep, observed
+from fedsim.server import (
+    Discount,
+    First,
+    Metrics,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Order,
+    Polynomial,
+    Replies,
+    ServerState,
+    ServerStep,
+    Share,
+    Strategy,
+    Window,
+    observed,
+    options,
+)
 
 
 @options
-class FedAsync(ServerStep):
+class FedAsync(ServerStep, Strategy):
     """The server's optimizer and rate apply to the change that mixing makes."""
 
-    sends: ClassVar[frozenset[str]] = frozenset({"params", "proximal-mu"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
+    down: ClassVar[frozenset[str]] = frozenset({"params", "proximal-mu"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     alpha: Share = 0.6
     """The mixing rate."""

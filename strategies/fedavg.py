@@ -7,23 +7,14 @@ al. 2021, algorithm 2 (adaptive server optimizers); Bonawitz et al. 2019 (deadli
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import PositiveInt, Seconds, options
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import All, First, Window
-from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
+from fedsim.server import All, Averaging, First, InputError, Order, PositiveInt, Seconds, ServerState, Window, options
 
 
 @options
-class FedAvg(WeightedStep):
+class FedAvg(Averaging):
     """Who is late when a round closes is told to stop."""
-
-    sends: ClassVar[frozenset[str]] = frozenset({"params"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     deadline: Seconds | None = None
     """Virtual seconds after which a round closes. Not given: it waits for all."""
@@ -43,12 +34,8 @@ class FedAvg(WeightedStep):
         return state
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
-        """Send the model; wait for everybody, or the first, or until the deadline."""
+        """Wait for everybody, or the first, or until the deadline."""
         window: Window = All(self.deadline)
         if self.first is not None:
             window = First(min(self.first, len(chosen)), self.deadline)
-        return Order("train", chosen, {"params": state.params}, round=state.round), window
-
-    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
-        """Move along the mean change; where nobody was in time, stay."""
-        return self.advance(state, replies, replies.combine(replies.weights(self.weighting))), observed(replies), True
+        return self.order(state, chosen), window

@@ -9,25 +9,35 @@ reply. Fraboni et al. 2023, section 4.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import Share, options
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import First, Window
-from fedsim.server.participation import Frequency, Weights, counting, observed_weights, refuse_waiting, shares
-from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
+from fedsim.server import (
+    Averaging,
+    First,
+    Frequency,
+    InputError,
+    Metrics,
+    Order,
+    ProblemView,
+    Replies,
+    ServerState,
+    Share,
+    Weights,
+    Window,
+    counting,
+    observed,
+    observed_weights,
+    options,
+    refuse_waiting,
+    shares,
+)
 
 
 @options
-class FedAvgAsync(WeightedStep):
+class FedAvgAsync(Averaging):
     """`weighting`, `frequency` and `floor` are about unbiased weights only."""
-
-    sends: ClassVar[frozenset[str]] = frozenset({"params"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     weights: Weights = "unbiased"
     """d_i such that clients count as in the objective (unbiased), or the same for all (identical)."""
@@ -62,9 +72,8 @@ class FedAvgAsync(WeightedStep):
         return replace(state, memory={"weights": weights.to(state.params.dtype)})
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
-        """Send the model; look again at the next reply."""
-        orders = Order("train", chosen, {"params": state.params}, round=state.round, late="keep")
-        return orders, First(1)
+        """Look again at the next reply."""
+        return self.order(state, chosen, "keep"), First(1)
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the weighted change."""

@@ -9,25 +9,35 @@ reply. Nguyen et al. 2022, algorithm 1 (restart = "arrival"); Fraboni et al. 202
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import PositiveInt, Share, options
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import First, Window
-from fedsim.server.participation import Weights, counting, observed_weights
-from fedsim.server.staleness import Discount, Polynomial
-from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
+from fedsim.server import (
+    Averaging,
+    Discount,
+    First,
+    InputError,
+    Metrics,
+    Order,
+    Polynomial,
+    PositiveInt,
+    ProblemView,
+    Replies,
+    ServerState,
+    Share,
+    Weights,
+    Window,
+    counting,
+    observed,
+    observed_weights,
+    options,
+)
 
 
 @options
-class FedBuff(WeightedStep):
+class FedBuff(Averaging):
     """`weighting` and `floor` are about unbiased weights only."""
-
-    sends: ClassVar[frozenset[str]] = frozenset({"params"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     size: PositiveInt = 10
     """Replies in the buffer."""
@@ -55,9 +65,8 @@ class FedBuff(WeightedStep):
         return replace(state, memory=counting(problem, self.weighting))
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
-        """Send the model; look again when the buffer is full."""
-        orders = Order("train", chosen, {"params": state.params}, round=state.round, late="keep")
-        return orders, First(self.size, refill=self.restart == "arrival")
+        """Look again when the buffer is full."""
+        return self.order(state, chosen, "keep"), First(self.size, refill=self.restart == "arrival")
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the discounted changes."""

@@ -17,15 +17,26 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.core.options import NonNegativeFloat, PositiveInt, Share, options
-from fedsim.core.streams import Streams
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import All, Window
-from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
+from fedsim.server import (
+    All,
+    Metrics,
+    NonNegativeFloat,
+    Order,
+    PositiveInt,
+    ProblemView,
+    Replies,
+    ServerState,
+    Share,
+    Strategy,
+    Streams,
+    Window,
+    observed,
+    options,
+)
 
 
 @options
-class FedCBO:
+class FedCBO(Strategy):
     """Needs the client `fedcbo`.
 
     What is judged as the global model is the mean of the models that the round's agents have sent, which means little
@@ -33,8 +44,8 @@ class FedCBO:
     the consensus. The server holds N models and N^2 scores.
     """
 
-    sends: ClassVar[frozenset[str]] = frozenset({"params", "models", "selection"})
-    expects: ClassVar[frozenset[str]] = frozenset({"model", "losses"})
+    down: ClassVar[frozenset[str]] = frozenset({"params", "models", "selection"})
+    up: ClassVar[frozenset[str]] = frozenset({"model", "losses"})
 
     peers: PositiveInt = 20
     """M, models that an agent is sent; where there are fewer, all of them."""

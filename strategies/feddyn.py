@@ -12,21 +12,30 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.core.options import PositiveFloat, options
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import All, Window
-from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
+from fedsim.server import (
+    All,
+    Metrics,
+    Order,
+    PositiveFloat,
+    ProblemView,
+    Replies,
+    ServerState,
+    Strategy,
+    Window,
+    observed,
+    options,
+)
 
 
 @options
-class FedDyn:
+class FedDyn(Strategy):
     """Needs the client `feddyn`."""
 
     alpha: PositiveFloat = 0.01
     """Strength of the regulariser, for server and clients alike."""
 
-    sends: ClassVar[frozenset[str]] = frozenset({"params", "feddyn-alpha"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
+    down: ClassVar[frozenset[str]] = frozenset({"params", "feddyn-alpha"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     def init(self, problem: ProblemView) -> ServerState:
         """The sum of all drifts, h, begins at zero; N is kept to average it over."""

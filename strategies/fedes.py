@@ -15,14 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import PositiveFloat, options
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import Window
-from fedsim.server.strategy import Metrics, ProblemView, ServerState
-from fedsim.zeroth_order.directions import DRAWS
-from fedsim.zeroth_order.replica_server import ReplicaServer, mean_loss
-from fedsim.zeroth_order.shared_seed import SEED, Population, of_losses
+from fedsim.server import InputError, Metrics, Order, PositiveFloat, ProblemView, Replies, ServerState, Window, options
+from fedsim.zeroth_order import DRAWS, SEED, Population, ReplicaServer, mean_loss, of_losses
 
 
 @options
@@ -31,11 +25,11 @@ class FedES(ReplicaServer):
 
     purpose: ClassVar[str] = "fedes"
     columns: ClassVar[tuple[str, ...]] = ("losses",)
-    sends: ClassVar[frozenset[str]] = frozenset(
+    down: ClassVar[frozenset[str]] = frozenset(
         {"params", "seed", "rounds", "losses", "from", "at", "lr", "directions"}
         | {"population", "sigma", "antithetic", "ranks"}
     )
-    expects: ClassVar[frozenset[str]] = frozenset({"losses"})
+    up: ClassVar[frozenset[str]] = frozenset({"losses"})
 
     population: Annotated[int, Field(ge=2, le=DRAWS)] = 50
     """n, perturbed models of a round; an even number if antithetic."""

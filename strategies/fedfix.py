@@ -10,26 +10,37 @@ Fraboni et al. 2023, sections 2 and 5.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedsim.core.clock import ticks
-from fedsim.core.errors import InputError
-from fedsim.core.options import Seconds, Share, options
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import Every, Window
-from fedsim.server.participation import Frequency, Weights, counting, observed_weights, refuse_waiting, shares
-from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
+from fedsim.server import (
+    Averaging,
+    Every,
+    Frequency,
+    InputError,
+    Metrics,
+    Order,
+    ProblemView,
+    Replies,
+    Seconds,
+    ServerState,
+    Share,
+    Weights,
+    Window,
+    counting,
+    observed,
+    observed_weights,
+    options,
+    refuse_waiting,
+    shares,
+    ticks,
+)
 
 
 @options
-class FedFix(WeightedStep):
+class FedFix(Averaging):
     """Unbiased weights make up for how seldom slow clients arrive."""
-
-    sends: ClassVar[frozenset[str]] = frozenset({"params"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     window: Seconds = 0.5
     """Virtual seconds between two steps."""
@@ -64,9 +75,8 @@ class FedFix(WeightedStep):
         return replace(state, memory={**state.memory, "identical": torch.tensor(1.0 / arrivals, dtype=torch.float64)})
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
-        """Send the model; look again when the window is over."""
-        orders = Order("train", chosen, {"params": state.params}, round=state.round, late="keep")
-        return orders, Every(self.window)
+        """Look again when the window is over."""
+        return self.order(state, chosen, "keep"), Every(self.window)
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the weighted changes; where nothing has arrived, only time has gone by."""

@@ -16,13 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import options
-from fedsim.exchange.messages import Order, Replies, Scalar
-from fedsim.exchange.windows import All, Window
-from fedsim.server.strategy import Metrics, ProblemView, ServerState
-from fedsim.zeroth_order.replica_server import SharedSeed, mean_loss
-from fedsim.zeroth_order.shared_seed import LARGEST_SLOPE, SEED, importance, rebuilt, summed
+from fedsim.server import All, InputError, Metrics, Order, ProblemView, Replies, Scalar, ServerState, Window, options
+from fedsim.zeroth_order import LARGEST_SLOPE, SEED, SharedSeed, importance, mean_loss, rebuilt, summed
 
 
 @options
@@ -30,7 +25,7 @@ class FedKSeed(SharedSeed):
     """Needs the client `fedkseed`."""
 
     purpose: ClassVar[str] = "fedkseed"
-    sends: ClassVar[frozenset[str]] = frozenset(
+    down: ClassVar[frozenset[str]] = frozenset(
         {"params", "seed", "sums", "probabilities", "reply", "sampling", "lr", "directions"}
     )
 
@@ -48,7 +43,7 @@ class FedKSeed(SharedSeed):
             raise InputError("reply", self.reply, "importance is made of single scalars; use 'pairs'")
 
     @property
-    def expects(self) -> frozenset[str]:
+    def up(self) -> frozenset[str]:
         """What it reads of replies."""
         return frozenset({"places", "scalars"} if self.reply == "pairs" else {"sums"})
 

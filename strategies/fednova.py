@@ -9,25 +9,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
-from fedsim.core.options import options
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import All, Window
-from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
+from fedsim.server import Averaging, Config, Metrics, Replies, ServerState, observed, options
 
 
 @options
-class FedNova(WeightedStep):
+class FedNova(Averaging):
     """Works with the client `sgd`, with momentum or a proximal term."""
 
-    sends: ClassVar[frozenset[str]] = frozenset({"params", "report-nu"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta", "nu"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "nu"})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
-        """Send the model, and ask for nu; wait for everybody."""
-        config = {"report-nu": True}
-        return Order("train", chosen, {"params": state.params}, config, round=state.round), All()
+    def config(self) -> Config:
+        """Ask for nu."""
+        return {"report-nu": True}
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the mean change per unit of local work, times the mean work."""

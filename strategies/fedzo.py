@@ -7,8 +7,8 @@ as in the code that was published with Shu et al. 2023.
 
 from __future__ import annotations
 
-from fedsim.core.options import options
-from fedsim.zeroth_order.server import GuardedStep
+from fedsim.server import options
+from fedsim.zeroth_order import GuardedStep
 
 
 @options

@@ -8,16 +8,14 @@ of its own). Shu et al. 2023, algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
 
-from fedsim.core.options import options
-from fedsim.exchange.messages import Order
-from fedsim.exchange.windows import Window
-from fedsim.server.strategy import ServerState
-from fedsim.zeroth_order.server import GuardedStep
+from fedsim.server import Order, ServerState, Window, options
+from fedsim.zeroth_order import GuardedStep
 
 
 @options
@@ -31,21 +29,21 @@ class FZooS(GuardedStep):
     """Exchange surrogates; without it clients follow their own: for one client ZoRD (Shu et al. 2022)."""
 
     @property
-    def sends(self) -> frozenset[str]:
+    def down(self) -> frozenset[str]:
         """The model and the mean surrogate; and for the guard candidates."""
-        return super().sends | ({"surrogate", "corrected"} if self.correction else frozenset())
+        return super().down | ({"surrogate", "corrected"} if self.correction else frozenset())
 
     @property
-    def expects(self) -> frozenset[str]:
+    def up(self) -> frozenset[str]:
         """The change and a surrogate; and for the guard values."""
-        return super().expects | ({"surrogate"} if self.correction else frozenset())
+        return super().up | ({"surrogate"} if self.correction else frozenset())
 
     def windows(self, state: ServerState) -> tuple[str, ...]:
         """Without a correction nothing is shared."""
         windows = super().windows(state)
         return windows if self.correction else windows[:-1]
 
-    def message(self, state: ServerState) -> dict[str, Tensor]:
+    def message(self, state: ServerState) -> Mapping[str, Tensor]:
         """The model, and the mean surrogate once there is one."""
         shared = {name: state.memory[name] for name in ("surrogate",) if name in state.memory}
         return {"params": state.params, **shared}

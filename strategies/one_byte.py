@@ -15,15 +15,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import PositiveInt, options
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import Window
-from fedsim.server.strategy import Metrics, ProblemView, ServerState
-from fedsim.zeroth_order.codec import OneByte
-from fedsim.zeroth_order.replica_server import ReplicaServer, mean_loss
-from fedsim.zeroth_order.scalar_codes import ScalarCodec, described, unpacked
-from fedsim.zeroth_order.shared_seed import MEMBER, SEED, of_codes
+from fedsim.server import InputError, Metrics, Order, PositiveInt, ProblemView, Replies, ServerState, Window, options
+from fedsim.zeroth_order import (
+    MEMBER,
+    SEED,
+    OneByte,
+    ReplicaServer,
+    ScalarCodec,
+    described,
+    mean_loss,
+    of_codes,
+    unpacked,
+)
 
 
 @options
@@ -34,11 +37,11 @@ class JustOneByte(ReplicaServer):
     aggregates: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ("owners", "codes", "listed")
     private: ClassVar[tuple[str, ...]] = ("listed",)
-    sends: ClassVar[frozenset[str]] = frozenset(
+    down: ClassVar[frozenset[str]] = frozenset(
         {"params", "seed", "rounds", "owners", "codes", "from", "at", "lr", "directions", "samples", "agg"}
         | {"codec", "codec-delta", "codec-scale", "codec-magnitude"}
     )
-    expects: ClassVar[frozenset[str]] = frozenset({"codes"})
+    up: ClassVar[frozenset[str]] = frozenset({"codes"})
 
     samples: PositiveInt = 1
     """G, directions of a machine and round."""

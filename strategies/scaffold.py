@@ -6,24 +6,22 @@ Uplink and downlink 2d floats a client. Karimireddy et al. 2020, algorithm 1; me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fedsim.core.options import options
-from fedsim.exchange.messages import Order, Replies, Weighting
-from fedsim.exchange.windows import All, Window
-from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
+from fedsim.server import Averaging, Metrics, ProblemView, Replies, ServerState, Weighting, observed, options
 
 
 @options
-class Scaffold(WeightedStep):
+class Scaffold(Averaging):
     """Needs the client `scaffold`. The control variate stays the mean of the clients' whatever the weighting."""
 
-    sends: ClassVar[frozenset[str]] = frozenset({"params", "control"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta", "control_delta"})
+    down: ClassVar[frozenset[str]] = frozenset({"params", "control"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "control_delta"})
 
     weighting: Weighting = "uniform"
 
@@ -33,15 +31,13 @@ class Scaffold(WeightedStep):
         control = torch.zeros_like(state.params)
         return replace(state, memory={"control": control, "clients": torch.tensor(problem.num_clients)})
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
-        """Send the model and the control variate; wait for everybody."""
-        payload = {"params": state.params, "control": state.memory["control"]}
-        return Order("train", chosen, payload, round=state.round), All()
+    def message(self, state: ServerState) -> Mapping[str, Tensor]:
+        """The model and the control variate."""
+        return {"params": state.params, "control": state.memory["control"]}
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the mean change, and the control variate by the cohort's share of the clients."""
-        delta = replies.combine(replies.weights(self.weighting))
         share = len(replies) / int(state.memory["clients"])
         change = replies.combine(replies.weights("uniform"), share, name="control_delta")
         control = state.memory["control"] + change
-        return self.advance(state, replies, delta, control=control), observed(replies), True
+        return self.advance(state, replies, self.change(state, replies), control=control), observed(replies), True

@@ -11,17 +11,15 @@ as in Shu et al. 2023 (FZooS) and the code published with it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from fedsim.core.options import options
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import Window
-from fedsim.server.strategy import Metrics, ProblemView, ServerState
-from fedsim.zeroth_order.server import TRAIN, GuardedStep
+from fedsim.server import Metrics, Order, ProblemView, Replies, ServerState, Window, options
+from fedsim.zeroth_order import TRAIN, GuardedStep
 
 
 @options
@@ -39,14 +37,14 @@ class ScaffoldZO(GuardedStep):
     """What control variates are made of: fresh estimates at the new model, or the average of local steps' ones."""
 
     @property
-    def sends(self) -> frozenset[str]:
+    def down(self) -> frozenset[str]:
         """The model and the control variate; and for the guard candidates."""
-        return super().sends | {"control", "report-control"}
+        return super().down | {"control", "report-control"}
 
     @property
-    def expects(self) -> frozenset[str]:
+    def up(self) -> frozenset[str]:
         """The change and the control variate; and for the guard values."""
-        return super().expects | {"control"}
+        return super().up | {"control"}
 
     def windows(self, state: ServerState) -> tuple[str, ...]:
         """Those of a guarded step; for fresh control variates one more."""
@@ -57,7 +55,7 @@ class ScaffoldZO(GuardedStep):
         state = super().init(problem)
         return replace(state, memory={**state.memory, "control": torch.zeros_like(state.params)})
 
-    def message(self, state: ServerState) -> dict[str, Tensor]:
+    def message(self, state: ServerState) -> Mapping[str, Tensor]:
         """The model and the control variate."""
         return {"params": state.params, "control": state.memory["control"]}
 

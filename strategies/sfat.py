@@ -14,21 +14,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import Fraction, PositiveInt, options
-from fedsim.exchange.messages import Order, Replies
-from fedsim.exchange.windows import All, Window
-from fedsim.server.strategy import Metrics, ServerState, WeightedStep, observed
+from fedsim.server import Averaging, Config, Fraction, InputError, PositiveInt, Replies, ServerState, options
 
 Normalisation = Literal["sum", "published"]
 
 
 @options
-class SFAT(WeightedStep):
+class SFAT(Averaging):
     """Needs the client `sgd`, which tells the loss of its last epoch."""
 
-    sends: ClassVar[frozenset[str]] = frozenset({"params", "report-loss"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta", "last_loss"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "last_loss"})
 
     alpha: Fraction = 1 / 6
     """The slack; 1/6 weighs 1.4 times as much."""
@@ -42,13 +37,12 @@ class SFAT(WeightedStep):
         if self.khat > max(1, at_once // 2):
             raise InputError("khat", self.khat, f"{at_once} clients are selected; favour at most half of them")
 
-    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
-        """Send the model, and ask for the loss; wait for everybody."""
-        config = {"report-loss": True}
-        return Order("train", chosen, {"params": state.params}, config, round=state.round), All()
+    def config(self) -> Config:
+        """Ask for the loss."""
+        return {"report-loss": True}
 
-    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
-        """Move along the mean change, in which the favoured clients weigh more."""
+    def change(self, state: ServerState, replies: Replies) -> Tensor:
+        """The mean change, in which the favoured clients weigh more."""
         weights = replies.weights(self.weighting)
         if state.round:
             losses = replies.payload["last_loss"].squeeze(1)
@@ -56,7 +50,7 @@ class SFAT(WeightedStep):
         delta = replies.combine(weights)
         if self.normalisation == "published":
             delta = delta + (weights.sum() - 1.0) * state.params  # it averages models, not changes
-        return self.advance(state, replies, delta), observed(replies), True
+        return delta
 
 
 def slack(losses: Tensor, weights: Tensor, alpha: float, khat: int, normalisation: Normalisation = "sum") -> Tensor:

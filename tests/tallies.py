@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 import fedsim
+from fedsim.client import Client
 from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Cost, Order, Replies, Size, Update
@@ -24,11 +25,11 @@ from fedsim.testing.problems import DEVICE
 
 
 @options
-class Tally:
+class Tally(Client):
     """Sends the unit vector of its own coordinate: theta_i - theta_i^0 is the sum of the weights of client i."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"params"})
-    sends: ClassVar[frozenset[str]] = frozenset({"delta"})
+    requires: ClassVar[frozenset[str]] = frozenset({"params"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta"})
     same_every_round: ClassVar[bool] = True
 
     def cost(self, orders: Order, examples: Tensor) -> Cost:

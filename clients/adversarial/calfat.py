@@ -16,14 +16,21 @@ import torch
 from torch import Tensor
 
 from clients.adversarial.starts import check_start
-from fedsim.attacks.losses import Divergence
-from fedsim.client.defence import Armed, Defence, victim
-from fedsim.core.options import NonNegativeFloat, PositiveFloat, options
-from fedsim.engine.cohort import Cohort
-from fedsim.exchange.actions import FORWARD
-from fedsim.nets.losses import CrossEntropy, Loss
-from fedsim.nets.network import Batch
-from fedsim.nets.stack import Stack
+from fedsim.client import (
+    FORWARD,
+    Armed,
+    Batch,
+    Cohort,
+    CrossEntropy,
+    Defence,
+    Divergence,
+    Loss,
+    NonNegativeFloat,
+    PositiveFloat,
+    Stack,
+    options,
+    victim,
+)
 
 
 @options

@@ -16,16 +16,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.attacks.attack import Victim
-from fedsim.attacks.losses import divergence
-from fedsim.client.defence import Armed, Defence, victim
-from fedsim.core.errors import InputError
-from fedsim.core.options import NonNegativeFloat, options
-from fedsim.engine.cohort import Cohort
-from fedsim.exchange.actions import FORWARD
-from fedsim.nets.losses import CrossEntropy, Loss
-from fedsim.nets.network import Batch
-from fedsim.nets.stack import Stack
+from fedsim.client import (
+    FORWARD,
+    Armed,
+    Batch,
+    Cohort,
+    CrossEntropy,
+    Defence,
+    InputError,
+    Loss,
+    NonNegativeFloat,
+    Stack,
+    Victim,
+    divergence,
+    options,
+    victim,
+)
 
 
 @options

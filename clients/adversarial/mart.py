@@ -15,13 +15,7 @@ import torch
 from torch import Tensor
 
 from clients.adversarial.views import apart, clean_and_attacked
-from fedsim.attacks.losses import divergence
-from fedsim.client.defence import Armed, Defence, victim
-from fedsim.core.options import NonNegativeFloat, options
-from fedsim.engine.cohort import Cohort
-from fedsim.nets.losses import Loss
-from fedsim.nets.network import Batch
-from fedsim.nets.stack import Stack
+from fedsim.client import Armed, Batch, Cohort, Defence, Loss, NonNegativeFloat, Stack, divergence, options, victim
 
 
 @options

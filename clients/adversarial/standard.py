@@ -13,11 +13,7 @@ from typing import ClassVar
 
 import torch
 
-from fedsim.client.defence import Armed, Defence, victim
-from fedsim.core.options import Share, options
-from fedsim.engine.cohort import Cohort
-from fedsim.nets.network import Batch
-from fedsim.nets.stack import Stack
+from fedsim.client import Armed, Batch, Cohort, Defence, Share, Stack, options, victim
 
 
 @options

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fedsim.attacks.attack import Attack
-from fedsim.core.errors import InputError
+from fedsim.client import Attack, InputError
 
 
 def check_start(attack: Attack) -> None:

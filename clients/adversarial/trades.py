@@ -16,14 +16,20 @@ from torch import Tensor
 
 from clients.adversarial.starts import check_start
 from clients.adversarial.views import apart, clean_and_attacked
-from fedsim.attacks.losses import Divergence, divergence
-from fedsim.client.defence import Armed, Defence, victim
-from fedsim.core.options import NonNegativeFloat, options
-from fedsim.engine.cohort import Cohort
-from fedsim.exchange.actions import FORWARD
-from fedsim.nets.losses import Loss
-from fedsim.nets.network import Batch
-from fedsim.nets.stack import Stack
+from fedsim.client import (
+    FORWARD,
+    Armed,
+    Batch,
+    Cohort,
+    Defence,
+    Divergence,
+    Loss,
+    NonNegativeFloat,
+    Stack,
+    divergence,
+    options,
+    victim,
+)
 
 
 @options

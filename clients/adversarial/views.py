@@ -7,8 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.nets.losses import Loss
-from fedsim.nets.network import Batch
+from fedsim.client import Batch, Loss
 
 
 def clean_and_attacked(batch: Batch, attacked: Tensor, loss: Loss) -> Batch:

@@ -13,17 +13,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.core.options import PositiveFloat, PositiveInt, options
-from fedsim.engine.store import Shapes
-from fedsim.zeroth_order.directions import Kind, check, dual
-from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
+from fedsim.client import PositiveFloat, PositiveInt, Shapes, options
+from fedsim.zeroth_order import Estimate, Kind, Memory, Probe, check, dual
 
 
 @options
 class Differences:
     """A plain estimate along directions of length 1 has the mean grad f / d."""
 
-    black_box: ClassVar[bool] = True
+    values_only: ClassVar[bool] = True
 
     difference: Literal["forward", "central"] = "forward"
     """Slopes from f(x) (forward), or of two perturbed values (central)."""

@@ -17,18 +17,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import Fraction, PositiveInt, options
-from fedsim.engine.store import Shapes
-from fedsim.zeroth_order.directions import check
-from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
+from fedsim.client import Fraction, InputError, PositiveInt, Shapes, options
+from fedsim.zeroth_order import Estimate, Memory, Probe, check
 
 
 @options
 class ForwardGradient:
     """A client's guess is made of its own earlier estimates."""
 
-    black_box: ClassVar[bool] = False
+    values_only: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
 
     directions: Literal["gaussian", "rademacher"] = "gaussian"

@@ -11,19 +11,15 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from fedsim.core.options import PositiveFloat, PositiveInt, options
-from fedsim.engine.store import Shapes
-from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
-from fedsim.zeroth_order.surrogates.gaussian_process import fit
-from fedsim.zeroth_order.surrogates.kernels import KERNELS
-from fedsim.zeroth_order.surrogates.trajectory import Trajectory
+from fedsim.client import PositiveFloat, PositiveInt, Shapes, options
+from fedsim.zeroth_order import KERNELS, Estimate, Memory, Probe, Trajectory, fit
 
 
 @options
 class GaussianProcess:
     """A client keeps its latest `history` values."""
 
-    black_box: ClassVar[bool] = True
+    values_only: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
 
     active: PositiveInt = 5

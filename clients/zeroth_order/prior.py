@@ -22,18 +22,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import Fraction, PositiveFloat, PositiveInt, options
-from fedsim.engine.store import Shapes
-from fedsim.zeroth_order.directions import check
-from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
+from fedsim.client import Fraction, InputError, PositiveFloat, PositiveInt, Shapes, options
+from fedsim.zeroth_order import Estimate, Memory, Probe, check
 
 
 @options
 class Prior:
     """A client keeps its previous estimate."""
 
-    black_box: ClassVar[bool] = True
+    values_only: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
 
     weight: Fraction | Literal["optimal"] = "optimal"

@@ -13,17 +13,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.core.options import PositiveFloat, options
-from fedsim.engine.store import Shapes
-from fedsim.zeroth_order.directions import dual
-from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
+from fedsim.client import PositiveFloat, Shapes, options
+from fedsim.zeroth_order import Estimate, Memory, Probe, dual
 
 
 @options
 class Residual:
     """A client keeps its last value."""
 
-    black_box: ClassVar[bool] = True
+    values_only: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
 
     directions: Literal["gaussian", "sphere"] = "gaussian"

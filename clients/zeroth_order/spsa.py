@@ -22,18 +22,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, options
-from fedsim.engine.store import Shapes
-from fedsim.zeroth_order.directions import check, dual
-from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
+from fedsim.client import Fraction, InputError, NonNegativeFloat, PositiveFloat, PositiveInt, Shapes, options
+from fedsim.zeroth_order import Estimate, Memory, Probe, check, dual
 
 
 @options
 class Spsa:
     """A client keeps the number of its estimates."""
 
-    black_box: ClassVar[bool] = True
+    values_only: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
 
     directions: Literal["segmented", "rademacher"] = "segmented"

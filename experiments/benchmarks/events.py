@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 import fedsim
 from experiments.benchmarks.peers.work import digits as make_digits
+from fedsim.client import Client
 from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Cost, Order, Size, Update
@@ -62,11 +63,11 @@ COUNTS = {
 
 
 @options
-class Idle:
+class Idle(Client):
     """Delta_i = 0, without a local step."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"params"})
-    sends: ClassVar[frozenset[str]] = frozenset({"delta"})
+    requires: ClassVar[frozenset[str]] = frozenset({"params"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta"})
     same_every_round: ClassVar[bool] = True
 
     def cost(self, orders: Order, examples: Tensor) -> Cost:

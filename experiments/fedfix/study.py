@@ -23,6 +23,7 @@ import torch
 
 import fedsim
 from experiments.studies import Numbers, run_all
+from fedsim.client import LocalTraining
 from fedsim.problems.supervised import Supervised, load_start
 from fedsim.running.build import build_fleet, build_problem
 from fedsim.running.folder import METRICS, MODEL
@@ -153,7 +154,9 @@ def measure(
     for name, part in PARTS.items():
         for scheme in part.schemes:
             file = HERE / f"{scheme}.toml"
-            own = fedsim.load(file, overrides=part.settings).client.lr
+            trained = fedsim.load(file, overrides=part.settings).client
+            assert isinstance(trained, LocalTraining)
+            own = trained.lr
             for lr in [own * factor for factor in FACTORS] if part.tuned else [own]:
                 points[name, scheme, lr] = expand(
                     [file],

@@ -1,1 +1,63 @@
-"""What client algorithms share."""
+"""What client algorithms share. An author of a client or a defence imports all that it needs from here."""
+
+from fedsim.attacks.attack import Attack, Victim
+from fedsim.attacks.losses import Divergence, divergence
+from fedsim.client.defence import Armed, Defence, victim
+from fedsim.client.training import LocalTraining, Trained
+from fedsim.core.errors import InputError
+from fedsim.core.options import (
+    BatchSize,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Passes,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    options,
+)
+from fedsim.core.streams import Streams
+from fedsim.engine.client import Client
+from fedsim.engine.cohort import Cohort
+from fedsim.engine.store import Shapes
+from fedsim.exchange.actions import FORWARD
+from fedsim.exchange.messages import Cost, Order, Scalar, Size, Update
+from fedsim.nets.losses import CrossEntropy, Loss
+from fedsim.nets.network import Batch
+from fedsim.nets.stack import Stack
+
+__all__ = [
+    "FORWARD",
+    "Armed",
+    "Attack",
+    "Batch",
+    "BatchSize",
+    "Client",
+    "Cohort",
+    "Cost",
+    "CrossEntropy",
+    "Defence",
+    "Divergence",
+    "Fraction",
+    "InputError",
+    "LocalTraining",
+    "Loss",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "Order",
+    "Passes",
+    "PositiveFloat",
+    "PositiveInt",
+    "Scalar",
+    "Shapes",
+    "Share",
+    "Size",
+    "Stack",
+    "Streams",
+    "Trained",
+    "Update",
+    "Victim",
+    "divergence",
+    "options",
+    "victim",
+]

@@ -17,6 +17,7 @@ from fedsim.core.options import BatchSize, Fraction, NonNegativeFloat, Passes, P
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.schedules import Constant, Exponential, Schedule, Step
 from fedsim.engine.batches import steps_of
+from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
 from fedsim.exchange.actions import FORWARD
@@ -40,13 +41,15 @@ class Trained:
 
 
 @options
-class LocalTraining(HasPlugins):
+class LocalTraining(HasPlugins, Client):
     """How a client trains: y <- y - lr * direction, over mini-batches of its own examples.
 
     Give `epochs` or `steps`. Optimizers begin anew in every round.
     """
 
     parts: ClassVar[Mapping[str, str]] = {"adversarial": "defences"}
+    requires: ClassVar[frozenset[str]] = frozenset({"params"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     epochs: Passes | None = None
     """Passes over the examples, each freshly shuffled, the last batch possibly partial. Not given: steps decide."""

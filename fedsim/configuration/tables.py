@@ -16,10 +16,13 @@ from fedsim.configuration.evaluation import Evaluation, Stopping
 from fedsim.core import plugins
 from fedsim.core.errors import InputError, naming
 from fedsim.core.options import Name, NonNegativeInt, PositiveInt, Seconds, options
+from fedsim.core.plugins import HasPlugins
 from fedsim.devices import Devices
 from fedsim.devices.faults import Faults
+from fedsim.engine.client import Client
 from fedsim.engine.options import EngineOptions
 from fedsim.exchange.transforms import Chain
+from fedsim.server.strategy import Strategy
 
 Table = Mapping[str, Any]
 TRANSFORMS = ("transforms", "order_transforms")
@@ -71,8 +74,8 @@ class Experiment:
     problem: Any
     partition: Any
     selection: Any
-    strategy: Any
-    client: Any
+    strategy: Strategy
+    client: Client
     aggregation: Any
     transforms: tuple[Any, ...]
     order_transforms: tuple[Any, ...]
@@ -249,7 +252,7 @@ def _group(tables: Table, path: list[str]) -> str | None:
             kind = table.get("kind", PLUGINS["problem"][1] if path[:place] == ["problem"] else None)
             if group is not None and kind is not None:
                 owner = plugins.find(group, str(kind), ".".join((*path[:place], "kind")))
-            group = getattr(owner, "parts", {}).get(part)
+            group = owner.parts.get(part) if owner is not None and issubclass(owner, HasPlugins) else None
         table = table[part]
     return group
 
@@ -266,11 +269,14 @@ def _check_pair(checked: Experiment) -> None:
     """Refuse a strategy and a client that do not speak of the same things."""
     strategy, client = checked.strategy, checked.client
     names = {part: _kind(checked.tables[part]) for part in ("strategy", "client")}
-    understood = client.needs | getattr(client, "knows", frozenset())
+    for part, room, base in (("strategy", "server", Strategy), ("client", "client", Client)):
+        if not isinstance(getattr(checked, part), base):
+            raise InputError(f"{part}.kind", names[part], f"make it a subclass of fedsim.{room}.{base.__name__}")
+    understood = client.requires | client.accepts
     for missing, words in (
-        (strategy.expects - client.sends, "which this client does not send back"),
-        (strategy.sends - understood, "which this client does not understand"),
-        (client.needs - strategy.sends, "which the strategy does not send"),
+        (strategy.up - client.up, "which this client does not send back"),
+        (strategy.down - understood, "which this client does not understand"),
+        (client.requires - strategy.down, "which the strategy does not send"),
     ):
         if missing:
             raise InputError(
@@ -278,11 +284,9 @@ def _check_pair(checked: Experiment) -> None:
                 names["client"],
                 f"with strategy {names['strategy']} it must exchange {', '.join(sorted(missing))}, {words}",
             )
-    Chain(checked.transforms).check(strategy.expects, strategy.expects)
-    check = getattr(client, "check", None)
-    if check is not None:
-        with naming("client"):
-            check(strategy.sends)
+    Chain(checked.transforms).check(strategy.up, strategy.up)
+    with naming("client"):
+        client.check(strategy.down)
 
 
 def _hold_integers(value: Any, name: str = "") -> None:
@@ -326,7 +330,7 @@ def _values(made: Any) -> dict[str, Any]:
             value = ({} if kind is None else {"kind": kind}) | _values(value)
         if value is not None:
             found[field.name] = list(value) if isinstance(value, tuple) else value
-    for option, inner in getattr(made, "made", {}).items():
+    for option, inner in made.made.items() if isinstance(made, HasPlugins) else ():
         tables = getattr(made, option)
         if isinstance(inner, tuple):
             found[option] = [{"kind": _kind(table)} | _values(own) for table, own in zip(tables, inner, strict=True)]

@@ -9,11 +9,13 @@ kind and the option to blame, which returns the class (`flwr:FedAdam`).
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
 from collections.abc import Mapping
 from functools import cache, cached_property
@@ -24,8 +26,8 @@ from typing import Any, ClassVar
 from fedsim.core.errors import InputError, naming
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "strategies": ("sends", "expects", "init", "ask", "tell"),
-    "clients": ("needs", "sends", "cost"),
+    "strategies": ("down", "up", "init", "ask", "tell"),
+    "clients": ("requires", "up", "cost"),
     "estimators": ("estimate", "evaluations"),
     "defences": ("arm",),
     "attacks": ("perturb",),
@@ -42,6 +44,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 """The groups of plug-ins, and what one of each has at least."""
 DISTRIBUTION = "fedsim-lab"
 """What we are called where packages are installed; what is imported is `fedsim`."""
+LIKE = 0.8
+"""How alike two names are at least, of 1, for one to be taken for a slip of the other."""
 OURS = ("strategies", "clients", "experiments")
 ROOT = Path(__file__).resolve().parents[2]
 """Where our packages are, side by side."""
@@ -91,10 +95,29 @@ def option_class(group: str, kind: str, option: str) -> type[Any]:
     found = find(group, kind, option)
     if "__dataclass_fields__" not in vars(found):
         raise InputError(option, kind, "its options cannot be read; put @options above the class")
-    absent = [name for name in GROUPS[group] if not hasattr(found, name)]
+    absent = [name for name in GROUPS[group] if not _has(found, name)]
     if absent:
         raise InputError(option, kind, f"it has no {', '.join(absent)}, which all {group} have")
     return found
+
+
+def _has(made: type[Any], name: str) -> bool:
+    """Whether a class has a member, and does not only say that its subclasses must."""
+    return hasattr(made, name) and not (inspect.isabstract(made) and name in made.__abstractmethods__)
+
+
+def refuse_misspelt(made: type[Any], base: type[Any]) -> None:
+    """InputError: a class has a member that overrides nothing, and is called nearly like one of its base.
+
+    Options are called as they like: an option is asked for by nobody else.
+    """
+    known = [name for name in vars(base) if not name.startswith("_")]
+    fields = {name for name, hint in vars(made).get("__annotations__", {}).items() if "ClassVar" not in str(hint)}
+    for name in vars(made).keys() - fields - {name for above in made.__mro__[1:] for name in vars(above)}:
+        meant = [] if name.startswith("_") else difflib.get_close_matches(name, known, n=1, cutoff=LIKE)
+        if meant:
+            remedy = f"nobody asks a {base.__name__} for that; write {meant[0]}, or call it something quite different"
+            raise InputError(made.__name__, name, remedy)
 
 
 def make(group: str, table: str | Mapping[str, Any], option: str) -> Any:

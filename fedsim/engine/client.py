@@ -2,43 +2,77 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+from fedsim.core.options import BatchSize
+from fedsim.core.plugins import refuse_misspelt
 from fedsim.engine.store import Shapes
 from fedsim.exchange.messages import Cost, Order
 
 
-class Client(Protocol):
+class Client(ABC):
     """A client algorithm. Its methods are named after the actions it can do: (Cohort) -> Update, `train` for one.
 
-    needs: names in an order's payload and configuration that it must have. sends: names it may put into a reply. It may
-    also have `knows`, names that it reads where they are sent; `state(dimension) -> {name: shape}`, what each client
-    remembers between rounds; `check(sent)`, which refuses options that do not go with what the server sends;
-    `same_every_round`, True where it never asks its cohort for the round, so that clients that started in different
-    rounds may be executed together; `black_box`, True where all it asks of f_c is values;
-    `numbers(dimension, largest)`, how many numbers its work on one client with so many examples takes at most; `views`,
-    how many times it has each example in a batch; and
-    `operations(dimension)`, multiply-adds that a step takes it beside the model's.
+    What it does not say itself is as it stands here; `requires`, `up` and `cost` it must say.
     """
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Names that an order must have."""
-        ...
+    batch_size: BatchSize = "full"
+    """Examples that a step is about; full: all that the client has."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        refuse_misspelt(cls, Client)
 
     @property
-    def sends(self) -> frozenset[str]:
+    @abstractmethod
+    def requires(self) -> frozenset[str]:
+        """Names in an order's payload and configuration that it must have."""
+
+    @property
+    def accepts(self) -> frozenset[str]:
+        """Names that it reads beside those, where they are sent."""
+        return frozenset()
+
+    @property
+    @abstractmethod
+    def up(self) -> frozenset[str]:
         """Names it may put into a reply's payload."""
-        ...
 
+    @property
+    def values_only(self) -> bool:
+        """Whether all it asks of f_c is values."""
+        return False
+
+    @property
+    def same_every_round(self) -> bool:
+        """Whether it never asks its cohort for the round, so that clients of different rounds may work together."""
+        return False
+
+    @property
+    def views(self) -> int:
+        """How many times it has each example in a batch."""
+        return 1
+
+    def check(self, sent: frozenset[str]) -> None:  # noqa: B027
+        """Refuse (InputError) options that do not go with what the server sends."""
+
+    def state(self, dimension: int) -> Shapes:  # noqa: ARG002
+        """What each client remembers between rounds: shapes by name; zeros at first."""
+        return {}
+
+    @abstractmethod
     def cost(self, orders: Order, examples: Tensor) -> Cost:
         """What clients with so many examples [C] will do; held against what they did."""
-        ...
 
+    def numbers(self, dimension: int, largest: int) -> int:  # noqa: ARG002
+        """How many numbers its work on one client takes at most beside the model's own.
 
-def _own_state(client: Client, dimension: int) -> Shapes:
-    state = getattr(client, "state", None)
-    shapes: Shapes = {} if state is None else state(dimension)
-    return shapes
+        largest: examples that a client has at most. A client that trains has about six vectors of d.
+        """
+        return 6 * dimension
+
+    def operations(self, dimension: int) -> int:  # noqa: ARG002
+        """Multiply-adds that a step takes it beside the model's."""
+        return 0

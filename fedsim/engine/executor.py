@@ -21,7 +21,7 @@ from fedsim.core.errors import InputError, one_line
 from fedsim.core.graph import storable
 from fedsim.core.streams import Streams
 from fedsim.engine.assignment import Assignment
-from fedsim.engine.client import Client, _own_state
+from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.options import Choice
 from fedsim.engine.scratch import Scratch
@@ -154,25 +154,22 @@ class Executor:
         self.problem, self.client, self.streams, self.transforms = problem, client, streams, Chain(tuple(transforms))
         self.network: Network | None = None
         self.name = "stacked"
-        asked = getattr(client, "batch_size", None)
-        self._width = min(asked, problem.largest) if isinstance(asked, int) else problem.largest
+        asked = client.batch_size
+        self._width = problem.largest if asked == "full" else min(asked, problem.largest)
         if isinstance(problem, Supervised):
             self.name, self.network = choose_network(problem, choice, self._width)
         elif choice == "loop":
             self.name = choice
         self.memory = memory
-        shapes: dict[str, tuple[int, ...]] = dict(_own_state(client, problem.dimension))
+        shapes: dict[str, tuple[int, ...]] = dict(client.state(problem.dimension))
         shapes |= self.transforms.state(Size(problem.dimension, 8 * problem.dtype.itemsize))
         count = problem.num_clients if participants is None else min(participants, problem.num_clients)
         self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory)
-        needs = getattr(client, "numbers", None)
-        # A stacked client takes about six vectors of d, and a batch's activations with their gradients.
-        numbers = 6 * problem.dimension if needs is None else int(needs(problem.dimension, problem.largest))
-        width = self._width * int(getattr(client, "views", 1))
-        operations = getattr(client, "operations", None)
-        self._row_operations = 0 if operations is None else int(operations(problem.dimension))
+        numbers = client.numbers(problem.dimension, problem.largest)
+        width = self._width * client.views
+        self._row_operations = client.operations(problem.dimension)
         if isinstance(problem, Supervised):
-            numbers += 3 * width * problem.footprint.activations
+            numbers += 3 * width * problem.footprint.activations  # with their gradients
             self._row_operations += width * problem.footprint.operations
         self._row_bytes = numbers * problem.dtype.itemsize
         self.scratch = Scratch(memory)
@@ -226,7 +223,7 @@ class Executor:
 
     def mixes(self, orders: Order) -> bool:
         """Whether orders of different rounds, and what else differs in their payloads, can be executed together."""
-        return orders.action == SCORE or bool(getattr(self.client, "same_every_round", False))
+        return orders.action == SCORE or self.client.same_every_round
 
     def execute(self, assignment: Assignment) -> Work:
         """Have clients do what they are ordered to."""

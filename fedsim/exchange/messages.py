@@ -22,6 +22,7 @@ from fedsim.exchange.aggregation import Aggregator, WeightedMean
 
 Scalar = bool | int | float | str
 Weighting = Literal["examples", "uniform"]
+Late = Literal["cancel", "keep"]
 
 
 @storable("order")
@@ -43,7 +44,7 @@ class Order:
     payload: Mapping[str, Tensor]
     config: Mapping[str, Scalar] = field(default_factory=dict)
     round: int = 0
-    late: Literal["cancel", "keep"] = "cancel"
+    late: Late = "cancel"
     encoded: int | Tensor | None = None
     turn: int | None = None
     counts: bool = True

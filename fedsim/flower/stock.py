@@ -41,7 +41,7 @@ from fedsim.flower.internals import acting_as
 from fedsim.flower.records import ARRAYS, CONFIG, EXAMPLES, METRICS, ROUND
 from fedsim.nets.stack import Layout
 from fedsim.problems.base import Problem
-from fedsim.server.strategy import Metrics, ProblemView, ServerState
+from fedsim.server.strategy import Metrics, ProblemView, ServerState, Strategy
 
 PREFIX = "flwr:"
 SERVER_NODE, FIRST = 1, 2
@@ -86,13 +86,13 @@ class _State(ServerState):
         return self.live
 
 
-class Stock(HasPlugins):
+class Stock(HasPlugins, Strategy):
     """Flower's own code, over fedsim's clients. Uplink and downlink d floats a client."""
 
     made_of: ClassVar[type[flower.Strategy]]
     aggregates: ClassVar[bool] = False
-    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
-    unresumable: ClassVar[str] = "a strategy of Flower's keeps its state on itself"
+    up: ClassVar[frozenset[str]] = frozenset({"delta"})
+    unresumable: ClassVar[str | None] = "a strategy of Flower's keeps its state on itself"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,10 +102,10 @@ class Stock(HasPlugins):
             raise InputError("kind", f"{PREFIX}{self.made_of.__name__}", one_line(error)) from error
 
     @functools.cached_property
-    def sends(self) -> frozenset[str]:
+    def down(self) -> frozenset[str]:
         """Names in the payload and the configuration of its orders, as it sends them to one client."""
         if self.made_of in CLIPPED:  # what it adds is for the mod
-            return cast("Stock", self.made["strategy"]).sends
+            return cast("Stock", self.made["strategy"]).down
         trial = ArrayRecord({"x": Array(np.zeros(1, np.float32))})
         with _calling(0):
             messages = list(self._built().configure_train(1, trial, ConfigRecord(), _Nodes([1])))

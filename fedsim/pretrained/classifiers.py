@@ -46,8 +46,8 @@ ROUNDING = 1e-9
 class Fit(LocalTraining):
     """Training of a classifier from a start of its own, row c of `start`, [N, d], for client c."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({START})
-    sends: ClassVar[frozenset[str]] = frozenset({TRAINED})
+    requires: ClassVar[frozenset[str]] = frozenset({START})
+    up: ClassVar[frozenset[str]] = frozenset({TRAINED})
 
     def cost(self, orders: Order, examples: Tensor) -> Cost:
         """Steps, and one row sent back."""

@@ -120,7 +120,7 @@ def build_simulation(
     )
     orders, window = experiment.strategy.ask(simulation.state, torch.arange(problem.num_clients))
     hold_transformable(simulation.parts.order_transforms, orders, experiment.strategy)
-    if not getattr(experiment.strategy, "aggregates", True) and not isinstance(aggregator, WeightedMean):
+    if not experiment.strategy.aggregates and not isinstance(aggregator, WeightedMean):
         kind = experiment.resolved()["aggregation"]["kind"]
         raise InputError("aggregation.kind", kind, "this strategy averages nothing; leave the table out")
     if isinstance(window, First):

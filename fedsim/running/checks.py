@@ -8,6 +8,7 @@ from fedsim.core.errors import InputError, naming
 from fedsim.core.streams import Streams
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
+from fedsim.zeroth_order.search import EstimatedSearch
 
 
 def _check(experiment: Experiment, problem: Problem) -> None:
@@ -16,11 +17,9 @@ def _check(experiment: Experiment, problem: Problem) -> None:
         _check_asking(experiment)
     experiment.selection.check(problem.num_clients)
     experiment.aggregation.check(experiment.selection.least(problem.num_clients))
-    check = getattr(experiment.strategy, "check", None)
-    if check is not None:
-        at_once = experiment.selection.of(problem.num_clients)
-        with naming("strategy"):
-            check(at_once, problem.num_clients, experiment.devices.steady)
+    at_once = experiment.selection.of(problem.num_clients)
+    with naming("strategy"):
+        experiment.strategy.check(at_once, problem.num_clients, experiment.devices.steady)
     stopping = experiment.stopping
     measured = problem.measures(experiment.evaluation.clients, experiment.evaluation.on)
     trial = experiment.evaluation.trial(Streams(experiment.seed))
@@ -56,13 +55,13 @@ def _check_asking(experiment: Experiment) -> None:
     """Refuse clients that want more of a black box than values."""
     client, table = experiment.client, experiment.tables["client"]
     kind = table if isinstance(table, str) else table["kind"]
-    if not getattr(client, "black_box", False):
-        estimator = getattr(client, "estimator", None)
-        if estimator is None:
+    if not client.values_only:
+        if not isinstance(client, EstimatedSearch):
             raise InputError("client.kind", kind, "it needs gradients, and this problem only tells values; use fedzo")
+        estimator = client.estimator
         inner = estimator if isinstance(estimator, str) else estimator["kind"]
         raise InputError(
             "client.estimator.kind", inner, "it needs derivatives, and this problem only tells values; use differences"
         )
-    if getattr(client, "batch_size", "full") != "full":
+    if client.batch_size != "full":
         raise InputError("client.batch_size", client.batch_size, "a black box has no examples to sample; remove it")

@@ -176,7 +176,7 @@ def drive(
 
 def unresumable(experiment: Experiment) -> str | None:
     """Why a run could not go on from a checkpoint, as its strategy says; None: it could."""
-    return getattr(experiment.strategy, "unresumable", None)
+    return experiment.strategy.unresumable
 
 
 @contextmanager

@@ -304,7 +304,7 @@ class Simulation:
 
 def hold_transformable(chain: Chain, orders: Order, strategy: Strategy) -> None:
     """Refuse order transforms that do not go with such orders."""
-    chain.check(orders.payload.keys(), strategy.sends)
+    chain.check(orders.payload.keys(), strategy.down)
     if chain.transforms and orders.encoded is not None:
         remedy = "this strategy counts itself what its orders take; leave them out"
         raise InputError(chain.option, ", ".join(sorted(orders.payload)), remedy)
@@ -312,16 +312,11 @@ def hold_transformable(chain: Chain, orders: Order, strategy: Strategy) -> None:
 
 def _planned(parts: Setup) -> ServerState:
     """The state to begin with, of a strategy that may draw, and may want to know how long its orders take."""
-    state, plan = parts.strategy.init(parts.problem), getattr(parts.strategy, "plan", None)
-    seeded = getattr(parts.strategy, "seeded", None)
-    if seeded is not None:
-        state = seeded(state, parts.streams)
-    if plan is None:
-        return state
-    orders, _ = parts.strategy.ask(state, torch.arange(len(parts.problem.sizes)))
+    strategy = parts.strategy
+    state = strategy.seeded(strategy.init(parts.problem), parts.streams)
+    orders, _ = strategy.ask(state, torch.arange(len(parts.problem.sizes)))
     with naming("strategy"):
-        planned: ServerState = plan(state, parts.engine.declared(orders))
-    return planned
+        return strategy.plan(state, parts.engine.declared(orders))
 
 
 def _would_do(replies: Replies, more: int) -> bool:

@@ -1,1 +1,61 @@
-"""What strategies share, and who works next."""
+"""What strategies share, and who works next. An author of a strategy imports all that it needs from here."""
+
+from fedsim.core.clock import ticks
+from fedsim.core.errors import InputError
+from fedsim.core.options import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Passes,
+    PositiveFloat,
+    PositiveInt,
+    Seconds,
+    Share,
+    options,
+)
+from fedsim.core.streams import Streams
+from fedsim.exchange.messages import Late, Order, Replies, Scalar, Weighting
+from fedsim.exchange.windows import All, Every, First, Window
+from fedsim.server.participation import Frequency, Weights, counting, observed_weights, refuse_waiting, shares
+from fedsim.server.staleness import Discount, Polynomial
+from fedsim.server.strategy import Averaging, Config, Metrics, ProblemView, ServerState, ServerStep, Strategy, observed
+
+__all__ = [
+    "All",
+    "Averaging",
+    "Config",
+    "Discount",
+    "Every",
+    "First",
+    "Fraction",
+    "Frequency",
+    "InputError",
+    "Late",
+    "Metrics",
+    "NonNegativeFloat",
+    "NonNegativeInt",
+    "Order",
+    "Passes",
+    "Polynomial",
+    "PositiveFloat",
+    "PositiveInt",
+    "ProblemView",
+    "Replies",
+    "Scalar",
+    "Seconds",
+    "ServerState",
+    "ServerStep",
+    "Share",
+    "Strategy",
+    "Streams",
+    "Weighting",
+    "Weights",
+    "Window",
+    "counting",
+    "observed",
+    "observed_weights",
+    "options",
+    "refuse_waiting",
+    "shares",
+    "ticks",
+]

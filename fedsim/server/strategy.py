@@ -1,7 +1,8 @@
-"""What every strategy offers, and the server step that most of them share."""
+"""What every strategy offers, and the plain round that most of them share."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,10 +11,13 @@ from torch import Tensor
 
 from fedsim.core.graph import storable
 from fedsim.core.options import PositiveFloat, options
-from fedsim.exchange.messages import Order, Replies, Weighting
-from fedsim.exchange.windows import Window
+from fedsim.core.plugins import refuse_misspelt
+from fedsim.core.streams import Streams
+from fedsim.exchange.messages import Late, Order, Replies, Scalar, Weighting
+from fedsim.exchange.windows import All, Window
 from fedsim.server.optimizers import ServerOptimizer, Sgd
 
+Config = Mapping[str, Scalar]
 Metrics = Mapping[str, float]
 
 
@@ -53,47 +57,72 @@ class ServerState:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Strategy(Protocol):
+class Strategy(ABC):
     """A server algorithm. Pure: state goes in and a new state comes out; inputs are never modified.
 
-    sends: names in the payload and the configuration of its orders. expects: names that it reads from replies. It may
-    also have `aggregates`, False where it combines no replies, so that no aggregator could matter; `check(at_once,
-    population, steady)`, which refuses (InputError) options that do not go with so many clients at work at once, of so
-    many, or with clients that sleep or fail (not steady); and two methods that are called once after `init` and return
-    the state to begin with: `seeded(state, streams)` for one that draws, which keeps a seed that it derives from the
-    run's named streams; and `plan(state, durations)`, with the seconds that its first order takes each client, float64
-    [N], or None where they are random or unknown.
+    What it does not say itself is as it stands here; `down`, `up`, `init`, `ask` and `tell` it must say.
     """
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        refuse_misspelt(cls, Strategy)
+
     @property
-    def sends(self) -> frozenset[str]:
+    @abstractmethod
+    def down(self) -> frozenset[str]:
         """Names in the payload and the configuration of its orders."""
-        ...
 
     @property
-    def expects(self) -> frozenset[str]:
+    @abstractmethod
+    def up(self) -> frozenset[str]:
         """Names that it reads from replies."""
-        ...
 
+    @property
+    def aggregates(self) -> bool:
+        """Whether it combines replies; where it does not, no aggregator could matter."""
+        return True
+
+    @property
+    def unresumable(self) -> str | None:
+        """Why a run could not go on from a checkpoint; None: it can."""
+        return None
+
+    def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: B027
+        """Refuse (InputError) options that do not go with the clients of a run.
+
+        at_once: how many are at work at once. population: of how many. steady: whether none of them sleeps or fails.
+        """
+
+    @abstractmethod
     def init(self, problem: ProblemView) -> ServerState:
         """The state before the first round."""
-        ...
 
+    def seeded(self, state: ServerState, streams: Streams) -> ServerState:  # noqa: ARG002
+        """The state to begin with, after `init`: of a strategy that draws, with a seed from the run's named streams."""
+        return state
+
+    def plan(self, state: ServerState, durations: Tensor | None) -> ServerState:  # noqa: ARG002
+        """The state to begin with, after `seeded`.
+
+        durations: the seconds that the first order takes each client, float64 [N]; None: they are random or unknown.
+        """
+        return state
+
+    @abstractmethod
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """What to send to the chosen clients, int64 [C], and when to look again."""
-        ...
 
+    @abstractmethod
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """The state after a window's replies, what was observed, and whether that completed a round.
 
         If not, the next window is for the clients that answered this one.
         """
-        ...
 
 
 @options
 class ServerStep:
-    """The server's step theta <- theta + optimizer(Delta), Delta = sum_i w_i Delta_i."""
+    """The server's step theta <- theta + optimizer(Delta), for strategies that take one."""
 
     server_lr: PositiveFloat = 1.0
     """eta, the server's learning rate."""
@@ -114,11 +143,49 @@ class ServerStep:
 
 
 @options
-class WeightedStep(ServerStep):
-    """The server's step, where clients count as they do in the objective sum_i p_i f_i."""
+class Averaging(ServerStep, Strategy):
+    """The plain round: theta <- theta + optimizer(Delta), Delta = sum_i w_i Delta_i, once everybody has answered.
+
+    w_i = p_i over those who answer. A subclass says what is different: what clients are sent beside the model
+    (`config`, `message`), what becomes of their changes (`change`), when the server looks again (`ask`).
+    """
 
     weighting: Weighting = "examples"
     """p_i in proportion to the clients' examples, or the same for all (uniform)."""
+
+    @property
+    def down(self) -> frozenset[str]:
+        """The model, and the names of `config`."""
+        return frozenset({"params", *self.config()})
+
+    @property
+    def up(self) -> frozenset[str]:
+        """The change."""
+        return frozenset({"delta"})
+
+    def config(self) -> Config:
+        """The settings that clients are sent."""
+        return {}
+
+    def message(self, state: ServerState) -> Mapping[str, Tensor]:
+        """The vectors that clients are sent."""
+        return {"params": state.params}
+
+    def order(self, state: ServerState, chosen: Tensor, late: Late = "cancel") -> Order:
+        """The order to train, for clients int64 [C]. late: what becomes of those who miss the window's close."""
+        return Order("train", chosen, self.message(state), self.config(), state.round, late)
+
+    def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
+        """Have the chosen clients train; wait for everybody."""
+        return self.order(state, chosen), All()
+
+    def change(self, state: ServerState, replies: Replies) -> Tensor:  # noqa: ARG002
+        """Delta [d], the mean of the clients' changes."""
+        return replies.combine(replies.weights(self.weighting))
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Move along the mean change; where nobody answers, stay."""
+        return self.advance(state, replies, self.change(state, replies)), observed(replies), True
 
 
 def observed(replies: Replies) -> Metrics:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.engine.client import Client
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.messages import Order, Replies, Update
 from fedsim.exchange.windows import All
@@ -113,7 +114,7 @@ class Spoiled:
 
     def __init__(self, simulation: Simulation, client: int, part: str, value: float) -> None:
         executor = engine_of(simulation).executor
-        self.algorithm, executor.client = executor.client, self
+        self.algorithm, executor.client = executor.client, cast("Client", self)
         self.client, self.part, self.value = client, part, value
         self.on = self.found = False
 

@@ -18,16 +18,21 @@ from fedsim.configuration.tables import PLUGINS
 from fedsim.configuration.tables import experiment as checked
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
+from fedsim.core.plugins import HasPlugins
+from fedsim.engine.client import Client
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_simulation
 from fedsim.running.runner import Result, run
 from fedsim.running.simulation import Simulation
+from fedsim.server.strategy import Strategy
 from fedsim.testing.problems import TRAINING, small_experiment, small_functions, small_problem
 
 Path = tuple[str, ...]
 """Where a plug-in stands in an experiment, such as `("client", "estimator")`: the options that lead to it."""
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"strategy": {"kind": "fedavg"}, "client": {"kind": "sgd", **TRAINING}}
 """Who takes the place of a partner that is not named."""
+BASES: Mapping[str, type[Any]] = {"strategy": Strategy, "client": Client}
+"""What each part is a subclass of."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Subject:
         """The plug-in at a path, made; None where it has none, such as a client without an estimator."""
         found = getattr(small_experiment(**self.tables), path[0])
         for option in path[1:]:
-            found = getattr(found, "made", {}).get(option)
+            found = found.made.get(option) if isinstance(found, HasPlugins) else None
         return found
 
     def altered(self, path: Path, options: Mapping[str, Any], **tables: Any) -> Subject:
@@ -103,9 +108,9 @@ class Subject:
             raise InputError("tables", str(error), "write them as an experiment file would have them") from error
 
 
-def fits_functions(client: Any) -> bool:
+def fits_functions(client: Client) -> bool:
     """Whether a client asks for values only, and not of some of its examples."""
-    return getattr(client, "black_box", False) and getattr(client, "batch_size", "full") == "full"
+    return client.values_only and client.batch_size == "full"
 
 
 def final(simulation: Simulation) -> Tensor:
@@ -146,17 +151,17 @@ def part_of(plugin: Any) -> str:
     kind = type(plugin)
     if "__dataclass_fields__" not in vars(kind):
         raise InputError("plugin", kind.__name__, "its options cannot be read; put @options above the class")
-    for part, (group, _) in PLUGINS.items():
-        if part in DEFAULTS and all(hasattr(plugin, name) for name in plugins.GROUPS[group]):
+    for part, base in BASES.items():
+        if isinstance(plugin, base):
             return part
-    wanted = " or ".join(f"{', '.join(plugins.GROUPS[PLUGINS[part][0]])} of a {part}" for part in DEFAULTS)
-    raise InputError("plugin", kind.__name__, f"it has neither {wanted}".replace(" or ", " nor "))
+    raise InputError("plugin", kind.__name__, "make it a subclass of fedsim.server.Strategy or fedsim.client.Client")
 
 
 def values_of(made: Any) -> dict[str, Any]:
     """A plug-in's options; of those that name another plug-in, that one's."""
     own = {option.name: getattr(made, option.name) for option in dataclasses.fields(made)}
-    return {**own, **{name: values_of(part) for name, part in getattr(made, "made", {}).items()}}
+    inner = made.made.items() if isinstance(made, HasPlugins) else ()
+    return {**own, **{name: values_of(part) for name, part in inner}}
 
 
 def _kind(group: str, kind: type[Any]) -> str:

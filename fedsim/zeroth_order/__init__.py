@@ -1,1 +1,89 @@
-"""What zeroth-order algorithms share: directions, codes of scalars, replayed logs and perturbed parameters."""
+"""Search with values alone. What is special to such strategies, clients and estimators is imported from here."""
+
+from fedsim.zeroth_order.codec import OneByte
+from fedsim.zeroth_order.directions import DRAWS, Keys, Kind, check, dual, part
+from fedsim.zeroth_order.estimator import Estimate, Estimator, Memory, Probe
+from fedsim.zeroth_order.replay import replay_
+from fedsim.zeroth_order.replica import Directions, Replica, kind_of, slopes, slopes_along
+from fedsim.zeroth_order.replica_server import ReplicaServer, SharedSeed, mean_loss
+from fedsim.zeroth_order.scalar_codes import ScalarCodec, codec_of, described, finite, packed, unpacked
+from fedsim.zeroth_order.search import MEASURE, EstimatedSearch, LocalSearch, batches
+from fedsim.zeroth_order.server import TRAIN, GuardedStep
+from fedsim.zeroth_order.shared_seed import (
+    LARGEST_SLOPE,
+    MEMBER,
+    PUBLIC,
+    SEED,
+    Population,
+    importance,
+    of_codes,
+    of_losses,
+    of_scalars,
+    pool_keys,
+    population_keys,
+    rebuilt,
+    samples_of,
+    seeded_keys,
+    summed,
+)
+from fedsim.zeroth_order.surrogates.gaussian_process import GaussianProcess, fit, length_scales
+from fedsim.zeroth_order.surrogates.kernels import KERNELS
+from fedsim.zeroth_order.surrogates.random_features import RandomFeatures, draw
+from fedsim.zeroth_order.surrogates.trajectory import Trajectory
+
+__all__ = [
+    "DRAWS",
+    "KERNELS",
+    "LARGEST_SLOPE",
+    "MEASURE",
+    "MEMBER",
+    "PUBLIC",
+    "SEED",
+    "TRAIN",
+    "Directions",
+    "Estimate",
+    "EstimatedSearch",
+    "Estimator",
+    "GaussianProcess",
+    "GuardedStep",
+    "Keys",
+    "Kind",
+    "LocalSearch",
+    "Memory",
+    "OneByte",
+    "Population",
+    "Probe",
+    "RandomFeatures",
+    "Replica",
+    "ReplicaServer",
+    "ScalarCodec",
+    "SharedSeed",
+    "Trajectory",
+    "batches",
+    "check",
+    "codec_of",
+    "described",
+    "draw",
+    "dual",
+    "finite",
+    "fit",
+    "importance",
+    "kind_of",
+    "length_scales",
+    "mean_loss",
+    "of_codes",
+    "of_losses",
+    "of_scalars",
+    "packed",
+    "part",
+    "pool_keys",
+    "population_keys",
+    "rebuilt",
+    "replay_",
+    "samples_of",
+    "seeded_keys",
+    "slopes",
+    "slopes_along",
+    "summed",
+    "unpacked",
+]

@@ -85,11 +85,11 @@ class Estimate(NamedTuple):
 class Estimator(Protocol):
     """A rule that makes a gradient of values.
 
-    black_box: whether values are all it asks for. needs_base: whether it uses f_c at the point itself, which is then
+    values_only: whether values are all it asks for. needs_base: whether it uses f_c at the point itself, which is then
     evaluated before it, and counted.
     """
 
-    black_box: ClassVar[bool]
+    values_only: ClassVar[bool]
 
     @property
     def needs_base(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsim.core.options import BatchSize, options
 from fedsim.core.streams import Streams
+from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
 from fedsim.exchange.messages import Scalar
@@ -24,13 +25,13 @@ from fedsim.zeroth_order.shared_seed import AT_ONCE, Contributions
 
 
 @options
-class Replica:
+class Replica(Client):
     """A client that keeps a replica of the model, and asks for values only.
 
     The state is the replica, d numbers, and one for the round that it is the model of.
     """
 
-    black_box: ClassVar[bool] = True
+    values_only: ClassVar[bool] = True
 
     batch_size: BatchSize = "full"
     """Examples that a step's values are about, each step an independent batch; full: all of the client's, and all that

@@ -15,7 +15,7 @@ from fedsim.core.options import PositiveFloat, PositiveInt, options
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Order, Replies, Scalar
 from fedsim.exchange.windows import All, Window
-from fedsim.server.strategy import Metrics, ProblemView, ServerState, observed
+from fedsim.server.strategy import Metrics, ProblemView, ServerState, Strategy, observed
 from fedsim.zeroth_order.directions import Sliceable
 from fedsim.zeroth_order.shared_seed import Join, Rows
 
@@ -26,7 +26,7 @@ def mean_loss(replies: Replies) -> Metrics:
 
 
 @options
-class SharedSeed:
+class SharedSeed(Strategy):
     """A server that draws one seed for the run, from the run's own."""
 
     purpose: ClassVar[str] = ""

@@ -12,6 +12,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import BatchSize, Fraction, Passes, PositiveFloat, options
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.schedules import Constant, Schedule
+from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
 from fedsim.exchange.messages import Cost, Order, Size, Update
@@ -31,16 +32,15 @@ def batches(cohort: Cohort, batch_size: BatchSize, steps: int) -> Iterator[Batch
 
 
 @options
-class LocalSearch:
+class LocalSearch(Client):
     """How a client searches: z <- z - lr * direction, so many steps from the server's model.
 
     Optimizers begin anew in every round.
     """
 
-    black_box: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset({"params"})
-    knows: ClassVar[frozenset[str]] = frozenset({"candidates"})
-    sends: ClassVar[frozenset[str]] = frozenset({"delta", "values"})
+    requires: ClassVar[frozenset[str]] = frozenset({"params"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"candidates"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "values"})
 
     steps: Passes = 10
     """T, steps of a round."""
@@ -70,6 +70,11 @@ class LocalSearch:
             for name, default in (("beta1", 0.9), ("beta2", 0.999), ("epsilon", 1e-8)):
                 if getattr(self, name) != default:
                     raise InputError(name, getattr(self, name), "is an option of optimizer = 'adam' only")
+
+    @property
+    def values_only(self) -> bool:
+        """Values are all that it asks for."""
+        return True
 
     @property
     def same_every_round(self) -> bool:
@@ -125,7 +130,7 @@ class LocalSearch:
 
 
 @options
-class EstimatedSearch(LocalSearch, HasPlugins):
+class EstimatedSearch(HasPlugins, LocalSearch):
     """A local search along gradients of an estimator."""
 
     parts: ClassVar[Mapping[str, str]] = {"estimator": "estimators"}
@@ -138,9 +143,9 @@ class EstimatedSearch(LocalSearch, HasPlugins):
         HasPlugins.__post_init__(self)
 
     @property
-    def black_box(self) -> bool:  # type: ignore[override]
+    def values_only(self) -> bool:
         """Whether values are all that its estimator asks for."""
-        return bool(self.made["estimator"].black_box)
+        return bool(self.made["estimator"].values_only)
 
     def state(self, dimension: int) -> Shapes:
         """What the estimator remembers of each client."""

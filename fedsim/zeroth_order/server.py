@@ -11,14 +11,14 @@ from torch import Tensor
 from fedsim.core.options import options
 from fedsim.exchange.messages import Order, Replies, Weighting
 from fedsim.exchange.windows import All, Window
-from fedsim.server.strategy import Metrics, ProblemView, ServerState, WeightedStep, observed
+from fedsim.server.strategy import Averaging, Metrics, ProblemView, ServerState, observed
 from fedsim.zeroth_order.search import MEASURE
 
 TRAIN = "train"
 
 
 @options
-class GuardedStep(WeightedStep):
+class GuardedStep(Averaging):
     """theta <- theta + eta sum_i w_i Delta_i; where guarded, only if that lowers F.
 
     A subclass may end its rounds with one more exchange, about the new model: `sharing`, its action, and `shared`, the
@@ -36,22 +36,18 @@ class GuardedStep(WeightedStep):
     """
 
     @property
-    def sends(self) -> frozenset[str]:
-        """The model; and for the guard candidates."""
-        return frozenset({"params", "candidates"} if self.guard else {"params"})
+    def down(self) -> frozenset[str]:
+        """As of a plain round; and for the guard candidates."""
+        return super().down | ({"candidates"} if self.guard else frozenset())
 
     @property
-    def expects(self) -> frozenset[str]:
+    def up(self) -> frozenset[str]:
         """The change; and for the guard values."""
         return frozenset({"delta", "values"} if self.guard else {"delta"})
 
     def windows(self, state: ServerState) -> tuple[str, ...]:  # noqa: ARG002
         """The actions of a round, in their order."""
         return (TRAIN, *([MEASURE] if self.guard else []), *([self.sharing] if self.sharing else []))
-
-    def message(self, state: ServerState) -> dict[str, Tensor]:
-        """What clients are sent to train with."""
-        return {"params": state.params}
 
     def init(self, problem: ProblemView) -> ServerState:
         """The state before the first round."""
@@ -61,11 +57,9 @@ class GuardedStep(WeightedStep):
         """Send what the window is about; wait for everybody."""
         action = self.windows(state)[state.phase]
         if action == TRAIN:
-            payload = self.message(state)
-        elif action == MEASURE:
-            payload = {"candidates": self._candidates(state, len(chosen))}
-        else:
-            payload = {"params": state.params}
+            return super().ask(state, chosen)
+        candidates = action == MEASURE
+        payload = {"candidates": self._candidates(state, len(chosen))} if candidates else {"params": state.params}
         return Order(action, chosen, payload, round=state.round), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
@@ -92,8 +86,7 @@ class GuardedStep(WeightedStep):
         """The state with the candidate, which without a guard is the new model."""
         candidate, optimizer = state.params, state.optimizer
         if len(replies):
-            delta = replies.combine(replies.weights(self.weighting))
-            step, optimizer = self.server_optimizer.step(optimizer, delta, self.server_lr)
+            step, optimizer = self.server_optimizer.step(optimizer, self.change(state, replies), self.server_lr)
             candidate = candidate + step
         if self.guard:
             return replace(state, optimizer=optimizer, memory={**state.memory, "candidate": candidate})

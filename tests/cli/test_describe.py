@@ -247,7 +247,7 @@ def test_a_group_is_listed_with_first_sentences():
         (["strategy", "fedsim.core.clock:Any"], "kind = fedsim.core.clock:Any: fedsim.core.clock has no Any"),
         (
             ["strategy", "clients.sgd:Sgd"],
-            "kind = clients.sgd:Sgd: it has no expects, init, ask, tell, which all ",
+            "kind = clients.sgd:Sgd: it has no down, init, ask, tell, which all ",
         ),
         (["strategy", "fedsim.devices.fleet:Fleet"], "kind = fedsim.devices.fleet:Fleet: its options cannot be read"),
         (["engine", "x"], "kind = x: engine is a table without kinds; leave it out"),

@@ -132,7 +132,7 @@ OPTIONS = {"clients.sgd:Sgd": {"epochs": 1}}
         (":Mine", "write module:Class"),
         ("..fedavg:Mine", "write module:Class"),
         ("a b:Mine", "write module:Class"),
-        ("clients.sgd:Sgd", "it has no expects, init, ask, tell, which all strategies have"),
+        ("clients.sgd:Sgd", "it has no down, init, ask, tell, which all strategies have"),
         ("strategies.fedavg:Absent", "has no Absent"),
         ("fedsim.cli.main:main", "is not a class"),
     ],

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import fedsim
+from fedsim.client import Client
 from fedsim.configuration.evaluation import Stopping
 from fedsim.core.errors import DivergedError, InputError
 from fedsim.core.options import options
@@ -20,6 +21,7 @@ from fedsim.exchange.transforms import Transform
 from fedsim.exchange.windows import All
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import TURNS, Simulation
+from fedsim.server import Strategy
 from fedsim.server.strategy import ServerState
 from fedsim.testing.problems import blobs, mlp, small_problem
 from fedsim.testing.problems import small_experiment as small
@@ -214,11 +216,11 @@ def test_a_strategy_that_counts_its_orders_itself_takes_no_order_transforms():
 
 
 @options
-class Twice:
+class Twice(Strategy):
     """Rounds of two windows, `first` and `second`; the model moves by the mean of all that clients tell in them."""
 
-    sends: ClassVar[frozenset[str]] = frozenset({"params"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
+    down: ClassVar[frozenset[str]] = frozenset({"params"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     def init(self, problem):
         return ServerState(problem.initial())
@@ -237,11 +239,11 @@ class Twice:
 
 
 @options
-class Drawing:
+class Drawing(Client):
     """Tells a number that it draws; NaN in the first window of round `bad` if it is one of the clients `broken`."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"params"})
-    sends: ClassVar[frozenset[str]] = frozenset({"delta"})
+    requires: ClassVar[frozenset[str]] = frozenset({"params"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     broken: tuple[int, ...] = ()
     bad: int = 0

@@ -222,7 +222,7 @@ class DrawsInCohorts(Sgd):
 
 @options
 class SendsMoreThanItSays(Sgd):
-    sends: ClassVar[frozenset[str]] = frozenset({"delta", "more"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "more"})
 
     def train(self, cohort: Cohort) -> Update:
         update = super().train(cohort)

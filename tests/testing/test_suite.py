@@ -18,32 +18,22 @@ STRATEGY = '''
 
 from typing import ClassVar, Literal
 
-from fedsim.core.options import PositiveFloat, options
-from fedsim.exchange.messages import Order
-from fedsim.exchange.windows import All
-from fedsim.server.strategy import ServerStep, observed
+from fedsim.server import Averaging, PositiveFloat, options
 
 
 @options
-class SignedPower(ServerStep):
+class SignedPower(Averaging):
     """power: of the magnitudes. rounding: as it is, or halves."""
-
-    sends: ClassVar[frozenset[str]] = frozenset({"params"})
-    expects: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     power: PositiveFloat = 0.5
     rounding: Literal["none", "halves"] = "none"
 
-    def ask(self, state, chosen):
-        return Order("train", chosen, {"params": state.params}, round=state.round), All()
-
-    def tell(self, state, replies):
+    def change(self, state, replies):
         rows = replies.payload["delta"]
         rows = rows.sign() * rows.abs() ** self.power
         if self.rounding == "halves":
             rows = (2 * rows).round() / 2
-        delta = replies.combine(replies.weights("uniform"), rows=rows)
-        return self.advance(state, replies, delta), observed(replies), True
+        return replies.combine(replies.weights(self.weighting), rows=rows)
 '''
 CLIENT = '''
 """SGD whose change is damped."""
@@ -51,7 +41,7 @@ CLIENT = '''
 from dataclasses import replace
 
 from clients.sgd import Sgd
-from fedsim.core.options import Fraction, options
+from fedsim.client import Fraction, options
 
 
 @options
@@ -102,8 +92,8 @@ def test_plug_ins_of_ones_own_pass_everything(package):
     """Each check once for each, each option once, and Ray is not asked for."""
     status, said = pytest_of(package, "-q")
     assert status == 0, said
-    # SignedPower has its two options and server_lr, server_optimizer; Damped has 21 of Sgd's and its own.
-    assert f"{2 * len(checks.CHECKS) + 4 + 20} passed, 2 skipped" in said, said
+    # SignedPower has its two options and three of the plain round; Damped has 21 of Sgd's and its own.
+    assert f"{2 * len(checks.CHECKS) + 5 + 20} passed, 2 skipped" in said, said
 
 
 def test_a_failure_names_the_option_and_shows_the_numbers(package):
@@ -228,7 +218,9 @@ def test_a_class_of_a_script_is_one_line(tmp_path):
 def test_neither_a_strategy_nor_a_client_is_one_line():
     from fedsim.exchange.aggregation import Median
 
-    with pytest.raises(InputError, match=r"^plugin = Median: it has neither .* of a strategy nor .* of a client"):
+    with pytest.raises(
+        InputError, match=r"^plugin = Median: make it a subclass of fedsim\.server\.Strategy or fedsim\.client\.Client"
+    ):
         conformance(Median())
 
 
