@@ -10,13 +10,13 @@ import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fedsim.configuration.evaluation import Evaluation, Stopping
 from fedsim.core import plugins
 from fedsim.core.errors import InputError, naming
 from fedsim.core.options import Name, NonNegativeInt, PositiveInt, Seconds, options
-from fedsim.core.plugins import HasPlugins
+from fedsim.core.plugins import HasPlugins, is_only_here, kind_of
 from fedsim.devices import Devices
 from fedsim.devices.faults import Faults
 from fedsim.engine.client import Client
@@ -85,20 +85,18 @@ class Experiment:
     faults: Faults
     engine: EngineOptions
     checkpoint: Checkpointing
-    tables: Table
     data_dir: Path | None = None
 
     def resolved(self) -> dict[str, Any]:
         """Every option with its value, as tables that `experiment` accepts."""
         found: dict[str, Any] = {"name": self.name, "seed": self.seed}
         found |= {name: value for name in ("rounds", "duration") if (value := getattr(self, name)) is not None}
-        for part in PLUGINS:
-            found[part] = self._table(part, self.tables[part])
+        for part, (group, _) in PLUGINS.items():
+            found[part] = described(group, getattr(self, part))
         if self.opaque:
             del found["partition"]
         for part in TRANSFORMS:
-            pairs = zip(self.tables[part], getattr(self, part), strict=True)
-            found[part] = [{"kind": _kind(table)} | _values(made) for table, made in pairs]
+            found[part] = [described("transforms", made) for made in getattr(self, part)]
         for part in ("evaluation", "devices", "engine", "checkpoint"):
             found[part] = _values(getattr(self, part))
         if self.faults.kinds:
@@ -106,9 +104,6 @@ class Experiment:
         if self.stopping is not None:
             found["stopping"] = _values(self.stopping)
         return found
-
-    def _table(self, part: str, table: str | Table) -> dict[str, Any]:
-        return {"kind": _kind(table)} | _values(getattr(self, part))
 
     @property
     def opaque(self) -> bool:
@@ -137,7 +132,8 @@ class Top:
 def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experiment:
     """Check an experiment given as tables, as in a file: `experiment(rounds=50, client={"kind": "sgd", "epochs": 5})`.
 
-    Raises InputError for the first option that cannot be used.
+    Wherever a table may stand, so may the object that it describes, as `client=Sgd(epochs=5)`, be its class installed
+    or not. Raises InputError for the first option that cannot be used.
     """
     tables = {name: value for name, value in tables.items() if name not in NOTES}
     _hold_integers(tables)
@@ -146,37 +142,30 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         if name not in known:
             raise InputError(name, value, "no such option here; remove it or correct its name")
     top = _checked(Top, {name: tables[name] for name in TOP if name in tables}, "")
-    given: dict[str, Any] = {
-        part: _plugin_table(part, tables.get(part, default)) for part, (_, default) in PLUGINS.items()
-    }
+    given = {part: tables.get(part, default) for part, (_, default) in PLUGINS.items()}
     if isinstance(given["problem"], Mapping):  # which alone may leave its kind out
         given["problem"] = {"kind": PLUGINS["problem"][1]} | dict(given["problem"])
     made = {part: plugins.make(group, given[part], part) for part, (group, _) in PLUGINS.items()}
     for part in TRANSFORMS:
-        given[part] = tables.get(part, [])
-        if not isinstance(given[part], list):
-            raise InputError(part, given[part], f"write each as a [[{part}]] table")
+        several = tables.get(part, [])
+        if not isinstance(several, list | tuple):
+            raise InputError(part, several, f"write each as a [[{part}]] table")
         made[part] = tuple(
-            plugins.make("transforms", table, f"{part}.{number}") for number, table in enumerate(given[part])
+            plugins.make("transforms", table, f"{part}.{number}") for number, table in enumerate(several)
         )
     checked = Experiment(
         name=top.name,
         seed=top.seed,
         rounds=100 if top.rounds is None and top.duration is None else top.rounds,
         duration=top.duration,
-        evaluation=_checked(Evaluation, _table(tables, "evaluation"), "evaluation"),
-        stopping=_checked(Stopping, _table(tables, "stopping"), "stopping") if "stopping" in tables else None,
-        devices=_checked(Devices, _table(tables, "devices"), "devices"),
-        faults=_checked(Faults, _table(tables, "faults"), "faults"),
-        engine=_checked(EngineOptions, _table(tables, "engine"), "engine"),
-        checkpoint=_checked(Checkpointing, _table(tables, "checkpoint"), "checkpoint"),
-        tables=given,
+        **{name: _options(tables.get(name, {}), name) for name in TABLES if name != "stopping"},
+        stopping=_options(tables["stopping"], "stopping") if "stopping" in tables else None,
         data_dir=None if data_dir is None else Path(data_dir),
         **made,
     )
     if checked.opaque and "partition" in tables:
-        kind = _kind(given["problem"])
-        raise InputError("partition", _kind(given["partition"]), f"problem {kind} has no examples to deal; remove it")
+        kind, dealt = kind_of("problems", checked.problem), kind_of("partitions", checked.partition)
+        raise InputError("partition", dealt, f"problem {kind} has no examples to deal; remove it")
     _check_pair(checked)
     return checked
 
@@ -268,7 +257,7 @@ def _default(part: str, option: str) -> dict[str, Any]:
 def _check_pair(checked: Experiment) -> None:
     """Refuse a strategy and a client that do not speak of the same things."""
     strategy, client = checked.strategy, checked.client
-    names = {part: _kind(checked.tables[part]) for part in ("strategy", "client")}
+    names = {part: kind_of(PLUGINS[part][0], getattr(checked, part)) for part in ("strategy", "client")}
     for part, room, base in (("strategy", "server", Strategy), ("client", "client", Client)):
         if not isinstance(getattr(checked, part), base):
             raise InputError(f"{part}.kind", names[part], f"make it a subclass of fedsim.{room}.{base.__name__}")
@@ -298,17 +287,13 @@ def _hold_integers(value: Any, name: str = "") -> None:
         _hold_integers(part, f"{name}.{key}" if name else str(key))
 
 
-def _plugin_table(part: str, table: Any) -> str | Table:
-    if not isinstance(table, str | Mapping):
-        raise InputError(part, table, "write a table with `kind` and options, or a name")
-    return cast("str | Table", table)
-
-
-def _table(tables: Table, name: str) -> dict[str, Any]:
-    table = tables.get(name, {})
+def _options(table: Any, name: str) -> Any:
+    """The options of one of `TABLES`, given as a table or as an object."""
+    if isinstance(table, TABLES[name]):
+        return table
     if not isinstance(table, Mapping):
         raise InputError(name, table, "is a table; write its options under it")
-    return dict(table)
+    return _checked(TABLES[name], table, name)
 
 
 def _checked(cls: Any, values: Mapping[str, Any], part: str) -> Any:
@@ -316,8 +301,19 @@ def _checked(cls: Any, values: Mapping[str, Any], part: str) -> Any:
         return cls(**values)
 
 
-def _kind(table: str | Table) -> str:
-    return table if isinstance(table, str) else str(table["kind"])
+def hold_findable(tables: Any, remedy: str, name: str = "") -> None:
+    """Refuse plug-ins whose classes no other process finds. tables: as `Experiment.resolved` writes them."""
+    kind = tables.get("kind") if isinstance(tables, Mapping) else None
+    if isinstance(kind, str) and is_only_here(kind):
+        raise InputError(f"{name}.kind", kind, f"other processes do not find this class; {remedy}")
+    inner = tables.items() if isinstance(tables, Mapping) else enumerate(tables) if isinstance(tables, list) else ()
+    for key, table in inner:
+        hold_findable(table, remedy, f"{name}.{key}" if name else str(key))
+
+
+def described(group: str, plugin: Any) -> dict[str, Any]:
+    """The table that stands for a plug-in: its `kind`, and each option with its value."""
+    return {"kind": kind_of(group, plugin)} | _values(plugin)
 
 
 def _values(made: Any) -> dict[str, Any]:
@@ -331,9 +327,7 @@ def _values(made: Any) -> dict[str, Any]:
         if value is not None:
             found[field.name] = list(value) if isinstance(value, tuple) else value
     for option, inner in made.made.items() if isinstance(made, HasPlugins) else ():
-        tables = getattr(made, option)
-        if isinstance(inner, tuple):
-            found[option] = [{"kind": _kind(table)} | _values(own) for table, own in zip(tables, inner, strict=True)]
-        else:
-            found[option] = {"kind": _kind(tables)} | _values(inner)
+        group = made.parts[option]
+        several = isinstance(inner, tuple)
+        found[option] = [described(group, one) for one in inner] if several else described(group, inner)
     return found

@@ -9,6 +9,7 @@ kind and the option to blame, which returns the class (`flwr:FedAdam`).
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import importlib
@@ -42,6 +43,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "availabilities": ("start",),
 }
 """The groups of plug-ins, and what one of each has at least."""
+KIND = "_fedsim_kind"
+"""The attribute of a plug-in that says what the table calls it from which it was made."""
+MAIN = "__main__"
+"""The module of a script, and of the cells of a notebook."""
 DISTRIBUTION = "fedsim-lab"
 """What we are called where packages are installed; what is imported is `fedsim`."""
 LIKE = 0.8
@@ -93,11 +98,7 @@ def find(group: str, kind: str, option: str) -> type[Any]:
 def option_class(group: str, kind: str, option: str) -> type[Any]:
     """The class that `kind` names, as of `find`, which must have options that can be read, and be of the group."""
     found = find(group, kind, option)
-    if "__dataclass_fields__" not in vars(found):
-        raise InputError(option, kind, "its options cannot be read; put @options above the class")
-    absent = [name for name in GROUPS[group] if not _has(found, name)]
-    if absent:
-        raise InputError(option, kind, f"it has no {', '.join(absent)}, which all {group} have")
+    _hold_member(group, found, kind, option)
     return found
 
 
@@ -120,17 +121,66 @@ def refuse_misspelt(made: type[Any], base: type[Any]) -> None:
             raise InputError(made.__name__, name, remedy)
 
 
-def make(group: str, table: str | Mapping[str, Any], option: str) -> Any:
-    """The plug-in that `table` describes: a name, or a mapping with `kind` and the plug-in's options."""
+def make(group: str, table: Any, option: str) -> Any:
+    """The plug-in that `table` describes: a name, or a mapping with `kind` and the plug-in's options.
+
+    An object of a class of the group is that plug-in already, be its class installed or not.
+    """
+    if isinstance(table, type):
+        raise InputError(option, table.__name__, "hand over an object, made with its options")
     if not isinstance(table, str | Mapping):
-        raise InputError(option, table, "write a table with `kind` and options, or a name")
+        if not dataclasses.is_dataclass(table):
+            raise InputError(option, table, "write a table with `kind` and options, or a name; or hand over a plug-in")
+        _hold_member(group, type(table), type(table).__name__, option)
+        return table
     settings = {"kind": table} if isinstance(table, str) else dict(table)
     kind = settings.pop("kind", None)
     if not isinstance(kind, str):
         raise InputError(f"{option}.kind", kind, f"name one of: {', '.join(names(group))}")
-    made = option_class(group, kind, f"{option}.kind")
+    cls = option_class(group, kind, f"{option}.kind")
     with naming(option):
-        return made(**settings)
+        made = cls(**settings)
+    object.__setattr__(made, KIND, kind)
+    return made
+
+
+def kind_of(group: str, plugin: Any) -> str:
+    """What a table calls a plug-in: as that did from which it was made, or as one could.
+
+    That is the name of an entry point, `module:Class`, or `/path/to/file.py:Class` where no import finds the module.
+    """
+    written: str | None = getattr(plugin, KIND, None)
+    if written is not None:
+        return written
+    cls = type(plugin)
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    for name, entries in _installed(group).items():
+        if [entry.value for entry in entries] == [path]:
+            return name
+    file = getattr(sys.modules[cls.__module__], "__file__", None)
+    if cls.__module__ == MAIN or file is None or _is_importable(cls.__module__.partition(".")[0]):
+        return path
+    return f"{file}:{cls.__qualname__}"
+
+
+def is_only_here(kind: str) -> bool:
+    """Whether no other process finds the class of this kind: it is one of a notebook's cell, or made in a function."""
+    place, _, name = kind.rpartition(":")
+    return "<locals>" in name or (place == MAIN and not hasattr(sys.modules[MAIN], "__file__"))
+
+
+def _hold_member(group: str, cls: type[Any], kind: str, option: str) -> None:
+    """Refuse a class whose options cannot be read, or that is not of the group."""
+    if "__dataclass_fields__" not in vars(cls) or not cls.__dictoffset__:
+        raise InputError(option, kind, "its options cannot be read; put @options above the class")
+    absent = [name for name in GROUPS[group] if not _has(cls, name)]
+    if absent:
+        raise InputError(option, kind, f"it has no {', '.join(absent)}, which all {group} have")
+
+
+def _is_importable(top: str) -> bool:
+    """Whether another process with the same path would find this module or package."""
+    return any(finder.find_spec(top, None) is not None for finder in sys.meta_path)
 
 
 @cache
@@ -152,7 +202,8 @@ def _load_from(kind: str, option: str) -> type[Any]:
     place, _, name = kind.rpartition(":")
     module = _from_file(place, kind, option) if place.endswith(".py") else _from_path(place, kind, option)
     if not hasattr(module, name):
-        raise InputError(option, kind, f"{place} has no {name}")
+        lost = "; it was defined in a script or a notebook: move it to a file" if place == MAIN else ""
+        raise InputError(option, kind, f"{place} has no {name}{lost}")
     found: type[Any] = getattr(module, name)
     if not isinstance(found, type):
         raise InputError(option, kind, f"{name} is not a class")

@@ -294,6 +294,7 @@ def _options_of(made: type[flower.Strategy], option: str, kind: str) -> type[Sto
     rule = (inspect.getdoc(made) or made.__name__).partition("\n\n")[0]
     text = f"{' '.join(rule.split())}\n\n{inspect.cleandoc(Stock.__doc__ or '')}"
     body = {"__annotations__": types, "__doc__": text, "__module__": __name__, "made_of": made, "parts": parts}
+    body[plugins.KIND] = kind
     return options(type(made.__name__, (Stock,), body | values))
 
 

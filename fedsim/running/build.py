@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from fedsim.configuration.tables import Experiment
+from fedsim.configuration.tables import Experiment, hold_findable
 from fedsim.core.errors import InputError, naming
+from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.devices import Census, Fleet
 from fedsim.engine.base import Engine
@@ -23,7 +24,7 @@ from fedsim.exchange.windows import First
 from fedsim.parallel.cores import cores
 from fedsim.parallel.workers import WorkerError, Workers, take_one_core
 from fedsim.problems.base import Problem
-from fedsim.running.checks import _check
+from fedsim.running.checks import check
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Simulation, hold_transformable
 
@@ -32,11 +33,12 @@ def in_processes(experiment: Experiment, problem: Problem | None) -> Callable[..
     """What makes the executor of an experiment from the arguments of an `Executor`.
 
     problem: your own, which is sent to the processes; None: the one that the experiment describes, which they build.
-    InputError: it cannot be sent.
+    InputError: it cannot be sent, or the class of a plug-in is one that processes do not find.
     """
-    count = experiment.engine.workers or cores()
+    count, tables = experiment.engine.workers or cores(), experiment.resolved()
+    hold_findable(tables, "move it to a file's top, or take another engine.executor")
     try:
-        workers = Workers(count, _executor, experiment.resolved(), experiment.data_dir, problem)
+        workers = Workers(count, _executor, tables, experiment.data_dir, problem)
     except WorkerError as error:
         remedy = f"cannot be sent to processes; take another engine.executor ({error.reason})"
         raise InputError("problem", type(problem).__name__, remedy) from error
@@ -62,7 +64,7 @@ def build_problem(experiment: Experiment) -> Problem:
     try:
         problem: Problem = experiment.problem.build(experiment)
     except MemoryError as error:
-        kind = experiment.resolved()["problem"]["kind"]
+        kind = kind_of("problems", experiment.problem)
         remedy = f"does not fit in this machine's memory; make it smaller ({error})"
         raise InputError("problem.kind", kind, remedy) from error
     return problem
@@ -91,7 +93,7 @@ def build_simulation(
     own: whether the problem may be another than the one that the experiment describes, so that processes which help
     have to be sent it.
     """
-    _check(experiment, problem)
+    check(experiment, problem)
     aggregator = experiment.aggregation
     if engine is None:
         kind: Callable[..., Executor] = Executor
@@ -121,8 +123,8 @@ def build_simulation(
     orders, window = experiment.strategy.ask(simulation.state, torch.arange(problem.num_clients))
     hold_transformable(simulation.parts.order_transforms, orders, experiment.strategy)
     if not experiment.strategy.aggregates and not isinstance(aggregator, WeightedMean):
-        kind = experiment.resolved()["aggregation"]["kind"]
-        raise InputError("aggregation.kind", kind, "this strategy averages nothing; leave the table out")
+        combined = kind_of("aggregators", experiment.aggregation)
+        raise InputError("aggregation.kind", combined, "this strategy averages nothing; leave the table out")
     if isinstance(window, First):
         aggregator.check(window.count)
     budget = None if experiment.stopping is None else experiment.stopping.queries

@@ -5,13 +5,14 @@ from __future__ import annotations
 from fedsim.client.training import LocalTraining
 from fedsim.configuration.tables import Experiment
 from fedsim.core.errors import InputError, naming
+from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.zeroth_order.search import EstimatedSearch
 
 
-def _check(experiment: Experiment, problem: Problem) -> None:
+def check(experiment: Experiment, problem: Problem) -> None:
     """Refuse what does not fit the problem."""
     if not isinstance(problem, Supervised):
         _check_asking(experiment)
@@ -42,8 +43,7 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
     if defence is None:
         return
     if defence.of_classes and not problem.has_accuracy:
-        given = experiment.client.adversarial
-        kind = given if isinstance(given, str) else given["kind"]
+        kind = kind_of("defences", defence)
         raise InputError("client.adversarial.kind", kind, "its loss is about classes; take standard")
     with naming("client.adversarial.attack"):
         if getattr(defence.attacked_by, "only_judges", False):
@@ -53,15 +53,14 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
 
 def _check_asking(experiment: Experiment) -> None:
     """Refuse clients that want more of a black box than values."""
-    client, table = experiment.client, experiment.tables["client"]
-    kind = table if isinstance(table, str) else table["kind"]
+    client = experiment.client
     if not client.values_only:
         if not isinstance(client, EstimatedSearch):
+            kind = kind_of("clients", client)
             raise InputError("client.kind", kind, "it needs gradients, and this problem only tells values; use fedzo")
-        estimator = client.estimator
-        inner = estimator if isinstance(estimator, str) else estimator["kind"]
+        kind = kind_of("estimators", client.made["estimator"])
         raise InputError(
-            "client.estimator.kind", inner, "it needs derivatives, and this problem only tells values; use differences"
+            "client.estimator.kind", kind, "it needs derivatives, and this problem only tells values; use differences"
         )
     if client.batch_size != "full":
         raise InputError("client.batch_size", client.batch_size, "a black box has no examples to sample; remove it")

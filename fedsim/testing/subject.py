@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -14,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.configuration.tables import PLUGINS
-from fedsim.configuration.tables import experiment as checked
+from fedsim.configuration.tables import PLUGINS, described
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.core.plugins import HasPlugins
@@ -138,10 +135,12 @@ def table_of(part: str, plugin: Any) -> dict[str, Any]:
 
     part: `strategy` or `client`. InputError: an experiment file could not name its class.
     """
-    bare = checked()
-    tables = {**bare.tables, part: {"kind": _kind(PLUGINS[part][0], type(plugin))}}
-    table: dict[str, Any] = replace(bare, tables=tables, **{part: plugin}).resolved()[part]
-    return table
+    cls = type(plugin)
+    if cls.__module__ == plugins.MAIN or cls.__qualname__ != cls.__name__:
+        place = "a script" if cls.__module__ == plugins.MAIN else "another class or function"
+        remedy = f"no experiment can name a class within {place}; move it to a file's top"
+        raise InputError("plugin", cls.__qualname__, remedy)
+    return described(PLUGINS[part][0], plugin)
 
 
 def part_of(plugin: Any) -> str:
@@ -162,26 +161,6 @@ def values_of(made: Any) -> dict[str, Any]:
     own = {option.name: getattr(made, option.name) for option in dataclasses.fields(made)}
     inner = made.made.items() if isinstance(made, HasPlugins) else ()
     return {**own, **{name: values_of(part) for name, part in inner}}
-
-
-def _kind(group: str, kind: type[Any]) -> str:
-    """What an experiment file calls a class: an entry point, `module:Class` or `/path/to/file.py:Class`."""
-    for name, entry in plugins.names(group).items():
-        if entry.value == f"{kind.__module__}:{kind.__qualname__}":
-            return name
-    if kind.__module__ == "__main__" or kind.__qualname__ != kind.__name__:
-        place = "a script" if kind.__module__ == "__main__" else "another class or function"
-        raise InputError(
-            "plugin", kind.__qualname__, f"no experiment can name a class within {place}; move it to a file's top"
-        )
-    if _importable(kind.__module__.partition(".")[0]):
-        return f"{kind.__module__}:{kind.__name__}"
-    return f"{inspect.getsourcefile(kind)}:{kind.__name__}"
-
-
-def _importable(top: str) -> bool:
-    """Whether another process with the same path would find this module or package."""
-    return any(finder.find_spec(top, None) is not None for finder in sys.meta_path)
 
 
 @cache

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 import fedsim
+from clients.fedzo import FedZO
+from clients.sgd import Sgd
+from clients.zeroth_order.differences import Differences
+from fedsim.attacks.gradient import FGSM
+from fedsim.configuration.evaluation import Evaluation, Stopping
 from fedsim.core.errors import InputError
+from fedsim.core.options import options
 from fedsim.core.schedules import Constant, Cosine, Exponential, Linear, Step
+from fedsim.devices.compute import LogNormal
+from fedsim.devices.fleet import Devices
+from fedsim.engine.options import EngineOptions
+from fedsim.exchange.aggregation import Median
+from fedsim.exchange.transforms import Clip
+from fedsim.problems.datasets.embedded import Digits
+from fedsim.problems.models.dense import MLP
+from fedsim.problems.supervised import SupervisedOptions
+from strategies.fedbuff import FedBuff
+from strategies.fedzo import FedZO as Server
 
 
 def written(tmp_path, text: str):
@@ -151,3 +169,149 @@ def test_whole_numbers_have_64_bits():
     for table in ({"batch_size": 2**63}, {"schedule": {"kind": "step", "every": -(2**63) - 1}}):
         with pytest.raises(InputError, match="whole numbers have 64 bits"):
             fedsim.experiment(client={"kind": "sgd", "epochs": 1, **table})
+
+
+# Objects in the place of tables.
+
+
+@pytest.mark.parametrize(
+    ("objects", "tables"),
+    [
+        ({"strategy": FedBuff(size=5)}, {"strategy": {"kind": "fedbuff", "size": 5}}),
+        ({"client": Sgd(epochs=2, lr=0.5)}, {"client": {"kind": "sgd", "epochs": 2, "lr": 0.5}}),
+        (
+            {"strategy": Server(), "client": FedZO(estimator=Differences(count=3))},
+            {
+                "strategy": "fedzo",
+                "client": {"kind": "fedzo", "estimator": {"kind": "differences", "count": 3}},
+            },
+        ),
+        ({"aggregation": Median()}, {"aggregation": "median"}),
+        (
+            {"transforms": [Clip(max_norm=2.0)], "order_transforms": (Clip(max_norm=3.0),)},
+            {
+                "transforms": [{"kind": "clip", "max_norm": 2.0}],
+                "order_transforms": [{"kind": "clip", "max_norm": 3.0}],
+            },
+        ),
+        (
+            {"problem": SupervisedOptions(dataset=Digits(test_share=0.5), model=MLP(hidden=(3,)))},
+            {"problem": {"dataset": {"kind": "digits", "test_share": 0.5}, "model": {"kind": "mlp", "hidden": [3]}}},
+        ),
+        (
+            {"evaluation": Evaluation(every=2, attacks=(FGSM(epsilon=0.1),))},
+            {"evaluation": {"every": 2, "attacks": [{"kind": "fgsm", "epsilon": 0.1}]}},
+        ),
+        (
+            {
+                "engine": EngineOptions(precision="float64"),
+                "devices": Devices(compute=LogNormal(median=2.0, sigma=0.5)),
+            },
+            {
+                "engine": {"precision": "float64"},
+                "devices": {"compute": {"kind": "lognormal", "median": 2.0, "sigma": 0.5}},
+            },
+        ),
+        ({"stopping": Stopping(target=0.9)}, {"stopping": {"target": 0.9}}),
+    ],
+)
+def test_an_object_is_what_its_table_is(objects, tables):
+    made, read = fedsim.experiment(**objects), fedsim.experiment(**tables)
+    assert made.resolved() == read.resolved()
+    assert fedsim.experiment(**made.resolved()).resolved() == made.resolved()
+
+
+def test_a_table_is_written_with_the_kind_that_it_was_read_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("from clients.sgd import Sgd as Mine\n")
+    for kind in ("sgd", "./mine.py:Mine", "clients.sgd:Sgd"):
+        made = fedsim.experiment(client={"kind": kind, "epochs": 1})
+        assert made.resolved()["client"]["kind"] == kind
+    assert fedsim.experiment(client=Sgd(epochs=1)).resolved()["client"]["kind"] == "sgd"
+
+
+@options
+class Own(Sgd):
+    """Installed nowhere."""
+
+    factor: float = 2.0
+
+
+def test_the_class_of_an_object_need_not_be_installed(tmp_path, monkeypatch):
+    made = fedsim.experiment(client=Own(epochs=1, factor=3.0))
+    assert made.resolved()["client"]["kind"] == f"{__name__}:Own"
+    assert fedsim.experiment(**made.resolved()).client == made.client
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(CELL)
+    read = fedsim.experiment(client={"kind": "./mine.py:Mine", "epochs": 1}).client
+    again = fedsim.experiment(client=type(read)(epochs=2)).resolved()["client"]
+    assert again["kind"] == f"{tmp_path / 'mine.py'}:Mine"
+
+
+CELL = """
+from clients.sgd import Sgd
+from fedsim.core.options import options
+
+
+@options
+class Mine(Sgd):
+    pass
+"""
+
+
+def in_a_cell(monkeypatch: pytest.MonkeyPatch) -> Sgd:
+    """An object of a class that a notebook's cell has defined."""
+    cell = dict[str, object](__name__="__main__")
+    exec(CELL, cell)  # as a kernel does it
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "Mine", cell["Mine"], raising=False)
+    monkeypatch.delattr(main, "__file__", raising=False)
+    made = cell["Mine"](epochs=1)  # type: ignore[operator]
+    assert isinstance(made, Sgd)
+    return made
+
+
+def test_a_class_of_a_cell_runs_goes_on_and_is_said_to_be_one(tmp_path, monkeypatch):
+    mine = in_a_cell(monkeypatch)
+    kept = {"rounds": 2, "checkpoint": {"every": 1}}
+
+    def interrupted(_: fedsim.Round) -> None:
+        raise KeyboardInterrupt
+
+    made = fedsim.experiment(client=mine, **kept)
+    plain = fedsim.run(fedsim.experiment(client={"kind": "sgd", "epochs": 1}, **kept), save=False)
+    for folder in ("here", "elsewhere"):
+        fedsim.run(made, out=tmp_path / folder, callbacks=[interrupted])
+    assert 'kind = "__main__:Mine"' in (tmp_path / "here" / "config.toml").read_text()
+    assert fedsim.resume(tmp_path / "here").params.tolist() == plain.params.tolist()
+    monkeypatch.delattr(sys.modules["__main__"], "Mine")
+    with pytest.raises(InputError, match=r"client.kind = __main__:Mine: __main__ has no Mine; it was defined"):
+        fedsim.resume(tmp_path / "elsewhere")
+
+
+def test_a_class_that_processes_do_not_find_is_refused(monkeypatch):
+    @options
+    class Within(Sgd):
+        """Within a function."""
+
+    in_processes = {"rounds": 1, "engine": {"executor": "process", "workers": 1}}
+    for client, kind in ((in_a_cell(monkeypatch), "__main__:Mine"), (Within(epochs=1), r".*<locals>.Within")):
+        with pytest.raises(InputError, match=rf"^client.kind = {kind}: other processes do not find this class"):
+            fedsim.run(fedsim.experiment(client=client, **in_processes), save=False)
+
+
+@pytest.mark.parametrize(
+    ("tables", "line"),
+    [
+        ({"client": Sgd}, "client = Sgd: hand over an object, made with its options"),
+        ({"client": FedBuff()}, "client = FedBuff: it has no [a-z, ]*cost, which all clients have"),
+        ({"strategy": Sgd(epochs=1)}, "strategy = Sgd: it has no [a-z, ]*ask, tell"),
+        ({"transforms": Clip(max_norm=1.0)}, "write each as a"),
+        ({"transforms": [Clip(max_norm=1.0), Median()]}, "transforms.1 = Median: it has no vectors"),
+        ({"evaluation": EngineOptions()}, "evaluation = EngineOptions.*: is a table; write its options under it"),
+        ({"client": object()}, "or hand over a plug-in"),
+    ],
+)
+def test_objects_of_the_wrong_kind_are_refused(tables, line):
+    with pytest.raises(InputError, match=line):
+        fedsim.experiment(**tables)
