@@ -5,20 +5,26 @@ The distribution is called fedsim-lab; fedsim_lab.py knows this package by that.
 
 from __future__ import annotations
 
-import importlib
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fedsim.core.lazy import lazily
 from fedsim.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from fedsim import plots
+    from fedsim.client import Client
     from fedsim.configuration.tables import Experiment, experiment, load
     from fedsim.core.errors import DivergedError, FedsimError, InputError
     from fedsim.problems.black_box import BlackBoxError, black_box
     from fedsim.problems.supervised import supervised
     from fedsim.reports.comparison import compare
+    from fedsim.running.history import History
+    from fedsim.running.result import Result, Round
     from fedsim.running.resume import resume
-    from fedsim.running.runner import Result, Round, run
+    from fedsim.running.runner import run
+    from fedsim.running.sweep import sweep
+    from fedsim.server import Strategy
 
 # MKL otherwise picks kernels by the alignment of memory and the number of matrices in a batch, so that a client's
 # numbers would depend on who else is in its cohort. Read at the first product, so it must stand before that.
@@ -26,41 +32,47 @@ os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 # Loaded when first asked for, so that a command that needs no tensors does not wait for them.
 _HOMES = {
-    "compare": "fedsim.reports.comparison",
+    "BlackBoxError": "fedsim.problems.black_box",
+    "Client": "fedsim.client",
     "DivergedError": "fedsim.core.errors",
-    "FedsimError": "fedsim.core.errors",
-    "InputError": "fedsim.core.errors",
     "Experiment": "fedsim.configuration.tables",
+    "FedsimError": "fedsim.core.errors",
+    "History": "fedsim.running.history",
+    "InputError": "fedsim.core.errors",
+    "Result": "fedsim.running.result",
+    "Round": "fedsim.running.result",
+    "Strategy": "fedsim.server",
+    "black_box": "fedsim.problems.black_box",
+    "compare": "fedsim.reports.comparison",
     "experiment": "fedsim.configuration.tables",
     "load": "fedsim.configuration.tables",
-    "BlackBoxError": "fedsim.problems.black_box",
-    "black_box": "fedsim.problems.black_box",
-    "Result": "fedsim.running.runner",
-    "Round": "fedsim.running.runner",
+    "plots": "fedsim.plots",
     "resume": "fedsim.running.resume",
     "run": "fedsim.running.runner",
     "supervised": "fedsim.problems.supervised",
+    "sweep": "fedsim.running.sweep",
 }
 
 __all__ = [
     "BlackBoxError",
+    "Client",
     "DivergedError",
     "Experiment",
     "FedsimError",
+    "History",
     "InputError",
     "Result",
     "Round",
+    "Strategy",
     "black_box",
     "compare",
     "experiment",
     "load",
+    "plots",
     "resume",
     "run",
     "supervised",
+    "sweep",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fedsim' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

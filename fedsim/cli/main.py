@@ -31,7 +31,7 @@ from fedsim.core.version import __version__
 
 if TYPE_CHECKING:
     from fedsim.configuration.tables import Experiment
-    from fedsim.running.runner import Result
+    from fedsim.running.result import Result
 
 app = typer.Typer(
     add_completion=False,

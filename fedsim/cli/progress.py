@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from fedsim.cli.words import _outcome_line
-from fedsim.running.runner import Round
+from fedsim.running.result import Round
 from fedsim.running.sweep import Outcome
 
 JUDGED = ("test_accuracy", "gap", "value")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.running.runner import Result
+from fedsim.running.result import Result
 from fedsim.running.sweep import Outcome
 
 STATUS = {"finished": 0, "stopped": 0, "diverged": 1, "stalled": 1, "failed": 1, "interrupted": 130}

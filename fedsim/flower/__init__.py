@@ -8,8 +8,9 @@ Flower's apps in this process: `simulate` and `fedsim flower run` run one, uncha
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedsim.core.lazy import lazily
 
 if TYPE_CHECKING:
     from fedsim.flower.apps import client_app, run_on_ray, server_app
@@ -21,17 +22,17 @@ if TYPE_CHECKING:
 
 # Loaded when first asked for: neither side needs what the other one imports.
 _HOMES = {
-    "AppFolder": "folder",
-    "AppResult": "simulation",
-    "Exchange": "virtual_grid",
-    "GridEngine": "grid",
-    "GridError": "grid",
-    "Recipe": "recipe",
-    "VirtualGrid": "virtual_grid",
-    "client_app": "apps",
-    "run_on_ray": "apps",
-    "server_app": "apps",
-    "simulate": "simulation",
+    "AppFolder": "fedsim.flower.folder",
+    "AppResult": "fedsim.flower.simulation",
+    "Exchange": "fedsim.flower.virtual_grid",
+    "GridEngine": "fedsim.flower.grid",
+    "GridError": "fedsim.flower.grid",
+    "Recipe": "fedsim.flower.recipe",
+    "VirtualGrid": "fedsim.flower.virtual_grid",
+    "client_app": "fedsim.flower.apps",
+    "run_on_ray": "fedsim.flower.apps",
+    "server_app": "fedsim.flower.apps",
+    "simulate": "fedsim.flower.simulation",
 }
 
 __all__ = [
@@ -48,8 +49,4 @@ __all__ = [
     "simulate",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fedsim.flower' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fedsim.flower.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -22,7 +22,8 @@ from fedsim.flower.grid import GridEngine
 from fedsim.flower.recipe import Recipe
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_executor
-from fedsim.running.runner import Callback, Result, Round, run
+from fedsim.running.result import Callback, Result, Round
+from fedsim.running.runner import execute
 
 TIMEOUT = 600.0
 """Seconds to wait for all nodes at the start, for the replies of a round, and for any reply where some are awaited."""
@@ -72,7 +73,7 @@ def server_app(
             executor = build_executor(checked, problem)
             return GridEngine(grid, executor, aggregator, experiment=recipe.digest, timeout=waited)
 
-        result = run(
+        result = execute(
             checked,
             engine=engine,
             callbacks=[*callbacks, partial(_say, checked.rounds)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,7 +80,7 @@ def measured(columns: Iterable[str]) -> list[str]:
     return [column for column in own if _whose(column) or is_measure(column)] or own
 
 
-def curves(rows: Sequence[Row], path: Path) -> bool:
+def curves(rows: Sequence[Row], path: Path | BytesIO) -> bool:
     """Draw what a run measured against the round, one panel a quantity (loss, accuracy, ...), into `path`.
 
     The clients are a line for their mean and a band from their 10th percentile to it. Missing values are
@@ -123,7 +124,7 @@ def axes_of(runs: Runs) -> dict[Along, bool]:
     return axes
 
 
-def compare_curves(runs: Runs, path: Path, along: Sequence[Along] = ()) -> bool:
+def compare_curves(runs: Runs, path: Path | BytesIO, along: Sequence[Along] = ()) -> bool:
     """Draw groups of runs into the same panels: a line of panels for what was measured, one for each axis of `along`.
 
     runs: for each name the rows of its runs, one run a seed. along: axes, by default those of `axes_of`. Of more than

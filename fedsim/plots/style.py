@@ -78,8 +78,9 @@ def legend_below(figure: Figure, entries: Mapping[str, Any], title: str | None) 
         legend.remove()
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG. StorageError: it cannot be written."""
-    drawn = BytesIO()
+def save(figure: Figure, place: Path | BytesIO) -> None:
+    """Write a figure as PNG, into a file or into memory. StorageError: it cannot be written."""
+    drawn = BytesIO() if isinstance(place, Path) else place
     figure.savefig(drawn, format="png", dpi=150, facecolor="white")
-    write_whole(path, drawn.getvalue())
+    if isinstance(place, Path):
+        write_whole(place, drawn.getvalue())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class Trial:
     streams: Streams
 
 
+@runtime_checkable
 class Problem(ProblemView, Protocol):
     """N clients, each with data or with a black-box function, and how the global model is judged.
 

@@ -11,10 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.core.errors import InputError
+from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.html import cell, html_table
 
 Row = dict[str, Any]
 """What one completed round, or the time since the last row, came to, by the names of metrics.jsonl."""
+
+
+SHOWN = 5
+"""So many rows at either end are what a notebook shows of a longer table."""
 
 
 class History:
@@ -52,6 +57,23 @@ class History:
 
     def __repr__(self) -> str:
         return f"History({len(self)} rows: {', '.join(self.columns)})"
+
+    def _repr_html_(self) -> str:
+        """The first and the last rows, as a notebook shows them."""
+        ends = self.rows if len(self) <= 2 * SHOWN else [*self.rows[:SHOWN], None, *self.rows[-SHOWN:]]
+        cells = [["..." if row is None else cell(row.get(name)) for name in self.columns] for row in ends]
+        return html_table(self.columns, cells)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row a row; NaN where one lacks the column or it was not finite.
+
+        FedsimError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise FedsimError("a DataFrame needs pandas, which is not here: pip install pandas") from error
+        return pandas.DataFrame(self.rows, columns=list(self.columns))
 
     def to_numpy(self, column: str) -> NDArray[np.float64]:
         """One number a row: float64 [rows]; NaN where the row lacks it or it was not finite."""

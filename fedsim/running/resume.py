@@ -20,7 +20,8 @@ from fedsim.problems.base import Problem
 from fedsim.running.build import build_problem, build_simulation
 from fedsim.running.checkpoint import Checkpoint, UnusableError, newest
 from fedsim.running.folder import CONFIG, RunFolder, open_run
-from fedsim.running.runner import Callback, Result, describe, drive, recording, run, unresumable, versions
+from fedsim.running.result import Callback, Result
+from fedsim.running.runner import describe, drive, execute, recording, unresumable, versions
 from fedsim.running.simulation import Simulation
 
 DECIDING = ("fedsim", "torch", "numpy")
@@ -60,7 +61,7 @@ def resume(
             return _resume(path, experiment, problem, callbacks, data_dir, force)
         except UnusableError:
             pass
-    return run(experiment, problem=problem, callbacks=callbacks, out=path, force=True)
+    return execute(experiment, problem=problem, callbacks=callbacks, out=path, force=True)
 
 
 def recorded(folder: Path, data_dir: Path | str | None = None) -> Experiment:
@@ -122,7 +123,7 @@ def _resume(
                 remedy = f"its checkpoint has no {error}: another version of fedsim wrote it; begin again"
                 raise UnusableError("resume", str(path), remedy) from error
             folder.rewind(found.position, found.rows)
-        return drive(made, simulation, callbacks, folder, keeps=True)
+        return drive(made, simulation, config, callbacks, folder, keeps=True)
 
 
 def _noted(path: Path, config: Mapping[str, Any], name: str) -> dict[str, Any]:

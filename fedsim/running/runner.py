@@ -6,64 +6,62 @@ import importlib.metadata
 import math
 import platform
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedsim.configuration.tables import Experiment
-from fedsim.core.errors import DivergedError, FedsimError, InputError, StalledError, warn
+from fedsim.configuration.tables import Experiment, load
+from fedsim.configuration.tables import experiment as checked
+from fedsim.core.errors import DivergedError, InputError, StalledError, warn
 from fedsim.core.files import StorageError
 from fedsim.core.plugins import DISTRIBUTION
+from fedsim.plots import curves
 from fedsim.problems.base import Problem
-from fedsim.problems.supervised import Supervised
 from fedsim.running.build import EngineMaker, build_problem, build_simulation
 from fedsim.running.checkpoint import Keeper
 from fedsim.running.folder import CURVES, ENDED, RunFolder
 from fedsim.running.history import History, Row
+from fedsim.running.result import Callback, Result, Round
 from fedsim.running.simulation import Simulation
 from fedsim.running.summary import summarise
 
 VERSIONED = ("torch", "numpy", "scikit-learn", "flwr-datasets")
 
 
-@dataclass(frozen=True)
-class Round:
-    """What a callback sees after every round: the row of metrics, and a copy of the global parameters [d]."""
-
-    row: Row
-    params: Tensor
-
-
-Callback = Callable[[Round], None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run leaves. status: finished, stopped (early), diverged, stalled or interrupted; reason: why.
-
-    params: the final parameters, [d]. summary: final and best values. folder: the run's, or None. history: the rows.
-    """
-
-    params: Tensor
-    problem: Problem
-    status: str
-    reason: str
-    summary: dict[str, Any]
-    history: History
-    folder: Path | None
-
-    def model(self) -> nn.Module:
-        """The model with the final parameters, in evaluation mode. FedsimError: the problem has none."""
-        if not isinstance(self.problem, Supervised):
-            raise FedsimError("this problem has no model; its solution is Result.params")
-        return self.problem.module(self.params)
-
-
 def run(
+    experiment: Experiment | Path | str | None = None,
+    *,
+    problem: Any = None,
+    callbacks: Sequence[Callback] = (),
+    out: Path | str | None = None,
+    force: bool = False,
+    save: bool = True,
+    data_dir: Path | str | None = None,
+    **parts: Any,
+) -> Result:
+    """Run an experiment: one that is made, the path of an experiment file, or its parts by name.
+
+    parts: as for `fedsim.experiment`, objects or tables: `run(strategy=FedBuff(size=5), client=Sgd(epochs=1),
+    problem=problem, rounds=50)`. problem: your own (of `fedsim.supervised` or `fedsim.black_box`), instead of the one
+    that the experiment describes; or, among parts, a table or an object that describes one. callbacks: called after
+    every round; one that returns True ends the run. out: the run folder, by default the next `runs/<name>-<n>`; force:
+    replace an earlier run there. save: False writes nothing. data_dir: where data files are looked for.
+
+    A run that diverges or is interrupted keeps what it logged; `Result.status` says so. A run that was interrupted or
+    killed goes on with `fedsim.resume`. InputError: an option cannot be used.
+    """
+    own = problem if isinstance(problem, Problem) else None
+    if problem is not None and own is None:
+        parts["problem"] = problem
+    made = _experiment(experiment, parts, data_dir, own)
+    return execute(made, problem=own, callbacks=callbacks, out=out, force=force, save=save)
+
+
+def execute(
     experiment: Experiment,
     *,
     problem: Problem | None = None,
@@ -73,14 +71,10 @@ def run(
     force: bool = False,
     save: bool = True,
 ) -> Result:
-    """Run an experiment.
+    """Run an experiment on this process's engine, or on the one that `engine` makes; the rest as for `run`.
 
-    problem: your own (see `supervised`) instead of the one that the experiment describes. engine: makes an
-    engine to run on instead of this process's. callbacks: called after every round. out: the run folder, by
-    default the next `runs/<name>-<n>`; force: replace an earlier run there. save: False writes nothing. A run
-    that diverges or is interrupted keeps what it logged; `Result.status` says so. A run that was interrupted or killed
-    goes on with `fedsim.resume`; on another engine there are no checkpoints, for what is under way on other machines
-    cannot be written down, and seeds that run as one stack would each take their time from all.
+    On another engine there are no checkpoints, for what is under way on other machines cannot be written down, and
+    seeds that run as one stack would each take their time from all.
     """
     place = None if out is None else Path(out)
     if save:
@@ -89,12 +83,29 @@ def run(
     if problem is None:
         problem = build_problem(experiment)
     simulation = build_simulation(experiment, problem, engine, own=own)
+    config = described | _notes(experiment, simulation, problem)
     if not save:
-        return drive(experiment, simulation, callbacks)
+        return drive(experiment, simulation, config, callbacks)
     with RunFolder.create(place, experiment.name, force=force) as folder, recording(folder):
-        folder.write_config(described | _notes(experiment, simulation, problem))
+        folder.write_config(config)
         folder.begin()
-        return drive(experiment, simulation, callbacks, folder, keeps=engine is None)
+        return drive(experiment, simulation, config, callbacks, folder, keeps=engine is None)
+
+
+def _experiment(given: Any, parts: dict[str, Any], data_dir: Path | str | None, own: Problem | None) -> Experiment:
+    """The experiment that somebody wants to run. own: their problem, if they have handed one over."""
+    if given is None and (parts or own is not None):
+        return checked(data_dir=data_dir, **parts)
+    if not isinstance(given, Experiment | Path | str):
+        shown = "(nothing)" if given is None else type(given).__name__
+        remedy = "name a file, hand over an experiment, or its parts by name: run(client=..., rounds=50)"
+        raise InputError("experiment", shown, remedy)
+    for name, value in parts.items():
+        remedy = "the experiment says this; change it there: fedsim.load(path, overrides=...), fedsim.experiment(...)"
+        raise InputError(name, value if isinstance(value, str | int | float) else type(value).__name__, remedy)
+    if not isinstance(given, Experiment):
+        return load(given, data_dir=data_dir)
+    return given if data_dir is None else replace(given, data_dir=Path(data_dir))
 
 
 def describe(experiment: Experiment, problem: Problem | None) -> dict[str, Any]:
@@ -126,6 +137,7 @@ def recording(folder: RunFolder) -> Iterator[None]:
 def drive(
     experiment: Experiment,
     simulation: Simulation,
+    config: Mapping[str, Any],
     callbacks: Sequence[Callback] = (),
     folder: RunFolder | None = None,
     *,
@@ -133,7 +145,7 @@ def drive(
 ) -> Result:
     """Go through a simulation from where it is, write into the folder what it comes to, and return that.
 
-    keeps: write checkpoints, if the strategy can be resumed.
+    config: the experiment's tables and notes. keeps: write checkpoints, if the strategy can be resumed.
     """
     problem = simulation.parts.problem
     # A number that was not finite is null in the file; rows of an earlier part of the run are read from there.
@@ -151,10 +163,13 @@ def drive(
             rows.append(row)
             if folder is not None:
                 folder.append(row)
-            for callback in callbacks:
-                callback(Round(row, simulation.params.clone()))
-        if simulation.stopped is not None:
-            status, reason = "stopped", simulation.stopped
+            answers = [callback(Round(row, simulation.params.clone())) for callback in callbacks]
+            if any(answer is True for answer in answers):
+                status, reason = "stopped", "a callback has ended it"
+                break
+        else:
+            if simulation.stopped is not None:
+                status, reason = "stopped", simulation.stopped
     except DivergedError as error:
         status, reason = "diverged", str(error)
     except StalledError as error:
@@ -171,7 +186,9 @@ def drive(
         folder.write_trace(trace)
         _finish(experiment, problem, params, summary, rows, folder)
     history = History(rows) if folder is None else folder.history
-    return Result(params, problem, status, reason, summary, history, None if folder is None else folder.path)
+    told = {name: table for name, table in config.items() if name != "resolved"}
+    place = None if folder is None else folder.path
+    return Result(params, problem, status, reason, summary, history, place, told, trace)
 
 
 def unresumable(experiment: Experiment) -> str | None:
@@ -220,8 +237,6 @@ def _finish(
         except StorageError as error:
             warn(str(error))
     with _only_a_picture():
-        from fedsim import plots
-
-        plots.curves(rows, folder.place(CURVES))
+        curves(rows, folder.place(CURVES))
     with _only_a_picture():
         problem.illustrate(folder.place, params)

@@ -20,10 +20,11 @@ from fedsim.problems.black_box import BlackBox
 from fedsim.running.build import build_engine, build_executor
 from fedsim.running.folder import RunFolder
 from fedsim.running.lockstep import Lockstep, Member
-from fedsim.running.runner import Result, Round, run
+from fedsim.running.result import Result, Round
+from fedsim.running.runner import execute
 
-Heard = Callable[[int, Round], None]
-"""Called with a seed and what a callback sees after every round of its run."""
+Heard = Callable[[int, Round], object]
+"""A callback that is called with the seed, too."""
 
 
 def run_seeds(
@@ -79,7 +80,7 @@ def _driven(
             return build_engine(own, problem, executor)
 
         callbacks = [] if on_round is None else [partial(on_round, seed)]
-        return run(
+        return execute(
             own,
             problem=problem,
             engine=engine,

@@ -30,7 +30,7 @@ from fedsim.parallel.workers import Failed, Lost, Workers, take_one_core
 if TYPE_CHECKING:
     from fedsim.configuration.tables import Experiment
 
-Ended = tuple[str, str, dict[str, Any]]
+Ended = tuple[str, str, Mapping[str, Any]]
 """Status, reason and summary of a run."""
 LONGEST = 200
 """Bytes that the name of a combination's folder may take; most file systems allow 255."""

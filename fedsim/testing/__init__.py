@@ -29,8 +29,9 @@ made of. `fedsim.testing.checks` has the checks one by one.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fedsim.core.lazy import lazily
 
 if TYPE_CHECKING:
     from fedsim.testing.problems import (
@@ -47,16 +48,16 @@ if TYPE_CHECKING:
 
 # Loaded when first asked for: pytest loads this package wherever fedsim is installed.
 _HOMES = {
-    "Quadratics": "problems",
-    "Subject": "subject",
-    "blobs": "problems",
-    "conformance": "suite",
-    "mlp": "problems",
-    "simulate": "subject",
-    "small_experiment": "problems",
-    "small_functions": "problems",
-    "small_problem": "problems",
-    "small_quadratics": "problems",
+    "Quadratics": "fedsim.testing.problems",
+    "Subject": "fedsim.testing.subject",
+    "blobs": "fedsim.testing.problems",
+    "conformance": "fedsim.testing.suite",
+    "mlp": "fedsim.testing.problems",
+    "simulate": "fedsim.testing.subject",
+    "small_experiment": "fedsim.testing.problems",
+    "small_functions": "fedsim.testing.problems",
+    "small_problem": "fedsim.testing.problems",
+    "small_quadratics": "fedsim.testing.problems",
 }
 
 __all__ = [
@@ -72,8 +73,4 @@ __all__ = [
     "small_quadratics",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fedsim.testing' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fedsim.testing.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

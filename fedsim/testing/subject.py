@@ -19,7 +19,8 @@ from fedsim.core.plugins import HasPlugins
 from fedsim.engine.client import Client
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_simulation
-from fedsim.running.runner import Result, run
+from fedsim.running.result import Result
+from fedsim.running.runner import run
 from fedsim.running.simulation import Simulation
 from fedsim.server.strategy import Strategy
 from fedsim.testing.problems import TRAINING, small_experiment, small_functions, small_problem

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from fedsim.cli import progress
-from fedsim.running.runner import Round
+from fedsim.running.result import Round
 
 
 def said(monkeypatch, **measured: float) -> str:

@@ -1,0 +1,80 @@
+"""What a run tells while it goes on, and what it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedsim.core.errors import FedsimError
+from fedsim.core.html import cell, html_table
+from fedsim.core.measures import FIRST
+from fedsim.plots import Picture, curves
+from fedsim.problems.base import Problem
+from fedsim.problems.supervised import Supervised
+from fedsim.running.history import History, Row
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a callback sees after every round: the row of metrics, and a copy of the global parameters [d]."""
+
+    row: Row
+    params: Tensor
+
+    def __repr__(self) -> str:
+        return f"Round({', '.join(f'{name} {cell(value)}' for name, value in self.row.items())})"
+
+
+Callback = Callable[[Round], object]
+"""Called after every round. One that returns True ends the run there, with the status "stopped"."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves. status: finished, stopped (early), diverged, stalled or interrupted; reason: why.
+
+    params: the final parameters, [d]. summary: final and best values. history: the rows. folder: the run's, or None.
+    config: the experiment's tables and the versions, as config.toml has them. trace: as trace.json has it.
+    """
+
+    params: Tensor
+    problem: Problem
+    status: str
+    reason: str
+    summary: Mapping[str, Any]
+    history: History
+    folder: Path | None
+    config: Mapping[str, Any]
+    trace: Mapping[str, Any]
+
+    def model(self) -> nn.Module:
+        """The model with the final parameters, in evaluation mode. FedsimError: the problem has none."""
+        if not isinstance(self.problem, Supervised):
+            raise FedsimError("this problem has no model; its solution is Result.params")
+        return self.problem.module(self.params)
+
+    def plot(self) -> Picture:
+        """What it measured against the round. FedsimError: no number was measured."""
+        return Picture.of(lambda place: curves(self.history.rows, place))
+
+    def __repr__(self) -> str:
+        measures = [f"{name} {cell(self.summary[name])}" for name in FIRST if name in self.summary]
+        place = [] if self.folder is None else [str(self.folder)]
+        rounds = f"round {self.summary['rounds']}"
+        return f"Result({', '.join([self.status, rounds, *measures, *place])})"
+
+    def _repr_html_(self) -> str:
+        said = {"status": f"{self.status}: {self.reason}" if self.reason else self.status}
+        said["rounds"] = str(self.summary["rounds"])
+        for name in FIRST:
+            if name in self.summary:
+                best = cell(self.summary[f"best_{name}"])
+                where = self.summary[f"best_{name}_round"]
+                said[name] = f"{cell(self.summary[name])} (best {best}, round {where})"
+        if self.folder is not None:
+            said["run folder"] = str(self.folder)
+        return html_table((), said.items())
