@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from fedsim.client import PositiveFloat, PositiveInt, Shapes, options
+from fedsim.client import PositiveFloat, PositiveInt, Shapes, options, products
 from fedsim.zeroth_order import Estimate, Kind, Memory, Probe, check, dual
 
 
@@ -61,5 +60,5 @@ class Differences:
             behind = probe.query(center - self.mu * u)
             slopes, value = (ahead - behind) / (2.0 * self.mu), (ahead + behind).mean(dim=1) / 2.0
         along = dual(self.directions, u) if self.scaling == "unbiased" else u
-        gradient = torch.bmm(slopes.unsqueeze(1), along).squeeze(1)
+        gradient = products.bmm(slopes.unsqueeze(1), along).squeeze(1)
         return Estimate(gradient / self.count, value, memory)

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.client import Fraction, InputError, PositiveInt, Shapes, options
+from fedsim.client import Fraction, InputError, PositiveInt, Shapes, options, products
 from fedsim.zeroth_order import Estimate, Memory, Probe, check
 
 
@@ -58,11 +58,11 @@ class ForwardGradient:
         v = probe.directions(self.directions, self.count)
         if self.guess == "random":
             value, slopes = probe.differentiate(x, v)
-            return Estimate(torch.bmm(slopes.unsqueeze(1), v).squeeze(1) / self.count, value, memory)
+            return Estimate(products.bmm(slopes.unsqueeze(1), v).squeeze(1) / self.count, value, memory)
         momentum = memory["momentum"]
         length = momentum.square().sum(dim=1, keepdim=True).sqrt()
         u = (momentum / torch.where(length > 0, length, 1.0)).unsqueeze(1)
-        across = v - torch.bmm(v, u.mT) * u
+        across = v - products.bmm(v, u.mT) * u
         value, slopes = probe.differentiate(x, torch.cat((u, across), dim=1))
-        gradient = torch.bmm(slopes[:, 1:].unsqueeze(1), across).squeeze(1) / self.count + slopes[:, :1] * u[:, 0]
+        gradient = products.bmm(slopes[:, 1:].unsqueeze(1), across).squeeze(1) / self.count + slopes[:, :1] * u[:, 0]
         return Estimate(gradient, value, {"momentum": torch.lerp(gradient, momentum, self.beta)})

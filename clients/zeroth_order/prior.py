@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.client import Fraction, InputError, PositiveFloat, PositiveInt, Shapes, options
+from fedsim.client import Fraction, InputError, PositiveFloat, PositiveInt, Shapes, options, products
 from fedsim.zeroth_order import Estimate, Memory, Probe, check
 
 
@@ -65,7 +65,7 @@ class Prior:
         guess = unit(memory["previous"]).unsqueeze(1)
         drawn = probe.directions("sphere", self.count + (self.samples if self.weight == "optimal" else 0))
         across = drawn[:, : self.count]
-        across = unit(across - torch.bmm(across, guess.mT) * guess)
+        across = unit(across - products.bmm(across, guess.mT) * guess)
         if self.weight == "optimal":
             tried = torch.cat((guess, drawn[:, self.count :]), dim=1)
             squares = ((probe.query(center + self.mu * tried) - value) / self.mu).square()
@@ -77,7 +77,7 @@ class Prior:
         weight = (weight * guess[:, 0].ne(0).any(dim=1)).view(-1, 1, 1)  # a guess of zeros is none
         u = weight.sqrt() * guess + (1.0 - weight).sqrt() * across
         slopes = (probe.query(center + self.mu * u) - value) / self.mu
-        gradient = torch.bmm(slopes.unsqueeze(1), u).squeeze(1) / self.count
+        gradient = products.bmm(slopes.unsqueeze(1), u).squeeze(1) / self.count
         return Estimate(gradient, base, {"previous": gradient})
 
 

@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fedsim.client import Fraction, InputError, NonNegativeFloat, PositiveFloat, PositiveInt, Shapes, options
+from fedsim.client import Fraction, InputError, NonNegativeFloat, PositiveFloat, PositiveInt, Shapes, options, products
 from fedsim.zeroth_order import Estimate, Memory, Probe, check, dual
 
 
@@ -75,7 +75,7 @@ class Spsa:
         step = radius.unsqueeze(2) * u
         ahead, behind = probe.query(center + step), probe.query(center - step)
         slopes = (ahead - behind) / (2.0 * radius)
-        gradient = torch.bmm(slopes.unsqueeze(1), dual(self.directions, u)).squeeze(1) / self.count
+        gradient = products.bmm(slopes.unsqueeze(1), dual(self.directions, u)).squeeze(1) / self.count
         gain = _power((k + self.offset) / (1.0 + self.offset), -self.alpha).unsqueeze(1)
         return gain, Estimate(gradient, (ahead + behind).mean(dim=1) / 2.0, {"estimates": k})
 

@@ -22,6 +22,7 @@ from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
 from fedsim.exchange.actions import FORWARD
 from fedsim.exchange.messages import Cost, Order, Scalar, Size, Update
+from fedsim.nets import products
 from fedsim.nets.losses import CrossEntropy, Loss
 from fedsim.nets.network import Batch
 from fedsim.nets.stack import Stack
@@ -59,5 +60,6 @@ __all__ = [
     "Victim",
     "divergence",
     "options",
+    "products",
     "victim",
 ]

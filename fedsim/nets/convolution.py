@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from fedsim.nets import products
+
 CACHE = {"cpu": 3 * 2**19}
 """Bytes of columns at a time, by the type of the device: few enough for a core's own cache."""
 MEMORY = 2**28
@@ -182,7 +184,7 @@ def _multiply(out: Tensor, left: Tensor, right: Tensor, beta: int) -> None:
     A product with a single row is made as one of two, because of a single client another kernel would make it.
     """
     if left.shape[1] > 1:
-        out.baddbmm_(left, right, beta=beta)
+        products.baddbmm_(out, left, right, beta=beta)
     else:
-        row = torch.bmm(left.repeat(1, 2, 1), right)[:, :1]
+        row = products.bmm(left.repeat(1, 2, 1), right)[:, :1]
         out.copy_(out + row if beta else row)

@@ -19,6 +19,7 @@ from torch.func import vmap
 from torch.nn import functional
 
 from fedsim.core.errors import InputError
+from fedsim.nets import products
 from fedsim.nets.convolution import Geometry, batch_last, convolve
 from fedsim.nets.dropout import NamedDropout
 from fedsim.nets.functional import Functional
@@ -115,9 +116,9 @@ def _linear(layer: nn.Linear, prefix: str) -> Lowered:
         weight = named[f"{prefix}weight"]
         rows = x.flatten(1, -2)
         if layer.bias is None:
-            out = torch.bmm(rows, weight.mT)
+            out = products.bmm(rows, weight.mT)
         else:
-            out = torch.baddbmm(named[f"{prefix}bias"].unsqueeze(1), rows, weight.mT)
+            out = products.baddbmm(named[f"{prefix}bias"].unsqueeze(1), rows, weight.mT)
         return out.view(*x.shape[:-1], layer.out_features)
 
     return linear
@@ -197,11 +198,11 @@ def _lstm(layer: nn.LSTM, prefix: str) -> Lowered | None:
             w_in, w_hid = named[f"{prefix}weight_ih_l{level}"], named[f"{prefix}weight_hh_l{level}"]
             bias = (named[f"{prefix}bias_ih_l{level}"] + named[f"{prefix}bias_hh_l{level}"]).unsqueeze(1)
             clients, batch, length = x.shape[:3]
-            steps = torch.baddbmm(bias, x.flatten(1, 2), w_in.mT).view(clients, batch, length, -1)
+            steps = products.baddbmm(bias, x.flatten(1, 2), w_in.mT).view(clients, batch, length, -1)
             hidden = cell = x.new_zeros(clients, batch, layer.hidden_size)
             outputs = []
             for step in steps.unbind(2):
-                i, f, g, o = torch.baddbmm(step, hidden, w_hid.mT).chunk(4, dim=2)
+                i, f, g, o = products.baddbmm(step, hidden, w_hid.mT).chunk(4, dim=2)
                 cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
                 hidden = torch.sigmoid(o) * torch.tanh(cell)
                 outputs.append(hidden)
@@ -228,10 +229,15 @@ def _vmapped(model: nn.Module, prefix: str) -> Lowered:
         bare = vmap(model)
         return lambda _, x: bare(x)
     call = vmap(Functional(model))
+    # Products with a dimension of 1, and convolutions, are made by other kernels for a single client.
+    company_matters = any(1 in own.shape or own.dim() > 2 for own in model.parameters())
 
     def vmapped(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        outputs: Tensor = call({name: named[prefix + name] for name in names}, x)
-        return outputs
+        clients, own = len(x), {name: named[prefix + name] for name in names}
+        if clients == 1 and company_matters:
+            own, x = {name: products.pair(one) for name, one in own.items()}, products.pair(x)
+        outputs: Tensor = call(own, x)
+        return outputs[:clients]
 
     return vmapped
 

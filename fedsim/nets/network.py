@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedsim.nets import products
 from fedsim.nets.dropout import Draw, drawing
 from fedsim.nets.functional import Functional
 from fedsim.nets.losses import Loss
@@ -278,7 +279,7 @@ class ChainNetwork:
         gradient: list[Tensor] = [torch.empty(0)] * len(y.leaves)
         losses, parts = self._backward(y, batch)
         for (weight, bias), delta, h in parts:
-            gradient[weight] = torch.bmm(delta.mT, h)
+            gradient[weight] = products.bmm(delta.mT, h)
             if bias is not None:
                 gradient[bias] = delta.sum(dim=1)
         return losses, Stack(gradient)
@@ -292,7 +293,7 @@ class ChainNetwork:
         *hidden, outputs = self._forward(y, x)
         losses, delta = loss.with_gradient(outputs, targets)
         *_, (_, delta, _) = self._deltas(y, hidden, delta)
-        return losses, torch.bmm(delta, y.leaves[self.places[0][0]]).view_as(x)
+        return losses, products.bmm(delta, y.leaves[self.places[0][0]]).view_as(x)
 
     def values(self, y: Stack, batch: Batch) -> Tensor:
         """Losses [k] of the k clients of a batch."""
@@ -310,7 +311,7 @@ class ChainNetwork:
         beta = 1.0 - lr * decay
         losses, parts = self._backward(y, batch)
         for (weight, bias), delta, h in parts:
-            y.leaves[weight].baddbmm_(delta.mT, h, beta=beta, alpha=-lr)
+            products.baddbmm_(y.leaves[weight], delta.mT, h, beta=beta, alpha=-lr)
             if bias is not None:
                 leaf = y.leaves[bias]
                 if decay:
@@ -325,9 +326,9 @@ class ChainNetwork:
         hidden = [x.flatten(2)]
         for number, (weight, bias) in enumerate(self.places):
             if bias is None:
-                out = torch.bmm(hidden[-1], y.transposed[weight])
+                out = products.bmm(hidden[-1], y.transposed[weight])
             else:
-                out = torch.baddbmm(y.transposed[bias], hidden[-1], y.transposed[weight])
+                out = products.baddbmm(y.transposed[bias], hidden[-1], y.transposed[weight])
             if number < len(self.places) - 1:
                 out = out.relu_() if self.act == "relu" else out.tanh_()
             hidden.append(out)
@@ -349,7 +350,7 @@ class ChainNetwork:
             h = hidden[number]
             yield self.places[number], delta, h
             if number > 0:
-                delta = torch.bmm(delta, y.leaves[self.places[number][0]])
+                delta = products.bmm(delta, y.leaves[self.places[number][0]])
                 if self.act == "relu":
                     delta = torch.ops.aten.threshold_backward(delta, h, 0)
                 else:
@@ -378,4 +379,4 @@ def forward_mode() -> Iterator[None]:
 
 def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
     """Row sums of weight * losses, [k], as a batched product: a row's result never depends on other rows."""
-    return torch.bmm(weight.unsqueeze(1), losses.unsqueeze(2)).view(-1)
+    return products.bmm(weight.unsqueeze(1), losses.unsqueeze(2)).view(-1)

@@ -21,6 +21,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import Counts, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, options
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
+from fedsim.nets import products
 from fedsim.parallel.cores import spread
 from fedsim.pretrained.classifiers import Fit, by_class, classifiers
 from fedsim.problems.base import EVALUATED_AT_ONCE, choose_device
@@ -97,7 +98,7 @@ def _forward(hidden: Tensor, params: Tensor, shapes: Sequence[tuple[int, int]], 
     parts = torch.split(params, lengths, dim=1)
     for layer, (inputs, outputs) in enumerate(shapes):
         weight, bias = parts[2 * layer].reshape(-1, outputs, inputs), parts[2 * layer + 1].unsqueeze(1)
-        hidden = torch.baddbmm(bias, hidden, weight.mT)
+        hidden = products.baddbmm(bias, hidden, weight.mT)
         if not last or layer < len(shapes) - 1:
             hidden = hidden.relu_()
     return hidden

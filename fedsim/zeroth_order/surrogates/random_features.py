@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.streams import SERVER, Streams
+from fedsim.nets import products
 from fedsim.zeroth_order.surrogates.gaussian_process import NOISE, factorise, rescale, usable
 
 BLOCK = 128
@@ -88,7 +89,8 @@ class RandomFeatures:
 
     def gradient(self, weights: Tensor, x: Tensor) -> Tensor:
         """The surrogate's gradient at x [C, d] under weights [C, M], or [M] for all: [C, d]."""
-        return self._angles(x).sin_().mul_(weights).mul_(-self._amplitude()) @ self.frequencies
+        slopes = self._angles(x).sin_().mul_(weights).mul_(-self._amplitude())
+        return products.mm(slopes, self.frequencies)
 
     def rounded(self, x: Tensor) -> Tensor:
         """The cosines at x [n, d] as they are fitted, multiples of 2^-p: [n, M]; sqrt(M/2) phi otherwise."""
@@ -97,7 +99,8 @@ class RandomFeatures:
         return self._angles(x).cos_().add_(large).sub_(large)
 
     def _angles(self, x: Tensor) -> Tensor:
-        return (x.to(torch.float64) @ self.frequencies.T).add_(self.phases)
+        rows = x.to(torch.float64).reshape(-1, x.shape[-1])
+        return products.mm(rows, self.frequencies.T).add_(self.phases).view(*x.shape[:-1], len(self.phases))
 
     def _amplitude(self) -> float:
         return math.sqrt(2.0 / len(self.phases))
