@@ -19,7 +19,7 @@ class Scaffold(LocalTraining):
     """K is the number of steps that the client took. Option II is exact for plain SGD, so that is what it takes."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"params", "control"})
-    up: ClassVar[frozenset[str]] = frozenset({"delta", "control_delta"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "control-delta"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,7 +37,7 @@ class Scaffold(LocalTraining):
     def cost(self, orders: Order, examples: Tensor) -> Cost:
         """Steps, and 2d floats."""
         cost = super().cost(orders, examples)
-        return replace(cost, reply={**cost.reply, "control_delta": cost.reply["delta"]})
+        return replace(cost, reply={**cost.reply, "control-delta": cost.reply["delta"]})
 
     def train(self, cohort: Cohort) -> Update:
         """Train with the correction; send the changes of model and control variate."""
@@ -47,4 +47,4 @@ class Scaffold(LocalTraining):
         # At a rate of 0, where a schedule has ended, nothing was learnt about the gradients.
         renewed = own - c - delta / way if self.rate(cohort) else own
         cohort.keep(control=renewed)
-        return Update({"delta": delta, "control_delta": renewed - own}, {"loss": trained.loss})
+        return Update({"delta": delta, "control-delta": renewed - own}, {"loss": trained.loss})

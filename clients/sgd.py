@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.client import Cohort, Cost, InputError, LocalTraining, NonNegativeFloat, Order, Size, Update, options
 
-REPORTED = {"nu": "report-nu", "last_loss": "report-loss"}
+REPORTED = {"nu": "report-nu", "last-loss": "report-loss"}
 """Numbers that a reply carries where the server asks for them, and the settings that ask."""
 
 
@@ -27,7 +27,7 @@ class Sgd(LocalTraining):
     """mu, the penalty's factor, unless the server sends one; 0: none."""
 
     accepts: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu", "report-loss"})
-    up: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last_loss"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last-loss"})
 
     def cost(self, orders: Order, examples: Tensor) -> Cost:
         """Steps, d floats, and one more for each number that is asked for."""
@@ -45,7 +45,7 @@ class Sgd(LocalTraining):
         if cohort.config.get("report-nu"):
             payload["nu"] = self.normaliser(cohort.steps_taken, self.rate(cohort), mu).to(theta.dtype)
         if trained.last_loss is not None:
-            payload["last_loss"] = trained.last_loss.unsqueeze(1)
+            payload["last-loss"] = trained.last_loss.unsqueeze(1)
         return Update(payload, {"loss": trained.loss})
 
     def _mu(self, cohort: Cohort) -> float:

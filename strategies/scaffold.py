@@ -21,7 +21,7 @@ class Scaffold(Averaging):
     """Needs the client `scaffold`. The control variate stays the mean of the clients' whatever the weighting."""
 
     down: ClassVar[frozenset[str]] = frozenset({"params", "control"})
-    up: ClassVar[frozenset[str]] = frozenset({"delta", "control_delta"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "control-delta"})
 
     weighting: Weighting = "uniform"
 
@@ -38,6 +38,6 @@ class Scaffold(Averaging):
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the mean change, and the control variate by the cohort's share of the clients."""
         share = len(replies) / int(state.memory["clients"])
-        change = replies.combine(replies.weights("uniform"), share, name="control_delta")
+        change = replies.combine(replies.weights("uniform"), share, name="control-delta")
         control = state.memory["control"] + change
         return self.advance(state, replies, self.change(state, replies), control=control), observed(replies), True

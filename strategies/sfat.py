@@ -23,7 +23,7 @@ Normalisation = Literal["sum", "published"]
 class SFAT(Averaging):
     """Needs the client `sgd`, which tells the loss of its last epoch."""
 
-    up: ClassVar[frozenset[str]] = frozenset({"delta", "last_loss"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "last-loss"})
 
     alpha: Fraction = 1 / 6
     """The slack; 1/6 weighs 1.4 times as much."""
@@ -45,7 +45,7 @@ class SFAT(Averaging):
         """The mean change, in which the favoured clients weigh more."""
         weights = replies.weights(self.weighting)
         if state.round:
-            losses = replies.payload["last_loss"].squeeze(1)
+            losses = replies.payload["last-loss"].squeeze(1)
             weights = slack(losses, weights, self.alpha, self.khat, self.normalisation)
         delta = replies.combine(weights)
         if self.normalisation == "published":

@@ -27,9 +27,9 @@ from fedsim.core.files import StorageError, settle, write_whole
 from fedsim.core.graph import Document, GraphError, decode, encode
 from fedsim.running.folder import CHECKPOINT, CONFIG, METRICS, RunFolder
 
-FORMAT = 3
-"""Raised when a checkpoint of before can no longer be read: a storable class has another name or other fields, or a
-snapshot other parts."""
+FORMAT = 4
+"""Raised when a checkpoint of before can no longer be read: a storable class has another name or other fields, a
+snapshot other parts, or a vector that crosses another name."""
 SHARE = 20
 """How many times as long as the last checkpoint took must pass before the next, and at least `LEAST` seconds."""
 LEAST = 1.0

@@ -136,7 +136,7 @@ def test_scaffold_divides_by_the_sum_of_the_rates():
     executor = build_executor(experiment, problem)
     sent = {"params": problem.initial(), "control": torch.zeros_like(problem.initial())}
     payload = executor.execute(executor.assign(Order("train", torch.arange(1), sent))).payload
-    assert torch.allclose(payload["control_delta"], -payload["delta"] / (0.1 * 11 / 6), rtol=1e-12, atol=0)
+    assert torch.allclose(payload["control-delta"], -payload["delta"] / (0.1 * 11 / 6), rtol=1e-12, atol=0)
 
 
 def test_epochs_follow_their_schedule_and_never_fall_below_one():

@@ -228,14 +228,14 @@ def test_vectors_that_cannot_be_transformed_are_refused(payload, said):
 
 
 SCAFFOLD = {"strategy": {"kind": "scaffold"}, "client": {"kind": "scaffold", "epochs": 1}}
-BOTH = ["delta", "control_delta"]
+BOTH = ["delta", "control-delta"]
 
 
 def test_vectors_beside_the_change_must_be_named():
     clip = {"kind": "clip", "max_norm": 0.01}
-    with pytest.raises(InputError, match=r"transforms\.0\.vectors = .nothing.: name what it goes over.*control_delta"):
+    with pytest.raises(InputError, match=r"transforms\.0\.vectors = .nothing.: name what it goes over.*control-delta"):
         small(**SCAFFOLD, transforms=[clip])
-    with pytest.raises(InputError, match=r"transforms\.0\.vectors = beta: no such vector.*control_delta, delta"):
+    with pytest.raises(InputError, match=r"transforms\.0\.vectors = beta: no such vector.*control-delta, delta"):
         small(**SCAFFOLD, transforms=[clip | {"vectors": ["delta", "beta"]}])
     norms = []
     for vectors in (["delta"], BOTH):
@@ -243,7 +243,7 @@ def test_vectors_beside_the_change_must_be_named():
         replies = replies_of(simulation)
         assert simulation.step()["bytes_up"] == 4 * 2 * 83 * 8
         told = replies[0].payload
-        norms.append((told["delta"].norm(dim=1), told["control_delta"].norm(dim=1)))
+        norms.append((told["delta"].norm(dim=1), told["control-delta"].norm(dim=1)))
     assert torch.allclose(norms[0][0], torch.full((4,), 0.01).double())
     assert (norms[0][1] > 0.01).all()
     assert torch.allclose(torch.hypot(*norms[1]), torch.full((4,), 0.01).double())

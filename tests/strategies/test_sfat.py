@@ -116,7 +116,7 @@ def test_published_normalisation_shrinks_the_model():
     replies, theta = exchange(run), run.state.params
     shrinking, proper = (SFAT(weighting="uniform", normalisation=name) for name in ("published", "sum"))
     last = torch.tensor([[5.0], [3.0], [1.0], [2.0], [4.0], [6.0]], dtype=torch.float64, device=DEVICE)
-    heard = dataclasses.replace(replies, payload={**replies.payload, "last_loss": last})
+    heard = dataclasses.replace(replies, payload={**replies.payload, "last-loss": last})
     relative = torch.tensor([1.0, 1.0, 1.4, 1.0, 1.0, 1.0], dtype=torch.float64, device=DEVICE)
     models = theta + replies.payload["delta"]
     for strategy, divisor in ((shrinking, 6.8), (proper, 6.4)):
@@ -137,7 +137,7 @@ def test_clients_tell_the_mean_loss_of_their_last_epoch(executor):
     orders = Order("train", torch.arange(6), {"params": problem.initial()}, {"report-loss": True})
     assignment = made.assign(orders)
     assert assignment.encoded == (problem.dimension + 1) * 8
-    told = made.execute(assignment).payload["last_loss"]
+    told = made.execute(assignment).payload["last-loss"]
     expected = problem.client_losses(problem.initial(), torch.arange(6, device=DEVICE))[:, :1]
     assert told.shape == (6, 1)
     assert torch.allclose(told, expected, rtol=0, atol=1e-9)
@@ -149,8 +149,8 @@ def test_only_the_last_epoch_is_told():
     for epochs in (1, 2):
         run = simulated({"kind": "sfat"}, epochs=epochs, batch_size="full", lr=0.5)
         losses[epochs] = exchange(run)
-    first, both = losses[1].payload["last_loss"][:, 0], losses[2].metrics["loss"]
-    assert torch.allclose(losses[2].payload["last_loss"][:, 0], 2.0 * both - first, rtol=0, atol=1e-12)
+    first, both = losses[1].payload["last-loss"][:, 0], losses[2].metrics["loss"]
+    assert torch.allclose(losses[2].payload["last-loss"][:, 0], 2.0 * both - first, rtol=0, atol=1e-12)
     assert not torch.allclose(first, both, rtol=1e-3)
 
 
