@@ -73,7 +73,7 @@ class FedKSeed(Replica):
         """Which of the pool each step takes, int64 [C, T]."""
         shape, draws = (self.steps,), cohort.draws
         if "sampling" not in cohort.config:
-            return cohort.streams.integers("pool", cohort.clients, shape, pool, round=draws)
+            return cohort.streams.integers("pool", cohort.clients, shape, pool, turn=draws)
         below = cohort.received("probabilities").double().cumsum(0)
-        drawn = cohort.streams.uniform("pool", cohort.clients, shape, round=draws, dtype=torch.float64)
+        drawn = cohort.streams.uniform("pool", cohort.clients, shape, turn=draws, dtype=torch.float64)
         return torch.searchsorted(below, drawn * below[-1], right=True).clamp(max=pool - 1)

@@ -57,13 +57,13 @@ class JustOneByte(Replica):
         found, values = x.new_zeros(2, len(cohort), samples)
         numbers, streams = samples_of(cohort.clients, samples), Streams(int(seed))
         for sample, batch in enumerate(self.batches(cohort, samples)):
-            keys = Keys("one-byte", owner=numbers[:, sample], round=cohort.round)
+            keys = Keys("one-byte", owner=numbers[:, sample], turn=cohort.round)
             z = Directions(streams, keys, kind_of(config))
             found[:, sample], values[:, sample] = slopes_along(cohort, batch, x, z, self.mu)
         uniform = None
         if self.stochastic:
             shape = (samples,)
-            uniform = cohort.streams.uniform("code", cohort.clients, shape, round=cohort.draws, dtype=torch.float64)
+            uniform = cohort.streams.uniform("code", cohort.clients, shape, turn=cohort.draws, dtype=torch.float64)
         metrics = {"loss": values.mean(dim=1)}
         if isinstance(codec, OneByte):
             metrics["saturated"] = codec.saturated(found).sum(dim=1)

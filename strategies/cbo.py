@@ -121,7 +121,7 @@ class CBO(Strategy):
         center = weights.to(particles.dtype) @ particles
         streams = Streams(int(memory["seed"]))
         xi = streams.normal(
-            "noise", self._numbers(particles), (particles.shape[1],), round=state.round, dtype=particles.dtype
+            "noise", self._numbers(particles), (particles.shape[1],), turn=state.round, dtype=particles.dtype
         )
         memory["particles"] = self.moved(particles, center, xi)
         if "box" in memory:

@@ -176,6 +176,6 @@ def _told(search: Any, state: ServerState, round_: int, values: Tensor) -> None:
 def _lent(search: Any, state: ServerState, round_: int) -> Iterator[Any]:
     """The search with the generator of a round."""
     normal = search.opts["randn"]
-    normal.generator = Streams(int(state.memory["seed"])).generator("population", round=round_)
+    normal.generator = Streams(int(state.memory["seed"])).generator("population", turn=round_)
     yield search
     normal.generator = None

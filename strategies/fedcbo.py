@@ -113,6 +113,6 @@ class FedCBO(Strategy):
         order = scores.masked_fill(~allowed, -torch.inf).argsort(dim=1, descending=True, stable=True)
         rank = order.argsort(dim=1)
         streams = Streams(int(state.memory["seed"]))
-        place = streams.bits("peers", agents, scores.shape[1], round=state.round)
+        place = streams.bits("peers", agents, scores.shape[1], turn=state.round)
         place = place.masked_fill(rank < (count - explored).unsqueeze(1), -1).masked_fill(~allowed, 2**32)
         return place.argsort(dim=1, stable=True)[:, :count]

@@ -59,7 +59,7 @@ class Standard(Defence):
         Batches are drawn without replacement, but in an order of their own.
         """
         draw, real = batch.draw, batch.weight > 0
-        keys = draw.streams.uniform("mix", draw.clients, real.shape[1:], round=draw.round, step=draw.step)
+        keys = draw.streams.uniform("mix", draw.clients, real.shape[1:], turn=draw.turn, step=draw.step)
         place = torch.where(real, keys, 1.0).argsort(dim=1, stable=True)[:, :width]
         count = (self.mix * real.sum(dim=1).double()).round()
         row = torch.arange(len(batch), device=place.device).unsqueeze(1)

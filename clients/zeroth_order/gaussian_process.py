@@ -54,7 +54,7 @@ class GaussianProcess:
             f"process/{probe.point}",
             probe.clients,
             (self.active, x.shape[1]),
-            round=probe.draws,
+            turn=probe.draws,
             step=probe.step,
             dtype=x.dtype,
         )

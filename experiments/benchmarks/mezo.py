@@ -91,7 +91,7 @@ def mezo() -> Tensor:
     network, stack, batch = start()
     losses = []
     for step in range(STEPS):
-        keys = Keys("z", round=step)
+        keys = Keys("z", turn=step)
         plus, minus = evaluate_pair(stack.leaves, STREAMS, keys, MU, lambda: network.values(stack, batch))
         perturb_(stack.leaves, STREAMS, keys, -LR * (plus - minus) / (2.0 * MU))
         losses.append((plus + minus) / 2.0)
@@ -104,7 +104,7 @@ def copies() -> Tensor:
     x, losses = stack.flat(), []
     server = torch.zeros(1, dtype=torch.int64)
     for step in range(STEPS):
-        z = draw("gaussian", STREAMS, "z", server, 1, x.shape[1], round=step)[:, 0]
+        z = draw("gaussian", STREAMS, "z", server, 1, x.shape[1], turn=step)[:, 0]
         plus, minus = (network.values(network.layout.stack(x + side * MU * z), batch) for side in (1.0, -1.0))
         x = x - (LR * (plus - minus) / (2.0 * MU)).unsqueeze(1) * z
         losses.append((plus + minus) / 2.0)

@@ -48,7 +48,7 @@ class ClientDraws:
         """See `Draws`."""
         draw = self.draw
         drawn = draw.streams.uniform(
-            f"attack/{name}", draw.clients, like.shape[1:], round=draw.round, step=draw.step, dtype=torch.float32
+            f"attack/{name}", draw.clients, like.shape[1:], turn=draw.turn, step=draw.step, dtype=torch.float32
         )
         return drawn.to(like.dtype)
 

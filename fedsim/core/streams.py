@@ -1,11 +1,11 @@
 """Named random streams: a draw has a name, not a turn.
 
 One counter-based generator, Philox4x32-10 (Salmon et al. 2011), on integer tensors. The numbers of client `c`
-depend only on (run seed, purpose, round, step, c) and on their position in the draw: not on which
+depend only on (run seed, purpose, turn, step, c) and on their position in the draw: not on which
 other clients are drawn for in the same call, on what was drawn before, or on the device. No global generator
 is read or written.
 
-The 64-bit key is a hash of (seed, purpose); the four counter words are (block, client, round, step).
+The 64-bit key is a hash of (seed, purpose); the four counter words are (block, client, turn, step).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Streams:
 
     seed: int
 
-    def derive(self, purpose: str, *, round: int = 0, step: int = 0) -> int:  # noqa: A002
+    def derive(self, purpose: str, *, turn: int = 0, step: int = 0) -> int:
         """A 64-bit seed for a library that wants one, named like a draw."""
-        return _hash(self.seed, f"{purpose}/{round}/{step}")
+        return _hash(self.seed, f"{purpose}/{turn}/{step}")
 
-    def generator(self, purpose: str, *, round: int = 0, step: int = 0) -> np.random.Generator:  # noqa: A002
+    def generator(self, purpose: str, *, turn: int = 0, step: int = 0) -> np.random.Generator:
         """A NumPy generator of its own for work on the host that is not per client, such as a partition."""
-        return np.random.Generator(np.random.Philox(self.derive(purpose, round=round, step=step)))
+        return np.random.Generator(np.random.Philox(self.derive(purpose, turn=turn, step=step)))
 
     def keyed(self, name: str, owners: Tensor) -> tuple[Tensor, Index, Index]:
         """What names the draws of `owners`, int64 of any shape: their counter word, and the two words of their key.
@@ -60,16 +60,16 @@ class Streams:
         clients: Tensor,
         count: int,
         *,
-        round: Index = 0,  # noqa: A002
+        turn: Index = 0,
         step: Index = 0,
     ) -> Tensor:
         """Draw `count` 32-bit words a client: int64 [C, count] in [0, 2^32).
 
-        clients: int64 [C], ids below 2^32. round, step: one number, or a tensor of [C] or [C, 1].
+        clients: int64 [C], ids below 2^32. turn, step: one number, or a tensor of [C] or [C, 1].
         """
         owners, low, high = self.keyed(purpose, clients.unsqueeze(1))
         blocks = torch.arange(-(-count // 4), device=clients.device)
-        words = philox(blocks.unsqueeze(0), owners, _column(round), _column(step), low, high)
+        words = philox(blocks.unsqueeze(0), owners, _column(turn), _column(step), low, high)
         return torch.stack(words, dim=2).flatten(1)[:, :count]
 
     def ragged_bits(
@@ -78,21 +78,21 @@ class Streams:
         clients: Tensor,
         counts: Tensor,
         *,
-        round: Index = 0,  # noqa: A002
+        turn: Index = 0,
         step: int = 0,
     ) -> Tensor:
         """Draw `counts[c]` words for client c, one client after the other: int64 [sum of counts].
 
         The same words as the first `counts[c]` of `bits`, without drawing what a shorter client has no use for.
-        round: one number, or int64 [C].
+        turn: one number, or int64 [C].
         """
         blocks = -(-counts // 4)
         first = blocks.cumsum(0) - blocks
         owner = torch.repeat_interleave(torch.arange(len(clients), device=clients.device), blocks)
         block = torch.arange(len(owner), device=clients.device) - first[owner]
-        rounds = round[owner] if isinstance(round, Tensor) else round
+        turns = turn[owner] if isinstance(turn, Tensor) else turn
         owners, low, high = self.keyed(purpose, clients[owner])
-        words = torch.stack(philox(block, owners, rounds, step, low, high), dim=1)
+        words = torch.stack(philox(block, owners, turns, step, low, high), dim=1)
         kept = block.unsqueeze(1) * 4 + torch.arange(4, device=clients.device) < counts[owner].unsqueeze(1)
         return words[kept]
 
@@ -102,18 +102,18 @@ class Streams:
         clients: Tensor,
         shape: Sequence[int] = (),
         *,
-        round: Index = 0,  # noqa: A002
+        turn: Index = 0,
         step: Index = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Draw uniform numbers in [0, 1): [C, *shape]. Single precision has 24 bits, double 53."""
         count = math.prod(shape)
         if dtype == torch.float64:
-            wide = self.bits(purpose, clients, 2 * count, round=round, step=step)
+            wide = self.bits(purpose, clients, 2 * count, turn=turn, step=step)
             high, low = wide[:, :count], wide[:, count:]
             drawn = ((high >> 5) * 2**26 + (low >> 6)).to(torch.float64) * 2.0**-53
         else:
-            drawn = (self.bits(purpose, clients, count, round=round, step=step) >> 8).to(dtype) * 2.0**-24
+            drawn = (self.bits(purpose, clients, count, turn=turn, step=step) >> 8).to(dtype) * 2.0**-24
         return drawn.reshape(len(clients), *shape)
 
     def normal(
@@ -122,14 +122,14 @@ class Streams:
         clients: Tensor,
         shape: Sequence[int] = (),
         *,
-        round: Index = 0,  # noqa: A002
+        turn: Index = 0,
         step: Index = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Draw standard normal numbers: [C, *shape], by Box and Muller's rule in double precision."""
         count = math.prod(shape)
         half = -(-count // 2)
-        words = self.bits(purpose, clients, 2 * half, round=round, step=step).to(torch.float64)
+        words = self.bits(purpose, clients, 2 * half, turn=turn, step=step).to(torch.float64)
         # (word + 1/2) / 2^32 is never 0, so the logarithm is finite.
         radius = torch.sqrt(-2.0 * torch.log((words[:, :half] + 0.5) * 2.0**-32))
         angle = words[:, half:] * (2.0 * math.pi * 2.0**-32)
@@ -143,14 +143,14 @@ class Streams:
         shape: Sequence[int],
         high: Index,
         *,
-        round: Index = 0,  # noqa: A002
+        turn: Index = 0,
         step: Index = 0,
     ) -> Tensor:
         """Draw integers in [0, high): int64 [C, *shape]. high: up to 2^31, one number or a tensor [C].
 
         A word is scaled by multiplication, so a value's probability is off by at most high / 2^32.
         """
-        words = self.bits(purpose, clients, math.prod(shape), round=round, step=step)
+        words = self.bits(purpose, clients, math.prod(shape), turn=turn, step=step)
         return ((words * _column(high)) >> 32).reshape(len(clients), *shape)
 
     def permutation(
@@ -159,11 +159,11 @@ class Streams:
         clients: Tensor,
         size: int,
         *,
-        round: Index = 0,  # noqa: A002
+        turn: Index = 0,
         step: Index = 0,
     ) -> Tensor:
         """Draw an order of 0 .. size-1 for each client: int64 [C, size]; ties of 32-bit keys keep their order."""
-        words = self.bits(purpose, clients, size, round=round, step=step)
+        words = self.bits(purpose, clients, size, turn=turn, step=step)
         return torch.argsort(words, dim=1, stable=True)
 
 

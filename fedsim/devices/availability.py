@@ -76,7 +76,7 @@ class Slots(ABC):
         """A number in [0, 1) for each of these clients, [k], in a slot."""
         # A slot may be past 2^32, the range of one word of the counter.
         ids = torch.from_numpy(clients)
-        return self.streams.uniform(DRAW, ids, round=slot & MASK, step=slot >> 32, dtype=torch.float64).numpy()
+        return self.streams.uniform(DRAW, ids, turn=slot & MASK, step=slot >> 32, dtype=torch.float64).numpy()
 
 
 class _Coins(Slots):

@@ -336,7 +336,7 @@ class Injection:
     def _draw(self, purpose: str, clients: NDArray[np.int64], turn: int) -> NDArray[np.float64]:
         # A turn may be past 2^32, the range of one word of the counter. The ids are copied: they may be read-only.
         drawn = self._streams.uniform(
-            purpose, torch.tensor(clients), round=turn & MASK, step=turn >> 32, dtype=torch.float64
+            purpose, torch.tensor(clients), turn=turn & MASK, step=turn >> 32, dtype=torch.float64
         )
         found: NDArray[Any] = drawn.numpy()
         return found

@@ -179,7 +179,7 @@ class Fleet:
         draw = self._streams.normal if law == "normal" else self._streams.uniform
         # A turn may be past 2^32, the range of one word of the counter. The ids are copied: they may be read-only.
         ids = torch.tensor(clients)
-        return draw(purpose, ids, round=turn & MASK, step=turn >> 32, dtype=torch.float64).numpy()
+        return draw(purpose, ids, turn=turn & MASK, step=turn >> 32, dtype=torch.float64).numpy()
 
 
 def _whole(seconds: Numbers) -> Ticks:

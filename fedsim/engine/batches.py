@@ -92,7 +92,7 @@ def plan_batches(
         passes = epochs if course is None else course.passes
         assert passes is not None
         count = examples * passes
-        keys = streams.ragged_bits("batches", clients, count, round=draws)
+        keys = streams.ragged_bits("batches", clients, count, turn=draws)
         place, count = _passes(examples, count, keys, batch_size, start, length, course)
     row = torch.arange(length, device=clients.device) - torch.repeat_interleave(
         torch.tensor(start, dtype=torch.int64, device=clients.device),
@@ -163,7 +163,7 @@ def _draws(
     Column j of B draws t in 0 .. n-B+j and takes it, or n-B+j if t is taken already; every set of B is equally likely.
     """
     number = len(clients)
-    words = streams.bits("batches", clients, steps * width, round=draws).view(number, steps, width)
+    words = streams.bits("batches", clients, steps * width, turn=draws).view(number, steps, width)
     place = torch.empty_like(words)
     size = examples.view(-1, 1)
     # Where everybody has at most a batch, nothing is drawn.

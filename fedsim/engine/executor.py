@@ -267,7 +267,7 @@ class Executor:
         def places(client: int) -> Tensor:
             owner = torch.tensor([client], device=self.problem.device)
             count = int(self.problem.sizes[client])
-            return self.streams.permutation("score", owner, count, round=orders.draws)[0, : int(limit)]
+            return self.streams.permutation("score", owner, count, turn=orders.draws)[0, : int(limit)]
 
         return places
 

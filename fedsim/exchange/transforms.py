@@ -108,7 +108,7 @@ class Vector:
         """
         sender, rows = self.sender, self.rows
         draw = sender.streams.normal if law == "normal" else sender.streams.uniform
-        return draw(name, sender.clients, rows.shape[1:], round=sender.turn, step=self.place, dtype=rows.dtype)
+        return draw(name, sender.clients, rows.shape[1:], turn=sender.turn, step=self.place, dtype=rows.dtype)
 
 
 @options

@@ -325,7 +325,7 @@ def _plain(annotation: Any) -> bool:
 
 
 def _seed(live: _Live, call: str, round_: int) -> int:
-    return Streams(live.seed).derive(call, round=round_)
+    return Streams(live.seed).derive(call, turn=round_)
 
 
 @contextmanager

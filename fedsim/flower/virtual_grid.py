@@ -333,7 +333,7 @@ class VirtualGrid(Grid):
     def _call(self, flight: _Flight) -> Call:
         node = self._nodes[flight.message.metadata.dst_node_id]
         node.calls += 1
-        seed = self._streams.derive("client app", round=node.calls, step=node.partition)
+        seed = self._streams.derive("client app", turn=node.calls, step=node.partition)
         return Call(flight.message, node.context, seed)
 
     def _answer(self, flight: _Flight, answer: Answer | None) -> None:

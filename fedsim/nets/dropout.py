@@ -23,11 +23,11 @@ from fedsim.core.streams import Index, Streams
 
 @dataclass(frozen=True)
 class Draw:
-    """Whose draws are to be made: of `clients` [k], in local step `step` of a round, one or int64 [k]."""
+    """Whose draws are to be made: of `clients` [k], in local step `step` of a turn, one or int64 [k]."""
 
     streams: Streams
     clients: Tensor
-    round: Index
+    turn: Index
     step: int
 
 
@@ -67,7 +67,7 @@ class NamedDropout(nn.Module):
         call = current.calls[self.name]
         current.calls[self.name] += 1
         uniform = draw.streams.uniform(
-            f"dropout/{self.name}/{call}", draw.clients, rows.shape[1:], round=draw.round, step=draw.step
+            f"dropout/{self.name}/{call}", draw.clients, rows.shape[1:], turn=draw.turn, step=draw.step
         )
         return x * (uniform >= self.p).to(x.dtype).view_as(x) / (1.0 - self.p)
 

@@ -97,16 +97,16 @@ class BlackBox:
         """The point to start from, [d]; a copy."""
         return self._start.clone()
 
-    def query(self, clients: Tensor, x: Tensor, streams: Streams, round: Index, step: Index) -> Tensor:  # noqa: A002
+    def query(self, clients: Tensor, x: Tensor, streams: Streams, turn: Index, step: Index) -> Tensor:
         """Answers f_c(x) + noise, [C, Q], of clients int64 [C] at x [C, Q, d].
 
-        The noise of a client is named by (round, step) and the place of the point in the call, whoever else is asked.
+        The noise of a client is named by (turn, step) and the place of the point in the call, whoever else is asked.
         BlackBoxError: see the class.
         """
         values = self._values(clients, x)
         if self.noise and values.numel():
             shape = (x.shape[1],)
-            drawn = streams.normal("query-noise", clients, shape, round=round, step=step, dtype=self.dtype)
+            drawn = streams.normal("query-noise", clients, shape, turn=turn, step=step, dtype=self.dtype)
             values = values + self.noise * drawn
         return values
 

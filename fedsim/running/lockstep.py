@@ -49,7 +49,7 @@ class JointStreams(Streams):
     seeds: tuple[int, ...]
     num_clients: int
 
-    def derive(self, purpose: str, *, round: int = 0, step: int = 0) -> int:  # noqa: A002, ARG002
+    def derive(self, purpose: str, *, turn: int = 0, step: int = 0) -> int:  # noqa: ARG002
         """Refuse: there is no one seed."""
         raise BrokenPromiseError(f"a cohort drew {purpose} for the whole run; several runs cannot be executed together")
 

@@ -13,8 +13,8 @@ coordinate    unit vectors of q <= d distinct coordinates      d v      d       
 
 For segmented directions 1 / v is elementwise; p v would have the mean 7/12 g, as E[v_i^2] = 7/12.
 
-Every direction has a key: (run seed, purpose; owner, round, step, draw). Its numbers are words of Philox4x32-10 under
-the 64-bit key `streams.derive(purpose)` and the counter (block, owner, round, step * 2^16 + draw), four words a block.
+Every direction has a key: (run seed, purpose; owner, turn, step, draw). Its numbers are words of Philox4x32-10 under
+the 64-bit key `streams.derive(purpose)` and the counter (block, owner, turn, step * 2^16 + draw), four words a block.
 Number i of a gaussian or segmented direction comes from block i // 4, of a rademacher direction (32 signs a word)
 from block i // 128, so any range of a direction can be drawn alone and has the bits that it has in the whole.
 """
@@ -48,13 +48,13 @@ ELSEWHERE = 2**20
 class Keys:
     """Names of J directions: each field is one number for all, or int64 [J].
 
-    owner: a client's id below 2^32, or SERVER for directions that everyone shares. round: below 2^32. step and draw:
+    owner: a client's id below 2^32, or SERVER for directions that everyone shares. turn: below 2^32. step and draw:
     below 2^16, else InputError.
     """
 
     purpose: str
     owner: Index = SERVER
-    round: Index = 0
+    turn: Index = 0
     step: Index = 0
     draw: Index = 0
 
@@ -73,22 +73,22 @@ class Keys:
 
     def __getitem__(self, chosen: slice | Tensor) -> Keys:
         """Some of the names: a slice, indices or a mask."""
-        owner, round_, step, draw = (
+        owner, turn_, step, draw = (
             torch.as_tensor(field, dtype=torch.int64).expand(len(self))[chosen] for field in self._fields
         )
-        return replace(self, owner=owner, round=round_, step=step, draw=draw)
+        return replace(self, owner=owner, turn=turn_, step=step, draw=draw)
 
     @property
     def _fields(self) -> tuple[Index, Index, Index, Index]:
-        return self.owner, self.round, self.step, self.draw
+        return self.owner, self.turn, self.step, self.draw
 
     def counters(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """The three counter words beside the block's: int64 [J, 1] each."""
-        owner, round_, step, draw = (
+        owner, turn_, step, draw = (
             torch.as_tensor(field, dtype=torch.int64, device=device).reshape(-1, 1).expand(len(self), 1)
             for field in self._fields
         )
-        return owner, round_, step * DRAWS + draw
+        return owner, turn_, step * DRAWS + draw
 
 
 def check(kind: Kind, count: int, dimension: int, option: str = "queries") -> None:
@@ -130,24 +130,24 @@ def draw(
     count: int,
     dimension: int,
     *,
-    round: Index = 0,  # noqa: A002
+    turn: Index = 0,
     step: Index = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Draw `count` directions for each client: [C, count, d], on the device of `clients` int64 [C].
 
-    round, step: one number, or int64 [C]. Draw j of a client is the same whoever else is drawn for and however many
+    turn, step: one number, or int64 [C]. Draw j of a client is the same whoever else is drawn for and however many
     are drawn, except that `count` = d coordinates come in order, and that orthonormal rows agree up to rounding.
     """
     check(kind, count, dimension)
     if kind == "coordinate":
-        return _coordinates(streams, purpose, clients, count, dimension, round, step, dtype)
+        return _coordinates(streams, purpose, clients, count, dimension, turn, step, dtype)
     each = torch.arange(count, device=clients.device).repeat(len(clients))
-    owner, round_, step_ = (
+    owner, turn_, step_ = (
         field.reshape(-1).repeat_interleave(count) if isinstance(field, Tensor) else field
-        for field in (clients, round, step)
+        for field in (clients, turn, step)
     )
-    keys = Keys(purpose, owner, round_, step_, each)
+    keys = Keys(purpose, owner, turn_, step_, each)
     if kind in ("gaussian", "rademacher", "segmented"):
         drawn = part(kind, streams, keys, 0, dimension, dtype=dtype, device=clients.device)
         return drawn.reshape(len(clients), count, dimension)
@@ -176,7 +176,7 @@ def part(
     make, grain = _MAKERS[kind]
     first, last = start // grain, -(-stop // grain)
     drawn = torch.empty(len(keys), last - first, grain, dtype=dtype, device=device)
-    owner, round_, step = keys.counters(device)
+    owner, turn_, step = keys.counters(device)
     owner, low, high = streams.keyed(f"{keys.purpose}/0/0", owner)  # hashed to what `derive(purpose)` gives
     at_once = PIECE.get(device.type, ELSEWHERE) // grain
     width = max(1, min(last - first, at_once))
@@ -185,7 +185,7 @@ def part(
         rows = slice(row, row + height)
         for block in range(first, last, width):
             blocks = torch.arange(block, min(block + width, last), device=device).unsqueeze(0)
-            words = philox(blocks, owner[rows], round_[rows], step[rows], _of(low, rows), _of(high, rows))
+            words = philox(blocks, owner[rows], turn_[rows], step[rows], _of(low, rows), _of(high, rows))
             make(words, drawn[rows, block - first : block - first + blocks.shape[1]])
     return drawn.flatten(1)[:, start - first * grain : stop - first * grain]
 
@@ -230,13 +230,13 @@ def _coordinates(
     clients: Tensor,
     count: int,
     dimension: int,
-    round: Index,  # noqa: A002
+    turn: Index,
     step: Index,
     dtype: torch.dtype,
 ) -> Tensor:
     if count == dimension:
         return torch.eye(dimension, dtype=dtype, device=clients.device).expand(len(clients), -1, -1)
-    chosen = streams.permutation(purpose, clients, dimension, round=round, step=step)[:, :count]
+    chosen = streams.permutation(purpose, clients, dimension, turn=turn, step=step)[:, :count]
     units = torch.zeros(len(clients), count, dimension, dtype=dtype, device=clients.device)
     return units.scatter_(2, chosen.unsqueeze(2), 1.0)
 

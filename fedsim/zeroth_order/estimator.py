@@ -68,7 +68,7 @@ class Probe:
             self.clients,
             count,
             cohort.dimension,
-            round=self.draws,
+            turn=self.draws,
             step=self.step,
             dtype=cohort.dtype,
         )

@@ -75,7 +75,7 @@ def of_codes(seed: Tensor, log: Rows, codec: OneByte | Sign | Float32, aggregate
     values = codec.decode(codes, torch.float64) / (sums if aggregate == "mean" else sums.sqrt()).unsqueeze(1)
     return Contributions(
         Streams(int(seed)),
-        Keys("one-byte", owner=samples_of(owners, samples).flatten(), round=rounds.repeat_interleave(samples)),
+        Keys("one-byte", owner=samples_of(owners, samples).flatten(), turn=rounds.repeat_interleave(samples)),
         values.flatten(),
         rounds.repeat_interleave(samples),
     )
@@ -108,7 +108,7 @@ def of_losses(seed: Tensor, log: Rows, shape: Population) -> Contributions:
 def population_keys(rounds: Tensor, count: int) -> Keys:
     """Names of the `count` directions of each of the rounds int64 [L], one round after the other."""
     draws = torch.arange(count, device=rounds.device).repeat(len(rounds))
-    return Keys("fedes", round=rounds.repeat_interleave(count), draw=draws)
+    return Keys("fedes", turn=rounds.repeat_interleave(count), draw=draws)
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,13 @@ def seeded_keys(seeds: Tensor, draws: int = 1) -> Keys:
     """Names, under `PUBLIC`, of so many directions of each seed, int64 [K] from 0, one seed after the other."""
     each = torch.arange(draws, device=seeds.device).repeat(len(seeds))
     seeds = seeds.repeat_interleave(draws)
-    return Keys("shared-seed", owner=seeds & MASK, round=seeds >> 32, draw=each)
+    return Keys("shared-seed", owner=seeds & MASK, turn=seeds >> 32, draw=each)
 
 
 def pool_keys(seed: Tensor, places: Tensor) -> Keys:
     """Names, under `PUBLIC`, of the directions at `places` int64 [J], below 2^32, of the pool of one seed."""
     owner, round_ = int(seed) & MASK, int(seed) >> 32
-    return Keys("pool", owner=owner, round=round_, step=places // DRAWS, draw=places % DRAWS)
+    return Keys("pool", owner=owner, turn=round_, step=places // DRAWS, draw=places % DRAWS)
 
 
 def rebuilt(start: Tensor, seed: Tensor, sums: Tensor, rate: float, kind: Sliceable) -> Tensor:

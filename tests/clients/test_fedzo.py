@@ -122,7 +122,7 @@ def test_one_step_of_equal_clients_is_central_descent_with_all_their_directions(
     theta, clients = simulated.state.params.clone(), torch.arange(4, device=DEVICE)
     for number in range(5):
         u = draw(
-            "gaussian", Streams(0), "directions/estimate", clients, 3, D, round=number, dtype=torch.float64
+            "gaussian", Streams(0), "directions/estimate", clients, 3, D, turn=number, dtype=torch.float64
         ).flatten(0, 1)
         values = (theta + 0.01 * u + 1.0).square().sum(dim=1) / 2.0 - (theta + 1.0).square().sum() / 2.0
         theta = theta - 0.1 * (values / 0.01) @ u / 12.0

@@ -30,8 +30,8 @@ def test_philox_gives_the_published_words(counter, key, words):
 
 def draws(streams: Streams, clients: torch.Tensor) -> list[torch.Tensor]:
     return [
-        streams.bits("a", clients, 7, round=2, step=3),
-        streams.uniform("a", clients, (2, 3), round=2),
+        streams.bits("a", clients, 7, turn=2, step=3),
+        streams.uniform("a", clients, (2, 3), turn=2),
         streams.uniform("a", clients, (5,), dtype=torch.float64),
         streams.normal("a", clients, (3,), step=1),
         streams.integers("a", clients, (4,), 10),
@@ -50,19 +50,19 @@ def test_a_client_draws_the_same_in_any_company():
 def test_ragged_draws_are_the_beginnings_of_full_ones():
     streams, counts = Streams(0), torch.tensor([5, 0, 1, 8, 4])
     clients = torch.tensor([7, 1, 9, 3, 2])
-    full = streams.bits("a", clients, 8, round=4)
+    full = streams.bits("a", clients, 8, turn=4)
     expected = torch.cat([row[:count] for row, count in zip(full, counts, strict=True)])
-    assert torch.equal(streams.ragged_bits("a", clients, counts, round=4), expected)
+    assert torch.equal(streams.ragged_bits("a", clients, counts, turn=4), expected)
 
 
 def test_every_part_of_a_name_matters():
-    base = Streams(0).bits("a", CLIENTS, 4, round=1, step=1)
+    base = Streams(0).bits("a", CLIENTS, 4, turn=1, step=1)
     for other in (
-        Streams(1).bits("a", CLIENTS, 4, round=1, step=1),
-        Streams(0).bits("b", CLIENTS, 4, round=1, step=1),
-        Streams(0).bits("a", CLIENTS, 4, round=2, step=1),
-        Streams(0).bits("a", CLIENTS, 4, round=1, step=2),
-        Streams(0).bits("a", CLIENTS + 1000, 4, round=1, step=1),
+        Streams(1).bits("a", CLIENTS, 4, turn=1, step=1),
+        Streams(0).bits("b", CLIENTS, 4, turn=1, step=1),
+        Streams(0).bits("a", CLIENTS, 4, turn=2, step=1),
+        Streams(0).bits("a", CLIENTS, 4, turn=1, step=2),
+        Streams(0).bits("a", CLIENTS + 1000, 4, turn=1, step=1),
     ):
         # 4,000 words of 32 bits: a chance match anywhere has a probability of 4000 / 2^32, one in a million.
         assert int((base == other).sum()) == 0
@@ -70,9 +70,9 @@ def test_every_part_of_a_name_matters():
 
 def test_rounds_and_steps_may_differ_by_client():
     streams, rounds = Streams(0), torch.tensor([3, 1, 2])
-    mixed = streams.bits("a", CLIENTS[:3], 5, round=rounds)
+    mixed = streams.bits("a", CLIENTS[:3], 5, turn=rounds)
     for client, number in enumerate(rounds.tolist()):
-        assert torch.equal(mixed[client : client + 1], streams.bits("a", CLIENTS[client : client + 1], 5, round=number))
+        assert torch.equal(mixed[client : client + 1], streams.bits("a", CLIENTS[client : client + 1], 5, turn=number))
 
 
 def test_uniforms_are_uniform_and_normals_normal():

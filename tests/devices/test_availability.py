@@ -116,7 +116,7 @@ def test_markov_goes_forward_as_the_chain_does(availability):
     # The plain twin: from the stationary state on, one slot after the other.
     on, off, count = availability["mean_on"], availability["mean_off"], 50
     drawn = [
-        Streams(0).uniform("devices/availability", torch.arange(count), round=slot, dtype=torch.float64).numpy()
+        Streams(0).uniform("devices/availability", torch.arange(count), turn=slot, dtype=torch.float64).numpy()
         for slot in range(40)
     ]
     state = drawn[0] < on / (on + off)

@@ -29,7 +29,7 @@ def by_hand(data: dict, client: int, epochs: int, batch: int, lr: float, seed: i
     start = torch.cat([parameter.detach().reshape(-1).clone() for parameter in model.parameters()])
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     own = data["clients"][client]
-    keys = Streams(seed).bits("batches", torch.tensor([client]), epochs * len(own), round=number)[0]
+    keys = Streams(seed).bits("batches", torch.tensor([client]), epochs * len(own), turn=number)[0]
     for epoch in range(epochs):
         order = torch.argsort(keys[epoch * len(own) : (epoch + 1) * len(own)], stable=True)
         for part in order.split(batch):

@@ -78,7 +78,7 @@ def one_by_one(network: Network, y: Stack, batch: Batch) -> tuple[torch.Tensor, 
     losses, rows = [], []
     for row in range(C):
         own = slice(row, row + 1)
-        draw = Draw(batch.draw.streams, batch.draw.clients[own], batch.draw.round, batch.draw.step)
+        draw = Draw(batch.draw.streams, batch.draw.clients[own], batch.draw.turn, batch.draw.step)
         loss, gradient = network.gradients(y[own], Batch(batch.x[own], batch.y[own], batch.weight[own], draw))
         losses.append(loss)
         rows.append(gradient.flat())

@@ -159,7 +159,7 @@ def test_the_noise_of_a_client_is_named_and_not_drawn_in_turn():
     # 8000 draws: the mean is known to 0.5 / sqrt(8000) = 0.0056, the deviation to 0.5 / sqrt(16000) = 0.004.
     assert found.mean().item() == pytest.approx(0.0, abs=0.0224)
     assert found.std().item() == pytest.approx(0.5, abs=0.016)
-    drawn = streams.normal("query-noise", torch.arange(4), (2000,), round=5, step=2, dtype=torch.float64)
+    drawn = streams.normal("query-noise", torch.arange(4), (2000,), turn=5, step=2, dtype=torch.float64)
     assert torch.allclose(found, 0.5 * drawn, atol=1e-14)
     alone = ask(problem, [2], x[:1], streams, 5, 2)
     assert torch.equal(alone[0], ask(problem, [3, 2], x[:2], streams, 5, 2)[1])

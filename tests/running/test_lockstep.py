@@ -32,12 +32,12 @@ def each(draw):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda streams, clients, rounds: streams.bits("a", clients, 5, round=rounds, step=3),
-        lambda streams, clients, rounds: streams.normal("a", clients, (2, 3), round=rounds),
-        lambda streams, clients, rounds: streams.uniform("a", clients, (3,), round=rounds, dtype=torch.float64),
-        lambda streams, clients, rounds: streams.integers("a", clients, (3,), 1000, round=rounds),
-        lambda streams, clients, rounds: streams.permutation("a", clients, 6, round=rounds),
-        lambda streams, clients, rounds: streams.ragged_bits("a", clients, clients % N + 1, round=rounds),
+        lambda streams, clients, rounds: streams.bits("a", clients, 5, turn=rounds, step=3),
+        lambda streams, clients, rounds: streams.normal("a", clients, (2, 3), turn=rounds),
+        lambda streams, clients, rounds: streams.uniform("a", clients, (3,), turn=rounds, dtype=torch.float64),
+        lambda streams, clients, rounds: streams.integers("a", clients, (3,), 1000, turn=rounds),
+        lambda streams, clients, rounds: streams.permutation("a", clients, 6, turn=rounds),
+        lambda streams, clients, rounds: streams.ragged_bits("a", clients, clients % N + 1, turn=rounds),
     ],
 )
 def test_clients_draw_under_the_seed_of_their_run(draw):
@@ -49,7 +49,7 @@ def test_clients_draw_the_directions_of_their_run(kind, monkeypatch):
     monkeypatch.setitem(directions.PIECE, "cpu", 16)  # several pieces, of one or two names each
 
     def draw(streams, clients, rounds):
-        return directions.draw(kind, streams, "a", clients, 3, 10, round=rounds, step=1, dtype=torch.float64)
+        return directions.draw(kind, streams, "a", clients, 3, 10, turn=rounds, step=1, dtype=torch.float64)
 
     assert torch.equal(draw(JOINT, CLIENTS, ROUNDS), each(draw))
 

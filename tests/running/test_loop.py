@@ -258,7 +258,7 @@ class Drawing(Client):
         return Update({"delta": told})
 
     def second(self, cohort):
-        drawn = cohort.streams.normal("told", cohort.clients, (1,), round=cohort.draws, dtype=cohort.dtype)
+        drawn = cohort.streams.normal("told", cohort.clients, (1,), turn=cohort.draws, dtype=cohort.dtype)
         return Update({"delta": drawn})
 
 

@@ -74,7 +74,7 @@ def test_it_is_the_packages_search(bounds, diagonal):
     search = cma.CMAEvolutionStrategy(4 * [0.0], 0.25 * width, settings)
     run = simulated(spheres(bounds=bounds), rounds=30, diagonal=diagonal)
     for number in range(30):
-        drawn.append(streams.generator("population", round=number))
+        drawn.append(streams.generator("population", turn=number))
         population = search.ask()
         search.tell(population, [float(np.mean([((x - c) ** 2).sum() for c in CENTRES])) for x in population])
         row = run.step()

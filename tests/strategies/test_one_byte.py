@@ -53,7 +53,7 @@ def test_the_step_is_the_sum_over_machines_and_samples() -> None:
         streams, codec = Streams(int(before.memory["seed"])), strategy.codec  # type: ignore[attr-defined]
         terms = {}
         for row, client in enumerate(replies.clients.tolist()):
-            keys = Keys("one-byte", owner=2 * client + torch.arange(2), round=0)
+            keys = Keys("one-byte", owner=2 * client + torch.arange(2), turn=0)
             z = part("gaussian", streams, keys, 0, D, dtype=torch.float64, device=torch.device("cpu"))
             terms[client] = codec.decode(replies.payload["codes"][row].cpu(), torch.float64) @ z
         for missing in (None, 2):

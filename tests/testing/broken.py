@@ -215,7 +215,7 @@ class DrawsInCohorts(Sgd):
 
     def train(self, cohort: Cohort) -> Update:
         update = super().train(cohort)
-        noise = cohort.streams.generator("noise", round=cohort.round).normal(size=(len(cohort), cohort.dimension))
+        noise = cohort.streams.generator("noise", turn=cohort.round).normal(size=(len(cohort), cohort.dimension))
         delta = update.payload["delta"]
         return replace(update, payload={"delta": delta + 0.01 * torch.from_numpy(noise).to(delta.dtype)})
 

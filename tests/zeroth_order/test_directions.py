@@ -112,7 +112,7 @@ def test_orthonormal_directions_are_haar():
 def test_a_gaussian_number_is_box_and_mullers_of_its_block():
     streams = Streams(5)
     secret = streams.derive("a")
-    drawn = draw("gaussian", streams, "a", torch.tensor([9]), 3, 11, round=4, step=6, dtype=torch.float64)
+    drawn = draw("gaussian", streams, "a", torch.tensor([9]), 3, 11, turn=4, step=6, dtype=torch.float64)
     for number, place in ((0, 0), (1, 5), (2, 10)):
         block = torch.tensor([place // 4])
         words = philox(block, torch.tensor([9]), 4, 6 * 2**16 + number, secret & MASK, secret >> 32)
@@ -139,12 +139,12 @@ def test_gaussian_numbers_are_normal():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_client_draws_the_same_in_any_company(kind):
     chosen = torch.tensor([977, 4, 500])
-    together = draw(kind, Streams(3), "a", CLIENTS[:1000], 5, 37, round=2, step=3)
-    assert torch.equal(draw(kind, Streams(3), "a", chosen, 5, 37, round=2, step=3), together[chosen])
+    together = draw(kind, Streams(3), "a", CLIENTS[:1000], 5, 37, turn=2, step=3)
+    assert torch.equal(draw(kind, Streams(3), "a", chosen, 5, 37, turn=2, step=3), together[chosen])
     rounds, steps = torch.tensor([2, 1, 0]), torch.tensor([3, 3, 65_535])
-    mixed = draw(kind, Streams(3), "a", chosen, 5, 37, round=rounds, step=steps)
+    mixed = draw(kind, Streams(3), "a", chosen, 5, 37, turn=rounds, step=steps)
     assert torch.equal(mixed[0], together[977])
-    assert torch.equal(mixed[2:], draw(kind, Streams(3), "a", chosen[2:], 5, 37, round=0, step=65_535))
+    assert torch.equal(mixed[2:], draw(kind, Streams(3), "a", chosen[2:], 5, 37, turn=0, step=65_535))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,13 +165,13 @@ def test_the_first_orthonormal_direction_is_the_sphere_s():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_part_of_a_name_matters(kind):
-    base = draw(kind, Streams(0), "a", CLIENTS[:8], 3, 64, round=1, step=1)
+    base = draw(kind, Streams(0), "a", CLIENTS[:8], 3, 64, turn=1, step=1)
     others = [
-        draw(kind, Streams(1), "a", CLIENTS[:8], 3, 64, round=1, step=1),
-        draw(kind, Streams(0), "b", CLIENTS[:8], 3, 64, round=1, step=1),
-        draw(kind, Streams(0), "a", CLIENTS[8:16], 3, 64, round=1, step=1),
-        draw(kind, Streams(0), "a", CLIENTS[:8], 3, 64, round=2, step=1),
-        draw(kind, Streams(0), "a", CLIENTS[:8], 3, 64, round=1, step=2),
+        draw(kind, Streams(1), "a", CLIENTS[:8], 3, 64, turn=1, step=1),
+        draw(kind, Streams(0), "b", CLIENTS[:8], 3, 64, turn=1, step=1),
+        draw(kind, Streams(0), "a", CLIENTS[8:16], 3, 64, turn=1, step=1),
+        draw(kind, Streams(0), "a", CLIENTS[:8], 3, 64, turn=2, step=1),
+        draw(kind, Streams(0), "a", CLIENTS[:8], 3, 64, turn=1, step=2),
         base.roll(1, dims=1),
     ]
     assert not any(torch.equal(base, other) for other in others)

@@ -15,7 +15,7 @@ from fedsim.zeroth_order.perturbation import evaluate_pair, perturb_
 STREAMS = Streams(7)
 LAYOUT = Layout(("weight", "bias", "scale"), ((30, 11), (30,), ()))
 OWNERS = torch.tensor([4, 0, 9])
-OWN = Keys("z", owner=OWNERS, round=2, step=5)
+OWN = Keys("z", owner=OWNERS, turn=2, step=5)
 
 
 def start(dtype=torch.float32) -> torch.Tensor:
@@ -33,14 +33,14 @@ def test_each_row_moves_along_the_direction_that_is_drawn_for_it(kind, dtype):
     stack = LAYOUT.stack(start(dtype))
     distances = torch.tensor([0.5, -1.0, 3.0])
     perturb_(stack.leaves, STREAMS, OWN, distances, kind=kind)
-    v = draw(kind, STREAMS, "z", OWNERS, 1, LAYOUT.dimension, round=2, step=5, dtype=dtype)[:, 0]
+    v = draw(kind, STREAMS, "z", OWNERS, 1, LAYOUT.dimension, turn=2, step=5, dtype=dtype)[:, 0]
     assert torch.equal(stack.flat(), start(dtype) + distances.to(dtype).unsqueeze(1) * v)
 
 
 def test_rows_may_share_a_direction():
     stack = LAYOUT.stack(start())
-    perturb_(stack.leaves, STREAMS, Keys("z", owner=4, round=2, step=5), 0.25)
-    v = draw("gaussian", STREAMS, "z", OWNERS[:1], 1, LAYOUT.dimension, round=2, step=5)[0]
+    perturb_(stack.leaves, STREAMS, Keys("z", owner=4, turn=2, step=5), 0.25)
+    v = draw("gaussian", STREAMS, "z", OWNERS[:1], 1, LAYOUT.dimension, turn=2, step=5)[0]
     assert torch.equal(stack.flat(), start() + 0.25 * v)
 
 
@@ -81,7 +81,7 @@ def test_a_pair_of_evaluations_on_a_quadratic(exact):
     plus, minus = evaluate_pair(
         stack.leaves, STREAMS, OWN, 0.5, lambda: stack.flat().square().sum(dim=1) / 2, exact=exact
     )
-    v = draw("gaussian", STREAMS, "z", OWNERS, 1, LAYOUT.dimension, round=2, step=5, dtype=torch.float64)[:, 0]
+    v = draw("gaussian", STREAMS, "z", OWNERS, 1, LAYOUT.dimension, turn=2, step=5, dtype=torch.float64)[:, 0]
     torch.testing.assert_close(plus - minus, (rows * v).sum(dim=1), atol=1e-11, rtol=0)
     torch.testing.assert_close(stack.flat(), rows, atol=1e-14, rtol=0)
 
@@ -92,7 +92,7 @@ def test_what_is_left_after_a_pair():
     rows[:, ::3] = 0.0
     stack = LAYOUT.stack(rows)
     evaluate_pair(stack.leaves, STREAMS, OWN, radius, lambda: torch.zeros(3))
-    v = draw("gaussian", STREAMS, "z", OWNERS, 1, LAYOUT.dimension, round=2, step=5)[:, 0]
+    v = draw("gaussian", STREAMS, "z", OWNERS, 1, LAYOUT.dimension, turn=2, step=5)[:, 0]
     reach = rows.abs() + radius * v.abs()
     unit = torch.nextafter(reach, torch.full_like(reach, torch.inf)) - reach
     left = (stack.flat() - rows).abs()
@@ -113,7 +113,7 @@ def test_the_evaluations_see_the_same_points_with_and_without_a_copy():
             return torch.zeros(3)
 
         evaluate_pair(stack.leaves, STREAMS, OWN, 0.01, look, exact=exact)
-    v = draw("gaussian", STREAMS, "z", OWNERS, 1, LAYOUT.dimension, round=2, step=5)[:, 0]
+    v = draw("gaussian", STREAMS, "z", OWNERS, 1, LAYOUT.dimension, turn=2, step=5)[:, 0]
     for points in seen.values():
         assert same_bits(points[0], start() + 0.01 * v)
         torch.testing.assert_close(points[1], start() - 0.01 * v, atol=1e-6, rtol=0)

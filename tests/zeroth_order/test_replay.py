@@ -12,7 +12,7 @@ from fedsim.zeroth_order.replay import replay_
 
 STREAMS = Streams(11)
 DIMENSION, ROWS, LENGTH = 1000, 5, 50
-KEYS = Keys("log", owner=SERVER, round=torch.arange(LENGTH) // 10, step=torch.arange(LENGTH) % 10, draw=3)
+KEYS = Keys("log", owner=SERVER, turn=torch.arange(LENGTH) // 10, step=torch.arange(LENGTH) % 10, draw=3)
 
 
 def start(dtype=torch.float32) -> torch.Tensor:
@@ -34,7 +34,7 @@ def test_replay_is_the_sum_taken_one_by_one(kind, dtype):
     found = replay_(start(dtype), STREAMS, KEYS, scalars(), rate=0.1, kind=kind)
     expected = start(dtype)
     for number, row in enumerate(scalars()):
-        named = {"round": number // 10, "step": number % 10, "dtype": dtype}
+        named = {"turn": number // 10, "step": number % 10, "dtype": dtype}
         v = draw(kind, STREAMS, "log", torch.tensor([SERVER]), 4, DIMENSION, **named)[0, 3]
         expected = expected - (row.double() * 0.1).to(dtype).unsqueeze(1) * dual(kind, v)
     assert torch.equal(found, expected)

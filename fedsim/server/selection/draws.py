@@ -32,17 +32,17 @@ class Draws:
     def uniform(self, purpose: str, count: int) -> NDArray[np.float64]:
         """Numbers in [0, 1): float64 [count]."""
         drawn = self.streams.uniform(
-            purpose, OWNER, (count,), round=self.round, step=self.selections, dtype=torch.float64
+            purpose, OWNER, (count,), turn=self.round, step=self.selections, dtype=torch.float64
         )
         return drawn[0].numpy()
 
     def integers(self, purpose: str, count: int, high: int) -> Ids:
         """Numbers in [0, high): int64 [count]. A longer draw begins with the shorter one."""
-        return self.streams.integers(purpose, OWNER, (count,), high, round=self.round, step=self.selections)[0].numpy()
+        return self.streams.integers(purpose, OWNER, (count,), high, turn=self.round, step=self.selections)[0].numpy()
 
     def permutation(self, purpose: str, size: int) -> Ids:
         """An order of 0 .. size-1: int64 [size]."""
-        return self.streams.permutation(purpose, OWNER, size, round=self.round, step=self.selections)[0].numpy()
+        return self.streams.permutation(purpose, OWNER, size, turn=self.round, step=self.selections)[0].numpy()
 
 
 def free_where(mask: NDArray[np.bool_]) -> Free:
