@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from clients.fedzo import FedZO
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.streams import SERVER, Streams
 from fedsim.engine.assignment import Assignment
@@ -146,7 +147,7 @@ def test_runs_whose_problems_differ_are_refused(option):
     [({"params": torch.ones(6)}, True), ({"params": torch.ones(5)}, False), ({"x": torch.zeros(6)}, False)],
 )
 def test_orders_are_executed_together_where_their_payloads_have_the_same_shapes(payload, together):
-    member = Member(synthetic(0), None, Streams(0), lockstep=Lockstep(1), number=0)
+    member = Member(synthetic(0), FedZO(), Streams(0), lockstep=Lockstep(1), number=0)
 
     def alike(sent):
         nobody = torch.zeros(0, dtype=torch.int64)
