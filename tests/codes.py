@@ -44,8 +44,8 @@ class EightBits(Transform):
 
     def encode(self, vector: Vector) -> Vector:
         scale = vector.rows.abs().amax(dim=1, keepdim=True) / 127
-        levels = (vector.rows / scale.clamp(min=1e-300) + vector.draw("uniform", "eight-bits")).floor()
-        return vector.coded(scale * levels.clamp(-127, 127), self.size(vector.size))
+        levels = vector.rows / torch.where(scale > 0, scale, 1.0) + vector.draw("uniform", "eight-bits")
+        return vector.coded(scale * levels.floor().clamp(-127, 127), self.size(vector.size))
 
 
 @options

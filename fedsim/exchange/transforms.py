@@ -220,6 +220,8 @@ class Chain:
                     )
                 nbytes[part] += taken
             for name, value in kept.items():
+                if name not in state or value.shape != state[name][part].shape:
+                    raise BrokenPromiseError(f"{name}, {list(value.shape)}, is not what its transform declares to keep")
                 state[name][part] = value
         return Crossed(
             {name: arrived[name].reshape(own.shape) if name in covered else own for name, own in payload.items()},

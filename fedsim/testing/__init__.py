@@ -1,4 +1,4 @@
-"""The conformance kit: what every strategy and every client keeps to, as tests for yours.
+"""The conformance kits: what every plug-in of a kind keeps to, as tests for yours.
 
 In a test file beside a plug-in, one line brings them all:
 
@@ -7,24 +7,37 @@ In a test file beside a plug-in, one line brings them all:
 
     TestMyStrategy = conformance(MyStrategy(server_lr=0.5))
 
-The plug-in is paired with `fedavg` or `sgd`, or with `client=` or `strategy=`, and run on `small_problem`; where its
-clients ask for values only, also on `small_functions`. It need not be installed: experiments name it by its module or
-file. Each promise is a test of its own:
+There is a kit for strategies, clients, selectors, aggregators, transforms and data sets; which one it is follows from
+what is handed over. The plug-in need not be installed: experiments name it by its module or file. Each promise is a
+test of its own.
 
-- what a strategy is handed stays as it was; replies in any order give the same bytes; so do clients in any order;
+Of every kind: the same seed gives the same bytes, whatever the generators of the process are, and these are left as
+they were; what is handed over stays as it was; options survive TOML, and each of them moves something. Other values
+are found by an option's type; where none of them changes anything the test fails and names the option, and
+`others={"option": value}` is for you to say.
+
+Of strategies and clients, which are paired with `fedavg` or `sgd`, or with `client=` or `strategy=`, and run on
+`small_problem`; where clients ask for values only, also on `small_functions`:
+
+- replies in any order give the same bytes; so do clients in any order;
 - one by one, stacked, and in cohorts of any size on any cores, clients come to the same;
-- an interrupted run ends like an uninterrupted one; the same seed gives the same bytes, whatever the generators of the
-  process are, and another seed others;
-- options survive TOML, and each of them moves something. Other values are found by an option's type; where none of
-  them changes the run the test fails and names the option, and `others={"option": value}` is for you to say;
+- an interrupted run ends like an uninterrupted one, and another seed gives other bytes;
 - a window of nobody, a cohort of one, a client that fails, a late reply, updates that are NaN or infinite and metrics
   that are NaN leave what they should;
 - the bytes that are counted are those of the payloads, and the questions those that were asked;
 - with `pytest --fedsim-ray`, or `-m ray`, and the extra `ray`: Flower's own engine comes to the same.
 
-Beside these an author wants a test of the rule itself, at best against a closed form: see `Quadratics`. `simulate` runs
-a plug-in on a small problem; `blobs`, `mlp`, `small_problem`, `small_functions` and `small_experiment` are what it is
-made of. `fedsim.testing.checks` has the checks one by one.
+Of selectors: who is chosen is free, ascending, and as many as are wanted; draws are named; what it remembers can be
+stored, and does not depend on the order of replies; runs go on after an interruption. Of aggregators: neither the
+order of rows nor the sum of weights matters, nor threads, nor how rows lie in memory; equal rows give that row; too
+few are refused, and huge ones have a centre. Of transforms: a client is transformed alike in any company, and the
+bytes are those that what arrives takes at least. Of data sets: arrays fit each other, damaged and absent files are
+one line, and a model is trained on them.
+
+Beside these an author wants a test of the rule itself, at best against a closed form: see `Quadratics`. `simulate`
+runs a plug-in on a small problem; `blobs`, `mlp`, `small_problem`, `small_functions` and `small_experiment` are what
+it is made of. The checks one by one are in `fedsim.testing.checks`, `selectors`, `aggregators`, `transforms`,
+`datasets` and `specimen`, which has those of the last four kinds in common.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fedsim.client.training import LocalTraining
+from fedsim.exchange.transforms import Transform
+from fedsim.server.selection.size import Size
 from fedsim.zeroth_order.search import EstimatedSearch, LocalSearch
 
 Other = tuple[Any, Mapping[str, Any]]
@@ -58,7 +60,14 @@ ESTIMATED: Others = SEARCHING | {
     "estimator": ({"kind": "differences", "count": 4, "mu": 0.1, "directions": "sphere"}, {})
 }
 """Of those whose estimator is a plug-in. The first that a plug-in is one of is what is known of it."""
+SIZED: Others = {
+    "count": (2, {"count": 3, "fraction": None}),
+    "fraction": (0.5, {"count": None, "fraction": 0.2}),
+}
+"""Of selectors that take so many clients."""
 KNOWN: Mapping[type[Any], Others] = {
+    Size: SIZED,
+    Transform: {"vectors": (["second"], {})},
     EstimatedSearch: ESTIMATED,
     LocalSearch: SEARCHING,
     LocalTraining: LOCAL | STEPPING,
@@ -102,6 +111,8 @@ def _of_type(member: Any, current: Any) -> Iterator[Any]:
         yield from (current + 1, current - 1) if isinstance(current, int) else (2, 1, 5)
     elif member is float:
         yield from (current * 0.5, current * 2.0) if number else (0.5, 0.1, 2.0)
+    elif member is str and current:
+        yield f"{current}-too"
     elif get_origin(member) is tuple and current:
         yield tuple(value + 1 for value in current)
     elif isinstance(member, type) and hasattr(member, "kind") and not isinstance(current, member):

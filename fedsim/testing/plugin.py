@@ -11,7 +11,8 @@ OPTION = "--fedsim-ray"
 MARKER = "ray"
 
 # What a check has found stands in the failure of whoever has called it.
-pytest.register_assert_rewrite("fedsim.testing.checks", "fedsim.testing.on_ray", "fedsim.testing.rounds")
+REWRITTEN = ("checks", "on_ray", "rounds", "specimen", "selectors", "aggregators", "transforms", "datasets")
+pytest.register_assert_rewrite(*(f"fedsim.testing.{name}" for name in REWRITTEN))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

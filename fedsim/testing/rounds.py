@@ -144,6 +144,8 @@ def copied(value: Any) -> Any:
     """A deep copy, of dataclasses as dictionaries, for `same`."""
     if isinstance(value, Tensor):
         return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
     if dataclasses.is_dataclass(value):
         return {option.name: copied(getattr(value, option.name)) for option in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
@@ -153,8 +155,12 @@ def copied(value: Any) -> Any:
 
 def same(first: Any, second: Any) -> bool:
     """Whether two copies are equal to the last bit."""
+    if type(first) is not type(second):
+        return False
     if isinstance(first, Tensor):
         return torch.equal(first, second)
+    if isinstance(first, np.ndarray):
+        return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
     if isinstance(first, dict):
         return first.keys() == second.keys() and all(same(first[name], second[name]) for name in first)
     if isinstance(first, list):

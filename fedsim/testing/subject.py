@@ -17,6 +17,7 @@ from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.core.plugins import HasPlugins
 from fedsim.engine.client import Client
+from fedsim.exchange.transforms import Transform
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_simulation
 from fedsim.running.result import Result
@@ -29,8 +30,12 @@ Path = tuple[str, ...]
 """Where a plug-in stands in an experiment, such as `("client", "estimator")`: the options that lead to it."""
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"strategy": {"kind": "fedavg"}, "client": {"kind": "sgd", **TRAINING}}
 """Who takes the place of a partner that is not named."""
-BASES: Mapping[str, type[Any]] = {"strategy": Strategy, "client": Client}
-"""What each part is a subclass of."""
+PARTS: Mapping[str, str] = {PLUGINS[part][0]: part for part in DEFAULTS}
+"""The table of an experiment that names an algorithm, by its group."""
+BASES: Mapping[str, type[Any]] = {"strategies": Strategy, "clients": Client, "transforms": Transform}
+"""What plug-ins of a group are a subclass of, where they must be."""
+TESTED = (*BASES, "selectors", "aggregators", "datasets")
+"""Groups of plug-ins that there is a kit for."""
 
 
 @dataclass(frozen=True)
@@ -126,35 +131,40 @@ def simulate(
     problem: by default `small_problem()`. tables: others of `small_experiment`.
     """
     partners = {part: made for part, made in (("strategy", strategy), ("client", client)) if made is not None}
-    named = {part: made if isinstance(made, Mapping | str) else table_of(part, made) for part, made in partners.items()}
+    named = {
+        part: made if isinstance(made, Mapping | str) else table_of(PLUGINS[part][0], made)
+        for part, made in partners.items()
+    }
     experiment = small_experiment(rounds=rounds, **tables, **named)
     return run(experiment, problem=small_problem() if problem is None else problem, save=False)
 
 
-def table_of(part: str, plugin: Any) -> dict[str, Any]:
+def table_of(group: str, plugin: Any) -> dict[str, Any]:
     """The table that stands for an object in an experiment file: its `kind`, and each option with its value.
 
-    part: `strategy` or `client`. InputError: an experiment file could not name its class.
+    group: of plug-ins. InputError: an experiment file could not name its class.
     """
     cls = type(plugin)
     if cls.__module__ == plugins.MAIN or cls.__qualname__ != cls.__name__:
         place = "a script" if cls.__module__ == plugins.MAIN else "another class or function"
         remedy = f"no experiment can name a class within {place}; move it to a file's top"
         raise InputError("plugin", cls.__qualname__, remedy)
-    return described(PLUGINS[part][0], plugin)
+    return described(group, plugin)
 
 
-def part_of(plugin: Any) -> str:
-    """`strategy` or `client`, whichever an object is. InputError: it is neither, or has no options that can be read."""
+def group_of(plugin: Any) -> str:
+    """The group of plug-ins that an object is of. InputError: none that has a kit, or its options cannot be read."""
     if isinstance(plugin, type):
         raise InputError("plugin", plugin.__name__, "hand over an object, made with its options")
     kind = type(plugin)
     if "__dataclass_fields__" not in vars(kind):
         raise InputError("plugin", kind.__name__, "its options cannot be read; put @options above the class")
-    for part, base in BASES.items():
-        if isinstance(plugin, base):
-            return part
-    raise InputError("plugin", kind.__name__, "make it a subclass of fedsim.server.Strategy or fedsim.client.Client")
+    for group in TESTED:
+        if isinstance(plugin, BASES.get(group, object)) and all(hasattr(plugin, name) for name in plugins.GROUPS[group]):
+            return group
+    bases = "make it a subclass of fedsim.server.Strategy, fedsim.client.Client or fedsim.exchange.Transform"
+    others = "; ".join(f"{group} have {', '.join(plugins.GROUPS[group])}" for group in TESTED if group not in BASES)
+    raise InputError("plugin", kind.__name__, f"it is of no kind that has a kit; {bases}; {others}")
 
 
 def values_of(made: Any) -> dict[str, Any]:

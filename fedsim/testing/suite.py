@@ -3,57 +3,132 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
 
+from fedsim.configuration.tables import PLUGINS
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
-from fedsim.testing import checks
+from fedsim.testing import aggregators, checks, datasets, selectors, transforms
 from fedsim.testing.on_ray import the_same_under_flowers_engine
 from fedsim.testing.others import Other
 from fedsim.testing.plugin import MARKER
-from fedsim.testing.subject import DEFAULTS, Path, Subject, fits_functions, part_of, table_of
+from fedsim.testing.specimen import (
+    EVERY,
+    Check,
+    Specimen,
+    an_option_that_is_refused,
+    every_option_moves_something,
+)
+from fedsim.testing.subject import DEFAULTS, PARTS, Path, Subject, fits_functions, group_of, table_of
+
+KITS: Mapping[str, tuple[type[Specimen], Sequence[Check]]] = {
+    "selectors": (selectors.Choosing, selectors.CHECKS),
+    "aggregators": (aggregators.Combining, aggregators.CHECKS),
+    "transforms": (transforms.Crossing, transforms.CHECKS),
+    "datasets": (datasets.Loading, datasets.CHECKS),
+}
+"""Of the kinds that work on plain numbers a class of specimens, and what each keeps to."""
 
 
 def conformance(
     plugin: Any,
     *,
+    others: Mapping[str, Any] | None = None,
+    refused: Collection[str] = (),
+    folder: FilePath | None = None,
+    **settings: Any,
+) -> type:
+    """Make a test class of all that plug-ins of a kind keep to; assign it to a name that begins with `Test`.
+
+    plugin: a strategy, a client, a selector, an aggregator, a transform or a data set, made with options with which it
+    works: a strategy or a client on `small_problem`, a selector among 6 clients, an aggregator on 12 replies. Or the
+    tables of an experiment, whose strategy and client are held to the contract, whichever it names.
+
+    others: for options whose other values are not found by their types, a value that must change something, or a pair
+    of it and what it needs to matter: other options, and of a strategy or a client also tables, or `{"opaque": True}`
+    for functions that only tell values. refused: options that the plug-in has from others and takes no other value of.
+    folder: where a data set finds its files, by default where FEDSIM_DATA says; without that its tests are skipped.
+
+    settings, of strategies and clients: `strategy` or `client`, the partner, an object, a name or a table; by default
+    `fedavg`, and `sgd` in two epochs of batches of 4. `crossing`, `reporting`: as others, for options that change only
+    what crosses, or only what is reported. `alone`: options of the strategy with which it makes do with a single
+    client. `tolerance`: by how much executors may differ in single precision, of the largest parameter, 1e-5. Other
+    tables of the experiment, such as `selection` or `devices`. Where an option is one of a mapping's plug-ins it is
+    named with its table, as in `client.lr`.
+
+    InputError: an experiment could not name the plug-in, or a setting is none for its kind.
+    """
+    group = "algorithms" if isinstance(plugin, Mapping) else group_of(plugin)
+    if group in KITS:
+        if folder is not None:
+            settings["folder"] = folder
+        return _of_specimen(group, plugin, others or {}, refused, settings)
+    if folder is not None:
+        raise InputError("folder", str(folder), "only a data set is read from one; leave it out")
+    return _of_algorithms(plugin, others=others or {}, refused=refused, **settings)
+
+
+def _of_specimen(
+    group: str, plugin: Any, others: Mapping[str, Any], refused: Collection[str], settings: Mapping[str, Any]
+) -> type:
+    """The tests of a plug-in that works on plain numbers."""
+    made, own = KITS[group]
+    for name, value in settings.items():
+        if (group, name) != ("datasets", "folder"):
+            raise InputError(name, str(value), f"is no setting for {group}; leave it out")
+    specimen = made(plugin, **settings)
+    options = [field.name for field in dataclasses.fields(plugin)]
+    _hold_known({"others": others, "refused": refused}, options)
+    methods: dict[str, Any] = {f"test_{check.__name__}": _about(check, specimen) for check in (*EVERY, *own)}
+    for check, about, given in (
+        (every_option_moves_something, [name for name in options if name not in refused], others),
+        (an_option_that_is_refused, refused, {}),
+    ):
+        if about:
+            methods[f"test_{check.__name__}"] = _about_options(
+                check, specimen, {name: (name,) for name in about}, given
+            )
+    return type("TestConformance", (), {"__doc__": f"What all {group} keep to.", "specimen": specimen, **methods})
+
+
+def _hold_known(keywords: Mapping[str, Collection[str]], options: Collection[str]) -> None:
+    """Refuse what is said of options that there are not."""
+    for keyword, names in keywords.items():
+        for name in names:
+            if name not in options:
+                raise InputError(keyword, name, f"no such option here; name one of: {', '.join(options) or 'none'}")
+
+
+def _of_algorithms(
+    plugin: Any,
+    *,
+    others: Mapping[str, Any],
+    refused: Collection[str],
     client: Any = None,
     strategy: Any = None,
-    others: Mapping[str, Any] | None = None,
     crossing: Mapping[str, Any] | None = None,
     reporting: Mapping[str, Any] | None = None,
-    refused: Collection[str] = (),
     alone: Mapping[str, Any] | None = None,
     tolerance: float = 1e-5,
     **tables: Any,
 ) -> type:
-    """Make a test class of all that a strategy or a client keeps to; assign it to a name that begins with `Test`.
-
-    plugin: a strategy or a client, made with options with which it runs on `small_problem`; or the tables of an
-    experiment, whose strategy and client are held to the contract, whichever it names. client, strategy: the plug-in's
-    partner, an object, a name or a table; by default `fedavg`, and `sgd` in two epochs of batches of 4. tables: others
-    of the experiment, such as `selection` or `devices`.
-
-    others: for options whose other values are not found by their types, a value that must change the run, or a pair
-    of it and what it needs to matter: other options, tables, or `{"opaque": True}` for functions that only tell values.
-    crossing, reporting: the same for options that change only what crosses, or only what is reported. refused: options
-    that the plug-in has from others and takes no other value of. Where an option is one of a mapping's plug-ins it is
-    named with its table, as in `client.lr`.
-
-    alone: options of the strategy with which it makes do with a single client. tolerance: by how much executors may
-    differ in single precision, of the largest parameter. InputError: an experiment could not name the plug-in.
-    """
+    """The tests of a strategy, a client, or both."""
     tested = _parts(plugin)
     partners = {"strategy": strategy, "client": client}
     for part in tested:
         if partners[part] is not None:
             raise InputError(part, str(partners[part]), f"the plug-in is a {part} already; leave this one out")
     handed = tested | {part: partner for part, partner in partners.items() if partner is not None}
-    named = {part: made if isinstance(made, Mapping | str) else table_of(part, made) for part, made in handed.items()}
+    named = {
+        part: made if isinstance(made, Mapping | str) else table_of(PLUGINS[part][0], made)
+        for part, made in handed.items()
+    }
     subject = Subject(
         {**tables, **(plugin if isinstance(plugin, Mapping) else {}), **named},
         given={part: made for part, made in handed.items() if not isinstance(made, Mapping | str)},
@@ -66,11 +141,8 @@ def conformance(
         opaque = replace(subject, opaque=True)
         methods |= {f"test_{check.__name__}_on_functions": _about(check, opaque) for check in checks.ON_FUNCTIONS}
     options = _options(subject, tested, qualified=isinstance(plugin, Mapping))
-    values = {"others": others or {}, "crossing": crossing or {}, "reporting": reporting or {}}
-    for keyword, names in (*values.items(), ("refused", refused)):
-        for name in names:
-            if name not in options:
-                raise InputError(keyword, name, f"no such option here; name one of: {', '.join(options)}")
+    values = {"others": others, "crossing": crossing or {}, "reporting": reporting or {}}
+    _hold_known({**values, "refused": refused}, options)
     moving = [name for name in options if name not in {*values["crossing"], *values["reporting"], *refused}]
     for check, about, given in (
         (checks.every_option_moves_something, moving, values["others"]),
@@ -79,7 +151,8 @@ def conformance(
         (checks.what_is_reported_changes_nothing_else, values["reporting"], values["reporting"]),
     ):
         if about:
-            methods[f"test_{check.__name__}"] = _about_options(check, subject, options, about, given)
+            places = {name: options[name] for name in about}
+            methods[f"test_{check.__name__}"] = _about_options(check, subject, places, given)
     methods[f"test_{the_same_under_flowers_engine.__name__}"] = _on_ray(subject)
     return type("TestConformance", (), {"__doc__": "What every strategy and every client keeps to.", **methods})
 
@@ -87,7 +160,7 @@ def conformance(
 def _parts(plugin: Any) -> dict[str, Any]:
     """What is held to the contract: strategy or client, or of an experiment's tables both that it names."""
     if not isinstance(plugin, Mapping):
-        return {part_of(plugin): plugin}
+        return {PARTS[group_of(plugin)]: plugin}
     found = {part: plugin[part] for part in DEFAULTS if part in plugin}
     if not found:
         raise InputError("plugin", ", ".join(plugin), "name a strategy or a client in it, or hand over an object")
@@ -104,28 +177,39 @@ def _options(subject: Subject, parts: Collection[str], *, qualified: bool) -> di
     return found
 
 
-def _about(check: checks.Check, subject: Subject) -> Callable[[Any], None]:
+def _about(check: Callable[[Any], None], tested: Any) -> Callable[[Any], None]:
     def test(self: Any) -> None:  # noqa: ARG001
-        check(subject)
+        with _excused(tested):
+            check(tested)
 
     test.__doc__ = check.__doc__
     return test
 
 
 def _about_options(
-    check: Callable[..., None],
-    subject: Subject,
-    options: Mapping[str, tuple[Path, str]],
-    about: Collection[str],
-    values: Mapping[str, Any],
+    check: Callable[..., None], tested: Any, options: Mapping[str, tuple[Any, ...]], values: Mapping[str, Any]
 ) -> Callable[[Any, str], None]:
+    """A test for each option. options: what tells the check which option it is, by its name."""
+
     def test(self: Any, option: str) -> None:  # noqa: ARG001
-        path, name = options[option]
-        check(subject, path, name, _other(values[option]) if option in values else None)
+        with _excused(tested):
+            check(tested, *options[option], _other(values[option]) if option in values else None)
 
     test.__doc__ = check.__doc__
-    marked: Callable[[Any, str], None] = pytest.mark.parametrize("option", list(about))(test)
+    marked: Callable[[Any, str], None] = pytest.mark.parametrize("option", list(options))(test)
     return marked
+
+
+@contextmanager
+def _excused(tested: Any) -> Iterator[None]:
+    """Skip a test where what it needs is not there."""
+    try:
+        yield
+    except InputError as error:
+        reason = tested.excuse(error) if isinstance(tested, Specimen) else None
+        if reason is None:
+            raise
+        pytest.skip(reason)
 
 
 def _other(value: Any) -> Other:

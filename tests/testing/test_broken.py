@@ -7,7 +7,7 @@ import pytest
 
 from fedsim.exchange.messages import BrokenPromiseError
 from fedsim.testing import Subject, checks
-from fedsim.testing.subject import part_of, table_of
+from fedsim.testing.subject import PARTS, group_of, table_of
 from strategies.fedavg import FedAvg
 
 EVERY = {check.__name__: check for check in checks.CHECKS}
@@ -56,9 +56,10 @@ BROKEN = {
 
 
 def subject_of(plugin: object) -> Subject:
-    part = part_of(plugin)
+    group = group_of(plugin)
+    part = PARTS[group]
     partner = {"strategy": "fedzo"} if isinstance(plugin, broken.AsksMoreThanItSays) else {}
-    return Subject({part: table_of(part, plugin), **partner}, given={part: plugin})
+    return Subject({part: table_of(group, plugin), **partner}, given={part: plugin})
 
 
 def objecting(subject: Subject) -> set[str]:
@@ -83,7 +84,7 @@ def test_each_check_has_something_broken_for_it():
 @pytest.mark.parametrize("plugin", BROKEN, ids=lambda plugin: type(plugin).__name__)
 def test_what_is_broken_is_found_by_checks_that_are_about_it(plugin):
     """Of rows that share a server, one is held to what is about servers; of those that share clients likewise."""
-    others = {"strategy": checks.OF_CLIENTS, "client": checks.OF_SERVERS}[part_of(plugin)]
+    others = {"strategy": checks.OF_CLIENTS, "client": checks.OF_SERVERS}[PARTS[group_of(plugin)]]
     assert BROKEN[plugin] - {check.__name__ for check in others}
 
 

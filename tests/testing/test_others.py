@@ -42,7 +42,7 @@ class Everything:
         ("size", [2, 1, 5]),
         ("hidden", [(5, 9)]),
         ("schedule", [{"kind": "exponential"}]),
-        ("name", []),
+        ("name", ["x-too"]),
         ("table", []),
     ],
 )

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedsim.core.errors import InputError
+from fedsim.server.selection.power_of_choice import PowerOfChoice
+from fedsim.server.selection.uniform import Uniform
 from fedsim.testing import checks, conformance
 from fedsim.testing.subject import table_of
 from strategies.fedavg import FedAvg
@@ -215,17 +217,49 @@ def test_a_class_of_a_script_is_one_line(tmp_path):
     assert done.stdout.startswith("plugin = SignedPower: no experiment can name a class within a script")
 
 
-def test_neither_a_strategy_nor_a_client_is_one_line():
-    from fedsim.exchange.aggregation import Median
+def test_what_no_kit_is_for_is_one_line():
+    from fedsim.problems.models.dense import MLP
 
-    with pytest.raises(
-        InputError, match=r"^plugin = Median: make it a subclass of fedsim\.server\.Strategy or fedsim\.client\.Client"
-    ):
-        conformance(Median())
+    with pytest.raises(InputError, match=r"^plugin = MLP: it is of no kind that has a kit; make it a subclass of fedsim\.server"):
+        conformance(MLP())
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ({"strategy": "fedbuff"}, r"strategy = fedbuff: is no setting for selectors"),
+        ({"folder": Path("data")}, r"folder = data: is no setting for selectors"),
+        ({"others": {"lr": 1.0}}, r"others = lr: no such option here; name one of: count, fraction"),
+        ({"refused": ["lr"]}, r"refused = lr: no such option"),
+    ],
+)
+def test_what_is_no_setting_of_a_kind_is_one_line(named, words):
+    with pytest.raises(InputError, match=f"^{words}"):
+        conformance(Uniform(count=4), **named)
+    with pytest.raises(InputError, match=r"^folder = data: only a data set is read from one"):
+        conformance(FedAvg(), folder=Path("data"))
+
+
+def test_a_data_set_whose_files_are_not_there_is_skipped(monkeypatch, tmp_path):
+    from fedsim.problems.datasets.femnist import FEMNIST
+
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
+    with pytest.raises(pytest.skip.Exception, match=r"femnist_subset.npz was looked for at "):
+        conformance(FEMNIST())().test_its_arrays_fit_each_other()
+    with pytest.raises(InputError, match=r"femnist_subset.npz was looked for at "):
+        conformance(FEMNIST(), folder=tmp_path)().test_its_arrays_fit_each_other()
+
+
+def test_an_option_that_a_selector_refuses():
+    made = conformance(PowerOfChoice(count=2, pool=4, loss="last"), refused=["score_examples"])
+    assert "score_examples" not in made.test_every_option_moves_something.pytestmark[0].args[1]
+    made().test_an_option_that_is_refused("score_examples")
+    with pytest.raises(AssertionError, match=r"pool = 5 is not refused"):
+        conformance(PowerOfChoice(count=2, pool=4), refused=["pool"])().test_an_option_that_is_refused("pool")
 
 
 def test_an_object_is_the_table_that_makes_it():
     made = FedAvg(server_lr=0.5, server_optimizer={"kind": "adam", "beta1": 0.5})
-    table = table_of("strategy", made)
+    table = table_of("strategies", made)
     assert (table["kind"], table["server_lr"], table["server_optimizer"]["beta1"]) == ("fedavg", 0.5, 0.5)
     assert "deadline" not in table

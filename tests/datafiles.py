@@ -1,0 +1,99 @@
+"""A folder with a few examples in every format that a data set is read from."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import pickle
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+from PIL import Image
+
+CLASSES = 10
+TRAIN, TEST = 30, 10
+
+
+def write_all(folder: Path) -> None:
+    """Write them all."""
+    generator = np.random.default_rng(0)
+    for place in ("MNIST", "FashionMNIST"):
+        _idx(folder / place / "raw", generator)
+    _cifar(folder, generator)
+    _femnist(folder / "femnist", generator)
+    _shakespeare(folder / "shakespeare", generator)
+    _covertype(folder / "covertype", generator)
+    x, y = generator.normal(size=(40, 3)), np.arange(40) % 2
+    rows = [
+        f"{','.join(map(str, row))},{label},{number % 4}" for number, (row, label) in enumerate(zip(x, y, strict=True))
+    ]
+    (folder / "table.csv").write_text("\n".join(["a,b,c,label,owner", *rows]))
+    np.savez(folder / "arrays.npz", x=x, y=y, owner=np.arange(40) % 4)
+    np.savez(folder / "tokens.npz", x=generator.integers(0, 7, (40, 5)), y=y)
+    for number in range(12):
+        place = folder / "images" / f"class{number % 3}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(place)
+
+
+def _labels(count: int) -> np.ndarray[Any, Any]:
+    return (np.arange(count) % CLASSES).astype(np.uint8)
+
+
+def _idx(folder: Path, generator: np.random.Generator) -> None:
+    folder.mkdir(parents=True)
+    for stem, count in (("train", TRAIN), ("t10k", TEST)):
+        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        for kind, array in (("images-idx3", images), ("labels-idx1", _labels(count))):
+            head = bytes((0, 0, 8, array.ndim)) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+            (folder / f"{stem}-{kind}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+
+
+def _cifar(folder: Path, generator: np.random.Generator) -> None:
+    """All three layouts, each with images of its own."""
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    for place in ("py", "bin"):
+        (folder / f"cifar-10-batches-{place}").mkdir()
+    for number, name in enumerate(names):
+        labels = _labels(6) + number % 3
+        pixels, others = generator.integers(0, 256, (2, 6, 3072), dtype=np.uint8)
+        batch = {b"data": pixels, b"labels": labels.tolist()}
+        (folder / "cifar-10-batches-py" / name).write_bytes(pickle.dumps(batch, protocol=2))
+        records = np.concatenate([labels[:, None], others], axis=1)
+        (folder / "cifar-10-batches-bin" / f"{name}.bin").write_bytes(records.tobytes())
+    part = folder / "cifar10_subset"
+    part.mkdir()
+    for name, count in (("train", TRAIN), ("test", TEST)):
+        buffer = BytesIO()
+        np.save(buffer, generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8))
+        (part / f"x_{name}.npy.xz").write_bytes(lzma.compress(buffer.getvalue(), preset=0))
+    np.savez(part / "labels.npz", y_train=_labels(TRAIN), y_test=_labels(TEST))
+
+
+def _femnist(folder: Path, generator: np.random.Generator) -> None:
+    folder.mkdir()
+    arrays = {}
+    for part, count, first in (("train", TRAIN, 0), ("test", TEST, 0), ("unseen", TEST, 9)):
+        arrays[f"x_{part}"] = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        arrays[f"y_{part}"] = _labels(count)
+        arrays[f"writer_{part}"] = (first + np.arange(count) % 3).astype(np.int16)
+    np.savez(folder / "femnist_subset.npz", **arrays)
+
+
+def _shakespeare(folder: Path, generator: np.random.Generator) -> None:
+    """Three roles of 900, 1,200 and 1,500 letters."""
+    folder.mkdir()
+    blocks = []
+    for role, count in (("FOOL", 900), ("KING", 1200), ("WITCH", 1500)):
+        blocks.append(f"{role}:\n{''.join(generator.choice(list('abcdefg '), count))}")
+    (folder / "input.txt").write_text("\n\n".join(blocks))
+
+
+def _covertype(folder: Path, generator: np.random.Generator) -> None:
+    """As scikit-learn keeps it."""
+    folder.mkdir()
+    joblib.dump(generator.normal(size=(42, 54)), folder / "samples_py3")
+    joblib.dump((np.arange(42) % 7 + 1).astype(np.int32), folder / "targets_py3")

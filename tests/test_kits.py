@@ -1,0 +1,126 @@
+"""Every built-in selector, aggregator, transform and data set keeps to what all of its kind do."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import datafiles
+import pytest
+
+from fedsim.core import plugins
+from fedsim.exchange.aggregation import Bulyan, GeometricMedian, Krum, Median, MultiKrum, TrimmedMean, WeightedMean
+from fedsim.exchange.transforms import Clip, Noise
+from fedsim.problems.datasets.cifar import CIFAR10
+from fedsim.problems.datasets.covertype import Covertype
+from fedsim.problems.datasets.embedded import BreastCancer, Digits
+from fedsim.problems.datasets.femnist import FEMNIST
+from fedsim.problems.datasets.idx import MNIST, FashionMNIST
+from fedsim.problems.datasets.images import ImageFolder
+from fedsim.problems.datasets.shakespeare import Shakespeare
+from fedsim.problems.datasets.synthetic import Synthetic
+from fedsim.problems.datasets.tables import CSV, NPZ
+from fedsim.server.selection.curriculum import ClientCurriculum
+from fedsim.server.selection.fastest import Fastest
+from fedsim.server.selection.oort import Oort
+from fedsim.server.selection.power_of_choice import PowerOfChoice
+from fedsim.server.selection.round_robin import RoundRobin
+from fedsim.server.selection.uniform import Uniform
+from fedsim.server.selection.weighted import Weighted
+from fedsim.testing import conformance
+from fedsim.testing.datasets import CHECKS, Loading
+from fedsim.testing.specimen import EVERY, an_option_that_is_refused, every_option_moves_something
+from fedsim.testing.subject import group_of, table_of
+
+TestUniform = conformance(Uniform(count=4))
+TestWeighted = conformance(Weighted(fraction=0.2))
+TestRoundRobin = conformance(RoundRobin(count=4))
+TestFastest = conformance(Fastest(count=4))
+TestPowerOfChoice = conformance(PowerOfChoice(count=3, pool=5))
+TestPowerOfChoiceByTheLastLoss = conformance(PowerOfChoice(count=3, pool=5, loss="last"), refused=["score_examples"])
+EXPLOITING = {"exploration": 0.1, "exploration_floor": 0.0}
+PACED = {"pacer_step": 2}
+TestOort = conformance(
+    Oort(count=4),
+    others={
+        "exploration_floor": (0.9, {"exploration": 0.1}),
+        "cut_off": (1.0, {**EXPLOITING, "augmentation": 0.0}),
+        "augmentation": (1.0, {**EXPLOITING, "cut_off": 1.0}),
+        "pacer_step": 2,
+        "pacer_delta": (20.0, PACED),
+        "pacer_flat": (0.9, PACED),
+        "pacer_sharp": (0.1, PACED),
+        "blacklist_share": (1.0, {"blacklist_rounds": 1}),
+    },
+)
+TestClientCurriculum = conformance(ClientCurriculum(count=3, rounds=4))
+TestClientCurriculumAtRandom = conformance(
+    ClientCurriculum(count=3, rounds=4, order="random"), refused=["score_examples"]
+)
+
+TestWeightedMean = conformance(WeightedMean())
+TestMedian = conformance(Median())
+TestTrimmedMean = conformance(TrimmedMean())
+TestKrum = conformance(Krum(malicious=1))
+TestMultiKrum = conformance(MultiKrum(malicious=1, keep=4))
+TestBulyan = conformance(Bulyan(malicious=1))
+TestGeometricMedian = conformance(GeometricMedian(), others={"smoothing": 9.0, "iterations": 2, "tolerance": 0.1})
+
+TestClip = conformance(Clip(max_norm=1.0))
+TestClipOfTwo = conformance(Clip(max_norm=1.0, vectors=("delta", "second")))
+TestNoise = conformance(Noise(std=0.1))
+
+TestDigits = conformance(Digits())
+TestBreastCancer = conformance(BreastCancer())
+TestSynthetic = conformance(
+    Synthetic(clients=5, features=4, classes=3, max_examples=60),
+    # alpha adds the same to all logits, which changes no label but by rounding.
+    others={"alpha": 1e8, "examples_per_client": (4, {"max_examples": None})},
+)
+FILES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "mnist": (MNIST(), {}),
+    "fashion_mnist": (FashionMNIST(), {}),
+    "cifar10": (CIFAR10(), {}),
+    "cifar10 subset": (CIFAR10(files="subset"), {}),
+    "femnist": (FEMNIST(), {}),
+    "shakespeare": (Shakespeare(length=20, stride=40), {"min_characters": (1300, {})}),
+    "covertype": (Covertype(), {}),
+    "csv": (CSV(path="table.csv", label="label"), {"delimiter": (";", {})}),
+    "npz": (NPZ(path="arrays.npz"), {}),
+    "npz of tokens": (NPZ(path="tokens.npz", tokens=True), {}),
+    "image_folder": (ImageFolder(path="images"), {}),
+}
+"""Data sets that are read from files, and other values of their options."""
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("files")
+    datafiles.write_all(place)
+    return place
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("check", [*EVERY, *CHECKS], ids=lambda check: check.__name__)
+def test_a_data_set_that_is_read_from_files(kind, check, folder):
+    check(Loading(FILES[kind][0], folder))
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [(kind, field.name) for kind, (made, _) in FILES.items() for field in dataclasses.fields(made)],
+)
+def test_its_options_move_something(kind, option, folder):
+    plugin, others = FILES[kind]
+    if (kind, option) == ("npz of tokens", "standardize"):
+        an_option_that_is_refused(Loading(plugin, folder), option)
+    else:
+        every_option_moves_something(Loading(plugin, folder), option, others.get(option))
+
+
+@pytest.mark.parametrize("group", ["selectors", "aggregators", "transforms", "datasets"])
+def test_no_built_in_is_left_out(group):
+    tested = [made.specimen.plugin for name, made in globals().items() if name.startswith("Test")]
+    tested += [plugin for plugin, _ in FILES.values()]
+    assert {table_of(group, plugin)["kind"] for plugin in tested if group_of(plugin) == group} == {*plugins.ours(group)}

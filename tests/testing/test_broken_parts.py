@@ -1,0 +1,162 @@
+"""Each check of selectors, aggregators, transforms and data sets objects to what is broken for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import broken_parts as broken
+import numpy as np
+import pytest
+
+from fedsim.exchange.aggregation import Median
+from fedsim.exchange.transforms import Clip
+from fedsim.server.selection.uniform import Uniform
+from fedsim.testing.specimen import EVERY, Specimen, every_option_moves_something, options_survive_toml
+from fedsim.testing.subject import group_of
+from fedsim.testing.suite import KITS
+
+UNUSABLE = {check.__name__ for check in (*EVERY, *KITS["transforms"][1])} - {"options_survive_toml"}
+"""What objects to a transform that a chain refuses."""
+RESUMED = {"what_it_remembers_can_be_stored", "it_selects_in_runs"}
+COMPARED = {"the_order_of_rows_does_not_matter", "weights_are_shares", "threads_and_layout_change_no_bit"}
+"""Checks that compare two centres."""
+SELECTORS = {
+    broken.TakesTheBusy(count=4): {"who_is_chosen_is_free", "losses_are_asked_of_the_free_alone"},
+    broken.LastFirst(count=4): {"who_is_chosen_is_free"},
+    broken.TakesOneMore(count=4): {"as_many_as_are_wanted"},
+    broken.LeavesSomeOut(count=4): {"as_many_as_are_wanted"},
+    broken.TakesAnyPopulation(count=4): {"a_population_that_is_too_small_is_refused"},
+    broken.CountsInPlace(count=4): {"inputs_stay_as_they_were"},
+    broken.EditsDurations(count=4): {"inputs_stay_as_they_were"},
+    broken.DrawsFromPython(count=4): {"the_same_again", *RESUMED},
+    broken.DrawsWithItsOwnSeed(count=4): {"another_seed_chooses_otherwise"},
+    broken.DrawsByTheRound(count=4): {"a_second_selection_of_a_round_is_another_draw"},
+    broken.RemembersNumbers(count=4): {
+        "what_it_remembers_can_be_stored",
+        "the_order_of_replies_does_not_matter",
+    },
+    broken.RemembersLater(count=4): {"what_it_remembers_can_be_stored", "the_order_of_replies_does_not_matter"},
+    broken.LearnsFromTheLast(count=4): {"the_order_of_replies_does_not_matter"},
+    broken.CountsWindows(count=4): {"nobodys_replies_teach_nothing"},
+    broken.AsksTheBusy(count=2, pool=4): {"losses_are_asked_of_the_free_alone"},
+    broken.NeedsEveryLoss(count=2, pool=4): {"losses_are_asked_of_the_free_alone"},
+    broken.WantsWhatNobodySends(count=4): {"it_selects_in_runs"},
+    broken.HasMemoryOnItself(count=4): {"the_same_again", *RESUMED},
+    broken.LosesAnOption(count=4, scale=None): {"options_survive_toml"},
+}
+AGGREGATORS = {
+    broken.HasTwoDimensions(): {"a_centre_is_one_row"},
+    broken.IsAlwaysDouble(): {"a_centre_is_one_row"},
+    broken.CentresInPlace(): {"inputs_stay_as_they_were", "equal_rows_give_that_row", *COMPARED},
+    broken.FavoursTheFirstRow(): {"the_order_of_rows_does_not_matter", "weights_are_shares"},
+    broken.Shrinks(): {"equal_rows_give_that_row"},
+    broken.IsASum(): {"equal_rows_give_that_row", "weights_are_shares", "threads_and_layout_change_no_bit"},
+    broken.SaysNothingOfTooFew(malicious=1): {"too_few_rows_are_refused"},
+    broken.WantsAnEvenNumber(): {"too_few_rows_are_refused"},
+    broken.SquaresInSingle(): {"large_numbers_have_a_centre"},
+    broken.SumsInThreads(): {"threads_and_layout_change_no_bit"},
+    broken.DrawsARow(): {"the_same_again", "it_combines_in_runs", *COMPARED},
+    broken.NeverMoves(): {"equal_rows_give_that_row", "it_combines_in_runs"},
+}
+TRANSFORMS = {
+    broken.LosesNumbers(): UNUSABLE,
+    broken.DividesByTheLargest(): {"what_arrives_has_the_form_of_what_was_sent"},
+    broken.ScalesInPlace(): {
+        "inputs_stay_as_they_were",
+        "a_client_is_transformed_alike_in_any_company",
+        "draws_are_named",
+    },
+    broken.CentresTheCohort(): {"a_client_is_transformed_alike_in_any_company", "it_transforms_in_runs"},
+    broken.ForgetsWhatIsBeside(): {"bytes_are_counted_for_each_client"},
+    broken.DeclaresLess(): UNUSABLE,
+    broken.ClaimsHalf(): {"bytes_are_enough_for_what_arrives"},
+    broken.CostsAByte(): {"bytes_are_enough_for_what_arrives"},
+    broken.KeepsAnotherShape(): UNUSABLE,
+    broken.KeepsWhatItDoesNotName(): UNUSABLE,
+    broken.DrawsTheSameEachTurn(std=0.1): {"draws_are_named"},
+    broken.DrawsTheSameForAll(std=0.1): {"draws_are_named"},
+    broken.DrawsTheSameForEachVector(std=0.1): {"draws_are_named"},
+    broken.SeedsItsOwnNoise(): {"draws_are_named"},
+    broken.CountsOnItself(max_norm=0.1): {
+        "the_same_again",
+        "a_client_is_transformed_alike_in_any_company",
+        "draws_are_named",
+        "it_transforms_in_runs",
+    },
+}
+DATASETS = {
+    broken.IsInDouble(): {"its_arrays_fit_each_other"},
+    broken.HasHoles(): {"its_arrays_fit_each_other"},
+    broken.CountsFromOne(): {"owners_are_numbered_from_zero"},
+    broken.TestsOnItsTraining(): {"what_is_tested_was_not_trained_on"},
+    broken.LendsItsArrays(): {"what_is_done_to_the_arrays_does_not_come_back"},
+    broken.ShufflesAtRandom(): {"the_same_again", "what_is_done_to_the_arrays_does_not_come_back"},
+    broken.HasNoFeatures(): {"a_model_is_trained_on_it"},
+    broken.SaysNothingOfDamage(): {"a_damaged_file_is_one_line"},
+    broken.ReadsAnything(): {"a_damaged_file_is_one_line"},
+    broken.LooksWhereItIs(): {"a_damaged_file_is_one_line", "an_absent_file_is_one_line"},
+}
+BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the data sets find their file."""
+    place = tmp_path_factory.mktemp("data")
+    np.savetxt(place / "numbers.txt", np.random.default_rng(0).normal(size=60))
+    return place
+
+
+def objecting(plugin: object, folder: Path) -> set[str]:
+    """The checks that object."""
+    made, checks = KITS[group_of(plugin)]
+    specimen = made(plugin, folder) if made is KITS["datasets"][0] else made(plugin)
+    found = set()
+    for check in (*EVERY, *checks):
+        try:
+            check(specimen)
+        except pytest.skip.Exception:
+            continue
+        except Exception:
+            found.add(check.__name__)
+    return found
+
+
+@pytest.mark.parametrize("plugin", BROKEN, ids=lambda plugin: type(plugin).__name__)
+def test_what_is_broken_is_found(plugin, folder):
+    assert objecting(plugin, folder) == BROKEN[plugin]
+
+
+@pytest.mark.parametrize("group", KITS)
+def test_each_check_has_something_broken_for_it(group):
+    every = {check.__name__ for check in KITS[group][1]}
+    broken_for = set().union(*(found for plugin, found in BROKEN.items() if group_of(plugin) == group))
+    assert every - broken_for == set()
+    assert {check.__name__ for check in EVERY} <= set().union(*BROKEN.values())
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [Uniform(count=4), Median(), Clip(max_norm=1.0), broken.Blocks(), broken.FromAFile()],
+    ids=lambda plugin: type(plugin).__name__,
+)
+def test_what_is_whole_passes(plugin, folder):
+    assert objecting(plugin, folder) == set()
+
+
+def specimen_of(plugin: object) -> Specimen:
+    return KITS[group_of(plugin)][0](plugin)
+
+
+def test_an_option_that_does_nothing_is_named():
+    specimen = specimen_of(broken.IgnoresAnOption(count=4))
+    every_option_moves_something(specimen, "count")
+    with pytest.raises(AssertionError, match=r"temperature = 1\.0: no other value .* \(tried 0\.5, 2\.0\)"):
+        every_option_moves_something(specimen, "temperature")
+    with pytest.raises(AssertionError, match=r"temperature = 1\.0: with 9\.0 in its place it comes to the same"):
+        every_option_moves_something(specimen, "temperature", (9.0, {}))
+
+
+def test_an_option_that_is_lost_is_named():
+    with pytest.raises(AssertionError, match=r"scale = None is 1\.0 when it is read again"):
+        options_survive_toml(specimen_of(broken.LosesAnOption(count=4, scale=None)))
