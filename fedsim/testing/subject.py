@@ -160,7 +160,9 @@ def group_of(plugin: Any) -> str:
     if "__dataclass_fields__" not in vars(kind):
         raise InputError("plugin", kind.__name__, "its options cannot be read; put @options above the class")
     for group in TESTED:
-        if isinstance(plugin, BASES.get(group, object)) and all(hasattr(plugin, name) for name in plugins.GROUPS[group]):
+        if isinstance(plugin, BASES.get(group, object)) and all(
+            hasattr(plugin, name) for name in plugins.GROUPS[group]
+        ):
             return group
     bases = "make it a subclass of fedsim.server.Strategy, fedsim.client.Client or fedsim.exchange.Transform"
     others = "; ".join(f"{group} have {', '.join(plugins.GROUPS[group])}" for group in TESTED if group not in BASES)

@@ -220,7 +220,9 @@ def test_a_class_of_a_script_is_one_line(tmp_path):
 def test_what_no_kit_is_for_is_one_line():
     from fedsim.problems.models.dense import MLP
 
-    with pytest.raises(InputError, match=r"^plugin = MLP: it is of no kind that has a kit; make it a subclass of fedsim\.server"):
+    with pytest.raises(
+        InputError, match=r"^plugin = MLP: it is of no kind that has a kit; make it a subclass of fedsim\.server"
+    ):
         conformance(MLP())
 
 
