@@ -257,9 +257,9 @@ class SumsInThreads(WeightedMean):
 
 
 @options
-class DrawsARow(WeightedMean):
+class DrawsALength(WeightedMean):
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
-        return rows[random.randrange(len(rows))]
+        return random.uniform(0.5, 1.5) * super().__call__(rows, weights)
 
 
 @options

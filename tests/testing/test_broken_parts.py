@@ -55,7 +55,7 @@ AGGREGATORS = {
     broken.WantsAnEvenNumber(): {"too_few_rows_are_refused"},
     broken.SquaresInSingle(): {"large_numbers_have_a_centre"},
     broken.SumsInThreads(): {"threads_and_layout_change_no_bit"},
-    broken.DrawsARow(): {"the_same_again", "it_combines_in_runs", *COMPARED},
+    broken.DrawsALength(): {"the_same_again", "equal_rows_give_that_row", "it_combines_in_runs", *COMPARED},
     broken.NeverMoves(): {"equal_rows_give_that_row", "it_combines_in_runs"},
 }
 TRANSFORMS = {
