@@ -30,11 +30,11 @@ class DeComFL(Replica):
     difference: Literal["central", "forward"] = "central"
     """Slopes of two perturbed values (central), or of one and the value at y (forward)."""
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """K P floats, and one or two evaluations each."""
-        steps, perturbations = len(orders.payload["now"]), int(orders.config["perturbations"])
+        steps, perturbations = len(order.payload["now"]), int(order.config["perturbations"])
         queries = 2 * perturbations if self.difference == "central" else perturbations + 1
-        scalars = Size(steps * perturbations, 8 * orders.payload["scalars"].element_size())
+        scalars = Size(steps * perturbations, 8 * order.payload["scalars"].element_size())
         return Cost(self.steps_of(examples, steps), {"scalars": scalars}, steps * queries)
 
     def train(self, cohort: Cohort) -> Update:

@@ -34,13 +34,13 @@ class FedCBO(LocalTraining):
         """Its model, and 1 where there is one."""
         return {**super().state(dimension), "model": (dimension,), "begun": ()}
 
-    def cost(self, orders: Order, examples: torch.Tensor) -> Cost:
+    def cost(self, order: Order, examples: torch.Tensor) -> Cost:
         """Steps, and d floats; or evaluations, and as many floats."""
-        if orders.action == "train":
-            cost = super().cost(orders, examples)
+        if order.action == "train":
+            cost = super().cost(order, examples)
             return replace(cost, reply={"model": cost.reply["delta"]})
-        queries = 1 + orders.payload["selection"].shape[1]
-        losses = Size(queries, 8 * orders.payload["models"].element_size())
+        queries = 1 + order.payload["selection"].shape[1]
+        losses = Size(queries, 8 * order.payload["models"].element_size())
         return Cost(torch.zeros_like(examples), {"losses": losses}, queries)
 
     def train(self, cohort: Cohort) -> Update:

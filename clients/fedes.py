@@ -29,10 +29,10 @@ class FedES(Replica):
     accepts: ClassVar[frozenset[str]] = frozenset({"params"})
     up: ClassVar[frozenset[str]] = frozenset({"losses"})
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """N floats, and as many evaluations."""
-        count = int(orders.config["population"])
-        losses = Size(count, 8 * orders.payload["losses"].element_size())
+        count = int(order.config["population"])
+        losses = Size(count, 8 * order.payload["losses"].element_size())
         return Cost(self.steps_of(examples, 1), {"losses": losses}, count)
 
     def train(self, cohort: Cohort) -> Update:

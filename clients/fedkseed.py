@@ -37,10 +37,10 @@ class FedKSeed(Replica):
         """The first model, and whether it is there."""
         return {"start": (dimension,), "joined": ()}
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """T pairs or K floats, and two evaluations a step."""
-        sums = orders.payload["sums"]
-        pairs = orders.config["reply"] == "pairs"
+        sums = order.payload["sums"]
+        pairs = order.config["reply"] == "pairs"
         told = {"places": Size(self.steps, 32), "scalars": Size(self.steps, 8 * sums.element_size())}
         return Cost(self.steps_of(examples, self.steps), told if pairs else {"sums": Size.of(sums)}, 2 * self.steps)
 

@@ -120,14 +120,14 @@ class FZooS(LocalSearch):
         share = self.features * self.last_active * (dimension + self.feature_points) // self.steps
         return process + 2 * self.features * dimension + share
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """Evaluations of a search, or of sharing, which sends M floats."""
-        if orders.action == MEASURE:
-            return self.declared(orders, examples, 0)
-        if orders.action == SHARE:
-            surrogate = Size(self.features, 8 * orders.payload["params"].element_size())
+        if order.action == MEASURE:
+            return self.declared(order, examples, 0)
+        if order.action == SHARE:
+            surrogate = Size(self.features, 8 * order.payload["params"].element_size())
             return Cost(torch.zeros_like(examples), {"surrogate": surrogate}, 1 + self.last_active)
-        return self.declared(orders, examples, 1 + self.steps + self.active * (self.steps - 1))
+        return self.declared(order, examples, 1 + self.steps + self.active * (self.steps - 1))
 
     def train(self, cohort: Cohort) -> Update:
         """Search from the server's model along corrected surrogate gradients, and send the change."""

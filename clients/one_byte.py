@@ -42,9 +42,9 @@ class JustOneByte(Replica):
     stochastic: bool = False
     """A byte, no other code, is rounded so at random that its mean is right."""
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """G codes, and two evaluations each."""
-        samples, codec = int(orders.config["samples"]), codec_of(orders.config)
+        samples, codec = int(order.config["samples"]), codec_of(order.config)
         codes = packed(codec, codec.encode(torch.zeros(1, samples)))
         return Cost(self.steps_of(examples, samples), {"codes": Size.of(codes)}, 2 * samples)
 

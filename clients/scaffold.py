@@ -34,9 +34,9 @@ class Scaffold(LocalTraining):
         """Each client keeps its control variate."""
         return {**super().state(dimension), "control": (dimension,)}
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """Steps, and 2d floats."""
-        cost = super().cost(orders, examples)
+        cost = super().cost(order, examples)
         return replace(cost, reply={**cost.reply, "control-delta": cost.reply["delta"]})
 
     def train(self, cohort: Cohort) -> Update:

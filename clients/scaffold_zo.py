@@ -30,13 +30,13 @@ class ScaffoldZO(EstimatedSearch):
         """The control variate, 1 where there is one, and what the estimator remembers."""
         return {"control": (dimension,), "controlled": (), **super().state(dimension)}
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """Evaluations of all steps, or of one estimate; the change, the control variate or both."""
-        cost = super().cost(orders, examples)
-        if orders.action == "control":
+        cost = super().cost(order, examples)
+        if order.action == "control":
             steps = torch.full_like(examples, int(self.batch_size != "full"))
             return Cost(steps, {"control": cost.reply["delta"]}, cost.queries // self.steps)
-        if orders.config.get("report-control"):
+        if order.config.get("report-control"):
             return replace(cost, reply={**cost.reply, "control": cost.reply["delta"]})
         return cost
 

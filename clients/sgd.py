@@ -29,11 +29,11 @@ class Sgd(LocalTraining):
     accepts: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu", "report-loss"})
     up: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last-loss"})
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """Steps, d floats, and one more for each number that is asked for."""
-        cost = super().cost(orders, examples)
-        number = Size.of(orders.payload["params"][:1])
-        told = {name: number for name, asked in REPORTED.items() if orders.config.get(asked)}
+        cost = super().cost(order, examples)
+        number = Size.of(order.payload["params"][:1])
+        told = {name: number for name, asked in REPORTED.items() if order.config.get(asked)}
         return replace(cost, reply={**cost.reply, **told}) if told else cost
 
     def train(self, cohort: Cohort) -> Update:

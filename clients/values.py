@@ -33,9 +33,9 @@ class Values(Client):
         """The candidates that are asked about at once, and as many again while they are evaluated."""
         return (2 * AT_ONCE + 2) * dimension
 
-    def cost(self, orders: Order, examples: torch.Tensor) -> Cost:
+    def cost(self, order: Order, examples: torch.Tensor) -> Cost:
         """A value for each candidate [n, d]."""
-        candidates = orders.payload["candidates"]
+        candidates = order.payload["candidates"]
         steps = torch.full_like(examples, int(self.batch_size != "full"))
         return Cost(steps, {"values": Size.of(candidates[:, 0])}, len(candidates))
 

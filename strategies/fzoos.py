@@ -50,7 +50,7 @@ class FZooS(GuardedStep):
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Say, too, whether there is a mean surrogate in the message."""
-        orders, window = super().ask(state, chosen)
-        if "surrogate" not in orders.payload:
-            return orders, window
-        return replace(orders, config={"corrected": True}), window
+        order, window = super().ask(state, chosen)
+        if "surrogate" not in order.payload:
+            return order, window
+        return replace(order, config={"corrected": True}), window

@@ -61,10 +61,10 @@ class ScaffoldZO(GuardedStep):
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """As a guarded step asks; for average control variates, to send them along."""
-        orders, window = super().ask(state, chosen)
-        if orders.action == TRAIN and self.variant == "average":
-            orders = replace(orders, config={"report-control": True})
-        return orders, window
+        order, window = super().ask(state, chosen)
+        if order.action == TRAIN and self.variant == "average":
+            order = replace(order, config={"report-control": True})
+        return order, window
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Take in the control variates that came with the changes."""

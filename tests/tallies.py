@@ -32,8 +32,8 @@ class Tally(Client):
     up: ClassVar[frozenset[str]] = frozenset({"delta"})
     same_every_round: ClassVar[bool] = True
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
-        params = orders.payload["params"]
+    def cost(self, order: Order, examples: Tensor) -> Cost:
+        params = order.payload["params"]
         return Cost(torch.zeros_like(examples), {"delta": Size.of(params)})
 
     def train(self, cohort: Cohort) -> Update:

@@ -70,9 +70,9 @@ class Idle(Client):
     up: ClassVar[frozenset[str]] = frozenset({"delta"})
     same_every_round: ClassVar[bool] = True
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """No step; d floats."""
-        return Cost(torch.zeros_like(examples), {"delta": Size.of(orders.payload["params"])})
+        return Cost(torch.zeros_like(examples), {"delta": Size.of(order.payload["params"])})
 
     def train(self, cohort: Cohort) -> Update:
         """Send zeros."""

@@ -156,12 +156,12 @@ class LocalTraining(HasPlugins, Client):
             return self.curriculum.steps(examples, epochs, self._width)
         return steps_of(examples, epochs, self.steps, self._width)
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """Steps, and one vector the size of the parameters sent up; beside, what attacks and scoring take."""
-        params = orders.payload["params"]
-        steps, effort = self.local_steps(examples, orders.round), None
+        params = order.payload["params"]
+        steps, effort = self.local_steps(examples, order.round), None
         if self.defence is not None:
-            effort = steps * self.defence.effort(orders.round)
+            effort = steps * self.defence.effort(order.round)
         if self.curriculum is not None:
             width = examples if self._width is None else self._width
             scoring = self.curriculum.judgements() * FORWARD * -(-examples // width)

@@ -63,7 +63,7 @@ class Client(ABC):
         return {}
 
     @abstractmethod
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """What clients with so many examples [C] will do; held against what they did."""
 
     def numbers(self, dimension: int, largest: int) -> int:  # noqa: ARG002

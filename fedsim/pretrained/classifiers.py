@@ -49,9 +49,9 @@ class Fit(LocalTraining):
     requires: ClassVar[frozenset[str]] = frozenset({START})
     up: ClassVar[frozenset[str]] = frozenset({TRAINED})
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """Steps, and one row sent back."""
-        row = orders.payload[START][0]
+        row = order.payload[START][0]
         return Cost(self.local_steps(examples), {TRAINED: Size.of(row)})
 
     def fit(self, cohort: Cohort) -> Update:

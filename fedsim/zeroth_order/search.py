@@ -85,14 +85,14 @@ class LocalSearch(Client):
         """The learning rate in the round of a cohort's order."""
         return self.lr if self.same_every_round else self.lr * self.schedule.factor(cohort.round)
 
-    def declared(self, orders: Order, examples: Tensor, queries: int) -> Cost:
+    def declared(self, order: Order, examples: Tensor, queries: int) -> Cost:
         """The cost of a search that asks for so many values and sends the change; or of measuring candidates."""
         nothing = torch.zeros_like(examples)
-        if orders.action == MEASURE:
-            candidates = orders.payload["candidates"]
+        if order.action == MEASURE:
+            candidates = order.payload["candidates"]
             return Cost(nothing, {"values": Size.of(candidates[:, 0])}, len(candidates))
         steps = nothing if self.batch_size == "full" else nothing + self.steps
-        return Cost(steps, {"delta": Size.of(orders.payload["params"])}, queries)
+        return Cost(steps, {"delta": Size.of(order.payload["params"])}, queries)
 
     def batches(self, cohort: Cohort) -> Iterator[Batch | None]:
         """What each local step's values are about."""
@@ -163,10 +163,10 @@ class EstimatedSearch(HasPlugins, LocalSearch):
         estimator = self.made["estimator"]
         return int(estimator.evaluations(dimension) + estimator.needs_base)
 
-    def cost(self, orders: Order, examples: Tensor) -> Cost:
+    def cost(self, order: Order, examples: Tensor) -> Cost:
         """Evaluations of all steps, and d floats."""
-        queries = 0 if orders.action == MEASURE else self.steps * self.evaluations(orders.payload["params"].numel())
-        return self.declared(orders, examples, queries)
+        queries = 0 if order.action == MEASURE else self.steps * self.evaluations(order.payload["params"].numel())
+        return self.declared(order, examples, queries)
 
     def estimate(self, probe: Probe, x: Tensor, memory: Memory) -> Estimate:
         """The estimate at x [k, d], and all that is then remembered."""
