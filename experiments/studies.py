@@ -14,8 +14,8 @@ from rich.console import Console
 
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.plots.style import BRIGHT, STYLES
-from fedsim.reports.comparison import Spread
-from fedsim.running.sweep import Outcome, Point, sweep
+from fedsim.reports.numbers import Spread
+from fedsim.running.sweep import Outcome, Point, run_points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def run_all(
     accepted: Sequence[str] = ("finished",),
 ) -> None:
     """Run what is not finished. FedsimError: a run ended in another way than those accepted."""
-    outcomes = sweep(points, workers=workers, on_done=on_done)
+    outcomes = run_points(points, workers=workers, on_done=on_done)
     failed = next((outcome for outcome in outcomes if outcome.status not in accepted), None)
     if failed is not None:
         raise FedsimError(f"{failed.point.folder}: {failed.status}: {failed.reason}")

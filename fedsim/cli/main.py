@@ -133,8 +133,7 @@ def sweep(
     """Run files under every combination of a grid and every seed. With the same --out it goes on where it ended."""
     from fedsim.parallel.cores import cores
     from fedsim.running.folder import RunFolder
-    from fedsim.running.sweep import expand, parse_grid
-    from fedsim.running.sweep import sweep as run_points
+    from fedsim.running.sweep import expand, parse_grid, run_points
 
     values = parse_grid(grid or [])
     numbers = [] if seeds is None else parse_seeds(seeds)
@@ -179,7 +178,8 @@ def compare(
     """Show runs side by side: a table, and pictures of all. Runs that differ only in their seed are one group."""
     from fedsim.core.files import StorageError
     from fedsim.reports.comparison import compare as compare_runs
-    from fedsim.reports.comparison import draw, parse_targets, places
+    from fedsim.reports.comparison import parse_targets
+    from fedsim.reports.pictures import draw, places
     from fedsim.reports.table import render
 
     def taken(path: Path) -> Path | None:

@@ -95,7 +95,7 @@ def sweep_table(outcomes: Sequence[Outcome]) -> Table:
 
 def _cell(values: Sequence[float | None]) -> str:
     """Write mean ± standard deviation. A value that is None was not finite."""
-    from fedsim.reports.comparison import Spread
+    from fedsim.reports.numbers import Spread
 
     if not values:
         return "-"

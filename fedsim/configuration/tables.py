@@ -185,15 +185,25 @@ def load(
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError("experiment", str(path), f"is not TOML: {error}") from error
-    for assignment in overrides:
-        _override(tables, assignment)
+    tables = override(tables, overrides)
     if seed is not None:
         tables["seed"] = seed
     return experiment(data_dir=data_dir, **tables)
 
 
+def override(tables: Table, assignments: Iterable[str]) -> dict[str, Any]:
+    """Tables with others of their options: `table.option=value` in TOML syntax; bare words are strings."""
+    changed = dict(tables)
+    for assignment in assignments:
+        _override(changed, assignment)
+    return changed
+
+
 def _override(tables: dict[str, Any], assignment: str) -> None:
-    """Carry out one `--set`. `none` takes an option away; a new `kind` keeps those options that it has, too."""
+    """Carry out one `--set`, in copies of inner tables.
+
+    `none` takes an option away; a new `kind` keeps those options that it has, too.
+    """
     name, equals, text = assignment.partition("=")
     path = [part.strip() for part in name.split(".")]
     if not equals or not all(path):

@@ -1,4 +1,4 @@
-"""Runs side by side, as a table and as pictures.
+"""Runs side by side.
 
 Runs whose options (config.toml without `resolved`) differ in nothing but `seed` are one group. What is said of a
 group is the mean over its runs and, from two runs on, the sample standard deviation
@@ -11,142 +11,30 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from fedsim.core.errors import InputError
-from fedsim.core.measures import FIRST, attack_of, is_measure, lower_is_better
-from fedsim.plots import Along, axes_of, compare_curves, histograms, measured, timelines
+from fedsim.core.html import html_table
+from fedsim.core.measures import FIRST, is_measure
+from fedsim.plots import Along, Picture, axes_of, compare_curves, measured
+from fedsim.reports.cells import cell, cell_spent, measure_of, seeds
+from fedsim.reports.numbers import COUNTS, Group, Run, Spread
 from fedsim.running.folder import METRICS, is_run, open_run
-from fedsim.running.history import History, Row
+from fedsim.running.history import Row
+from fedsim.running.result import Result
+from fedsim.running.sweep import Outcome
 
-if TYPE_CHECKING:
-    pass
-
-HIDDEN = re.compile(r"client_(\w+_)?accuracy_(mean|worst)|client_value_worst")
-COUNTS = {"queries": "queries", "extra_queries": "extra queries", "late": "late", "lost": "lost"}
-"""Columns whose sum over the rows is a number of the run, and its label."""
+SHOWN = 4
+"""So many names of groups are said in one line."""
 WHERE_ANY = ("staleness, mean", *COUNTS.values())
 """What is left out where it is zero in all groups."""
 DEPTH = 3
 """How deep below a given folder runs are looked for: runs/sweep-<n>/<name>/<options>/seed-<k>."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A number of the runs of a group, in the order of their seeds; NaN: it was not finite."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """The mean over the runs."""
-        return sum(self.values) / len(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """The sample standard deviation; None for one run."""
-        if len(self.values) == 1:
-            return None
-        return statistics.stdev(self.values) if all(map(math.isfinite, self.values)) else math.nan
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as it was read. config: the options without the seed, keys of nested tables joined by dots."""
-
-    path: Path
-    seed: int | None
-    config: Mapping[str, Any]
-    history: History
-
-    @property
-    def rows(self) -> list[Row]:
-        """The rows of the run's metrics.jsonl."""
-        return self.history.rows
-
-    @cached_property
-    def numbers(self) -> dict[str, float]:
-        """What the run came to: final and best values of what it measured, and what that cost."""
-        history = self.history
-        numbers: dict[str, float] = {}
-        for column in (column for column in measured(history.columns) if not HIDDEN.fullmatch(column)):
-            # A final value that was not finite must not pass for the last one that was.
-            final = history.last(column)
-            numbers[f"{column}, final"] = math.nan if final is None else float(final)
-            finite = [value for value in history[column] if value is not None]
-            if is_measure(column) and not attack_of(column):  # the best of many robust accuracies says little
-                pick = min if lower_is_better(column) else max
-                numbers[f"{column}, best"] = float(pick(finite, default=math.nan))
-        for column, label in (
-            ("round", "rounds done"),
-            ("time", "virtual time (s)"),
-            ("wall", "wall time (s)"),
-        ):
-            if column in history.columns:
-                numbers[label] = float(history.last(column))
-        for column, label in (("bytes_up", "up (MiB)"), ("bytes_down", "down (MiB)")):
-            if column in history.columns:
-                numbers[label] = sum(value or 0 for value in history[column]) / 2**20
-        # A row's staleness is a mean over its replies: a row of many replies says more.
-        replies = [(row["clients"], row["staleness"]) for row in history if row.get("staleness") is not None]
-        if any(count for count, _ in replies):
-            numbers["staleness, mean"] = sum(count * mean for count, mean in replies) / sum(c for c, _ in replies)
-        for column, label in COUNTS.items():
-            if column in history.columns:
-                numbers[label] = float(sum(value or 0 for value in history[column]))
-        return numbers
-
-    def spent(self, measure: str, level: float) -> dict[str, float] | None:
-        """What it took until the measure was first as good as the level; None: it never was.
-
-        Rounds, and, where the rows have them, virtual seconds, queries and MiB sent up by all clients until then.
-        """
-        sign = -1.0 if lower_is_better(measure) else 1.0
-        totals = dict.fromkeys((column for column in ("queries", "bytes_up") if column in self.history.columns), 0)
-        for row in self.rows:
-            for column in totals:
-                totals[column] += row.get(column) or 0
-            value = row.get(measure)
-            if value is not None and sign * value >= sign * level:
-                found = {"rounds": row["round"], "virtual time (s)": row.get("time"), "queries": totals.get("queries")}
-                if "bytes_up" in totals:
-                    found["up (MiB)"] = totals["bytes_up"] / 2**20
-                return {label: float(number) for label, number in found.items() if number is not None}
-        return None
-
-    @cached_property
-    def trace(self) -> dict[str, Any] | None:
-        """What it says of staleness, participation and the first clients; None without one. InputError: unreadable."""
-        return open_run(self.path).trace()
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in their seed alone, ordered by it."""
-
-    name: str
-    runs: tuple[Run, ...]
-
-    @cached_property
-    def numbers(self) -> dict[str, Spread]:
-        """The numbers of the runs, each over those runs that have it."""
-        labels = dict.fromkeys(label for run in self.runs for label in run.numbers)
-        return {
-            label: Spread(tuple(run.numbers[label] for run in self.runs if label in run.numbers)) for label in labels
-        }
-
-    def spent(self, measure: str, level: float) -> dict[str, Spread]:
-        """What it took those runs that reached the level; see `Run.spent`. Empty: none did."""
-        found = [taken for run in self.runs if (taken := run.spent(measure, level)) is not None]
-        labels = dict.fromkeys(label for taken in found for label in taken)
-        return {label: Spread(tuple(taken[label] for taken in found if label in taken)) for label in labels}
 
 
 @dataclass(frozen=True)
@@ -159,6 +47,24 @@ class Comparison:
     groups: tuple[Group, ...]
     targets: Mapping[str, float] = field(default_factory=dict)
     along: tuple[Along, ...] = ()
+
+    @property
+    def rows(self) -> dict[str, list[list[Row]]]:
+        """The rows of each group's runs, by its name."""
+        return {group.name: [run.rows for run in group.runs] for group in self.groups}
+
+    def plot(self) -> Picture:
+        """The curves of all groups. FedsimError: no number was measured."""
+        return Picture.of(lambda place: compare_curves(self.rows, place, self.along))
+
+    def __repr__(self) -> str:
+        runs = sum(len(group.runs) for group in self.groups)
+        names = ", ".join(group.name for group in self.groups[:SHOWN])
+        more = ", ..." if len(self.groups) > SHOWN else ""
+        return f"Comparison({len(self.groups)} groups of {runs} runs: {names}{more})"
+
+    def _repr_html_(self) -> str:
+        return html_table(("", *(group.name for group in self.groups)), lines_of(self))
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -188,10 +94,17 @@ class Comparison:
         return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
 
 
+Compared = Result | Outcome | Path | str
+"""A run, or a folder that holds some."""
+
+
 def compare(
-    paths: Sequence[Path], *, targets: Mapping[str, float] | None = None, along: Sequence[str] = ()
+    runs: Compared | Sequence[Compared],
+    *,
+    targets: Mapping[str, float] | None = None,
+    along: Sequence[str] = (),
 ) -> Comparison:
-    """Read runs and group them. paths: runs, or folders that hold runs (what `--seeds` writes).
+    """Read runs and group them. runs: results, outcomes of a sweep, run folders, or folders that hold some.
 
     A run that is named twice counts once. Runs of equal seed and config are not replicas but results to be
     compared (of two versions of the code, say): they stand in different groups. targets: levels, by the measure that is
@@ -199,29 +112,35 @@ def compare(
     `plots.axes_of`. InputError: there is no path, one holds no run, a run cannot be read or has no row yet, a target is
     no measure of any run, or no run has what curves are to be drawn against.
     """
-    found = dict.fromkeys(path.resolve() for given in paths for path in _runs_in(given))
+    found: dict[Path | int, Run] = {}
+    for given in [runs] if isinstance(runs, Compared) else runs:
+        if isinstance(given, Result) and given.folder is None:
+            found[id(given)] = _in_memory(given)
+        else:
+            found |= {path: found.get(path) or _read(path) for path in map(Path.resolve, _runs_in(_place(given)))}
     if not found:
         raise InputError("runs", "(nothing)", "name at least one run folder")
     grouped: dict[tuple[str, int], list[Run]] = {}
     occurrences: Counter[tuple[str, int | None]] = Counter()
-    for run in map(_read, found):
+    for run in found.values():
         config = json.dumps(run.config, sort_keys=True, default=str)
         place = occurrences[config, run.seed]
         occurrences[config, run.seed] += 1
         grouped.setdefault((config, place), []).append(run)
-    groups = [sorted(runs, key=lambda run: -1 if run.seed is None else run.seed) for runs in grouped.values()]
-    names = _names([[run.path for run in runs] for runs in groups])
-    compared = tuple(Group(name, tuple(runs)) for name, runs in zip(names, groups, strict=True))
+    groups = [sorted(group, key=lambda run: -1 if run.seed is None else run.seed) for group in grouped.values()]
+    names = _names(groups)
+    compared = tuple(Group(name, tuple(group)) for name, group in zip(names, groups, strict=True))
     known = dict.fromkeys(name for group in compared for run in group.runs for name in run.history.columns)
     measures = [name for name in measured(known) if is_measure(name)]
     for measure, level in (targets or {}).items():
         if measure not in measures:
             raise InputError("target", f"{measure}={level:g}", f"name one of: {', '.join(measures) or '(no measure)'}")
-    axes = axes_of(_rows(compared))
+    comparison = Comparison(compared, targets or {}, cast("tuple[Along, ...]", tuple(dict.fromkeys(along))))
+    axes = axes_of(comparison.rows)
     for axis in along:
         if axis not in axes:
             raise InputError("along", axis, f"name one of: {', '.join(axes)}")
-    return Comparison(compared, targets or {}, cast("tuple[Along, ...]", tuple(dict.fromkeys(along))))
+    return comparison
 
 
 def parse_targets(assignments: Iterable[str]) -> dict[str, float]:
@@ -239,43 +158,6 @@ def parse_targets(assignments: Iterable[str]) -> dict[str, float]:
             raise InputError("target", assignment, f"{measure} has a target already")
         targets[measure] = level
     return targets
-
-
-def places(out: Path) -> tuple[Path, Path, Path]:
-    """Name the pictures that `draw` may write: `out`, and beside it out-trace and out-timeline.
-
-    InputError: there is no folder to write them in.
-    """
-    folder = out.absolute().parent
-    if not folder.is_dir():
-        raise InputError("out", str(out), f"{folder} is not a folder; make it first, or choose another place")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError("out", str(out), f"{folder} cannot be written in; choose another place")
-    trace, timeline = (out.with_name(f"{out.stem}-{part}{out.suffix}") for part in ("trace", "timeline"))
-    return out, trace, timeline
-
-
-def draw(comparison: Comparison, out: Path) -> list[Path]:
-    """Draw the groups into the files that `places(out)` names, and return those that were written.
-
-    The curves; staleness and participation; the timelines of each group's first run. A picture that would show
-    nothing is not drawn: see `plots.compare_curves`, `plots.histograms` and `plots.timelines`. Raises InputError when
-    a trace cannot be read, or there is no folder for the pictures, before anything is drawn, and StorageError when a
-    picture cannot be written.
-    """
-    groups = comparison.groups
-    traces = {group.name: [run.trace for run in group.runs if run.trace is not None] for group in groups}
-    curves, trace, timeline = places(out)
-    drawn = {
-        curves: compare_curves(_rows(groups), curves, comparison.along),
-        trace: histograms(traces, trace),
-        timeline: timelines({name: found[0] for name, found in traces.items() if found}, timeline),
-    }
-    return [path for path, was_drawn in drawn.items() if was_drawn]
-
-
-def _rows(groups: Iterable[Group]) -> dict[str, list[list[Row]]]:
-    return {group.name: [run.rows for run in group.runs] for group in groups}
 
 
 def _runs_in(given: Path) -> list[Path]:
@@ -308,6 +190,26 @@ def _read(path: Path) -> Run:
     return Run(path, seed, dict(_flat(config)), history)
 
 
+def _place(given: Compared) -> Path:
+    """Where a run, or a folder that holds some, is."""
+    if isinstance(given, Outcome):
+        return given.point.folder
+    if isinstance(given, Result) and given.folder is not None:
+        return given.folder
+    if not isinstance(given, Path | str):
+        raise InputError("runs", type(given).__name__, "hand over results, or name run folders")
+    return Path(given)
+
+
+def _in_memory(result: Result) -> Run:
+    """A run that was not saved, as it would be read."""
+    config = json.loads(json.dumps(result.config, default=str))
+    seed = config.pop("seed")
+    if len(result.history) == 0:
+        raise InputError("runs", config["name"], "no round was logged; leave this run out")
+    return Run(None, seed, dict(_flat(config)), result.history, result.trace)
+
+
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -316,8 +218,22 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def _names(groups: Sequence[Sequence[Path]]) -> list[str]:
+def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Name each group by its runs' folders; without one, by what its experiment is called."""
+    paths = [[run.path for run in group if run.path is not None] for group in groups]
+    saved = iter(_names_of([inner for inner in paths if inner]))
+    names: list[str] = []
+    for group, inner in zip(groups, paths, strict=True):
+        name = next(saved) if inner else str(group[0].config["name"])
+        alike = sum(other == name or other.startswith(f"{name} (") for other in names)
+        names.append(f"{name} ({alike + 1})" if alike and not inner else name)
+    return names
+
+
+def _names_of(groups: Sequence[Sequence[Path]]) -> list[str]:
     """Name each group by its run, by the folder that holds its runs alone, or by its first run."""
+    if not groups:
+        return []
     holders = Counter(parent for group in groups for parent in {path.parent for path in group})
     places = [
         group[0].parent
@@ -333,15 +249,25 @@ def _names(groups: Sequence[Sequence[Path]]) -> list[str]:
     ]
 
 
-def _measure(label: str) -> str | None:
-    """Name the measure whose final or best value a label is about; None: it is about what the run cost."""
-    column, _, which = label.partition(", ")
-    return column if which in ("final", "best") else None
-
-
 def _rank(label: str) -> int:
     """Put the measures of `FIRST` first, in their order, then the others, then what it cost."""
-    measure = _measure(label)
+    measure = measure_of(label)
     if measure is None:
         return len(FIRST) + 1
     return FIRST.index(measure) if measure in FIRST else len(FIRST)
+
+
+def lines_of(comparison: Comparison) -> list[list[str]]:
+    """The comparison as lines of texts, each with a heading before the groups' cells."""
+    groups = comparison.groups
+    lines = [["seeds", *map(seeds, groups)]]
+    for label in comparison.labels:
+        lines.append([label, *(cell(label, group.numbers.get(label), len(group.runs)) for group in groups)])
+    for measure, level in comparison.targets.items():
+        spent = comparison.spent[measure]
+        for label in dict.fromkeys(label for found in spent for label in found) or ("rounds",):
+            cells = (cell_spent(group, measure, label, found) for group, found in zip(groups, spent, strict=True))
+            lines.append([f"{label} until {measure} {level:g}", *cells])
+    for key, values in comparison.differing.items():
+        lines.append([key, *("(absent)" if value is None else str(value) for value in values)])
+    return lines

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Mapping
 from textwrap import fill
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 
-from fedsim.core.measures import is_measure, lower_is_better
-from fedsim.reports.comparison import Comparison, Group, Spread, _measure
+from fedsim.reports.cells import cell, cell_spent, seeds
+from fedsim.reports.comparison import Comparison
 
 WIDEST = 22
 """Letters after which the name of a group and the value of an option go on in the next line."""
@@ -60,9 +58,9 @@ def _table(comparison: Comparison, shown: range) -> Table:
     table.add_column(overflow="fold")
     for group in groups:
         table.add_column(Text(fill(group.name, WIDEST)), justify="right", overflow="fold")
-    table.add_row("seeds", *(_seeds(group) for group in groups), end_section=True)
+    table.add_row("seeds", *(seeds(group) for group in groups), end_section=True)
     for label in comparison.labels:
-        table.add_row(label, *(_cell(label, group.numbers.get(label), len(group.runs)) for group in groups))
+        table.add_row(label, *(cell(label, group.numbers.get(label), len(group.runs)) for group in groups))
     for measure, level in comparison.targets.items():
         spent = comparison.spent[measure]
         labels = dict.fromkeys(label for found in spent for label in found)
@@ -71,7 +69,7 @@ def _table(comparison: Comparison, shown: range) -> Table:
         table.add_section()
         table.add_row(Text(f"until {measure} {level:g}", style="italic"))
         for label in labels or ("rounds",):
-            cells = (_cell_spent(comparison.groups[place], measure, label, spent[place]) for place in shown)
+            cells = (cell_spent(comparison.groups[place], measure, label, spent[place]) for place in shown)
             table.add_row(f"  {label}", *cells)
     if len(comparison.groups) > 1:
         table.add_section()
@@ -88,48 +86,3 @@ def _caption(comparison: Comparison) -> str | None:
     if several and comparison.targets:
         return "±: one sample standard deviation over the seeds; n = k of m: over the k of m runs that came to it"
     return "±: one sample standard deviation over the seeds" if several else None
-
-
-def _seeds(group: Group) -> str:
-    """Say how many seeds a group has, and which."""
-    seeds = [run.seed for run in group.runs]
-    numbers = [seed for seed in seeds if seed is not None]
-    if len(numbers) < len(seeds) or not numbers:
-        return str(len(seeds))
-    row = numbers == list(range(numbers[0], numbers[0] + len(numbers))) and len(numbers) > 2
-    which = f"{numbers[0]} to {numbers[-1]}" if row else ", ".join(map(str, numbers))
-    return f"{len(numbers)} ({which})"
-
-
-def _cell(label: str, spread: Spread | None, runs: int) -> str:
-    """Write mean ± standard deviation; n where not every run of the group has the number."""
-    if spread is None:
-        return "-"
-    if not math.isfinite(spread.mean):
-        return "not finite"
-    measure = _measure(label)
-    if measure is None:
-        text = _cost(spread.mean)
-        deviation = "" if spread.deviation is None else _cost(spread.deviation)
-    else:
-        share = is_measure(measure) and not lower_is_better(measure)
-        text = f"{spread.mean:{'.4f' if share else '.4g'}}"
-        deviation = "" if spread.deviation is None else f"{spread.deviation:{'.4f' if share else '.2g'}}"
-    if deviation:
-        text += f" ± {deviation}"
-    return text if len(spread.values) == runs else f"{text} (n = {len(spread.values)} of {runs})"
-
-
-def _cost(number: float) -> str:
-    """Write whole numbers whole, and others with two decimals, or two digits where they are small."""
-    if number.is_integer():
-        return f"{number:,.0f}"
-    return f"{number:,.2f}" if number >= 0.1 else f"{number:.2g}"
-
-
-def _cell_spent(group: Group, measure: str, label: str, spent: Mapping[str, Spread]) -> str:
-    """Write what it took to reach a target; never, where no run did that was measured."""
-    runs = len(group.runs)
-    if spent or not any(measure in run.history.columns for run in group.runs):
-        return _cell(label, spent.get(label), runs)
-    return "never" if runs == 1 else f"never (n = 0 of {runs})"

@@ -19,7 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,32 +79,41 @@ def parse_grid(assignments: Iterable[str]) -> dict[str, list[str]]:
 
 
 def expand(
-    paths: Sequence[Path | str],
+    experiments: Experiment | Path | str | Sequence[Experiment | Path | str],
     *,
     out: Path | str,
-    grid: Mapping[str, Sequence[str | float]] | None = None,
+    grid: Mapping[str, Sequence[Any]] | None = None,
     seeds: Sequence[int] = (),
     overrides: Sequence[str] = (),
     data_dir: Path | str | None = None,
 ) -> list[Point]:
-    """Load every experiment file under every combination of the grid and every seed: the points, in this order.
+    """Take every experiment under every combination of the grid and every seed: the points, in this order.
 
-    grid: by `table.option`, its values, texts as after `--set`; they are set after the overrides. seeds: none stands
-    for each file's own. Nothing is written. InputError names file and combination beside the option.
+    experiments: files, or ones that are made. grid: by `table.option`, its values, numbers and the like or texts as
+    after `--set`; they are set after the overrides. seeds: none stands for each experiment's own. Nothing is written.
+    InputError names experiment and combination beside the option.
     """
-    from fedsim.configuration.tables import load
+    from fedsim.configuration.tables import Experiment, experiment, load, override
 
     grid = grid or {}
     if "seed" in grid:
         raise InputError("grid", "seed", "runs that differ in their seed are one point of a grid; pass --seeds")
     points = []
-    for path in paths:
+    for given in [experiments] if isinstance(experiments, Experiment | Path | str) else experiments:
+        if not isinstance(given, Experiment | Path | str):
+            raise InputError("experiments", type(given).__name__, "name files, or hand over experiments")
         for values in itertools.product(*grid.values()):
-            combination = [f"{name}={value}" for name, value in zip(grid, values, strict=True)]
+            combination = [f"{name}={_written(name, value)}" for name, value in zip(grid, values, strict=True)]
+            settings = [*overrides, *combination]
             try:
-                loaded = load(path, overrides=[*overrides, *combination], data_dir=data_dir)
+                if isinstance(given, Experiment) and not settings:
+                    loaded = replace(given, data_dir=Path(data_dir)) if data_dir else given
+                elif isinstance(given, Experiment):
+                    loaded = experiment(data_dir=data_dir or given.data_dir, **override(given.resolved(), settings))
+                else:
+                    loaded = load(given, overrides=settings, data_dir=data_dir)
             except InputError as error:
-                where = ", ".join([str(path), *combination])
+                where = ", ".join([given.name if isinstance(given, Experiment) else str(given), *combination])
                 raise InputError(error.option, error.value, f"{error.remedy} (in {where})") from error
             group = Path(out) / loaded.name / _folder_name(combination)
             points += [Point(loaded.with_seed(seed), group / f"seed-{seed}") for seed in seeds or [loaded.seed]]
@@ -112,6 +121,33 @@ def expand(
 
 
 def sweep(
+    experiments: Experiment | Path | str | Sequence[Experiment | Path | str],
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    seeds: Sequence[int] = (),
+    overrides: Sequence[str] = (),
+    out: Path | str | None = None,
+    workers: int | None = None,
+    on_done: Callable[[Outcome], None] | None = None,
+    stack: bool = False,
+    data_dir: Path | str | None = None,
+) -> list[Outcome]:
+    """Run experiments under every combination of a grid and every seed: the outcomes, for `fedsim.compare`.
+
+    experiments, grid, seeds, overrides, data_dir: see `expand`. out: the folder of all runs, by default the next
+    `runs/sweep-<n>`; with the same one a sweep goes on where it ended. workers, on_done, stack: see `run_points`.
+    """
+    from fedsim.running.folder import RunFolder
+
+    group = RunFolder.create(None, "sweep") if out is None else RunFolder(Path(out))
+    try:
+        points = expand(experiments, out=group.path, grid=grid, seeds=seeds, overrides=overrides, data_dir=data_dir)
+        return run_points(points, workers=workers, on_done=on_done, stack=stack)
+    finally:
+        group.discard()  # which it does if no run has been left in it
+
+
+def run_points(
     points: Sequence[Point],
     *,
     workers: int | None = None,
@@ -129,8 +165,11 @@ def sweep(
     InputError, before anything runs: two points share a folder, one cannot be written, or holds another experiment; or
     is no black box, and is to be stacked.
     """
+    from fedsim.configuration.tables import hold_findable
     from fedsim.parallel.cores import cores
 
+    for point in points:
+        hold_findable(point.experiment.resolved(), "a sweep runs in several: move it to a file's top")
     if workers is not None and workers < 1:
         raise InputError("workers", workers, "at least one process is needed")
     examples = [point.experiment.name for point in points if not point.experiment.opaque]
@@ -238,6 +277,15 @@ def _text(made: Experiment) -> str:
 
 def _line(error: BaseException) -> str:
     return one_line(error) if isinstance(error, FedsimError) else named_line(error)
+
+
+def _written(name: str, value: Any) -> str:
+    """A value of a grid as it stands after `--set`."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, bool | int | float | list | tuple):
+        raise InputError(f"grid.{name}", type(value).__name__, "give numbers, lists or texts; of a table its TOML")
+    return json.dumps(value)
 
 
 def _folder_name(combination: Sequence[str]) -> str:

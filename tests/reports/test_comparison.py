@@ -12,11 +12,14 @@ from matplotlib.image import imread
 from rich.console import Console
 from traces import every, everybody, schedule
 
+import fedsim
 from fedsim.core.errors import InputError
 from fedsim.core.files import StorageError
-from fedsim.reports.comparison import Comparison, compare, draw, parse_targets, places
+from fedsim.reports.comparison import Comparison, compare, parse_targets
+from fedsim.reports.pictures import draw, places
 from fedsim.reports.table import render
 from fedsim.running.folder import RunFolder
+from fedsim.testing import small_problem
 
 
 def write(path: Path, accuracies: list[float | None], *, seed: int = 0, lr: float = 0.1, **options: object) -> Path:
@@ -377,3 +380,45 @@ def test_a_run_without_rows_or_config_is_refused(tmp_path):
     (tmp_path / "bare" / "metrics.jsonl").write_text('{"round": 1}\n')
     with pytest.raises(InputError, match=r"config.toml: cannot be read"):
         compare([tmp_path / "bare"])
+
+
+def small(seed: int, lr: float, out: Path | None = None) -> fedsim.Result:
+    """A result of two rounds on a small problem; without a folder where none is named."""
+    client = {"kind": "sgd", "epochs": 1, "lr": lr}
+    parts = {"name": "<b>small", "seed": seed, "rounds": 2, "client": client}
+    return fedsim.run(**parts, problem=small_problem(), out=out, save=out is not None)
+
+
+def test_results_are_compared_as_their_folders_are(tmp_path):
+    saved = [small(seed, lr, tmp_path / f"{lr}" / f"seed-{seed}") for lr in (0.1, 0.2) for seed in (0, 1)]
+    kept = [small(seed, lr) for lr in (0.1, 0.2) for seed in (0, 1)]
+    read = fedsim.compare([str(tmp_path)])
+    for given in (saved, kept, [*saved, saved[0]], tmp_path):
+        compared = fedsim.compare(given, targets={"test_accuracy": 0.1})
+        assert [[run.seed for run in group.runs] for group in compared.groups] == [[0, 1], [0, 1]]
+        for group, wanted in zip(compared.groups, read.groups, strict=True):
+            assert {name: found for name, found in group.numbers.items() if name != "wall time (s)"} == {
+                name: found for name, found in wanted.numbers.items() if name != "wall time (s)"
+            }
+            assert [run.trace for run in group.runs] == [run.trace for run in wanted.runs]
+        assert compared.differing == {"client.lr": (0.1, 0.2)}
+    assert [group.name for group in fedsim.compare(kept).groups] == ["<b>small", "<b>small (2)"]
+    both = fedsim.compare([saved[0], saved[1], kept[2]])
+    assert [group.name for group in both.groups] == ["0.1", "<b>small"]
+
+
+def test_a_comparison_shows_itself(tmp_path):
+    compared = fedsim.compare([small(0, 0.1), small(1, 0.1), small(0, 0.2)], targets={"test_accuracy": 0.0})
+    assert repr(compared) == "Comparison(2 groups of 3 runs: <b>small, <b>small (2))"
+    page = compared._repr_html_()
+    assert page.startswith("<table><thead><tr><th></th><th>&lt;b&gt;small</th><th>&lt;b&gt;small (2)</th></tr></thead>")
+    assert "<tr><td>seeds</td><td>2 (0, 1)</td><td>1 (0)</td></tr>" in page
+    assert "<tr><td>rounds until test_accuracy 0</td><td>1 ± 0</td><td>1</td></tr>" in page
+    assert "<tr><td>client.lr</td><td>0.1</td><td>0.2</td></tr>" in page
+    assert "<b>" not in page
+    assert compared.plot()._repr_png_().startswith(b"\x89PNG")
+
+
+def test_what_is_neither_a_result_nor_a_path_is_refused():
+    with pytest.raises(InputError, match="runs = int: hand over results, or name run folders"):
+        fedsim.compare([3])

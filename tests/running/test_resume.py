@@ -33,7 +33,7 @@ from fedsim.running.build import build_simulation
 from fedsim.running.checkpoint import Checkpoint, UnusableError, listed, read, write
 from fedsim.running.folder import CONFIG, METRICS, MODEL, SUMMARY, TRACE, RunFolder, open_run
 from fedsim.running.resume import resume
-from fedsim.running.runner import run
+from fedsim.running.runner import execute, run
 from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
@@ -602,7 +602,7 @@ def test_runs_on_other_engines_have_no_checkpoints(tmp_path):
     def engine(problem: Any, aggregator: Any) -> Any:
         return build_simulation(own(), problem).parts.engine
 
-    run(own(), out=tmp_path / "run", engine=engine, callbacks=[Stop(5)])
+    execute(own(), out=tmp_path / "run", engine=engine, callbacks=[Stop(5)])
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

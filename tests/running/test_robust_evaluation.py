@@ -416,7 +416,8 @@ def test_the_run_folder_and_the_terminal_say_it(tmp_path):
         "global train pgd4 loss",
     ]
     other = fedsim.run(small(3), problem=small_problem(), out=tmp_path / "other")
-    from fedsim.reports.comparison import compare, draw
+    from fedsim.reports.comparison import compare
+    from fedsim.reports.pictures import draw
 
     compared = compare([result.folder, other.folder], targets={"test_pgd4_accuracy": 2.0})
     assert "test_pgd4_accuracy, final" in compared.labels

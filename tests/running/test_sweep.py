@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 import fedsim
+from clients.sgd import Sgd
 from fedsim.core.errors import InputError
+from fedsim.core.options import options
 from fedsim.problems.base import ADVERSARIAL
 from fedsim.running.folder import CONFIG, FILES, METRICS, MODEL, SUMMARY, TRACEBACK
-from fedsim.running.sweep import LONGEST, Outcome, Point, expand, parse_grid, sweep
+from fedsim.running.sweep import LONGEST, Outcome, Point, expand, parse_grid, run_points
 
 ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "experiments" / "digits_fedavg.toml")
@@ -181,7 +183,7 @@ def test_points_are_what_run_makes_of_them(plugins, workers):
         point(plugins / "all" / "c", "strategy.kind=./plugins.py:Same"),
     ]
     heard: list[Outcome] = []
-    outcomes = sweep(points, workers=workers, on_done=heard.append)
+    outcomes = run_points(points, workers=workers, on_done=heard.append)
     assert [outcome.point for outcome in outcomes] == points
     assert sorted(outcome.point.folder for outcome in heard) == [one.folder for one in points]
     for outcome in outcomes:
@@ -202,7 +204,7 @@ def test_the_others_go_on_when_one_fails_or_dies(plugins):
     points.append(point(plugins / "NoData", "problem.dataset={kind='./plugins.py:NoData'}"))
     points.append(point(plugins / "refused", "selection.count=21"))  # of 20 clients, which only shows in the run
     points.append(point(plugins / "good"))
-    fails, dies, empty, refused, good = sweep(points, workers=1)
+    fails, dies, empty, refused, good = run_points(points, workers=1)
     assert good.status == "finished"
     assert [outcome.status for outcome in (fails, dies, empty, refused)] == ["failed"] * 4
     # A worker has one core, however many there are.
@@ -216,7 +218,7 @@ def test_the_others_go_on_when_one_fails_or_dies(plugins):
 
 def test_a_point_whose_process_dies_once_goes_on_from_its_checkpoint(plugins):
     made = point(plugins / "dies", "strategy.kind=./plugins.py:DiesOnce", "rounds=4", "checkpoint.every=1")
-    (outcome,) = sweep([made], workers=1)
+    (outcome,) = run_points([made], workers=1)
     assert (outcome.status, outcome.summary["rounds"]) == ("finished", 4)
     # Round 1 is not begun again, round 2 is, in which the first process died; round 0 is only asked for to be checked.
     assert [(plugins / "asked").read_text().split().count(number) for number in "123"] == [1, 2, 1]
@@ -242,7 +244,7 @@ def test_what_is_not_finished_begins_anew(tmp_path):
     early.mkdir()
     (early / TRACEBACK).write_text("of an earlier attempt")
     points = [Point(whole.experiment, tmp_path / name) for name in ("whole", *summaries, "early")]
-    outcomes = sweep(points, workers=2)
+    outcomes = run_points(points, workers=2)
     skipped = {outcome.point.folder.name for outcome in outcomes if outcome.skipped}
     assert skipped == {"whole", "stopped", "diverged"}
     statuses = {outcome.point.folder.name: outcome.status for outcome in outcomes}
@@ -269,9 +271,9 @@ def test_nothing_runs_where_one_point_cannot(tmp_path):
         (fresh, "two points have this folder"),
     ):
         with pytest.raises(InputError, match=said):
-            sweep([fresh, bad])
+            run_points([fresh, bad])
     with pytest.raises(InputError, match="workers = 0"):
-        sweep([fresh], workers=0)
+        run_points([fresh], workers=0)
     assert not fresh.folder.exists()
     assert (other.folder / MODEL).read_bytes() == before
 
@@ -280,9 +282,9 @@ def test_a_sweep_of_finished_points_starts_no_process(monkeypatch, tmp_path):
     done = point(tmp_path / "done")
     fedsim.run(done.experiment, out=done.folder)
     monkeypatch.setattr("fedsim.running.sweep.Workers", None)
-    (outcome,) = sweep([done])
+    (outcome,) = run_points([done])
     assert outcome.skipped
-    assert sweep([]) == []
+    assert run_points([]) == []
 
 
 def test_a_worker_has_one_thread_though_pytorch_was_loaded_before():
@@ -338,10 +340,10 @@ def test_stacked_seeds_are_the_same_runs_and_are_done_once(tmp_path):
     def points(out: str, seeds: list[int]) -> list[Point]:
         return expand([path], out=tmp_path / out, grid={"client.lr": [0.1, 0.2]}, seeds=seeds)
 
-    apart = sweep(points("apart", [0, 1, 2]), workers=1)
-    first = sweep(points("stacked", [0]), workers=1, stack=True)
+    apart = run_points(points("apart", [0, 1, 2]), workers=1)
+    first = run_points(points("stacked", [0]), workers=1, stack=True)
     assert [outcome.skipped for outcome in first] == [False] * 2
-    outcomes = sweep(points("stacked", [0, 1, 2]), workers=1, stack=True)
+    outcomes = run_points(points("stacked", [0, 1, 2]), workers=1, stack=True)
     assert [outcome.skipped for outcome in outcomes] == [True, False, False] * 2
     for outcome, other in zip(outcomes, apart, strict=True):
         assert outcome.status == "finished"
@@ -355,10 +357,55 @@ def test_stacked_seeds_fail_together(plugins):
     path = plugins / "functions.toml"
     path.write_text(FUNCTIONS.replace("rounds = 3", 'rounds = 3\nselection = {kind = "uniform", count = 9}'))
     points = expand([path], out=plugins / "out", seeds=[0, 1])
-    outcomes = sweep(points, workers=1, stack=True)
+    outcomes = run_points(points, workers=1, stack=True)
     assert [(outcome.status, "count" in outcome.reason) for outcome in outcomes] == [("failed", True)] * 2
 
 
 def test_examples_are_not_stacked(tmp_path):
     with pytest.raises(InputError, match="stack = digits_fedavg: only seeds of black boxes"):
-        sweep([point(tmp_path / "seed-0")], stack=True)
+        run_points([point(tmp_path / "seed-0")], stack=True)
+
+
+def test_from_python_a_sweep_takes_experiments_and_gives_what_is_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = fedsim.experiment(name="small", rounds=1, client=Sgd(epochs=1), partition={"kind": "iid", "clients": 3})
+    grid = {"client.lr": [0.1, 0.2], "client.nesterov": [False], "problem.model.hidden": [[3]], "strategy": ["fedavg"]}
+    heard: list[Outcome] = []
+    outcomes = fedsim.sweep(made, grid=grid, seeds=[0, 1], workers=1, on_done=heard.append)
+    assert [outcome.status for outcome in outcomes] == ["finished"] * 4
+    assert heard == outcomes
+    folder = tmp_path / "runs" / "sweep-0" / "small"
+    assert {path.name for path in folder.iterdir()} == {
+        f"client.lr={lr},client.nesterov=false,problem.model.hidden=[3],strategy=fedavg" for lr in (0.1, 0.2)
+    }
+    compared = fedsim.compare(outcomes)
+    assert compared.differing == {"client.lr": (0.1, 0.2)}
+    assert [len(group.runs) for group in compared.groups] == [2, 2]
+    again = fedsim.sweep([made], grid=grid, seeds=[0, 1], workers=1, out=tmp_path / "runs" / "sweep-0")
+    assert all(outcome.skipped for outcome in again)
+
+
+@pytest.mark.parametrize(
+    ("experiments", "grid", "line"),
+    [
+        ([3], {}, "experiments = int: name files, or hand over experiments"),
+        ([fedsim.experiment(name="small")], {"client.lr": [{"kind": "x"}]}, "grid.client.lr = dict: give numbers"),
+        ([fedsim.experiment(name="small")], {"client.lr": [-1]}, r"client.lr = -1.*\(in small, client.lr=-1\)"),
+        ("nowhere.toml", {}, r"there is no such file \(in nowhere.toml\)"),
+    ],
+)
+def test_a_sweep_of_what_is_no_experiment_is_refused(tmp_path, monkeypatch, experiments, grid, line):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=line):
+        fedsim.sweep(experiments, grid=grid)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_that_the_processes_of_a_sweep_do_not_find_is_refused(tmp_path):
+    @options
+    class Within(Sgd):
+        """Within a function."""
+
+    with pytest.raises(InputError, match=r"client.kind = .*Within: other processes do not find this class; a sweep"):
+        fedsim.sweep(fedsim.experiment(client=Within(epochs=1)), out=tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()

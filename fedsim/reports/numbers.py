@@ -1,0 +1,140 @@
+"""What a run came to, and a group of runs that differ in their seed alone.
+
+What is said of a group is the mean over its runs and, from two runs on, the sample standard deviation
+sqrt(sum_i (x_i - mean)^2 / (n - 1)).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedsim.core.measures import attack_of, is_measure, lower_is_better
+from fedsim.plots import measured
+from fedsim.running.folder import open_run
+from fedsim.running.history import History, Row
+
+HIDDEN = re.compile(r"client_(\w+_)?accuracy_(mean|worst)|client_value_worst")
+COUNTS = {"queries": "queries", "extra_queries": "extra queries", "late": "late", "lost": "lost"}
+"""Columns whose sum over the rows is a number of the run, and its label."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number of the runs of a group, in the order of their seeds; NaN: it was not finite."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean over the runs."""
+        return sum(self.values) / len(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample standard deviation; None for one run."""
+        if len(self.values) == 1:
+            return None
+        return statistics.stdev(self.values) if all(map(math.isfinite, self.values)) else math.nan
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it was read. config: the options without the seed, keys of nested tables joined by dots.
+
+    path: its folder; None: it is a result that was not saved, and told is what it says as its trace.
+    """
+
+    path: Path | None
+    seed: int | None
+    config: Mapping[str, Any]
+    history: History
+    told: Mapping[str, Any] | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of the run's metrics.jsonl."""
+        return self.history.rows
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """What the run came to: final and best values of what it measured, and what that cost."""
+        history = self.history
+        numbers: dict[str, float] = {}
+        for column in (column for column in measured(history.columns) if not HIDDEN.fullmatch(column)):
+            # A final value that was not finite must not pass for the last one that was.
+            final = history.last(column)
+            numbers[f"{column}, final"] = math.nan if final is None else float(final)
+            finite = [value for value in history[column] if value is not None]
+            if is_measure(column) and not attack_of(column):  # the best of many robust accuracies says little
+                pick = min if lower_is_better(column) else max
+                numbers[f"{column}, best"] = float(pick(finite, default=math.nan))
+        for column, label in (
+            ("round", "rounds done"),
+            ("time", "virtual time (s)"),
+            ("wall", "wall time (s)"),
+        ):
+            if column in history.columns:
+                numbers[label] = float(history.last(column))
+        for column, label in (("bytes_up", "up (MiB)"), ("bytes_down", "down (MiB)")):
+            if column in history.columns:
+                numbers[label] = sum(value or 0 for value in history[column]) / 2**20
+        # A row's staleness is a mean over its replies: a row of many replies says more.
+        replies = [(row["clients"], row["staleness"]) for row in history if row.get("staleness") is not None]
+        if any(count for count, _ in replies):
+            numbers["staleness, mean"] = sum(count * mean for count, mean in replies) / sum(c for c, _ in replies)
+        for column, label in COUNTS.items():
+            if column in history.columns:
+                numbers[label] = float(sum(value or 0 for value in history[column]))
+        return numbers
+
+    def spent(self, measure: str, level: float) -> dict[str, float] | None:
+        """What it took until the measure was first as good as the level; None: it never was.
+
+        Rounds, and, where the rows have them, virtual seconds, queries and MiB sent up by all clients until then.
+        """
+        sign = -1.0 if lower_is_better(measure) else 1.0
+        totals = dict.fromkeys((column for column in ("queries", "bytes_up") if column in self.history.columns), 0)
+        for row in self.rows:
+            for column in totals:
+                totals[column] += row.get(column) or 0
+            value = row.get(measure)
+            if value is not None and sign * value >= sign * level:
+                found = {"rounds": row["round"], "virtual time (s)": row.get("time"), "queries": totals.get("queries")}
+                if "bytes_up" in totals:
+                    found["up (MiB)"] = totals["bytes_up"] / 2**20
+                return {label: float(number) for label, number in found.items() if number is not None}
+        return None
+
+    @cached_property
+    def trace(self) -> Mapping[str, Any] | None:
+        """What it says of staleness, participation and the first clients; None without one. InputError: unreadable."""
+        return self.told if self.path is None else open_run(self.path).trace()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone, ordered by it."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @cached_property
+    def numbers(self) -> dict[str, Spread]:
+        """The numbers of the runs, each over those runs that have it."""
+        labels = dict.fromkeys(label for run in self.runs for label in run.numbers)
+        return {
+            label: Spread(tuple(run.numbers[label] for run in self.runs if label in run.numbers)) for label in labels
+        }
+
+    def spent(self, measure: str, level: float) -> dict[str, Spread]:
+        """What it took those runs that reached the level; see `Run.spent`. Empty: none did."""
+        found = [taken for run in self.runs if (taken := run.spent(measure, level)) is not None]
+        labels = dict.fromkeys(label for taken in found for label in taken)
+        return {label: Spread(tuple(taken[label] for taken in found if label in taken)) for label in labels}
