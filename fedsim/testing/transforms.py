@@ -96,7 +96,7 @@ def fresh(chain: Chain, payload: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def drawn(turn: int = 0, dtype: torch.dtype = torch.float64, length: int = LENGTH) -> dict[str, Tensor]:
     """Two vectors of five clients, [5, n] each."""
     streams = Streams(0)
-    return {name: streams.normal(name, CLIENTS, (length,), round=turn, dtype=dtype) for name in ("delta", SECOND)}
+    return {name: streams.normal(name, CLIENTS, (length,), turn=turn, dtype=dtype) for name in ("delta", SECOND)}
 
 
 def what_arrives_has_the_form_of_what_was_sent(specimen: Crossing) -> None:
