@@ -26,7 +26,7 @@ from fedsim.testing.subject import Subject
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 COMMITTED = EXPERIMENTS / "fedsim.schema.json"
 FILES = sorted(EXPERIMENTS.rglob("*.toml"))
-RENEW = "FEDSIM_RENEW_REFERENCE"
+RENEW = "FEDSIM_RENEW"
 
 
 @pytest.fixture(scope="module")
