@@ -16,7 +16,7 @@ from rich.table import Table
 
 from experiments.fedfix.study import CLAIMS, HERE, LEVEL, SCHEMES, Measured, best, measure
 from experiments.studies import band, cell, concluding, console, said
-from fedsim.cli.main import parse_seeds
+from fedsim.cli.arguments import parse_seeds
 from fedsim.plots.style import INK, plain, save
 
 

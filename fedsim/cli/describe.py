@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedsim.core.errors import InputError
+from fedsim.core.plugins import names
 
 if TYPE_CHECKING:
     from fedsim.cli.reference import Option
@@ -33,10 +34,34 @@ GROUPS = {
 """What one plug-in of a group is called."""
 WIDTH = 80
 
+
+def _groups(incomplete: str) -> list[str]:
+    """What a shell completes a group to: one of plug-ins, or a table at the top of a file."""
+    from fedsim.cli.places import PARTS
+
+    return sorted(name for name in {*GROUPS, *PARTS} if name.startswith(incomplete))
+
+
+def _kinds(context: typer.Context, incomplete: str) -> list[str]:
+    """What a shell completes a kind to, of the group before it; of an unknown one to nothing."""
+    try:
+        plural, table = _table(context.params["group"])
+    except InputError:
+        return []
+    return sorted(kind for kind in (names(plural) if table is None else table) if kind.startswith(incomplete))
+
+
 Group = Annotated[
-    str, typer.Argument(help=f"One of: {', '.join(GROUPS)}; or a table, as engine, evaluation or client.schedule.")
+    str,
+    typer.Argument(
+        help=f"One of: {', '.join(GROUPS)}; or a table, as engine, evaluation or client.schedule.",
+        autocompletion=_groups,
+    ),
 ]
-Kind = Annotated[str | None, typer.Argument(help="An installed name, module:Class or ./file.py:Class; without: all.")]
+Kind = Annotated[
+    str | None,
+    typer.Argument(help="An installed name, module:Class or ./file.py:Class; without: all.", autocompletion=_kinds),
+]
 
 
 def describe(group: Group, kind: Kind = None) -> None:
@@ -88,7 +113,7 @@ def _table_page(table: str, kinds: Mapping[str, type[Any]], kind: str | None) ->
 
 def _listing(group: str) -> Iterator[str]:
     from fedsim.cli.reference import summary
-    from fedsim.core.plugins import find, names
+    from fedsim.core.plugins import find
 
     return _listed({name: summary(find(group, name, "kind")) for name in names(group)})
 
@@ -142,8 +167,6 @@ def _option(option: Option) -> Iterator[str]:
 
 def _origin(group: str, kind: str, made: type[Any]) -> str:
     """The class, and the package that brings it where it is installed."""
-    from fedsim.core.plugins import names
-
     entry = names(group).get(kind)
     if entry is None or entry.dist is None:
         return made.__qualname__

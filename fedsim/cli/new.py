@@ -60,7 +60,13 @@ STRATEGY = {
 CLIENT = {"client": 'kind = "$file"\nthreshold = 0.001'}
 TRAINING = "epochs = 5                # or steps = 20\nbatch_size = 4\nlr = 0.1"
 
-Kind = Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")]
+Kind = Annotated[
+    str,
+    typer.Argument(
+        help=f"One of: {', '.join(KINDS)}.",
+        autocompletion=lambda incomplete: [kind for kind in KINDS if kind.startswith(incomplete)],
+    ),
+]
 Name = Annotated[str, typer.Argument(help="In lower case, as of a Python module: my_mean.")]
 Flower = Annotated[bool, typer.Option("--flower", help="A strategy of Flower's, which runs here and there.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]

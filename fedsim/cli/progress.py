@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from fedsim.cli.words import _outcome_line
-from fedsim.running.result import Round
-from fedsim.running.sweep import Outcome
+from fedsim.cli.words import outcome_line
+
+if TYPE_CHECKING:
+    from fedsim.running.result import Round
+    from fedsim.running.sweep import Outcome
 
 JUDGED = ("test_accuracy", "gap", "value")
 """Of what the global model is judged by, the first that was measured is shown."""
@@ -92,7 +95,7 @@ class SweepProgress:
         self._skipped += outcome.skipped
         if outcome.status == "failed":
             self._failed += 1
-            self._bar.console.print(_outcome_line(outcome), markup=False)
+            self._bar.console.print(outcome_line(outcome), markup=False)
         self._show()
 
     def _show(self) -> None:

@@ -6,27 +6,29 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.running.result import Result
-from fedsim.running.sweep import Outcome
+if TYPE_CHECKING:
+    from fedsim.running.result import Result
+    from fedsim.running.sweep import Outcome
 
 STATUS = {"finished": 0, "stopped": 0, "diverged": 1, "stalled": 1, "failed": 1, "interrupted": 130}
 MEASURES = ("train_loss", "global_train_loss", "test_loss", "test_accuracy", "client_accuracy_p10", "value", "gap")
 """What is said of a run, where it was measured."""
 
 
-def _say(result: Result) -> None:
+def say(result: Result) -> None:
+    """Say what a run has come to."""
     console = Console(soft_wrap=True, highlight=False)
     summary = result.summary
     queries = [f"{summary['total_queries']:,} queries"] if summary["total_queries"] else []
     traffic = _size(summary["total_bytes_up"] + summary["total_bytes_down"])
     head = f"{result.status}: {summary['rounds']} rounds in {summary['wall']:.1f} s"
-    console.print(", ".join([head, *_measures(summary), *queries, f"{traffic} exchanged"]))
+    console.print(", ".join([head, *measures(summary), *queries, f"{traffic} exchanged"]))
     if summary["total_failed"]:
         console.print(f"{summary['total_failed']} updates were not finite, or misshapen, and were left out")
     if summary["total_clients"] == 0:
@@ -47,7 +49,8 @@ def _say(result: Result) -> None:
         console.print(f"run folder: {result.folder}")
 
 
-def _measures(summary: Mapping[str, Any]) -> list[str]:
+def measures(summary: Mapping[str, Any]) -> list[str]:
+    """What was measured, each with its name."""
     return [f"{name.replace('_', ' ')} {_number(name, summary[name])}" for name in _said(summary)]
 
 
@@ -105,13 +108,15 @@ def _cell(values: Sequence[float | None]) -> str:
     return f"{spread.mean:.4f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.4f}")
 
 
-def _say_outcome(outcome: Outcome) -> None:
+def say_outcome(outcome: Outcome) -> None:
+    """Say what a point of a sweep has come to, if it was run."""
     if not outcome.skipped:
-        print(_outcome_line(outcome), flush=True)
+        print(outcome_line(outcome), flush=True)
 
 
-def _outcome_line(outcome: Outcome) -> str:
+def outcome_line(outcome: Outcome) -> str:
+    """A point of a sweep in a line."""
     head = f"{'/'.join(outcome.point.folder.parts[-3:])}: {outcome.status}"
     if outcome.status in ("failed", "diverged"):
         return f"{head}: {outcome.reason}"
-    return ", ".join([head, *_measures(outcome.summary), f"{outcome.summary['wall']:.1f} s"])
+    return ", ".join([head, *measures(outcome.summary), f"{outcome.summary['wall']:.1f} s"])

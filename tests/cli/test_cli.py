@@ -18,7 +18,8 @@ from rich.console import Console
 
 import fedsim
 from fedsim.cli import progress, words
-from fedsim.cli.main import main, parse_seeds
+from fedsim.cli.arguments import parse_seeds
+from fedsim.cli.main import main
 from fedsim.core.errors import InputError
 from fedsim.problems.base import ADVERSARIAL
 from fedsim.running.folder import CHECKPOINTS, FILES, TRACEBACK
@@ -345,6 +346,39 @@ def test_importing_fedsim_is_light():
     code = (
         f"import sys, fedsim; fedsim.experiment; fedsim.run; print([name for name in {heavy} if name in sys.modules])"
     )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("run experiments/digits_fedp", ["experiments/digits_fedprox.toml"]),
+        ("sweep experiments/fedf", ["experiments/fedfix/"]),
+        ("describe str", ["strategy"]),
+        ("describe strategy fedp", ["fedprox"]),
+        ("describe client.schedule c", ["constant", "cosine"]),
+        ("describe nothing f", []),
+        ("new e", ["experiment"]),
+    ],
+)
+def test_a_shell_completes_files_groups_and_kinds(monkeypatch, capsys, typed, completed):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("_FEDSIM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"fedsim {typed}")
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split())))
+    monkeypatch.setattr(sys, "argv", ["fedsim"])
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr()
+    assert told.out.split() == completed
+    assert told.err == ""
+
+
+def test_commands_that_need_no_tensors_do_not_wait_for_them():
+    code = "import sys, fedsim.cli.main; print([name for name in ('torch', 'numpy', 'flwr') if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
     )

@@ -507,7 +507,7 @@ def test_a_round_with_too_few_replies_for_the_aggregator_is_skipped(kind: str, r
     result = fedsim.run(experiment, problem=small_problem(), save=False)
     assert (result.status, result.summary["skipped"]) == ("finished", rounds)
     assert torch.equal(result.params, small_problem().initial()) == (rounds > 0)
-    words._say(result)
+    words.say(result)
     line = "3 times too few replies were left for the aggregator, and none was used"
     assert (line in capsys.readouterr().out) == (rounds > 0)
 
@@ -700,11 +700,11 @@ def test_a_run_says_what_was_faulty_on_purpose(tmp_path, capsys) -> None:
     assert json.loads((tmp_path / "faulty" / "summary.json").read_text())["faults"] == counts
     assert json.loads((tmp_path / "faulty" / "trace.json").read_text())["faults"] == counts
     assert result.history["faults"] == [3, 3]
-    words._say(result)
+    words.say(result)
     said = capsys.readouterr().out
     assert "6 replies were faulty on purpose: 2 non_finite, 4 sign_flip\n" in said
     assert "2 updates were not finite, or misshapen, and were left out\n" in said
-    words._say(fedsim.run(small(1), problem=small_problem(), save=False))
+    words.say(fedsim.run(small(1), problem=small_problem(), save=False))
     assert "on purpose" not in capsys.readouterr().out
 
 

@@ -16,7 +16,7 @@ import fedsim
 from fedsim import InputError, plots
 from fedsim.attacks.attack import ExampleDraws, Victim
 from fedsim.attacks.gradient import FGSM, PGD
-from fedsim.cli.words import _measures
+from fedsim.cli.words import measures
 from fedsim.configuration.evaluation import Evaluation
 from fedsim.configuration.tables import experiment
 from fedsim.core.measures import attack_of
@@ -90,7 +90,7 @@ def test_clients_are_attacked_on_their_own_examples():
     assert own == pytest.approx(
         {"client_fgsm_accuracy_mean": 0.5, "client_fgsm_accuracy_p10": 0.1, "client_fgsm_accuracy_worst": 0.0}
     )
-    assert list(found) == problem.attacked_measures(asked)
+    assert list(found) == problem.attackedmeasures(asked)
 
 
 def test_held_out_examples_are_attacked_where_clients_are_judged_on_them():
@@ -128,9 +128,9 @@ def test_regression_has_losses_alone():
     )  # fmt: skip
     asked = trial(FGSM(epsilon=0.5, domain="none"))
     assert problem.attacked(problem.initial(), asked) == {"test_fgsm_loss": pytest.approx(4.25)}
-    assert problem.attacked_measures(asked) == ["test_fgsm_loss"]
+    assert problem.attackedmeasures(asked) == ["test_fgsm_loss"]
     with pytest.raises(InputError, match="attack_clients = True: clients are judged by accuracy"):
-        problem.attacked_measures(trial(FGSM(epsilon=0.5, domain="none"), clients=True))
+        problem.attackedmeasures(trial(FGSM(epsilon=0.5, domain="none"), clients=True))
 
 
 class Recorder(FGSM):
@@ -410,7 +410,7 @@ def test_the_run_folder_and_the_terminal_say_it(tmp_path):
     )
     result = fedsim.run(made, problem=small_problem(), out=tmp_path / "run")
     assert (tmp_path / "run" / "curves.png").stat().st_size > 0
-    said = _measures(result.summary)
+    said = measures(result.summary)
     assert [text.rpartition(" ")[0] for text in said if "pgd4" in text] == [
         "test pgd4 accuracy",
         "global train pgd4 loss",

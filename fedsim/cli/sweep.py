@@ -1,0 +1,62 @@
+"""`fedsim sweep`: files, combinations of options and seeds, as many at a time as there are cores."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedsim.cli.arguments import DataDir, Seeds, Settings, experiment_files, parse_seeds
+from fedsim.cli.progress import SweepProgress
+from fedsim.cli.words import STATUS, say_outcome, sweep_table
+
+
+def sweep(
+    experiments: Annotated[
+        list[Path], typer.Argument(help="Experiment files (TOML).", autocompletion=experiment_files)
+    ],
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="table.option=value,value,...; given several times, all combinations are run."),
+    ] = None,
+    seeds: Seeds = None,
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of all runs; by default runs/sweep-<n>.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="Run the seeds of a black box together, as one stack in one process.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Run files under every combination of a grid and every seed. With the same --out it goes on where it ended."""
+    from fedsim.parallel.cores import cores
+    from fedsim.running.folder import RunFolder
+    from fedsim.running.sweep import expand, parse_grid, run_points
+
+    values = parse_grid(grid or [])
+    numbers = [] if seeds is None else parse_seeds(seeds)
+    group = RunFolder.create(None, "sweep") if out is None else RunFolder(out)
+    try:
+        points = expand(
+            experiments, out=group.path, grid=values, seeds=numbers, overrides=settings or [], data_dir=data_dir
+        )
+        bar = SweepProgress(len(points), workers or cores()) if sys.stderr.isatty() else nullcontext(say_outcome)
+        with bar as heard:
+            outcomes = run_points(points, workers=workers, on_done=heard, stack=stack)
+    except KeyboardInterrupt:
+        print(f"fedsim: interrupted; the same command with --out {group.path} goes on", file=sys.stderr)
+        raise typer.Exit(STATUS["interrupted"]) from None
+    finally:
+        group.discard()  # which it does if no run has been left in it
+    Console(width=None if sys.stdout.isatty() else 200).print(sweep_table(outcomes))
+    found = Counter(outcome.status for outcome in outcomes)
+    skipped = sum(outcome.skipped for outcome in outcomes)
+    counted = [f"{number} {status}" for status, number in found.items()]
+    print(f"{', '.join(counted)}{f' ({skipped} of them before)' if skipped else ''}")
+    print(f"sweep folder: {group.path}")
+    raise typer.Exit(max(STATUS[status] for status in found))
