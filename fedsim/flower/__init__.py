@@ -15,7 +15,8 @@ from fedsim.core.lazy import lazily
 if TYPE_CHECKING:
     from fedsim.flower.apps import client_app, run_on_ray, server_app
     from fedsim.flower.folder import AppFolder
-    from fedsim.flower.grid import GridEngine, GridError
+    from fedsim.flower.grid import GridEngine
+    from fedsim.flower.nodes import GridError
     from fedsim.flower.recipe import Recipe
     from fedsim.flower.simulation import AppResult, simulate
     from fedsim.flower.virtual_grid import Exchange, VirtualGrid
@@ -26,7 +27,7 @@ _HOMES = {
     "AppResult": "fedsim.flower.simulation",
     "Exchange": "fedsim.flower.virtual_grid",
     "GridEngine": "fedsim.flower.grid",
-    "GridError": "fedsim.flower.grid",
+    "GridError": "fedsim.flower.nodes",
     "Recipe": "fedsim.flower.recipe",
     "VirtualGrid": "fedsim.flower.virtual_grid",
     "client_app": "fedsim.flower.apps",

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsim.core.clock import seconds, ticks
-from fedsim.core.errors import FedsimError, StalledError
+from fedsim.core.errors import StalledError
 from fedsim.engine.executor import Executor
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.messages import Free, Order, Replies, finite_rows, joined
 from fedsim.exchange.windows import All, Every, First, Window
-from fedsim.flower.recipe import identity
+from fedsim.flower.nodes import GridError, content_of, meet, pauses, receive, send, silence
 from fedsim.flower.records import (
     ARRAYS,
     CLIENT_METRICS,
@@ -34,23 +34,12 @@ from fedsim.flower.records import (
     LATE,
     NBYTES,
     ORDER,
-    PARTITION,
-    PARTITIONS,
     QUERIES,
     ROUND,
     STATE,
     record,
     tensors,
 )
-
-Introduction = Mapping[str, str]
-"""What a node says of itself; see `fedsim.flower.node.introduce`."""
-PAUSES = (0.01, 0.5)
-"""Seconds between two looks for replies: at first, and at most."""
-
-
-class GridError(FedsimError):
-    """A node that cannot be used, has failed, or does not answer; or what cannot be done on nodes."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +96,7 @@ class GridEngine:
         self.now = 0
         self.ledger = Ledger()
         self.trace = Trace(executor.problem.num_clients)
-        self._introductions = _meet(grid, experiment, timeout)
+        self._introductions = meet(grid, experiment, timeout)
         self._nodes = {partition: node for partition, (node, _) in self._introductions.items()}
         self._remembers = bool(executor.store.shapes)
         self._origin = time.monotonic_ns()
@@ -148,7 +137,7 @@ class GridEngine:
             order[CLIENTS] = clients.tolist()
             flights.append(_Flight(partition, orders, clients, self.now))
             contents.append((self._nodes[partition], RecordDict({ARRAYS: payload, CONFIG: config, ORDER: order})))
-        sent = _send(self.grid, contents, MessageType.TRAIN, str(orders.round + 1))
+        sent = send(self.grid, contents, MessageType.TRAIN, str(orders.round + 1))
         self._flights |= zip(sent, flights, strict=True)
         self.ledger.bytes_down += orders.total_bytes
         self._idle[orders.clients.numpy()] = False
@@ -173,7 +162,7 @@ class GridEngine:
         if orders.late == "cancel" and not (isinstance(window, All) and end is None):
             self._hold_complete()
         stop = min((tick for tick in (end, until) if tick is not None), default=None)
-        for pause in _pauses():
+        for pause in pauses():
             self._look(stop)
             in_time = until is None or self.now <= until
             if in_time and (self._is_full(window, orders) or (end is not None and self.now >= end)):
@@ -259,7 +248,7 @@ class GridEngine:
             return
         for reply in self.grid.pull_messages(list(self._flights)):
             flight = self._flights.pop(reply.metadata.reply_to_message_id)
-            self._land(flight, _content(reply, f"partition {flight.partition}"))
+            self._land(flight, content_of(reply, f"partition {flight.partition}"))
             self._heard = self.now
 
     def _land(self, flight: _Flight, content: RecordDict) -> None:
@@ -368,8 +357,8 @@ class GridEngine:
 
     def _ask(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, RecordDict]:
         """Ask nodes, and wait for all answers; both by partition."""
-        sent = _send(self.grid, [(self._nodes[partition], content) for partition, content in contents.items()], kind)
-        return _receive(self.grid, dict(zip(sent, contents, strict=True)), self.timeout, "partition")
+        sent = send(self.grid, [(self._nodes[partition], content) for partition, content in contents.items()], kind)
+        return receive(self.grid, dict(zip(sent, contents, strict=True)), self.timeout, "partition")
 
     def _hold_apart(self) -> None:
         """Refuse to have two messages at a node at once where the second would overwrite what the first remembers."""
@@ -392,7 +381,7 @@ class GridEngine:
         """Refuse to wait on after too long a silence."""
         if self.now - since >= ticks(self.timeout):
             silent = {flight.partition for flight in self._flights.values()}
-            raise GridError(_silent(self.timeout, "partition", silent))
+            raise GridError(silence(self.timeout, "partition", silent))
 
     def _hold_known(self, flight: _Flight, clients: Tensor, examples: Tensor) -> None:
         """Refuse replies of other clients, or of clients that hold other data than the server knows of."""
@@ -407,96 +396,3 @@ class GridEngine:
                 f"client {int(clients[row])} has {int(examples[row])} examples on its node and "
                 f"{int(known[row])} on the server; give all machines the same data"
             )
-
-
-def _meet(grid: Grid, experiment: str, timeout: float) -> dict[int, tuple[int, Introduction]]:
-    """Wait for all nodes: id and introduction by partition. GridError: one does not fit, or is missing."""
-    own, end = identity(), time.monotonic_ns() + ticks(timeout)
-    met: dict[int, tuple[int, Introduction]] = {}
-    asked: set[int] = set()
-    count: int | None = None
-    while count is None or len(met) < count:
-        new = [node for node in grid.get_node_ids() if node not in asked]
-        asked |= set(new)
-        if not new:
-            if time.monotonic_ns() >= end:
-                missing = "all" if count is None else sorted(set(range(count)) - set(met))
-                raise GridError(f"waited {timeout:g} s for nodes; missing partitions: {missing}")
-            time.sleep(PAUSES[1] / 5)
-            continue
-        questions = [(node, RecordDict({CONFIG: ConfigRecord(dict(own))})) for node in new]
-        sent = _send(grid, questions, MessageType.QUERY)
-        for node, content in _receive(grid, dict(zip(sent, new, strict=True)), timeout, "node").items():
-            said = {name: str(value) for name, value in content.config_records[CONFIG].items()}
-            _refuse_stranger(node, said, own, experiment)
-            partition, total = int(said[PARTITION]), int(said[PARTITIONS])
-            if count not in (None, total):
-                raise GridError(f"node {node} counts {total} partitions where another counts {count}")
-            count = total
-            if not 0 <= partition < count:
-                raise GridError(f"node {node} is partition {partition} of {count}; ids are below {count}")
-            if partition in met:
-                raise GridError(f"nodes {met[partition][0]} and {node} are both partition {partition}")
-            met[partition] = (node, said)
-    return dict(sorted(met.items()))
-
-
-def _refuse_stranger(node: int, said: Introduction, own: Mapping[str, str], experiment: str) -> None:
-    for name, value in own.items():
-        if said[name] != value:
-            raise GridError(
-                f"node {node} has fedsim {said['version']} with source {said['source']}, the server has "
-                f"{own['version']} with {own['source']}; install the same on both (a local SuperLink runs its "
-                "nodes from the folder in which it was started: end it before you run another copy)"
-            )
-    if said["experiment"] != experiment:
-        raise GridError(
-            f"node {node} reads another experiment ({said['experiment']}) than the server ({experiment}); "
-            "their experiment files differ"
-        )
-
-
-def _send(grid: Grid, contents: Sequence[tuple[int, RecordDict]], kind: str, group: str = "") -> list[str]:
-    """Send contents to node ids, and return the messages' ids."""
-    messages = [Message(content, dst_node_id=node, message_type=kind, group_id=group) for node, content in contents]
-    sent = list(grid.push_messages(messages))
-    if len(sent) < len(messages) or not all(sent):
-        raise GridError(f"Flower took {sum(map(bool, sent))} of {len(messages)} messages; are all nodes connected?")
-    return sent
-
-
-def _receive(
-    grid: Grid, senders: Mapping[str, int], timeout: float, whose: Literal["node", "partition"]
-) -> dict[int, RecordDict]:
-    """Wait for all replies, to message ids: contents by sender, ascending. GridError: one is an error, or is late."""
-    waiting, found = dict(senders), {}
-    end = time.monotonic_ns() + ticks(timeout)
-    for pause in _pauses():
-        for reply in grid.pull_messages(list(waiting)):
-            sender = waiting.pop(reply.metadata.reply_to_message_id)
-            found[sender] = _content(reply, f"{whose} {sender}")
-        if not waiting:
-            break
-        if time.monotonic_ns() >= end:
-            raise GridError(_silent(timeout, whose, set(waiting.values())))
-        time.sleep(pause)
-    return dict(sorted(found.items()))
-
-
-def _content(reply: Message, whose: str) -> RecordDict:
-    """What a reply holds. GridError: its sender has failed."""
-    if reply.has_error():
-        raise GridError(f"{whose} has failed: {reply.error.reason}")
-    return reply.content
-
-
-def _silent(timeout: float, whose: str, silent: set[int]) -> str:
-    return f"no reply within {timeout:g} s from {whose} {', '.join(map(str, sorted(silent)))}"
-
-
-def _pauses() -> Iterator[float]:
-    """Seconds between two looks: short at first, for the replies of quick work."""
-    pause, longest = PAUSES
-    while True:
-        yield pause
-        pause = min(1.2 * pause, longest)

@@ -19,7 +19,7 @@ def local_flower(monkeypatch):
     """Flower's runtimes name the task before they call an app; messages cannot be made without. And nothing pauses."""
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    monkeypatch.setattr("fedsim.flower.grid.PAUSES", (0.001, 0.001))
+    monkeypatch.setattr("fedsim.flower.nodes.PAUSES", (0.001, 0.001))
 
 
 class World:

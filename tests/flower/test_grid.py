@@ -351,7 +351,7 @@ def test_nothing_else_imports_flower(tmp_path):
     code = (
         "import sys, fedsim, fedsim.cli.main\n"
         "sys.argv = ['fedsim', 'run', sys.argv[1], '--set', 'rounds=1', '--out', sys.argv[2]]\n"
-        "try: fedsim.cli.main()\n"
+        "try: fedsim.cli.main.main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "print([name for name in sys.modules if name.partition('.')[0] in ('flwr', 'ray')])\n"
     )

@@ -1,0 +1,118 @@
+"""Messages to the nodes of a Flower grid: meeting them, sending, and waiting for what they answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedsim.core.clock import ticks
+from fedsim.core.errors import FedsimError
+from fedsim.flower.recipe import identity
+from fedsim.flower.records import CONFIG, PARTITION, PARTITIONS
+
+Introduction = Mapping[str, str]
+"""What a node says of itself; see `fedsim.flower.node.introduce`."""
+PAUSES = (0.01, 0.5)
+"""Seconds between two looks for replies: at first, and at most."""
+
+
+class GridError(FedsimError):
+    """A node that cannot be used, has failed, or does not answer; or what cannot be done on nodes."""
+
+
+def meet(grid: Grid, experiment: str, timeout: float) -> dict[int, tuple[int, Introduction]]:
+    """Wait for all nodes: id and introduction by partition. GridError: one does not fit, or is missing."""
+    own, end = identity(), time.monotonic_ns() + ticks(timeout)
+    met: dict[int, tuple[int, Introduction]] = {}
+    asked: set[int] = set()
+    count: int | None = None
+    while count is None or len(met) < count:
+        new = [node for node in grid.get_node_ids() if node not in asked]
+        asked |= set(new)
+        if not new:
+            if time.monotonic_ns() >= end:
+                missing = "all" if count is None else sorted(set(range(count)) - set(met))
+                raise GridError(f"waited {timeout:g} s for nodes; missing partitions: {missing}")
+            time.sleep(PAUSES[1] / 5)
+            continue
+        questions = [(node, RecordDict({CONFIG: ConfigRecord(dict(own))})) for node in new]
+        sent = send(grid, questions, MessageType.QUERY)
+        for node, content in receive(grid, dict(zip(sent, new, strict=True)), timeout, "node").items():
+            said = {name: str(value) for name, value in content.config_records[CONFIG].items()}
+            _refuse_stranger(node, said, own, experiment)
+            partition, total = int(said[PARTITION]), int(said[PARTITIONS])
+            if count not in (None, total):
+                raise GridError(f"node {node} counts {total} partitions where another counts {count}")
+            count = total
+            if not 0 <= partition < count:
+                raise GridError(f"node {node} is partition {partition} of {count}; ids are below {count}")
+            if partition in met:
+                raise GridError(f"nodes {met[partition][0]} and {node} are both partition {partition}")
+            met[partition] = (node, said)
+    return dict(sorted(met.items()))
+
+
+def _refuse_stranger(node: int, said: Introduction, own: Mapping[str, str], experiment: str) -> None:
+    for name, value in own.items():
+        if said[name] != value:
+            raise GridError(
+                f"node {node} has fedsim {said['version']} with source {said['source']}, the server has "
+                f"{own['version']} with {own['source']}; install the same on both (a local SuperLink runs its "
+                "nodes from the folder in which it was started: end it before you run another copy)"
+            )
+    if said["experiment"] != experiment:
+        raise GridError(
+            f"node {node} reads another experiment ({said['experiment']}) than the server ({experiment}); "
+            "their experiment files differ"
+        )
+
+
+def send(grid: Grid, contents: Sequence[tuple[int, RecordDict]], kind: str, group: str = "") -> list[str]:
+    """Send contents to node ids, and return the messages' ids."""
+    messages = [Message(content, dst_node_id=node, message_type=kind, group_id=group) for node, content in contents]
+    sent = list(grid.push_messages(messages))
+    if len(sent) < len(messages) or not all(sent):
+        raise GridError(f"Flower took {sum(map(bool, sent))} of {len(messages)} messages; are all nodes connected?")
+    return sent
+
+
+def receive(
+    grid: Grid, senders: Mapping[str, int], timeout: float, whose: Literal["node", "partition"]
+) -> dict[int, RecordDict]:
+    """Wait for all replies, to message ids: contents by sender, ascending. GridError: one is an error, or is late."""
+    waiting, found = dict(senders), {}
+    end = time.monotonic_ns() + ticks(timeout)
+    for pause in pauses():
+        for reply in grid.pull_messages(list(waiting)):
+            sender = waiting.pop(reply.metadata.reply_to_message_id)
+            found[sender] = content_of(reply, f"{whose} {sender}")
+        if not waiting:
+            break
+        if time.monotonic_ns() >= end:
+            raise GridError(silence(timeout, whose, set(waiting.values())))
+        time.sleep(pause)
+    return dict(sorted(found.items()))
+
+
+def content_of(reply: Message, whose: str) -> RecordDict:
+    """What a reply holds. GridError: its sender has failed."""
+    if reply.has_error():
+        raise GridError(f"{whose} has failed: {reply.error.reason}")
+    return reply.content
+
+
+def silence(timeout: float, whose: str, silent: set[int]) -> str:
+    """Who has not answered, in words."""
+    return f"no reply within {timeout:g} s from {whose} {', '.join(map(str, sorted(silent)))}"
+
+
+def pauses() -> Iterator[float]:
+    """Seconds between two looks: short at first, for the replies of quick work."""
+    pause, longest = PAUSES
+    while True:
+        yield pause
+        pause = min(1.2 * pause, longest)
