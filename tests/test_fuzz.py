@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from fedsim.cli.main import main
 from fedsim.core.plugins import GROUPS, names
 from fedsim.engine.executor import Executor
-from fedsim.running.folder import CONFIG, METRICS, SUMMARY, TRACEBACK
+from fedsim.running.stored import CONFIG, METRICS, SUMMARY, TRACEBACK
 
 LONGEST = 3_000
 """Local steps and evaluations after which a run is interrupted."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedsim.reports.comparison import compare
-from fedsim.running.folder import open_run
+from fedsim.running.stored import open_run
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "experiments" / "digits_fedavg.toml")

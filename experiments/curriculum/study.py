@@ -33,8 +33,8 @@ from fedsim.core.files import write_whole
 from fedsim.problems.datasets import DataFolder
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_problem, build_simulation
-from fedsim.running.folder import METRICS, open_run
 from fedsim.running.history import History
+from fedsim.running.stored import METRICS, open_run
 from fedsim.running.sweep import Outcome, Point, expand
 
 HERE = Path(__file__).parent

@@ -34,8 +34,8 @@ from fedsim.core.streams import Streams
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.supervised import Supervised, load_start
 from fedsim.running.build import build_problem
-from fedsim.running.folder import METRICS, MODEL
 from fedsim.running.history import History
+from fedsim.running.stored import METRICS, MODEL
 from fedsim.running.sweep import Outcome, Point, expand
 
 HERE = Path(__file__).parent

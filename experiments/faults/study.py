@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.studies import Numbers, cell, run_all
-from fedsim.running.folder import METRICS
 from fedsim.running.history import History
+from fedsim.running.stored import METRICS
 from fedsim.running.sweep import Outcome, expand
 
 FILE = Path(__file__).parent / "liars.toml"

@@ -26,8 +26,8 @@ from experiments.studies import Numbers, run_all
 from fedsim.client import LocalTraining
 from fedsim.problems.supervised import Supervised, load_start
 from fedsim.running.build import build_fleet, build_problem
-from fedsim.running.folder import METRICS, MODEL
 from fedsim.running.history import History
+from fedsim.running.stored import METRICS, MODEL
 from fedsim.running.sweep import Outcome, Point, expand
 
 HERE = Path(__file__).parent

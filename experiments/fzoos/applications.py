@@ -19,8 +19,8 @@ import numpy as np
 from experiments.fzoos.study import FILES, HERE, METHODS
 from experiments.studies import Numbers
 from fedsim.running.build import build_problem
-from fedsim.running.folder import METRICS
 from fedsim.running.history import History
+from fedsim.running.stored import METRICS
 from fedsim.running.sweep import Point, expand
 
 COMPARED = ("fzoos", "fedzo", "fedprox", "scaffold_1", "scaffold_2")

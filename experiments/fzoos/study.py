@@ -17,8 +17,8 @@ import numpy as np
 
 from experiments.studies import Numbers, run_all
 from fedsim.running.build import build_problem
-from fedsim.running.folder import METRICS
 from fedsim.running.history import History
+from fedsim.running.stored import METRICS
 from fedsim.running.sweep import Outcome, Point, expand
 
 HERE = Path(__file__).parent

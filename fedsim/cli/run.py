@@ -40,7 +40,8 @@ def run(
 ) -> None:
     """Run an experiment and write its run folder, or go on with a run."""
     from fedsim.configuration.tables import load
-    from fedsim.running.folder import CONFIG, RunFolder
+    from fedsim.running.folder import RunFolder
+    from fedsim.running.stored import CONFIG
 
     overrides = list(settings or [])
     if device is not None:
@@ -83,9 +84,9 @@ def _execute(experiment: Experiment, out: Path | None, force: bool, label: str) 
 
 def _go_on(folder: Path, experiment: Experiment | None, data_dir: Path | None, force: bool) -> int:
     """Go on with the run in a folder, say what it came to and return the exit code. experiment: what it must be."""
-    from fedsim.running.folder import open_run
     from fedsim.running.resume import hold_same, recorded
     from fedsim.running.resume import resume as resume_run
+    from fedsim.running.stored import open_run
 
     ended = open_run(folder).ended()
     if ended is not None:

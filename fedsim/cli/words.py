@@ -12,11 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.running.endings import ENDED
+
 if TYPE_CHECKING:
     from fedsim.running.result import Result
     from fedsim.running.sweep import Outcome
 
-STATUS = {"finished": 0, "stopped": 0, "diverged": 1, "stalled": 1, "failed": 1, "interrupted": 130}
+STATUS = {**{status: int(not well) for status, well in ENDED.items()}, "failed": 1, "interrupted": 130}
+"""The exit code of a command after a run, or a point of a sweep, that ended so."""
 MEASURES = ("train_loss", "global_train_loss", "test_loss", "test_accuracy", "client_accuracy_p10", "value", "gap")
 """What is said of a run, where it was measured."""
 

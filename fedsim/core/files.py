@@ -13,7 +13,7 @@ class StorageError(FedsimError):
     """A file of the run cannot be written: a full or read-only disk. What was written before is kept."""
 
     def __init__(self, path: Path, error: OSError, kept: str = "") -> None:
-        super().__init__(f"cannot write {path}: {_reason(error)}{kept}")
+        super().__init__(f"cannot write {path}: {reason(error)}{kept}")
 
 
 def write_whole(path: Path, *content: bytes | memoryview) -> None:
@@ -46,5 +46,6 @@ def settle(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
+    """What the system says of an error, in small letters."""
     return (error.strerror or str(error)).lower()

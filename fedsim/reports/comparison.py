@@ -24,9 +24,9 @@ from fedsim.core.measures import FIRST, is_measure
 from fedsim.plots import Along, Picture, axes_of, compare_curves, measured
 from fedsim.reports.cells import cell, cell_spent, measure_of, seeds
 from fedsim.reports.numbers import COUNTS, Group, Run, Spread
-from fedsim.running.folder import METRICS, is_run, open_run
 from fedsim.running.history import Row
 from fedsim.running.result import Result
+from fedsim.running.stored import METRICS, is_run, open_run
 from fedsim.running.sweep import Outcome
 
 SHOWN = 4

@@ -17,8 +17,8 @@ from typing import Any
 
 from fedsim.core.measures import attack_of, is_measure, lower_is_better
 from fedsim.plots import measured
-from fedsim.running.folder import open_run
 from fedsim.running.history import History, Row
+from fedsim.running.stored import open_run
 
 HIDDEN = re.compile(r"client_(\w+_)?accuracy_(mean|worst)|client_value_worst")
 COUNTS = {"queries": "queries", "extra_queries": "extra queries", "late": "late", "lost": "lost"}

@@ -25,7 +25,8 @@ from fedsim.configuration.tables import Checkpointing
 from fedsim.core.errors import FedsimError, InputError, one_line, warn
 from fedsim.core.files import StorageError, settle, write_whole
 from fedsim.core.graph import Document, GraphError, decode, encode
-from fedsim.running.folder import CHECKPOINT, CONFIG, METRICS, RunFolder
+from fedsim.running.folder import RunFolder
+from fedsim.running.stored import CHECKPOINT, CONFIG, METRICS
 
 FORMAT = 4
 """Raised when a checkpoint of before can no longer be read: a storable class has another name or other fields, a

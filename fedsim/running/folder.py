@@ -1,71 +1,57 @@
-"""The folder of a run: `runs/<name>-<n>/`, in which nothing is overwritten unless that is asked for.
+"""Writing the folder of a run, in which nothing is overwritten unless that is asked for.
 
-config.toml         the experiment, with every option resolved, and the versions
-metrics.jsonl       one JSON object a completed round or evaluation, written when it is complete
-model.safetensors   the final parameters, of a black box one vector x
-summary.json        the final values
-trace.json          staleness, participation, and when the first clients worked on which version of the model
-curves.png          loss, accuracy, the value of a function against the round
-partition.png       the label distribution of the clients; of supervised problems
-adversarial.png     an image before and after; of attacks
-traceback.txt       where a run that failed was
-checkpoints/        what a run that has not ended goes on from; see `fedsim.running.checkpoint`
-
-A file other than metrics.jsonl appears whole or not at all: it is written beside its place, then renamed.
+Its files are those of `fedsim.running.stored`. A file other than metrics.jsonl appears whole or not at all: it is
+written beside its place, then renamed.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import re
 import shutil
-import sys
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.core.errors import InputError
-from fedsim.core.files import StorageError, _reason, write_whole
-from fedsim.problems.base import ADVERSARIAL, PARTITION
-from fedsim.running.history import History, Row, read_rows
-
-if sys.platform != "win32":
-    import fcntl
+from fedsim.core.files import StorageError, reason, write_whole
+from fedsim.core.folders import lock, make, next_free, remove_empty
+from fedsim.running.stored import (
+    CHECKPOINT,
+    CHECKPOINTS,
+    CONFIG,
+    FILES,
+    HALF,
+    METRICS,
+    MODEL,
+    SUMMARY,
+    TRACE,
+    TRACEBACK,
+    StoredRun,
+    is_run,
+    open_run,
+)
 
 if TYPE_CHECKING:
     from io import FileIO
 
     from torch import Tensor
 
-CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
-TRACE, CURVES, TRACEBACK = "trace.json", "curves.png", "traceback.txt"
-FILES = (CONFIG, METRICS, MODEL, SUMMARY, TRACE, CURVES, PARTITION, ADVERSARIAL, TRACEBACK)
-"""The names that a run writes, and beside its checkpoints the only ones that it ever removes."""
-CHECKPOINTS = "checkpoints"
-CHECKPOINT = re.compile(r"(\d{8,})-([0-9a-f]{32})\.safetensors")
-"""The name of a checkpoint: its round, and the checksum of its content."""
-HALF = re.compile(rf"\.{CHECKPOINT.pattern}\.\d+\.tmp")
-"""What it is called before it is whole; see `write_whole`."""
-ENDED = ("finished", "stopped", "diverged", "stalled")
-"""How a run can end that need not be done again."""
 EXISTS = "this folder exists; choose another or pass --force"
 
 
-class RunFolder:
-    """The files of one run. Made by `create` for a new run, by `reopen` to go on with one, by `open_run` to read one.
+class RunFolder(StoredRun):
+    """The files of one run that is written. Made by `create` for a new run, by `reopen` to go on with one.
 
     As a context manager it closes metrics.jsonl; when it is left by an InputError a new one also discards itself.
-    appended: rows of metrics.jsonl so far. checkpoints: the folder for them, which need not be there.
+    appended: rows of metrics.jsonl so far.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoints = path / CHECKPOINTS
+        super().__init__(path)
         self.appended = 0
         self._made: tuple[Path, ...] = ()  # folders that this object made, outermost first
         self._stale: tuple[str, ...] = ()  # files of an earlier run, removed at the first write
@@ -85,16 +71,16 @@ class RunFolder:
         made: list[Path] = []
         try:
             if out is None:
-                folder = cls(_next_free(root, name, made))
+                folder = cls(next_free(root, name, made))
             else:
                 folder = cls(out)
                 if not out.is_dir():
-                    _make(out, made)
+                    make(out, made)
             present = frozenset(entry.name for entry in folder.path.iterdir())
         except OSError as error:
-            _remove_empty(made)
+            remove_empty(made)
             place = root / name if out is None else out
-            remedy = EXISTS if isinstance(error, FileExistsError) else f"cannot be made: {_reason(error)}"
+            remedy = EXISTS if isinstance(error, FileExistsError) else f"cannot be made: {reason(error)}"
             raise InputError("out", str(place), remedy) from error
         folder._made = tuple(made)
         ours = tuple(file for file in (*FILES, CHECKPOINTS) if file in present)
@@ -110,15 +96,15 @@ class RunFolder:
 
         InputError: there is no run in it, or another process is writing to it.
         """
-        folder = open_run(path)
+        folder = cls(open_run(path).path)
         try:
             folder._metrics = open(path / METRICS, "r+b", buffering=0)  # noqa: SIM115
-            _lock(folder._metrics)
+            lock(folder._metrics)
         except FileNotFoundError:
             pass
         except OSError as error:
             folder.close()
-            raise InputError("resume", str(path), f"cannot go on: {_reason(error)}") from error
+            raise InputError("resume", str(path), f"cannot go on: {reason(error)}") from error
         folder._kept = frozenset((*FILES, CHECKPOINTS))
         return folder
 
@@ -136,7 +122,7 @@ class RunFolder:
                 raise InputError("out", str(out), EXISTS)
             disk = shutil.disk_usage(held)
         except OSError as error:
-            raise InputError("out", str(place), f"cannot be used: {_reason(error)}") from error
+            raise InputError("out", str(place), f"cannot be used: {reason(error)}") from error
         if not os.access(held, os.W_OK | os.X_OK):
             raise InputError("out", str(place), f"{held} cannot be written in; choose another place")
         if disk.total > 0 and disk.free == 0:
@@ -176,7 +162,7 @@ class RunFolder:
             for file in (*FILES, CHECKPOINTS):
                 if file not in self._kept:
                     self._remove(file)
-        _remove_empty(self._made)
+        remove_empty(self._made)
 
     def place(self, file: str) -> Path:
         """Give the path of one of `FILES`, about to be written; this removes an earlier run's files."""
@@ -224,7 +210,7 @@ class RunFolder:
         try:
             # "x": another process that was given the same empty folder must not mix its rows with ours.
             self._metrics = open(path, "xb", buffering=0)  # noqa: SIM115
-            _lock(self._metrics)
+            lock(self._metrics)
         except OSError as error:
             raise StorageError(path, error) from error
 
@@ -247,11 +233,6 @@ class RunFolder:
         self.appended += 1
 
     @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint, be it damaged."""
-        return self.checkpoints.is_dir() and any(CHECKPOINT.fullmatch(path.name) for path in self.checkpoints.iterdir())
-
-    @property
     def size(self) -> int:
         """Bytes of metrics.jsonl; 0 where there is none yet."""
         return 0 if self._metrics is None else os.fstat(self._metrics.fileno()).st_size
@@ -272,14 +253,6 @@ class RunFolder:
         except OSError as error:
             raise StorageError(self.checkpoints, error) from error
 
-    def ended(self) -> str | None:
-        """How the run has ended, one of `ENDED`; None: it has not, or has been interrupted."""
-        try:
-            status = json.loads((self.path / SUMMARY).read_bytes())["status"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return status if status in ENDED else None
-
     def _remove(self, name: str) -> None:
         """Remove a file, or of the checkpoints' folder those and the folder, if nothing else is in it."""
         if name != CHECKPOINTS:
@@ -287,7 +260,7 @@ class RunFolder:
         else:
             self._remove_checkpoints(CHECKPOINT)
             self._remove_checkpoints(HALF)
-            _remove_empty([self.checkpoints])
+            remove_empty([self.checkpoints])
 
     def _remove_checkpoints(self, called: re.Pattern[str]) -> None:
         for path in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():
@@ -305,36 +278,6 @@ class RunFolder:
         except OSError as error:
             raise StorageError(self.path / METRICS, error) from error
 
-    def rows(self) -> list[Row]:
-        """Read the rows of metrics.jsonl; a last line that was cut off is dropped."""
-        return read_rows(self.path / METRICS)
-
-    @property
-    def history(self) -> History:
-        """The same rows as a table, read when it is first asked something."""
-        return History(self.path / METRICS)
-
-    def trace(self) -> dict[str, Any] | None:
-        """Read trace.json; None without it. InputError: it cannot be read."""
-        path = self.path / TRACE
-        try:
-            found: dict[str, Any] = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise InputError("trace", str(path), f"cannot be read: {error}") from error
-        return found
-
-    def config(self) -> dict[str, Any]:
-        """Read config.toml. InputError: it is absent or not TOML."""
-        path = self.path / CONFIG
-        try:
-            return tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError("run", str(path), f"cannot be read: {_reason(error)}") from error
-        except ValueError as error:
-            raise InputError("run", str(path), f"is not TOML: {error}") from error
-
     def __enter__(self) -> RunFolder:
         return self
 
@@ -345,68 +288,6 @@ class RunFolder:
             self.discard()
         else:
             self.close()
-
-
-def open_run(path: Path) -> RunFolder:
-    """Open the folder of an earlier run, to read it. InputError: there is no run in it."""
-    if not is_run(path):
-        inner = next((entry for entry in sorted(path.glob("*")) if is_run(entry)), None)
-        remedy = "" if inner is None else f"; name one of the runs in it, such as {inner}"
-        raise InputError("run", str(path), f"no run is there: it has neither {CONFIG} nor {METRICS}{remedy}")
-    return RunFolder(path)
-
-
-def is_run(path: Path) -> bool:
-    """Whether `path` is the folder of a run."""
-    return (path / CONFIG).is_file() or (path / METRICS).is_file()
-
-
-def _lock(file: FileIO) -> None:
-    """Hold a file for this process, until it closes it or dies. BlockingIOError: another process holds it."""
-    if sys.platform == "win32":
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing to it") from None
-    except OSError:  # some network file systems have no locks
-        pass
-
-
-def _next_free(root: Path, name: str, made: list[Path]) -> Path:
-    if not root.is_dir():
-        _make(root, made)
-    number = 0
-    while True:
-        path = root / f"{name}-{number}"
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            made.append(path)
-            return path
-
-
-def _make(path: Path, made: list[Path]) -> None:
-    """Make the folder `path` and its parents, and add to `made` those that were not there."""
-    for parent in reversed(path.parents):
-        if not parent.is_dir():
-            try:
-                parent.mkdir()
-            except FileExistsError:
-                continue  # another run made it in the meantime
-            made.append(parent)
-    path.mkdir()
-    made.append(path)
-
-
-def _remove_empty(made: Sequence[Path]) -> None:
-    for path in reversed(made):
-        if path.is_dir():
-            if any(path.iterdir()):
-                return
-            path.rmdir()
 
 
 def _for_json(value: Any) -> Any:

@@ -19,10 +19,11 @@ from fedsim.core.errors import InputError
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_problem, build_simulation
 from fedsim.running.checkpoint import Checkpoint, UnusableError, newest
-from fedsim.running.folder import CONFIG, RunFolder, open_run
+from fedsim.running.folder import RunFolder
 from fedsim.running.result import Callback, Result
 from fedsim.running.runner import describe, drive, execute, recording, unresumable, versions
 from fedsim.running.simulation import Simulation
+from fedsim.running.stored import CONFIG, open_run
 
 DECIDING = ("fedsim", "torch", "numpy")
 """What decides the last bits of results."""

@@ -23,10 +23,12 @@ from fedsim.plots import curves
 from fedsim.problems.base import Problem
 from fedsim.running.build import EngineMaker, build_problem, build_simulation
 from fedsim.running.checkpoint import Keeper
-from fedsim.running.folder import CURVES, ENDED, RunFolder
+from fedsim.running.endings import ENDED
+from fedsim.running.folder import RunFolder
 from fedsim.running.history import History, Row
 from fedsim.running.result import Callback, Result, Round
 from fedsim.running.simulation import Simulation
+from fedsim.running.stored import CURVES
 from fedsim.running.summary import summarise
 
 VERSIONED = ("torch", "numpy", "scikit-learn", "flwr-datasets")

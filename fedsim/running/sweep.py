@@ -218,9 +218,9 @@ def _run(_: None, task: tuple[Mapping[str, Any], Path | None, Mapping[int, Path]
     """Run a point, or several seeds of it as a stack, in a worker. task: its tables, data folder, folders by seed."""
     from fedsim.configuration.tables import experiment
     from fedsim.core.files import write_whole
-    from fedsim.running.folder import TRACEBACK
     from fedsim.running.resume import resume
     from fedsim.running.seeds import run_seeds
+    from fedsim.running.stored import TRACEBACK
 
     tables, data_dir, folders = task
     traces = [folder / TRACEBACK for folder in folders.values()]
@@ -249,7 +249,9 @@ def _earlier(point: Point) -> Outcome | None:
     InputError: the folder cannot be used, or another experiment has been run in it.
     """
     from fedsim.configuration.tables import experiment
-    from fedsim.running.folder import CONFIG, ENDED, SUMMARY, RunFolder
+    from fedsim.running.endings import ENDED
+    from fedsim.running.folder import RunFolder
+    from fedsim.running.stored import CONFIG, SUMMARY
 
     folder = point.folder
     RunFolder.check(folder, point.experiment.name, force=True)

@@ -22,7 +22,7 @@ from fedsim.cli.arguments import parse_seeds
 from fedsim.cli.main import main
 from fedsim.core.errors import InputError
 from fedsim.problems.base import ADVERSARIAL
-from fedsim.running.folder import CHECKPOINTS, FILES, TRACEBACK
+from fedsim.running.stored import CHECKPOINTS, FILES, TRACEBACK
 from fedsim.running.sweep import Outcome, Point
 
 ROOT = Path(__file__).parents[2]

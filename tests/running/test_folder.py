@@ -17,8 +17,9 @@ from safetensors import safe_open
 
 from fedsim.core.errors import InputError
 from fedsim.core.files import StorageError, write_whole
-from fedsim.running.folder import CHECKPOINTS, CURVES, FILES, METRICS, RunFolder, open_run
+from fedsim.running.folder import RunFolder
 from fedsim.running.history import History
+from fedsim.running.stored import CHECKPOINTS, CURVES, FILES, METRICS, open_run
 
 WHOLE = f"00000002-{'ab' * 16}.safetensors"
 """The name of a checkpoint."""

@@ -31,10 +31,11 @@ from fedsim.problems.supervised import Supervised
 from fedsim.running import runner
 from fedsim.running.build import build_simulation
 from fedsim.running.checkpoint import Checkpoint, UnusableError, listed, read, write
-from fedsim.running.folder import CONFIG, METRICS, MODEL, SUMMARY, TRACE, RunFolder, open_run
+from fedsim.running.folder import RunFolder
 from fedsim.running.resume import resume
 from fedsim.running.runner import execute, run
 from fedsim.running.simulation import Simulation
+from fedsim.running.stored import CONFIG, METRICS, MODEL, SUMMARY, TRACE, open_run
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 

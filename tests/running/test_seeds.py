@@ -16,9 +16,9 @@ from fedsim.engine.executor import Executor
 from fedsim.problems.benchmark_functions import Synthetic
 from fedsim.problems.black_box import BlackBoxError, black_box
 from fedsim.problems.evaluators import Stacked
-from fedsim.running.folder import CONFIG, METRICS, MODEL, SUMMARY, TRACEBACK
 from fedsim.running.runner import run
 from fedsim.running.seeds import run_seeds
+from fedsim.running.stored import CONFIG, METRICS, MODEL, SUMMARY, TRACEBACK
 
 SEEDS = [4, 0, 9]
 FUNCTIONS = {"kind": "synthetic", "dimension": 6, "clients": 5, "noise": 0.01}

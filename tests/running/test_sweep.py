@@ -18,7 +18,7 @@ from clients.sgd import Sgd
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
 from fedsim.problems.base import ADVERSARIAL
-from fedsim.running.folder import CONFIG, FILES, METRICS, MODEL, SUMMARY, TRACEBACK
+from fedsim.running.stored import CONFIG, FILES, METRICS, MODEL, SUMMARY, TRACEBACK
 from fedsim.running.sweep import LONGEST, Outcome, Point, expand, parse_grid, run_points
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,62 @@
+"""Folders that are made together, and taken back together where nothing came of it."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from io import FileIO
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+
+def lock(file: FileIO) -> None:
+    """Hold a file for this process, until it closes it or dies. BlockingIOError: another process holds it."""
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing to it") from None
+    except OSError:  # some network file systems have no locks
+        pass
+
+
+def next_free(root: Path, name: str, made: list[Path]) -> Path:
+    """Make the folder `root/<name>-<n>` of the least n for which there is none, and add to `made` what was made."""
+    if not root.is_dir():
+        make(root, made)
+    number = 0
+    while True:
+        path = root / f"{name}-{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            made.append(path)
+            return path
+
+
+def make(path: Path, made: list[Path]) -> None:
+    """Make the folder `path` and its parents, and add to `made` those that were not there."""
+    for parent in reversed(path.parents):
+        if not parent.is_dir():
+            try:
+                parent.mkdir()
+            except FileExistsError:
+                continue  # another run made it in the meantime
+            made.append(parent)
+    path.mkdir()
+    made.append(path)
+
+
+def remove_empty(made: Sequence[Path]) -> None:
+    """Remove these folders, the last first, up to one that holds something."""
+    for path in reversed(made):
+        if path.is_dir():
+            if any(path.iterdir()):
+                return
+            path.rmdir()

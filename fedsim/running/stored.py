@@ -1,0 +1,104 @@
+"""The folder of a run: `runs/<name>-<n>/`, in which nothing is overwritten unless that is asked for.
+
+config.toml         the experiment, with every option resolved, and the versions
+metrics.jsonl       one JSON object a completed round or evaluation, written when it is complete
+model.safetensors   the final parameters, of a black box one vector x
+summary.json        the final values
+trace.json          staleness, participation, and when the first clients worked on which version of the model
+curves.png          loss, accuracy, the value of a function against the round
+partition.png       the label distribution of the clients; of supervised problems
+adversarial.png     an image before and after; of attacks
+traceback.txt       where a run that failed was
+checkpoints/        what a run that has not ended goes on from; see `fedsim.running.checkpoint`
+
+A file other than metrics.jsonl appears whole or not at all: it is written beside its place, then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from fedsim.core.errors import InputError
+from fedsim.core.files import reason
+from fedsim.problems.base import ADVERSARIAL, PARTITION
+from fedsim.running.endings import ENDED
+from fedsim.running.history import History, Row, read_rows
+
+CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
+TRACE, CURVES, TRACEBACK = "trace.json", "curves.png", "traceback.txt"
+FILES = (CONFIG, METRICS, MODEL, SUMMARY, TRACE, CURVES, PARTITION, ADVERSARIAL, TRACEBACK)
+"""The names that a run writes, and beside its checkpoints the only ones that it ever removes."""
+CHECKPOINTS = "checkpoints"
+CHECKPOINT = re.compile(r"(\d{8,})-([0-9a-f]{32})\.safetensors")
+"""The name of a checkpoint: its round, and the checksum of its content."""
+HALF = re.compile(rf"\.{CHECKPOINT.pattern}\.\d+\.tmp")
+"""What it is called before it is whole; see `write_whole`."""
+
+
+class StoredRun:
+    """The files of a run, to be read. checkpoints: the folder for them, which need not be there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint, be it damaged."""
+        return self.checkpoints.is_dir() and any(CHECKPOINT.fullmatch(path.name) for path in self.checkpoints.iterdir())
+
+    def ended(self) -> str | None:
+        """How the run has ended, one of `ENDED`; None: it has not, or has been interrupted."""
+        try:
+            status = json.loads((self.path / SUMMARY).read_bytes())["status"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return status if status in ENDED else None
+
+    def rows(self) -> list[Row]:
+        """Read the rows of metrics.jsonl; a last line that was cut off is dropped."""
+        return read_rows(self.path / METRICS)
+
+    @property
+    def history(self) -> History:
+        """The same rows as a table, read when it is first asked something."""
+        return History(self.path / METRICS)
+
+    def trace(self) -> dict[str, Any] | None:
+        """Read trace.json; None without it. InputError: it cannot be read."""
+        path = self.path / TRACE
+        try:
+            found: dict[str, Any] = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError("trace", str(path), f"cannot be read: {error}") from error
+        return found
+
+    def config(self) -> dict[str, Any]:
+        """Read config.toml. InputError: it is absent or not TOML."""
+        path = self.path / CONFIG
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError("run", str(path), f"cannot be read: {reason(error)}") from error
+        except ValueError as error:
+            raise InputError("run", str(path), f"is not TOML: {error}") from error
+
+
+def open_run(path: Path) -> StoredRun:
+    """Open the folder of an earlier run, to read it. InputError: there is no run in it."""
+    if not is_run(path):
+        inner = next((entry for entry in sorted(path.glob("*")) if is_run(entry)), None)
+        remedy = "" if inner is None else f"; name one of the runs in it, such as {inner}"
+        raise InputError("run", str(path), f"no run is there: it has neither {CONFIG} nor {METRICS}{remedy}")
+    return StoredRun(path)
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is the folder of a run."""
+    return (path / CONFIG).is_file() or (path / METRICS).is_file()
