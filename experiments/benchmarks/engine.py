@@ -60,7 +60,9 @@ class Fedsim:
 
     def parameters(self) -> dict[str, Tensor]:
         """Copy the present global model, as a state dict."""
-        return {name: value.cpu() for name, value in self.problem.layout.named(self.simulation.state.params).items()}
+        return {
+            name: value.cpu() for name, value in self.problem.model.layout.named(self.simulation.state.params).items()
+        }
 
     def accuracy(self) -> float:
         """Measure the test accuracy of the present global model."""

@@ -235,7 +235,7 @@ def _watch(experiment: Experiment) -> Watched:
         if row["round"] in SNAPSHOTS:
             scores.append(_losses(problem, simulation.params))
     clean = experiment.problem.made["dataset"].load(DataFolder(experiment.data_dir))
-    dealt = problem.order.cpu().numpy()
+    dealt = problem.data.order.cpu().numpy()
     wrong = (problem.dataset.y != clean.y)[dealt]
     return Watched(np.array(scores)[:, dealt], wrong)
 
@@ -244,9 +244,9 @@ def _losses(problem: Supervised, params: Tensor) -> Numbers:
     """Of all training examples, [n]."""
     model, found = problem.module(params), []
     with torch.no_grad():
-        for begin in range(0, len(problem.x), AT_ONCE):
+        for begin in range(0, len(problem.data.x), AT_ONCE):
             some = slice(begin, begin + AT_ONCE)
-            found.append(problem.loss.examples(model(problem.x[some]), problem.y[some]))
+            found.append(problem.model.loss.examples(model(problem.data.x[some]), problem.data.y[some]))
     losses: Numbers = torch.cat(found).double().cpu().numpy()
     return losses
 

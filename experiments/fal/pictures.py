@@ -90,9 +90,9 @@ def attacked_images(point: Point) -> Attacked:
     attack = point.experiment.evaluation.made["attacks"][-1]
     numbers = torch.stack([(problem.y_test == label).nonzero()[0, 0] for label in range(len(CLASSES))])
     x, y = problem.x_test[numbers].unsqueeze(0), problem.y_test[numbers].unsqueeze(0)
-    network = PlainNetwork(problem.module(params), problem.layout, problem.loss)
+    network = PlainNetwork(problem.module(params), problem.model.layout, problem.model.loss)
     draws = ExampleDraws(Streams(point.experiment.seed), numbers)
-    victim = Victim(network, problem.layout.stack(params), problem.loss, draws)
+    victim = Victim(network, problem.model.layout.stack(params), problem.model.loss, draws)
     after = attack.perturb(victim, x, y)
     before, then = (victim.outputs(images)[0].argmax(dim=1).cpu().numpy() for images in (x, after))
     return Attacked(y[0].cpu().numpy(), x[0, :, 0].cpu().numpy(), after[0, :, 0].cpu().numpy(), before, then)

@@ -10,7 +10,6 @@ adversarial training". Attacks are not held to the sphere here, so they can do m
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,12 +18,9 @@ from torch import Tensor, nn
 from fedsim.core.errors import InputError
 from fedsim.core.options import NonNegativeFloat, PositiveInt, options
 from fedsim.core.streams import SERVER, Streams
-from fedsim.problems.base import choose_device
+from fedsim.problems.base import Setting
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.supervised import Supervised
-
-if TYPE_CHECKING:
-    from fedsim.configuration.tables import Experiment
 
 ATTEMPTS = 10_000
 """Points that are drawn for one that is far enough from those before it, until it is given up."""
@@ -49,17 +45,17 @@ class Separated:
         if self.dimension < 2:
             raise InputError("dimension", self.dimension, "take two at least, of which the last is given")
 
-    def build(self, experiment: Experiment) -> Supervised:
+    def build(self, setting: Setting) -> Supervised:
         """Points, labels and first parameters of the experiment's seed, dealt as its partition says."""
-        streams = Streams(experiment.seed)
+        streams = Streams(setting.seed)
         data = self.dataset(streams)
         return Supervised(
             data,
-            experiment.partition.split(data, streams.derive("partition")),
+            setting.partition.split(data, streams.derive("partition")),
             self.model(streams),
             loss="log_cosh",
-            device=choose_device(experiment.engine.device),
-            dtype=getattr(torch, experiment.engine.precision),
+            device=setting.device,
+            dtype=setting.dtype,
         )
 
     def dataset(self, streams: Streams) -> Dataset:

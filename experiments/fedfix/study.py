@@ -266,7 +266,7 @@ def behind(measured: Sequence[Measured]) -> list[Numbers]:
         fast, slow = torch.from_numpy(durations.argsort()).chunk(2)
         for gap, one in zip(gaps, measured, strict=True):
             problem.start_from(load_start(one.points[seed].folder / MODEL))
-            losses = problem.client_losses(problem.initial(), everyone)[:, 0]
+            losses = problem.losses(problem.initial(), everyone)[:, 0]
             gap[seed] = losses[slow].mean() - losses[fast].mean()
     return gaps
 

@@ -132,7 +132,7 @@ class SampleCurriculum:
         if self.order == "random":
             return torch.zeros(len(cohort), cohort.largest, dtype=cohort.dtype, device=cohort.examples.device)
         if self.score == "expert":
-            return cohort.expert_losses(self.expert)
+            return cohort.scored(self.expert)
         theta = cohort.received("params")
         found = self._judged(cohort, theta) if self.score != "local" else None
         if self.remembers:

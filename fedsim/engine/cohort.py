@@ -8,14 +8,13 @@ ids that its named draws need.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError, naming, one_line
+from fedsim.core.errors import InputError, one_line
 from fedsim.core.streams import Index, Streams
 from fedsim.engine.assignment import Assignment
 from fedsim.engine.batches import Course, Plan, plan_batches, steps_of
@@ -24,12 +23,7 @@ from fedsim.exchange.messages import BrokenPromiseError, Scalar
 from fedsim.nets.dropout import Draw
 from fedsim.nets.network import Batch, Network
 from fedsim.nets.stack import Stack
-
-if TYPE_CHECKING:
-    from fedsim.client.curriculum import Expert
-    from fedsim.problems.base import Problem
-    from fedsim.problems.black_box import BlackBox
-    from fedsim.problems.supervised import Supervised
+from fedsim.problems.base import Examples, Problem
 
 GATHER = 2**22
 """How many input numbers are gathered from the data at once: few calls, and they stay in the cache."""
@@ -85,6 +79,13 @@ class Cohort:
         return self._network
 
     @property
+    def data(self) -> Examples:
+        """The training examples of all clients."""
+        if self._problem.data is None:
+            raise BrokenPromiseError("an algorithm for black boxes asked for examples")
+        return self._problem.data
+
+    @property
     def dimension(self) -> int:
         """d, how many parameters there are."""
         return self._problem.dimension
@@ -129,13 +130,13 @@ class Cohort:
         self.queries[asking] += x.shape[1]
         self.extra_queries[asking] += x.shape[1] if extra else 0
         self._asked += 1
-        if self._network is None:
-            opaque = cast("BlackBox", self._problem)
+        oracle = self._problem.oracle
+        if oracle is not None:
             draws = self.draws[asking] if isinstance(self.draws, Tensor) else self.draws
-            return opaque.query(self.clients[asking], x, self.streams, draws, self._asked)
+            return oracle.query(self.clients[asking], x, self.streams, draws, self._asked)
         values = torch.empty(x.shape[:2], dtype=x.dtype, device=x.device)
         for part, y, data in self._repeated(x, batch, asking):
-            values[:, part] = self._network.values(y, data).view(len(x), -1)
+            values[:, part] = self.network.values(y, data).view(len(x), -1)
         return values
 
     def differentiate(self, x: Tensor, v: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
@@ -168,10 +169,8 @@ class Cohort:
 
     def truth(self, x: Tensor) -> Tensor | None:
         """The gradient of F at the first k clients' points x [k, d], to judge estimates by; None: it is not known."""
-        if self._network is not None:
-            return None
-        opaque = cast("BlackBox", self._problem)
-        return opaque.truth(self.clients[: len(x)], x)
+        oracle = self._problem.oracle
+        return None if oracle is None else oracle.truth(self.clients[: len(x)], x)
 
     def judge(self, params: Tensor, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """A number for each example of each client, [C, largest], NaN beyond its last.
@@ -179,9 +178,9 @@ class Cohort:
         params: the models that are asked, [d] or [C, d], dropout inactive. rule: from outputs [k, B, K] and targets
         [k, B] to numbers [k, B].
         """
-        problem, y = cast("Supervised", self._problem), self.stack(params)
-        found = torch.full((len(self), problem.largest), torch.nan, dtype=self.dtype, device=self.examples.device)
-        for begin in range(0, problem.largest, JUDGED):
+        data, y = self.data, self.stack(params)
+        found = torch.full((len(self), self.largest), torch.nan, dtype=self.dtype, device=self.examples.device)
+        for begin in range(0, self.largest, JUDGED):
             rows = (self.examples > begin).nonzero().flatten()
             if not len(rows):
                 break
@@ -189,7 +188,7 @@ class Cohort:
             inside = place < self.examples[rows].unsqueeze(1)
             index = self._index(rows, torch.where(inside, place, 0))
             models = y if len(rows) == len(self) else Stack([leaf[rows] for leaf in y.leaves])
-            values = rule(self.network.outputs(models, problem.x[index]), problem.y[index])
+            values = rule(self.network.outputs(models, data.x[index]), data.y[index])
             columns = found[:, begin : begin + JUDGED]
             columns[rows] = values.where(inside, torch.nan)[:, : columns.shape[1]]
         return found
@@ -199,30 +198,25 @@ class Cohort:
         """The most examples that a client has, of all clients."""
         return self._problem.largest
 
-    def expert_losses(self, expert: Expert) -> Tensor:
-        """The losses of each client's examples under an expert that was trained on all data; NaN beyond the last."""
-        problem = cast("Supervised", self._problem)
+    def scored(self, name: Hashable) -> Tensor:
+        """What the problem's scores of that name say of each client's examples, [C, largest]; NaN beyond the last."""
         place = torch.arange(self.largest, device=self.examples.device)
         inside = place < self.examples.unsqueeze(1)
         index = self._index(torch.arange(len(self), device=place.device), torch.where(inside, place, 0))
-        with naming("client.curriculum.expert"):
-            losses = problem.expert_losses(expert)
-        return losses.to(self.dtype)[index].where(inside, torch.nan)
+        return self.data.scores[name].to(self.dtype)[index].where(inside, torch.nan)
 
     def class_counts(self) -> Tensor:
         """How many examples of each class each client has: int64 [C, K]."""
-        problem = cast("Supervised", self._problem)
-        classes = problem.dataset.num_classes
+        data, classes = self.data, self.data.num_classes
         owner = torch.repeat_interleave(torch.arange(len(self), device=self.examples.device), self.examples)
         place = torch.arange(len(owner), device=owner.device)
         place -= torch.repeat_interleave(self.examples.cumsum(0) - self.examples, self.examples)
-        label = problem.y[problem.order[problem.begin[self.clients][owner] + place]]
+        label = data.y[data.order[data.begin[self.clients][owner] + place]]
         return torch.bincount(owner * classes + label, minlength=len(self) * classes).view(len(self), classes)
 
     def _index(self, rows: Tensor, place: Tensor) -> Tensor:
         """The numbers of examples in the data: those at some places [k, B] of the clients in some rows, int64 [k]."""
-        problem = cast("Supervised", self._problem)
-        return problem.order[problem.begin[self.clients[rows]].unsqueeze(1) + place]
+        return self.data.order[self.data.begin[self.clients[rows]].unsqueeze(1) + place]
 
     def batches(
         self,
@@ -239,18 +233,17 @@ class Cohort:
 
         Batch s is for the first len(batch) rows of the cohort, those that have more than s steps to take.
         """
-        problem = cast("Supervised", self._problem)
         plan = plan_batches(
             self.streams,
             self.clients,
-            problem.order,
-            problem.begin[self.clients],
+            self.data.order,
+            self.data.begin[self.clients],
             self.examples,
             epochs=epochs,
             steps=steps,
-            batch_size=min(batch_size or problem.largest, problem.largest),
+            batch_size=min(batch_size or self.largest, self.largest),
             draws=self.draws,
-            dtype=problem.dtype,
+            dtype=self.dtype,
             course=course,
         )
         taken = steps_of(self.examples, epochs, steps, batch_size) if course is None else course.steps
@@ -272,20 +265,18 @@ class Cohort:
 
     def _all_examples(self, asking: slice | Tensor) -> Batch:
         """All examples of some of the clients as one batch."""
-        problem, clients = cast("Supervised", self._problem), self.clients[asking]
-        examples = self.examples[asking]
-        width = max(2, problem.largest)  # not the cohort's: sums of another width have other last bits
+        data, clients, examples = self.data, self.clients[asking], self.examples[asking]
+        width = max(2, self.largest)  # not the cohort's: sums of another width have other last bits
         place = torch.arange(width, device=examples.device)
         inside = place < examples.unsqueeze(1)
-        begin = problem.begin[clients].unsqueeze(1)
-        index = problem.order[torch.where(inside, begin + place, begin)]
-        weight = inside.to(problem.dtype) / examples.unsqueeze(1).to(problem.dtype)
+        begin = data.begin[clients].unsqueeze(1)
+        index = data.order[torch.where(inside, begin + place, begin)]
+        weight = inside.to(self.dtype) / examples.unsqueeze(1).to(self.dtype)
         draw = Draw(self.streams, clients, 0, 0)  # of no use: these batches are evaluated only
-        return Batch(problem.x[index], problem.y[index], weight, draw)
+        return Batch(data.x[index], data.y[index], weight, draw)
 
     def _gather(self, plan: Plan) -> Iterator[Batch]:
-        problem = cast("Supervised", self._problem)
-        x, y, shape = problem.x, problem.y, plan.index.shape
+        x, y, shape = self.data.x, self.data.y, plan.index.shape
         numbers = max(1, x[0].numel() * shape[1])
         step = 0
         while step < len(plan.active):

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -33,11 +32,7 @@ from fedsim.nets.dropout import Draw
 from fedsim.nets.lowering import loses_to_a_loop
 from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.parallel.cores import cores, one_core_an_operation, spread
-from fedsim.problems.base import Problem
-from fedsim.problems.supervised import Supervised
-
-if TYPE_CHECKING:
-    from fedsim.problems.black_box import BlackBox
+from fedsim.problems.base import Examples, Model, Problem
 
 WORTH_A_THREAD = 20_000_000
 """Multiply-adds that a step must have, for each core, before threads win more than they lose to Python's lock."""
@@ -99,34 +94,32 @@ class Acted:
     lost: bool = False
 
 
-def choose_network(problem: Supervised, choice: Choice, width: int = 1) -> tuple[str, Network]:
+def choose_network(model: Model, data: Examples, choice: Choice, width: int = 1) -> tuple[str, Network]:
     """The executor's name and the network it computes with, on batches of this width."""
-    model, layout, loss = problem.model, problem.layout, problem.loss
-    slower = problem.device.type == "cpu" and loses_to_a_loop(model, width * problem.footprint.operations)
+    module, layout, loss = model.module, model.layout, model.loss
+    slower = data.x.device.type == "cpu" and loses_to_a_loop(module, width * model.footprint.operations)
     if choice == "loop" or (choice == "auto" and slower):
-        return "loop", PlainNetwork(model, layout, loss)
-    chain = ChainNetwork.of(model, layout, loss)
+        return "loop", PlainNetwork(module, layout, loss)
+    chain = ChainNetwork.of(module, layout, loss)
     if chain is not None:
         return "stacked", chain
     try:
-        stacked = StackedNetwork(model, layout, loss)
-        _try(stacked, problem)
+        stacked = StackedNetwork(module, layout, loss)
+        _try(stacked, layout.flatten(dict(module.named_parameters())), data)
     except InputError:
         if choice == "stacked":
             raise
-        return "loop", PlainNetwork(model, layout, loss)
+        return "loop", PlainNetwork(module, layout, loss)
     return "stacked", stacked
 
 
-def _try(network: Network, problem: Supervised) -> None:
+def _try(network: Network, start: Tensor, data: Examples) -> None:
     """Two clients of two examples: a module that `vmap` cannot take is found out before a run, not in it."""
-    rows = torch.zeros(2, 2, dtype=torch.int64, device=problem.device)
-    draw = Draw(Streams(0), torch.arange(2, device=problem.device), 0, 0)
-    weight = torch.full((2, 2), 0.5, dtype=problem.dtype, device=problem.device)
+    rows = torch.zeros(2, 2, dtype=torch.int64, device=start.device)
+    draw = Draw(Streams(0), torch.arange(2, device=start.device), 0, 0)
+    weight = torch.full((2, 2), 0.5, dtype=start.dtype, device=start.device)
     try:
-        network.gradients(
-            network.layout.stack(problem.initial(), 2), Batch(problem.x[rows], problem.y[rows], weight, draw)
-        )
+        network.gradients(network.layout.stack(start, 2), Batch(data.x[rows], data.y[rows], weight, draw))
     except RuntimeError as error:
         line = one_line(error, 200)
         raise InputError("engine.executor", "stacked", f"the model cannot be stacked, use 'loop' ({line})") from error
@@ -156,8 +149,8 @@ class Executor:
         self.name = "stacked"
         asked = client.batch_size
         self._width = problem.largest if asked == "full" else min(asked, problem.largest)
-        if isinstance(problem, Supervised):
-            self.name, self.network = choose_network(problem, choice, self._width)
+        if problem.model is not None and problem.data is not None:
+            self.name, self.network = choose_network(problem.model, problem.data, choice, self._width)
         elif choice == "loop":
             self.name = choice
         self.memory = memory
@@ -168,9 +161,9 @@ class Executor:
         numbers = client.numbers(problem.dimension, problem.largest)
         width = self._width * client.views
         self._row_operations = client.operations(problem.dimension)
-        if isinstance(problem, Supervised):
-            numbers += 3 * width * problem.footprint.activations  # with their gradients
-            self._row_operations += width * problem.footprint.operations
+        if problem.model is not None:
+            numbers += 3 * width * problem.model.footprint.activations  # with their gradients
+            self._row_operations += width * problem.model.footprint.operations
         self._row_bytes = numbers * problem.dtype.itemsize
         self.scratch = Scratch(memory)
         self.cores = cores()
@@ -242,20 +235,12 @@ class Executor:
         return work
 
     def _losses(self, assignment: Assignment) -> Tensor:
-        """Mean loss and root of the mean squared loss under the models that were sent, float64 [C, 2].
-
-        Of a black box its answer, and the answer's absolute value.
-        """
+        """What the models that were sent cost the clients, float64 [C, 2]; see `Problem.losses`."""
         found = torch.empty((len(assignment), 2), dtype=torch.float64, device=self.problem.device)
         for number, orders in enumerate(assignment.orders):
             rows = slice(None) if assignment.origin is None else (assignment.origin == number).nonzero().flatten()
             params, clients = orders.payload["params"], assignment.clients[rows]
-            if isinstance(self.problem, Supervised):
-                found[rows] = self.problem.client_losses(params, clients, self._sampled(orders))
-            else:
-                at = params.expand(len(clients), 1, -1)
-                answers = cast("BlackBox", self.problem).query(clients, at, self.streams, orders.draws, 0)
-                found[rows] = torch.cat((answers, answers.abs()), dim=1).double()
+            found[rows] = self.problem.losses(params, clients, self._sampled(orders), self.streams, orders.draws)
         return found
 
     def _sampled(self, orders: Order) -> Callable[[int], Tensor] | None:

@@ -16,6 +16,7 @@ from fedsim.core.errors import InputError, naming
 from fedsim.core.options import options, table_of
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
+from fedsim.pretrained.expert import expert_losses
 from fedsim.problems.datasets.base import Dataset, Indices
 from fedsim.problems.partitions.base import Partition, Sampled, hold_out
 from fedsim.problems.supervised import Supervised, build_model
@@ -59,7 +60,7 @@ class Difficulty(HasPlugins, Sampled):
         """Losses of these examples under the expert that is trained on them."""
         model = build_model(self.made["model"], data, Streams(self.expert.seed))
         with naming("partition.expert"):
-            losses = Supervised(data, Partition.from_lists([chosen]), model).expert_losses(self.expert)
+            losses = expert_losses(Supervised(data, Partition.from_lists([chosen]), model), self.expert)
         found: NDArray[np.floating[Any]] = losses.numpy()
         return found[chosen]
 

@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fedsim.core.data_files import Array, DataFolder
+from fedsim.core.data_files import Array
 from fedsim.core.errors import InputError
 from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, options
 from fedsim.core.plugins import HasPlugins
@@ -25,13 +25,10 @@ from fedsim.nets.functional import Functional
 from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import spread
 from fedsim.pretrained.classifiers import Fit, by_class, classifiers
-from fedsim.problems.base import ADVERSARIAL, EVALUATED_AT_ONCE, choose_device
+from fedsim.problems.base import ADVERSARIAL, EVALUATED_AT_ONCE, Setting
 from fedsim.problems.black_box import BlackBox
 from fedsim.problems.datasets.base import Dataset
 from fedsim.problems.evaluators import Stacked
-
-if TYPE_CHECKING:
-    from fedsim.configuration.tables import Experiment
 
 LOOKED_AT = 64
 """Test images that are judged at once while those worth attacking are counted."""
@@ -74,17 +71,16 @@ class Attack(HasPlugins):
     black_box: ClassVar[bool] = True
     parts: ClassVar[Mapping[str, str]] = {"dataset": "datasets", "model": "models"}
 
-    def build(self, experiment: Experiment) -> BlackBox:
+    def build(self, setting: Setting) -> BlackBox:
         """Train the classifiers, or read those trained before, and choose the image."""
-        data: Dataset = self.made["dataset"].load(DataFolder(experiment.data_dir))
+        data: Dataset = self.made["dataset"].load(setting.folder)
         self._check(data)
-        device, dtype = choose_device(experiment.engine.device), getattr(torch, experiment.engine.precision)
         generator = Streams(self.training_seed).generator("attack/deal")
         partition = by_class(data.y, data.num_classes, self.clients, self.portion, generator)
         training = Fit(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, optimizer="adam", beta2=0.999)
-        module, params = classifiers(data, partition, self.made["model"], training, self.training_seed, device)
-        ensemble = Ensemble(module, params.to(dtype), data.x.shape[1:])
-        x_test = torch.from_numpy(data.x_test).to(device, dtype)
+        module, params = classifiers(data, partition, self.made["model"], training, self.training_seed, setting.device)
+        ensemble = Ensemble(module, params.to(setting.dtype), data.x.shape[1:])
+        x_test = torch.from_numpy(data.x_test).to(setting.device, setting.dtype)
         chosen = self._choose(ensemble, x_test, data.y_test)
         goal = Goal(int(data.y_test[chosen]), self.target)
         return Attacked(ensemble, x_test[chosen], goal, self.epsilon, start=self.start, noise=self.noise)

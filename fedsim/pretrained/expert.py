@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
 
 from fedsim.client.curriculum import Expert
+from fedsim.core.cache import digest, kept
 from fedsim.core.errors import InputError
 from fedsim.nets.losses import LabelSmoothing
+from fedsim.pretrained.classifiers import TRAINED_BY, Fit, train
 from fedsim.problems.partitions.base import Partition
+from fedsim.problems.supervised import Supervised
 
-if TYPE_CHECKING:
-    from fedsim.problems.supervised import Supervised
+
+def expert_losses(problem: Supervised, expert: Expert) -> Tensor:
+    """The loss of each training example under the expert that `train_expert` trains, [n]: without label smoothing."""
+    return problem.example_losses(train_expert(problem, expert))
 
 
 def train_expert(problem: Supervised, expert: Expert, folder: Path | None = None) -> Tensor:
@@ -30,12 +35,7 @@ def train_expert(problem: Supervised, expert: Expert, folder: Path | None = None
     a file for each: `experts` in the cache folder when not given. A file is named by a hash of all that the expert
     comes from. InputError: labels that are no classes are to be smoothed, or the training diverges.
     """
-    # What clients are trained by has options that hold an `Expert`, so it cannot be imported before.
-    from fedsim.core.cache import digest, kept
-    from fedsim.pretrained.classifiers import TRAINED_BY, Fit, train
-    from fedsim.problems.supervised import Supervised
-
-    data = problem.dataset
+    data, model = problem.dataset, problem.model
     if expert.label_smoothing and not data.num_classes:
         remedy = f"the labels of {data.name} are no classes; set it to 0"
         raise InputError("label_smoothing", expert.label_smoothing, remedy)
@@ -43,14 +43,15 @@ def train_expert(problem: Supervised, expert: Expert, folder: Path | None = None
     fit = Fit(epochs=expert.epochs, batch_size=expert.batch_size, lr=expert.lr, momentum=expert.momentum)
 
     def made() -> Tensor:
-        central = Supervised(data, everything, problem.model, device=problem.device)
-        central.loss = LabelSmoothing(expert.label_smoothing) if expert.label_smoothing else problem.loss
+        central = Supervised(data, everything, model.module, device=problem.device)
+        loss = LabelSmoothing(expert.label_smoothing) if expert.label_smoothing else model.loss
+        central.model = replace(central.model, loss=loss)
         return train(central, fit, expert.seed, central.initial().unsqueeze(0), "lr")
 
-    described = [repr(expert), repr(fit), type(problem.loss).__qualname__, *_described(problem.model)]
-    state = [value.cpu().numpy() for value in problem.model.state_dict().values()]
+    described = [repr(expert), repr(fit), type(model.loss).__qualname__, *_described(model.module)]
+    state = [value.cpu().numpy() for value in model.module.state_dict().values()]
     modules = (*TRAINED_BY, sys.modules[__name__])
-    classes = (type(problem.loss), *map(type, problem.model.modules()))
+    classes = (type(model.loss), *map(type, model.module.modules()))
     key = digest(described, problem.device, modules, classes, (data.x, data.y, everything.order, *state))
     found = kept("experts", key, (1, problem.dimension), made, folder)
     return found[0].to(problem.device, problem.dtype)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import Counts, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, options
 from fedsim.core.plugins import HasPlugins
@@ -24,15 +23,12 @@ from fedsim.core.streams import Streams
 from fedsim.nets import products
 from fedsim.parallel.cores import spread
 from fedsim.pretrained.classifiers import Fit, by_class, classifiers
-from fedsim.problems.base import EVALUATED_AT_ONCE, choose_device
+from fedsim.problems.base import EVALUATED_AT_ONCE, Setting
 from fedsim.problems.black_box import BlackBox
 from fedsim.problems.datasets.base import Dataset, split_dataset, standardise
 from fedsim.problems.evaluators import Stacked
 from fedsim.problems.models.dense import MLP
 from fedsim.problems.partitions.base import Partition
-
-if TYPE_CHECKING:
-    from fedsim.configuration.tables import Experiment
 
 Average = Literal["precision", "recall", "f1", "jaccard"]
 
@@ -143,10 +139,9 @@ class Metric(HasPlugins):
     black_box: ClassVar[bool] = True
     parts: ClassVar[Mapping[str, str]] = {"dataset": "datasets"}
 
-    def build(self, experiment: Experiment) -> BlackBox:
+    def build(self, setting: Setting) -> BlackBox:
         """Train the network, or read the one trained before, and deal the test half."""
-        data = self._halves(self.made["dataset"].load(DataFolder(experiment.data_dir)))
-        device, dtype = choose_device(experiment.engine.device), getattr(torch, experiment.engine.precision)
+        data, device, dtype = self._halves(self.made["dataset"].load(setting.folder)), setting.device, setting.dtype
         training = Fit(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, optimizer="adam", beta2=0.999)
         everything = Partition.from_lists([np.arange(len(data.x))])
         _, params = classifiers(data, everything, MLP(hidden=self.hidden), training, self.training_seed, device)

@@ -1,20 +1,110 @@
-"""What the loop, the engines and the runner ask of a problem, whatever it is about."""
+"""What the loop, the engines and the runner ask of a problem, whatever it is about, and what it is built in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.attacks.attack import Attack
+from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
-from fedsim.core.streams import Streams
+from fedsim.core.streams import Index, Streams
+from fedsim.nets.footprint import Footprint
+from fedsim.nets.losses import Loss
+from fedsim.nets.stack import Layout
+from fedsim.problems.partitions.base import Partitioner
 from fedsim.server.strategy import ProblemView
+
+ONE_AT_A_TIME = threading.Lock()
+"""Held while scores are computed, which may be the training of a model."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a problem is built in: all that it may know of the experiment beside its own options.
+
+    seed: the run's. partition: which client has which examples. device, dtype: of parameters and inputs. folder: where
+    data sets are.
+    """
+
+    seed: int
+    partition: Partitioner
+    device: torch.device
+    dtype: torch.dtype
+    folder: DataFolder
+
+
+class Scores:
+    """Numbers of each training example, [n], by what they come from: computed when first asked for, and then kept."""
+
+    def __init__(self) -> None:
+        self._makers: dict[Hashable, Callable[[], Tensor]] = {}
+        self._made: dict[Hashable, Tensor] = {}
+
+    def offer(self, name: Hashable, make: Callable[[], Tensor]) -> None:
+        """Say what computes the numbers of that name; picklable, where the problem is to be sent to processes."""
+        self._makers[name] = make
+
+    def __getitem__(self, name: Hashable) -> Tensor:
+        """The numbers of that name, which must have been offered."""
+        with ONE_AT_A_TIME:  # cohorts ask from several threads
+            if name not in self._made:
+                self._made[name] = self._makers[name]()
+            return self._made[name]
+
+    def clear(self) -> None:
+        """Forget what was computed: the model is another."""
+        self._made.clear()
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The training examples of all clients, on the device, once.
+
+    x: inputs [n, ...]; y: targets [n]. order, begin, count: client c owns order[begin[c] : begin[c] + count[c]], int64.
+    num_classes: K, or 0 where targets are numbers. scores: what else can be asked about the examples, [n].
+    """
+
+    x: Tensor
+    y: Tensor
+    order: Tensor
+    begin: Tensor
+    count: Tensor
+    num_classes: int
+    scores: Scores = field(default_factory=Scores)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What is trained.
+
+    module: the model, with dropout that draws by name. layout: where its parameters lie in the flat vector. loss: of an
+    example. footprint: what one example costs.
+    """
+
+    module: nn.Module
+    layout: Layout
+    loss: Loss
+    footprint: Footprint
+
+
+class Oracle(Protocol):
+    """What answers a client where values are all there is."""
+
+    def query(self, clients: Tensor, x: Tensor, streams: Streams, round: Index, step: Index) -> Tensor:  # noqa: A002
+        """Answers of clients int64 [C] at x [C, Q, d]: [C, Q]. Draws are named by (round, step)."""
+        ...
+
+    def truth(self, clients: Tensor, x: Tensor) -> Tensor | None:
+        """The gradient of F at points x [k, d], of which each is of a client, int64 [k]: [k, d]; None: not known."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +128,7 @@ class Problem(ProblemView, Protocol):
     """N clients, each with data or with a black-box function, and how the global model is judged.
 
     sizes: examples of each client, int64 [N] on the CPU; examples: the same on the device; of black boxes one each.
-    largest: the largest of them. device, dtype: of the parameters.
+    largest: the largest of them. device, dtype: of the parameters. There are `data` and a `model`, or an `oracle`.
     """
 
     sizes: Tensor
@@ -48,8 +138,33 @@ class Problem(ProblemView, Protocol):
     dtype: torch.dtype
 
     @property
+    def data(self) -> Examples | None:
+        """The clients' examples; None: there are none."""
+        ...
+
+    @property
+    def model(self) -> Model | None:
+        """What is trained on them; None: nothing is."""
+        ...
+
+    @property
+    def oracle(self) -> Oracle | None:
+        """What clients ask for values; None: these are the model's losses."""
+        ...
+
+    @property
     def dimension(self) -> int:
         """d, how many parameters there are."""
+        ...
+
+    def losses(
+        self, params: Tensor, clients: Tensor, sampled: Callable[[int], Tensor] | None, streams: Streams, turn: int
+    ) -> Tensor:
+        """Mean and root of the mean square of what parameters [d] cost each client, int64 [C]: float64 [C, 2].
+
+        sampled: which of a client's examples count, by their places; None: all. Noise is named by (turn, 0) in
+        `streams`. Every client by itself, so that its numbers do not depend on who else is asked.
+        """
         ...
 
     def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -31,12 +31,9 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.core.options import NonNegativeFloat, PositiveInt, Share, options
 from fedsim.core.streams import Streams
-from fedsim.problems.base import choose_device
+from fedsim.problems.base import Setting
 from fedsim.problems.black_box import BlackBox
 from fedsim.problems.evaluators import Stacked
-
-if TYPE_CHECKING:
-    from fedsim.configuration.tables import Experiment
 
 AT_ONCE = 2**24
 """Coordinates that are worked on at once, unless a single point of each client has more."""
@@ -65,22 +62,21 @@ class Synthetic:
         if self.function == "rosenbrock" and self.dimension < 2:
             raise InputError("dimension", self.dimension, "rosenbrock has two at least")
 
-    def build(self, experiment: Experiment) -> BlackBox:
+    def build(self, setting: Setting) -> BlackBox:
         """The problem, on the experiment's device and in its precision."""
-        streams, device = Streams(experiment.seed), choose_device(experiment.engine.device)
-        dtype: torch.dtype = getattr(torch, experiment.engine.precision)
+        streams = Streams(setting.seed)
         start: float | np.ndarray = (
             streams.generator("synthetic-start").random(self.dimension) if self.start == "random" else self.start
         )
         return BlackBox(
-            Stacked(self.family(streams, device, dtype), self.clients, differentiable=True),
+            Stacked(self.family(streams, setting.device, setting.dtype), self.clients, differentiable=True),
             dimension=self.dimension,
             bounds=(0.0, 1.0),
             start=start,
             optimum=self.optimum,
             noise=self.noise,
-            device=device,
-            dtype=dtype,
+            device=setting.device,
+            dtype=setting.dtype,
         )
 
     @property

@@ -51,6 +51,9 @@ class BlackBox:
     BlackBoxError. NaN and infinity are answers like others: the algorithms decide what becomes of them.
     """
 
+    data = None
+    model = None
+
     def __init__(
         self,
         functions: Functions,
@@ -87,6 +90,11 @@ class BlackBox:
     def num_clients(self) -> int:
         """N, how many clients there are."""
         return len(self.sizes)
+
+    @property
+    def oracle(self) -> BlackBox:
+        """What clients ask for values: this."""
+        return self
 
     @property
     def differentiable(self) -> bool:
@@ -130,6 +138,21 @@ class BlackBox:
         everyone = torch.arange(self.num_clients, device=x.device)
         found = self.gradients(everyone, x.expand(self.num_clients, -1, -1))
         return None if found is None else found.mean(dim=0)
+
+    def losses(
+        self,
+        params: Tensor,
+        clients: Tensor,
+        sampled: Callable[[int], Tensor] | None,  # noqa: ARG002
+        streams: Streams,
+        turn: int,
+    ) -> Tensor:
+        """The answers of clients, int64 [C], at params [d], and their absolute values: float64 [C, 2].
+
+        They have no examples to be sampled. Noise is named by (turn, 0), a step that no query of a client's has.
+        """
+        answers = self.query(clients, params.expand(len(clients), 1, -1), streams, turn, 0)
+        return torch.cat((answers, answers.abs()), dim=1).double()
 
     def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",)) -> dict[str, float]:  # noqa: ARG002
         """Measure params [d] without noise: `value`, F; `gap`, F - min F, where that is known.

@@ -7,18 +7,16 @@ one tensor; a client is a range of an index list, so a hundred thousand clients 
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedsim.attacks.attack import Attack, ExampleDraws, Victim
-from fedsim.client.curriculum import Expert
 from fedsim.core.errors import InputError, naming, one_line
 from fedsim.core.options import options
 from fedsim.core.plugins import HasPlugins
@@ -30,23 +28,26 @@ from fedsim.nets.losses import LOSSES, Loss, loss_named
 from fedsim.nets.network import PlainNetwork
 from fedsim.nets.stack import Layout, Stack
 from fedsim.parallel.cores import spread
-from fedsim.pretrained.expert import train_expert
-from fedsim.problems.base import CLIENTS_EVALUATED, EVALUATED_AT_ONCE, PARTITION, Trial, choose_device
-from fedsim.problems.datasets import DataFolder, Dataset
+from fedsim.problems.base import (
+    CLIENTS_EVALUATED,
+    EVALUATED_AT_ONCE,
+    PARTITION,
+    Examples,
+    Model,
+    Setting,
+    Trial,
+    choose_device,
+)
+from fedsim.problems.datasets import Dataset
 from fedsim.problems.models.layers import initialise
 from fedsim.problems.partitions.base import Partition, noisy_labels
 from fedsim.problems.partitions.cached import cached_partition
-
-if TYPE_CHECKING:
-    from fedsim.configuration.tables import Experiment
 
 ATTACKED_AT_ONCE = 2**21
 """The same of an attack, which also goes back through them; small, too, so that all cores have work."""
 STATISTICS = ("mean", "p10", "worst")
 """What is said of the clients' accuracies, in the names of measures."""
 EXAMPLES_EVALUATED = 20_000
-EXPERTS = threading.Lock()
-"""Held while an expert is trained."""
 
 
 @options
@@ -64,14 +65,14 @@ class SupervisedOptions(HasPlugins):
     start: str | None = None
     """A file with a state dict to start from (.safetensors, .pt). Not given: the model starts as it is made."""
 
-    def build(self, experiment: Experiment) -> Supervised:
+    def build(self, setting: Setting) -> Supervised:
         """The data, dealt to clients, and the model, on its device."""
-        streams = Streams(experiment.seed)
-        dataset: Dataset = self.made["dataset"].load(DataFolder(experiment.data_dir))
+        streams = Streams(setting.seed)
+        dataset: Dataset = self.made["dataset"].load(setting.folder)
         seed = streams.derive("partition")
-        partition = cached_partition(experiment.partition, dataset, seed)
-        if experiment.partition.noise:
-            noisy = noisy_labels(dataset.y, dataset.num_classes, experiment.partition.noise, seed)
+        partition = cached_partition(setting.partition, dataset, seed)
+        if setting.partition.noise:
+            noisy = noisy_labels(dataset.y, dataset.num_classes, setting.partition.noise, seed)
             if partition.holdout_order is not None:  # what clients are judged on stays clean
                 noisy[partition.holdout_order] = dataset.y[partition.holdout_order]
             dataset = replace(dataset, y=noisy)
@@ -80,8 +81,8 @@ class SupervisedOptions(HasPlugins):
             partition,
             build_model(self.made["model"], dataset, streams),
             loss=self.loss,
-            device=choose_device(experiment.engine.device),
-            dtype=getattr(torch, experiment.engine.precision),
+            device=setting.device,
+            dtype=setting.dtype,
         )
         if self.start is not None:
             problem.start_from(load_start(Path(self.start)))
@@ -128,10 +129,10 @@ class Supervised:
     """A supervised problem on a device.
 
     num_clients: N. sizes: int64 [N] on the CPU, training examples of each, at least one; largest: the
-    largest of them. dimension: d. layout: where the parameters lie
-    in the flat vector. x, y: the training set. order, begin, examples: client c owns order[begin[c] : begin[c] +
-    examples[c]].
+    largest of them. dimension: d. data: the training examples. model: what is trained on them.
     """
+
+    oracle = None
 
     def __init__(
         self,
@@ -145,21 +146,20 @@ class Supervised:
     ) -> None:
         self.dataset, self.partition = dataset, partition
         self.device, self.dtype = torch.device(device), dtype
-        self.loss = _fitting_loss(dataset, loss)
+        fitting = _fitting_loss(dataset, loss)
         prepared = prepare(model).to("cpu", dtype).train()
         _check_model(prepared, self._tensor(dataset.x[:2]).cpu(), dataset.num_classes or 1)
-        self.model = prepared.to(self.device)
-        self.functional = Functional(copy.deepcopy(self.model).eval())
-        trained = {name: own for name, own in self.model.named_parameters() if own.requires_grad}
-        self.layout = Layout.of(trained)
-        self._start = self.layout.flatten(trained)
-        self.x, self.y = self._tensor(dataset.x), self._tensor(dataset.y)
+        module = prepared.to(self.device)
+        self.functional = Functional(copy.deepcopy(module).eval())
+        trained = {name: own for name, own in module.named_parameters() if own.requires_grad}
+        layout = Layout.of(trained)
+        self._start = layout.flatten(trained)
+        x, y = self._tensor(dataset.x), self._tensor(dataset.y)
         self.x_test, self.y_test = self._tensor(dataset.x_test), self._tensor(dataset.y_test)
-        self.order, self.begin, self.examples = _ranges(partition.order, partition.offset, self.device)
-        self.sizes = self.examples.cpu()
+        self.data = Examples(x, y, *_ranges(partition.order, partition.offset, self.device), dataset.num_classes)
+        self.examples, self.sizes = self.data.count, self.data.count.cpu()
         self.largest = int(self.sizes.max())
-        self.footprint = footprint(self.model, self.x[:1])
-        self._difficulty: dict[Expert, Tensor] = {}
+        self.model = Model(module, layout, fitting, footprint(module, x[:1]))
 
     @property
     def num_clients(self) -> int:
@@ -169,7 +169,7 @@ class Supervised:
     @property
     def dimension(self) -> int:
         """d, how many parameters the model has."""
-        return self.layout.dimension
+        return self.model.layout.dimension
 
     def initial(self) -> Tensor:
         """The parameters to start from, [d]; a copy."""
@@ -184,24 +184,24 @@ class Supervised:
         """Start from a state dict instead of the model's own initial parameters."""
         if not isinstance(tensors, Mapping):
             raise InputError("problem.start", type(tensors).__name__, "is not a state dict")
-        held = dict(self.model.state_dict())
+        held = dict(self.model.module.state_dict())
         for name, own in held.items():
             found = tensors.get(name)
             if isinstance(found, Tensor) and found.shape == own.shape and bool(torch.isfinite(found).all()):
                 held[name] = found.to(own.device, own.dtype)
-            elif name in self.layout.names or found is not None:
+            elif name in self.model.layout.names or found is not None:
                 shape = tuple(found.shape) if isinstance(found, Tensor) else "none"
                 remedy = f"the model wants a finite tensor of shape {tuple(own.shape)}, the state has shape {shape}"
                 raise InputError("problem.start", name, remedy)
-        self.model.load_state_dict(held)
-        self.functional = Functional(copy.deepcopy(self.model).eval())
-        self._start = self.layout.flatten(held)
-        self._difficulty.clear()
+        self.model.module.load_state_dict(held)
+        self.functional = Functional(copy.deepcopy(self.model.module).eval())
+        self._start = self.model.layout.flatten(held)
+        self.data.scores.clear()
 
     def module(self, params: Tensor) -> nn.Module:
         """The model with the parameters of a vector [d]; dropout in it is inactive."""
-        prepared = prepare(self.model)
-        prepared.load_state_dict(self.layout.named(params), strict=False)
+        prepared = prepare(self.model.module)
+        prepared.load_state_dict(self.model.layout.named(params), strict=False)
         return prepared.eval()
 
     def tensors(self, params: Tensor) -> Mapping[str, Tensor]:
@@ -220,7 +220,7 @@ class Supervised:
         """The mean label of each client's examples, [N]."""
         sizes = self.sizes.numpy()
         owner = np.repeat(np.arange(len(sizes)), sizes)
-        labels = self.y[self.order].cpu().numpy().astype(np.float64)
+        labels = self.data.y[self.data.order].cpu().numpy().astype(np.float64)
         means: np.ndarray = np.bincount(owner, labels, len(sizes)) / sizes
         return means
 
@@ -246,7 +246,9 @@ class Supervised:
         set is drawn without replacement, by a draw that is the same in all runs. What an attack draws for an example is
         named by the number of the example and whether it is one of the test set: the same whenever it is attacked.
         """
-        attacked = PlainNetwork(copy.deepcopy(self.model).eval(), self.layout, self.loss), self.layout.stack(params)
+        model = self.model
+        network = PlainNetwork(copy.deepcopy(model.module).eval(), model.layout, model.loss)
+        attacked = network, model.layout.stack(params)
         sets = {name: _sampled(rows, trial.examples) for name, rows in self._sets(trial.on).items()}
         found: dict[str, float] = {}
         for attack in trial.attacks:
@@ -294,38 +296,43 @@ class Supervised:
         if "test" in on and len(self.x_test):
             found["test"] = _Rows("test", self.x_test, self.y_test, None)
         if "train" in on:
-            found["global_train"] = _Rows("train", self.x, self.y, self.order)
+            found["global_train"] = _Rows("train", self.data.x, self.data.y, self.data.order)
         return found
 
     def _scores(self, name: str, outputs: Tensor, rows: _Rows) -> dict[str, float]:
-        correct = self.loss.correct(outputs, rows.targets)
+        correct = self.model.loss.correct(outputs, rows.targets)
         accuracy = {} if correct is None else {f"{name}_accuracy": float(correct.double().mean())}
-        return {f"{name}_loss": float(self.loss.examples(outputs, rows.targets).double().mean()), **accuracy}
+        return {f"{name}_loss": float(self.model.loss.examples(outputs, rows.targets).double().mean()), **accuracy}
 
-    def client_losses(self, params: Tensor, clients: Tensor, sampled: Callable[[int], Tensor] | None = None) -> Tensor:
+    def losses(
+        self,
+        params: Tensor,
+        clients: Tensor,
+        sampled: Callable[[int], Tensor] | None = None,
+        streams: Streams | None = None,  # noqa: ARG002
+        turn: int = 0,  # noqa: ARG002
+    ) -> Tensor:
         """Mean and root of the mean square of the losses of each client's examples, float64 [C, 2].
 
         clients: int64 [C]. sampled: which of a client's examples, by their places; None: all. Every client by itself,
-        so that its numbers do not depend on who else is asked.
+        so that its numbers do not depend on who else is asked. There is no noise to be drawn.
         """
+        data, loss = self.data, self.model.loss
 
         def losses(client: int) -> Tensor:
-            index = self.order[self.begin[client] : self.begin[client] + self.examples[client]]
+            index = data.order[data.begin[client] : data.begin[client] + data.count[client]]
             index = index if sampled is None else index[sampled(client)]
-            outputs = self._forward(params, self.x[index])
-            found = self.loss.examples(outputs, self.y[index]).double()
+            outputs = self._forward(params, data.x[index])
+            found = loss.examples(outputs, data.y[index]).double()
             return torch.stack((found.mean(), found.square().mean().sqrt()))
 
         found = spread(losses, clients.tolist())
         return torch.stack(found) if found else torch.zeros((0, 2), dtype=torch.float64, device=self.device)
 
-    def expert_losses(self, expert: Expert) -> Tensor:
-        """The loss of each training example under the expert that `train_expert` trains, [n], dropout inactive."""
-        with EXPERTS:  # cohorts ask from several threads
-            if expert not in self._difficulty:
-                outputs = self._outputs(train_expert(self, expert), _Rows("train", self.x, self.y, None))
-                self._difficulty[expert] = self.loss.examples(outputs, self.y)
-        return self._difficulty[expert]
+    def example_losses(self, params: Tensor) -> Tensor:
+        """The loss of each training example under parameters [d], [n], dropout inactive."""
+        outputs = self._outputs(params, _Rows("train", self.data.x, self.data.y, None))
+        return self.model.loss.examples(outputs, self.data.y)
 
     def evaluates_clients(self, wanted: bool | str) -> bool:
         """Whether clients are evaluated: as asked, or, for "auto", where it costs little.
@@ -338,7 +345,7 @@ class Supervised:
         if isinstance(wanted, bool):
             return wanted
         own = self.partition.holdout_order is None and self.partition.order_test is None
-        return self.num_clients <= CLIENTS_EVALUATED and not (own and len(self.order) > EXAMPLES_EVALUATED)
+        return self.num_clients <= CLIENTS_EVALUATED and not (own and len(self.data.order) > EXAMPLES_EVALUATED)
 
     def measures(self, clients: bool | str, on: Collection[str] = ("test",)) -> list[str]:
         """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
@@ -350,7 +357,7 @@ class Supervised:
     @property
     def has_accuracy(self) -> bool:
         """Whether predictions are right or wrong."""
-        return self.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is not None
+        return self.model.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is not None
 
     def _own(self) -> tuple[_Rows, Tensor]:
         """The examples that clients are judged on, one client after the other, and how many each has, int64 [N].
@@ -363,11 +370,11 @@ class Supervised:
             return _Rows("test", self.x_test, self.y_test, order), count
         if split.holdout_order is not None and split.holdout_offset is not None and len(split.holdout_order):
             order, _, count = _ranges(split.holdout_order, split.holdout_offset, self.device)
-            return _Rows("train", self.x, self.y, order), count
-        return _Rows("train", self.x, self.y, self.order), self.examples
+            return _Rows("train", self.data.x, self.data.y, order), count
+        return _Rows("train", self.data.x, self.data.y, self.data.order), self.examples
 
     def _client_scores(self, name: str, outputs: Tensor, rows: _Rows, count: Tensor) -> dict[str, float]:
-        correct = self.loss.correct(outputs, rows.targets)
+        correct = self.model.loss.correct(outputs, rows.targets)
         assert correct is not None
         owner = torch.repeat_interleave(torch.arange(len(count), device=self.device), count)
         right = torch.zeros(len(count), dtype=torch.float64, device=self.device)
@@ -376,7 +383,7 @@ class Supervised:
         return {f"{name}_accuracy_{which}": float(value) for which, value in zip(STATISTICS, values, strict=True)}
 
     def _outputs(self, params: Tensor, rows: _Rows) -> Tensor:
-        batch = min(max(EVALUATED_AT_ONCE // self.footprint.activations, 32), 2048)
+        batch = min(max(EVALUATED_AT_ONCE // self.model.footprint.activations, 32), 2048)
 
         def outputs(first: int) -> Tensor:
             own = slice(first, first + batch)
@@ -388,7 +395,7 @@ class Supervised:
         self, network: PlainNetwork, model: Stack, attack: Attack, rows: _Rows, streams: Streams
     ) -> Tensor:
         """Outputs [n, K] for attacked inputs. The numbers do not depend on how many cores there are."""
-        batch = min(max(ATTACKED_AT_ONCE // self.footprint.activations, 16), 128)
+        batch = min(max(ATTACKED_AT_ONCE // self.model.footprint.activations, 16), 128)
         if getattr(attack, "only_judges", False):  # it takes batches of its own, one after the other
             batch = max(len(rows.numbers), 1)
         # Apart from what clients draw while they train, and the test set's examples apart from the others.
@@ -396,13 +403,13 @@ class Supervised:
 
         def outputs(numbers: Tensor) -> Tensor:
             x, targets = rows.x[numbers].unsqueeze(0), rows.y[numbers].unsqueeze(0)
-            victim = Victim(network, model, self.loss, ExampleDraws(named, numbers))
+            victim = Victim(network, model, self.model.loss, ExampleDraws(named, numbers))
             return network.outputs(model, attack.perturb(victim, x, targets))[0]
 
         return torch.cat(spread(outputs, torch.split(rows.numbers, batch)))
 
     def _forward(self, params: Tensor, x: Tensor) -> Tensor:
-        model, _ = self.functional.bind(self.layout.named(params).values())
+        model, _ = self.functional.bind(self.model.layout.named(params).values())
         with torch.no_grad():
             found: Tensor = model(x)
         return found

@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fedsim.client.curriculum import Expert
+from fedsim.client.training import LocalTraining
 from fedsim.configuration.tables import Experiment, hold_findable
+from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError, naming
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.devices import Census, Fleet
 from fedsim.engine.base import Engine
+from fedsim.engine.client import Client
 from fedsim.engine.executor import Executor
 from fedsim.engine.process import ProcessExecutor
 from fedsim.engine.virtual import VirtualEngine
@@ -23,7 +28,9 @@ from fedsim.exchange.transforms import Chain
 from fedsim.exchange.windows import First
 from fedsim.parallel.cores import cores
 from fedsim.parallel.workers import WorkerError, Workers, take_one_core
-from fedsim.problems.base import Problem
+from fedsim.pretrained.expert import expert_losses
+from fedsim.problems.base import Problem, Setting, choose_device
+from fedsim.problems.supervised import Supervised
 from fedsim.running.checks import check
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Simulation, hold_transformable
@@ -59,10 +66,17 @@ EngineMaker = Callable[[Problem, Aggregator], Engine]
 """Makes an engine for a problem, whose replies are combined by an aggregator."""
 
 
+def setting_of(experiment: Experiment) -> Setting:
+    """What the experiment's problem is built in."""
+    engine, folder = experiment.engine, DataFolder(experiment.data_dir)
+    dtype: torch.dtype = getattr(torch, engine.precision)
+    return Setting(experiment.seed, experiment.partition, choose_device(engine.device), dtype, folder)
+
+
 def build_problem(experiment: Experiment) -> Problem:
     """The problem that the experiment describes."""
     try:
-        problem: Problem = experiment.problem.build(experiment)
+        problem: Problem = experiment.problem.build(setting_of(experiment))
     except MemoryError as error:
         kind = kind_of("problems", experiment.problem)
         remedy = f"does not fit in this machine's memory; make it smaller ({error})"
@@ -73,6 +87,7 @@ def build_problem(experiment: Experiment) -> Problem:
 def build_executor(experiment: Experiment, problem: Problem, kind: Callable[..., Executor] = Executor) -> Executor:
     """The experiment's executor, for all clients of the problem. kind: what makes it."""
     options, at_once = experiment.engine, experiment.selection.of(problem.num_clients)
+    _offer_expert(experiment.client, problem)
     return kind(
         problem,
         experiment.client,
@@ -83,6 +98,18 @@ def build_executor(experiment: Experiment, problem: Problem, kind: Callable[...,
         state_memory=options.state_mib * 2**20,
         participants=None if experiment.rounds is None else (experiment.rounds + 1) * at_once,
     )
+
+
+def _offer_expert(client: Client, problem: Problem) -> None:
+    """Have the problem know how hard its examples are to an expert, where the clients' curriculum asks for that."""
+    curriculum = client.curriculum if isinstance(client, LocalTraining) else None
+    if curriculum is not None and curriculum.score == "expert" and isinstance(problem, Supervised):
+        problem.data.scores.offer(curriculum.expert, partial(_expert_losses, problem, curriculum.expert))
+
+
+def _expert_losses(problem: Supervised, expert: Expert) -> Tensor:
+    with naming("client.curriculum.expert"):
+        return expert_losses(problem, expert)
 
 
 def build_simulation(

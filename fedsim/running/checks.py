@@ -48,7 +48,7 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
     with naming("client.adversarial.attack"):
         if getattr(defence.attacked_by, "only_judges", False):
             raise InputError("kind", defence.attacked_by.label, "it only judges models; train against pgd")
-        problem.check_attack(defence.attacked_by, problem.x)
+        problem.check_attack(defence.attacked_by, problem.data.x)
 
 
 def _check_asking(experiment: Experiment) -> None:

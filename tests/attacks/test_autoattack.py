@@ -67,9 +67,11 @@ def attacked(problem: Supervised, *attacks: Any, examples: int | None = None, se
 
 
 def victim(problem: Supervised, rows: torch.Tensor, seed: int = 1) -> Victim:
-    network = PlainNetwork(problem.model, problem.layout, problem.loss)
+    network = PlainNetwork(problem.model.module, problem.model.layout, problem.model.loss)
     owners = torch.arange(1 if rows.dim() == 1 else len(rows))
-    return Victim(network, problem.layout.stack(rows), problem.loss, ClientDraws(Draw(Streams(seed), owners, 0, 0)))
+    return Victim(
+        network, problem.model.layout.stack(rows), problem.model.loss, ClientDraws(Draw(Streams(seed), owners, 0, 0))
+    )
 
 
 def test_it_is_as_strong_as_pgd_and_stays_in_the_ball(digits):

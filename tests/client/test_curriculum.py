@@ -40,9 +40,11 @@ def cohort(made: Supervised, curriculum: SampleCurriculum, state: dict[str, torc
 
 
 def losses_by_hand(made: Supervised, params: torch.Tensor, client: int) -> torch.Tensor:
-    own = made.order[made.begin[client] : made.begin[client] + made.examples[client]]
+    own = made.data.order[made.data.begin[client] : made.data.begin[client] + made.data.count[client]]
     with torch.no_grad():
-        return torch.nn.functional.cross_entropy(made.module(params)(made.x[own]), made.y[own], reduction="none")
+        return torch.nn.functional.cross_entropy(
+            made.module(params)(made.data.x[own]), made.data.y[own], reduction="none"
+        )
 
 
 @pytest.mark.parametrize("order", ["curriculum", "anti"])
@@ -76,8 +78,8 @@ def test_the_own_model_scores_once_there_is_one():
 def test_errors_instead_of_losses():
     made = problem()
     wrong = SampleCurriculum(measure="error").scores(cohort(made, SampleCurriculum()))
-    own = made.order[: SIZES[0]]
-    expected = (made.module(made.initial())(made.x[own]).argmax(dim=1) != made.y[own]).double()
+    own = made.data.order[: SIZES[0]]
+    expected = (made.module(made.initial())(made.data.x[own]).argmax(dim=1) != made.data.y[own]).double()
     assert wrong[0, : SIZES[0]].tolist() == expected.tolist()
     assert 0 < expected.sum() < SIZES[0]
 
@@ -136,10 +138,10 @@ def test_batches_are_about_the_first_examples_of_the_order_each_once_a_pass():
     worked = cohort(made, curriculum)
     course = curriculum.course(worked, 3, 4)
     seen = [
-        [made.x.eq(row).all(dim=1).nonzero().item() for row in batch.x[0][batch.weight[0] > 0]]
+        [made.data.x.eq(row).all(dim=1).nonzero().item() for row in batch.x[0][batch.weight[0] > 0]]
         for batch in worked.batches(batch_size=4, course=course)
     ]
-    easiest = made.order[course.rank[:11].argsort()].tolist()
+    easiest = made.data.order[course.rank[:11].argsort()].tolist()
     assert sorted(seen[0]) == sorted(easiest[:2])
     assert sorted(seen[1]) == sorted(easiest[:3])
     assert sorted(seen[2]) == sorted(easiest[:4])

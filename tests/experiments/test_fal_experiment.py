@@ -63,15 +63,15 @@ def test_network_is_the_formula_with_fixed_outer_weights():
     problem = build_problem(fedsim.load(study.HERE / "theory.toml"))
     assert problem.dimension == 2048 * 10  # U alone
     assert problem.sizes.tolist() == [5, 5, 5, 5]
-    held = problem.model.state_dict()
+    held = problem.model.module.state_dict()
     weight, bias, outer = held["0.weight"], held["0.bias"], held["2.weight"][0]
     assert outer.abs().tolist() == pytest.approx([2048 ** (-1 / 3)] * 2048)
     # Of variance 1/2048 each: the root mean squares of 20,480 and of 2,048 are within 2 and 6 per cent of the root.
     assert weight.square().mean().sqrt() * math.sqrt(2048) == pytest.approx(1.0, abs=0.02)
     assert bias.square().mean().sqrt() * math.sqrt(2048) == pytest.approx(1.0, abs=0.06)
     assert outer.sum().abs() / outer[0].abs() < 200  # signs at random: a standard deviation of 45
-    own = torch.relu(problem.x @ weight.T + bias) @ outer
-    assert problem.module(problem.initial())(problem.x)[:, 0].tolist() == pytest.approx(own.tolist(), abs=1e-5)
+    own = torch.relu(problem.data.x @ weight.T + bias) @ outer
+    assert problem.module(problem.initial())(problem.data.x)[:, 0].tolist() == pytest.approx(own.tolist(), abs=1e-5)
     # f is near 0 at first, and log cosh 1 = 0.43378.
     assert problem.evaluate(problem.initial(), clients=False, on=("train",))["global_train_loss"] == pytest.approx(
         0.434, abs=0.03

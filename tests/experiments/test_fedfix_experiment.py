@@ -148,8 +148,11 @@ def test_slower_half_is_that_of_the_longer_durations(tmp_path):
     final = run(experiment, out=folder).params
     (found,) = study.behind([measured(1.0, points=(Point(experiment, folder),))])
     problem = build_problem(experiment)
-    labels = [float(problem.y[problem.order[begin : begin + 20]].float().mean()) for begin in problem.begin.tolist()]
-    losses = problem.client_losses(final, torch.arange(20))[:, 0].numpy()
+    labels = [
+        float(problem.data.y[problem.data.order[begin : begin + 20]].float().mean())
+        for begin in problem.data.begin.tolist()
+    ]
+    losses = problem.losses(final, torch.arange(20))[:, 0].numpy()
     # By ascending mean label the first ten are the slowest.
     ranked = losses[np.argsort(labels, kind="stable")]
     assert found == pytest.approx([ranked[:10].mean() - ranked[10:].mean()])

@@ -40,7 +40,7 @@ def assert_ours(folder, ours):
     """1e-4 relative is promised; on one machine it is the same arithmetic."""
     found = load_file(folder / "model.safetensors")
     assert (ours.params - ours.problem.initial()).norm() > 0.1, "nothing was learnt, so nothing is compared"
-    for name, tensor in ours.problem.layout.named(ours.params).items():
+    for name, tensor in ours.problem.model.layout.named(ours.params).items():
         assert torch.linalg.norm(found[name] - tensor) <= 1e-4 * torch.linalg.norm(tensor), name
     rows = read_rows(folder / "metrics.jsonl")
     assert [row["bytes_up"] for row in rows] == list(ours.history["bytes_up"])

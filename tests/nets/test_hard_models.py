@@ -149,8 +149,8 @@ def test_a_client_that_failed_keeps_the_state_it_had():
     """Its data are NaN in the first round and mended after it: then it works again."""
     data = blobs()
     problem = fedsim.supervised(**data, model=seeded(repeated), dtype=torch.float64, device=DEVICE)
-    mended = problem.x.clone()
-    problem.x[0] = float("nan")
+    mended = problem.data.x.clone()
+    problem.data.x[0] = float("nan")
     experiment = small(
         3,
         strategy={"kind": "scaffold"},
@@ -159,7 +159,7 @@ def test_a_client_that_failed_keeps_the_state_it_had():
     )
     simulation = build_simulation(experiment, problem)
     assert simulation.step()["failed"] == 1
-    problem.x.copy_(mended)
+    problem.data.x.copy_(mended)
     assert simulation.step()["failed"] == 0
     control = simulation.state.memory["control"]
     store = simulation.parts.engine.executor.store.snapshot()["control"]

@@ -14,6 +14,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.pretrained import classifiers
 from fedsim.pretrained.difficulty import Difficulty
+from fedsim.pretrained.expert import expert_losses
 from fedsim.problems.datasets import DataFolder, Dataset
 from fedsim.problems.datasets.embedded import Digits
 from fedsim.problems.partitions.base import Partition
@@ -39,7 +40,7 @@ def losses(data=DATA, chosen=None):
     """What a logistic expert says of every example of the data, when it has learnt from those chosen."""
     everybody = Partition.from_lists([np.arange(len(data.y)) if chosen is None else chosen])
     model = build_model(planned().made["model"], data, Streams(0))
-    return Supervised(data, everybody, model).expert_losses(EXPERT).numpy()
+    return expert_losses(Supervised(data, everybody, model), EXPERT).numpy()
 
 
 def counts(made, data=DATA):

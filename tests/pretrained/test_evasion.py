@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +12,6 @@ from torch import nn
 
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
-from fedsim.engine.options import EngineOptions
 from fedsim.pretrained import classifiers
 from fedsim.pretrained.classifiers import Fit, by_class
 from fedsim.pretrained.evasion import Attack, Attacked, Ensemble, Goal, perturbed
@@ -20,9 +19,10 @@ from fedsim.problems.base import ADVERSARIAL
 from fedsim.problems.datasets import DataFolder, Dataset
 from fedsim.problems.datasets.embedded import Digits
 from fedsim.problems.models.dense import MLP
-from fedsim.testing.problems import DEVICE
+from fedsim.running.build import setting_of
+from fedsim.testing.problems import DEVICE, small_experiment
 
-SETTING = SimpleNamespace(seed=0, data_dir=None, engine=EngineOptions(device=DEVICE, precision="float64"))
+SETTING = setting_of(small_experiment(engine={"device": DEVICE, "precision": "float64"}))
 # Two classifiers of two inputs and three classes: logits (a, b, 0) and (2 a, 2 b, 1).
 PARAMS = torch.tensor(
     [[1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 1.0]], dtype=torch.float64
@@ -267,7 +267,7 @@ def test_characters_are_refused():
 
 
 def test_mnist(data_dir: Path):
-    setting = SimpleNamespace(seed=0, data_dir=data_dir, engine=EngineOptions(device=DEVICE))
+    setting = replace(SETTING, dtype=torch.float32, folder=DataFolder(data_dir))
     problem = Attack(dataset="mnist", clients=2, portion=1.0, epochs=1, batch_size=512, lr=0.01).build(setting)
     assert problem.dimension == 784
     assert problem.evaluate(problem.initial(), clients=False)["value"] >= 0

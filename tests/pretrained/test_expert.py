@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from fedsim.core.errors import InputError
 from fedsim.nets.losses import CrossEntropy, LabelSmoothing, Loss
 from fedsim.pretrained import classifiers
 from fedsim.pretrained import expert as experts
-from fedsim.pretrained.expert import train_expert
+from fedsim.pretrained.expert import expert_losses, train_expert
 from fedsim.testing.problems import DEVICE, blobs, mlp, small_problem
 
 
@@ -56,7 +57,7 @@ def test_the_expert_is_the_model_trained_on_everything():
     expert = Expert(epochs=3, batch_size=37, lr=0.2, momentum=0.5, label_smoothing=0.2)
     twin = mlp()
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.2, momentum=0.5)
-    x, y = problem.x.cpu(), problem.y.cpu()
+    x, y = problem.data.x.cpu(), problem.data.y.cpu()
     for _ in range(3):  # the clients have 7 + 3 + 12 + 1 + 5 + 9 = 37 examples: one batch
         optimizer.zero_grad()
         functional.cross_entropy(twin(x), y, label_smoothing=0.2).backward()
@@ -65,12 +66,12 @@ def test_the_expert_is_the_model_trained_on_everything():
     torch.testing.assert_close(params, nn.utils.parameters_to_vector(twin.parameters()).detach())
     # Difficulty is the loss itself, without smoothing.
     wanted = functional.cross_entropy(twin(x), y, reduction="none").detach()
-    torch.testing.assert_close(problem.expert_losses(expert).cpu(), wanted)
+    torch.testing.assert_close(expert_losses(problem, expert).cpu(), wanted)
 
 
 def test_the_expert_depends_on_who_has_which_examples_in_nothing():
     one, other = small_problem(), small_problem(sizes=(20, 17))
-    assert torch.equal(one.expert_losses(Expert()), other.expert_losses(Expert()))
+    assert torch.equal(expert_losses(one, Expert()), expert_losses(other, Expert()))
 
 
 @pytest.mark.parametrize(
@@ -87,32 +88,32 @@ def test_the_expert_depends_on_who_has_which_examples_in_nothing():
 def test_every_option_changes_the_expert(changed):
     same = Expert(epochs=2, batch_size=16) if changed.seed else Expert(epochs=2)
     problem = small_problem()
-    assert not torch.equal(problem.expert_losses(same), problem.expert_losses(changed))
+    assert not torch.equal(expert_losses(problem, same), expert_losses(problem, changed))
 
 
 def test_an_expert_is_trained_once_and_then_read(tmp_path, monkeypatch):
     expert, folder = Expert(epochs=2), tmp_path / "cache" / "experts"
-    fresh = small_problem().expert_losses(expert)
+    fresh = expert_losses(small_problem(), expert)
     (file,) = folder.iterdir()
     file.write_bytes(file.read_bytes()[:-4])  # damaged: made again
-    assert torch.equal(small_problem().expert_losses(expert), fresh)
-    monkeypatch.setattr(classifiers, "train", None)
-    assert torch.equal(small_problem().expert_losses(expert), fresh)
+    assert torch.equal(expert_losses(small_problem(), expert), fresh)
+    monkeypatch.setattr(experts, "train", None)
+    assert torch.equal(expert_losses(small_problem(), expert), fresh)
     with pytest.raises(TypeError):  # nobody can train the expert of another seed now
-        small_problem().expert_losses(Expert(epochs=2, seed=1))
+        expert_losses(small_problem(), Expert(epochs=2, seed=1))
 
 
 def test_an_expert_of_another_source_is_trained_anew(tmp_path, monkeypatch):
     expert, other = Expert(epochs=2), tmp_path / "other.py"
-    small_problem().expert_losses(expert)
+    expert_losses(small_problem(), expert)
     other.write_text("# not what it was\n")
-    monkeypatch.setattr(classifiers, "train", None)
+    monkeypatch.setattr(experts, "train", None)
     for changed in (*classifiers.TRAINED_BY, experts, sys.modules[CrossEntropy.__module__]):
         with monkeypatch.context() as patched:
             patched.setattr(changed, "__file__", str(other))
             with pytest.raises(TypeError):
-                small_problem().expert_losses(expert)
-    small_problem().expert_losses(expert)
+                expert_losses(small_problem(), expert)
+    expert_losses(small_problem(), expert)
 
 
 @pytest.mark.parametrize("part", ["x", "y"])
@@ -146,16 +147,22 @@ def dropping(p):
 @pytest.mark.parametrize("model", [Scaled, dropping])
 def test_models_that_print_alike_have_experts_of_their_own(model):
     one, other = (small_problem(model=model(value)) for value in (0.25, 0.5))
-    assert not torch.equal(one.expert_losses(Expert()), other.expert_losses(Expert()))
+    assert not torch.equal(expert_losses(one, Expert()), expert_losses(other, Expert()))
 
 
-def test_a_problem_keeps_its_losses_until_it_starts_elsewhere(monkeypatch):
-    problem = small_problem()
-    losses = problem.expert_losses(Expert())
-    assert problem.expert_losses(Expert()) is losses
-    state = {name: value + 1.0 for name, value in problem.model.state_dict().items()}
+def offered(problem, expert):
+    """The problem, which can be asked for the expert's losses."""
+    problem.data.scores.offer(expert, partial(expert_losses, problem, expert))
+    return problem
+
+
+def test_a_problem_keeps_its_losses_until_it_starts_elsewhere():
+    problem = offered(small_problem(), Expert())
+    losses = problem.data.scores[Expert()]
+    assert problem.data.scores[Expert()] is losses
+    state = {name: value + 1.0 for name, value in problem.model.module.state_dict().items()}
     problem.start_from(state)
-    assert not torch.equal(problem.expert_losses(Expert()), losses)
+    assert not torch.equal(problem.data.scores[Expert()], losses)
 
 
 def test_examples_that_nobody_has_are_judged_but_not_learnt_from():
@@ -164,7 +171,7 @@ def test_examples_that_nobody_has_are_judged_but_not_learnt_from():
     changed = data["x"].copy()
     changed[lost] += 1.0
     one, other = (
-        fedsim.supervised(**{**data, "x": x, "clients": kept}, model=mlp(), device=DEVICE).expert_losses(Expert())
+        expert_losses(fedsim.supervised(**{**data, "x": x, "clients": kept}, model=mlp(), device=DEVICE), Expert())
         for x in (data["x"], changed)
     )
     assert len(one) == 37
@@ -173,14 +180,14 @@ def test_examples_that_nobody_has_are_judged_but_not_learnt_from():
 
 
 def test_threads_that_ask_at_once_train_one_expert(monkeypatch):
-    problem, trained, made = small_problem(), [], classifiers.train
+    problem, trained, made = offered(small_problem(), Expert()), [], experts.train
 
     def counting(*args):
         trained.append(args)
         return made(*args)
 
-    monkeypatch.setattr(classifiers, "train", counting)
-    threads = [threading.Thread(target=problem.expert_losses, args=(Expert(),)) for _ in range(4)]
+    monkeypatch.setattr(experts, "train", counting)
+    threads = [threading.Thread(target=problem.data.scores.__getitem__, args=(Expert(),)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -195,14 +202,14 @@ def regression():
 
 
 def test_of_a_regression_the_losses_are_squared_errors():
-    assert float(regression().expert_losses(Expert(label_smoothing=0.0)).min()) >= 0.0
+    assert float(expert_losses(regression(), Expert(label_smoothing=0.0)).min()) >= 0.0
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: regression().expert_losses(Expert()), "label_smoothing = 0.1: the labels of own are no classes"),
-        (lambda: small_problem().expert_losses(Expert(lr=1e30)), "lr = 1e+30: the training of a classifier diverges"),
+        (lambda: expert_losses(regression(), Expert()), "label_smoothing = 0.1: the labels of own are no classes"),
+        (lambda: expert_losses(small_problem(), Expert(lr=1e30)), "lr = 1e+30: the training of a classifier diverges"),
         (lambda: Expert(label_smoothing=1.0), "label_smoothing = 1.0:"),
         (lambda: Expert(epochs=0), "epochs = 0:"),
         (lambda: Expert(nesterov=True), "nesterov = True: no such option here"),

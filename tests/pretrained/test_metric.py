@@ -14,7 +14,6 @@ from torch import nn
 
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
-from fedsim.engine.options import EngineOptions
 from fedsim.pretrained import metric
 from fedsim.pretrained.metric import Metric, Scored, Scorer, macro
 from fedsim.problems.datasets import DataFolder
@@ -22,9 +21,10 @@ from fedsim.problems.datasets.base import split_dataset
 from fedsim.problems.datasets.covertype import Covertype
 from fedsim.problems.datasets.embedded import Digits
 from fedsim.problems.partitions.base import Partition
-from fedsim.testing.problems import DEVICE
+from fedsim.running.build import setting_of
+from fedsim.testing.problems import DEVICE, small_experiment
 
-SETTING = SimpleNamespace(seed=0, data_dir=None, engine=EngineOptions(device=DEVICE, precision="float64"))
+SETTING = setting_of(small_experiment(engine={"device": DEVICE, "precision": "float64"}))
 SCORES = {
     "precision": metrics.precision_score,
     "recall": metrics.recall_score,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +11,14 @@ from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.problems import benchmark_functions
 from fedsim.problems.benchmark_functions import SHAPES, Family, Synthetic
+from fedsim.running.build import setting_of
+from fedsim.testing.problems import small_experiment
 
 
 def built(seed=3, precision="float64", **options):
     """The problem of these options, on the CPU."""
-    engine = SimpleNamespace(device="cpu", precision=precision)
-    return Synthetic(**options).build(SimpleNamespace(seed=seed, engine=engine))
+    engine = {"device": "cpu", "precision": precision}
+    return Synthetic(**options).build(setting_of(small_experiment(seed=seed, engine=engine)))
 
 
 def ask(problem, clients, x):

@@ -192,13 +192,13 @@ def test_draws_are_named_by_the_example_and_its_set():
 def test_attacks_leave_the_model_and_the_generators_alone():
     problem = small_problem()
     before = problem.initial()
-    kept = {name: tensor.clone() for name, tensor in problem.model.state_dict().items()}
+    kept = {name: tensor.clone() for name, tensor in problem.model.module.state_dict().items()}
     state, arrays = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     problem.attacked(before, trial(PGD(epsilon=0.3, steps=2, domain="none")))
     assert torch.equal(before, problem.initial())
-    assert all(torch.equal(kept[name], tensor) for name, tensor in problem.model.state_dict().items())
-    assert problem.model.training
-    assert all(parameter.grad is None for parameter in problem.model.parameters())
+    assert all(torch.equal(kept[name], tensor) for name, tensor in problem.model.module.state_dict().items())
+    assert problem.model.module.training
+    assert all(parameter.grad is None for parameter in problem.model.module.parameters())
     assert torch.equal(state, torch.get_rng_state())
     assert np.array_equal(arrays, np.random.get_state()[1])  # noqa: NPY002
 
@@ -481,13 +481,13 @@ def test_a_measure_says_under_which_attack_it_was_taken(name, attack):
 
 def test_an_attack_sees_one_model_and_its_examples():
     problem = small_problem()
-    network = PlainNetwork(problem.model, problem.layout, problem.loss)
-    rows = problem.layout.stack(problem.initial())
+    network = PlainNetwork(problem.model.module, problem.model.layout, problem.model.loss)
+    rows = problem.model.layout.stack(problem.initial())
     attack = PGD(epsilon=0.3, steps=3, domain="none")
     ids = torch.arange(20, device=problem.device)
     # As `attacked` says it: draws by the number of the example, under a name of the set's own.
     draws = ExampleDraws(Streams(Streams(3).derive("evaluation/test")), ids)
-    x = attack.perturb(Victim(network, rows, problem.loss, draws), problem.x_test[None], problem.y_test[None])
-    losses = problem.loss.examples(network.outputs(rows, x), problem.y_test[None])
+    x = attack.perturb(Victim(network, rows, problem.model.loss, draws), problem.x_test[None], problem.y_test[None])
+    losses = problem.model.loss.examples(network.outputs(rows, x), problem.y_test[None])
     found = problem.attacked(problem.initial(), trial(attack))
     assert found["test_pgd3_loss"] == pytest.approx(float(losses.mean()), rel=1e-12)

@@ -54,8 +54,8 @@ def test_one_local_step_of_equal_clients_is_central_adversarial_gradient_descent
     for _ in range(3):
         simulated.step()
         module = problem.module(theta)
-        moved = attacked(module, problem.x[problem.order], problem.y[problem.order])
-        loss = functional.cross_entropy(module(moved), problem.y[problem.order])
+        moved = attacked(module, problem.data.x[problem.data.order], problem.data.y[problem.data.order])
+        loss = functional.cross_entropy(module(moved), problem.data.y[problem.data.order])
         theta = theta - server_lr * 0.2 * flat(torch.autograd.grad(loss, list(module.parameters())))
         assert torch.allclose(simulated.state.params, theta, rtol=0, atol=1e-12)
     assert float((theta - problem.initial()).abs().max()) > 0.01

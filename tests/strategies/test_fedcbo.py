@@ -112,7 +112,7 @@ def test_the_consensus_weighs_the_peers_by_their_losses_on_the_agents_own_exampl
     recorder = Recorder(run)
     run.step()
     sent, peers = run.state.memory["models"], recorder.selections[0]
-    x, y = problem.x.view(6, EXAMPLES, D), problem.y.view(6, EXAMPLES)
+    x, y = problem.data.x.view(6, EXAMPLES, D), problem.data.y.view(6, EXAMPLES)
     for agent in range(6):
         seen = torch.cat((sent[agent : agent + 1], sent[peers[agent]]))
         losses = (seen @ x[agent].T - y[agent]).square().mean(dim=1)
@@ -246,7 +246,7 @@ def test_one_agent_alone_trains():
     problem = groups(1)
     w = torch.zeros(D, dtype=torch.float64, device=DEVICE)
     for _ in range(15):
-        w = w - 0.1 * 2 / EXAMPLES * problem.x.T @ (problem.x @ w - problem.y.view(-1))
+        w = w - 0.1 * 2 / EXAMPLES * problem.data.x.T @ (problem.data.x @ w - problem.data.y.view(-1))
     assert torch.allclose(final(simulated(problem))[0], w, rtol=0, atol=1e-12)
 
 

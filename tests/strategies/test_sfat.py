@@ -138,7 +138,7 @@ def test_clients_tell_the_mean_loss_of_their_last_epoch(executor):
     assignment = made.assign(orders)
     assert assignment.encoded == (problem.dimension + 1) * 8
     told = made.execute(assignment).payload["last-loss"]
-    expected = problem.client_losses(problem.initial(), torch.arange(6, device=DEVICE))[:, :1]
+    expected = problem.losses(problem.initial(), torch.arange(6, device=DEVICE))[:, :1]
     assert told.shape == (6, 1)
     assert torch.allclose(told, expected, rtol=0, atol=1e-9)
 

@@ -102,7 +102,7 @@ def cohorts(name: str) -> list[tuple[str, Cohort]]:
     problem, found = problem_of(name), []
     for executor in ("loop", "stacked"):
         try:
-            found.append((executor, cohort_of(problem, choose_network(problem, executor)[1])))
+            found.append((executor, cohort_of(problem, choose_network(problem.model, problem.data, executor)[1])))
         except InputError:
             assert executor == "stacked"
     return found
@@ -165,7 +165,7 @@ def linear_cohort(clients: int) -> tuple[Cohort, Tensor]:
         dtype=torch.float64,
         device=DEVICE,
     )
-    return cohort_of(problem, choose_network(problem, "stacked")[1]), (-2.0 * x).to(DEVICE)
+    return cohort_of(problem, choose_network(problem.model, problem.data, "stacked")[1]), (-2.0 * x).to(DEVICE)
 
 
 @pytest.mark.parametrize(("kind", "second"), [("gaussian", D + 2), ("rademacher", D)])
@@ -264,7 +264,7 @@ class Custom(nn.Module):
 @pytest.mark.parametrize("executor", ["loop", "stacked"])
 def test_a_layer_without_forward_mode_is_refused_in_one_line(executor: str) -> None:
     problem = fedsim.supervised(**blobs(), model=Custom(), dtype=torch.float64, device=DEVICE)
-    cohort = cohort_of(problem, choose_network(problem, executor)[1])  # type: ignore[arg-type]
+    cohort = cohort_of(problem, choose_network(problem.model, problem.data, executor)[1])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"a layer of it has no forward mode, use queries instead") as refused:
         estimated(ForwardGradient(count=2), cohort, problem.initial())
     assert "\n" not in str(refused.value)

@@ -107,7 +107,7 @@ def test_steps_are_about_batches_or_about_everything() -> None:
     """Independent batches of two, counted as steps taken; "full" takes none."""
     problem = small_problem()
     for batch_size, steps in ((2, 3), ("full", 0)):
-        cohort = cohort_of(problem, choose_network(problem, "stacked")[1])
+        cohort = cohort_of(problem, choose_network(problem.model, problem.data, "stacked")[1])
         seen: list[Any] = []
 
         def watched(probe: Probe, z: Tensor, seen: list[Any] = seen) -> Tensor:
@@ -127,10 +127,10 @@ def test_steps_are_about_batches_or_about_everything() -> None:
 def test_a_batch_and_everything_have_the_values_that_they_should() -> None:
     """Values of the whole are mean losses over a client's own examples, as the problem itself measures them."""
     problem = small_problem()
-    cohort = cohort_of(problem, choose_network(problem, "stacked")[1])
+    cohort = cohort_of(problem, choose_network(problem.model, problem.data, "stacked")[1])
     x = problem.initial()
     found = cohort.query(x.expand(6, 1, -1))[:, 0]
-    assert torch.allclose(found.cpu(), problem.client_losses(x, cohort.clients)[:, 0].cpu(), rtol=1e-12)
+    assert torch.allclose(found.cpu(), problem.losses(x, cohort.clients)[:, 0].cpu(), rtol=1e-12)
 
 
 def test_measuring_gives_values_that_no_paper_counts() -> None:

@@ -240,9 +240,9 @@ def test_a_guarded_run_with_examples() -> None:
         6, strategy={"kind": "fedzo", "guard": True}, client=client, selection={"kind": "uniform", "fraction": 1.0}
     )
     simulated, everybody = build_simulation(experiment, problem), torch.arange(6, device=DEVICE)
-    held = [float(problem.client_losses(problem.initial(), everybody)[:, 0].mean())]
+    held = [float(problem.losses(problem.initial(), everybody)[:, 0].mean())]
     for _ in range(6):
         simulated.step()
-        held.append(float(problem.client_losses(simulated.state.params, everybody)[:, 0].mean()))
+        held.append(float(problem.losses(simulated.state.params, everybody)[:, 0].mean()))
     assert all(after <= before + 1e-12 for before, after in pairwise(held))
     assert held[-1] < held[0]

@@ -283,7 +283,7 @@ def test_scores_are_losses_under_the_current_model_and_their_traffic_is_counted(
         *[(SCORE, 6), ("train", 2), ("train", 1)] * 2,
         *[("train", 2)] * 2,
     ]
-    losses = problem.client_losses(problem.initial(), torch.arange(6))[:, 0]
+    losses = problem.losses(problem.initial(), torch.arange(6))[:, 0]
     assert sorted(orders[1][1] + orders[2][1]) == sorted(losses.argsort()[:3].tolist())
     number = problem.dtype.itemsize
     model = problem.dimension * number
