@@ -80,11 +80,11 @@ def test_network_is_the_formula_with_fixed_outer_weights():
 
 def test_seeds_have_their_own_points_and_parameters():
     first, again, other = (build_problem(fedsim.load(study.HERE / "theory.toml", seed=seed)) for seed in (0, 0, 1))
-    assert torch.equal(first.x, again.x)
+    assert torch.equal(first.data.x, again.data.x)
     assert torch.equal(first.initial(), again.initial())
-    assert not torch.equal(first.x, other.x)
+    assert not torch.equal(first.data.x, other.data.x)
     assert not torch.equal(first.initial(), other.initial())
-    assert not torch.equal(first.model[2].weight, other.model[2].weight)
+    assert not torch.equal(first.model.module[2].weight, other.model.module[2].weight)
 
 
 def test_attacks_raise_the_loss_and_training_against_them_lowers_it():

@@ -145,7 +145,7 @@ def test_label_noise_comes_after_the_partition():
         for noise in (0.0, 0.4)
     )
     assert np.array_equal(clean.partition.order, noisy.partition.order)
-    changed = (clean.y != noisy.y).float()
+    changed = (clean.data.y != noisy.data.y).float()
     assert changed.mean().item() == pytest.approx(0.4, abs=0.001)
     by_client = [changed[noisy.partition.indices(client)].mean().item() for client in range(8)]
     # 180 examples a client: a standard deviation of sqrt(0.24 / 180) = 0.037.
