@@ -20,7 +20,7 @@ The factors of the last two, ours, make them of order 1 for C = 0; with C the fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -33,7 +33,7 @@ from fedsim.core.options import NonNegativeFloat, PositiveInt, Share, options
 from fedsim.core.streams import Streams
 from fedsim.problems.base import Setting
 from fedsim.problems.black_box import BlackBox
-from fedsim.problems.evaluators import Stacked
+from fedsim.problems.evaluators import Functions, Stacked
 
 AT_ONCE = 2**24
 """Coordinates that are worked on at once, unless a single point of each client has more."""
@@ -69,7 +69,7 @@ class Synthetic:
             streams.generator("synthetic-start").random(self.dimension) if self.start == "random" else self.start
         )
         return BlackBox(
-            Stacked(self.family(streams, setting.device, setting.dtype), self.clients, differentiable=True),
+            OneFamily(self.family(streams, setting.device, setting.dtype), self.clients, differentiable=True),
             dimension=self.dimension,
             bounds=(0.0, 1.0),
             start=start,
@@ -119,6 +119,22 @@ class Family:
             self.shape(-10.0 + 20.0 * part.clamp(0.0, 1.0), scale, shift) for part in torch.split(x, at_once, dim=1)
         ]
         return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
+class OneFamily(Stacked):
+    """The functions of a family, which those of another of the same shape join without another call."""
+
+    function: Family
+
+    def join(self, others: Sequence[Functions]) -> Functions:
+        """See `Functions.join`: one family, where all have one shape."""
+        families = [self.function, *(other.function for other in others if isinstance(other, OneFamily))]
+        if len(families) <= len(others) or any(family.shape is not self.function.shape for family in families):
+            return super().join(others)
+        scale, shift = (torch.cat([family.scale for family in families]), torch.cat([f.shift for f in families]))
+        joined = Family(self.function.shape, scale, shift)
+        return OneFamily(joined, len(families) * self.num_clients, self.differentiable)
 
 
 def quadratic(u: Tensor, s: Tensor, o: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -60,13 +61,60 @@ class Functions(Protocol):
         """
         ...
 
+    def join(self, others: Sequence[Functions]) -> Functions:
+        """These and others, of N clients each, as one: client s N + c of it is client c of the s-th, this the first."""
+        ...
+
     def close(self) -> None:
         """End what was started for the evaluation; the next one starts it again."""
         ...
 
 
 @dataclass(frozen=True)
-class Stacked:
+class Joined:
+    """Several functions of N clients each as one of all; see `Functions.join`. Each is asked of its own clients."""
+
+    each: tuple[Functions, ...]
+
+    @property
+    def num_clients(self) -> int:
+        """The clients of all."""
+        return sum(functions.num_clients for functions in self.each)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether all of them are."""
+        return all(functions.differentiable for functions in self.each)
+
+    def ask(self, clients: Tensor, x: Tensor) -> Iterator[Answer]:
+        """Evaluate rows that follow each other and have the same functions in one call."""
+        size, own = self.each[0].num_clients, [id(functions) for functions in self.each]
+        begin = 0
+        for first, group in groupby(own.index(own[client // size]) for client in clients.tolist()):
+            rows = slice(begin, begin + len(list(group)))
+            yield from self.each[first].ask(clients[rows] % size, x[rows])
+            begin = rows.stop
+
+    def join(self, others: Sequence[Functions]) -> Functions:
+        """These and others, asked one after the other."""
+        return Joined((*self.each, *others))
+
+    def close(self) -> None:
+        """Close them all."""
+        for functions in self.each:
+            functions.close()
+
+
+class _Apart:
+    """What is joined with other functions is still asked by itself."""
+
+    def join(self: Functions, others: Sequence[Functions]) -> Functions:
+        """These and others, asked one after the other."""
+        return Joined((self, *others))
+
+
+@dataclass(frozen=True)
+class Stacked(_Apart):
     """One function for all clients: function(clients int64 [C], x [C, Q, d]) -> values [C, Q].
 
     num_clients: N. A row may depend on nothing but its client and its points. When the function raises for several
@@ -93,7 +141,7 @@ class Stacked:
 
 
 @dataclass(frozen=True)
-class Vectorised:
+class Vectorised(_Apart):
     """One function a client: f_i(x [Q, d]) -> values [Q]. arrays: the points are NumPy's, on the CPU, not tensors."""
 
     functions: Sequence[Callable[[Any], Any]]
@@ -117,7 +165,7 @@ class Vectorised:
 
 
 @dataclass(frozen=True)
-class Scalar:
+class Scalar(_Apart):
     """One function a client, one point at a time: f_i(x [d], a NumPy array) -> a number."""
 
     functions: Sequence[Callable[[Any], Any]]
@@ -138,7 +186,7 @@ class Scalar:
         """Nothing was started."""
 
 
-class Processes:
+class Processes(_Apart):
     """`Scalar`, in processes of its own, which are started when first asked and stay.
 
     functions: picklable. workers: how many processes. timeout: seconds for one evaluation, none for None; a process

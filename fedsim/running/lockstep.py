@@ -29,9 +29,7 @@ from fedsim.engine.executor import Executor, Work
 from fedsim.engine.scratch import Scratch
 from fedsim.exchange.messages import BrokenPromiseError
 from fedsim.parallel.cores import one_core_an_operation
-from fedsim.problems.benchmark_functions import Family
 from fedsim.problems.black_box import BlackBox
-from fedsim.problems.evaluators import Answer, Functions, Stacked
 
 Made = TypeVar("Made")
 UNBOUNDED = 2**62
@@ -70,45 +68,6 @@ def _words_of_keys(seeds: tuple[int, ...], name: str, device: torch.device) -> t
     return low.contiguous(), high.contiguous()
 
 
-@dataclass(frozen=True)
-class Joined:
-    """The functions of several runs, for the protocol `Functions`. each: those of a run, for N = `size` clients."""
-
-    each: tuple[Functions, ...]
-    size: int
-
-    @property
-    def num_clients(self) -> int:
-        """S N."""
-        return len(self.each) * self.size
-
-    @property
-    def differentiable(self) -> bool:
-        """Whether all of them are."""
-        return all(functions.differentiable for functions in self.each)
-
-    def ask(self, clients: Tensor, x: Tensor) -> Iterator[Answer]:
-        """Evaluate rows that follow each other and have the same functions in one call."""
-        own = [id(functions) for functions in self.each]
-        firsts = torch.tensor([own.index(one) for one in own], device=clients.device)
-        for run, rows in _runs(firsts[clients // self.size]):
-            yield from self.each[run].ask(clients[rows] % self.size, x[rows])
-
-    def close(self) -> None:
-        """Close them all."""
-        for functions in self.each:
-            functions.close()
-
-
-def join(each: Sequence[Functions], size: int) -> Functions:
-    """The functions of several runs of N = `size` clients as one; synthetic ones are evaluated in one call."""
-    families = [one.function for one in each if isinstance(one, Stacked) and isinstance(one.function, Family)]
-    if len(families) < len(each) or len({family.shape for family in families}) > 1:
-        return Joined(tuple(each), size)
-    scale, shift = (torch.cat([getattr(family, name) for family in families]) for name in ("scale", "shift"))
-    return Stacked(Family(families[0].shape, scale, shift), len(each) * size, differentiable=True)
-
-
 class JointProblem(BlackBox):
     """The functions of several runs' black boxes, which may differ in nothing else but where they start."""
 
@@ -120,7 +79,7 @@ class JointProblem(BlackBox):
                 raise InputError("problem", type(first).__name__, f"its {name} follows the seed; run the seeds apart")
         self.each = tuple(each)
         super().__init__(
-            join([one.functions for one in each], first.num_clients),
+            first.functions.join([one.functions for one in each[1:]]),
             dimension=first.dimension,
             bounds=first.bounds,
             noise=first.noise,

@@ -10,10 +10,10 @@ from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.streams import SERVER, Streams
 from fedsim.engine.assignment import Assignment
 from fedsim.exchange.messages import BrokenPromiseError, Order, Size
-from fedsim.problems.benchmark_functions import Family, Synthetic
+from fedsim.problems.benchmark_functions import OneFamily, Synthetic
 from fedsim.problems.black_box import BlackBox, black_box
-from fedsim.problems.evaluators import Stacked, Vectorised
-from fedsim.running.lockstep import Joined, JointProblem, JointStreams, Lockstep, Member, join
+from fedsim.problems.evaluators import Joined, Stacked, Vectorised
+from fedsim.running.lockstep import JointProblem, JointStreams, Lockstep, Member
 from fedsim.zeroth_order import directions
 
 SEEDS = (7, 3, 2**40)
@@ -75,7 +75,7 @@ def test_what_is_drawn_for_a_whole_run_is_refused(draw):
 def test_functions_are_asked_in_runs_of_rows_under_their_own_clients():
     """Function i of run s is 100 s + 10 i + x."""
     runs = [Vectorised([lambda x, s=s, i=i: 100 * s + 10 * i + x[:, 0] for i in range(N)]) for s in range(3)]
-    joined = join(runs, N)
+    joined = runs[0].join(runs[1:])
     assert isinstance(joined, Joined)
     assert joined.num_clients == 3 * N
     found = torch.cat([answer.found for answer in joined.ask(CLIENTS, torch.ones(6, 1, 1))])
@@ -90,22 +90,21 @@ def test_functions_that_all_runs_have_in_common_are_asked_once():
         return x[:, :, 0]
 
     one = Stacked(function, N)
-    list(Joined((one, one, one), N).ask(CLIENTS, torch.ones(6, 1, 1)))
+    list(Joined((one, one, one)).ask(CLIENTS, torch.ones(6, 1, 1)))
     assert asked == [[1, 0, 3, 1, 0, 3]]
 
 
 def synthetic(seed: int, **options) -> BlackBox:
     made = Synthetic(dimension=6, clients=N, **options)
     family = made.family(Streams(seed), torch.device("cpu"), torch.float64)
-    return BlackBox(Stacked(family, N, differentiable=True), dimension=6, noise=made.noise)
+    return BlackBox(OneFamily(family, N, differentiable=True), dimension=6, noise=made.noise)
 
 
 @pytest.mark.parametrize("function", ["quadratic", "ackley", "levy", "rosenbrock", "rastrigin"])
 def test_synthetic_functions_are_evaluated_in_one_call(function):
     problems = [synthetic(seed, function=function, noise=0.1) for seed in SEEDS]
     joint = JointProblem(problems)
-    assert isinstance(joint.functions, Stacked)
-    assert isinstance(joint.functions.function, Family)
+    assert isinstance(joint.functions, OneFamily)
     x = Streams(0).uniform("x", CLIENTS, (3, 6), dtype=torch.float64)
     answers = joint.query(CLIENTS, x, JOINT, ROUNDS, 2)
     for row, (client, number) in enumerate(zip(CLIENTS.tolist(), ROUNDS.tolist(), strict=True)):
