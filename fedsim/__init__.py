@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedsim.configuration.tables import Experiment, experiment, load
     from fedsim.core.errors import DivergedError, FedsimError, InputError
     from fedsim.problems.black_box import BlackBoxError, black_box
-    from fedsim.problems.supervised import supervised
+    from fedsim.problems.own_data import supervised
     from fedsim.reports.comparison import compare
     from fedsim.running.history import History
     from fedsim.running.result import Result, Round
@@ -49,7 +49,7 @@ _HOMES = {
     "plots": "fedsim.plots",
     "resume": "fedsim.running.resume",
     "run": "fedsim.running.runner",
-    "supervised": "fedsim.problems.supervised",
+    "supervised": "fedsim.problems.own_data",
     "sweep": "fedsim.running.sweep",
 }
 

@@ -32,7 +32,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.files import write_whole
 from fedsim.core.streams import Streams
 from fedsim.parallel.cores import one_core_an_operation
-from fedsim.problems.supervised import Supervised, load_start
+from fedsim.problems.modules import load_start
+from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_problem
 from fedsim.running.history import History
 from fedsim.running.stored import METRICS, MODEL

@@ -24,7 +24,8 @@ import torch
 import fedsim
 from experiments.studies import Numbers, run_all
 from fedsim.client import LocalTraining
-from fedsim.problems.supervised import Supervised, load_start
+from fedsim.problems.modules import load_start
+from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_fleet, build_problem
 from fedsim.running.history import History
 from fedsim.running.stored import METRICS, MODEL

@@ -29,8 +29,9 @@ from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.nets import convolution, dropout, functional, layers, losses, lowering, network, stack
 from fedsim.problems.datasets.base import Dataset
 from fedsim.problems.models import layers as model_layers
+from fedsim.problems.modules import build_model
 from fedsim.problems.partitions.base import Partition
-from fedsim.problems.supervised import Supervised, build_model
+from fedsim.problems.supervised import Supervised
 
 START, TRAINED = "start", "params"
 TRAINED_BY = (

@@ -18,8 +18,9 @@ from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
 from fedsim.pretrained.expert import expert_losses
 from fedsim.problems.datasets.base import Dataset, Indices
+from fedsim.problems.modules import build_model
 from fedsim.problems.partitions.base import Partition, Sampled, hold_out
-from fedsim.problems.supervised import Supervised, build_model
+from fedsim.problems.supervised import Supervised
 
 
 @options

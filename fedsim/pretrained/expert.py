@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +42,8 @@ def train_expert(problem: Supervised, expert: Expert, folder: Path | None = None
     fit = Fit(epochs=expert.epochs, batch_size=expert.batch_size, lr=expert.lr, momentum=expert.momentum)
 
     def made() -> Tensor:
-        central = Supervised(data, everything, model.module, device=problem.device)
         loss = LabelSmoothing(expert.label_smoothing) if expert.label_smoothing else model.loss
-        central.model = replace(central.model, loss=loss)
+        central = Supervised(data, everything, model.module, loss=loss, device=problem.device)
         return train(central, fit, expert.seed, central.initial().unsqueeze(0), "lr")
 
     described = [repr(expert), repr(fit), type(model.loss).__qualname__, *_described(model.module)]

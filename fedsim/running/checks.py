@@ -7,6 +7,7 @@ from fedsim.configuration.tables import Experiment
 from fedsim.core.errors import InputError, naming
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
+from fedsim.problems.attacked import check_attack
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.zeroth_order.search import EstimatedSearch
@@ -38,17 +39,17 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
     if not isinstance(experiment.client, LocalTraining):
         return
     defence, curriculum = experiment.client.defence, experiment.client.curriculum
-    if curriculum is not None and curriculum.measure == "error" and not problem.has_accuracy:
+    if curriculum is not None and curriculum.measure == "error" and not problem.judged.has_accuracy:
         raise InputError("client.curriculum.measure", "error", "a regression has no predictions; take loss")
     if defence is None:
         return
-    if defence.of_classes and not problem.has_accuracy:
+    if defence.of_classes and not problem.judged.has_accuracy:
         kind = kind_of("defences", defence)
         raise InputError("client.adversarial.kind", kind, "its loss is about classes; take standard")
     with naming("client.adversarial.attack"):
         if getattr(defence.attacked_by, "only_judges", False):
             raise InputError("kind", defence.attacked_by.label, "it only judges models; train against pgd")
-        problem.check_attack(defence.attacked_by, problem.data.x)
+        check_attack(defence.attacked_by, problem.data.x, problem.data.num_classes)
 
 
 def _check_asking(experiment: Experiment) -> None:

@@ -307,7 +307,7 @@ def test_a_frozen_model_comes_back_whole_from_its_folder(tmp_path):
     model = seeded(frozen)
     problem = fedsim.supervised(**blobs(), model=model, dtype=torch.float64, device=DEVICE)
     result = fedsim.run(small(1), problem=problem, out=tmp_path / "run")
-    from fedsim.problems.supervised import load_start
+    from fedsim.problems.modules import load_start
 
     saved = load_start(tmp_path / "run" / "model.safetensors")
     assert saved.keys() == model.state_dict().keys()

@@ -17,9 +17,10 @@ from fedsim.pretrained.difficulty import Difficulty
 from fedsim.pretrained.expert import expert_losses
 from fedsim.problems.datasets import DataFolder, Dataset
 from fedsim.problems.datasets.embedded import Digits
+from fedsim.problems.modules import build_model
 from fedsim.problems.partitions.base import Partition
 from fedsim.problems.partitions.cached import cached_partition
-from fedsim.problems.supervised import Supervised, build_model
+from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_problem
 
 EXPERT = Expert(epochs=3, lr=0.05)

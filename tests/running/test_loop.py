@@ -96,7 +96,7 @@ def test_training_starts_from_a_given_state(tmp_path):
         for parameter in other.parameters():
             parameter.fill_(0.25)
     torch.save(other.state_dict(), tmp_path / "start.pt")
-    from fedsim.problems.supervised import load_start
+    from fedsim.problems.modules import load_start
 
     problem = small_problem()
     problem.start_from(load_start(tmp_path / "start.pt"))
@@ -109,7 +109,7 @@ def test_training_starts_from_a_given_state(tmp_path):
 
 
 def test_a_state_that_does_not_fit_is_refused(tmp_path):
-    from fedsim.problems.supervised import load_start
+    from fedsim.problems.modules import load_start
 
     problem = small_problem()
     with pytest.raises(InputError, match=r"problem\.start = 1\.weight"):

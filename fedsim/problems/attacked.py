@@ -1,0 +1,100 @@
+"""Judging a model under attacks: each example is attacked by itself, under this very model."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fedsim.attacks.attack import Attack, ExampleDraws, Victim
+from fedsim.core.errors import InputError, naming
+from fedsim.core.streams import SERVER, Streams
+from fedsim.nets.network import PlainNetwork
+from fedsim.nets.stack import Stack
+from fedsim.parallel.cores import spread
+from fedsim.problems.base import EVALUATED_AT_ONCE, Model, Trial
+from fedsim.problems.judged import STATISTICS, Judged, Rows
+
+ATTACKED_AT_ONCE = EVALUATED_AT_ONCE // 8
+"""Numbers that an attack makes at once, forward and back through them; few, too, so that all cores have work."""
+
+
+def attacked(judged: Judged, model: Model, params: Tensor, trial: Trial) -> dict[str, float]:
+    """Loss and accuracy under attacks of the model with parameters [d].
+
+    For each attack test_<label>_loss, test_<label>_accuracy and so on, <label> the attack's; with `trial.clients`
+    client_<label>_accuracy_mean, _p10 and _worst, on the examples that client accuracies are about. A sample of a
+    set is drawn without replacement, by a draw that is the same in all runs. What an attack draws for an example is
+    named by the number of the example and whether it is one of the test set: the same whenever it is attacked.
+    """
+    network = PlainNetwork(copy.deepcopy(model.module).eval(), model.layout, model.loss)
+    y, size = model.layout.stack(params), model.footprint.activations
+    sets = {name: _sampled(rows, trial.examples) for name, rows in judged.sets(trial.on).items()}
+    found: dict[str, float] = {}
+    for attack in trial.attacks:
+        for name, rows in sets.items():
+            outputs = _outputs(network, y, size, attack, rows, trial.streams)
+            found |= judged.scores(f"{name}_{attack.label}", outputs, rows)
+        if trial.clients:
+            own, count = judged.own()
+            outputs = _outputs(network, y, size, attack, own, trial.streams)
+            found |= judged.client_scores(f"client_{attack.label}", outputs, own, count)
+    return found
+
+
+def attacked_measures(judged: Judged, trial: Trial) -> list[str]:
+    """The names that `attacked` gives. InputError: an attack does not go with what it is to be made on."""
+    if trial.clients and not judged.has_accuracy:
+        raise InputError("attack_clients", True, "clients are judged by accuracy, and these labels are no classes")
+    sets = judged.sets(trial.on)
+    rows = [*sets.values(), *([judged.own()[0]] if trial.clients else [])]
+    if not rows:
+        raise InputError("attacks", trial.attacks[0].label, "there is no test set to attack; put train into on")
+    for number, attack in enumerate(trial.attacks):
+        with naming(f"attacks.{number}"):
+            for source in {id(own.x): own.x for own in rows}.values():
+                check_attack(attack, source, judged.data.num_classes)
+    labels = [attack.label for attack in trial.attacks]
+    return [f"{name}_{label}_{kind}" for label in labels for name in sets for kind in judged.kinds()] + [
+        f"client_{label}_accuracy_{which}" for label in labels if trial.clients for which in STATISTICS
+    ]
+
+
+def check_attack(attack: Attack, x: Tensor, num_classes: int) -> None:
+    """InputError: the attack does not go with inputs x [n, ...], or with the number of classes."""
+    if not x.is_floating_point():
+        raise InputError("kind", attack.label, "the inputs are tokens, which cannot be moved a little; leave it out")
+    least = getattr(attack, "least_classes", 0)
+    if num_classes < least:
+        raise InputError("kind", attack.label, f"it needs {least} classes at least; leave it out")
+    attack.check(x)
+
+
+def _outputs(network: PlainNetwork, y: Stack, size: int, attack: Attack, rows: Rows, streams: Streams) -> Tensor:
+    """Outputs [n, K] for attacked inputs. The numbers do not depend on how many cores there are.
+
+    size: numbers that the forward pass of one example makes.
+    """
+    batch = min(max(ATTACKED_AT_ONCE // size, 16), 128)
+    if getattr(attack, "only_judges", False):  # it takes batches of its own, one after the other
+        batch = max(len(rows.numbers), 1)
+    # Apart from what clients draw while they train, and the test set's examples apart from the others.
+    named = Streams(streams.derive(f"evaluation/{rows.source}"))
+
+    def outputs(numbers: Tensor) -> Tensor:
+        x, targets = rows.x[numbers].unsqueeze(0), rows.y[numbers].unsqueeze(0)
+        victim = Victim(network, y, network.loss, ExampleDraws(named, numbers))
+        return network.outputs(y, attack.perturb(victim, x, targets))[0]
+
+    return torch.cat(spread(outputs, torch.split(rows.numbers, batch)))
+
+
+def _sampled(rows: Rows, count: int | None) -> Rows:
+    """A sample of at most so many of the examples: the same of the same set, whatever order its numbers are in."""
+    numbers = rows.numbers.sort().values
+    if count is None or count >= len(numbers):
+        return rows
+    order = Streams(0).permutation("attacked", torch.tensor([SERVER], device=numbers.device), len(numbers))[0]
+    return replace(rows, index=numbers[order[:count].sort().values])

@@ -1,0 +1,112 @@
+"""The examples that a model is judged on, and what is said of its outputs for them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.nets.losses import Loss
+from fedsim.problems.base import Examples
+from fedsim.problems.partitions.base import Partition
+
+STATISTICS = ("mean", "p10", "worst")
+"""What is said of the clients' accuracies, in the names of measures."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples that a model is judged on: of x and y those with the numbers `index`, int64 [n]; None: all.
+
+    source: which set the numbers are of, `test` or `train`.
+    """
+
+    source: str
+    x: Tensor
+    y: Tensor
+    index: Tensor | None
+
+    @property
+    def targets(self) -> Tensor:
+        """Targets [n]."""
+        return self.y if self.index is None else self.y[self.index]
+
+    @property
+    def numbers(self) -> Tensor:
+        """The examples' numbers, int64 [n]."""
+        return torch.arange(len(self.x), device=self.x.device) if self.index is None else self.index
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The sets of examples of a problem, and the scores of outputs [n, K] for them.
+
+    data: the training examples. x_test, y_test: the test set. partition: who has which. loss: of an example.
+    """
+
+    data: Examples
+    x_test: Tensor
+    y_test: Tensor
+    partition: Partition
+    loss: Loss
+
+    def sets(self, on: Collection[str]) -> dict[str, Rows]:
+        """The examples of each set that is measured, by the beginning of the measures' names."""
+        found = {}
+        if "test" in on and len(self.x_test):
+            found["test"] = Rows("test", self.x_test, self.y_test, None)
+        if "train" in on:
+            found["global_train"] = Rows("train", self.data.x, self.data.y, self.data.order)
+        return found
+
+    def own(self) -> tuple[Rows, Tensor]:
+        """The examples that clients are judged on, one client after the other, and how many each has, int64 [N].
+
+        Those of the test set, else those held out, else, where nobody has any, those that are trained on.
+        """
+        split = self.partition
+        if split.order_test is not None and split.offset_test is not None and len(split.order_test):
+            order, _, count = ranges(split.order_test, split.offset_test, self.data.x.device)
+            return Rows("test", self.x_test, self.y_test, order), count
+        if split.holdout_order is not None and split.holdout_offset is not None and len(split.holdout_order):
+            order, _, count = ranges(split.holdout_order, split.holdout_offset, self.data.x.device)
+            return Rows("train", self.data.x, self.data.y, order), count
+        return Rows("train", self.data.x, self.data.y, self.data.order), self.data.count
+
+    def kinds(self) -> tuple[str, ...]:
+        """What is said of a set: its loss, and where predictions are right or wrong its accuracy."""
+        return ("loss", "accuracy")[: 1 + self.has_accuracy]
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether predictions are right or wrong."""
+        return self.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is not None
+
+    def scores(self, name: str, outputs: Tensor, rows: Rows) -> dict[str, float]:
+        """The loss of outputs [n, K] for a set, and their accuracy, under names that begin with the set's."""
+        correct = self.loss.correct(outputs, rows.targets)
+        accuracy = {} if correct is None else {f"{name}_accuracy": float(correct.double().mean())}
+        return {f"{name}_loss": float(self.loss.examples(outputs, rows.targets).double().mean()), **accuracy}
+
+    def client_scores(self, name: str, outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, float]:
+        """Statistics of the clients' accuracies. rows: theirs, one after the other; count: of each, int64 [N]."""
+        correct = self.loss.correct(outputs, rows.targets)
+        assert correct is not None
+        owner = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        right = torch.zeros(len(count), dtype=torch.float64, device=count.device)
+        accuracy = (right.index_add_(0, owner, correct.double()) / count)[count > 0]
+        values = (accuracy.mean(), torch.quantile(accuracy, 0.1), accuracy.min())
+        return {f"{name}_accuracy_{which}": float(value) for which, value in zip(STATISTICS, values, strict=True)}
+
+
+def ranges(order: np.ndarray, offset: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Sparse rows on a device: the order, where each client's part begins, and how long it is."""
+    begins = torch.from_numpy(np.asarray(offset, dtype=np.int64)).to(device)
+    return (
+        torch.from_numpy(np.asarray(order, dtype=np.int64)).to(device),
+        begins[:-1],
+        begins[1:] - begins[:-1],
+    )
