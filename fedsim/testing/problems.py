@@ -21,7 +21,8 @@ from fedsim.configuration.tables import Experiment
 from fedsim.configuration.tables import experiment as checked
 from fedsim.problems.benchmark_functions import Synthetic
 from fedsim.problems.black_box import BlackBox
-from fedsim.problems.supervised import Supervised, supervised
+from fedsim.problems.own_data import supervised
+from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation, setting_of
 
 DEVICE = os.environ.get("FEDSIM_TEST_DEVICE", "cpu")
