@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError, one_line
 from fedsim.core.streams import Index, Streams
-from fedsim.engine.assignment import Assignment
 from fedsim.engine.batches import Course, Plan, plan_batches, steps_of
+from fedsim.engine.job import Job
 from fedsim.engine.scratch import Scratch
 from fedsim.exchange.messages import BrokenPromiseError, Scalar
 from fedsim.nets.dropout import Draw
@@ -46,14 +46,14 @@ class Cohort:
         problem: Problem,
         network: Network | None,
         streams: Streams,
-        assignment: Assignment,
+        job: Job,
         state: Mapping[str, Tensor],
         scratch: Scratch | None = None,
     ) -> None:
-        self._problem, self._network, self.streams, self._assignment = problem, network, streams, assignment
-        self.clients, self.state = assignment.clients, dict(state)
+        self._problem, self._network, self.streams, self._job = problem, network, streams, job
+        self.clients, self.state = job.clients, dict(state)
         self.examples = problem.examples[self.clients]
-        self.draws: Index = assignment.draws
+        self.draws: Index = job.draws
         self.steps_taken = torch.zeros_like(self.clients)
         self.queries, self.extra_queries = torch.zeros_like(self.clients), torch.zeros_like(self.clients)
         self.metrics: dict[str, Tensor] = {}
@@ -66,7 +66,7 @@ class Cohort:
     @property
     def round(self) -> int:
         """The round of the order, from 0; for algorithms that are not the same in every round."""
-        rounds = self._assignment.rounds
+        rounds = self._job.rounds
         if len(rounds) > 1:
             raise BrokenPromiseError(f"an algorithm that is the same in every round asked for it: {sorted(rounds)}")
         return next(iter(rounds))
@@ -103,11 +103,11 @@ class Cohort:
     @property
     def config(self) -> Mapping[str, Scalar]:
         """Plain settings that the server sent."""
-        return self._assignment.config
+        return self._job.config
 
     def received(self, name: str) -> Tensor:
         """A vector of the order's payload; broadcasts against [C, d]."""
-        return self._assignment.received(name)
+        return self._job.received(name)
 
     def stack(self, rows: Tensor) -> Stack:
         """A vector [d], or rows [C, d], as a stack of C rows, copied."""

@@ -10,23 +10,20 @@ Cohorts are spread over the cores of a CPU (see `fedsim.parallel.cores`), or wit
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError, one_line
-from fedsim.core.graph import storable
 from fedsim.core.streams import Streams
-from fedsim.engine.assignment import Assignment
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
+from fedsim.engine.job import CohortResult, Job, JobResult, gathered
 from fedsim.engine.options import Choice
 from fedsim.engine.scratch import Scratch
 from fedsim.engine.store import ClientStore
 from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
-from fedsim.exchange.messages import BrokenPromiseError, Order, Size, Update, finite_rows, total_bytes
+from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size, Update, finite_rows, total_bytes
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.nets.dropout import Draw
 from fedsim.nets.lowering import loses_to_a_loop
@@ -36,62 +33,6 @@ from fedsim.problems.base import Examples, Model, Problem
 
 WORTH_A_THREAD = 20_000_000
 """Multiply-adds that a step must have, for each core, before threads win more than they lose to Python's lock."""
-
-
-@storable("job-result")
-@dataclass(frozen=True, eq=False)
-class Work:
-    """What an order came to, in the order of its clients.
-
-    payload, metrics: [C, ...] by name. finite: bool [C], whether all of a client's payload is. nbytes: int64 [C], what
-    the payload took to cross. queries: int64 [C, 2], evaluations that each asked for, and those of them outside the
-    method's published count.
-    """
-
-    payload: dict[str, Tensor]
-    metrics: dict[str, Tensor]
-    finite: Tensor
-    nbytes: Tensor
-    queries: Tensor
-
-    def row(self, number: int) -> Work:
-        """What one of the clients did, C = 1."""
-        own = slice(number, number + 1)
-        payload, metrics = ({name: rows[own] for name, rows in named.items()} for named in (self.payload, self.metrics))
-        return Work(payload, metrics, self.finite[own], self.nbytes[own], self.queries[own])
-
-    @cached_property
-    def asked(self) -> list[list[int]]:
-        """The queries as plain numbers."""
-        asked: list[list[int]] = self.queries.tolist()
-        return asked
-
-    @cached_property
-    def crossed(self) -> list[int]:
-        """The bytes as plain numbers."""
-        crossed: list[int] = self.nbytes.tolist()
-        return crossed
-
-    @cached_property
-    def sound(self) -> bool:
-        """Whether all of them are finite."""
-        return bool(self.finite.all())
-
-
-@dataclass(frozen=True, eq=False)
-class Acted:
-    """What one cohort came to, in its own order. clients: int64 [k]. update: as the transforms leave it.
-
-    state: what the clients are to remember, [k, ...] by name. nbytes, queries: as of `Work`, int64 [k] and [k, 2].
-    lost: nothing came of it at all, and the rest only has the shapes of what would have come.
-    """
-
-    clients: Tensor
-    update: Update
-    state: dict[str, Tensor]
-    nbytes: Tensor
-    queries: Tensor
-    lost: bool = False
 
 
 def choose_network(model: Model, data: Examples, choice: Choice, width: int = 1) -> tuple[str, Network]:
@@ -178,29 +119,29 @@ class Executor:
         """How many clients are worth executing at once."""
         return max(self.chunk, self.cores if self._spreads(self.cores) else 1)
 
-    def assign(self, orders: Order) -> Assignment:
+    def assign(self, orders: Order) -> Job:
         """The work that an order comes to, as the algorithm declares it."""
         problem = self.problem
         clients = orders.clients.to(problem.device)
         examples = problem.examples[clients]
         if orders.action == SCORE:
             nothing, loss = torch.zeros_like(clients), Size(1, 8 * problem.dtype.itemsize)
-            return Assignment((orders,), None, clients, nothing, {"loss": loss}, problem.dtype.itemsize)
+            return Job((orders,), None, clients, Cost(nothing, {"loss": loss}), problem.dtype.itemsize)
         cost = self.client.cost(orders, examples)
         encoded = total_bytes(self.transforms.sizes(cost.reply))
         if orders.config.get(REPORT_UTILITY):
             encoded += problem.dtype.itemsize
-        return Assignment((orders,), None, clients, cost.steps, cost.reply, encoded, cost.queries, cost.effort)
+        return Job((orders,), None, clients, cost, encoded)
 
-    def work(self, assignment: Assignment) -> Tensor:
-        """What an assignment takes in time, in local steps, float64 [C]: a forward pass takes a share of one."""
-        orders, work = assignment.orders[0], assignment.steps.double()
-        if assignment.queries:
-            work = work + assignment.queries * self._value
-        if assignment.effort is not None:
-            work = work + assignment.effort
+    def work(self, job: Job) -> Tensor:
+        """What a job takes in time, in local steps, float64 [C]: a forward pass takes a share of one."""
+        orders, cost, work = job.orders[0], job.cost, job.cost.steps.double()
+        if cost.queries:
+            work = work + cost.queries * self._value
+        if cost.effort is not None:
+            work = work + cost.effort
         if orders.action == SCORE or orders.config.get(REPORT_UTILITY):
-            examples = self.problem.examples[assignment.clients]
+            examples = self.problem.examples[job.clients]
             examples = examples.clamp(max=int(orders.config.get(SCORE_EXAMPLES, self.problem.largest)))
             work = work + self._value * -(-examples // self._width).double()
         return work
@@ -218,28 +159,29 @@ class Executor:
         """Whether orders of different rounds, and what else differs in their payloads, can be executed together."""
         return orders.action == SCORE or self.client.same_every_round
 
-    def execute(self, assignment: Assignment) -> Work:
+    def execute(self, job: Job) -> JobResult:
         """Have clients do what they are ordered to."""
-        if assignment.action == SCORE:
-            losses = self._losses(assignment)
-            asked = torch.zeros((len(assignment), 2), dtype=torch.int64, device=self.problem.device)
-            nbytes = torch.full_like(assignment.clients, assignment.encoded)
-            work = Work({"loss": losses[:, :1].to(self.problem.dtype)}, {}, torch.isfinite(losses[:, 0]), nbytes, asked)
+        if job.action == SCORE:
+            losses = self._losses(job)
+            asked = torch.zeros((len(job), 2), dtype=torch.int64, device=self.problem.device)
+            nbytes = torch.full_like(job.clients, job.encoded)
+            payload = {"loss": losses[:, :1].to(self.problem.dtype)}
+            result = JobResult(payload, {}, torch.isfinite(losses[:, 0]), nbytes, asked)
         else:
-            work = self._act(assignment)
-            if assignment.config.get(REPORT_UTILITY):
-                work.payload[UTILITY] = self._losses(assignment)[:, 1:].to(self.problem.dtype)
-                work.nbytes.add_(self.problem.dtype.itemsize)
-        if self.network is None and (assignment.action == SCORE or assignment.config.get(REPORT_UTILITY)):
-            work.queries[:, 0] += 1
-        return work
+            result = self._act(job)
+            if job.config.get(REPORT_UTILITY):
+                result.payload[UTILITY] = self._losses(job)[:, 1:].to(self.problem.dtype)
+                result.nbytes.add_(self.problem.dtype.itemsize)
+        if self.network is None and (job.action == SCORE or job.config.get(REPORT_UTILITY)):
+            result.queries[:, 0] += 1
+        return result
 
-    def _losses(self, assignment: Assignment) -> Tensor:
+    def _losses(self, job: Job) -> Tensor:
         """What the models that were sent cost the clients, float64 [C, 2]; see `Problem.losses`."""
-        found = torch.empty((len(assignment), 2), dtype=torch.float64, device=self.problem.device)
-        for number, orders in enumerate(assignment.orders):
-            rows = slice(None) if assignment.origin is None else (assignment.origin == number).nonzero().flatten()
-            params, clients = orders.payload["params"], assignment.clients[rows]
+        found = torch.empty((len(job), 2), dtype=torch.float64, device=self.problem.device)
+        for number, orders in enumerate(job.orders):
+            rows = slice(None) if job.origin is None else (job.origin == number).nonzero().flatten()
+            params, clients = orders.payload["params"], job.clients[rows]
             found[rows] = self.problem.losses(params, clients, self._sampled(orders), self.streams, orders.draws)
         return found
 
@@ -256,23 +198,23 @@ class Executor:
 
         return places
 
-    def _act(self, assignment: Assignment) -> Work:
-        rank = torch.argsort(assignment.steps, descending=True, stable=True)
+    def _act(self, job: Job) -> JobResult:
+        rank = torch.argsort(job.cost.steps, descending=True, stable=True)
         units = self._units(rank)
-        self.store.admit(assignment.clients)
-        done = self._all_act([assignment[rows] for rows in units])
-        finite = [self._remember(acted) for acted in done]
+        self.store.admit(job.clients)
+        done = self._all_act([job[rows] for rows in units])
+        finite = [self._remember(result) for result in done]
         back = torch.argsort(torch.cat(units))
-        payload = _gathered([acted.update.payload for acted in done], back)
-        metrics = _gathered([acted.update.metrics for acted in done], back)
-        nbytes = torch.cat([acted.nbytes for acted in done])
-        asked = torch.cat([acted.queries for acted in done])
-        return Work(payload, metrics, torch.cat(finite)[back], nbytes[back], asked[back])
+        payload = gathered([result.update.payload for result in done], back)
+        metrics = gathered([result.update.metrics for result in done], back)
+        nbytes = torch.cat([result.nbytes for result in done])
+        asked = torch.cat([result.queries for result in done])
+        return JobResult(payload, metrics, torch.cat(finite)[back], nbytes[back], asked[back])
 
-    def _all_act(self, parts: Sequence[Assignment]) -> list[Acted]:
+    def _all_act(self, parts: Sequence[Job]) -> list[CohortResult]:
         """Have cohorts of admitted clients do what they are ordered to."""
 
-        def act(part: Assignment) -> Acted:
+        def act(part: Job) -> CohortResult:
             return self.act(part, self.store.read(part.clients))
 
         if self._spreads(sum(map(len, parts))):
@@ -280,7 +222,7 @@ class Executor:
         with one_core_an_operation():
             return [act(part) for part in parts]
 
-    def act(self, part: Assignment, state: Mapping[str, Tensor]) -> Acted:
+    def act(self, part: Job, state: Mapping[str, Tensor]) -> CohortResult:
         """Have one cohort, which remembers `state`, [k, ...] by name, do what it is ordered to. Nothing is kept."""
         cohort = Cohort(self.problem, self.network, self.streams, part, state, self.scratch)
         update: Update = getattr(self.client, part.action)(cohort)
@@ -291,18 +233,18 @@ class Executor:
         cohort.keep(**crossed.state)
         sent = Update(crossed.payload, {**cohort.metrics, **update.metrics})
         queries = torch.stack((cohort.queries, cohort.extra_queries), dim=1)
-        return Acted(part.clients, sent, cohort.state, crossed.nbytes, queries)
+        return CohortResult(part.clients, sent, cohort.state, crossed.nbytes, queries)
 
-    def _remember(self, acted: Acted) -> Tensor:
+    def _remember(self, result: CohortResult) -> Tensor:
         """Keep the state of the clients whose work is finite: one that has failed starts again from what it was.
 
         Returns which rows' payloads are finite; none where the work is lost.
         """
-        finite = finite_rows(list(acted.update.payload.values())) & (not acted.lost)
+        finite = finite_rows(list(result.update.payload.values())) & (not result.lost)
         if self.store.shapes:
-            sound = finite & finite_rows(list(acted.state.values()))
-            kept = {name: value[sound] for name, value in acted.state.items()}
-            self.store.write(acted.clients[sound], kept)
+            sound = finite & finite_rows(list(result.state.values()))
+            kept = {name: value[sound] for name, value in result.state.items()}
+            self.store.write(result.clients[sound], kept)
         return finite
 
     def _units(self, rank: Tensor) -> list[Tensor]:
@@ -319,26 +261,19 @@ class Executor:
         together = 1 if self.chunk == 1 else clients // self.cores
         return together * self._row_operations > WORTH_A_THREAD
 
-    def _hold(self, declared: Assignment, cohort: Cohort, update: Update) -> None:
+    def _hold(self, declared: Job, cohort: Cohort, update: Update) -> None:
         """Hold a client algorithm to what it declared."""
-        if not torch.equal(cohort.steps_taken, declared.steps):
+        if not torch.equal(cohort.steps_taken, declared.cost.steps):
             raise BrokenPromiseError(
                 f"{type(self.client).__name__} took {cohort.steps_taken.tolist()} local steps "
-                f"where its cost declares {declared.steps.tolist()}"
+                f"where its cost declares {declared.cost.steps.tolist()}"
             )
-        reply = {name: Size.of(rows[0]) for name, rows in update.payload.items()} if len(declared) else declared.reply
-        if reply != declared.reply:
+        reply = (
+            {name: Size.of(rows[0]) for name, rows in update.payload.items()} if len(declared) else declared.cost.reply
+        )
+        if reply != declared.cost.reply:
             sent, told = (
                 ", ".join(f"{name} of {size.numbers} x {size.bits} bits" for name, size in sizes.items())
-                for sizes in (reply, declared.reply)
+                for sizes in (reply, declared.cost.reply)
             )
             raise BrokenPromiseError(f"{type(self.client).__name__} sends {sent} where its cost declares {told}")
-
-
-def _gathered(parts: list[Mapping[str, Tensor]], back: Tensor) -> dict[str, Tensor]:
-    """The parts' rows, one after the other, put back into the order of the clients."""
-    if not parts:
-        return {}
-    if len(parts) == 1:
-        return {name: value[back] for name, value in parts[0].items()}
-    return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}

@@ -11,24 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedsim.core.errors import FedsimError, InputError, warn
 from fedsim.core.streams import Streams
-from fedsim.engine.assignment import Assignment
 from fedsim.engine.client import Client
-from fedsim.engine.executor import Acted, Executor
+from fedsim.engine.executor import Executor
+from fedsim.engine.job import CohortResult, Job
 from fedsim.exchange.messages import Update
 from fedsim.nets.network import PlainNetwork
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.parallel.workers import Failed, Lost, Workers
 from fedsim.problems.base import Problem
-
-if TYPE_CHECKING:
-    pass
 
 
 class ProcessExecutor(Executor):
@@ -52,13 +49,13 @@ class ProcessExecutor(Executor):
     def _spreads(self, clients: int) -> bool:  # noqa: ARG002
         return self.cores > 1
 
-    def _all_act(self, parts: Sequence[Assignment]) -> list[Acted]:
+    def _all_act(self, parts: Sequence[Job]) -> list[CohortResult]:
         if not any(map(len, parts)):  # no process is needed to say what nobody's reply looks like
             return super()._all_act(parts)
         outcomes = self._workers.map(_act, [(part, self.store.read(part.clients)) for part in parts])
-        return [acted for part, outcome in zip(parts, outcomes, strict=True) for acted in self._taken(part, outcome)]
+        return [result for part, outcome in zip(parts, outcomes, strict=True) for result in self._taken(part, outcome)]
 
-    def _taken(self, part: Assignment, outcome: Any) -> list[Acted]:
+    def _taken(self, part: Job, outcome: Any) -> list[CohortResult]:
         """What came of a cohort, in one piece or more. Raises what its clients raised."""
         if isinstance(outcome, Lost):
             if len(part) > 1:
@@ -73,7 +70,7 @@ class ProcessExecutor(Executor):
             raise error
         return [outcome]
 
-    def _lost(self, part: Assignment) -> Acted:
+    def _lost(self, part: Job) -> CohortResult:
         nobody = part[torch.zeros(0, dtype=torch.int64)]
         with one_core_an_operation():
             nothing = self.act(nobody, self.store.read(nobody.clients))
@@ -83,10 +80,10 @@ class ProcessExecutor(Executor):
 
         update = Update(rows(nothing.update.payload), rows(nothing.update.metrics))
         nbytes, queries = torch.full_like(part.clients, part.encoded), part.clients.new_zeros((len(part), 2))
-        return Acted(part.clients, update, rows(nothing.state), nbytes, queries, lost=True)
+        return CohortResult(part.clients, update, rows(nothing.state), nbytes, queries, lost=True)
 
 
-def _act(executor: Executor, task: tuple[Assignment, Mapping[str, Tensor]]) -> Any:
+def _act(executor: Executor, task: tuple[Job, Mapping[str, Tensor]]) -> Any:
     """What a process does; what it raises on purpose is sent as a call that makes it."""
     try:
         return executor.act(*task)

@@ -90,6 +90,7 @@ class Size:
         return -(-(self.numbers * self.bits + self.beside) // 8)
 
 
+@storable("cost")
 @dataclass(frozen=True)
 class Cost:
     """What a client declares before it works.

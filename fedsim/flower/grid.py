@@ -56,7 +56,7 @@ class _Flight:
 class _Landed:
     """Replies that are in and that no window has taken yet.
 
-    due: the tick at which they came. finite: bool [k]. nbytes, queries: int64 [k] and [k, 2], as in `Work`.
+    due: the tick at which they came. finite: bool [k]. nbytes, queries: int64 [k] and [k, 2], as of `JobResult`.
     """
 
     flight: _Flight
@@ -333,8 +333,8 @@ class GridEngine:
         """No replies, in the shape that some would have."""
         nobody = torch.zeros(0, dtype=torch.int64)
         if orders.action not in self._nothing:
-            assignment = self.executor.assign(replace(orders, clients=nobody))
-            self._nothing[orders.action] = self.executor.execute(assignment).payload
+            job = self.executor.assign(replace(orders, clients=nobody))
+            self._nothing[orders.action] = self.executor.execute(job).payload
         payload = self._nothing[orders.action]
         return Replies(nobody, payload, {}, nobody, nobody, round, nobody, nobody, [], [], self.aggregator)
 

@@ -156,7 +156,7 @@ def build_simulation(
         aggregator.check(window.count)
     budget = None if experiment.stopping is None else experiment.stopping.queries
     if budget is not None and isinstance(made, VirtualEngine):
-        least = made.executor.assign(orders).queries * experiment.selection.of(problem.num_clients)
+        least = made.executor.assign(orders).cost.queries * experiment.selection.of(problem.num_clients)
         if least > budget:
             raise InputError("stopping.queries", budget, f"the clients of one round ask for {least} at least; raise it")
     return simulation

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
 from queue import Empty, SimpleQueue
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.streams import Index, Streams
-from fedsim.engine.assignment import Assignment
-from fedsim.engine.executor import Executor, Work
+from fedsim.engine.executor import Executor
+from fedsim.engine.job import Job, JobResult
 from fedsim.engine.scratch import Scratch
 from fedsim.exchange.messages import BrokenPromiseError
 from fedsim.parallel.cores import one_core_an_operation
@@ -125,17 +125,17 @@ class Member(Executor):
         self._lockstep, self._number = lockstep, number
         lockstep.join(number, self)
 
-    def execute(self, assignment: Assignment) -> Work:
+    def execute(self, job: Job) -> JobResult:
         """Wait until all runs wait, and have clients do what they are ordered to."""
-        if not self.mixes(assignment.orders[0]):
-            return super().execute(assignment)
-        return self._lockstep.execute(self._number, assignment)
+        if not self.mixes(job.orders[0]):
+            return super().execute(job)
+        return self._lockstep.execute(self._number, job)
 
-    def alike(self, assignment: Assignment) -> Hashable:
-        """What assignments of different runs must have in common to be executed together."""
-        orders = assignment.orders[0]
+    def alike(self, job: Job) -> Hashable:
+        """What jobs of different runs must have in common to be executed together."""
+        orders = job.orders[0]
         payload = tuple(sorted((name, tuple(value.shape)) for name, value in orders.payload.items()))
-        return self.stackable(orders), payload, tuple(sorted(assignment.reply.items()))
+        return self.stackable(orders), payload, tuple(sorted(job.cost.reply.items()))
 
 
 class Lockstep:
@@ -151,9 +151,9 @@ class Lockstep:
         """Take in the executor of a run."""
         self._members[number] = member
 
-    def execute(self, number: int, assignment: Assignment) -> Work:
+    def execute(self, number: int, job: Job) -> JobResult:
         """Have a run wait until its orders have been executed."""
-        return self._seats[number].wait_for(assignment)
+        return self._seats[number].wait_for(job)
 
     def drive(self, jobs: Sequence[Callable[[], Made]]) -> list[Made]:
         """Call every job, each of which runs one run: what they return.
@@ -177,20 +177,20 @@ class Lockstep:
                     raise
         return [made for seat in seats for made in seat.made]
 
-    def _execute(self, waiting: Sequence[_Seat[Any]]) -> list[Work]:
+    def _execute(self, waiting: Sequence[_Seat[Any]]) -> list[JobResult]:
         """Execute what these wait for, as much of it together as can be."""
-        groups: dict[Hashable, list[tuple[int, Assignment]]] = {}
+        groups: dict[Hashable, list[tuple[int, Job]]] = {}
         for number, seat in enumerate(self._seats):
             if seat.pending is not None:
                 alike = self._members[number].alike(seat.pending)
                 groups.setdefault(alike, []).append((number, seat.pending))
-        works: dict[int, Work] = {}
+        works: dict[int, JobResult] = {}
         for group in groups.values():
             works |= self._together(group)
         return [works[self._seats.index(seat)] for seat in waiting]
 
-    def _together(self, group: Sequence[tuple[int, Assignment]]) -> dict[int, Work]:
-        """Execute assignments of some runs as one."""
+    def _together(self, group: Sequence[tuple[int, Job]]) -> dict[int, JobResult]:
+        """Execute the jobs of some runs as one."""
         if self._joint is None:
             self._joint = _executor([self._members[number] for number in range(self._runs)])
         size = self._members[0].problem.num_clients
@@ -198,16 +198,14 @@ class Lockstep:
         before = accumulate((len(part.orders) for part in parts), initial=0)
         origins = [first + _origin(part) for first, part in zip(before, parts, strict=False)]
         first = parts[0]
-        union = Assignment(
+        union = Job(
             orders=tuple(orders for part in parts for orders in part.orders),
             origin=torch.cat(origins),
             clients=torch.cat([part.clients + number * size for number, part in group]),
-            steps=torch.cat([part.steps for part in parts]),
-            reply=first.reply,
+            cost=replace(first.cost, steps=torch.cat([part.cost.steps for part in parts]), effort=None),
             encoded=first.encoded,
-            queries=first.queries,
         )
-        work, found, begin = self._joint.execute(union), dict[int, Work](), 0
+        work, found, begin = self._joint.execute(union), dict[int, JobResult](), 0
         for number, part in group:
             found[number] = _rows(work, slice(begin, begin + len(part)))
             begin += len(part)
@@ -222,11 +220,11 @@ class _Seat(Generic[Made]):
 
     def __init__(self, job: Callable[[], Made]) -> None:
         self.made: list[Made] = []
-        self.pending: Assignment | None = None
+        self.pending: Job | None = None
         self.ended = False
         self._error: BaseException | None = None
         self._thread = Thread(target=self._work, args=(job,), daemon=True)
-        self._inbox: SimpleQueue[Work | BaseException] = SimpleQueue()
+        self._inbox: SimpleQueue[JobResult | BaseException] = SimpleQueue()
         self._paused: SimpleQueue[None] = SimpleQueue()
 
     def _work(self, job: Callable[[], Made]) -> None:
@@ -237,9 +235,9 @@ class _Seat(Generic[Made]):
         self.ended = True
         self._paused.put(None)
 
-    def wait_for(self, assignment: Assignment) -> Work:
+    def wait_for(self, job: Job) -> JobResult:
         """In the thread itself: sleep until this has been executed."""
-        self.pending = assignment
+        self.pending = job
         self._paused.put(None)
         answer = self._inbox.get()
         if isinstance(answer, BaseException):
@@ -251,7 +249,7 @@ class _Seat(Generic[Made]):
         self._thread.start()
         self._settle()
 
-    def wake(self, answer: Work | BaseException) -> None:
+    def wake(self, answer: JobResult | BaseException) -> None:
         """Go on with what was waited for, or by raising an error, until it sleeps again or has ended."""
         self.pending = None
         self._inbox.put(answer)
@@ -299,17 +297,17 @@ def _opaque(member: Member) -> BlackBox:
     return member.problem
 
 
-def _origin(part: Assignment) -> Tensor:
+def _origin(part: Job) -> Tensor:
     return torch.zeros_like(part.clients) if part.origin is None else part.origin
 
 
-def _rows(work: Work, rows: slice) -> Work:
-    """Some rows of what an assignment came to; copies, which begin in memory where any tensor does."""
+def _rows(work: JobResult, rows: slice) -> JobResult:
+    """Some rows of what a job came to; copies, which begin in memory where any tensor does."""
     payload, metrics = (
         {name: value[rows].clone() for name, value in named.items()} for named in (work.payload, work.metrics)
     )
     finite, nbytes, queries = (held[rows].clone() for held in (work.finite, work.nbytes, work.queries))
-    return Work(payload, metrics, finite, nbytes, queries)
+    return JobResult(payload, metrics, finite, nbytes, queries)
 
 
 def _told(error: BaseException) -> BaseException:

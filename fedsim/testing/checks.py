@@ -426,7 +426,7 @@ def _questions(described: str, opaque: bool) -> list[Asked]:
         crossed = engine.ledger.since(before)
         window.action, window.counted, window.extra = orders.action, crossed["queries"], crossed["extra_queries"]
         if state.round:
-            window.declared = len(clients) * engine.executor.assign(orders).queries
+            window.declared = len(clients) * engine.executor.assign(orders).cost.queries
         windows.append(window)
         state, _, done = simulation.parts.strategy.tell(state, replies)
         clients = everybody(simulation) if done else replies.clients

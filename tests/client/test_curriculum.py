@@ -35,8 +35,8 @@ def experiment(**curriculum):
 
 def cohort(made: Supervised, curriculum: SampleCurriculum, state: dict[str, torch.Tensor] | None = None) -> Cohort:
     executor = build_executor(experiment(), made)
-    assignment = executor.assign(Order("train", torch.arange(len(SIZES)), {"params": made.initial()}))
-    return Cohort(made, executor.network, executor.streams, assignment, state or {})
+    job = executor.assign(Order("train", torch.arange(len(SIZES)), {"params": made.initial()}))
+    return Cohort(made, executor.network, executor.streams, job, state or {})
 
 
 def losses_by_hand(made: Supervised, params: torch.Tensor, client: int) -> torch.Tensor:
@@ -236,8 +236,8 @@ def test_asynchronous_clients_score_under_the_version_that_they_were_sent():
     )
     executor = build_executor(experiment(), made)
     origin = torch.tensor([0, 1, 1, 0])
-    assignment = replace(executor.assign(orders[0]), orders=orders, origin=origin)
-    mixed = Cohort(made, executor.network, executor.streams, assignment, {})
+    job = replace(executor.assign(orders[0]), orders=orders, origin=origin)
+    mixed = Cohort(made, executor.network, executor.streams, job, {})
     scores = SampleCurriculum().scores(mixed)
     for client, size in enumerate(SIZES):
         expected = losses_by_hand(made, versions[int(origin[client])], client)

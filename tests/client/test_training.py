@@ -166,10 +166,10 @@ def test_the_last_epoch_s_loss_is_told_apart():
     training = LocalTraining(epochs=2, batch_size=4, lr=0.1)
     problem = fedsim.supervised(**DATA, model=mlp(), dtype=torch.float64, device="cpu")
     executor = build_executor(small(1, selection={"kind": "uniform", "count": 1}), problem)
-    assignment = executor.assign(Order("train", torch.arange(1), {"params": problem.initial()}))
+    job = executor.assign(Order("train", torch.arange(1), {"params": problem.initial()}))
 
     def cohort() -> Cohort:
-        return Cohort(problem, executor.network, executor.streams, assignment, {})
+        return Cohort(problem, executor.network, executor.streams, job, {})
 
     seen, y = [], cohort().stack(problem.initial())
     for batch in cohort().batches(epochs=2, batch_size=4):

@@ -176,7 +176,7 @@ def test_the_ledger_holds_what_the_formula_says(name: str, partial: bool) -> Non
     simulated = simulation(problem, 2, tables=tables, estimator=ESTIMATORS[name][0], steps=5, batch_size=4)
     clients = 2 if partial else 6
     orders, _ = simulated.parts.strategy.ask(simulated.state, torch.arange(6))
-    assert simulated.parts.engine.executor.assign(orders).queries == 5 * ESTIMATORS[name][1]
+    assert simulated.parts.engine.executor.assign(orders).cost.queries == 5 * ESTIMATORS[name][1]
     for _ in range(2):
         row = simulated.step()
         assert row["queries"] == clients * 5 * ESTIMATORS[name][1]

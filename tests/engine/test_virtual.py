@@ -463,7 +463,7 @@ def test_replies_are_computed_many_at_a_time(name, monkeypatch):
     simulated = tally(200, duration=5.0, strategy=strategy, selection=EVERYBODY, devices=spread(80))
     executor, sizes = simulated.parts.engine.executor, []
     execute = executor.execute
-    monkeypatch.setattr(executor, "execute", lambda assignment: sizes.append(len(assignment)) or execute(assignment))
+    monkeypatch.setattr(executor, "execute", lambda job: sizes.append(len(job)) or execute(job))
     final(simulated)
     replies = simulated.parts.engine.ledger.clients
     assert replies > 1000

@@ -8,8 +8,8 @@ import torch
 from clients.fedzo import FedZO
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.streams import SERVER, Streams
-from fedsim.engine.assignment import Assignment
-from fedsim.exchange.messages import BrokenPromiseError, Order, Size
+from fedsim.engine.job import Job
+from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size
 from fedsim.problems.benchmark_functions import OneFamily, Synthetic
 from fedsim.problems.black_box import BlackBox, black_box
 from fedsim.problems.evaluators import Joined, Stacked, Vectorised
@@ -150,9 +150,7 @@ def test_orders_are_executed_together_where_their_payloads_have_the_same_shapes(
 
     def alike(sent):
         nobody = torch.zeros(0, dtype=torch.int64)
-        return member.alike(
-            Assignment((Order("train", nobody, sent),), None, nobody, nobody, {"delta": Size(1, 64)}, 8)
-        )
+        return member.alike(Job((Order("train", nobody, sent),), None, nobody, Cost(nobody, {"delta": Size(1, 64)}), 8))
 
     assert (alike({"params": torch.zeros(6)}) == alike(payload)) == together
 

@@ -91,7 +91,19 @@ def test_classes_have_names_of_their_own_in_a_checkpoint():
     simulation.step()
     text = encode([simulation.snapshot(), StalledError("late"), DivergedError("nan")]).text
     assert set(re.findall(r'\["(?:class|named|error)","(.*?)"', text)) == {
-        *("server", "server-state", "interval", "order", "size", "job", "job-result", "flight", "flights", "ledger"),
+        *(
+            "server",
+            "server-state",
+            "interval",
+            "order",
+            "size",
+            "job",
+            "cost",
+            "job-result",
+            "flight",
+            "flights",
+            "ledger",
+        ),
         *("trace", "judged", "patience", "stalled-error", "diverged-error"),
     }
 

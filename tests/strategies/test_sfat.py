@@ -135,9 +135,9 @@ def test_clients_tell_the_mean_loss_of_their_last_epoch(executor):
     experiment = small(1, strategy="sfat", client=training, selection=EVERYBODY, engine={"executor": executor})
     made = build_executor(experiment, problem)
     orders = Order("train", torch.arange(6), {"params": problem.initial()}, {"report-loss": True})
-    assignment = made.assign(orders)
-    assert assignment.encoded == (problem.dimension + 1) * 8
-    told = made.execute(assignment).payload["last-loss"]
+    job = made.assign(orders)
+    assert job.encoded == (problem.dimension + 1) * 8
+    told = made.execute(job).payload["last-loss"]
     expected = problem.losses(problem.initial(), torch.arange(6, device=DEVICE))[:, :1]
     assert told.shape == (6, 1)
     assert torch.allclose(told, expected, rtol=0, atol=1e-9)

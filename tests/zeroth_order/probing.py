@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fedsim.core.streams import Streams
-from fedsim.engine.assignment import Assignment
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Order
+from fedsim.engine.job import Job
+from fedsim.exchange.messages import Cost, Order
 from fedsim.problems.black_box import black_box
 from fedsim.testing.problems import DEVICE
 from fedsim.zeroth_order.estimator import Estimate, Probe
@@ -37,8 +37,8 @@ def cohort_of(problem: Any, network: Any = None, count: int | None = None) -> Co
     """The first `count` clients of a problem at work on nothing in particular."""
     clients = torch.arange(count or problem.num_clients, device=problem.device)
     order = Order("train", clients, {"params": problem.initial()})
-    assignment = Assignment((order,), None, clients, torch.zeros_like(clients), {}, 0)
-    return Cohort(problem, network, Streams(0), assignment, {})
+    job = Job((order,), None, clients, Cost(torch.zeros_like(clients), {}), 0)
+    return Cohort(problem, network, Streams(0), job, {})
 
 
 def remembered(estimator: Any, cohort: Cohort) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fedsim.client.defence import Defence, victim
 from fedsim.core.streams import Streams
-from fedsim.engine.assignment import Assignment
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Order
+from fedsim.engine.job import Job
+from fedsim.exchange.messages import Cost, Order
 from fedsim.nets.losses import Loss
 from fedsim.nets.network import Batch
 from fedsim.nets.stack import Stack
@@ -63,7 +63,7 @@ def armed(adversarial: dict[str, Any], count: int = 6, executor: str = "stacked"
     # Longest first, as cohorts are sorted.
     clients = problem.examples.argsort(descending=True)[:count]
     order = Order("train", clients, {"params": problem.initial()})
-    cohort = Cohort(problem, made.network, Streams(0), Assignment((order,), None, clients, clients, {}, 0), {})
+    cohort = Cohort(problem, made.network, Streams(0), Job((order,), None, clients, Cost(clients, {}), 0), {})
     noise = Streams(1).normal("local models", clients, (problem.dimension,), dtype=problem.dtype)
     params = problem.initial() + 0.3 * noise
     rows, defence = cohort.stack(params), made.client.defence
