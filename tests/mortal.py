@@ -80,7 +80,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "evaluation": {"every_seconds": 0.7},
     },
     "fedzo": {
-        "problem": {"kind": "synthetic", "dimension": 6, "clients": 5, "noise": 0.01},
+        "problem": {"kind": "benchmark", "dimension": 6, "clients": 5, "noise": 0.01},
         "partition": None,
         "strategy": "fedzo",
         "client": {"kind": "fedzo", "steps": 3, "lr": 0.05, "estimator": {"kind": "differences", "count": 3}},

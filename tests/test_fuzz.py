@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {
 }
 OPAQUE: dict[str, Any] = {
     "rounds": 2,
-    "problem": {"kind": "synthetic", "function": "quadratic", "dimension": 3, "clients": 4},
+    "problem": {"kind": "benchmark", "function": "quadratic", "dimension": 3, "clients": 4},
 }
 FUZZED = ("fedavg", "fedadam", "scaffold", "feddyn", "fednova", "adam", "noise", "deadline", "fedfix", "fedbuff_window")
 FUZZED += ("fedasync", "fedzo", "segmented", "fzoos", "one_byte", "fedkseed", "decomfl", "scaffold_zo", "sfat", "cbo")

@@ -58,13 +58,13 @@ def engine(name: str, dimension: int, seed: int) -> tuple[Callable[[], object], 
 
     import fedsim
     from fedsim.core.streams import Streams
-    from fedsim.problems.benchmark_functions import Synthetic
+    from fedsim.problems.benchmark_functions import BenchmarkFunctions
     from fedsim.running.build import build_problem, build_simulation
 
     experiment = fedsim.experiment(
         seed=seed,
         rounds=10**6,
-        problem={"kind": "synthetic", "dimension": dimension, "clients": 5, "heterogeneity": 5.0},
+        problem={"kind": "benchmark", "dimension": dimension, "clients": 5, "heterogeneity": 5.0},
         client={"kind": "fzoos"},
         strategy={"kind": "fzoos", "guard": True},
         evaluation={"every": 0},
@@ -74,7 +74,7 @@ def engine(name: str, dimension: int, seed: int) -> tuple[Callable[[], object], 
     if name == PLAIN:
         from experiments.benchmarks.peers.fzoos import PlainFZooS
 
-        synthetic = Synthetic(dimension=dimension, clients=5, heterogeneity=5.0)
+        synthetic = BenchmarkFunctions(dimension=dimension, clients=5, heterogeneity=5.0)
         family = synthetic.family(Streams(seed), torch.device("cpu"), torch.float64)
         plain = PlainFZooS(family.scale.numpy(), family.shift.numpy(), problem.initial().numpy(), seed)
         return plain.round, plain.gap

@@ -49,6 +49,8 @@ MAIN = "__main__"
 """The module of a script, and of the cells of a notebook."""
 DISTRIBUTION = "fedsim-lab"
 """What we are called where packages are installed; what is imported is `fedsim`."""
+RENAMED = {("problems", "synthetic"): "benchmark"}
+"""Kinds of plug-ins that had another name, by their group: the name that they have now."""
 LIKE = 0.8
 """How alike two names are at least, of 1, for one to be taken for a slip of the other."""
 OURS = ("strategies", "clients", "experiments")
@@ -78,6 +80,8 @@ def find(group: str, kind: str, option: str) -> type[Any]:
     entries = _installed(group).get(kind)
     if entries is None and kind.endswith(".py"):
         raise InputError(option, kind, f"name the class in it, too: {kind}:Class")
+    if entries is None and (group, kind) in RENAMED:
+        raise InputError(option, kind, f"is called {RENAMED[group, kind]} now")
     if entries is None:
         known = ", ".join(names(group)) or "none is installed"
         raise InputError(option, kind, f"not one of the installed {group}: {known}")

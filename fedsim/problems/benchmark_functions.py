@@ -1,4 +1,4 @@
-"""Synthetic functions of many coordinates, which differ between clients as much as is asked for.
+"""Benchmark functions of many coordinates, which differ between clients as much as is asked for.
 
 On x in [0, 1]^d, clipped to it inside: u = -10 + 20 clip(x, 0, 1). For each coordinate j two independent draws a_.j,
 a'_.j ~ Dir(1/N, ..., 1/N) over the N clients make
@@ -40,7 +40,7 @@ AT_ONCE = 2**24
 
 
 @options
-class Synthetic:
+class BenchmarkFunctions:
     """The run's seed draws coefficients and the start."""
 
     function: Literal["quadratic", "ackley", "levy", "rosenbrock", "rastrigin"] = "quadratic"

@@ -19,7 +19,7 @@ from torch import nn
 
 from fedsim.configuration.tables import Experiment
 from fedsim.configuration.tables import experiment as checked
-from fedsim.problems.benchmark_functions import Synthetic
+from fedsim.problems.benchmark_functions import BenchmarkFunctions
 from fedsim.problems.black_box import BlackBox
 from fedsim.problems.own_data import supervised
 from fedsim.problems.supervised import Supervised
@@ -64,7 +64,7 @@ def small_problem(dtype: torch.dtype = torch.float64, model: nn.Module | None = 
 def small_functions(dtype: torch.dtype = torch.float64) -> BlackBox:
     """Four clients' quadratics of six coordinates in the box [0, 1]^6, which answer with noise and know no gradient."""
     engine = {"device": DEVICE, "precision": str(dtype).removeprefix("torch.")}
-    return Synthetic(dimension=6, clients=4, noise=0.01).build(setting_of(small_experiment(engine=engine)))
+    return BenchmarkFunctions(dimension=6, clients=4, noise=0.01).build(setting_of(small_experiment(engine=engine)))
 
 
 def small_experiment(rounds: int = 3, **tables: Any) -> Experiment:

@@ -589,7 +589,7 @@ def test_an_interrupted_run_counts_on(row: str) -> None:
 def test_seeds_in_one_stack_have_their_own_faults() -> None:
     experiment = fedsim.experiment(
         rounds=4,
-        problem={"kind": "synthetic", "dimension": 5, "clients": 4},
+        problem={"kind": "benchmark", "dimension": 5, "clients": 4},
         strategy="fedzo",
         client={"kind": "fedzo", "steps": 2},
         faults=MIXTURE,

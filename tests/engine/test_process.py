@@ -63,7 +63,7 @@ DATA = {
     "rounds": 3,
 }
 FUNCTIONS = {
-    "problem": {"kind": "synthetic", "dimension": 4, "clients": 5, "noise": 0.1},
+    "problem": {"kind": "benchmark", "dimension": 4, "clients": 5, "noise": 0.1},
     "client": {"kind": "fedzo", "steps": 2, "estimator": {"kind": "differences", "count": 2}},
     "strategy": "fedzo",
     "rounds": 3,

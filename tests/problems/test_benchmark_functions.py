@@ -1,4 +1,4 @@
-"""Synthetic functions: closed forms, known minima, gradients, and rows that do not depend on each other."""
+"""Benchmark functions: closed forms, known minima, gradients, and rows that do not depend on each other."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import torch
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.problems import benchmark_functions
-from fedsim.problems.benchmark_functions import SHAPES, Family, Synthetic
+from fedsim.problems.benchmark_functions import SHAPES, BenchmarkFunctions, Family
 from fedsim.running.build import setting_of
 from fedsim.testing.problems import small_experiment
 
@@ -18,7 +18,7 @@ from fedsim.testing.problems import small_experiment
 def built(seed=3, precision="float64", **options):
     """The problem of these options, on the CPU."""
     engine = {"device": "cpu", "precision": precision}
-    return Synthetic(**options).build(setting_of(small_experiment(seed=seed, engine=engine)))
+    return BenchmarkFunctions(**options).build(setting_of(small_experiment(seed=seed, engine=engine)))
 
 
 def ask(problem, clients, x):
@@ -254,6 +254,6 @@ def test_one_coordinate_is_enough(name):
 )
 def test_bad_options_are_refused_by_name(options, blamed):
     with pytest.raises(InputError) as caught:
-        Synthetic(**options)
+        BenchmarkFunctions(**options)
     assert str(caught.value).startswith(blamed)
     assert "\n" not in str(caught.value)

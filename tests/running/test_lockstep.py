@@ -10,7 +10,7 @@ from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.streams import SERVER, Streams
 from fedsim.engine.job import Job
 from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size
-from fedsim.problems.benchmark_functions import OneFamily, Synthetic
+from fedsim.problems.benchmark_functions import BenchmarkFunctions, OneFamily
 from fedsim.problems.black_box import BlackBox, black_box
 from fedsim.problems.evaluators import Joined, Stacked, Vectorised
 from fedsim.running.lockstep import JointProblem, JointStreams, Lockstep, Member
@@ -95,7 +95,7 @@ def test_functions_that_all_runs_have_in_common_are_asked_once():
 
 
 def synthetic(seed: int, **options) -> BlackBox:
-    made = Synthetic(dimension=6, clients=N, **options)
+    made = BenchmarkFunctions(dimension=6, clients=N, **options)
     family = made.family(Streams(seed), torch.device("cpu"), torch.float64)
     return BlackBox(OneFamily(family, N, differentiable=True), dimension=6, noise=made.noise)
 

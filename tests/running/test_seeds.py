@@ -13,7 +13,7 @@ import torch
 import fedsim
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.engine.executor import Executor
-from fedsim.problems.benchmark_functions import Synthetic
+from fedsim.problems.benchmark_functions import BenchmarkFunctions
 from fedsim.problems.black_box import BlackBoxError, black_box
 from fedsim.problems.evaluators import Stacked
 from fedsim.running.runner import run
@@ -21,7 +21,7 @@ from fedsim.running.seeds import run_seeds
 from fedsim.running.stored import CONFIG, METRICS, MODEL, SUMMARY, TRACEBACK
 
 SEEDS = [4, 0, 9]
-FUNCTIONS = {"kind": "synthetic", "dimension": 6, "clients": 5, "noise": 0.01}
+FUNCTIONS = {"kind": "benchmark", "dimension": 6, "clients": 5, "noise": 0.01}
 SEARCH: dict[str, Any] = {"steps": 3, "lr": 0.05}
 ESTIMATOR = {"kind": "differences", "count": 4, "mu": 0.1}
 SURROGATE = {
@@ -159,7 +159,7 @@ def test_a_seed_that_stops_leaves_the_others():
 @pytest.fixture
 def odd(monkeypatch: pytest.MonkeyPatch):
     """Makes the functions of the second seed others: `odd(make)`, where each problem calls make() for its own."""
-    build = Synthetic.build
+    build = BenchmarkFunctions.build
 
     def change(make) -> None:
         def built(self, made):
@@ -168,7 +168,7 @@ def odd(monkeypatch: pytest.MonkeyPatch):
                 problem.functions = Stacked(make(), problem.num_clients)
             return problem
 
-        monkeypatch.setattr(Synthetic, "build", built)
+        monkeypatch.setattr(BenchmarkFunctions, "build", built)
 
     return change
 

@@ -328,7 +328,7 @@ FUNCTIONS = """
 name = "functions"
 rounds = 3
 strategy = "fedzo"
-problem = {kind = "synthetic", dimension = 4, clients = 3}
+problem = {kind = "benchmark", dimension = 4, clients = 3}
 client = {kind = "fedzo", steps = 2, estimator = {kind = "differences", count = 2}}
 """
 

@@ -347,7 +347,7 @@ def test_projection(project):
 )
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_synthetic_functions(problem, precision):
-    table = {"kind": "synthetic", "dimension": 3, "heterogeneity": 1.0, **problem}
+    table = {"kind": "benchmark", "dimension": 3, "heterogeneity": 1.0, **problem}
     experiment = fedsim.experiment(rounds=1, problem=table, engine={"precision": precision, "device": DEVICE})
     built = build_problem(experiment)
     run = simulated({"steps": 6}, problem=built, engine={"precision": precision})
@@ -428,7 +428,7 @@ def test_published_claim(seed):
         experiment = fedsim.experiment(
             seed=seed,
             rounds=20,
-            problem={"kind": "synthetic", "dimension": 50, "heterogeneity": 5.0},
+            problem={"kind": "benchmark", "dimension": 50, "heterogeneity": 5.0},
             client=client,
             strategy=strategy | {"guard": True},
             engine={"precision": "float64"},
