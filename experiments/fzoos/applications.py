@@ -73,7 +73,7 @@ def attack_points(out: Path, data_dir: Path) -> dict[str, list[Point]]:
                 out=out / "attack" / f"image-{image}",
                 seeds=[0],
                 overrides=[
-                    f"problem={{kind = 'attack', dataset = 'mnist', epochs = 5, image = {image}}}",
+                    f"problem={{kind = 'evasion', dataset = 'mnist', epochs = 5, image = {image}}}",
                     *ATTACK,
                     *FEATURES.get(method, ()),
                 ],

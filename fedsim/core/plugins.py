@@ -49,7 +49,7 @@ MAIN = "__main__"
 """The module of a script, and of the cells of a notebook."""
 DISTRIBUTION = "fedsim-lab"
 """What we are called where packages are installed; what is imported is `fedsim`."""
-RENAMED = {("problems", "synthetic"): "benchmark"}
+RENAMED = {("problems", "attack"): "evasion", ("problems", "synthetic"): "benchmark"}
 """Kinds of plug-ins that had another name, by their group: the name that they have now."""
 LIKE = 0.8
 """How alike two names are at least, of 1, for one to be taken for a slip of the other."""

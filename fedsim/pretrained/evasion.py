@@ -1,4 +1,4 @@
-"""Black-box attack: one perturbation of one image that fools the classifiers of all clients.
+"""Evasion, a black-box attack: one perturbation of one image that fools the classifiers of all clients.
 
 Client i holds a classifier that only it can ask. f_i(x) is the classifier's margin on the perturbed image, and
 F = mean_i f_i below 0 is a successful attack. The protocol is that of Shu et al. 2023 (FZooS).
@@ -35,7 +35,7 @@ LOOKED_AT = 64
 
 
 @options
-class Attack(HasPlugins):
+class Evasion(HasPlugins):
     """An attack on classifiers that were trained on few classes each.
 
     Classifiers do not depend on the run's seed, so that runs of several seeds attack the same ones.
@@ -83,7 +83,7 @@ class Attack(HasPlugins):
         x_test = torch.from_numpy(data.x_test).to(setting.device, setting.dtype)
         chosen = self._choose(ensemble, x_test, data.y_test)
         goal = Goal(int(data.y_test[chosen]), self.target)
-        return Attacked(ensemble, x_test[chosen], goal, self.epsilon, start=self.start, noise=self.noise)
+        return EvasionProblem(ensemble, x_test[chosen], goal, self.epsilon, start=self.start, noise=self.noise)
 
     def _check(self, data: Dataset) -> None:
         """Refuse data that are no classes of inputs in [0, 1]."""
@@ -172,7 +172,7 @@ class Ensemble:
         return torch.stack([torch.cat(answers[row * each : (row + 1) * each]) for row in range(len(clients))])
 
 
-class Attacked(BlackBox):
+class EvasionProblem(BlackBox):
     """The N functions of an attack on one image.
 
     image: [*shape] in [0, 1]. start: every coordinate of x at first. noise: standard deviation of an answer's.

@@ -14,7 +14,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.pretrained import classifiers
 from fedsim.pretrained.classifiers import Fit, by_class
-from fedsim.pretrained.evasion import Attack, Attacked, Ensemble, Goal, perturbed
+from fedsim.pretrained.evasion import Ensemble, Evasion, EvasionProblem, Goal, perturbed
 from fedsim.problems.base import ADVERSARIAL
 from fedsim.problems.datasets import DataFolder, Dataset
 from fedsim.problems.datasets.embedded import Digits
@@ -31,7 +31,7 @@ PARAMS = torch.tensor(
 
 def linear(image=(0.6, 0.5), target=None, epsilon=0.3, **settings):
     ensemble = Ensemble(nn.Linear(2, 3), PARAMS.to(DEVICE), (2,))
-    return Attacked(
+    return EvasionProblem(
         ensemble, torch.tensor(image, dtype=torch.float64, device=DEVICE), Goal(0, target), epsilon, **settings
     )
 
@@ -44,7 +44,7 @@ def asked(problem, *points, clients=None):
 
 
 def built(**options):
-    return Attack(**({"epochs": 6, "lr": 0.02} | options)).build(SETTING)
+    return Evasion(**({"epochs": 6, "lr": 0.02} | options)).build(SETTING)
 
 
 def test_margins_are_those_of_hand_made_classifiers():
@@ -99,7 +99,7 @@ def test_a_colour_image_is_changed_by_one_plane():
     torch.testing.assert_close(changed[0, 1], plane.clamp(max=0.05))  # 0.95 has 0.05 to white
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     ensemble = Ensemble(module, torch.zeros(1, 26, device=DEVICE), (3, 2, 2))
-    assert Attacked(ensemble, image[0].to(DEVICE), Goal(0), 0.1).dimension == 4
+    assert EvasionProblem(ensemble, image[0].to(DEVICE), Goal(0), 0.1).dimension == 4
 
 
 def test_each_client_has_its_portion_of_the_classes():
@@ -202,7 +202,7 @@ def test_the_image_is_one_that_starts_with_f_above_0():
         for place in range(places[2]):
             goal = Goal(int(data.y_test[place]))
             image = torch.from_numpy(data.x_test[place]).to(chosen[0].image)
-            value = Attacked(chosen[0].ensemble, image, goal, 0.3, start=start)
+            value = EvasionProblem(chosen[0].ensemble, image, goal, 0.3, start=start)
             at_start = value.evaluate(value.initial(), clients=False)["value"]
             assert (at_start >= 0) == (place in places)
 
@@ -263,12 +263,12 @@ def test_what_cannot_be_is_refused_in_one_line(options, message):
 def test_characters_are_refused():
     data = Dataset("text", *[np.zeros((4, 3), np.int64), np.zeros(4, np.int64)] * 2, num_classes=2, vocabulary=2)
     with pytest.raises(InputError, match=r"^problem.dataset = text: is not of numbers in classes"):
-        Attack()._check(data)
+        Evasion()._check(data)
 
 
 def test_mnist(data_dir: Path):
     setting = replace(SETTING, dtype=torch.float32, folder=DataFolder(data_dir))
-    problem = Attack(dataset="mnist", clients=2, portion=1.0, epochs=1, batch_size=512, lr=0.01).build(setting)
+    problem = Evasion(dataset="mnist", clients=2, portion=1.0, epochs=1, batch_size=512, lr=0.01).build(setting)
     assert problem.dimension == 784
     assert problem.evaluate(problem.initial(), clients=False)["value"] >= 0
     assert problem.image.shape == (1, 28, 28)
