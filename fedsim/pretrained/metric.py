@@ -155,7 +155,7 @@ class Metric(HasPlugins):
                 "problem.dimension", dimension, f"the network has {params.shape[1]} parameters; take fewer"
             )
         scorer = Scorer(sizes, params[0].to(dtype), x, y, dimension)
-        return Scored(scorer, shards, self.measure, self.reach, noise=self.noise)
+        return MetricProblem(scorer, shards, self.measure, self.reach, noise=self.noise)
 
     def _halves(self, data: Dataset) -> Dataset:
         """Join the parts of a data set of classes, and split it into two standardized halves of rows [n, features]."""
@@ -167,7 +167,7 @@ class Metric(HasPlugins):
         return halves
 
 
-class Scored(BlackBox):
+class MetricProblem(BlackBox):
     """The N functions of a metric.
 
     shards: which test examples the clients have. reach: the largest change of a parameter. noise: standard deviation

@@ -138,7 +138,7 @@ def test_gradients_are_those_of_the_model(digits):
     logits = autoattack._Logits(of, of.rows, digits.x_test)
     x = digits.x_test[:5].clone().requires_grad_()
     (found,) = torch.autograd.grad(logits(x)[:, 3].square().sum(), x)
-    (expected,) = torch.autograd.grad(digits.model(x)[:, 3].square().sum(), x)
+    (expected,) = torch.autograd.grad(digits.model.module(x)[:, 3].square().sum(), x)
     torch.testing.assert_close(found, expected)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.pretrained import metric
-from fedsim.pretrained.metric import Metric, Scored, Scorer, macro
+from fedsim.pretrained.metric import Metric, MetricProblem, Scorer, macro
 from fedsim.problems.datasets import DataFolder
 from fedsim.problems.datasets.base import split_dataset
 from fedsim.problems.datasets.covertype import Covertype
@@ -51,7 +51,7 @@ def scored(dimension, measure="f1", reach=2.0, **settings):
     params = torch.from_numpy(np.random.default_rng(4).normal(size=PARAMETERS)).to(DEVICE)
     scorer = Scorer(SIZES, params, torch.from_numpy(x).to(DEVICE), torch.from_numpy(y).to(DEVICE), dimension)
     shards = Partition.from_lists([np.arange(25), np.arange(25, 40)])
-    return Scored(scorer, shards, measure, reach, **settings), params
+    return MetricProblem(scorer, shards, measure, reach, **settings), params
 
 
 def predicted(params, x):

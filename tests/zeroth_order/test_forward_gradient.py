@@ -228,7 +228,7 @@ def test_guesses_become_better_than_draws_alone() -> None:
 
 
 def test_black_boxes_are_refused_and_so_is_a_beta_of_nothing() -> None:
-    assert not ForwardGradient.black_box
+    assert not ForwardGradient.values_only
     with pytest.raises(InputError, match=r"beta = 0.5: is an option of guess = 'momentum' only"):
         ForwardGradient(beta=0.5)
 
