@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fedsim.testing import checks
-from fedsim.testing.others import ESTIMATED, LOCAL, OPAQUE, PGD, SEARCHING, STEPPING, Others
+from fedsim.testing.others import ESTIMATED, LOCAL, PGD, SEARCHING, STEPPING, VALUES_ONLY, Others
 from fedsim.testing.problems import TRAINING
 from fedsim.testing.subject import Path, Subject
 
@@ -339,7 +339,7 @@ STRATEGIES: dict[str, Others] = {
         "most": (1.0, {"alpha": 2.0}),
         "share": (0.5, {}),
         "spread": (0.5, {}),
-        "project": (False, {"sigma": 20.0, **OPAQUE}),
+        "project": (False, {"sigma": 20.0, **VALUES_ONLY}),
     },
     "fedcbo": {
         "peers": (2, {}),
@@ -463,7 +463,7 @@ PARTS: dict[str, dict[str, Others]] = {
 }
 REFUSED: dict[str, Others] = {"scaffold": STEPPING, "fzoos": {"batch_size": (4, {})}}
 """Options of a row's client that it has from others, and refuses."""
-REPORTING: Others = {"cosine": (True, OPAQUE), "name": ("mine", {})}
+REPORTING: Others = {"cosine": (True, VALUES_ONLY), "name": ("mine", {})}
 """Options that change what is reported, or how it is called, and must not change the run."""
 CROSSING: dict[str, Others] = {
     "one_byte": {"join": ("replay", {}), "history": (1, AWAY)},
@@ -542,13 +542,13 @@ def grouped(rows: Sequence[str]) -> list[Any]:
     return [pytest.param(row, marks=pytest.mark.xdist_group(row)) for row in rows]
 
 
-def subject(row: str, opaque: bool = False) -> Subject:
-    """A row, to be held to the contract. opaque: on functions."""
-    found = Subject(ROWS[row], opaque=opaque)
+def subject(row: str, values_only: bool = False) -> Subject:
+    """A row, to be held to the contract. values_only: on functions."""
+    found = Subject(ROWS[row], values_only=values_only)
     kinds = {part: found.table((part,))["kind"] for part in ("strategy", "client")}
     return Subject(
         ROWS[row],
-        opaque=opaque,
+        values_only=values_only,
         tolerance=SINGLE.get(kinds["client"], 1e-5),
         alone=ALONE.get(kinds["strategy"], {}),
     )

@@ -30,7 +30,7 @@ from fedsim.testing import checks
 from fedsim.testing.on_ray import the_same_under_flowers_engine
 
 SUBJECTS = {row: subject(row) for row in ROWS}
-OPAQUE = {row: subject(row, opaque=True) for row, own in SUBJECTS.items() if own.fits_functions}
+VALUES_ONLY = {row: subject(row, values_only=True) for row, own in SUBJECTS.items() if own.fits_functions}
 """Rows that may be on functions."""
 UNDER_RAY = ("fedavgm", "scaffold", "feddyn", "fedzo_guard", "fzoos", "one_byte", "cbo", "fedcbo", "sfat", "trades")
 """One of a kind: a server's memory, clients' states, several windows, logs, directions, values, peers, defences."""
@@ -48,9 +48,9 @@ def test_the_contract(row: str, check: checks.Check) -> None:
     check(SUBJECTS[row])
 
 
-@pytest.mark.parametrize(("row", "check"), held_to(list(OPAQUE), checks.ON_FUNCTIONS))
+@pytest.mark.parametrize(("row", "check"), held_to(list(VALUES_ONLY), checks.ON_FUNCTIONS))
 def test_the_contract_on_functions(row: str, check: checks.Check) -> None:
-    check(OPAQUE[row])
+    check(VALUES_ONLY[row])
 
 
 @pytest.mark.ray
@@ -107,7 +107,9 @@ def test_what_is_reported_changes_nothing_else(part: str, row: str, option: str)
 @pytest.mark.parametrize("row", [row for part, row, option in REPORTS if option == "cosine"])
 def test_the_cosine_is_reported_where_it_is_asked_for(row: str) -> None:
     """Of functions with gradients; each mean lies between -1 and 1."""
-    base, other = (OPAQUE[row].altered(PATHS["client"], {"cosine": cosine}).simulation() for cosine in (False, True))
+    base, other = (
+        VALUES_ONLY[row].altered(PATHS["client"], {"cosine": cosine}).simulation() for cosine in (False, True)
+    )
     for plain, told in zip(base, other, strict=True):
         assert "cosine" not in plain
         assert -1.0 <= told["cosine"] <= 1.0

@@ -37,14 +37,14 @@ SMALL: dict[str, Any] = {
     "partition": {"kind": "natural"},
     "client": {"kind": "sgd", "epochs": 1, "batch_size": 8, "lr": 0.1},
 }
-OPAQUE: dict[str, Any] = {
+VALUES_ONLY: dict[str, Any] = {
     "rounds": 2,
     "problem": {"kind": "benchmark", "function": "quadratic", "dimension": 3, "clients": 4},
 }
 FUZZED = ("fedavg", "fedadam", "scaffold", "feddyn", "fednova", "adam", "noise", "deadline", "fedfix", "fedbuff_window")
 FUZZED += ("fedasync", "fedzo", "segmented", "fzoos", "one_byte", "fedkseed", "decomfl", "scaffold_zo", "sfat", "cbo")
 BASES: list[dict[str, Any]] = [SMALL, *({**SMALL, **ROWS[row], "rounds": 2} for row in FUZZED if row in ROWS)]
-BASES += [OPAQUE | {name: ROWS[row][name] for name in ("strategy", "client")} for row in ("fedzo", "fzoos")]
+BASES += [VALUES_ONLY | {name: ROWS[row][name] for name in ("strategy", "client")} for row in ("fedzo", "fzoos")]
 BASES += [
     SMALL | {"evaluation": {"every": 1, "attacks": [{"kind": "pgd", "epsilon": 0.1, "domain": "none"}]}},
     SMALL | {"selection": {"kind": "power_of_choice", "count": 2, "pool": 3}, "stopping": {"patience": 3}},

@@ -10,6 +10,7 @@ adversarial training". Attacks are not held to the sphere here, so they can do m
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class Separated:
     """d, numbers of a point, two at least."""
     width: PositiveInt = 2048
     """m, units of the network."""
+
+    values_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.dimension < 2:

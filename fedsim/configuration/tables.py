@@ -93,7 +93,7 @@ class Experiment:
         found |= {name: value for name in ("rounds", "duration") if (value := getattr(self, name)) is not None}
         for part, (group, _) in PLUGINS.items():
             found[part] = described(group, getattr(self, part))
-        if self.opaque:
+        if self.values_only:
             del found["partition"]
         for part in TRANSFORMS:
             found[part] = [described("transforms", made) for made in getattr(self, part)]
@@ -106,9 +106,10 @@ class Experiment:
         return found
 
     @property
-    def opaque(self) -> bool:
+    def values_only(self) -> bool:
         """Whether all that clients can ask is what the values of their functions are."""
-        return bool(getattr(self.problem, "black_box", False))
+        values_only: bool = self.problem.values_only
+        return values_only
 
     def with_seed(self, seed: int) -> Experiment:
         """The same experiment under another seed."""
@@ -163,7 +164,7 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         data_dir=None if data_dir is None else Path(data_dir),
         **made,
     )
-    if checked.opaque and "partition" in tables:
+    if checked.values_only and "partition" in tables:
         kind, dealt = kind_of("problems", checked.problem), kind_of("partitions", checked.partition)
         raise InputError("partition", dealt, f"problem {kind} has no examples to deal; remove it")
     _check_pair(checked)

@@ -32,7 +32,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "estimators": ("estimate", "evaluations"),
     "defences": ("arm",),
     "attacks": ("perturb",),
-    "problems": ("build",),
+    "problems": ("build", "values_only"),
     "datasets": ("load",),
     "partitions": ("split",),
     "models": ("build",),

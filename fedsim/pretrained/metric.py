@@ -136,7 +136,7 @@ class Metric(HasPlugins):
     noise: NonNegativeFloat = 0.0
     """Standard deviation of the noise that is added to every answer."""
 
-    black_box: ClassVar[bool] = True
+    values_only: ClassVar[bool] = True
     parts: ClassVar[Mapping[str, str]] = {"dataset": "datasets"}
 
     def build(self, setting: Setting) -> BlackBox:

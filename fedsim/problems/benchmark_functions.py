@@ -56,7 +56,7 @@ class BenchmarkFunctions:
     start: Literal["random"] | Share = "random"
     """Every coordinate of x_0, or random: x_0 ~ U[0, 1]^d."""
 
-    black_box: ClassVar[bool] = True
+    values_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.function == "rosenbrock" and self.dimension < 2:

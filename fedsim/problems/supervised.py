@@ -49,6 +49,7 @@ EXAMPLES_EVALUATED = 20_000
 class SupervisedOptions(HasPlugins):
     """A model that is trained on a data set, which is dealt to clients as the partition says."""
 
+    values_only: ClassVar[bool] = False
     parts: ClassVar[Mapping[str, str]] = {"dataset": "datasets", "model": "models"}
 
     dataset: Any = "digits"

@@ -277,7 +277,7 @@ class _Seat(Generic[Made]):
 def _executor(members: Sequence[Member]) -> Executor:
     """The executor of all runs' clients, which has their memory, too."""
     first = members[0]
-    problem = JointProblem([_opaque(member) for member in members])
+    problem = JointProblem([_black_box(member) for member in members])
     executor = Executor(
         problem,
         first.client,
@@ -291,7 +291,7 @@ def _executor(members: Sequence[Member]) -> Executor:
     return executor
 
 
-def _opaque(member: Member) -> BlackBox:
+def _black_box(member: Member) -> BlackBox:
     if not isinstance(member.problem, BlackBox):
         raise InputError("problem", type(member.problem).__name__, "only runs on black boxes are executed together")
     return member.problem

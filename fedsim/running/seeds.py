@@ -43,7 +43,7 @@ def run_seeds(
     `Heard`. out: the folder of the run folders `seed-<k>`, by default the next `runs/<name>-<n>`; force: replace
     earlier runs in them. save: False writes nothing. InputError: an option cannot be used, or this is no black box.
     """
-    if not (experiment.opaque if problem is None else isinstance(problem, BlackBox)):
+    if not (experiment.values_only if problem is None else isinstance(problem, BlackBox)):
         kind = type(experiment.problem if problem is None else problem).__name__
         raise InputError("problem", kind, "only seeds of black boxes run as one stack; run fedsim sweep --seeds")
     if not seeds or len(set(seeds)) < len(seeds):

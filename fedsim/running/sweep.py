@@ -172,7 +172,7 @@ def run_points(
         hold_findable(point.experiment.resolved(), "a sweep runs in several: move it to a file's top")
     if workers is not None and workers < 1:
         raise InputError("workers", workers, "at least one process is needed")
-    examples = [point.experiment.name for point in points if not point.experiment.opaque]
+    examples = [point.experiment.name for point in points if not point.experiment.values_only]
     if stack and examples:
         raise InputError("stack", examples[0], "only seeds of black boxes run as one stack; leave --stack out")
     folder, uses = Counter(point.folder for point in points).most_common(1)[0] if points else (None, 0)

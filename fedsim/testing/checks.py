@@ -187,7 +187,7 @@ def options_survive_toml(subject: Subject) -> None:
 
 def windows_of_nobody_complete_the_round(subject: Subject) -> None:
     """The model stays if nobody answers the first window; the round ends if nobody answers a later one."""
-    for silent in range(_windows(subject.described, subject.opaque)):
+    for silent in range(_windows(subject.described, subject.values_only)):
         simulation = subject.simulation()
         nobody = torch.zeros(len(everybody(simulation)), dtype=torch.bool)
         done = go_round(simulation, lambda window, said: said.where(nobody) if window == silent else said)  # noqa: B023
@@ -206,7 +206,7 @@ def a_cohort_of_one(subject: Subject) -> None:
 
 def a_client_that_fails_is_as_if_it_had_not_answered(subject: Subject) -> None:
     """Whichever of the round's windows its machine fails in; the failure is counted."""
-    for number in range(_windows(subject.described, subject.opaque)):
+    for number in range(_windows(subject.described, subject.values_only)):
         simulation = subject.simulation()
 
         def before(window: int) -> None:
@@ -411,12 +411,12 @@ class Asked:
 
 def questions(subject: Subject) -> list[Asked]:
     """What is asked in the windows of two rounds with everybody."""
-    return _questions(subject.described, subject.opaque)
+    return _questions(subject.described, subject.values_only)
 
 
 @cache
-def _questions(described: str, opaque: bool) -> list[Asked]:
-    simulation = Subject(json.loads(described), opaque=opaque).simulation()
+def _questions(described: str, values_only: bool) -> list[Asked]:
+    simulation = Subject(json.loads(described), values_only=values_only).simulation()
     engine, state, clients = engine_of(simulation), simulation.state, everybody(simulation)
     windows = list[Asked]()
     while state.round < 2:
@@ -462,29 +462,29 @@ def _given(subject: Subject, path: Path, needs: Mapping[str, Any]) -> Subject:
     """The subject with what an option of the plug-in at a path needs to matter."""
     own = {field.name for field in dataclasses.fields(subject.part(path))}
     tables = {name: setting for name, setting in needs.items() if name not in own}
-    opaque = bool(tables.pop("opaque", subject.opaque))
+    values_only = bool(tables.pop("values_only", subject.values_only))
     beside = {name: setting for name, setting in needs.items() if name in own}
-    return replace(subject.altered(path, beside, **tables), opaque=opaque)
+    return replace(subject.altered(path, beside, **tables), values_only=values_only)
 
 
 def _hold_unheard(subject: Subject, simulation: Simulation, done: Completed, window: int) -> None:
     """Hold a round to be what it is if CLIENT is not heard in a window."""
-    wanted = _unheard(subject.described, subject.opaque, window)
+    wanted = _unheard(subject.described, subject.values_only, window)
     assert (done.state.round, done.state.phase) == (1, 0)
     for name, found in _found(simulation, done).items():
         assert same(found, wanted[name]), f"the {name} are not as if the client had not answered"
 
 
 @cache
-def _windows(described: str, opaque: bool) -> int:
+def _windows(described: str, values_only: bool) -> int:
     """How many windows a round has."""
-    return len(go_round(Subject(json.loads(described), opaque=opaque).simulation()).replies)
+    return len(go_round(Subject(json.loads(described), values_only=values_only).simulation()).replies)
 
 
 @cache
-def _unheard(described: str, opaque: bool, window: int) -> dict[str, Any]:
+def _unheard(described: str, values_only: bool, window: int) -> dict[str, Any]:
     """What a round comes to if CLIENT is not heard in a window."""
-    simulation = Subject(json.loads(described), opaque=opaque).simulation()
+    simulation = Subject(json.loads(described), values_only=values_only).simulation()
     done = go_round(simulation, without(CLIENT, window))
     assert (done.state.round, done.state.phase) == (1, 0)
     return _found(simulation, done)
@@ -503,7 +503,7 @@ def _found(simulation: Simulation, done: Completed) -> dict[str, Any]:
 
 def _hold_spoiled(subject: Subject, value: float) -> None:
     """Hold a subject to leave CLIENT's update out if one of its numbers is this value, where it has any that can be."""
-    for number in range(_windows(subject.described, subject.opaque)):
+    for number in range(_windows(subject.described, subject.values_only)):
         simulation = subject.simulation()
         spoiled = Spoiled(simulation, CLIENT, "payload", value)
 

@@ -14,11 +14,11 @@ from fedsim.zeroth_order.search import EstimatedSearch, LocalSearch
 
 Other = tuple[Any, Mapping[str, Any]]
 """A value that must change the run, and what it needs to matter: other options beside it (None: without that one),
-tables of the experiment, or `{"opaque": True}` for a problem of functions."""
+tables of the experiment, or `{"values_only": True}` for a problem of functions."""
 Others = dict[str, Other]
 
 PGD = {"kind": "pgd", "epsilon": 0.3, "steps": 2, "domain": "none"}
-OPAQUE = {"opaque": True}
+VALUES_ONLY = {"values_only": True}
 EPOCHS = {"epochs": 2, "steps": None}
 LOCAL: Others = {
     "epochs": (3, EPOCHS),
@@ -53,7 +53,7 @@ SEARCHING: Others = {
     "beta1": (0.5, {}),
     "beta2": (0.5, {}),
     "epsilon": (0.1, {}),
-    "project": (False, {"lr": 0.5, **OPAQUE}),
+    "project": (False, {"lr": 0.5, **VALUES_ONLY}),
 }
 """Of clients that search along estimated gradients."""
 ESTIMATED: Others = SEARCHING | {

@@ -43,14 +43,14 @@ class Subject:
     """An experiment to be held to the contract.
 
     tables: of the experiment, in place of those of `small_experiment`. given: plug-ins that were handed over as
-    objects, by part. opaque: run on `small_functions`, three of whose four clients take part in a round, instead of
+    objects, by part. values_only: run on `small_functions`, three of whose four clients take part, instead of
     `small_problem`. tolerance: by how much executors may differ in single precision, of the largest parameter. alone:
     options of the strategy with which it makes do with one client.
     """
 
     tables: Mapping[str, Any]
     given: Mapping[str, Any] = field(default_factory=dict)
-    opaque: bool = False
+    values_only: bool = False
     tolerance: float = 1e-5
     alone: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,14 +62,14 @@ class Subject:
         InputError: it cannot be run. problem: by default `self.problem(dtype)`.
         """
         settings: dict[str, Any] = {"engine": {"executor": "stacked"}}
-        if self.opaque:
+        if self.values_only:
             settings["selection"] = {"kind": "uniform", "count": 3}
         experiment = small_experiment(**(settings | dict(self.tables) | tables))
         return build_simulation(experiment, self.problem(dtype) if problem is None else problem)
 
     def problem(self, dtype: torch.dtype = torch.float64) -> Problem:
         """Functions or examples, whichever it is run on: the same for all who ask, for no run changes its problem."""
-        return _problem(dtype, self.opaque)
+        return _problem(dtype, self.values_only)
 
     def table(self, path: Path) -> dict[str, Any]:
         """The options that its tables give the plug-in at a path."""
@@ -100,7 +100,7 @@ class Subject:
 
     def end(self) -> Tensor:
         """The parameters [d] at the end of its run; one run for all who ask."""
-        return _end(self.described, self.opaque)
+        return _end(self.described, self.values_only)
 
     @property
     def described(self) -> str:
@@ -177,10 +177,10 @@ def values_of(made: Any) -> dict[str, Any]:
 
 
 @cache
-def _problem(dtype: torch.dtype, opaque: bool) -> Problem:
-    return small_functions(dtype) if opaque else small_problem(dtype)
+def _problem(dtype: torch.dtype, values_only: bool) -> Problem:
+    return small_functions(dtype) if values_only else small_problem(dtype)
 
 
 @cache
-def _end(tables: str, opaque: bool) -> Tensor:
-    return final(Subject(json.loads(tables), opaque=opaque).simulation())
+def _end(tables: str, values_only: bool) -> Tensor:
+    return final(Subject(json.loads(tables), values_only=values_only).simulation())

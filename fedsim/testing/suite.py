@@ -51,7 +51,7 @@ def conformance(
     tables of an experiment, whose strategy and client are held to the contract, whichever it names.
 
     others: for options whose other values are not found by their types, a value that must change something, or a pair
-    of it and what it needs to matter: other options, and of a strategy or a client also tables, or `{"opaque": True}`
+    of it and what it needs to matter: other options, and of a strategy or a client also tables, or `{"values_only": True}`
     for functions that only tell values. refused: options that the plug-in has from others and takes no other value of.
     folder: where a data set finds its files, by default where FEDSIM_DATA says; without that its tests are skipped.
 
@@ -138,8 +138,8 @@ def _of_algorithms(
     methods: dict[str, Any] = {f"test_{check.__name__}": _about(check, subject) for check in checks.CHECKS}
     asking = handed.get("client", DEFAULTS["client"])
     if fits_functions(plugins.make("clients", asking, "client") if isinstance(asking, Mapping | str) else asking):
-        opaque = replace(subject, opaque=True)
-        methods |= {f"test_{check.__name__}_on_functions": _about(check, opaque) for check in checks.ON_FUNCTIONS}
+        values_only = replace(subject, values_only=True)
+        methods |= {f"test_{check.__name__}_on_functions": _about(check, values_only) for check in checks.ON_FUNCTIONS}
     options = _options(subject, tested, qualified=isinstance(plugin, Mapping))
     values = {"others": others, "crossing": crossing or {}, "reporting": reporting or {}}
     _hold_known({**values, "refused": refused}, options)

@@ -54,18 +54,18 @@ def left(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("row", "opaque"),
+    ("row", "values_only"),
     [
-        pytest.param(row, opaque, id=f"{row}, on functions" if opaque else row)
+        pytest.param(row, values_only, id=f"{row}, on functions" if values_only else row)
         for row in ROWS
-        for opaque in (False, True)
-        if not opaque or subject(row).fits_functions
+        for values_only in (False, True)
+        if not values_only or subject(row).fits_functions
     ],
 )
-def test_a_checkpoint_of_every_algorithm_changes_no_bit(row, opaque, tmp_path):
+def test_a_checkpoint_of_every_algorithm_changes_no_bit(row, values_only, tmp_path):
     """After two rows of a run, which goes on and leaves what it has told as it was."""
     rounds = ROWS[row].get("rounds", 4)
-    first, second = (subject(row, opaque).simulation(rounds=rounds) for _ in range(2))
+    first, second = (subject(row, values_only).simulation(rounds=rounds) for _ in range(2))
     for _ in range(2):
         first.step()
     told = first.snapshot()
