@@ -52,7 +52,7 @@ class Cohort:
     ) -> None:
         self._problem, self._network, self.streams, self._job = problem, network, streams, job
         self.clients, self.state = job.clients, dict(state)
-        self.examples = problem.examples[self.clients]
+        self.examples = problem.sizes_on_device[self.clients]
         self.draws: Index = job.draws
         self.steps_taken = torch.zeros_like(self.clients)
         self.queries, self.extra_queries = torch.zeros_like(self.clients), torch.zeros_like(self.clients)

@@ -123,7 +123,7 @@ class Executor:
         """The work that an order comes to, as the algorithm declares it."""
         problem = self.problem
         clients = orders.clients.to(problem.device)
-        examples = problem.examples[clients]
+        examples = problem.sizes_on_device[clients]
         if orders.action == SCORE:
             nothing, loss = torch.zeros_like(clients), Size(1, 8 * problem.dtype.itemsize)
             return Job((orders,), None, clients, Cost(nothing, {"loss": loss}), problem.dtype.itemsize)
@@ -141,7 +141,7 @@ class Executor:
         if cost.effort is not None:
             work = work + cost.effort
         if orders.action == SCORE or orders.config.get(REPORT_UTILITY):
-            examples = self.problem.examples[job.clients]
+            examples = self.problem.sizes_on_device[job.clients]
             examples = examples.clamp(max=int(orders.config.get(SCORE_EXAMPLES, self.problem.largest)))
             work = work + self._value * -(-examples // self._width).double()
         return work

@@ -127,12 +127,12 @@ class Trial:
 class Problem(ProblemView, Protocol):
     """N clients, each with data or with a black-box function, and how the global model is judged.
 
-    sizes: examples of each client, int64 [N] on the CPU; examples: the same on the device; of black boxes one each.
+    sizes: examples of each client, int64 [N] on the CPU, of black boxes one each; sizes_on_device: the same there.
     largest: the largest of them. device, dtype: of the parameters. There are `data` and a `model`, or an `oracle`.
     """
 
     sizes: Tensor
-    examples: Tensor
+    sizes_on_device: Tensor
     largest: int
     device: torch.device
     dtype: torch.dtype

@@ -83,7 +83,7 @@ class BlackBox:
         self.optimum, self.noise, self.on_error = optimum, noise, on_error
         self.device, self.dtype = torch.device(device), dtype
         self.sizes = torch.ones(functions.num_clients, dtype=torch.int64)
-        self.examples, self.largest = self.sizes.to(self.device), 1
+        self.sizes_on_device, self.largest = self.sizes.to(self.device), 1
         self._start = _checked_start(start, dimension, self.bounds).to(self.device, dtype)
 
     @property

@@ -117,7 +117,7 @@ class Supervised:
         x, y = self._tensor(dataset.x), self._tensor(dataset.y)
         self.x_test, self.y_test = self._tensor(dataset.x_test), self._tensor(dataset.y_test)
         self.data = Examples(x, y, *ranges(partition.order, partition.offset, self.device), dataset.num_classes)
-        self.examples, self.sizes = self.data.count, self.data.count.cpu()
+        self.sizes_on_device, self.sizes = self.data.count, self.data.count.cpu()
         self.largest = int(self.sizes.max())
         self.model = Model(module, layout, fitting, footprint(module, x[:1]))
         self.judged = Judged(self.data, self.x_test, self.y_test, partition, fitting)

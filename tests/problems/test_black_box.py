@@ -37,7 +37,7 @@ def ask(problem, clients, x, streams=None, number=0, step=0):
 def test_a_problem_says_what_it_is():
     problem = made(bounds=(-1, 3))
     assert (problem.num_clients, problem.dimension, problem.largest) == (4, 2, 1)
-    assert problem.sizes.tolist() == problem.examples.tolist() == [1, 1, 1, 1]
+    assert problem.sizes.tolist() == problem.sizes_on_device.tolist() == [1, 1, 1, 1]
     assert problem.sizes.dtype == torch.int64
     assert problem.bounds == (-1.0, 3.0)
     assert problem.dtype == torch.float64

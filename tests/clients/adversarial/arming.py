@@ -61,7 +61,7 @@ def armed(adversarial: dict[str, Any], count: int = 6, executor: str = "stacked"
     client = {"kind": "sgd", "epochs": 1, "batch_size": 4, "adversarial": adversarial}
     made = build_executor(small(client=client, engine={"executor": executor}), problem)
     # Longest first, as cohorts are sorted.
-    clients = problem.examples.argsort(descending=True)[:count]
+    clients = problem.sizes_on_device.argsort(descending=True)[:count]
     order = Order("train", clients, {"params": problem.initial()})
     cohort = Cohort(problem, made.network, Streams(0), Job((order,), None, clients, Cost(clients, {}), 0), {})
     noise = Streams(1).normal("local models", clients, (problem.dimension,), dtype=problem.dtype)

@@ -15,7 +15,7 @@ from fedsim.nets.losses import CrossEntropy
 def prior(found: Armed, row: int, weight: float = 0.1) -> Tensor:
     """Weight * log of the client's own class counts, a missing class counted as 1; from the partition."""
     problem, client = found.problem, int(found.cohort.clients[row])
-    begin, size = int(problem.data.begin[client]), int(problem.examples[client])
+    begin, size = int(problem.data.begin[client]), int(problem.sizes_on_device[client])
     labels = problem.data.y[problem.data.order[begin : begin + size]].tolist()
     counts = [max(labels.count(label), 1) for label in range(3)]
     return weight * torch.tensor(counts, dtype=torch.float64, device=problem.device).log()
