@@ -28,7 +28,7 @@ GROUPS = {
     "selector": "selectors",
     "aggregator": "aggregators",
     "transform": "transforms",
-    "device": "devices",
+    "speed": "speeds",
     "availability": "availabilities",
 }
 """What one plug-in of a group is called."""

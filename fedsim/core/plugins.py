@@ -39,7 +39,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "selectors": ("select", "observe"),
     "aggregators": ("__call__", "check"),
     "transforms": ("vectors", "state", "size", "apply"),
-    "devices": ("start",),
+    "speeds": ("start",),
     "availabilities": ("start",),
 }
 """The groups of plug-ins, and what one of each has at least."""

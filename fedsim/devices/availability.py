@@ -253,7 +253,7 @@ class Markov:
 
 
 @options
-class Trace:
+class PresenceTrace:
     """Each client is available in the intervals [start, end) of a file with the columns client, start and end, seconds.
 
     Intervals of one client may overlap.

@@ -1,6 +1,6 @@
 """How long clients compute: seconds of each, fixed for the run, by rule, by a named draw, or from a file.
 
-These are the plug-ins of the group `fedsim.devices`.
+These are the plug-ins of the group `fedsim.speeds`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Pace:
 
 
 class Compute(Protocol):
-    """What a plug-in of the group `devices` offers: an `@options` class."""
+    """What a plug-in of the group `speeds` offers: an `@options` class."""
 
     def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:
         """The seconds of N clients, from what is known of them and from named draws.
@@ -129,7 +129,7 @@ class Zipf:
 
 
 @options
-class Trace:
+class SpeedTrace:
     """tau_i from a file with the columns client and seconds; of several rows, round t takes row t modulo their number.
 
     So a client that sits out rounds skips rows. Where clients restart at once, t counts the server's orders.

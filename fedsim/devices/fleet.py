@@ -61,7 +61,7 @@ class Failure:
 class Devices(HasPlugins):
     """The machines of the clients; by default each takes one second an order, always."""
 
-    parts: ClassVar[Mapping[str, str]] = {"compute": "devices", "availability": "availabilities"}
+    parts: ClassVar[Mapping[str, str]] = {"compute": "speeds", "availability": "availabilities"}
 
     compute: Any = "fixed"
     """Virtual seconds that each client takes."""

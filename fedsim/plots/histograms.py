@@ -20,7 +20,7 @@ BINS = 60
 GROUPS = 8
 """At most so many groups are drawn."""
 
-Trace = Mapping[str, Any]
+TraceSummary = Mapping[str, Any]
 Counted = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Different whole numbers, ascending, and how often each occurs: two arrays of one length."""
 
@@ -31,16 +31,16 @@ class _Quantity:
 
     axis: str
     share: str
-    counted: Callable[[Trace], Counted]
+    counted: Callable[[TraceSummary], Counted]
 
 
-def _staleness(trace: Trace) -> Counted:
+def _staleness(trace: TraceSummary) -> Counted:
     pairs = sorted((int(staleness), count) for staleness, count in trace["staleness"].items())
     table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return table[:, 0], table[:, 1].astype(np.float64)
 
 
-def _participation(trace: Trace) -> Counted:
+def _participation(trace: TraceSummary) -> Counted:
     values, counts = np.unique(np.array(trace["participation"], dtype=np.int64), return_counts=True)
     return values, counts.astype(np.float64)
 
@@ -51,7 +51,7 @@ QUANTITIES = (
 )
 
 
-def histograms(groups: Mapping[str, Sequence[Trace]], path: Path) -> bool:
+def histograms(groups: Mapping[str, Sequence[TraceSummary]], path: Path) -> bool:
     """Draw the staleness of the replies and the participation of the clients, a row of panels a group, into `path`.
 
     groups: for each name the traces of its runs, one run a seed; a group without traces is left out, and so are

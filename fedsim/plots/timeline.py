@@ -46,7 +46,7 @@ LEGEND = {
     "dropped": "dropped: no reply has arrived",
 }
 
-Trace = Mapping[str, Any]
+TraceSummary = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class _Work:
     outcome: str
 
 
-def timeline(trace: Trace, path: Path) -> bool:
+def timeline(trace: TraceSummary, path: Path) -> bool:
     """Draw the timeline of one run; see `timelines`."""
     return timelines({"": trace}, path)
 
 
-def timelines(traces: Mapping[str, Trace], path: Path) -> bool:
+def timelines(traces: Mapping[str, TraceSummary], path: Path) -> bool:
     """Draw when the first clients of each run worked, one run below the other, into `path`.
 
     traces: for each name the trace of a run. A client is a line and an order a bar, coloured by the version of the
@@ -107,7 +107,7 @@ def timelines(traces: Mapping[str, Trace], path: Path) -> bool:
 
 
 def _draw_run(
-    figure: Figure, axis: Axes, name: str, trace: Trace, works: Sequence[_Work], shown: float
+    figure: Figure, axis: Axes, name: str, trace: TraceSummary, works: Sequence[_Work], shown: float
 ) -> dict[str, Any]:
     """Draw a run up to a moment into a panel; returns what the legend has to name."""
     from matplotlib.ticker import MaxNLocator
@@ -138,7 +138,7 @@ def _draw_run(
     return entries
 
 
-def _works(trace: Trace) -> list[_Work]:
+def _works(trace: TraceSummary) -> list[_Work]:
     """Read the orders of a trace; work that goes on lasts until the trace ends."""
     entries = trace["timeline"]
     return [
@@ -182,7 +182,7 @@ def _limit(works: Sequence[_Work]) -> float:
     return min([first + WORKS * longest, *(begun[PIECES] for begun in starts.values() if len(begun) > PIECES)])
 
 
-def _clients(trace: Trace) -> int:
+def _clients(trace: TraceSummary) -> int:
     """Count the lines of a trace: the clients whose timeline it has."""
     return min(int(trace["timeline_clients"]), len(trace["participation"]))
 

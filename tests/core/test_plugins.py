@@ -44,10 +44,17 @@ def test_a_second_lookup_parses_no_metadata(monkeypatch):
         plugins.find("strategies", "fedavg", "kind")
 
 
+@pytest.mark.parametrize(("old", "new"), [("attack", "evasion"), ("synthetic", "benchmark")])
+def test_a_kind_that_had_another_name_is_told_the_new_one(old, new):
+    with pytest.raises(InputError, match=f"^problem.kind = {old}: is called {new} now$"):
+        plugins.find("problems", old, "problem.kind")
+    assert plugins.find("problems", new, "problem.kind")
+
+
 def test_a_plug_in_from_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(PLUGIN)
-    made = plugins.make("devices", {"kind": "./mine.py:Mine", "factor": 3.0}, "devices.compute")
+    made = plugins.make("speeds", {"kind": "./mine.py:Mine", "factor": 3.0}, "devices.compute")
     assert (type(made).__name__, made.factor) == ("Mine", 3.0)
 
 
@@ -56,7 +63,7 @@ def test_files_of_the_same_name_are_two_plug_ins(tmp_path, monkeypatch):
     for folder, factor in (("first", "2.0"), ("second", "4.0")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "random.py").write_text(PLUGIN.replace("2.0", factor))
-    found = [plugins.make("devices", f"./{folder}/random.py:Mine", "d").factor for folder in ("first", "second")]
+    found = [plugins.make("speeds", f"./{folder}/random.py:Mine", "d").factor for folder in ("first", "second")]
     assert found == [2.0, 4.0]
 
 
@@ -67,13 +74,13 @@ def test_a_file_is_executed_once_until_it_changes(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     file.write_text(text)
     os.utime(file, ns=(10**18, 10**18))
-    first, second = (plugins.find("devices", "./mine.py:Mine", "d") for _ in range(2))
+    first, second = (plugins.find("speeds", "./mine.py:Mine", "d") for _ in range(2))
     assert first is second
     assert note.read_text() == "x"
     # Of the same length and within the same second: a compiled copy of the first would pass for it.
     file.write_text(text.replace("2.0", "4.0"))
     os.utime(file, ns=(10**18 + 10**6, 10**18 + 10**6))
-    assert plugins.make("devices", "./mine.py:Mine", "d").factor == 4.0
+    assert plugins.make("speeds", "./mine.py:Mine", "d").factor == 4.0
     assert note.read_text() == "xx"
     assert not (tmp_path / "__pycache__").exists()
 
@@ -95,7 +102,7 @@ def test_a_file_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     before = set(sys.modules)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="halfway"):
-            plugins.find("devices", "./fails.py:Mine", "d")
+            plugins.find("speeds", "./fails.py:Mine", "d")
     assert set(sys.modules) == before
 
 
