@@ -19,12 +19,12 @@ from fedsim.core.streams import Streams
 from fedsim.pretrained.expert import expert_losses
 from fedsim.problems.datasets.base import Dataset, Indices
 from fedsim.problems.modules import build_model
-from fedsim.problems.partitions.base import Partition, Sampled, hold_out
+from fedsim.problems.partitions.base import Partition, Sampled, Shared, hold_out
 from fedsim.problems.supervised import Supervised
 
 
 @options
-class Difficulty(HasPlugins, Sampled):
+class Difficulty(HasPlugins, Sampled, Shared):
     """Equal shares, floor or ceil of n / C each, of examples in the order of their loss under an expert.
 
     Client 0 has the easiest examples. Some classes are harder than others, so that clients that differ in difficulty

@@ -1,8 +1,7 @@
 """Partitions: which training examples each client has.
 
-A partition plug-in is an `@options` class with `split(data, seed) -> Partition`. Most of ours deal through
-the partitioners of flwr-datasets, over a data set that has nothing but an index and a label; the library is
-imported only when a partition must be made that the disk does not have yet.
+A partition plug-in is an `@options` class with `split(data, seed) -> Partition`, most easily a subclass of `Shared`.
+Most of ours deal through flwr-datasets (`library`), and are kept on the disk (`cached`).
 
 n training examples, m test examples, C clients, K classes.
 """
@@ -119,7 +118,7 @@ class Shared:
 
 
 @options
-class Sampled(Shared):
+class Sampled:
     """A partition for so many clients."""
 
     clients: PositiveInt
@@ -187,8 +186,8 @@ def noisy_labels(y: NDArray[Any], num_classes: int, share: float, seed: int) -> 
     return noisy
 
 
-def _rows(client: Indices, clients: int) -> tuple[Indices, Indices]:
-    """Group 0 .. len(client)-1 by client; -1 is nobody. Returns (order, offset)."""
+def sparse_rows(client: Indices, clients: int) -> tuple[Indices, Indices]:
+    """Examples by client in compressed sparse rows, (order, offset). client: whose each is, [n]; -1: nobody's."""
     dealt = np.flatnonzero(client >= 0)
     order = dealt[np.argsort(client[dealt], kind="stable")]
     sizes = np.bincount(client[dealt], minlength=clients)

@@ -8,7 +8,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import NonNegativeFloat, PositiveInt, options
 from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset, Indices
-from fedsim.problems.partitions.base import Partition, Shared, Shares, _rows, hold_out
+from fedsim.problems.partitions.base import Partition, Shared, Shares, hold_out, sparse_rows
 
 
 @options
@@ -82,7 +82,7 @@ class DirichletEqual(Shared):
                 drawn.append(generator.permutation(pool)[:total])
             owners.append(np.repeat(np.arange(self.clients), wanted))
         index = np.concatenate(drawn)
-        order, offset = _rows(np.concatenate(owners), self.clients)
+        order, offset = sparse_rows(np.concatenate(owners), self.clients)
         return index[order], offset
 
     def _able(self, shares: Shares, held: Indices, size: int, option: str) -> Shares:

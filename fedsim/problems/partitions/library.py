@@ -1,4 +1,7 @@
-"""Partitions that flwr-datasets makes, over an index in place of the data."""
+"""Partitions that flwr-datasets makes, over a data set that has nothing but an index and a label.
+
+The library is imported only when a partition must be made that the disk does not have yet.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveFloat, PositiveInt, options
 from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset, Indices
-from fedsim.problems.partitions.base import Partition, Sampled, hold_out
+from fedsim.problems.partitions.base import Partition, Sampled, Shared, hold_out
 
 
 @options
-class Library(Sampled, ABC):
+class Library(Sampled, Shared, ABC):
     """A partition that flwr-datasets makes."""
 
     def split(self, data: Dataset, seed: int) -> Partition:

@@ -9,7 +9,7 @@ import numpy as np
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveInt, options
 from fedsim.problems.datasets.base import Dataset
-from fedsim.problems.partitions.base import Partition, Shared, _rows, hold_out
+from fedsim.problems.partitions.base import Partition, Shared, hold_out, sparse_rows
 
 
 @options
@@ -41,6 +41,6 @@ class Natural(Shared):
         last = max(int(ids.max(initial=0)) for ids in (data.owner, data.owner_test) if ids is not None)
         client = np.full(last + 1, -1)
         client[owners] = np.arange(len(owners))
-        rows = _rows(client[data.owner], len(owners))
-        tests = (None, None) if data.owner_test is None else _rows(client[data.owner_test], len(owners))
+        rows = sparse_rows(client[data.owner], len(owners))
+        tests = (None, None) if data.owner_test is None else sparse_rows(client[data.owner_test], len(owners))
         return hold_out(Partition(*rows, *tests), self.holdout, seed)
