@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from fedsim.client import Client
     from fedsim.configuration.tables import Experiment, experiment, load
     from fedsim.core.errors import DivergedError, FedsimError, InputError
-    from fedsim.problems.black_box import BlackBoxError, black_box
+    from fedsim.problems.evaluators import BlackBoxError
     from fedsim.problems.own_data import supervised
+    from fedsim.problems.own_functions import black_box
     from fedsim.reports.comparison import compare
     from fedsim.running.history import History
     from fedsim.running.result import Result, Round
@@ -32,7 +33,7 @@ os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 # Loaded when first asked for, so that a command that needs no tensors does not wait for them.
 _HOMES = {
-    "BlackBoxError": "fedsim.problems.black_box",
+    "BlackBoxError": "fedsim.problems.evaluators",
     "Client": "fedsim.client",
     "DivergedError": "fedsim.core.errors",
     "Experiment": "fedsim.configuration.tables",
@@ -42,7 +43,7 @@ _HOMES = {
     "Result": "fedsim.running.result",
     "Round": "fedsim.running.result",
     "Strategy": "fedsim.server",
-    "black_box": "fedsim.problems.black_box",
+    "black_box": "fedsim.problems.own_functions",
     "compare": "fedsim.reports.comparison",
     "experiment": "fedsim.configuration.tables",
     "load": "fedsim.configuration.tables",

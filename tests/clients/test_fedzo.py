@@ -16,7 +16,7 @@ from fedsim.core import plugins
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Replies
 from fedsim.exchange.windows import All
-from fedsim.problems.black_box import black_box
+from fedsim.problems.own_functions import black_box
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE, Quadratics, small_problem

@@ -11,7 +11,7 @@ import torch
 
 import fedsim
 from fedsim.core.errors import InputError
-from fedsim.problems.black_box import BlackBoxError
+from fedsim.problems.evaluators import BlackBoxError
 from fedsim.testing import blobs, mlp
 
 pytestmark = pytest.mark.xdist_group("process")  # for its tests count the children of their process

@@ -9,8 +9,9 @@ import torch
 
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.streams import Streams
-from fedsim.problems.black_box import BlackBox, BlackBoxError, black_box
-from fedsim.problems.evaluators import Stacked
+from fedsim.problems.black_box import BlackBox
+from fedsim.problems.evaluators import BlackBoxError, Stacked
+from fedsim.problems.own_functions import black_box
 
 
 def rows(clients, x):

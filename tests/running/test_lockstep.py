@@ -11,8 +11,9 @@ from fedsim.core.streams import SERVER, Streams
 from fedsim.engine.job import Job
 from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size
 from fedsim.problems.benchmark_functions import BenchmarkFunctions, OneFamily
-from fedsim.problems.black_box import BlackBox, black_box
+from fedsim.problems.black_box import BlackBox
 from fedsim.problems.evaluators import Joined, Stacked, Vectorised
+from fedsim.problems.own_functions import black_box
 from fedsim.running.lockstep import JointProblem, JointStreams, Lockstep, Member
 from fedsim.zeroth_order import directions
 

@@ -23,7 +23,7 @@ from fedsim.core.measures import attack_of
 from fedsim.core.streams import Streams
 from fedsim.nets.network import PlainNetwork
 from fedsim.problems.base import Trial
-from fedsim.problems.black_box import black_box
+from fedsim.problems.own_functions import black_box
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
 from fedsim.testing.problems import blobs, mlp, small_problem

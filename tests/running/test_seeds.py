@@ -14,8 +14,8 @@ import fedsim
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.engine.executor import Executor
 from fedsim.problems.benchmark_functions import BenchmarkFunctions
-from fedsim.problems.black_box import BlackBoxError, black_box
-from fedsim.problems.evaluators import Stacked
+from fedsim.problems.evaluators import BlackBoxError, Stacked
+from fedsim.problems.own_functions import black_box
 from fedsim.running.runner import run
 from fedsim.running.seeds import run_seeds
 from fedsim.running.stored import CONFIG, METRICS, MODEL, SUMMARY, TRACEBACK

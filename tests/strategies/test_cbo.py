@@ -14,7 +14,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Order, Replies
 from fedsim.parallel.cores import one_core_an_operation
-from fedsim.problems.black_box import BlackBox, black_box
+from fedsim.problems.black_box import BlackBox
+from fedsim.problems.own_functions import black_box
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation
 from fedsim.server.strategy import ServerState

@@ -13,7 +13,8 @@ import fedsim
 import strategies.cma_es
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
-from fedsim.problems.black_box import BlackBox, black_box
+from fedsim.problems.black_box import BlackBox
+from fedsim.problems.own_functions import black_box
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE, small_problem

@@ -19,7 +19,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.engine.scratch import Scratch
 from fedsim.exchange.messages import Order
-from fedsim.problems.black_box import BlackBox, black_box
+from fedsim.problems.black_box import BlackBox
+from fedsim.problems.own_functions import black_box
 from fedsim.running.build import build_problem, build_simulation
 from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE

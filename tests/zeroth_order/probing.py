@@ -12,7 +12,7 @@ from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.job import Job
 from fedsim.exchange.messages import Cost, Order
-from fedsim.problems.black_box import black_box
+from fedsim.problems.own_functions import black_box
 from fedsim.testing.problems import DEVICE
 from fedsim.zeroth_order.estimator import Estimate, Probe
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.engine.executor import choose_network
 from fedsim.exchange.messages import Order
-from fedsim.problems.black_box import black_box
+from fedsim.problems.own_functions import black_box
 from fedsim.testing.problems import small_problem
 from fedsim.zeroth_order.estimator import Probe
 from fedsim.zeroth_order.search import MEASURE, LocalSearch

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.exchange.messages import Replies
-from fedsim.problems.black_box import black_box
+from fedsim.problems.own_functions import black_box
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation
 from fedsim.server.strategy import ServerState
