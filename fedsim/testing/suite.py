@@ -51,8 +51,8 @@ def conformance(
     tables of an experiment, whose strategy and client are held to the contract, whichever it names.
 
     others: for options whose other values are not found by their types, a value that must change something, or a pair
-    of it and what it needs to matter: other options, and of a strategy or a client also tables, or `{"values_only": True}`
-    for functions that only tell values. refused: options that the plug-in has from others and takes no other value of.
+    of it and what it needs to matter: other options, and of a strategy or a client also tables, or
+    `{"values_only": True}` for functions. refused: options that it has from others and takes no other value of.
     folder: where a data set finds its files, by default where FEDSIM_DATA says; without that its tests are skipped.
 
     settings, of strategies and clients: `strategy` or `client`, the partner, an object, a name or a table; by default

@@ -309,7 +309,7 @@ def test_files_are_looked_for_in_the_data_folder_first(tmp_path, monkeypatch):
         ({"jitter": -0.1}, "^jitter = -0.1"),
         (
             {"compute": "quick"},
-            r"^compute\.kind = quick: not one of the installed devices: fixed, lognormal, trace, uniform, zipf",
+            r"^compute\.kind = quick: not one of the installed speeds: fixed, lognormal, trace, uniform, zipf",
         ),
         ({"compute": {"kind": "fixed", "spread": 100.0}}, r"^compute\.spread = 100"),
         ({"compute": {"kind": "fixed", "seconds": 0.0}}, r"^compute\.seconds = 0"),
@@ -388,5 +388,5 @@ def test_anybodys_devices(tmp_path, monkeypatch):
     assert fedsim.experiment(devices=resolved).resolved()["devices"] == resolved
     with pytest.raises(InputError, match=r"^devices\.compute\.seconds = -1.0: "):
         fedsim.experiment(devices={"compute": {"kind": "./tides.py:Tides", "seconds": -1.0}})
-    with pytest.raises(InputError, match=r"^devices\.compute\.kind = mlp: not one of the installed devices"):
+    with pytest.raises(InputError, match=r"^devices\.compute\.kind = mlp: not one of the installed speeds"):
         fedsim.experiment(devices={"compute": "mlp"})
