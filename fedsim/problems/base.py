@@ -98,8 +98,8 @@ class Model:
 class Oracle(Protocol):
     """What answers a client where values are all there is."""
 
-    def query(self, clients: Tensor, x: Tensor, streams: Streams, round: Index, step: Index) -> Tensor:  # noqa: A002
-        """Answers of clients int64 [C] at x [C, Q, d]: [C, Q]. Draws are named by (round, step)."""
+    def query(self, clients: Tensor, x: Tensor, streams: Streams, turn: Index, step: Index) -> Tensor:
+        """Answers of clients int64 [C] at x [C, Q, d]: [C, Q]. Draws are named by (turn, step)."""
         ...
 
     def truth(self, clients: Tensor, x: Tensor) -> Tensor | None:
