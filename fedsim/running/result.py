@@ -30,7 +30,7 @@ class Round:
 
 
 Callback = Callable[[Round], object]
-"""Called after every round. One that returns True ends the run there, with the status "stopped"."""
+"""Called after every round. One that returns True, NumPy's too, ends the run there, with the status "stopped"."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from fedsim.configuration.tables import Experiment, load
@@ -166,7 +167,7 @@ def drive(
             if folder is not None:
                 folder.append(row)
             answers = [callback(Round(row, simulation.params.clone())) for callback in callbacks]
-            if any(answer is True for answer in answers):
+            if any(isinstance(answer, bool | np.bool_) and answer for answer in answers):
                 status, reason = "stopped", "a callback has ended it"
                 break
         else:

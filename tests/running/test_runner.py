@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,9 +82,10 @@ def test_what_is_no_experiment_is_refused_in_one_line(file, monkeypatch, given, 
     assert not (file.parent / "runs").exists()
 
 
-def test_a_callback_that_returns_true_ends_the_run(file, tmp_path):
+@pytest.mark.parametrize("kind", [bool, np.bool_])
+def test_a_callback_that_returns_true_ends_the_run(file, tmp_path, kind):
     seen: list[int] = []
-    callbacks = [lambda told: told.row["round"] == 2, lambda told: seen.append(told.row["round"])]
+    callbacks = [lambda told: kind(told.row["round"] == 2), lambda told: seen.append(told.row["round"])]
     parts = {"rounds": 5, "client": Sgd(epochs=2), "checkpoint": {"every": 1}}
     result = fedsim.run(**parts, callbacks=callbacks, out=tmp_path / "run")
     assert (result.status, result.reason) == ("stopped", "a callback has ended it")
