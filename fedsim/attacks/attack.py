@@ -122,6 +122,16 @@ class Attack(Protocol):
         """How many forward and backward passes an example takes."""
         ...
 
+    @property
+    def least_classes(self) -> int:
+        """How many classes there must be."""
+        ...
+
+    @property
+    def only_judges(self) -> bool:
+        """Whether it is for judging models alone: it takes batches of its own, and no client trains against it."""
+        ...
+
     def check(self, x: Tensor) -> None:
         """Raise InputError where inputs [n, ...] lie outside the domain, or the ball is larger than it."""
         ...

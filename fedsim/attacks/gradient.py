@@ -47,6 +47,7 @@ class Ascent(ABC):
     """What the attacks share."""
 
     stem: ClassVar[str]
+    only_judges: ClassVar[bool] = False
 
     epsilon: NonNegativeFloat
     """The ball's radius."""
@@ -67,6 +68,11 @@ class Ascent(ABC):
     def bounds(self) -> tuple[float, float] | None:
         """The domain; None: there is none."""
         return None if self.domain == "none" else self.domain
+
+    @property
+    def least_classes(self) -> int:
+        """How many classes there must be."""
+        return 0
 
     @property
     def steps(self) -> int:
@@ -273,9 +279,13 @@ class CW(Iterated):
     """PGD on the margin max_{k != y} z_k - z_y: what adversarial training calls CW. Carlini and Wagner 2017, f_6."""
 
     stem: ClassVar[str] = "cw"
-    least_classes: ClassVar[int] = 2
 
     steps: NonNegativeInt = 30
+
+    @property
+    def least_classes(self) -> int:
+        """How many classes there must be: a margin is between two."""
+        return 2
 
     @property
     def loss(self) -> Literal["margin"]:

@@ -66,9 +66,8 @@ def check_attack(attack: Attack, x: Tensor, num_classes: int) -> None:
     """InputError: the attack does not go with inputs x [n, ...], or with the number of classes."""
     if not x.is_floating_point():
         raise InputError("kind", attack.label, "the inputs are tokens, which cannot be moved a little; leave it out")
-    least = getattr(attack, "least_classes", 0)
-    if num_classes < least:
-        raise InputError("kind", attack.label, f"it needs {least} classes at least; leave it out")
+    if num_classes < attack.least_classes:
+        raise InputError("kind", attack.label, f"it needs {attack.least_classes} classes at least; leave it out")
     attack.check(x)
 
 
@@ -78,7 +77,7 @@ def _outputs(network: PlainNetwork, y: Stack, size: int, attack: Attack, rows: R
     size: numbers that the forward pass of one example makes.
     """
     batch = min(max(ATTACKED_AT_ONCE // size, 16), 128)
-    if getattr(attack, "only_judges", False):  # it takes batches of its own, one after the other
+    if attack.only_judges:  # it takes batches of its own, one after the other
         batch = max(len(rows.numbers), 1)
     # Apart from what clients draw while they train, and the test set's examples apart from the others.
     named = Streams(streams.derive(f"evaluation/{rows.source}"))

@@ -47,7 +47,7 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
         kind = kind_of("defences", defence)
         raise InputError("client.adversarial.kind", kind, "its loss is about classes; take standard")
     with naming("client.adversarial.attack"):
-        if getattr(defence.attacked_by, "only_judges", False):
+        if defence.attacked_by.only_judges:
             raise InputError("kind", defence.attacked_by.label, "it only judges models; train against pgd")
         check_attack(defence.attacked_by, problem.data.x, problem.data.num_classes)
 

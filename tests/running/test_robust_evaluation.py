@@ -90,7 +90,7 @@ def test_clients_are_attacked_on_their_own_examples():
     assert own == pytest.approx(
         {"client_fgsm_accuracy_mean": 0.5, "client_fgsm_accuracy_p10": 0.1, "client_fgsm_accuracy_worst": 0.0}
     )
-    assert list(found) == problem.attackedmeasures(asked)
+    assert list(found) == problem.attacked_measures(asked)
 
 
 def test_held_out_examples_are_attacked_where_clients_are_judged_on_them():
@@ -128,9 +128,9 @@ def test_regression_has_losses_alone():
     )  # fmt: skip
     asked = trial(FGSM(epsilon=0.5, domain="none"))
     assert problem.attacked(problem.initial(), asked) == {"test_fgsm_loss": pytest.approx(4.25)}
-    assert problem.attackedmeasures(asked) == ["test_fgsm_loss"]
+    assert problem.attacked_measures(asked) == ["test_fgsm_loss"]
     with pytest.raises(InputError, match="attack_clients = True: clients are judged by accuracy"):
-        problem.attackedmeasures(trial(FGSM(epsilon=0.5, domain="none"), clients=True))
+        problem.attacked_measures(trial(FGSM(epsilon=0.5, domain="none"), clients=True))
 
 
 class Recorder(FGSM):
