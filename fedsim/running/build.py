@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim.client.curriculum import Expert
 from fedsim.client.training import LocalTraining
-from fedsim.configuration.tables import Experiment, hold_findable
+from fedsim.configuration.tables import Experiment, experiment, hold_findable
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError, naming
 from fedsim.core.plugins import kind_of
@@ -55,9 +55,6 @@ def in_processes(experiment: Experiment, problem: Problem | None) -> Callable[..
 def _executor(tables: Mapping[str, Any], data_dir: Path | None, problem: Problem | None) -> Executor:
     """What a process has: an executor of the experiment's clients."""
     take_one_core()
-
-    from fedsim.configuration.tables import experiment
-
     made = experiment(data_dir=data_dir, **tables)
     return build_executor(made, build_problem(made) if problem is None else problem)
 
