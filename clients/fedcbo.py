@@ -66,7 +66,7 @@ class FedCBO(LocalTraining):
             if self.noise:
                 distance = torch.linalg.vector_norm(theta - center, dim=1, keepdim=True)
                 shape = (cohort.dimension,)
-                xi = cohort.streams.normal("consensus", cohort.clients, shape, turn=cohort.draws, dtype=theta.dtype)
+                xi = cohort.streams.normal("consensus", cohort.clients, shape, turn=cohort.turn, dtype=theta.dtype)
                 moved.addcmul_(distance, xi, value=self.noise)
             cohort.keep(model=moved)
         return Update({"losses": losses})

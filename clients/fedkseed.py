@@ -71,9 +71,9 @@ class FedKSeed(Replica):
 
     def _places(self, cohort: Cohort, pool: int) -> Tensor:
         """Which of the pool each step takes, int64 [C, T]."""
-        shape, draws = (self.steps,), cohort.draws
+        shape, turn = (self.steps,), cohort.turn
         if "sampling" not in cohort.config:
-            return cohort.streams.integers("pool", cohort.clients, shape, pool, turn=draws)
+            return cohort.streams.integers("pool", cohort.clients, shape, pool, turn=turn)
         below = cohort.received("probabilities").double().cumsum(0)
-        drawn = cohort.streams.uniform("pool", cohort.clients, shape, turn=draws, dtype=torch.float64)
+        drawn = cohort.streams.uniform("pool", cohort.clients, shape, turn=turn, dtype=torch.float64)
         return torch.searchsorted(below, drawn * below[-1], right=True).clamp(max=pool - 1)

@@ -200,7 +200,7 @@ class FZooS(LocalSearch):
     ) -> Tensor:
         """Points [C, count, d], uniform within `radius` of each center [C, d] in every coordinate."""
         drawn = cohort.streams.uniform(
-            purpose, cohort.clients, (count, center.shape[1]), turn=cohort.draws, step=step, dtype=center.dtype
+            purpose, cohort.clients, (count, center.shape[1]), turn=cohort.turn, step=step, dtype=center.dtype
         )
         return center.unsqueeze(1) + (self.radius if radius is None else radius) * (2.0 * drawn - 1.0)
 

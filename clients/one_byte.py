@@ -63,7 +63,7 @@ class JustOneByte(Replica):
         uniform = None
         if self.stochastic:
             shape = (samples,)
-            uniform = cohort.streams.uniform("code", cohort.clients, shape, turn=cohort.draws, dtype=torch.float64)
+            uniform = cohort.streams.uniform("code", cohort.clients, shape, turn=cohort.turn, dtype=torch.float64)
         metrics = {"loss": values.mean(dim=1)}
         if isinstance(codec, OneByte):
             metrics["saturated"] = codec.saturated(found).sum(dim=1)

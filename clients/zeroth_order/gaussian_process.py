@@ -54,7 +54,7 @@ class GaussianProcess:
             f"process/{probe.point}",
             probe.clients,
             (self.active, x.shape[1]),
-            turn=probe.draws,
+            turn=probe.turn,
             step=probe.step,
             dtype=x.dtype,
         )

@@ -121,7 +121,7 @@ class SampleCurriculum:
             total = torch.where(inside, scores, 0.0).double().sum(dim=1)
             cohort.metrics["difficulty"] = (total / cohort.examples).to(cohort.dtype)
         scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
-        keys = cohort.streams.bits("curriculum", cohort.clients, scores.shape[1], turn=cohort.draws)
+        keys = cohort.streams.bits("curriculum", cohort.clients, scores.shape[1], turn=cohort.turn)
         order = torch.argsort(keys, dim=1)
         for key in (-scores if self.order == "anti" else scores, (~inside).to(torch.int8)):
             order = order.gather(1, torch.argsort(key.gather(1, order), dim=1, stable=True))

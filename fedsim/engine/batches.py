@@ -70,14 +70,14 @@ def plan_batches(
     epochs: int | None,
     steps: int | None,
     batch_size: int,
-    draws: Index,
+    turn: Index,
     dtype: torch.dtype,
     course: Course | None = None,
 ) -> Plan:
     """Shuffle and cut the examples of a cohort.
 
     clients, begin, examples: int64 [C] on one device, longest first; client c owns
-    order[begin[c] : begin[c] + examples[c]]. draws: the number under which clients draw, one or int64 [C]. With
+    order[begin[c] : begin[c] + examples[c]]. turn: the number under which clients draw, one or int64 [C]. With
     `epochs`, E passes, each freshly shuffled, the last batch possibly partial; with a `course`, its passes. With
     `steps`, each step draws `batch_size` of the client's examples without replacement, independently of the other steps
     (all of them where it has fewer). Every row of the plan is `batch_size` wide, so that a client's products have the
@@ -87,12 +87,12 @@ def plan_batches(
     per_client = steps_of(examples, epochs, steps, batch_size) if course is None else course.steps
     active, start, length = _prefixes(per_client)
     if steps is not None:
-        place, count = _draws(streams, clients, examples, steps, batch_size, draws)
+        place, count = _draws(streams, clients, examples, steps, batch_size, turn)
     else:
         passes = epochs if course is None else course.passes
         assert passes is not None
         count = examples * passes
-        keys = streams.ragged_bits("batches", clients, count, turn=draws)
+        keys = streams.ragged_bits("batches", clients, count, turn=turn)
         place, count = _passes(examples, count, keys, batch_size, start, length, course)
     row = torch.arange(length, device=clients.device) - torch.repeat_interleave(
         torch.tensor(start, dtype=torch.int64, device=clients.device),
@@ -156,14 +156,14 @@ def _draws(
     examples: Tensor,
     steps: int,
     width: int,
-    draws: Index,
+    turn: Index,
 ) -> tuple[Tensor, Tensor]:
     """The same for independent batches: Floyd's sampling without replacement, one column after the other.
 
     Column j of B draws t in 0 .. n-B+j and takes it, or n-B+j if t is taken already; every set of B is equally likely.
     """
     number = len(clients)
-    words = streams.bits("batches", clients, steps * width, turn=draws).view(number, steps, width)
+    words = streams.bits("batches", clients, steps * width, turn=turn).view(number, steps, width)
     place = torch.empty_like(words)
     size = examples.view(-1, 1)
     # Where everybody has at most a batch, nothing is drawn.

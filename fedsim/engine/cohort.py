@@ -35,7 +35,7 @@ class Cohort:
     """C clients at work.
 
     clients: int64 [C], sorted by local steps, longest first. examples: int64 [C]. state: what they remember,
-    [C, ...] by name; `keep` replaces it. config: of their order. streams: named draws. draws: the number under which
+    [C, ...] by name; `keep` replaces it. config: of their order. streams: named draws. turn: the number under which
     each of them draws, one or int64 [C]. steps_taken, queries, extra_queries: int64 [C], the local steps taken so far,
     the evaluations asked for, and those of them that are no part of the method's published count. metrics: [C] by
     name, told to the server beside those of the update. scratch: for what need not be computed again if it is there.
@@ -53,7 +53,7 @@ class Cohort:
         self._problem, self._network, self.streams, self._job = problem, network, streams, job
         self.clients, self.state = job.clients, dict(state)
         self.examples = problem.sizes_on_device[self.clients]
-        self.draws: Index = job.draws
+        self.turn: Index = job.turn
         self.steps_taken = torch.zeros_like(self.clients)
         self.queries, self.extra_queries = torch.zeros_like(self.clients), torch.zeros_like(self.clients)
         self.metrics: dict[str, Tensor] = {}
@@ -132,8 +132,8 @@ class Cohort:
         self._asked += 1
         oracle = self._problem.oracle
         if oracle is not None:
-            draws = self.draws[asking] if isinstance(self.draws, Tensor) else self.draws
-            return oracle.query(self.clients[asking], x, self.streams, draws, self._asked)
+            turn = self.turn[asking] if isinstance(self.turn, Tensor) else self.turn
+            return oracle.query(self.clients[asking], x, self.streams, turn, self._asked)
         values = torch.empty(x.shape[:2], dtype=x.dtype, device=x.device)
         for part, y, data in self._repeated(x, batch, asking):
             values[:, part] = self.network.values(y, data).view(len(x), -1)
@@ -242,7 +242,7 @@ class Cohort:
             epochs=epochs,
             steps=steps,
             batch_size=min(batch_size or self.largest, self.largest),
-            draws=self.draws,
+            turn=self.turn,
             dtype=self.dtype,
             course=course,
         )
@@ -296,7 +296,7 @@ class Cohort:
                     xs[rows],
                     ys[rows],
                     plan.weight[begin : begin + count],
-                    Draw(self.streams, self.clients[:count], first(self.draws, count), number),
+                    Draw(self.streams, self.clients[:count], first(self.turn, count), number),
                 )
             step = last
 

@@ -182,7 +182,7 @@ class Executor:
         for number, orders in enumerate(job.orders):
             rows = slice(None) if job.origin is None else (job.origin == number).nonzero().flatten()
             params, clients = orders.payload["params"], job.clients[rows]
-            found[rows] = self.problem.losses(params, clients, self._sampled(orders), self.streams, orders.draws)
+            found[rows] = self.problem.losses(params, clients, self._sampled(orders), self.streams, orders.turn)
         return found
 
     def _sampled(self, orders: Order) -> Callable[[int], Tensor] | None:
@@ -194,7 +194,7 @@ class Executor:
         def places(client: int) -> Tensor:
             owner = torch.tensor([client], device=self.problem.device)
             count = int(self.problem.sizes[client])
-            return self.streams.permutation("score", owner, count, turn=orders.draws)[0, : int(limit)]
+            return self.streams.permutation("score", owner, count, turn=orders.turn)[0, : int(limit)]
 
         return places
 
@@ -227,9 +227,7 @@ class Executor:
         cohort = Cohort(self.problem, self.network, self.streams, part, state, self.scratch)
         update: Update = getattr(self.client, part.action)(cohort)
         self._hold(part, cohort, update)
-        crossed = self.transforms.apply(
-            update.payload, Sender(cohort.clients, self.streams, cohort.draws, cohort.state)
-        )
+        crossed = self.transforms.apply(update.payload, Sender(cohort.clients, self.streams, cohort.turn, cohort.state))
         cohort.keep(**crossed.state)
         sent = Update(crossed.payload, {**cohort.metrics, **update.metrics})
         queries = torch.stack((cohort.queries, cohort.extra_queries), dim=1)

@@ -52,11 +52,11 @@ class Job:
         return self.orders[0].config
 
     @property
-    def draws(self) -> int | Tensor:
+    def turn(self) -> int | Tensor:
         """The number under which the clients draw: one, or int64 [C]."""
         if self.origin is None:
-            return self.orders[0].draws
-        return self._of_each([orders.draws for orders in self.orders])
+            return self.orders[0].turn
+        return self._of_each([orders.turn for orders in self.orders])
 
     @property
     def rounds(self) -> frozenset[int]:

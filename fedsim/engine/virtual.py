@@ -105,14 +105,14 @@ class VirtualEngine:
             return
         self.ledger.bytes_down += orders.total_bytes
         work = self.executor.work(job).cpu().numpy() if self.fleet.counts_steps else NO_MATTER
-        durations = self.fleet.durations(clients, work, _of_each(orders), job.encoded, orders.draws)
-        failures = self.fleet.failures(clients, durations, orders.draws)
+        durations = self.fleet.durations(clients, work, _of_each(orders), job.encoded, orders.turn)
+        failures = self.fleet.failures(clients, durations, orders.turn)
         self._idle[clients] = False
         self._idle_count -= len(clients)
         self.in_flight += len(clients)
         fates: Iterable[Fate] = repeat(WELL)
         if self.faults is not None and orders.action != SCORE:
-            fates = self.faults.fates(clients, durations, orders.draws)
+            fates = self.faults.fates(clients, durations, orders.turn)
         fails = repeat(-1) if failures is None else failures.tolist()
         alike, steps = self.executor.stackable(orders), job.cost.steps.tolist()
         each = zip(clients.tolist(), steps, durations.tolist(), fails, fates, strict=False)

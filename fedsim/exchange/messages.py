@@ -35,8 +35,8 @@ class Order:
     that they start from. late: what becomes of a client that is still at work when the window closes: it is told to
     stop and its work is lost, or it works on and is taken in the window in which it finishes. encoded: bytes of the
     payload as it crosses where that is not the size of its tensors: one number, or int64 [C] where clients are sent
-    parts of it. turn: what names the clients' draws where a client may be sent the same version twice; by default the
-    round. counts: whether to answer is to take part in the round, as the ledger and the trace count it.
+    parts of it. turn: what names the clients' draws where a client may be sent the same version twice; by default (-1)
+    the round. counts: whether to answer is to take part in the round, as the ledger and the trace count it.
     """
 
     action: str
@@ -46,8 +46,12 @@ class Order:
     round: int = 0
     late: Late = "cancel"
     encoded: int | Tensor | None = None
-    turn: int | None = None
+    turn: int = -1
     counts: bool = True
+
+    def __post_init__(self) -> None:
+        if self.turn < 0:
+            object.__setattr__(self, "turn", self.round)
 
     @property
     def nbytes(self) -> int | Tensor:
@@ -59,11 +63,6 @@ class Order:
         """Payload bytes that all of its clients are sent."""
         nbytes = self.nbytes
         return int(nbytes.sum()) if isinstance(nbytes, Tensor) else nbytes * len(self.clients)
-
-    @property
-    def draws(self) -> int:
-        """The number under which the clients draw."""
-        return self.round if self.turn is None else self.turn
 
 
 @storable("size")

@@ -29,7 +29,6 @@ from fedsim.flower.records import (
     CLIENT_METRICS,
     CLIENTS,
     CONFIG,
-    DRAWS,
     EXAMPLES,
     LATE,
     NBYTES,
@@ -37,6 +36,7 @@ from fedsim.flower.records import (
     QUERIES,
     ROUND,
     STATE,
+    TURN,
     record,
     tensors,
 )
@@ -133,7 +133,7 @@ class GridEngine:
         config = ConfigRecord({ROUND: orders.round + 1, **orders.config})
         flights, contents = [], []
         for partition, clients in self._groups(orders):
-            order = ConfigRecord({"action": orders.action, DRAWS: orders.draws, LATE: orders.late})
+            order = ConfigRecord({"action": orders.action, TURN: orders.turn, LATE: orders.late})
             order[CLIENTS] = clients.tolist()
             flights.append(_Flight(partition, orders, clients, self.now))
             contents.append((self._nodes[partition], RecordDict({ARRAYS: payload, CONFIG: config, ORDER: order})))

@@ -24,7 +24,6 @@ from fedsim.flower.records import (
     CLIENT_METRICS,
     CLIENTS,
     CONFIG,
-    DRAWS,
     EXAMPLES,
     LATE,
     METRICS,
@@ -35,6 +34,7 @@ from fedsim.flower.records import (
     QUERIES,
     ROUND,
     STATE,
+    TURN,
     record,
     tensors,
 )
@@ -116,7 +116,7 @@ def execute(recipe: Recipe | None, message: Message, context: Context) -> Record
         config=config,  # type: ignore[arg-type]  # the server sends scalars only
         round=number,
         late=order[LATE],  # type: ignore[arg-type]  # one of its values, as the server has it
-        turn=int(str(order[DRAWS])),
+        turn=int(str(order[TURN])),
     )
     work = executor.execute(executor.assign(orders))
     if executor.store.shapes:

@@ -20,7 +20,7 @@ NBYTES = "payload-bytes"
 """Of each client of a reply, what its payload takes to cross, int64 [C]."""
 QUERIES = "queries"
 """Of each client of a reply, the evaluations that it asked for, and those outside the published count, int64 [C, 2]."""
-DRAWS, LATE = "draws", "late"
+TURN, LATE = "turn", "late"
 """In an order: the number under which its clients draw, and what becomes of those that are late; see `Order`."""
 
 

@@ -36,7 +36,7 @@ from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.strategy import ServerState, Strategy
 
 TURNS = 2**31
-"""Numbers from here on name draws by order where rounds do not tell orders apart."""
+"""Turns from here on are of one order each, where rounds do not tell orders apart."""
 
 
 @storable("server")
@@ -251,7 +251,7 @@ class Simulation:
             hold_transformable(chain, orders, self.parts.strategy)
             owner = torch.tensor([SERVER], device=server.state.params.device)
             rows = {name: vector.unsqueeze(0) for name, vector in orders.payload.items()}
-            crossed = chain.apply(rows, Sender(owner, self.parts.streams, orders.draws, sending))
+            crossed = chain.apply(rows, Sender(owner, self.parts.streams, orders.turn, sending))
             payload = {name: rows[0] for name, rows in crossed.payload.items()}
             orders, sending = replace(orders, payload=payload, encoded=int(crossed.nbytes)), crossed.state
         self.parts.engine.submit(orders)

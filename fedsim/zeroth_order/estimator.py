@@ -46,9 +46,9 @@ class Probe:
         return self.cohort.clients[: self.count]
 
     @property
-    def draws(self) -> Index:
+    def turn(self) -> Index:
         """The number under which each of them draws."""
-        return first(self.cohort.draws, self.count)
+        return first(self.cohort.turn, self.count)
 
     def query(self, x: Tensor, *, extra: bool = False) -> Tensor:
         """Values [k, Q] at x [k, Q, d], each counted; extra: outside the method's published count."""
@@ -68,7 +68,7 @@ class Probe:
             self.clients,
             count,
             cohort.dimension,
-            turn=self.draws,
+            turn=self.turn,
             step=self.step,
             dtype=cohort.dtype,
         )

@@ -23,7 +23,7 @@ def plan(**settings: object) -> Plan:
         ORDER,
         BEGIN,
         SIZES,
-        draws=1,
+        turn=1,
         dtype=torch.float64,
         **settings,  # type: ignore[arg-type]
     )
@@ -87,7 +87,7 @@ def test_steps_draw_independent_batches_without_replacement():
 def test_rows_that_are_not_sorted_are_refused():
     with pytest.raises(ValueError, match="longest first"):
         plan_batches(
-            Streams(0), CLIENTS, ORDER, BEGIN, SIZES.flip(0), epochs=1, steps=None, batch_size=2, draws=0,
+            Streams(0), CLIENTS, ORDER, BEGIN, SIZES.flip(0), epochs=1, steps=None, batch_size=2, turn=0,
             dtype=torch.float32,
         )  # fmt: skip
 
@@ -96,11 +96,11 @@ def test_independent_batches_are_fair_and_the_same_in_any_company():
     """3 of 5 examples, 2,000 times: each of 10 sets has mean 200 and deviation 13.4; five of these are 67."""
     together = plan_batches(
         Streams(0), torch.tensor([4, 9]), torch.arange(10), torch.tensor([0, 5]), torch.tensor([5, 5]),
-        epochs=None, steps=2000, batch_size=3, draws=0, dtype=torch.float64,
+        epochs=None, steps=2000, batch_size=3, turn=0, dtype=torch.float64,
     )  # fmt: skip
     alone = plan_batches(
         Streams(0), torch.tensor([9]), torch.arange(10), torch.tensor([5]), torch.tensor([5]),
-        epochs=None, steps=2000, batch_size=3, draws=0, dtype=torch.float64,
+        epochs=None, steps=2000, batch_size=3, turn=0, dtype=torch.float64,
     )  # fmt: skip
     assert torch.equal(together.index[1::2], alone.index)
     counts = Counter(tuple(sorted(batch)) for batch in alone.index.tolist())

@@ -42,8 +42,8 @@ def test_bytes_are_those_of_the_payload_unless_transforms_say_otherwise():
 
 
 def test_clients_draw_under_the_round_unless_told_another_number():
-    assert orders(7, [1]).draws == 7
-    assert orders(7, [1], turn=0).draws == 0
+    assert orders(7, [1]).turn == 7
+    assert orders(7, [1], turn=0).turn == 0
 
 
 def test_staleness_is_counted_from_the_version_to_the_servers_round():

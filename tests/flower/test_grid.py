@@ -126,7 +126,7 @@ def test_an_order_is_one_train_message_a_node_in_flowers_words():
     assert (message.metadata.message_type, message.metadata.group_id) == ("train", "3")
     content = message.content
     assert dict(content["config"]) == {"server-round": 3, "mu": 0.5}
-    assert dict(content["order"]) == {"action": "train", "clients": [1, 4], "draws": 2, "late": "cancel"}
+    assert dict(content["order"]) == {"action": "train", "clients": [1, 4], "turn": 2, "late": "cancel"}
     assert list(content["arrays"]) == ["params"]
     (reply,) = grid.replies.values()
     assert reply.content["metrics"]["num-examples"] == int(engine.executor.problem.sizes[[1, 4]].sum())

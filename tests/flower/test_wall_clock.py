@@ -112,7 +112,7 @@ def test_orders_that_go_on_are_a_message_a_client(clock):
     engine, grid = timed(clock, nodes=2)
     order(engine, [1, 2, 4], round=3, late="keep", turn=2**31 + 9, config={REPORT_UTILITY: True})
     found = [(message.metadata.dst_node_id, dict(message.content["order"])) for message in grid.seen]
-    rest = {"action": "train", "draws": 2**31 + 9, "late": "keep"}
+    rest = {"action": "train", "turn": 2**31 + 9, "late": "keep"}
     # Node 1007 is partition 0 of 2, which has the even clients.
     assert found == [(1000, {"clients": [1]} | rest), (1007, {"clients": [2]} | rest), (1007, {"clients": [4]} | rest)]
     replies = engine.collect(Every(1.0), 3)
@@ -124,7 +124,7 @@ def test_orders_that_go_on_are_a_message_a_client(clock):
 def test_a_client_draws_by_its_orders_turn(clock):
     engine, _ = timed(clock)
     found = []
-    for turn in (None, 2**31, 2**31 + 1, 2**31):
+    for turn in (-1, 2**31, 2**31 + 1, 2**31):
         order(engine, [1], late="keep", turn=turn)
         found.append(engine.collect(First(1), 0).payload["delta"])
     assert torch.equal(found[1], found[3])

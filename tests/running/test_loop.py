@@ -258,7 +258,7 @@ class Drawing(Client):
         return Update({"delta": told})
 
     def second(self, cohort):
-        drawn = cohort.streams.normal("told", cohort.clients, (1,), turn=cohort.draws, dtype=cohort.dtype)
+        drawn = cohort.streams.normal("told", cohort.clients, (1,), turn=cohort.turn, dtype=cohort.dtype)
         return Update({"delta": drawn})
 
 
@@ -322,7 +322,7 @@ def test_no_two_windows_draw_the_same():
     simulated = twice(selection={"kind": "uniform", "fraction": 1.0})
     seen = heard(simulated)
     list(simulated)
-    draws = [orders.draws for orders, _ in seen]
+    draws = [orders.turn for orders, _ in seen]
     assert draws[::2] == [0, 1, 2]  # rounds, as of a round of one window
     assert min(draws[1::2]) >= TURNS
     told = torch.cat([replies.payload["delta"] for _, replies in seen])
