@@ -21,7 +21,9 @@ from fedsim.devices import Devices
 from fedsim.devices.faults import Faults
 from fedsim.engine.client import Client
 from fedsim.engine.options import EngineOptions
-from fedsim.exchange.transforms import Chain
+from fedsim.exchange.aggregation import Aggregator
+from fedsim.exchange.transforms import Chain, Transform
+from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
 
 Table = Mapping[str, Any]
@@ -52,6 +54,14 @@ class Checkpointing:
     """So many of the last checkpoints are kept while the run goes on; when it has ended, none."""
 
 
+BASES: Mapping[str, tuple[str, type[Any]]] = {
+    "strategies": ("fedsim.server", Strategy),
+    "clients": ("fedsim.client", Client),
+    "selectors": ("fedsim.server.selection", Selector),
+    "aggregators": ("fedsim.exchange", Aggregator),
+    "transforms": ("fedsim.exchange", Transform),
+}
+"""What plug-ins of these groups are subclasses of, and where authors import it from."""
 TABLES: Mapping[str, type[Any]] = {
     "evaluation": Evaluation,
     "stopping": Stopping,
@@ -167,6 +177,11 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     if checked.values_only and "partition" in tables:
         kind, dealt = kind_of("problems", checked.problem), kind_of("partitions", checked.partition)
         raise InputError("partition", dealt, f"problem {kind} has no examples to deal; remove it")
+    for part in PLUGINS:
+        _hold_base(part, PLUGINS[part][0], made[part])
+    for part in TRANSFORMS:
+        for number, transform in enumerate(made[part]):
+            _hold_base(f"{part}.{number}", "transforms", transform)
     _check_pair(checked)
     return checked
 
@@ -269,9 +284,6 @@ def _check_pair(checked: Experiment) -> None:
     """Refuse a strategy and a client that do not speak of the same things."""
     strategy, client = checked.strategy, checked.client
     names = {part: kind_of(PLUGINS[part][0], getattr(checked, part)) for part in ("strategy", "client")}
-    for part, room, base in (("strategy", "server", Strategy), ("client", "client", Client)):
-        if not isinstance(getattr(checked, part), base):
-            raise InputError(f"{part}.kind", names[part], f"make it a subclass of fedsim.{room}.{base.__name__}")
     understood = client.requires | client.accepts
     for missing, words in (
         (strategy.up - client.up, "which this client does not send back"),
@@ -287,6 +299,13 @@ def _check_pair(checked: Experiment) -> None:
     Chain(checked.transforms).check(strategy.up, strategy.up)
     with naming("client"):
         client.check(strategy.down)
+
+
+def _hold_base(option: str, group: str, plugin: Any) -> None:
+    """Refuse a plug-in that has not the base of its group."""
+    if group in BASES and not isinstance(plugin, BASES[group][1]):
+        room, base = BASES[group]
+        raise InputError(f"{option}.kind", kind_of(group, plugin), f"make it a subclass of {room}.{base.__name__}")
 
 
 def _hold_integers(value: Any, name: str = "") -> None:

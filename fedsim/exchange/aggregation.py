@@ -18,8 +18,9 @@ does not grow with C x d.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -33,23 +34,22 @@ BLOCK = 2**21
 """Numbers in one block of rows x coordinates: 16 MiB in double precision."""
 
 
-class Aggregator(Protocol):
-    """What a plug-in of the group `aggregators` offers."""
+class Aggregator(ABC):
+    """The centre of some rows."""
 
+    @abstractmethod
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """Give the centre [d] of rows [C, d] under weights [C]; neither is changed. C is at least 1.
 
         It may be a view of the rows.
         """
-        ...
 
-    def check(self, cohort: int) -> None:
-        """Raise `InputError` when a cohort of this many replies is too small for the aggregator's options."""
-        ...
+    def check(self, cohort: int) -> None:  # noqa: B027
+        """Raise `InputError` when a cohort of this many replies is too small; by default any will do."""
 
 
 @options
-class WeightedMean:
+class WeightedMean(Aggregator):
     """sum_i w_i x_i / sum_i w_i. Cost C d."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
@@ -59,12 +59,9 @@ class WeightedMean:
         shares = _shares(rows, weights)
         return _by_coordinates(rows, lambda block: _weighted_sum(block, shares))
 
-    def check(self, cohort: int) -> None:
-        """Any cohort will do."""
-
 
 @options
-class Median:
+class Median(Aggregator):
     """The median of each coordinate, unweighted; of an even number of rows, halfway between the middle two.
 
     Yin et al. 2018. Cost C log C d.
@@ -75,12 +72,9 @@ class Median:
         _shares(rows, weights)
         return _by_coordinates(rows, lambda block: _middle(_sorted(block)))
 
-    def check(self, cohort: int) -> None:
-        """Any cohort will do."""
-
 
 @options
-class TrimmedMean:
+class TrimmedMean(Aggregator):
     """The mean of each coordinate without its int(beta C) smallest and as many largest values, unweighted.
 
     Yin et al. 2018. Cost C log C d.
@@ -96,12 +90,9 @@ class TrimmedMean:
         cut = int(self.beta * count)
         return _by_coordinates(rows, lambda block: _mean(_sorted(block)[:, cut : count - cut]))
 
-    def check(self, cohort: int) -> None:
-        """Any cohort will do: less than half is cut on each side."""
-
 
 @options
-class Krum:
+class Krum(Aggregator):
     """The row with the smallest sum of squared distances to its C - malicious - 2 nearest others.
 
     Blanchard et al. 2017. Cost C^2 d. Needs C >= 2 malicious + 3. Rows with equal sums (two that are
@@ -123,7 +114,7 @@ class Krum:
 
 
 @options
-class MultiKrum:
+class MultiKrum(Aggregator):
     """The weighted mean of the `keep` rows that have the best Krum scores.
 
     Blanchard et al. 2017, section 5, with the weights of the replies, as in Flower. Cost C^2 d. Needs
@@ -154,7 +145,7 @@ class MultiKrum:
 
 
 @options
-class Bulyan:
+class Bulyan(Aggregator):
     """Krum's choice again and again, then per coordinate the mean of what lies closest to the median.
 
     El Mhamdi et al. 2018: Krum picks a row and takes it out of the candidates until theta = C - 2 malicious
@@ -180,7 +171,7 @@ class Bulyan:
 
 
 @options
-class GeometricMedian:
+class GeometricMedian(Aggregator):
     """The point z with the smallest sum_i w_i |z - x_i|, by the smoothed Weiszfeld iteration.
 
     z <- sum_i b_i x_i / sum_i b_i with b_i = w_i / max(smoothing, |z - x_i|) (Pillutla et al. 2022,
@@ -210,9 +201,6 @@ class GeometricMedian:
             if moved <= self.tolerance * (shares * distances).sum():
                 break
         return centre.to(rows.dtype)
-
-    def check(self, cohort: int) -> None:
-        """Any cohort will do."""
 
 
 def halving_sum(values: Tensor, dim: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from fedsim.client.training import LocalTraining
 from fedsim.exchange.transforms import Transform
-from fedsim.server.selection.size import Size
+from fedsim.server.selection.size import FixedSize
 from fedsim.zeroth_order.search import EstimatedSearch, LocalSearch
 
 Other = tuple[Any, Mapping[str, Any]]
@@ -66,7 +66,7 @@ SIZED: Others = {
 }
 """Of selectors that take so many clients."""
 KNOWN: Mapping[type[Any], Others] = {
-    Size: SIZED,
+    FixedSize: SIZED,
     Transform: {"vectors": (["second"], {})},
     EstimatedSearch: ESTIMATED,
     LocalSearch: SEARCHING,

@@ -12,18 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.configuration.tables import PLUGINS, described
+from fedsim.configuration.tables import BASES, PLUGINS, described
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.core.plugins import HasPlugins
 from fedsim.engine.client import Client
-from fedsim.exchange.transforms import Transform
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_simulation
 from fedsim.running.result import Result
 from fedsim.running.runner import run
 from fedsim.running.simulation import Simulation
-from fedsim.server.strategy import Strategy
 from fedsim.testing.problems import TRAINING, small_experiment, small_functions, small_problem
 
 Path = tuple[str, ...]
@@ -32,9 +30,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {"strategy": {"kind": "fedavg"}, "cl
 """Who takes the place of a partner that is not named."""
 PARTS: Mapping[str, str] = {PLUGINS[part][0]: part for part in DEFAULTS}
 """The table of an experiment that names an algorithm, by its group."""
-BASES: Mapping[str, type[Any]] = {"strategies": Strategy, "clients": Client, "transforms": Transform}
-"""What plug-ins of a group are a subclass of, where they must be."""
-TESTED = (*BASES, "selectors", "aggregators", "datasets")
+TESTED = (*BASES, "datasets")
 """Groups of plug-ins that there is a kit for."""
 
 
@@ -160,13 +156,10 @@ def group_of(plugin: Any) -> str:
     if "__dataclass_fields__" not in vars(kind):
         raise InputError("plugin", kind.__name__, "its options cannot be read; put @options above the class")
     for group in TESTED:
-        if isinstance(plugin, BASES.get(group, object)) and all(
-            hasattr(plugin, name) for name in plugins.GROUPS[group]
-        ):
+        if isinstance(plugin, BASES[group][1]) if group in BASES else hasattr(plugin, "load"):
             return group
-    bases = "make it a subclass of fedsim.server.Strategy, fedsim.client.Client or fedsim.exchange.Transform"
-    others = "; ".join(f"{group} have {', '.join(plugins.GROUPS[group])}" for group in TESTED if group not in BASES)
-    raise InputError("plugin", kind.__name__, f"it is of no kind that has a kit; {bases}; {others}")
+    bases = ", ".join(f"{room}.{base.__name__}" for room, base in BASES.values())
+    raise InputError("plugin", kind.__name__, f"it has no kit: make it a subclass of one of {bases}, or give it load")
 
 
 def values_of(made: Any) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def test_what_no_kit_is_for_is_one_line():
     from fedsim.problems.models.dense import MLP
 
     with pytest.raises(
-        InputError, match=r"^plugin = MLP: it is of no kind that has a kit; make it a subclass of fedsim\.server"
+        InputError, match=r"^plugin = MLP: it has no kit: make it a subclass of one of fedsim\.server\.Strategy, "
     ):
         conformance(MLP())
 

@@ -9,9 +9,11 @@ many are at work.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fedsim.core.streams import Streams
@@ -33,48 +35,50 @@ class Turn:
     wanted: int
 
 
-class Selector(Protocol):
-    """What a plug-in of the group `selectors` offers.
+class Selector(ABC):
+    """Which of the free clients work next.
 
     reports: names that the clients' replies are to carry for it beside what their algorithm sends: `utility`, [k, 1],
     the root of the mean squared loss of the client's examples under the model that it was sent (4 bytes up).
     """
 
-    reports: ClassVar[frozenset[str]]
+    reports: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def score_examples(self) -> int | None:
         """On how many of a candidate's examples its loss is measured; None: on all."""
-        ...
+        return None
 
-    def check(self, population: int) -> None:
+    def check(self, population: int) -> None:  # noqa: B027
         """Raise `InputError` when the options ask for more clients than there are."""
-        ...
 
+    @abstractmethod
     def of(self, population: int) -> int:
         """How many clients of this population work at once."""
-        ...
 
     def least(self, population: int) -> int:
         """How many of them a selection takes at least, where so many are free."""
-        ...
+        return self.of(population)
 
-    def start(self, sizes: Tensor) -> SelectorState:
-        """Give the state before the first selection. sizes: examples of each client, int64 [N]."""
-        ...
+    def start(self, sizes: Tensor) -> SelectorState:  # noqa: ARG002
+        """Give the state before the first selection. sizes: examples of each client, int64 [N].
 
-    def candidates(self, state: SelectorState, turn: Turn) -> Tensor | None:
+        By default the number of selections so far, by which their draws are named.
+        """
+        return {"selections": torch.zeros((), dtype=torch.int64)}
+
+    def candidates(self, state: SelectorState, turn: Turn) -> Tensor | None:  # noqa: ARG002
         """Whose loss under the current model to ask for first: free clients, int64 [m] ascending; None: nobody's."""
-        ...
+        return None
 
+    @abstractmethod
     def select(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> tuple[Tensor, SelectorState]:
         """Choose free clients: ids, int64 [k] ascending, and the new state; all that are free where they are too few.
 
         A selector may choose fewer than are wanted, but at least one. scores: float64 [m], the mean losses of those
         candidates, NaN where none came; None if nobody was asked.
         """
-        ...
 
-    def observe(self, state: SelectorState, replies: Replies) -> SelectorState:
-        """Learn from a window's replies: the new state."""
-        ...
+    def observe(self, state: SelectorState, replies: Replies) -> SelectorState:  # noqa: ARG002
+        """Learn from a window's replies: the new state; by default nothing is learnt."""
+        return state

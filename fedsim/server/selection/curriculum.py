@@ -13,11 +13,11 @@ from fedsim.core.options import PositiveInt, options
 from fedsim.core.pacing import Linear, Schedule
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.selection.draws import Draws, Ids
-from fedsim.server.selection.size import Size
+from fedsim.server.selection.size import FixedSize
 
 
 @options
-class ClientCurriculum(Size):
+class ClientCurriculum(FixedSize):
     """Every client of a pool once, in random order, m at a time; then all are scored anew, and there is another pool.
 
         score_i = mean loss of client i's examples under the current model

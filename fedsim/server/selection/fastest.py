@@ -10,13 +10,13 @@ from fedsim.core.options import options
 from fedsim.exchange.messages import Replies
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.selection.draws import Draws, Ids, evenly, free_where, smallest
-from fedsim.server.selection.size import Size, noted
+from fedsim.server.selection.size import FixedSize, noted
 
 UNTRIED, UNANSWERED = -1, 2**63 - 1
 
 
 @options
-class Fastest(Size):
+class Fastest(FixedSize):
     """Who has never been selected comes first, then who was fastest.
 
     Of the former each set is equally likely. The others are ordered by the duration of their last reply, ties by id;
@@ -37,7 +37,7 @@ class Fastest(Size):
         return chosen, after
 
     def choose(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> Ids:  # noqa: ARG002
-        """See `Size`."""
+        """See `FixedSize`."""
         durations = state["durations"].numpy()
         untried = free_where(turn.free.mask & (durations == UNTRIED))
         if untried.count > turn.wanted:

@@ -15,11 +15,11 @@ from fedsim.core.options import Fraction, NonNegativeFloat, PositiveFloat, Posit
 from fedsim.exchange.messages import Free, Replies
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.selection.draws import Draws, Ids, free_where, in_proportion, smallest
-from fedsim.server.selection.size import Size, noted
+from fedsim.server.selection.size import FixedSize, noted
 
 
 @options
-class Oort(Size):
+class Oort(FixedSize):
     """Explore some clients that have never replied; exploit, of those that have, the ones with the best scores.
 
     Of k clients wanted, k * e are explored, drawn in proportion to their examples; rounded up or down at random, so
@@ -100,7 +100,7 @@ class Oort(Size):
         return super().select(self._paced(state, turn.round), turn, scores)
 
     def choose(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> Ids:  # noqa: ARG002
-        """See `Size`."""
+        """See `FixedSize`."""
         draws, replies = Draws.of(state, turn), state["replies"].numpy()
         allowed = turn.free.mask & ~self._blacklist(replies)
         if np.count_nonzero(allowed) < turn.wanted:

@@ -13,11 +13,11 @@ from fedsim.core.options import PositiveInt, options
 from fedsim.exchange.messages import Replies
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.selection.draws import Draws, Ids, in_proportion, smallest
-from fedsim.server.selection.size import Size, noted
+from fedsim.server.selection.size import FixedSize, noted
 
 
 @options
-class PowerOfChoice(Size):
+class PowerOfChoice(FixedSize):
     """Of d free clients, drawn as in `weighted`, those with the largest losses work, ties to the smaller id.
 
     The larger d, the faster and the more biased towards clients that are hard to fit. Cho, Wang and Joshi 2022. There
@@ -60,7 +60,7 @@ class PowerOfChoice(Size):
         return torch.from_numpy(self._drawn(state, turn))
 
     def choose(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> Ids:
-        """See `Size`."""
+        """See `FixedSize`."""
         drawn = self._drawn(state, turn)
         if len(drawn) == turn.wanted:
             return drawn

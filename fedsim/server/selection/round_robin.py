@@ -9,11 +9,11 @@ from torch import Tensor
 from fedsim.core.options import options
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.selection.draws import Ids
-from fedsim.server.selection.size import Size
+from fedsim.server.selection.size import FixedSize
 
 
 @options
-class RoundRobin(Size):
+class RoundRobin(FixedSize):
     """The next free clients in ascending order, from where the last selection stopped; after the last comes the first.
 
     Who is not free is passed over until the next lap. Nothing is drawn. O(N).
@@ -32,7 +32,7 @@ class RoundRobin(Size):
         return chosen, after
 
     def choose(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> Ids:  # noqa: ARG002
-        """See `Size`."""
+        """See `FixedSize`."""
         free = np.flatnonzero(turn.free.mask)
         ahead = np.searchsorted(free, int(state["next"]))
         return np.sort(np.concatenate((free[ahead:], free[:ahead]))[: turn.wanted])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar
+from abc import abstractmethod
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -11,16 +11,13 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveInt, options
-from fedsim.exchange.messages import Replies
-from fedsim.server.selection.base import SelectorState, Turn
+from fedsim.server.selection.base import Selector, SelectorState, Turn
 from fedsim.server.selection.draws import Ids
 
 
 @options
-class Size(ABC):
+class FixedSize(Selector):
     """How many clients are selected: `count` or `fraction`, of which one is given."""
-
-    reports: ClassVar[frozenset[str]] = frozenset()
 
     count: PositiveInt | None = None
     """Clients of a selection. Not given: fraction decides."""
@@ -44,23 +41,6 @@ class Size(ABC):
             return self.count
         return max(1, round((self.fraction or 0.0) * population))
 
-    def least(self, population: int) -> int:
-        """How many clients a selection takes at least, where so many are free."""
-        return self.of(population)
-
-    @property
-    def score_examples(self) -> int | None:
-        """On how many of a candidate's examples its loss is measured; None: on all."""
-        return None
-
-    def start(self, sizes: Tensor) -> SelectorState:  # noqa: ARG002
-        """PositiveInt the selections, [], from 0."""
-        return {"selections": torch.zeros((), dtype=torch.int64)}
-
-    def candidates(self, state: SelectorState, turn: Turn) -> Tensor | None:  # noqa: ARG002
-        """Ask nobody."""
-        return None
-
     def select(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> tuple[Tensor, SelectorState]:
         """See `Selector`."""
         if turn.wanted >= turn.free.count:  # nothing is drawn; for one of thousands twice as quick as np.flatnonzero
@@ -71,10 +51,6 @@ class Size(ABC):
     @abstractmethod
     def choose(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> Ids:
         """Choose where more are free than wanted: ids, int64 [wanted], ascending."""
-
-    def observe(self, state: SelectorState, replies: Replies) -> SelectorState:  # noqa: ARG002
-        """Learn nothing."""
-        return state
 
 
 def noted(column: Tensor, clients: Tensor, values: Tensor) -> Tensor:

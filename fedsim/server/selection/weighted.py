@@ -8,11 +8,11 @@ from torch import Tensor
 from fedsim.core.options import options
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.selection.draws import Draws, Ids, in_proportion
-from fedsim.server.selection.size import Size
+from fedsim.server.selection.size import FixedSize
 
 
 @options
-class Weighted(Size):
+class Weighted(FixedSize):
     """One client after another, each of those left with probability proportional to its examples.
 
     A few of many cost O(wanted log N) after an O(N) start; otherwise O(N).
@@ -24,5 +24,5 @@ class Weighted(Size):
         return {"selections": torch.zeros((), dtype=torch.int64), "ends": ends}
 
     def choose(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> Ids:  # noqa: ARG002
-        """See `Size`."""
+        """See `FixedSize`."""
         return in_proportion(Draws.of(state, turn), "selection", state["ends"].numpy(), turn.free, turn.wanted)
