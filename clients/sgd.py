@@ -13,7 +13,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.client import Cohort, Cost, InputError, LocalTraining, NonNegativeFloat, Order, Size, Update, options
+from fedsim.client import (
+    Cohort,
+    Cost,
+    InputError,
+    LocalTraining,
+    NonNegativeFloat,
+    Order,
+    Size,
+    Update,
+    in_whole_registers,
+    options,
+)
 
 REPORTED = {"nu": "report-nu", "last-loss": "report-loss"}
 """Numbers that a reply carries where the server asks for them, and the settings that ask."""
@@ -77,8 +88,12 @@ class Sgd(LocalTraining):
         (1 - (1 - lr mu)^tau) / (lr mu).
         """
         tau, rho = steps.double(), self.momentum
+
+        def power(base: float) -> Tensor:
+            return in_whole_registers(lambda exponents: torch.pow(base, exponents), tau)
+
         if rho:
-            return (tau - rho * (1.0 - rho**tau) / (1.0 - rho)) / (1.0 - rho)
+            return (tau - rho * (1.0 - power(rho)) / (1.0 - rho)) / (1.0 - rho)
         if mu and lr:
-            return (1.0 - torch.pow(1.0 - lr * mu, tau)) / (lr * mu)
+            return (1.0 - power(1.0 - lr * mu)) / (lr * mu)
         return tau

@@ -23,6 +23,7 @@ from fedsim.engine.store import Shapes
 from fedsim.exchange.actions import FORWARD
 from fedsim.exchange.messages import Cost, Order, Scalar, Size, Update
 from fedsim.nets import products
+from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.losses import CrossEntropy, Loss
 from fedsim.nets.network import Batch
 from fedsim.nets.stack import Stack
@@ -59,6 +60,7 @@ __all__ = [
     "Update",
     "Victim",
     "divergence",
+    "in_whole_registers",
     "options",
     "products",
     "victim",

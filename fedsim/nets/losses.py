@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedsim.core.errors import InputError
+from fedsim.nets.elementwise import in_whole_registers
 
 
 class Loss(ABC):
@@ -98,7 +99,7 @@ class LogCosh(Loss):
         """Losses [...] of outputs [..., 1] and targets [...]."""
         away = (outputs.squeeze(-1) - targets).abs()
         # log cosh a = a + log(1 + e^(-2 a)) - log 2, which does not overflow.
-        return away + functional.softplus(-2.0 * away) - math.log(2.0)
+        return away + in_whole_registers(functional.softplus, -2.0 * away) - math.log(2.0)
 
     def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Losses, and tanh(output - target)."""

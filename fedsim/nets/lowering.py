@@ -22,6 +22,7 @@ from fedsim.core.errors import InputError
 from fedsim.nets import products
 from fedsim.nets.convolution import Geometry, batch_last, convolve
 from fedsim.nets.dropout import NamedDropout
+from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.functional import Functional
 from fedsim.nets.layers import LastStep, Residual
 
@@ -31,10 +32,9 @@ WORTH_A_CALL = 10_000_000
 Lowered = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 """(parameters by name, each [C, ...]; inputs [C, B, ...]) -> outputs [C, B, ...]."""
 
-ELEMENTWISE = (
-    nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Softplus,
-    nn.Hardtanh, NamedDropout,
-)  # fmt: skip
+ELEMENTWISE = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Hardtanh, NamedDropout)
+EXPONENTIAL = (nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus)
+"""Elementwise as well, but the last bits would follow the place in the tensor."""
 IMAGEWISE = (
     nn.MaxPool2d,
     nn.AvgPool2d,
@@ -75,6 +75,8 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
         return lambda named, x: torch.relu(body(named, x) + shortcut(named, x))
     if type(model) in ELEMENTWISE:
         return lambda _, x: model(x)
+    if type(model) in EXPONENTIAL:
+        return lambda _, x: in_whole_registers(model, x)
     if type(model) in IMAGEWISE:
         return _imagewise(model)
     if type(model) is nn.Flatten:

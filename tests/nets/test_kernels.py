@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clients.sgd import Sgd
 from fedsim.nets import products
-from fedsim.nets.lowering import lower
+from fedsim.nets.convolution import batch_last
+from fedsim.nets.elementwise import in_whole_registers
+from fedsim.nets.losses import LogCosh
+from fedsim.nets.lowering import ELEMENTWISE, EXPONENTIAL, lower
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.zeroth_order.surrogates.gaussian_process import product
 
@@ -170,3 +174,46 @@ def test_models_and_their_gradients_do_not_depend_on_their_company(name, batch, 
 
     parameters = [drawn(*own.shape, dtype=dtype, seed=number) for number, own in enumerate(model.parameters())]
     assert_company_is_irrelevant(name, both, drawn(batch, *shape, dtype=dtype, seed=9), *parameters)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("kind", [*ELEMENTWISE[:-1], *EXPONENTIAL])  # without dropout, whose masks have names
+def test_activations_do_not_depend_on_where_a_number_stands(kind, dtype):
+    lowered = lower(kind())
+
+    def both(x: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        outputs = lowered({}, leaf)
+        (found,) = torch.autograd.grad(outputs.square().sum(), leaf)
+        return torch.stack((outputs.detach(), found), dim=1)
+
+    for width in (1, 3, 7, 35, 301):
+        assert_company_is_irrelevant(kind.__name__, both, drawn(2, width, dtype=dtype))
+    images = drawn(3, 5, 2, 7, dtype=dtype).permute(0, 4, 1, 2, 3)
+    assert batch_last(images)
+    assert_company_is_irrelevant(kind.__name__, both, images)
+    assert batch_last(lowered({}, images[:3]))  # 630 numbers, which are not whole registers
+    torch.testing.assert_close(lowered({}, images[:3]), kind()(images[:3]), rtol=1e-5, atol=1e-6)
+
+
+def test_functions_of_whole_registers_are_themselves():
+    """Whatever the shape and the order in memory, 960 numbers and 959."""
+    whole = torch.arange(960.0).view(2, 4, 5, 24)
+    for x in (whole, whole.permute(2, 0, 3, 1), whole[0, 0, 0, :1], whole.flatten()[1:], whole[:, ::3, 1:4], whole[:0]):
+        assert torch.equal(in_whole_registers(torch.neg, x), -x)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_losses_do_not_depend_on_where_an_example_stands(dtype):
+    for batch in (2, 5, 33):
+        outputs, targets = drawn(batch, 1, dtype=dtype), drawn(batch, dtype=dtype, seed=1)
+        assert_company_is_irrelevant("log cosh", LogCosh().examples, outputs, targets)
+
+
+@pytest.mark.parametrize(
+    "client", [Sgd(epochs=1, lr=0.1, momentum=0.9), Sgd(epochs=1, lr=0.1, proximal_mu=0.3)], ids=["momentum", "mu"]
+)
+def test_normalisers_do_not_depend_on_who_else_took_steps(client):
+    for first in range(0, 300, CLIENTS):
+        steps = torch.arange(first, first + CLIENTS)
+        assert_company_is_irrelevant("nu", lambda taken: client.normaliser(taken, 0.1, client.proximal_mu), steps)
