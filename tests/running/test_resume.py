@@ -551,10 +551,7 @@ def test_a_problem_of_ones_own_is_passed_again(tmp_path, monkeypatch, capsys):
 
 PLUGIN = """
 from dataclasses import dataclass
-from fedsim.server.strategy import ServerState, WeightedStep
-from fedsim.exchange.messages import Order
-from fedsim.exchange.windows import All
-from fedsim.core.options import options
+from fedsim.server import ServerState, options
 from strategies.fedavg import FedAvg
 
 @dataclass(frozen=True)
