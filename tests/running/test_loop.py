@@ -403,5 +403,7 @@ def test_a_run_ends_with_the_round_in_which_its_queries_are_made() -> None:
     assert [row["queries"] for row in rows] == [36, 36, 36]
     assert ["test_loss" in row for row in rows] == [False, False, True]
     assert simulated.stopped == "108 queries were made"
+    exact = build_simulation(small(9, stopping={"queries": 72}, **asking), small_problem())
+    assert len(list(exact)) == 2
     with pytest.raises(InputError, match=r"stopping.queries = 35: the clients of one round ask for 36 at least"):
         build_simulation(small(9, stopping={"queries": 35}, **asking), small_problem())
