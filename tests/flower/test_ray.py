@@ -108,6 +108,7 @@ for name, overrides in json.loads(runs).items():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_asynchronous_runs_go_on_without_the_slow(world, tmp_path):
     (tmp_path / "sleepers.py").write_text(SLEEPERS)

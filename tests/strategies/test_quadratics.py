@@ -22,20 +22,20 @@ def fixed_point(quadratics, mu: float = 0.0) -> np.ndarray:
 
 
 def test_fedavg_ends_at_the_fixed_point_of_its_averaged_map_which_is_not_the_optimum(quadratics):
-    end = quadratics.run(300, {"kind": "fedavg"}, GRADIENT)
+    end = quadratics.run(150, {"kind": "fedavg"}, GRADIENT)
     assert distance(end, fixed_point(quadratics)) < 1e-9
     assert distance(end, quadratics.optimum()) > 0.05
 
 
 def test_fedavg_with_one_step_is_gradient_descent(quadratics):
-    end = quadratics.run(1000, {"kind": "fedavg"}, GRADIENT | {"steps": 1})
+    end = quadratics.run(400, {"kind": "fedavg"}, GRADIENT | {"steps": 1})
     assert distance(end, quadratics.optimum()) < 1e-9
 
 
 def test_fedprox_ends_at_the_fixed_point_of_its_penalised_map_closer_to_the_optimum(quadratics):
     ends = {}
     for mu in (0.0, 1.0, 4.0):
-        end = quadratics.run(400, {"kind": "fedprox", "proximal_mu": mu}, GRADIENT)
+        end = quadratics.run(150, {"kind": "fedprox", "proximal_mu": mu}, GRADIENT)
         assert distance(end, fixed_point(quadratics, mu)) < 1e-6
         ends[mu] = distance(end, quadratics.optimum())
     assert ends[0.0] > ends[1.0] > ends[4.0] > 1e-4
@@ -49,15 +49,15 @@ def test_the_penalty_is_the_same_from_server_and_client(quadratics):
 
 @pytest.mark.parametrize("count", [6, 2])
 def test_scaffold_ends_at_the_optimum_also_under_partial_participation(quadratics, count):
-    end = quadratics.run(600, {"kind": "scaffold"}, GRADIENT | {"kind": "scaffold"}, count)
+    end = quadratics.run(200, {"kind": "scaffold"}, GRADIENT | {"kind": "scaffold"}, count)
     assert distance(end, quadratics.optimum()) < 1e-6
 
 
-@pytest.mark.parametrize("count", [6, 2])
-def test_feddyn_ends_at_the_optimum_also_under_partial_participation(quadratics, count):
+@pytest.mark.parametrize(("count", "rounds"), [(6, 125), (2, 250)])
+def test_feddyn_ends_at_the_optimum_also_under_partial_participation(quadratics, count, rounds):
     """Sixty steps leave at most (1 - 0.1 x 1)^60 = 0.002 of the way to the solution of a local problem."""
     client = {"kind": "feddyn", "steps": 60, "batch_size": "full", "lr": 0.1}
-    end = quadratics.run(250, {"kind": "feddyn", "alpha": 1.0}, client, count)
+    end = quadratics.run(rounds, {"kind": "feddyn", "alpha": 1.0}, client, count)
     assert distance(end, quadratics.optimum()) < 1e-6
 
 
@@ -76,13 +76,13 @@ def test_fednova_is_exact_as_the_step_vanishes_under_unequal_work():
     client = {"kind": "sgd", "epochs": 1, "batch_size": 1}
     bias = {}
     for kind in ("fedavg", "fednova"):
-        for lr, rounds in ((0.02, 60), (0.002, 600)):
+        for lr, rounds in ((0.04, 30), (0.004, 300)):
             strategy = {"kind": kind, "weighting": "uniform"}
             bias[kind, lr] = distance(quadratics.run(rounds, strategy, client | {"lr": lr}), quadratics.optimum())
-    assert bias["fedavg", 0.002] > 0.5
-    assert bias["fednova", 0.02] < 0.3 * bias["fedavg", 0.02]
+    assert bias["fedavg", 0.004] > 0.5
+    assert bias["fednova", 0.04] < 0.3 * bias["fedavg", 0.04]
     # A tenth of the step leaves a tenth of the bias.
-    assert bias["fednova", 0.002] == pytest.approx(0.1 * bias["fednova", 0.02], rel=0.3)
+    assert bias["fednova", 0.004] == pytest.approx(0.1 * bias["fednova", 0.04], rel=0.3)
 
 
 def test_fednova_equals_fedavg_under_equal_work(quadratics):

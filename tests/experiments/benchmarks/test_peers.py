@@ -196,6 +196,7 @@ def test_pfl_research_ends_in_the_parameters_of_the_plain_loop(tiny):
     assert_same(after(PlainLoop(some, threads=1), 3), after(PflResearch(some, threads=1), 3))
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 @pytest.mark.timeout(240)
 def test_flower_ends_in_the_parameters_of_the_plain_loop_and_leaves_nothing_behind(tiny):
