@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+# Read when PyTorch is loaded: threads that wait for each other sleep, for others need the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 
