@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from fedsim.cli.main import main
+from fedsim.cli.words import STATUS
 from fedsim.core.plugins import GROUPS, names
 from fedsim.engine.executor import Executor
 from fedsim.running.stored import CONFIG, METRICS, SUMMARY, TRACEBACK
@@ -123,7 +124,7 @@ def check(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     else:
         assert (out / SUMMARY).is_file(), said
         status = json.loads((out / SUMMARY).read_text())["status"]
-        assert code == main.STATUS[status], said
+        assert code == STATUS[status], said
         assert (out / CONFIG).is_file()
         assert not (out / TRACEBACK).exists()
         assert status in ("diverged", "interrupted", "stalled") or (out / METRICS).is_file()

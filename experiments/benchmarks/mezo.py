@@ -43,7 +43,7 @@ from fedsim.nets.network import Batch, ChainNetwork
 from fedsim.nets.stack import Layout, Stack
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation
-from fedsim.zeroth_order import shared_seed
+from fedsim.zeroth_order import replica
 from fedsim.zeroth_order.directions import Keys, draw
 from fedsim.zeroth_order.perturbation import evaluate_pair, perturb_
 from fedsim.zeroth_order.replica import Directions
@@ -130,7 +130,7 @@ def one_byte(simulation: Simulation) -> None:
 
 def both_sides(simulation: Simulation) -> None:
     """Rounds of a client that may hold as much as it likes."""
-    with patch.object(shared_seed, "AT_ONCE", sys.maxsize):
+    with patch.object(replica, "AT_ONCE", sys.maxsize):
         one_byte(simulation)
 
 

@@ -21,7 +21,10 @@ from fedsim.zeroth_order.directions import Keys, Sliceable, part
 from fedsim.zeroth_order.perturbation import perturb_
 from fedsim.zeroth_order.scalar_codes import finite
 from fedsim.zeroth_order.search import batches
-from fedsim.zeroth_order.shared_seed import AT_ONCE, Contributions
+from fedsim.zeroth_order.shared_seed import Contributions
+
+AT_ONCE = 2**20
+"""Numbers of models beside their own that clients evaluate at once; above, one copy of theirs is moved in place."""
 
 
 @options

@@ -28,8 +28,6 @@ SEED = 8
 """Bytes of a seed."""
 MEMBER = 4
 """Bytes of a client's id in a list of who took part."""
-AT_ONCE = 2**20
-"""Numbers of models beside their own that clients evaluate at once; above, one copy of theirs is moved in place."""
 LARGEST_SLOPE = 1000.0
 """What a slope counts for at most in the importance of its direction (Qin et al. 2024)."""
 PUBLIC = Streams(0)

@@ -293,7 +293,7 @@ def test_a_folder_says_what_is_in_it():
 
 def test_a_module_of_the_same_name_must_not_be_loaded_already(monkeypatch):
     folder = AppFolder.read(APPS / "quickstart")
-    monkeypatch.setitem(sys.modules, "quickstart", main)
+    monkeypatch.setitem(sys.modules, "quickstart", fedsim)
     with pytest.raises(InputError, match="another module quickstart is loaded already, from "), folder.on_path():
         pass
 

@@ -9,7 +9,7 @@ import torch
 from replicas import hold_equal, simulation
 
 from experiments.benchmarks import mezo
-from fedsim.zeroth_order import shared_seed
+from fedsim.zeroth_order import replica
 
 pytestmark = pytest.mark.xdist_group("memory")
 
@@ -49,8 +49,8 @@ def test_one_side_after_the_other_gives_the_bits_of_both_at_once(
 ) -> None:
     """Rounds of six clients, four at a time, with batches of two, whose codes are the slopes themselves."""
     found = []
-    for most in (shared_seed.AT_ONCE, 0):
-        monkeypatch.setattr(shared_seed, "AT_ONCE", most)
+    for most in (replica.AT_ONCE, 0):
+        monkeypatch.setattr(replica, "AT_ONCE", most)
         strategy = {"lr": 0.02, "samples": 2, "codec": "fp32", "directions": directions}
         simulated = simulation("one_byte", strategy, {"mu": 0.01, "batch_size": 2}, rounds=6)
         hold_equal(simulated, 5)
