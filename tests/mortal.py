@@ -26,8 +26,8 @@ import torch
 import fedsim
 import fedsim.core.files as files
 import fedsim.running.folder as runfolder
-from fedsim import plots
 from fedsim.problems.supervised import Supervised
+from fedsim.running import runner
 from fedsim.running.checkpoint import Keeper, listed
 from fedsim.running.resume import resume
 from fedsim.running.runner import run
@@ -270,7 +270,7 @@ def quiet(*_: object, **__: object) -> None:
 def main(tasks: Sequence[str] | Any = sys.stdin) -> None:
     torch.set_num_threads(1)
     Supervised.illustrate = quiet  # type: ignore[method-assign]
-    plots.curves = quiet
+    runner.curves = quiet
     for line in tasks:
         task = json.loads(line)
         try:

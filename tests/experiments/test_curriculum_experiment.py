@@ -140,7 +140,7 @@ def test_study_reads_what_it_has_run(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "SETTINGS", {"small": study.Setting("small", 2, (*SMALL, DEALT))})
     monkeypatch.setattr(study, "PARTS", {"small": {"small": ("vanilla", "curriculum", "clients")}})
     monkeypatch.setattr(study, "SEEDS", range(1))
-    monkeypatch.setattr(studies, "sweep", in_turn)
+    monkeypatch.setattr(studies, "run_points", in_turn)
     found = study.measure("small", tmp_path, data_dir=None)["small"]
     alone = run(found["vanilla"].points[0].experiment, save=False).history
     assert found["vanilla"].accuracy.tolist() == [alone["test_accuracy"]]

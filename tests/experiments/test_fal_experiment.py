@@ -190,7 +190,7 @@ def in_turn(points, *, workers, on_done):
 
 
 def test_theory_reads_what_it_has_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.studies.sweep", in_turn)
+    monkeypatch.setattr("experiments.studies.run_points", in_turn)
     monkeypatch.setattr(study, "DELTAS", (0.4, 0.8))
     monkeypatch.setattr(study, "SEEDS", range(2))
     small = ("rounds=2", "problem.width=16", "evaluation.every=1")
@@ -202,7 +202,7 @@ def test_theory_reads_what_it_has_run(tmp_path, monkeypatch):
 
 
 def test_images_read_what_they_have_run_and_show_what_was_attacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.studies.sweep", in_turn)
+    monkeypatch.setattr("experiments.studies.run_points", in_turn)
     small = (
         "problem.dataset=digits",
         "problem.model=logistic",

@@ -179,7 +179,7 @@ def test_study_reads_what_it_has_run(tmp_path, monkeypatch):
         "momentum": study.Part(("fedfix_05",), (*TINY, "client.lr=0.01", "client.momentum=0.9")),
     }
     monkeypatch.setattr(study, "PARTS", parts)
-    monkeypatch.setattr(studies, "sweep", in_turn)
+    monkeypatch.setattr(studies, "run_points", in_turn)
     results = study.measure(tmp_path, data_dir=None, seeds=[0, 2])
     rate = tiny("fedavg").client.lr
     assert [one.lr for one in results["unequal"]["fedavg"]] == [rate / 2, rate, rate * 2]
@@ -205,7 +205,7 @@ def test_failed_run_is_an_error(tmp_path, monkeypatch):
     def failing(points, *, workers, on_done):
         return [Outcome(point, "failed", "no data", {}) for point in points]
 
-    monkeypatch.setattr(studies, "sweep", failing)
+    monkeypatch.setattr(studies, "run_points", failing)
     with pytest.raises(fedsim.FedsimError, match="seed-0: failed: no data"):
         study.measure(tmp_path, data_dir=None, seeds=[0])
 

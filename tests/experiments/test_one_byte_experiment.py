@@ -89,7 +89,7 @@ def test_study_reads_what_it_has_run_and_counts_what_was_sent(tmp_path, monkeypa
     # The perceptron has 64 x 4 + 4 + 4 x 10 + 10 = 310 parameters.
     part = study.Part("Digits", 310, 1, 0.9, TINY, {"fedkseed": ("client.steps=2",), "fedavg": ("client.epochs=1",)})
     monkeypatch.setattr(study, "PARTS", {"digits": part})
-    monkeypatch.setattr(studies, "sweep", in_turn)
+    monkeypatch.setattr(studies, "run_points", in_turn)
     results = study.measure("digits", tmp_path)
     told, holds = study._counted("digits")(results)
     assert holds
@@ -107,7 +107,7 @@ def test_failed_run_is_an_error(tmp_path, monkeypatch):
     def failing(points, *, workers, on_done):
         return [Outcome(point, "failed", "no data", {}) for point in points]
 
-    monkeypatch.setattr(studies, "sweep", failing)
+    monkeypatch.setattr(studies, "run_points", failing)
     with pytest.raises(fedsim.FedsimError, match="seed-0: failed: no data"):
         study.measure("digits", tmp_path)
 

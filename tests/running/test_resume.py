@@ -22,7 +22,6 @@ from contract import ROWS, subject
 from mortal import POINTS, SCENARIOS
 
 import fedsim
-from fedsim import plots
 from fedsim.cli.main import main
 from fedsim.core.errors import DivergedError, InputError, StalledError
 from fedsim.core.files import StorageError
@@ -176,7 +175,7 @@ ILLUSTRATE = Supervised.illustrate
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch) -> None:
     """Pictures take most of the time."""
-    monkeypatch.setattr(plots, "curves", lambda *_: None)
+    monkeypatch.setattr(runner, "curves", lambda *_: None)
     monkeypatch.setattr(Supervised, "illustrate", lambda *_: None)
 
 
@@ -786,7 +785,7 @@ def full_file(path: Path) -> None:
     raise StorageError(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
-PICTURES = {"curves": "fedsim.plots.curves", "partition": "fedsim.plots.label_distribution"}
+PICTURES = {"curves": "fedsim.running.runner.curves", "partition": "fedsim.plots.label_distribution"}
 
 
 @pytest.mark.parametrize("picture", PICTURES)

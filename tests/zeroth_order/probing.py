@@ -33,10 +33,10 @@ def opaque(
     return black_box(function, dimension=dimension, clients=clients, bounds=None, device=DEVICE, dtype=dtype)
 
 
-def cohort_of(problem: Any, network: Any = None, count: int | None = None) -> Cohort:
-    """The first `count` clients of a problem at work on nothing in particular."""
+def cohort_of(problem: Any, network: Any = None, count: int | None = None, **ordered: Any) -> Cohort:
+    """The first `count` clients of a problem at work on nothing in particular, or on what is ordered."""
     clients = torch.arange(count or problem.num_clients, device=problem.device)
-    order = Order("train", clients, {"params": problem.initial()})
+    order = Order(**{"action": "train", "clients": clients, "payload": {"params": problem.initial()}, **ordered})
     job = Job((order,), None, clients, Cost(torch.zeros_like(clients), {}), 0)
     return Cohort(problem, network, Streams(0), job, {})
 

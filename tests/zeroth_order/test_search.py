@@ -12,14 +12,26 @@ from probing import DEVICE, cohort_of
 from torch import Tensor
 
 from fedsim.core.errors import InputError
+from fedsim.core.options import options
 from fedsim.engine.executor import choose_network
-from fedsim.exchange.messages import Order
+from fedsim.exchange.messages import Cost, Order
 from fedsim.problems.own_functions import black_box
 from fedsim.testing.problems import small_problem
 from fedsim.zeroth_order.estimator import Probe
 from fedsim.zeroth_order.search import MEASURE, LocalSearch
 
 C, D = 3, 2
+
+
+@options
+class Searching(LocalSearch):
+    """A search that says what it costs, as clients must."""
+
+    def cost(self, order: Order, examples: Tensor) -> Cost:
+        """Nothing is asked."""
+        return self.declared(order, examples, 0)
+
+
 CENTERS = torch.tensor([[1.0, -2.0], [0.5, 0.5], [-3.0, 0.0]], dtype=torch.float64, device=DEVICE)
 
 
@@ -42,14 +54,14 @@ def searched(search: LocalSearch, direction: Callable[[Probe, Tensor], Tensor] =
 
 def test_sgd_goes_the_share_of_the_way_that_it_should() -> None:
     """z - c shrinks by 1 - lr a step: from 0, z = (1 - 0.9^4) c after four."""
-    found = searched(LocalSearch(steps=4, lr=0.1, optimizer="sgd"))
+    found = searched(Searching(steps=4, lr=0.1, optimizer="sgd"))
     assert torch.allclose(found, (1 - 0.9**4) * CENTERS, rtol=0, atol=1e-14)
 
 
 def test_adam_is_the_optimizer_of_that_name() -> None:
     """Held to torch's own, over seven steps, with options that are not the defaults."""
-    options: dict[str, Any] = {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}
-    found = searched(LocalSearch(steps=7, lr=0.05, **options))
+    given: dict[str, Any] = {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}
+    found = searched(Searching(steps=7, lr=0.05, **given))
     z = torch.zeros(C, D, dtype=torch.float64, device=DEVICE, requires_grad=True)
     optimizer = torch.optim.Adam([z], lr=0.05, betas=(0.8, 0.95), eps=1e-3)
     for _ in range(7):
@@ -68,10 +80,10 @@ def test_every_step_is_kept_in_the_box(optimizer: str) -> None:
         seen.append(z.clone())
         return downhill(probe, z)
 
-    found = searched(LocalSearch(steps=20, lr=0.5, optimizer=optimizer), watched, bounds=(-1.0, 0.75))
+    found = searched(Searching(steps=20, lr=0.5, optimizer=optimizer), watched, bounds=(-1.0, 0.75))
     assert all(bool(((z >= -1.0) & (z <= 0.75)).all()) for z in (*seen, found))
     assert torch.equal(found[2, 0], torch.tensor(-1.0, dtype=torch.float64, device=DEVICE))
-    free = searched(LocalSearch(steps=20, lr=0.5, optimizer=optimizer, project=False), bounds=(-1.0, 0.75))
+    free = searched(Searching(steps=20, lr=0.5, optimizer=optimizer, project=False), bounds=(-1.0, 0.75))
     assert float(free[2, 0]) < -1.5
 
 
@@ -84,23 +96,21 @@ def test_steps_and_draws_are_numbered() -> None:
         drawn.append(probe.directions("gaussian", 1))
         return torch.zeros_like(z)
 
-    searched(LocalSearch(steps=4), watched)
+    searched(Searching(steps=4), watched)
     assert len({tuple(rows.flatten().tolist()) for rows in drawn}) == 4
     again, drawn[:] = list(drawn), []
-    searched(LocalSearch(steps=4), watched)
+    searched(Searching(steps=4), watched)
     assert all(torch.equal(one, other) for one, other in zip(again, drawn, strict=True))
 
 
 def test_the_rate_follows_the_schedule() -> None:
     """gamma^r in round r = 0, and in round 3 by the order's number."""
-    search = LocalSearch(lr=0.4, schedule={"kind": "exponential", "gamma": 0.5})
+    search = Searching(lr=0.4, schedule={"kind": "exponential", "gamma": 0.5})
     cohort = cohort_of(box())
     assert search.rate(cohort) == 0.4
-    later = Order("train", cohort.clients, {"params": torch.zeros(D)}, round=3)
-    cohort._assignment = type(cohort._assignment)((later,), None, cohort.clients, cohort.steps_taken, 0, 0)
-    assert search.rate(cohort) == 0.05
+    assert search.rate(cohort_of(box(), round=3)) == 0.05
     assert not search.same_every_round
-    assert LocalSearch().same_every_round
+    assert Searching().same_every_round
 
 
 def test_steps_are_about_batches_or_about_everything() -> None:
@@ -114,7 +124,7 @@ def test_steps_are_about_batches_or_about_everything() -> None:
             seen.append(probe.batch)
             return torch.zeros_like(z)
 
-        search = LocalSearch(steps=3, batch_size=batch_size)
+        search = Searching(steps=3, batch_size=batch_size)
         search.search(cohort, cohort.received("params"), watched)
         assert cohort.steps_taken.tolist() == [steps] * 6
         if batch_size == "full":
@@ -134,11 +144,9 @@ def test_a_batch_and_everything_have_the_values_that_they_should() -> None:
 
 
 def test_measuring_gives_values_that_no_paper_counts() -> None:
-    cohort = cohort_of(box())
     candidates = torch.tensor([[0.0, 0.0], [1.0, -2.0]], dtype=torch.float64, device=DEVICE)
-    order = Order(MEASURE, cohort.clients, {"candidates": candidates})
-    cohort._assignment = type(cohort._assignment)((order,), None, cohort.clients, cohort.steps_taken, 0, 0)
-    found = LocalSearch().measure(cohort).payload["values"]
+    cohort = cohort_of(box(), action=MEASURE, payload={"candidates": candidates})
+    found = Searching().measure(cohort).payload["values"]
     # |c|^2 / 2 = 2.5, 0.25, 4.5 at the origin; |(1, -2) - c|^2 / 2 = 0, (0.25 + 6.25) / 2, (16 + 4) / 2
     wanted = [[2.5, 0.0], [0.25, 3.25], [4.5, 10.0]]
     assert torch.allclose(found, torch.tensor(wanted, dtype=torch.float64, device=DEVICE), rtol=1e-13)
@@ -151,17 +159,17 @@ def test_what_it_declares() -> None:
         Order("train", examples, {"params": params}),
         Order(MEASURE, examples, {"candidates": params.view(1, 7)}),
     )
-    cost = LocalSearch(steps=4).declared(train, examples, 44)
+    cost = Searching(steps=4).declared(train, examples, 44)
     assert (cost.steps.tolist(), cost.bytes_up, cost.queries) == ([0, 0], 28, 44)
-    assert LocalSearch(steps=4, batch_size=2).declared(train, examples, 44).steps.tolist() == [4, 4]
-    cost = LocalSearch(steps=4, batch_size=2).declared(measure, examples, 0)
+    assert Searching(steps=4, batch_size=2).declared(train, examples, 44).steps.tolist() == [4, 4]
+    cost = Searching(steps=4, batch_size=2).declared(measure, examples, 0)
     assert (cost.steps.tolist(), cost.bytes_up, cost.queries) == ([0, 0], 4, 1)
 
 
 @pytest.mark.parametrize("option", ["beta1", "beta2", "epsilon"])
 def test_options_of_adam_are_of_adam_only(option: str) -> None:
     with pytest.raises(InputError, match=rf"{option} = 0.5: is an option of optimizer = 'adam' only"):
-        LocalSearch(optimizer="sgd", **{option: 0.5})  # type: ignore[arg-type]
-    found, other = (searched(LocalSearch(steps=3, **more)) for more in ({}, {option: 0.5}))  # type: ignore[arg-type]
+        Searching(optimizer="sgd", **{option: 0.5})  # type: ignore[arg-type]
+    found, other = (searched(Searching(steps=3, **more)) for more in ({}, {option: 0.5}))  # type: ignore[arg-type]
     assert not torch.allclose(found, other, rtol=1e-3)
     assert math.isfinite(float(other.sum()))
