@@ -19,15 +19,9 @@ from fedsim.core.errors import InputError
 from fedsim.core.plugins import names
 
 SCAFFOLDS: Mapping[str, Mapping[str, str]] = {
-    "strategy": {
-        "$name.py": "strategy.py",
-        "test_$name.py": "strategy_test.py",
-        "$name.toml": "experiment.toml",
-    },
-    "client": {
-        "$name.py": "client.py",
-        "test_$name.py": "client_test.py",
-        "$name.toml": "experiment.toml",
+    **{
+        kind: {"$name.py": f"{kind}.py", "test_$name.py": f"{kind}_test.py", "$name.toml": "experiment.toml"}
+        for kind in ("strategy", "client", "selector", "aggregator", "transform", "dataset", "flower")
     },
     "experiment": {
         "test_$name.py": "experiment_test.py",
@@ -42,22 +36,41 @@ SCAFFOLDS: Mapping[str, Mapping[str, str]] = {
         "$name/tests/test_strategy.py": "strategy_test.py",
         "$name/$name.toml": "experiment.toml",
     },
-    "flower": {
-        "$name.py": "flower.py",
-        "test_$name.py": "flower_test.py",
-        "$name.toml": "experiment.toml",
-    },
 }
 """What is written of each kind, and from which file of the folder `templates`."""
 KINDS = tuple(kind for kind in SCAFFOLDS if kind != "flower")
 LONGEST = 30
 """Characters of a name: lines that it stands in are made for that."""
-STRATEGY = {
-    "strategy": 'kind = "$file"\ndecay = 0.001',
-    "project": 'kind = "$name"\ndecay = 0.001',
-    "flower": 'kind = "flwr:$file"\nrate = 0.5',
+SKEWED = """kind = "dirichlet"        # each class is shared out in proportions drawn from Dir(alpha)
+clients = 100
+alpha = 0.3               # small is uneven"""
+ALIKE = """kind = "iid"              # or "dirichlet", with alpha
+clients = 100"""
+PLAIN: Mapping[str, str] = {
+    "data": "handwritten digits, 100 clients with skewed labels",
+    "dataset": '"digits"',
+    "partition": SKEWED,
+    "selection": 'kind = "uniform"',
+    "strategy": '[strategy]\nkind = "fedavg"',
+    "client": '[client]\nkind = "sgd"',
+    "more": "",
 }
-CLIENT = {"client": 'kind = "$file"\nthreshold = 0.001'}
+"""What stands in the experiment of a scaffold for its words, unless this is what is written."""
+OWN: Mapping[str, Mapping[str, str]] = {
+    "strategy": {"strategy": '[strategy]\nkind = "$file"\ndecay = 0.001'},
+    "project": {"strategy": '[strategy]\nkind = "$name"\ndecay = 0.001'},
+    "flower": {"strategy": '[strategy]\nkind = "flwr:$file"\nrate = 0.5'},
+    "client": {"client": '[client]\nkind = "$file"\nthreshold = 0.001'},
+    "selector": {"selection": 'kind = "$file"\nshare = 0.5'},
+    "aggregator": {"more": '[aggregation]\nkind = "$file"\nfactor = 1.0\n\n'},
+    "transform": {"more": '[[transforms]]\nkind = "$file"\nlevels = 127\n\n'},
+    "dataset": {
+        "dataset": '{ kind = "$file", noise = 0.2 }',
+        "data": "points around two rings, 100 clients alike",
+        "partition": ALIKE,
+    },
+}
+"""The same of each kind, where it has words of its own."""
 TRAINING = "epochs = 5                # or steps = 20\nbatch_size = 4\nlr = 0.1"
 
 Kind = Annotated[
@@ -73,7 +86,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace files that exist."
 
 
 def new(kind: Kind, name: Name, flower: Flower = False, force: Force = False) -> None:
-    """Write a strategy, a client, an experiment or a project with its tests, in this folder."""
+    """Write a plug-in with its test and an experiment, an experiment, or a project, in this folder."""
     if kind not in KINDS:
         raise InputError("kind", kind, f"name one of: {', '.join(KINDS)}")
     if flower and kind != "strategy":
@@ -102,8 +115,8 @@ def scaffold(kind: str, name: str) -> dict[str, str]:
     project = kind == "project"
     words = {"name": name, "title": title, "file": f"./{name}.py:{title}"}
     words |= {"module": f"{name}.strategy" if project else name, "up": "s[1]" if project else ""}
-    words["strategy"] = "[strategy]\n" + Template(STRATEGY.get(kind, 'kind = "fedavg"')).substitute(words)
-    words["client"] = "[client]\n" + Template(CLIENT.get(kind, 'kind = "sgd"')).substitute(words) + f"\n{TRAINING}"
+    words |= {word: Template(text).substitute(words) for word, text in {**PLAIN, **OWN.get(kind, {})}.items()}
+    words["client"] += f"\n{TRAINING}"
     return {Template(path).substitute(words): Template(text).substitute(words) for path, text in templates.items()}
 
 

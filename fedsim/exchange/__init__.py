@@ -13,12 +13,14 @@ from fedsim.core.options import (
     Share,
     options,
 )
-from fedsim.exchange.aggregation import Aggregator, halving_sum
+from fedsim.core.streams import Streams
+from fedsim.exchange.aggregation import Aggregator, WeightedMean, halving_sum
 from fedsim.exchange.messages import Size
-from fedsim.exchange.transforms import Sender, Shapes, Transform, Vector
+from fedsim.exchange.transforms import Chain, Sender, Shapes, Transform, Vector
 
 __all__ = [
     "Aggregator",
+    "Chain",
     "Fraction",
     "InputError",
     "NonNegativeFloat",
@@ -29,8 +31,10 @@ __all__ = [
     "Shapes",
     "Share",
     "Size",
+    "Streams",
     "Transform",
     "Vector",
+    "WeightedMean",
     "halving_sum",
     "options",
 ]

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, options
+from fedsim.core.plugins import refuse_misspelt
 
 BLOCK = 2**21
 """Numbers in one block of rows x coordinates: 16 MiB in double precision."""
@@ -36,6 +37,10 @@ BLOCK = 2**21
 
 class Aggregator(ABC):
     """The centre of some rows."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        refuse_misspelt(cls, Aggregator)
 
     @abstractmethod
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import NonNegativeFloat, PositiveFloat, options
+from fedsim.core.plugins import refuse_misspelt
 from fedsim.core.streams import Index, Streams
 from fedsim.exchange.aggregation import halving_sum
 from fedsim.exchange.messages import BrokenPromiseError, Size
@@ -117,6 +118,10 @@ class Transform:
 
     vectors: Names | None = None
     """Which vectors of a message it goes over. Not given: the change of a reply, the model of an order, if alone."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        refuse_misspelt(cls, Transform)
 
     def state(self, length: int) -> Shapes:  # noqa: ARG002
         """Name what a sender remembers of each vector of so many numbers, and its shape; it starts at 0."""

@@ -22,6 +22,10 @@ ROOT = Path(__file__).parents[2]
 NAMES = {
     "strategy": ("drift", "my_mean"),
     "client": ("frugal", "my_sgd"),
+    "selector": ("rested", "my_selector"),
+    "aggregator": ("shorter", "my_aggregator"),
+    "transform": ("rounded", "my_transform"),
+    "dataset": ("rings", "my_dataset"),
     "experiment": ("trial", "my_trial"),
     "project": ("drifting", "my_package"),
     "flower": ("halfway", "my_flower"),
@@ -181,7 +185,10 @@ def test_it_says_what_it_wrote_and_what_to_do_next(tmp_path, monkeypatch):
         (["strategy", "tensor"], "name = tensor: Tensor is needed for something else"),
         (["client", "value_error"], "name = value_error: ValueError is needed for something else"),
         (["project", "fedavg"], "name = fedavg: fedavg is an installed strategy already"),
-        (["selector", "mine"], "kind = selector: name one of: strategy, client, experiment, project"),
+        (
+            ["model", "mine"],
+            "kind = model: name one of: strategy, client, selector, aggregator, transform, ",
+        ),
         (["client", "mine", "--flower"], "flower = True: only a strategy can be one of Flower's"),
     ],
 )

@@ -10,6 +10,7 @@ from fedsim.core.options import (
     Share,
     options,
 )
+from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Free, Replies
 from fedsim.server.selection.base import Selector, SelectorState, Turn
 from fedsim.server.selection.draws import Draws, Ids, evenly, free_where, in_proportion, smallest
@@ -30,6 +31,7 @@ __all__ = [
     "Selector",
     "SelectorState",
     "Share",
+    "Streams",
     "Turn",
     "evenly",
     "free_where",

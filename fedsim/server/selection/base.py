@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fedsim.core.plugins import refuse_misspelt
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Free, Replies
 
@@ -43,6 +44,10 @@ class Selector(ABC):
     """
 
     reports: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        refuse_misspelt(cls, Selector)
 
     @property
     def score_examples(self) -> int | None:
