@@ -7,6 +7,7 @@ from pathlib import Path
 import broken_parts as broken
 import numpy as np
 import pytest
+from codes import EightBits, Largest, Sparse
 
 from fedsim.exchange.aggregation import Median
 from fedsim.exchange.transforms import Clip
@@ -137,7 +138,10 @@ def test_each_check_has_something_broken_for_it(group):
 
 @pytest.mark.parametrize(
     "plugin",
-    [Uniform(count=4), Median(), Clip(max_norm=1.0), broken.Blocks(), broken.FromAFile()],
+    [
+        *(Uniform(count=4), Median(), Clip(max_norm=1.0), broken.Blocks(), broken.FromAFile()),
+        *(Largest(share=0.5), EightBits(), Sparse()),  # which remember, draw, and take what depends on the numbers
+    ],
     ids=lambda plugin: type(plugin).__name__,
 )
 def test_what_is_whole_passes(plugin, folder):
