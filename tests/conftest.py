@@ -15,12 +15,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import budgets
 import pytest
 
 import fedsim  # noqa: F401  # first: it fixes the kernels that bitwise comparisons rely on
 
-LISTED = 10
-"""Files of which the time is told."""
+LONGEST = 10
+"""Files of which the time is told, at the end of a run of more than these."""
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist
@@ -30,17 +31,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the files that took longest, and what each may take."""
+    """Print the files that took longest, beside what each may take."""
     taken = Counter[str]()
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
                 taken[report.location[0]] += report.duration
-    if len(taken) < LISTED:
-        return
-    terminalreporter.section("seconds by file")
-    for file, seconds in taken.most_common(LISTED):
-        terminalreporter.write_line(f"{seconds:6.1f} {file}")
+    if len(taken) > LONGEST:
+        terminalreporter.section("seconds of files, and their budgets")
+        for line in budgets.lines(taken, LONGEST):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -107,6 +107,7 @@ def test_a_failure_names_the_option_and_shows_the_numbers(package):
     assert "1 failed" in said
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_ray_comes_to_the_same_where_it_is_asked_for(package):
     """Its processes find the package where the tests do."""
