@@ -308,6 +308,7 @@ def _serve(connection: Connection, name: str, pickled: bytes) -> None:
         channel.send(None)
         while True:
             _answer(channel, held)
+    _end_group()
 
 
 def _answer(channel: Channel, held: Any) -> None:
@@ -335,6 +336,11 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    _end_group()
+
+
+def _end_group() -> None:
+    """End this process, with all that it has started."""
     if hasattr(os, "killpg"):
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)

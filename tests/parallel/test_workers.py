@@ -363,28 +363,26 @@ if __name__ == "__main__":
     ((worker,),) = pool.map(tasks.held, [0])
     assert pool.map(tasks.same, [np.ones(10**5)])[0].sum() == 10**5
     print(worker, *pool.map(tasks.pick, ["start"]), flush=True)
-    if len(sys.argv) > 1:
+    if "at work" in sys.argv:
         pool.map(tasks.pick, ["hang"])
+    if "idle" in sys.argv:
+        tasks.pick("idle", "hang")
 """
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [None, "at work", "idle"])
 def test_nothing_outlives_the_process_that_started_them(tasks, tmp_path, killed):
-    """Nor what tasks have started, nor memory, nor a word of complaint; also when that process is killed, at work."""
+    """Nor what tasks have started, nor memory, nor a word of complaint; also when that process is killed."""
     (tmp_path / "script.py").write_text(SCRIPT)
     path = os.pathsep.join(sys.path)
-    process = subprocess.Popen(
-        [sys.executable, tmp_path / "script.py", *["hang"] * killed],
-        env=os.environ | {"PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    started = list(map(int, process.stdout.readline().split()))
-    if killed:
-        assert all(map(alive, started))
-        process.kill()
-    _, said = process.communicate(timeout=30)
+    arguments = [sys.executable, tmp_path / "script.py", killed or "runs"]
+    env = os.environ | {"PYTHONPATH": path}
+    with subprocess.Popen(arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        started = list(map(int, process.stdout.readline().split()))
+        if killed:
+            assert all(map(alive, started))
+            process.kill()
+        _, said = process.communicate(timeout=30)
     assert process.returncode == (-signal.SIGKILL if killed else 0)
     assert said == ""
     assert len(started) == 2
