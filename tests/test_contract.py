@@ -26,8 +26,9 @@ from contract import (
 
 from fedsim.cli.describe import GROUPS
 from fedsim.core import plugins
-from fedsim.testing import checks
+from fedsim.testing import checks, option_checks
 from fedsim.testing.on_ray import the_same_under_flowers_engine
+from fedsim.testing.questions import questions
 
 SUBJECTS = {row: subject(row) for row in ROWS}
 VALUES_ONLY = {row: subject(row, values_only=True) for row, own in SUBJECTS.items() if own.fits_functions}
@@ -86,22 +87,24 @@ def test_every_option_is_in_the_tables(part: str, row: str) -> None:
     ],
 )
 def test_every_option_moves_something(part: str, row: str, option: str) -> None:
-    checks.every_option_moves_something(SUBJECTS[row], PATHS[part], option, PARTS[part][row][option])
+    option_checks.every_option_moves_something(SUBJECTS[row], PATHS[part], option, PARTS[part][row][option])
 
 
 @pytest.mark.parametrize(("row", "option"), [(row, option) for row, options in REFUSED.items() for option in options])
 def test_what_a_client_cannot_do_is_refused(row: str, option: str) -> None:
-    checks.an_option_that_is_refused(SUBJECTS[row], PATHS["client"], option, REFUSED[row][option])
+    option_checks.an_option_that_is_refused(SUBJECTS[row], PATHS["client"], option, REFUSED[row][option])
 
 
 @pytest.mark.parametrize(("row", "option"), [(row, option) for row, options in CROSSING.items() for option in options])
 def test_what_crosses_otherwise_changes_nothing_else(row: str, option: str) -> None:
-    checks.what_crosses_otherwise_changes_nothing_else(SUBJECTS[row], PATHS["strategy"], option, CROSSING[row][option])
+    option_checks.what_crosses_otherwise_changes_nothing_else(
+        SUBJECTS[row], PATHS["strategy"], option, CROSSING[row][option]
+    )
 
 
 @pytest.mark.parametrize(("part", "row", "option"), REPORTS)
 def test_what_is_reported_changes_nothing_else(part: str, row: str, option: str) -> None:
-    checks.what_is_reported_changes_nothing_else(SUBJECTS[row], PATHS[part], option, REPORTING[option])
+    option_checks.what_is_reported_changes_nothing_else(SUBJECTS[row], PATHS[part], option, REPORTING[option])
 
 
 @pytest.mark.parametrize("row", [row for part, row, option in REPORTS if option == "cosine"])
@@ -118,7 +121,7 @@ def test_the_cosine_is_reported_where_it_is_asked_for(row: str) -> None:
 @pytest.mark.parametrize("row", grouped(list(ROWS)))
 def test_a_method_asks_for_what_its_paper_counts(row: str) -> None:
     """Evaluations to judge a step, and for control variates, are counted apart; who trains asks for none."""
-    asked = checks.questions(SUBJECTS[row])
+    asked = questions(SUBJECTS[row])
     for window in asked:
         assert window.extra == (window.queries if window.action in UNCOUNTED else 0)
     assert any(window.queries for window in asked) == (SUBJECTS[row].table(("client",))["kind"] not in SILENT)

@@ -36,8 +36,8 @@ one line, and a model is trained on them.
 
 Beside these an author wants a test of the rule itself, at best against a closed form: see `Quadratics`. `simulate`
 runs a plug-in on a small problem; `blobs`, `mlp`, `small_problem`, `small_functions` and `small_experiment` are what
-it is made of. The checks one by one are in `fedsim.testing.checks`, `selectors`, `aggregators`, `transforms`,
-`datasets` and `specimen`, which has those of the last four kinds in common.
+it is made of. The checks one by one are in `fedsim.testing.checks`, `option_checks`, `selectors`, `aggregators`,
+`transforms`, `datasets` and `specimen`, which has those of the last four kinds in common.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `CHECKS` are all that need no more than a subject; of these, `ON_FUNCTIONS` are also about subjects that are run on
 functions. `OF_SERVERS` are about the server alone and `OF_CLIENTS` about clients alone: of subjects that share one of
-them these say the same. The others are about a single option.
+them these say the same. `fedsim.testing.option_checks` has those about a single option.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import tomli_w
@@ -24,15 +22,13 @@ from numpy.typing import NDArray
 
 from fedsim.configuration.tables import experiment
 from fedsim.core.clock import ticks
-from fedsim.core.errors import InputError
 from fedsim.core.generators import seeded_globals
-from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import payload_bytes
 from fedsim.exchange.windows import All, Every
 from fedsim.running.simulation import Simulation
 from fedsim.testing.draws import drawing, global_states
-from fedsim.testing.others import Other, others_of
 from fedsim.testing.problems import small_experiment
+from fedsim.testing.questions import questions
 from fedsim.testing.rounds import (
     Completed,
     Spoiled,
@@ -47,7 +43,7 @@ from fedsim.testing.rounds import (
     take,
     without,
 )
-from fedsim.testing.subject import Path, Subject, final, values_of
+from fedsim.testing.subject import Subject, final, values_of
 from fedsim.zeroth_order.search import MEASURE
 
 CLIENT = 2
@@ -292,65 +288,6 @@ def queries_are_what_was_asked(subject: Subject) -> None:
             assert window.queries == window.declared, f"{window.queries} are asked for, and {window.declared} declared"
 
 
-def every_option_moves_something(subject: Subject, path: Path, option: str, other: Other | None = None) -> None:
-    """Another value of an option of the plug-in at a path gives another run.
-
-    other: the value, and what it needs to matter; by default, values that go with its type are tried.
-    """
-    plugin, tried = subject.part(path), list[str]()
-    for value, needs in [other] if other is not None else others_of(plugin, option):
-        base = _given(subject, path, needs)
-        try:
-            if differ(base.end(), final(base.altered(path, {option: value}).simulation())):
-                return
-            tried.append(repr(value))
-        except InputError as error:
-            if other is not None:
-                raise
-            tried.append(f"{value!r}, which is refused ({error})")
-    name = f"{'.'.join((*path, option))} = {getattr(plugin, option)!r}"
-    if other is not None:
-        raise AssertionError(f"{name}: with {tried[0]} in its place the run is the same")
-    raise AssertionError(
-        f"{name}: no other value was found that changes the run; name one in `others`, with what it needs to matter "
-        f"(tried {', '.join(tried) or 'none'})"
-    )
-
-
-def an_option_that_is_refused(subject: Subject, path: Path, option: str, other: Other | None = None) -> None:
-    """An option that a plug-in has from others and cannot use takes no other value."""
-    plugin = subject.part(path)
-    for value, needs in [other] if other is not None else others_of(plugin, option):
-        try:
-            subject.altered(path, {**needs, option: value}).part(path)
-        except InputError:
-            continue
-        raise AssertionError(f"{'.'.join((*path, option))} = {value!r} is not refused")
-
-
-def what_crosses_otherwise_changes_nothing_else(subject: Subject, path: Path, option: str, other: Other) -> None:
-    """An option about how numbers cross changes the bytes that are counted, and the run by rounding at most."""
-    value, needs = other
-    base = _given(subject, path, needs)
-    one, two = base.simulation(), base.altered(path, {option: value}).simulation()
-    bytes_differ = False
-    for row, changed in zip(one, two, strict=True):
-        bytes_differ |= any(row[name] != changed[name] for name in ("bytes_up", "bytes_down"))
-        assert abs(row["train_loss"] - changed["train_loss"]) <= 1e-9 * abs(row["train_loss"])
-    assert bytes_differ, f"{option} = {value!r} changes no number of bytes"
-    assert torch.allclose(one.state.params, two.state.params, rtol=0, atol=1e-12), f"{option} changes the run"
-
-
-def what_is_reported_changes_nothing_else(subject: Subject, path: Path, option: str, other: Other) -> None:
-    """An option about what is reported adds to the rows, or calls something otherwise, and changes no bit."""
-    value, needs = other
-    base = _given(subject, path, needs)
-    one, two = base.simulation(), base.altered(path, {option: value}).simulation()
-    for row, told in zip(one, two, strict=True):
-        assert {**told, **row} == {**told, "wall": row["wall"]}, f"{option} = {value!r} changes what else is reported"
-    assert torch.equal(one.state.params, two.state.params), f"{option} = {value!r} changes the run"
-
-
 CHECKS: tuple[Check, ...] = (
     the_same_seed_gives_the_same_bytes,  # first, for who breaks it breaks most of the others
     inputs_stay_as_they_were,
@@ -392,79 +329,6 @@ OF_CLIENTS: tuple[Check, ...] = (
     the_size_of_chunks_and_the_cores_change_no_bit,
     queries_are_what_was_asked,
 )
-
-
-@dataclass
-class Asked:
-    """The values that a window's clients asked for.
-
-    counted, extra: as the ledger has them, and those of them that are no part of the method's published count.
-    declared: before the work; None in the first round.
-    """
-
-    action: str = ""
-    queries: int = 0
-    counted: int = 0
-    extra: int = 0
-    declared: int | None = None
-
-
-def questions(subject: Subject) -> list[Asked]:
-    """What is asked in the windows of two rounds with everybody."""
-    return _questions(subject.described, subject.values_only)
-
-
-@cache
-def _questions(described: str, values_only: bool) -> list[Asked]:
-    simulation = Subject(json.loads(described), values_only=values_only).simulation()
-    engine, state, clients = engine_of(simulation), simulation.state, everybody(simulation)
-    windows = list[Asked]()
-    while state.round < 2:
-        window, before = Asked(), replace(engine.ledger)
-        with _noticed(window):
-            orders, replies = exchange(simulation, state, clients)
-        crossed = engine.ledger.since(before)
-        window.action, window.counted, window.extra = orders.action, crossed["queries"], crossed["extra_queries"]
-        if state.round:
-            window.declared = len(clients) * engine.executor.assign(orders).cost.queries
-        windows.append(window)
-        state, _, done = simulation.parts.strategy.tell(state, replies)
-        clients = everybody(simulation) if done else replies.clients
-    return windows
-
-
-@contextmanager
-def _noticed(window: Asked) -> Iterator[None]:
-    """Within this block, whatever a cohort is asked for is noted."""
-    query, evaluate, differentiate = Cohort.query, Cohort.evaluate, Cohort.differentiate
-
-    def noted_query(self: Cohort, x: torch.Tensor, *args: Any, **named: Any) -> torch.Tensor:
-        window.queries += x.shape[0] * x.shape[1]
-        return query(self, x, *args, **named)
-
-    def noted_evaluate(self: Cohort, y: Any, batch: Any) -> torch.Tensor:
-        window.queries += len(y)
-        return evaluate(self, y, batch)
-
-    def noted_derivatives(self: Cohort, x: torch.Tensor, v: torch.Tensor, batch: Any = None) -> Any:
-        window.queries += v.shape[0] * v.shape[1]
-        return differentiate(self, x, v, batch)
-
-    with (
-        patch.object(Cohort, "query", noted_query),
-        patch.object(Cohort, "evaluate", noted_evaluate),
-        patch.object(Cohort, "differentiate", noted_derivatives),
-    ):
-        yield
-
-
-def _given(subject: Subject, path: Path, needs: Mapping[str, Any]) -> Subject:
-    """The subject with what an option of the plug-in at a path needs to matter."""
-    own = {field.name for field in dataclasses.fields(subject.part(path))}
-    tables = {name: setting for name, setting in needs.items() if name not in own}
-    values_only = bool(tables.pop("values_only", subject.values_only))
-    beside = {name: setting for name, setting in needs.items() if name in own}
-    return replace(subject.altered(path, beside, **tables), values_only=values_only)
 
 
 def _hold_unheard(subject: Subject, simulation: Simulation, done: Completed, window: int) -> None:

@@ -11,7 +11,17 @@ OPTION = "--fedsim-ray"
 MARKER = "ray"
 
 # What a check has found stands in the failure of whoever has called it.
-REWRITTEN = ("checks", "on_ray", "rounds", "specimen", "selectors", "aggregators", "transforms", "datasets")
+REWRITTEN = (
+    "checks",
+    "option_checks",
+    "on_ray",
+    "rounds",
+    "specimen",
+    "selectors",
+    "aggregators",
+    "transforms",
+    "datasets",
+)
 pytest.register_assert_rewrite(*(f"fedsim.testing.{name}" for name in REWRITTEN))
 
 

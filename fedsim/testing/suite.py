@@ -14,7 +14,7 @@ import pytest
 from fedsim.configuration.tables import PLUGINS
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
-from fedsim.testing import aggregators, checks, datasets, selectors, transforms
+from fedsim.testing import aggregators, checks, datasets, option_checks, selectors, transforms
 from fedsim.testing.on_ray import the_same_under_flowers_engine
 from fedsim.testing.others import Other
 from fedsim.testing.plugin import MARKER
@@ -145,10 +145,10 @@ def _of_algorithms(
     _hold_known({**values, "refused": refused}, options)
     moving = [name for name in options if name not in {*values["crossing"], *values["reporting"], *refused}]
     for check, about, given in (
-        (checks.every_option_moves_something, moving, values["others"]),
-        (checks.an_option_that_is_refused, refused, {}),
-        (checks.what_crosses_otherwise_changes_nothing_else, values["crossing"], values["crossing"]),
-        (checks.what_is_reported_changes_nothing_else, values["reporting"], values["reporting"]),
+        (option_checks.every_option_moves_something, moving, values["others"]),
+        (option_checks.an_option_that_is_refused, refused, {}),
+        (option_checks.what_crosses_otherwise_changes_nothing_else, values["crossing"], values["crossing"]),
+        (option_checks.what_is_reported_changes_nothing_else, values["reporting"], values["reporting"]),
     ):
         if about:
             places = {name: options[name] for name in about}

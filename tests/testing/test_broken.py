@@ -6,7 +6,7 @@ import broken
 import pytest
 
 from fedsim.exchange.messages import BrokenPromiseError
-from fedsim.testing import Subject, checks
+from fedsim.testing import Subject, checks, option_checks
 from fedsim.testing.subject import PARTS, group_of, table_of
 from strategies.fedavg import FedAvg
 
@@ -100,30 +100,30 @@ def test_bytes_that_are_not_declared_end_every_run():
 
 def test_an_option_that_does_nothing_is_named():
     subject = subject_of(broken.IgnoresAnOption())
-    checks.every_option_moves_something(subject, ("strategy",), "server_lr")
+    option_checks.every_option_moves_something(subject, ("strategy",), "server_lr")
     with pytest.raises(AssertionError, match=r"strategy\.temperature = 1\.0: no other value .* \(tried 0\.5, 2\.0\)"):
-        checks.every_option_moves_something(subject, ("strategy",), "temperature")
+        option_checks.every_option_moves_something(subject, ("strategy",), "temperature")
     with pytest.raises(
         AssertionError, match=r"strategy\.temperature = 1\.0: with 7\.0 in its place the run is the same"
     ):
-        checks.every_option_moves_something(subject, ("strategy",), "temperature", (7.0, {}))
+        option_checks.every_option_moves_something(subject, ("strategy",), "temperature", (7.0, {}))
 
 
 def test_an_option_that_moves_only_with_another_is_found_with_it():
     subject = subject_of(FedAvg())
     with pytest.raises(AssertionError, match=r"strategy\.deadline = None: no other value"):
-        checks.every_option_moves_something(subject, ("strategy",), "deadline")
+        option_checks.every_option_moves_something(subject, ("strategy",), "deadline")
     # Of six clients that take 1 down to 0.2 s, half a second is too short for the first.
     spread = {"devices": {"compute": {"kind": "fixed", "spread": 80.0}}}
-    checks.every_option_moves_something(subject, ("strategy",), "deadline", (0.5, spread))
+    option_checks.every_option_moves_something(subject, ("strategy",), "deadline", (0.5, spread))
 
 
 def test_what_is_said_to_change_nothing_must_not():
     subject = subject_of(FedAvg())
     for check, words in (
-        (checks.what_crosses_otherwise_changes_nothing_else, r"assert .* <= "),
-        (checks.what_is_reported_changes_nothing_else, "server_lr = 0.5 changes"),
-        (checks.an_option_that_is_refused, r"strategy\.server_lr = 0\.5 is not refused"),
+        (option_checks.what_crosses_otherwise_changes_nothing_else, r"assert .* <= "),
+        (option_checks.what_is_reported_changes_nothing_else, "server_lr = 0.5 changes"),
+        (option_checks.an_option_that_is_refused, r"strategy\.server_lr = 0\.5 is not refused"),
     ):
         with pytest.raises(AssertionError, match=words):
             check(subject, ("strategy",), "server_lr", (0.5, {}))
