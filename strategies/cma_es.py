@@ -79,6 +79,9 @@ class CmaEs(Strategy):
     def init(self, problem: ProblemView) -> ServerState:
         """Where the search begins, and nothing that it was told."""
         params, bounds = problem.initial(), problem.bounds
+        if bounds is not None and len(params) == 1:
+            remedy = "the package cma searches a box of two coordinates or more; leave the bounds out, or take cbo"
+            raise InputError("strategy.kind", "cma_es", remedy)
         memory = {
             "start": params.double().cpu(),
             "bounds": torch.tensor([] if bounds is None else list(bounds), dtype=torch.float64),

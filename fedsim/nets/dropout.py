@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, named_line
+from fedsim.core.memory import no_room
 from fedsim.core.streams import Index, Streams
 
 
@@ -74,7 +75,12 @@ class NamedDropout(nn.Module):
 
 def prepare(model: nn.Module) -> nn.Module:
     """A copy of `model` that draws by name; what cannot be simulated exactly is refused with a remedy."""
-    model = copy.deepcopy(model)
+    try:
+        model = copy.deepcopy(model)
+    except Exception as error:  # of whatever kind is in the copying of what somebody has put into a module
+        if no_room(error):
+            raise
+        raise InputError("problem.model", type(model).__name__, f"cannot be copied: {named_line(error)}") from error
     named: dict[int, NamedDropout] = {}  # one for each layer, however often it stands in the model
     for name, part in list(model.named_modules(remove_duplicate=False)):
         if isinstance(part, nn.modules.batchnorm._BatchNorm) or getattr(part, "track_running_stats", False):

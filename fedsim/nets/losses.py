@@ -115,6 +115,6 @@ LOSSES: dict[str, Loss] = {
 
 def loss_named(name: str) -> Loss:
     """The loss of that name, or an `InputError`."""
-    if name not in LOSSES:
+    if not isinstance(name, str) or name not in LOSSES:
         raise InputError("problem.loss", name, f"name one of: {', '.join(LOSSES)}")
     return LOSSES[name]

@@ -69,7 +69,8 @@ class Examples:
     """The training examples of all clients, on the device, once.
 
     x: inputs [n, ...]; y: targets [n]. order, begin, count: client c owns order[begin[c] : begin[c] + count[c]], int64.
-    num_classes: K, or 0 where targets are numbers. scores: what else can be asked about the examples, [n].
+    num_classes: K, outputs of the model, of which labels need not have all; 0 where targets are numbers. scores: what
+    else can be asked about the examples, [n].
     """
 
     x: Tensor
@@ -208,8 +209,11 @@ EVALUATED_AT_ONCE = 2**24
 CLIENTS_EVALUATED = 1_000
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device that an experiment asks for; auto is cuda where there is one."""
+def choose_device(wanted: str | torch.device, option: str = "engine.device") -> torch.device:
+    """The device that is asked for by an option; auto is cuda where there is one."""
+    wanted = str(wanted)
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise InputError(option, wanted, "name one of: auto, cpu, cuda")
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise InputError("engine.device", wanted, "there is no CUDA device here; use cpu or auto")
+        raise InputError(option, wanted, "there is no CUDA device here; use cpu or auto")
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")

@@ -6,10 +6,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.core.errors import InputError, one_line
+from fedsim.core.errors import InputError, named_line, one_line
+from fedsim.core.memory import no_room
+from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.nets.losses import LOSSES, Loss, loss_named
 from fedsim.problems.datasets import Dataset
@@ -25,8 +28,18 @@ def build_model(made: Any, dataset: Dataset, streams: Streams) -> nn.Module:
             model: nn.Module = made.build(dataset.x.shape[1:], dataset.num_classes, dataset.vocabulary)
     except InputError as error:
         raise InputError("problem.model", error.value, error.remedy) from None
+    except (MemoryError, RuntimeError) as error:
+        if not no_room(error):
+            raise
+        raise InputError("problem.model", kind_of("models", made), too_large(error)) from error
+    hold_module(model)
     initialise(model, streams)
     return model
+
+
+def too_large(error: BaseException) -> str:
+    """The remedy for a model that memory has no room for."""
+    return f"does not fit in this machine's memory; make it smaller ({one_line(error, 120)})"
 
 
 def fitting_loss(dataset: Dataset, name: str | None) -> Loss:
@@ -39,25 +52,54 @@ def fitting_loss(dataset: Dataset, name: str | None) -> Loss:
     return loss
 
 
-def check_module(model: nn.Module, x: Tensor, outputs: int) -> None:
-    """Refuse a model that does not fit inputs x [2, ...], or whose forward pass draws or changes what it should not.
+def hold_module(model: object) -> None:
+    """Refuse what is no module of numbers: InputError says what it is instead."""
+    name = getattr(model, "__name__", type(model).__name__)
+    if not isinstance(model, nn.Module):
+        made = f"is a class; make a module of it: {name}(...)" if isinstance(model, type) else "is no module"
+        raise InputError("problem.model", name, f"{made}; give an object of a subclass of torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("problem.model", name, "is compiled by TorchScript; give the module that it was made from")
+    for own, tensor in (*model.named_parameters(), *model.named_buffers()):
+        fault = _no_numbers(tensor)
+        if fault is not None:
+            raise InputError("problem.model", f"{name} ({own})", fault)
 
-    On the CPU, whose generator a draw would move.
+
+def _no_numbers(tensor: Tensor) -> str | None:
+    """Why a parameter or buffer is none that can be computed with; None: it can."""
+    if nn.parameter.is_lazy(tensor):
+        return "is of a lazy layer, which has no shape yet; call the model on an example first"
+    if tensor.is_meta:
+        return "is on the meta device, which has no numbers; make the model on the cpu"
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        return "is sparse, quantised or complex; take plain real numbers"
+    if tensor._backward_hooks:
+        return "has a hook on its gradient, which copies of the model do not take along; put it into the forward pass"
+    return None
+
+
+def check_module(model: nn.Module, x: Tensor) -> int:
+    """How many outputs a model gives for inputs x [2, ...], on the CPU, whose generator a draw would move.
+
+    InputError: it does not fit them, or its forward pass draws or changes what it should not.
     """
     name = type(model).__name__
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("problem.model", name, "it has no parameter to train")
     if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
         raise InputError("problem.model", name, "its initial parameters are not all finite")
-    before = torch.get_rng_state()
+    before, given = torch.get_rng_state(), x.clone()
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    writes = {key: own._version for key, own in model.named_parameters()}
+    tokens = "" if x.is_floating_point() else " (whole numbers are tokens; give floats, if these are none)"
+    kind = f"{str(x.dtype).removeprefix('torch.')} inputs of shape {tuple(x.shape[1:])}{tokens}"
     try:
+        found = _called(model, given, f"does not fit {kind}")
         with torch.no_grad():
-            found = model(x)
-            apart = torch.cat([model(x[row : row + 1]) for row in range(len(x))])
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        line = one_line(error, 200)
-        raise InputError("problem.model", name, f"does not fit inputs of shape {tuple(x.shape[1:])}: {line}") from error
+            single = f"fails for a single one of {kind}"
+            apart = [_called(model, x[row : row + 1].clone(), single) for row in range(len(x))]
+        _hold_differentiable(model, found)
     finally:
         drawn = not torch.equal(before, torch.get_rng_state())
         torch.set_rng_state(before)
@@ -69,10 +111,82 @@ def check_module(model: nn.Module, x: Tensor, outputs: int) -> None:
         )
     if any(not torch.equal(buffers[key], buffer) for key, buffer in model.named_buffers()):
         raise InputError("problem.model", name, "its forward changes a buffer, which clients would share")
-    if tuple(found.shape) != (len(x), outputs):
-        raise InputError("problem.model", name, f"gives outputs of shape {tuple(found.shape)[1:]}, not {(outputs,)}")
-    if not torch.allclose(found, apart, rtol=1e-3, atol=1e-4, equal_nan=True):
+    if any(writes[key] != own._version for key, own in model.named_parameters()):
+        raise InputError("problem.model", name, "its forward changes its parameters, as max_norm does; leave that out")
+    if not torch.equal(given, x):
+        raise InputError("problem.model", name, "its forward changes its inputs; take no inplace layer at the front")
+    if not torch.allclose(found, torch.cat(apart), rtol=1e-3, atol=1e-4, equal_nan=True):
         raise InputError("problem.model", name, "its outputs for an example depend on the others of the batch")
+    return found.shape[1]
+
+
+def _called(model: nn.Module, x: Tensor, fault: str) -> Tensor:
+    """The outputs [B, K] of a model for inputs x [B, ...]."""
+    name = type(model).__name__
+    try:
+        found = model(x)
+    except Exception as error:  # of whatever kind is in a forward pass that somebody has written
+        if no_room(error):
+            raise InputError("problem.model", name, too_large(error)) from error
+        raise InputError("problem.model", name, f"{fault}: {one_line(named_line(error), 200)}") from error
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        kind = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise InputError("problem.model", name, f"gives {kind}; its forward is to return floats, a tensor [B, outputs]")
+    if found.dim() != 2 or len(found) != len(x):
+        shape = f"gives outputs of shape {tuple(found.shape)} for inputs of shape {tuple(x.shape)}"
+        raise InputError("problem.model", name, f"{shape}; it is to be ({len(x)}, outputs)")
+    return found
+
+
+def _hold_differentiable(model: nn.Module, outputs: Tensor) -> None:
+    """Refuse outputs that say nothing about the parameters, or whose gradients are not to be added up."""
+    name, trained = type(model).__name__, [own for own in model.parameters() if own.requires_grad]
+    if not outputs.requires_grad:
+        raise InputError("problem.model", name, "its outputs have no gradient, as under no_grad or after detach")
+    try:
+        gradients = torch.autograd.grad(outputs.sum(), trained, allow_unused=True)
+    except RuntimeError as error:
+        raise InputError("problem.model", name, f"cannot be differentiated: {one_line(error, 200)}") from error
+    if all(gradient is None for gradient in gradients):
+        raise InputError("problem.model", name, "its outputs depend on none of its trainable parameters")
+    if any(gradient is not None and gradient.is_sparse for gradient in gradients):
+        raise InputError("problem.model", name, "its embedding has sparse gradients; leave sparse = True out")
+
+
+def hold_outputs(model: nn.Module, outputs: int, dataset: Dataset) -> None:
+    """Refuse a model of too few outputs for the labels, and say what is meant by these."""
+    name, classes, labels = type(model).__name__, dataset.num_classes, (dataset.y, dataset.y_test)
+    if not classes and outputs != 1:
+        remedy = "and the targets are real numbers, of one output; class labels are whole numbers: y.astype(int)"
+        raise InputError("problem.model", name, f"gives {outputs} outputs, {remedy}")
+    if outputs >= classes:
+        return
+    least = min(int(part.min()) for part in labels if len(part))
+    held = f"gives {outputs} output{'s' * (outputs > 1)} for labels {least} .. {classes - 1}"
+    if outputs == 1:
+        remedy = "give one for each class; if these are numbers to predict, floats, or loss = squared_error"
+    elif least > 0 and outputs >= classes - least:
+        remedy = f"classes are numbered from 0: take {least} off the labels, or give {classes} outputs"
+    else:
+        remedy = f"give one for each of the {classes} classes, 0 .. {classes - 1}"
+    raise InputError("problem.model", name, f"{held}; {remedy}")
+
+
+def hold_tokens(model: nn.Module, x: np.ndarray[Any, Any], held: str) -> None:
+    """Refuse whole numbers x [n, ...] that a model takes some of, and others not, as an embedding does.
+
+    Each place of an input is tried with the least and the largest number that it has anywhere.
+    """
+    if x.dtype.kind != "i" or not len(x):
+        return
+    flat = x.reshape(len(x), -1)
+    with torch.no_grad():
+        try:
+            model(torch.from_numpy(np.stack((x.min(axis=0), x.max(axis=0)))))
+        except (IndexError, RuntimeError):
+            for row in np.unique(np.concatenate((flat.argmin(axis=0), flat.argmax(axis=0)))).tolist():
+                tokens = f"example {row} of the {held} inputs, with tokens {flat[row].min()} .. {flat[row].max()}"
+                _called(model, torch.from_numpy(x[row : row + 1]), f"does not take {tokens}")
 
 
 def load_start(path: Path) -> dict[str, Tensor]:

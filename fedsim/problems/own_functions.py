@@ -32,7 +32,7 @@ def black_box(
     workers: int = 0,
     timeout: float | None = None,
     on_error: OnError = "stop",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float64,
 ) -> BlackBox:
     """A problem from functions of your own: minimise F(x) = (1/N) sum_i f_i(x), where only values can be asked for.
@@ -90,7 +90,7 @@ def black_box(
         optimum=optimum,
         noise=noise,
         on_error=on_error,
-        device=choose_device(device),
+        device=choose_device(device, "device"),
         dtype=dtype,
     )
 

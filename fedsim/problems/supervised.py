@@ -37,7 +37,16 @@ from fedsim.problems.base import (
 )
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.judged import STATISTICS, Judged, Rows, ranges
-from fedsim.problems.modules import build_model, check_module, fitting_loss, load_start, started
+from fedsim.problems.modules import (
+    build_model,
+    check_module,
+    fitting_loss,
+    hold_module,
+    hold_outputs,
+    hold_tokens,
+    load_start,
+    started,
+)
 from fedsim.problems.partitions.base import Partition, noisy_labels
 from fedsim.problems.partitions.cached import cached_partition
 
@@ -107,8 +116,12 @@ class Supervised:
         self.dataset, self.partition = dataset, partition
         self.device, self.dtype = torch.device(device), dtype
         fitting = loss if isinstance(loss, Loss) else fitting_loss(dataset, loss)
+        hold_module(model)
         prepared = prepare(model).to("cpu", dtype).train()
-        check_module(prepared, self._tensor(dataset.x[:2]).cpu(), dataset.num_classes or 1)
+        outputs = check_module(prepared, self._tensor(dataset.x[:2]).cpu())
+        hold_outputs(prepared, outputs, dataset)
+        for held, inputs in (("training", dataset.x), ("test", dataset.x_test)):
+            hold_tokens(prepared, inputs, held)
         module = prepared.to(self.device)
         self.functional = Functional(copy.deepcopy(module).eval())
         trained = {name: own for name, own in module.named_parameters() if own.requires_grad}
@@ -116,7 +129,9 @@ class Supervised:
         self._start = layout.flatten(trained)
         x, y = self._tensor(dataset.x), self._tensor(dataset.y)
         self.x_test, self.y_test = self._tensor(dataset.x_test), self._tensor(dataset.y_test)
-        self.data = Examples(x, y, *ranges(partition.order, partition.offset, self.device), dataset.num_classes)
+        self.data = Examples(
+            x, y, *ranges(partition.order, partition.offset, self.device), outputs if dataset.num_classes else 0
+        )
         self.sizes_on_device, self.sizes = self.data.count, self.data.count.cpu()
         self.largest = int(self.sizes.max())
         self.model = Model(module, layout, fitting, footprint(module, x[:1]))

@@ -136,10 +136,9 @@ def test_two_calls_of_a_dropout_layer_draw_two_masks():
 
 def test_one_clients_bad_example_is_its_own():
     """Example 0 of the data is NaN; only its owner fails, in a stack as in the loop."""
-    data = blobs()
-    data["x"][0] = np.nan
     for executor in ("stacked", "loop"):
-        problem = fedsim.supervised(**data, model=seeded(repeated), dtype=torch.float64, device=DEVICE)
+        problem = fedsim.supervised(**blobs(), model=seeded(repeated), dtype=torch.float64, device=DEVICE)
+        problem.data.x[0] = torch.nan
         experiment = small(2, selection={"kind": "uniform", "fraction": 1.0}, engine={"executor": executor})
         rows = list(build_simulation(experiment, problem))
         assert [row["failed"] for row in rows] == [1, 1]
@@ -147,8 +146,7 @@ def test_one_clients_bad_example_is_its_own():
 
 def test_a_client_that_failed_keeps_the_state_it_had():
     """Its data are NaN in the first round and mended after it: then it works again."""
-    data = blobs()
-    problem = fedsim.supervised(**data, model=seeded(repeated), dtype=torch.float64, device=DEVICE)
+    problem = fedsim.supervised(**blobs(), model=seeded(repeated), dtype=torch.float64, device=DEVICE)
     mended = problem.data.x.clone()
     problem.data.x[0] = float("nan")
     experiment = small(
@@ -233,9 +231,8 @@ def test_evaluation_is_in_evaluation_mode():
 
 
 def test_a_robust_aggregator_with_too_few_finite_replies_ends_the_run_with_what_was_logged():
-    data = blobs()
-    data["x"][:22] = np.nan  # the first three clients
-    problem = fedsim.supervised(**data, model=seeded(repeated), device=DEVICE)
+    problem = fedsim.supervised(**blobs(), model=seeded(repeated), device=DEVICE)
+    problem.data.x[:22] = torch.nan  # the first three clients
     experiment = small(3, selection={"kind": "uniform", "fraction": 1.0}, aggregation={"kind": "krum", "malicious": 1})
     result = fedsim.run(experiment, problem=problem, save=False)
     assert result.status == "diverged"

@@ -132,7 +132,7 @@ class Wrong(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"), [("shape", "not"), ("inputs", "does not fit"), ("global draws", "generator")]
+    ("kind", "words"), [("shape", "3 classes"), ("inputs", "does not fit"), ("global draws", "generator")]
 )
 def test_models_that_do_not_fit_are_refused(kind, words):
     model = Wrong(kind)

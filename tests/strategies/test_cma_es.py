@@ -184,3 +184,15 @@ def test_without_the_package_the_remedy_is_said(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cma" else found(name))
     with pytest.raises(InputError, match=r"pip install 'fedsim-lab\[cma\]'"):
         simulated()
+
+
+def test_a_box_of_one_coordinate_is_refused_and_a_line_is_searched():
+    """The package fails in a box of one coordinate, once its step is wider than that."""
+    experiment = fedsim.experiment(rounds=3, strategy={"kind": "cma_es"}, client={"kind": "values"})
+    for bounds in ((0.0, 1.0), None):
+        problem = fedsim.black_box([lambda x: float((x[0] - 0.3) ** 2)], dimension=1, kind="scalar", bounds=bounds)
+        if bounds is None:
+            assert fedsim.run(experiment, problem=problem, save=False).summary["rounds"] == 3
+        else:
+            with pytest.raises(fedsim.InputError, match="cma_es: the package cma searches a box of two coordinates"):
+                fedsim.run(experiment, problem=problem, save=False)

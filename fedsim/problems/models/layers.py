@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fedsim.core.errors import InputError
+from fedsim.core.memory import room
 from fedsim.core.streams import SERVER, Streams
 
 Built = TypeVar("Built", bound=nn.Module)
@@ -21,7 +22,13 @@ NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNor
 
 
 def materialise(module: Built) -> Built:
-    """Give a module made on the meta device memory on the CPU; every number is 0 until `initialise`."""
+    """Give a module made on the meta device memory on the CPU; every number is 0 until `initialise`.
+
+    MemoryError: this machine has none for the model, its gradient and two more copies, which any run holds at once.
+    """
+    needed = 4 * sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    if needed > room():
+        raise MemoryError(f"it takes {needed / 2**30:.0f} GiB to train, and {room() / 2**30:.0f} are all there is")
     module.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):

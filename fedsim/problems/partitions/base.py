@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, one_line
 from fedsim.core.options import Fraction, PositiveInt, Share, options
 from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset, Indices
@@ -54,10 +54,16 @@ class Partition:
     @classmethod
     def from_lists(cls, lists: Sequence[ArrayLike]) -> Partition:
         """Make a partition of a list of training indices for each client."""
-        rows = [np.asarray(indices) for indices in lists]
-        for client, row in enumerate(rows):
+        rows = []
+        for client, indices in enumerate(lists):
+            remedy = "give whole numbers: indices of training examples, of a mask np.flatnonzero(mask)"
+            try:
+                row = np.asarray(indices)
+            except Exception as error:  # of whatever kind is in the list's own conversion
+                raise InputError("clients", f"list {client}", f"{remedy} ({one_line(error, 120)})") from error
             if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
-                raise InputError("clients", f"list {client}", "give whole numbers: indices of training examples")
+                raise InputError("clients", f"list {client}", remedy)
+            rows.append(row)
         offset = np.cumsum([0, *(len(row) for row in rows)])
         return cls(np.concatenate(rows or [np.empty(0)]).astype(np.int64), offset.astype(np.int64))
 
