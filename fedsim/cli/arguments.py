@@ -22,7 +22,9 @@ def experiment_files(incomplete: str) -> Iterator[str]:
 
 
 DataDir = Annotated[Path | None, typer.Option(envvar="FEDSIM_DATA", help="Folder in which data files are looked for.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", help="table.option=value; may be given several times.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="table.option=value; may be given several times, in any order.")
+]
 Seeds = Annotated[str | None, typer.Option(help="Several seeds, as in 0-4 or 0,2,5.")]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedsim.core.errors import InputError
+from fedsim.core.near import meant, name_one
 from fedsim.core.plugins import names
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def _table(name: str) -> tuple[str, Mapping[str, type[Any]] | None]:
             return (key, None) if isinstance(key, str) else ("", place.kinds)
     if name in GROUPS.values():
         return name, None
-    raise InputError("group", name, f"name one of: {', '.join(GROUPS)}; or a table: {', '.join(PARTS)}")
+    near = meant(name, [*GROUPS, *GROUPS.values(), *PARTS])
+    raise InputError("group", name, f"name one of: {', '.join(GROUPS)}; or a table: {', '.join(PARTS)}{near}")
 
 
 def _table_page(table: str, kinds: Mapping[str, type[Any]], kind: str | None) -> Iterator[str]:
@@ -107,7 +109,7 @@ def _table_page(table: str, kinds: Mapping[str, type[Any]], kind: str | None) ->
     if kind is None:
         return _listed({name: summary(made) for name, made in kinds.items()})
     if kind not in kinds:
-        raise InputError("kind", kind, f"name one of: {', '.join(kinds)}")
+        raise InputError("kind", kind, name_one(kind, kinds))
     return _described(f"{table} {kind}", kinds[kind], kinds[kind].__qualname__)
 
 

@@ -28,6 +28,7 @@ from fedsim.core.version import __version__
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    suggest_commands=False,  # click does
 )
 app.add_typer(flower.app, name="flower")
 

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from fedsim.core.errors import InputError
+from fedsim.core.near import name_one
 from fedsim.core.plugins import names
 
 SCAFFOLDS: Mapping[str, Mapping[str, str]] = {
@@ -88,7 +89,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace files that exist."
 def new(kind: Kind, name: Name, flower: Flower = False, force: Force = False) -> None:
     """Write a plug-in with its test and an experiment, an experiment, or a project, in this folder."""
     if kind not in KINDS:
-        raise InputError("kind", kind, f"name one of: {', '.join(KINDS)}")
+        raise InputError("kind", kind, name_one(kind, KINDS))
     if flower and kind != "strategy":
         raise InputError("flower", True, "only a strategy can be one of Flower's; leave it out")
     texts = scaffold("flower" if flower else kind, name)

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.configuration.evaluation import Evaluation, Stopping
+from fedsim.configuration.places import placed
 from fedsim.core import plugins
 from fedsim.core.errors import InputError, naming
+from fedsim.core.near import meant
 from fedsim.core.options import Name, NonNegativeInt, PositiveInt, Seconds, options
 from fedsim.core.plugins import HasPlugins, is_only_here, kind_of
 from fedsim.devices import Devices
@@ -31,7 +33,7 @@ TRANSFORMS = ("transforms", "order_transforms")
 """Lists of transforms: of the clients' replies, and of the server's orders."""
 TOP = ("name", "seed", "rounds", "duration")
 INSTEAD = {"count": "fraction", "steps": "epochs"}
-"""Options of which the first takes the place of the second, where that is only there by default."""
+"""Options of which the first takes the place of the second, where that has its default of `PLUGINS`."""
 NOTES = ("resolved", "versions")
 """Tables that a run writes into its config.toml and that say nothing about what to do."""
 PLUGINS: dict[str, tuple[str, str | Table]] = {
@@ -146,12 +148,12 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     Wherever a table may stand, so may the object that it describes, as `client=Sgd(epochs=5)`, be its class installed
     or not. Raises InputError for the first option that cannot be used.
     """
-    tables = {name: value for name, value in tables.items() if name not in NOTES}
+    tables = placed({name: value for name, value in tables.items() if name not in NOTES}, Path.cwd())
     _hold_integers(tables)
-    known = {*TOP, *PLUGINS, *TRANSFORMS, *TABLES}
+    known = (*TOP, *PLUGINS, *TRANSFORMS, *TABLES)
     for name, value in tables.items():
         if name not in known:
-            raise InputError(name, value, "no such option here; remove it or correct its name")
+            raise InputError(name, value, f"no such option here; remove it or correct its name{meant(name, known)}")
     top = _checked(Top, {name: tables[name] for name in TOP if name in tables}, "")
     given = {part: tables.get(part, default) for part, (_, default) in PLUGINS.items()}
     if isinstance(given["problem"], Mapping):  # which alone may leave its kind out
@@ -193,7 +195,10 @@ def load(
     seed: int | None = None,
     data_dir: Path | str | None = None,
 ) -> Experiment:
-    """Read an experiment file. overrides: `table.option=value` in TOML syntax; bare words are strings."""
+    """Read an experiment file, in which paths are from its own folder.
+
+    overrides: `table.option=value` in TOML syntax, with paths from the current folder; bare words are strings.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError("experiment", str(path), "there is no such file")
@@ -201,41 +206,55 @@ def load(
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError("experiment", str(path), f"is not TOML: {error}") from error
-    tables = override(tables, overrides)
+    tables = override(placed(tables, path.absolute().parent), overrides)
     if seed is not None:
         tables["seed"] = seed
     return experiment(data_dir=data_dir, **tables)
 
 
 def override(tables: Table, assignments: Iterable[str]) -> dict[str, Any]:
-    """Tables with others of their options: `table.option=value` in TOML syntax; bare words are strings."""
-    changed = dict(tables)
-    for assignment in assignments:
-        _override(changed, assignment)
+    """Tables with others of their options: `table.option=value` in TOML syntax; bare words are strings.
+
+    In whatever order they are given: tables come before what stands in them and kinds before other options; of two for
+    the same option the last counts. One of two options that exclude each other takes the other's default away.
+    """
+    changed, parsed = dict(tables), [_parsed(assignment) for assignment in assignments]
+    for path, text, assignment in sorted(parsed, key=lambda entry: (len(entry[0]), entry[0][-1] != "kind")):
+        _override(changed, path, text, assignment)
+    assigned = [path for path, _, _ in parsed]
+    for part in PLUGINS:
+        for option in (option for option in INSTEAD if [part, option] in assigned):
+            if [part, INSTEAD[option]] not in assigned and isinstance(changed.get(part), Mapping):
+                changed[part] = _without_default(part, changed[part], option)
     return changed
 
 
-def _override(tables: dict[str, Any], assignment: str) -> None:
-    """Carry out one `--set`, in copies of inner tables.
-
-    `none` takes an option away; a new `kind` keeps those options that it has, too.
-    """
+def _parsed(assignment: str) -> tuple[list[str], str, str]:
+    """The path of an assignment, the text of its value, and the whole."""
     name, equals, text = assignment.partition("=")
     path = [part.strip() for part in name.split(".")]
     if not equals or not all(path):
         raise InputError("set", assignment, "write table.option=value")
+    return path, text.strip(), assignment
+
+
+def _override(tables: dict[str, Any], path: list[str], text: str, assignment: str) -> None:
+    """Carry out one `--set`, in copies of inner tables.
+
+    `none` takes an option away; a new `kind` keeps those options that it has, too.
+    """
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()
-    removed = text.strip() == "none"
+        value = text
+    removed = text == "none"
     table = tables
     for part in path[:-1]:
         if removed and part not in table:
             raise InputError("set", assignment, f"there is no {part} in the file")
         inner = table.get(part)
         if inner is None:
-            inner = _default(part, path[-1]) if table is tables else {}
+            inner = _default(part) if table is tables else {}
         if isinstance(inner, str):  # a plug-in named without options
             inner = {"kind": inner}
         if not isinstance(inner, Mapping):
@@ -249,7 +268,7 @@ def _override(tables: dict[str, Any], assignment: str) -> None:
         return
     group = _group(tables, path[:-1])
     if path[-1] == "kind" and group is not None and value != table.get("kind"):
-        known = {field.name for field in dataclasses.fields(plugins.option_class(group, str(value), name))}
+        known = {field.name for field in dataclasses.fields(plugins.option_class(group, str(value), ".".join(path)))}
         for option in [option for option in table if option not in known]:
             del table[option]
     table[path[-1]] = value
@@ -264,7 +283,7 @@ def _group(tables: Table, path: list[str]) -> str | None:
             group = PLUGINS[part][0] if part in PLUGINS else None
         else:
             owner: Any = TABLES.get(path[0]) if place == 1 else None
-            kind = table.get("kind", PLUGINS["problem"][1] if path[:place] == ["problem"] else None)
+            kind = table.get("kind", _default(path[0]).get("kind") if place == 1 else None)
             if group is not None and kind is not None:
                 owner = plugins.find(group, str(kind), ".".join((*path[:place], "kind")))
             group = owner.parts.get(part) if owner is not None and issubclass(owner, HasPlugins) else None
@@ -272,12 +291,17 @@ def _group(tables: Table, path: list[str]) -> str | None:
     return group
 
 
-def _default(part: str, option: str) -> dict[str, Any]:
-    """The table that stands for a part by default, but for the option that this one takes the place of."""
+def _default(part: str) -> dict[str, Any]:
+    """The table that stands for a part of a file by default."""
     default = PLUGINS[part][1] if part in PLUGINS else {}
-    table = {"kind": default} if isinstance(default, str) else dict(default)
-    table.pop(INSTEAD.get(option, ""), None)
-    return table
+    return {"kind": default} if isinstance(default, str) else dict(default)
+
+
+def _without_default(part: str, table: Table, option: str) -> dict[str, Any]:
+    """A part's table without the default of the other option, where this one has taken its place."""
+    other = INSTEAD[option]
+    default = _default(part).get(other)
+    return {name: value for name, value in table.items() if name != other or default is None or value != default}
 
 
 def _check_pair(checked: Experiment) -> None:

@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from fedsim.core.errors import InputError
+from fedsim.core.near import meant, name_one
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -58,7 +59,7 @@ def options(cls: type[T]) -> type[T]:
         try:
             checked(self, *args, **kwargs)
         except ValidationError as error:
-            raise first_error(error, "") from None
+            raise first_error(error, "", made) from None
 
     made.__init__ = check  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
@@ -107,11 +108,11 @@ def one_of(**kinds: type[Any]) -> BeforeValidator:
         if isinstance(given, tuple(kinds.values())):
             return given
         if not isinstance(given, str | Mapping):
-            raise InputError("kind", given, f"name one of: {', '.join(kinds)}")
+            raise InputError("kind", given, name_one(given, kinds))
         table = {"kind": given} if isinstance(given, str) else dict(given)
         kind = table.pop("kind", None)
         if kind not in kinds:
-            raise InputError("kind", kind, f"name one of: {', '.join(kinds)}")
+            raise InputError("kind", kind, name_one(kind, kinds))
         return kinds[kind](**table)
 
     return BeforeValidator(parse)
@@ -122,8 +123,8 @@ def table_of(made: type[Any]) -> BeforeValidator:
     return BeforeValidator(lambda given: made(**given) if isinstance(given, Mapping) else given)
 
 
-def first_error(error: ValidationError, prefix: str) -> InputError:
-    """The first of pydantic's complaints as one line; `prefix` is the table the option stands in."""
+def first_error(error: ValidationError, prefix: str, cls: type[Any]) -> InputError:
+    """The first of pydantic's complaints about a `cls` as one line; `prefix` is the table the option stands in."""
     first = error.errors(include_url=False)[0]
     # Pydantic adds the kinds that a union tried, such as `constrained-int`, which nobody has written.
     tag = re.compile(r"constrained-|function-|.*\[")
@@ -133,9 +134,13 @@ def first_error(error: ValidationError, prefix: str) -> InputError:
     if isinstance(cause, InputError):
         return InputError(f"{path}.{cause.option}" if path else cause.option, cause.value, cause.remedy)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return InputError(path, first["input"], "no such option here; remove it or correct its name")
+        near = meant(named[-1], [field.name for field in dataclasses.fields(cls)])
+        return InputError(path, first["input"], f"no such option here; remove it or correct its name{near}")
     if first["type"] in ("missing", "missing_argument"):
         return InputError(path, "(nothing)", "this option has no default; give it a value")
     if first["type"] == "string_pattern_mismatch":
         return InputError(path, first["input"], "leave out / and control characters")
-    return InputError(path, first["input"], first["msg"][0].lower() + first["msg"][1:])
+    said = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "literal_error":
+        said += meant(first["input"], re.findall("'([^']*)'", first["ctx"]["expected"]))
+    return InputError(path, first["input"], said)

@@ -2,7 +2,7 @@
 
 A table of an experiment file names its plug-in by `kind`; every other key is one of its options:
 `{kind = "mlp", hidden = [64]}` becomes `MLP(hidden=(64,))`. A kind may also be `module:Class`, or
-`./file.py:Class` from the current folder, as all paths of an experiment, for a plug-in that is not installed.
+`./file.py:Class` from the folder of the experiment file, for a plug-in that is not installed.
 What stands before a colon may also be the name of an entry point of `fedsim.resolvers`: a function of the group, the
 kind and the option to blame, which returns the class (`flwr:FedAdam`).
 """
@@ -25,6 +25,7 @@ from types import CodeType, ModuleType
 from typing import Any, ClassVar
 
 from fedsim.core.errors import InputError, naming
+from fedsim.core.near import meant
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "strategies": ("down", "up", "init", "ask", "tell"),
@@ -45,6 +46,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 """The groups of plug-ins, and what one of each has at least."""
 KIND = "_fedsim_kind"
 """The attribute of a plug-in that says what the table calls it from which it was made."""
+FILE_KIND = r"(?P<resolver>\w+:)?(?P<file>[^:\x00]+\.py):(?P<name>[^:/\x00]+)"
+"""What a kind is like that names a class in a file, after the prefix of a resolver where there is one."""
 MAIN = "__main__"
 """The module of a script, and of the cells of a notebook."""
 DISTRIBUTION = "fedsim-lab"
@@ -84,7 +87,7 @@ def find(group: str, kind: str, option: str) -> type[Any]:
         raise InputError(option, kind, f"is called {RENAMED[group, kind]} now")
     if entries is None:
         known = ", ".join(names(group)) or "none is installed"
-        raise InputError(option, kind, f"not one of the installed {group}: {known}")
+        raise InputError(option, kind, f"not one of the installed {group}: {known}{meant(kind, names(group))}")
     if len(entries) > 1:
         places = " and ".join(entry.value for entry in entries)
         raise InputError(option, kind, f"is installed by several packages; write {places}, whichever you mean")
@@ -231,7 +234,7 @@ def _from_file(place: str, kind: str, option: str) -> ModuleType:
     """The file's module, executed once until the file changes."""
     path = Path(place).resolve()
     if not path.is_file():
-        raise InputError(option, kind, f"there is no file {path}; paths are from the current folder")
+        raise InputError(option, kind, f"there is no file {path}")
     try:
         return _executed(path, path.stat().st_mtime_ns)
     except SyntaxError as error:

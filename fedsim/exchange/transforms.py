@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.core.errors import InputError
+from fedsim.core.near import name_one
 from fedsim.core.options import NonNegativeFloat, PositiveFloat, options
 from fedsim.core.plugins import refuse_misspelt
 from fedsim.core.streams import Index, Streams
@@ -179,7 +180,7 @@ class Chain:
                 raise InputError(option, "(nothing)", remedy)
             for name in transform.vectors or ():
                 if name not in known:
-                    raise InputError(option, name, f"no such vector is sent; there are: {', '.join(sorted(known))}")
+                    raise InputError(option, name, f"no such vector is sent; {name_one(name, sorted(known))}")
 
     def state(self, plain: Size) -> dict[str, tuple[int, ...]]:
         """All that a sender remembers, and its shapes. plain: what each vector takes at first."""

@@ -32,6 +32,7 @@ from torch import Tensor
 from fedsim.core import plugins
 from fedsim.core.errors import FedsimError, InputError, one_line
 from fedsim.core.generators import seeded_globals
+from fedsim.core.near import meant
 from fedsim.core.options import options
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
@@ -266,7 +267,7 @@ def stock_class(group: str, kind: str, option: str) -> type[Stock]:
         found = getattr(flower, name, None) if name in flower.__all__ else None
     if not (isinstance(found, type) and issubclass(found, flower.Strategy)) or inspect.isabstract(found):
         known = [one for one in flower.__all__ if one not in ("Result", "Strategy", *TREES)]
-        named = f"name one of: {', '.join(known)}, or write module:Class or ./file.py:Class"
+        named = f"name one of: {', '.join(known)}, or write module:Class or ./file.py:Class{meant(name, known)}"
         raise InputError(option, kind, f"no strategy of Flower's; {named}")
     if issubclass(found, tuple(getattr(flower, tree) for tree in TREES)):
         raise InputError(option, kind, "fedsim's clients train no trees; run its app with fedsim flower run")

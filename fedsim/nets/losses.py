@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedsim.core.errors import InputError
+from fedsim.core.near import name_one
 from fedsim.nets.elementwise import in_whole_registers
 
 
@@ -116,5 +117,5 @@ LOSSES: dict[str, Loss] = {
 def loss_named(name: str) -> Loss:
     """The loss of that name, or an `InputError`."""
     if not isinstance(name, str) or name not in LOSSES:
-        raise InputError("problem.loss", name, f"name one of: {', '.join(LOSSES)}")
+        raise InputError("problem.loss", name, name_one(name, LOSSES))
     return LOSSES[name]

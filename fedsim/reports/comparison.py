@@ -21,6 +21,7 @@ from typing import Any, cast
 from fedsim.core.errors import InputError
 from fedsim.core.html import html_table
 from fedsim.core.measures import FIRST, is_measure
+from fedsim.core.near import name_one
 from fedsim.plots import Along, Picture, axes_of, compare_curves, measured
 from fedsim.reports.cells import cell, cell_spent, measure_of, seeds
 from fedsim.reports.numbers import COUNTS, Group, Run, Spread
@@ -134,12 +135,12 @@ def compare(
     measures = [name for name in measured(known) if is_measure(name)]
     for measure, level in (targets or {}).items():
         if measure not in measures:
-            raise InputError("target", f"{measure}={level:g}", f"name one of: {', '.join(measures) or '(no measure)'}")
+            raise InputError("target", f"{measure}={level:g}", name_one(measure, measures))
     comparison = Comparison(compared, targets or {}, cast("tuple[Along, ...]", tuple(dict.fromkeys(along))))
     axes = axes_of(comparison.rows)
     for axis in along:
         if axis not in axes:
-            raise InputError("along", axis, f"name one of: {', '.join(axes)}")
+            raise InputError("along", axis, name_one(axis, axes))
     return comparison
 
 

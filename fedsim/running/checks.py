@@ -5,6 +5,7 @@ from __future__ import annotations
 from fedsim.client.training import LocalTraining
 from fedsim.configuration.tables import Experiment
 from fedsim.core.errors import InputError, naming
+from fedsim.core.near import name_one
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.problems.attacked import check_attack
@@ -31,7 +32,7 @@ def check(experiment: Experiment, problem: Problem) -> None:
     if isinstance(problem, Supervised):
         _check_training(experiment, problem)
     if stopping is not None and stopping.watches and stopping.metric not in measured:
-        raise InputError("stopping.metric", stopping.metric, f"name one of: {', '.join(measured)}")
+        raise InputError("stopping.metric", stopping.metric, name_one(stopping.metric, measured))
 
 
 def _check_training(experiment: Experiment, problem: Supervised) -> None:

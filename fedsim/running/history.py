@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.html import cell, html_table
+from fedsim.core.near import meant
 
 Row = dict[str, Any]
 """What one completed round, or the time since the last row, came to, by the names of metrics.jsonl."""
@@ -86,7 +87,8 @@ class History:
 
     def _demand(self, column: str) -> None:
         if column not in self.columns:
-            raise KeyError(f"no column {column}; there are: {', '.join(self.columns) or 'none'}")
+            near = meant(column, self.columns)
+            raise KeyError(f"no column {column}; there are: {', '.join(self.columns) or 'none'}{near}")
 
 
 def read_rows(path: Path) -> list[Row]:

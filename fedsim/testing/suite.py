@@ -14,6 +14,7 @@ import pytest
 from fedsim.configuration.tables import PLUGINS
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
+from fedsim.core.near import name_one
 from fedsim.testing import aggregators, checks, datasets, option_checks, selectors, transforms
 from fedsim.testing.on_ray import the_same_under_flowers_engine
 from fedsim.testing.others import Other
@@ -102,7 +103,7 @@ def _hold_known(keywords: Mapping[str, Collection[str]], options: Collection[str
     for keyword, names in keywords.items():
         for name in names:
             if name not in options:
-                raise InputError(keyword, name, f"no such option here; name one of: {', '.join(options) or 'none'}")
+                raise InputError(keyword, name, f"no such option here; {name_one(name, options)}")
 
 
 def _of_algorithms(

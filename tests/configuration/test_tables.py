@@ -12,6 +12,7 @@ from clients.sgd import Sgd
 from clients.zeroth_order.differences import Differences
 from fedsim.attacks.gradient import FGSM
 from fedsim.configuration.evaluation import Evaluation, Stopping
+from fedsim.configuration.tables import override
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
 from fedsim.core.schedules import Constant, Cosine, Exponential, Linear, Step
@@ -120,6 +121,104 @@ def test_set_adds_to_the_table_that_is_there_by_default(tmp_path):
         fedsim.load(tmp_path / "bare.toml", overrides=["selection.fraction=1.5"])
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(
+    ("settings", "part", "expected"),
+    [
+        (["selection.kind=uniform", "selection.count=4"], "selection", {"kind": "uniform", "count": 4}),
+        (["selection.kind=round_robin", "selection.count=4"], "selection", {"kind": "round_robin", "count": 4}),
+        (["client.kind=sgd", "client.steps=3"], "client", {"kind": "sgd", "steps": 3}),
+        (
+            ["client.kind=scaffold", "client.steps=3", "strategy.kind=scaffold"],
+            "client",
+            {"kind": "scaffold", "steps": 3},
+        ),
+        (["client.steps=3", "client.lr=0.5"], "client", {"kind": "sgd", "steps": 3, "lr": 0.5}),
+        (
+            ["client.kind=sgd", "client={kind='fedzo', epochs=2}", "client.lr=0.5"],
+            "client",
+            {"kind": "sgd", "epochs": 2},
+        ),
+        (["partition.clients=4", "partition.kind=dirichlet", "partition.alpha=1.0"], "partition", {"clients": 4}),
+        (
+            ["client.adversarial.attack.epsilon=0.1", "client.adversarial={kind='mart', attack='pgd'}"],
+            "client",
+            {"epochs": 1},
+        ),
+    ],
+)
+def test_settings_may_come_in_any_order(tmp_path, order, settings, part, expected):
+    (tmp_path / "bare.toml").write_text("rounds = 3")
+    made = fedsim.load(tmp_path / "bare.toml", overrides=settings[::order]).resolved()[part]
+    assert {name: made.get(name) for name in expected} == expected
+    assert {"count", "fraction"} - made.keys() if part == "selection" else not {"steps", "epochs"} <= made.keys()
+
+
+def test_an_option_that_was_given_is_not_taken_away_by_another(tmp_path):
+    (tmp_path / "x.toml").write_text('[selection]\nkind = "uniform"\nfraction = 0.5\n')
+    for order in (1, -1):
+        for settings in (["selection.count=4"], ["selection.count=4", "selection.fraction=1.0"]):
+            with pytest.raises(InputError, match=r"give it or count \(4\), not both"):
+                fedsim.load(tmp_path / "x.toml", overrides=settings[::order])
+        with pytest.raises(InputError, match=r"^client\.queries = 3: no such option here"):
+            fedsim.load(tmp_path / "x.toml", overrides=["client.queries=3", "client.kind=sgd"][::order])
+    left = fedsim.load(tmp_path / "x.toml", overrides=["selection.fraction=none", "selection.count=4"])
+    assert left.selection.count == 4
+
+
+def test_an_experiment_that_is_made_loses_its_defaults_like_a_file():
+    made = override(fedsim.experiment(rounds=1).resolved(), ["selection.count=4", "client.steps=3"])
+    assert (made["selection"], made["client"]["steps"]) == ({"kind": "uniform", "count": 4}, 3)
+    assert "epochs" not in made["client"]
+
+
+def test_paths_in_a_file_are_from_its_folder(tmp_path, monkeypatch):
+    """And stand absolute in config.toml, so that a run goes on wherever that is asked for."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine.py").write_text(CELL)
+    (tmp_path / "there" / "data.csv").write_text("a,label\n1,0\n2,1\n")
+    (tmp_path / "data.csv").write_text("a,label\n1,0\n2,1\n")
+    (tmp_path / "other.py").write_text(CELL)
+    text = """
+        client = { kind = "./mine.py:Mine", epochs = 1 }
+        problem = { dataset = { kind = "csv", path = "data.csv", label = "label" }, model = "logistic" }
+    """
+    (tmp_path / "there" / "x.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    read = fedsim.load("there/x.toml").resolved()
+    assert read["client"]["kind"] == f"{tmp_path}/there/mine.py:Mine"
+    assert read["problem"]["dataset"]["path"] == f"{tmp_path}/there/data.csv"
+    # What is written on the command line is from where that was written.
+    read = fedsim.load("there/x.toml", overrides=["client.kind=./other.py:Mine", "problem.dataset.path=data.csv"])
+    assert read.resolved()["client"]["kind"] == f"{tmp_path}/other.py:Mine"
+    assert read.resolved()["problem"]["dataset"]["path"] == f"{tmp_path}/data.csv"
+    # What lies in the data folder alone keeps its name.
+    (tmp_path / "there" / "data.csv").rename(tmp_path / "there" / "moved.csv")
+    assert fedsim.load("there/x.toml", data_dir="there").resolved()["problem"]["dataset"]["path"].endswith("data.csv")
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"selecton": "uniform"}, "did you mean selection?"),
+        ({"selection": {"kind": "unifrom", "count": 3}}, "did you mean uniform?"),
+        ({"selection": {"kind": "uniform", "cuont": 3}}, "did you mean count?"),
+        ({"engine": {"executor": "stackd"}}, "did you mean stacked?"),
+        ({"engine": {"presicion": "float32"}}, "did you mean precision?"),
+        ({"strategy": {"kind": "fedavg", "server_optimizer": "adma"}}, "did you mean adam?"),
+        ({"strategy": {"kind": "fedavg", "server_optimizer": {"kind": "adam", "beta3": 0.5}}}, "did you mean beta2?"),
+        ({"problem": {"dataset": "mnits"}}, "did you mean mnist?"),
+        ({"problem": {"loss": "Cross_Entropie"}}, "did you mean cross_entropy?"),
+        ({"transforms": [{"kind": "clipp", "max_norm": 1.0}]}, "did you mean clip?"),
+    ],
+    ids=str,
+)
+def test_a_word_like_a_known_one_is_answered_with_that(tables, words):
+    with pytest.raises(InputError) as caught:
+        fedsim.experiment(**tables)
+    assert str(caught.value).endswith(words)
+
+
 def test_a_new_kind_deep_in_the_file_drops_the_options_that_it_does_not_have(tmp_path):
     path = tmp_path / "deep.toml"
     path.write_text(
@@ -224,7 +323,7 @@ def test_an_object_is_what_its_table_is(objects, tables):
 def test_a_table_is_written_with_the_kind_that_it_was_read_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("from clients.sgd import Sgd as Mine\n")
-    for kind in ("sgd", "./mine.py:Mine", "clients.sgd:Sgd"):
+    for kind in ("sgd", f"{tmp_path}/mine.py:Mine", "clients.sgd:Sgd"):
         made = fedsim.experiment(client={"kind": kind, "epochs": 1})
         assert made.resolved()["client"]["kind"] == kind
     assert fedsim.experiment(client=Sgd(epochs=1)).resolved()["client"]["kind"] == "sgd"

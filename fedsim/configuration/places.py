@@ -1,0 +1,31 @@
+"""Paths in an experiment: those of a file are from the file's folder, wherever the program is started."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsim.core.plugins import FILE_KIND
+
+PATHS = ("path", "file")
+"""Options that name a file or folder of data."""
+
+
+def placed(tables: Any, folder: Path, option: str = "") -> Any:
+    """Tables with absolute paths in place of relative ones of plug-ins' files, and of data that are in this folder.
+
+    Data may also lie below the data folder: where there are none here, the path stays as it is.
+    """
+    if isinstance(tables, Mapping):
+        return {name: placed(value, folder, name) for name, value in tables.items()}
+    if isinstance(tables, list):
+        return [placed(value, folder, option) for value in tables]
+    if not isinstance(tables, str):
+        return tables
+    kind = re.fullmatch(FILE_KIND, tables)
+    if kind:
+        return f"{kind['resolver'] or ''}{folder / Path(kind['file']).expanduser()}:{kind['name']}"
+    there = folder / Path(tables).expanduser() if option in PATHS and tables else folder
+    return str(there) if there != folder and there.exists() else tables
