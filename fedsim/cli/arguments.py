@@ -30,16 +30,23 @@ Seeds = Annotated[str | None, typer.Option(help="Several seeds, as in 0-4 or 0,2
 
 def parse_seeds(text: str) -> list[int]:
     """Seeds from `0-4` or `0,2,5` or both."""
-    found: list[int] = []
+    from fedsim.running.many import hold_few
+
     try:
-        for part in text.split(","):
-            first, dash, last = part.strip().partition("-")
-            numbers = range(int(first), int(last if dash else first) + 1)
-            if not numbers:
-                raise ValueError("an empty range")
-            found += numbers
+        ranges = [_range(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if not found or len(set(found)) < len(found):
-        raise InputError("seeds", text, "write different whole numbers, as in 0-4 or 0,2,5")
+        ranges = []
+    hold_few("seeds", text, sum(last - first + 1 for first, last in ranges))
+    found = [seed for first, last in ranges for seed in range(first, last + 1)]
+    if not found or len(set(found)) < len(found) or max(found) >= 2**63:
+        raise InputError("seeds", text, "write different whole numbers of 64 bits, as in 0-4 or 0,2,5")
     return found
+
+
+def _range(text: str) -> tuple[int, int]:
+    """The first and the last seed of `3` or `0-4`. ValueError: it is no such text."""
+    first, dash, last = text.strip().partition("-")
+    begin, end = int(first), int(last if dash else first)
+    if end < begin:
+        raise ValueError("an empty range")
+    return begin, end

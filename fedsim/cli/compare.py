@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from fedsim.cli.console import Console
 from fedsim.core.errors import InputError
+from fedsim.core.terminal import tell
 
 
 def compare(
@@ -28,14 +29,14 @@ def compare(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier picture.")] = False,
 ) -> None:
     """Show runs side by side: a table, and pictures of all. Runs that differ only in their seed are one group."""
-    from fedsim.core.files import StorageError
+    from fedsim.core.files import StorageError, look
     from fedsim.reports.comparison import compare as compare_runs
     from fedsim.reports.comparison import parse_targets
     from fedsim.reports.pictures import draw, places
     from fedsim.reports.table import render
 
     def taken(path: Path) -> Path | None:
-        return next((place for place in places(path) if place.exists()), None)
+        return next((place for place in places(path) if look(place, "out") is not None), None)
 
     if out is None:
         names = (Path("compare.png" if number == 0 else f"compare-{number}.png") for number in count())
@@ -49,4 +50,4 @@ def compare(
     except StorageError as error:
         raise InputError("out", str(out), str(error)) from error
     for path in drawn:
-        Console().print(f"picture: {path}", highlight=False, soft_wrap=True)
+        tell(f"picture: {path}")

@@ -12,6 +12,7 @@ import typer
 from fedsim.core.errors import InputError
 from fedsim.core.near import meant, name_one
 from fedsim.core.plugins import names
+from fedsim.core.terminal import tell
 
 if TYPE_CHECKING:
     from fedsim.cli.reference import Option
@@ -72,7 +73,7 @@ def describe(group: Group, kind: Kind = None) -> None:
     may also be a table of an experiment file, as engine, evaluation or devices.bandwidth, and experiment for the keys
     at its top.
     """
-    print("\n".join(_lines(group, kind)))
+    tell("\n".join(_lines(group, kind)))
 
 
 def _lines(group: str, kind: str | None) -> Iterator[str]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedsim.core.terminal import tell
+
 if TYPE_CHECKING:
     from fedsim.flower import AppResult
 
@@ -44,7 +46,7 @@ def run(
         result = simulate(
             folder.server, folder.client, number, run_config=folder.run_config, seed=seed, workers=workers
         )
-    print("\n".join(summary(result, number)))
+    tell("\n".join(summary(result, number)))
     if result.failed:
         raise typer.Exit(1)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from rich.text import Text
 
+from fedsim.cli.console import Console
 from fedsim.core.plugins import GROUPS, names
 
 
@@ -11,4 +12,4 @@ def list_plugins() -> None:
     """List what is installed: strategies, clients, datasets, partitions, models and the rest."""
     console = Console()
     for group in GROUPS:
-        console.print(f"[bold]{group}[/bold]: {', '.join(names(group)) or 'none'}", highlight=False)
+        console.print(Text(group, style="bold") + f": {', '.join(names(group)) or 'none'}")

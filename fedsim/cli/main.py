@@ -16,6 +16,7 @@ import typer
 
 from fedsim.cli import flower
 from fedsim.cli.compare import compare
+from fedsim.cli.console import guard
 from fedsim.cli.describe import describe
 from fedsim.cli.installed import list_plugins
 from fedsim.cli.new import new
@@ -23,6 +24,7 @@ from fedsim.cli.run import run
 from fedsim.cli.sweep import sweep
 from fedsim.cli.words import STATUS
 from fedsim.core.errors import FedsimError, InputError, one_line
+from fedsim.core.terminal import tell
 from fedsim.core.version import __version__
 
 app = typer.Typer(
@@ -35,7 +37,7 @@ app.add_typer(flower.app, name="flower")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"fedsim {__version__}")
+        tell(f"fedsim {__version__}")
         raise typer.Exit
 
 
@@ -65,24 +67,37 @@ def schema() -> None:
     """
     from fedsim.cli.schema import document
 
-    print(json.dumps(document(), indent=1))
+    tell(json.dumps(document(), indent=1))
+
+
+def _is_of_click(error: SystemExit) -> bool:
+    """Whether the reader of the command line ends the process: a shell has its completions, or a pipe was closed."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return frames[-1][0].f_globals["__name__"].partition(".")[0] in ("click", "typer")
 
 
 def main() -> None:
     """Entry point of the `fedsim` command."""
+    guard()
     try:
         code = app(standalone_mode=False)
-    except (InputError, click.UsageError) as error:
-        line = error.format_message() if isinstance(error, click.UsageError) else str(error)
-        print(f"fedsim: {one_line(line)}", file=sys.stderr)
+    except (InputError, click.ClickException) as error:
+        line = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        tell(f"fedsim: {one_line(line)}", "stderr")
         code = 2
     except FedsimError as error:
-        print(f"fedsim: {error}", file=sys.stderr)
+        tell(f"fedsim: {one_line(error)}", "stderr")
         code = 1
     except (KeyboardInterrupt, click.Abort):
-        print("fedsim: interrupted", file=sys.stderr)
+        tell("fedsim: interrupted", "stderr")
         code = STATUS["interrupted"]
+    except SystemExit as error:
+        if _is_of_click(error):
+            raise
+        called = one_line(f"sys.exit({error.code!r})")
+        tell(f"fedsim: code that was loaded or run has called {called}; have it raise an error", "stderr")
+        code = 1
     except Exception:
-        traceback.print_exc()
+        tell(traceback.format_exc(), "stderr")
         code = 1
     sys.exit(code)

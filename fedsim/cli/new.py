@@ -18,6 +18,7 @@ import typer
 from fedsim.core.errors import InputError
 from fedsim.core.near import name_one
 from fedsim.core.plugins import names
+from fedsim.core.terminal import tell
 
 SCAFFOLDS: Mapping[str, Mapping[str, str]] = {
     **{
@@ -104,8 +105,8 @@ def new(kind: Kind, name: Name, flower: Flower = False, force: Force = False) ->
             Path(path).write_text(text, encoding="utf-8", newline="\n")
         except OSError as error:
             raise InputError("name", name, f"{path} cannot be written: {error.strerror}") from error
-        print(path)
-    print(f"next: {_next(kind, name)}")
+        tell(path)
+    tell(f"next: {_next(kind, name)}")
 
 
 def scaffold(kind: str, name: str) -> dict[str, str]:

@@ -6,11 +6,11 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from fedsim.cli.console import Console
 from fedsim.cli.words import outcome_line
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ class Progress:
 
     def __init__(self, rounds: int | None, duration: float | None, label: str) -> None:
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn() if duration is None else TextColumn("{task.completed:g}/{task.total:g} s"),
-            TextColumn("{task.fields[measures]}"),
+            TextColumn("{task.fields[measures]}", markup=False),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
@@ -75,7 +75,7 @@ class SweepProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[now]}"),
             _TimeLeft(),
-            console=Console(stderr=True, soft_wrap=True, highlight=False),
+            console=Console(stderr=True, soft_wrap=True),
             transient=True,
         )
         self._began = time.monotonic()
@@ -95,7 +95,7 @@ class SweepProgress:
         self._skipped += outcome.skipped
         if outcome.status == "failed":
             self._failed += 1
-            self._bar.console.print(outcome_line(outcome), markup=False)
+            self._bar.console.print(outcome_line(outcome))
         self._show()
 
     def _show(self) -> None:

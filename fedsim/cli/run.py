@@ -14,6 +14,7 @@ import typer
 from fedsim.cli.arguments import DataDir, Seeds, Settings, experiment_files, parse_seeds
 from fedsim.cli.words import STATUS, say
 from fedsim.core.errors import InputError
+from fedsim.core.terminal import tell
 
 if TYPE_CHECKING:
     from fedsim.configuration.tables import Experiment
@@ -92,7 +93,7 @@ def _go_on(folder: Path, experiment: Experiment | None, data_dir: Path | None, f
     if ended is not None:
         if experiment is not None:
             hold_same(folder, experiment, data_dir)
-        print(f"{folder}: this run has {ended}; nothing is left to do")
+        tell(f"{folder}: this run has {ended}; nothing is left to do")
         return 0
     made = experiment or recorded(folder, data_dir)
     begin = partial(resume_run, folder, experiment, data_dir=data_dir, force=force)
@@ -111,5 +112,5 @@ def _watch(begin: Callable[..., Result], experiment: Experiment, label: str) -> 
         result = begin()
     say(result)
     if result.status == "interrupted" and unresumable(experiment) is None:
-        print(f"to go on: fedsim run --resume {result.folder}")
+        tell(f"to go on: fedsim run --resume {result.folder}")
     return STATUS[result.status]

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedsim.cli.arguments import DataDir, Seeds, Settings, experiment_files, parse_seeds
+from fedsim.cli.console import Console
 from fedsim.cli.progress import SweepProgress
 from fedsim.cli.words import STATUS, say_outcome, sweep_table
+from fedsim.core.terminal import tell
 
 
 def sweep(
@@ -49,7 +50,7 @@ def sweep(
         with bar as heard:
             outcomes = run_points(points, workers=workers, on_done=heard, stack=stack)
     except KeyboardInterrupt:
-        print(f"fedsim: interrupted; the same command with --out {group.path} goes on", file=sys.stderr)
+        tell(f"fedsim: interrupted; the same command with --out {group.path} goes on", "stderr")
         raise typer.Exit(STATUS["interrupted"]) from None
     finally:
         group.discard()  # which it does if no run has been left in it
@@ -57,6 +58,6 @@ def sweep(
     found = Counter(outcome.status for outcome in outcomes)
     skipped = sum(outcome.skipped for outcome in outcomes)
     counted = [f"{number} {status}" for status, number in found.items()]
-    print(f"{', '.join(counted)}{f' ({skipped} of them before)' if skipped else ''}")
-    print(f"sweep folder: {group.path}")
+    tell(f"{', '.join(counted)}{f' ({skipped} of them before)' if skipped else ''}")
+    tell(f"sweep folder: {group.path}")
     raise typer.Exit(max(STATUS[status] for status in found))

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.core.terminal import printable, tell
 from fedsim.running.endings import ENDED
 
 if TYPE_CHECKING:
@@ -26,30 +26,29 @@ MEASURES = ("train_loss", "global_train_loss", "test_loss", "test_accuracy", "cl
 
 def say(result: Result) -> None:
     """Say what a run has come to."""
-    console = Console(soft_wrap=True, highlight=False)
     summary = result.summary
     queries = [f"{summary['total_queries']:,} queries"] if summary["total_queries"] else []
     traffic = _size(summary["total_bytes_up"] + summary["total_bytes_down"])
     head = f"{result.status}: {summary['rounds']} rounds in {summary['wall']:.1f} s"
-    console.print(", ".join([head, *measures(summary), *queries, f"{traffic} exchanged"]))
+    tell(", ".join([head, *measures(summary), *queries, f"{traffic} exchanged"]))
     if summary["total_failed"]:
-        console.print(f"{summary['total_failed']} updates were not finite, or misshapen, and were left out")
+        tell(f"{summary['total_failed']} updates were not finite, or misshapen, and were left out")
     if summary["total_clients"] == 0:
-        console.print("no reply was ever used: the model is the one that the run began with")
+        tell("no reply was ever used: the model is the one that the run began with")
     if summary["total_crashed"]:
-        console.print(f"{summary['total_crashed']} orders ended with the failure of the client's machine")
+        tell(f"{summary['total_crashed']} orders ended with the failure of the client's machine")
     if summary["total_lost"]:
         share = f"{100 * summary['lost_weight']:.3g} % of the examples"
-        console.print(f"{summary['total_lost']} clients failed for good, and with them {share}")
+        tell(f"{summary['total_lost']} clients failed for good, and with them {share}")
     if summary["faults"]:
         kinds = ", ".join(f"{number} {kind}" for kind, number in summary["faults"].items())
-        console.print(f"{sum(summary['faults'].values())} replies were faulty on purpose: {kinds}")
+        tell(f"{sum(summary['faults'].values())} replies were faulty on purpose: {kinds}")
     if summary["skipped"]:
-        console.print(f"{summary['skipped']} times too few replies were left for the aggregator, and none was used")
+        tell(f"{summary['skipped']} times too few replies were left for the aggregator, and none was used")
     if result.reason:
-        console.print(result.reason)
+        tell(result.reason)
     if result.folder is not None:
-        console.print(f"run folder: {result.folder}")
+        tell(f"run folder: {result.folder}")
 
 
 def measures(summary: Mapping[str, Any]) -> list[str]:
@@ -93,7 +92,7 @@ def sweep_table(outcomes: Sequence[Outcome]) -> Table:
         others = Counter(outcome.status for outcome in ran if STATUS[outcome.status])
         seeds = f"{len(ran)}{''.join(f' ({number} {status})' for status, number in others.items())}"
         cells = [[outcome.summary[name] for outcome in ran if name in outcome.summary] for name in names]
-        table.add_row(Text("/".join(group.parts[-2:])), seeds, *map(_cell, cells))
+        table.add_row(Text(printable("/".join(group.parts[-2:]))), seeds, *map(_cell, cells))
     if len({outcome.point.folder.parent for outcome in outcomes}) < len(outcomes):
         table.caption = "±: one sample standard deviation over the seeds"
     return table
@@ -114,7 +113,7 @@ def _cell(values: Sequence[float | None]) -> str:
 def say_outcome(outcome: Outcome) -> None:
     """Say what a point of a sweep has come to, if it was run."""
     if not outcome.skipped:
-        print(outcome_line(outcome), flush=True)
+        tell(outcome_line(outcome))
 
 
 def outcome_line(outcome: Outcome) -> str:

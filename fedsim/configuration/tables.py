@@ -15,8 +15,10 @@ from typing import Any
 from fedsim.configuration.evaluation import Evaluation, Stopping
 from fedsim.configuration.places import placed
 from fedsim.core import plugins
+from fedsim.core.documents import hold_shallow, parse_toml, read_toml
 from fedsim.core.errors import InputError, naming
 from fedsim.core.near import meant
+from fedsim.core.files import look, reason
 from fedsim.core.options import Name, NonNegativeInt, PositiveInt, Seconds, options
 from fedsim.core.plugins import HasPlugins, is_only_here, kind_of
 from fedsim.devices import Devices
@@ -148,7 +150,13 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     Wherever a table may stand, so may the object that it describes, as `client=Sgd(epochs=5)`, be its class installed
     or not. Raises InputError for the first option that cannot be used.
     """
-    tables = placed({name: value for name, value in tables.items() if name not in NOTES}, Path.cwd())
+    tables = {name: value for name, value in tables.items() if name not in NOTES}
+    for name, value in tables.items():
+        try:
+            hold_shallow(value)
+        except ValueError as error:
+            raise InputError(name, type(value).__name__, f"cannot be used: {error}") from error
+    tables = placed(tables, Path.cwd())
     _hold_integers(tables)
     known = (*TOP, *PLUGINS, *TRANSFORMS, *TABLES)
     for name, value in tables.items():
@@ -200,11 +208,13 @@ def load(
     overrides: `table.option=value` in TOML syntax, with paths from the current folder; bare words are strings.
     """
     path = Path(path)
-    if not path.is_file():
+    if look(path, "experiment") is None:
         raise InputError("experiment", str(path), "there is no such file")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tables = read_toml(path)
+    except OSError as error:
+        raise InputError("experiment", str(path), f"cannot be read: {reason(error)}") from error
+    except ValueError as error:
         raise InputError("experiment", str(path), f"is not TOML: {error}") from error
     tables = override(placed(tables, path.absolute().parent), overrides)
     if seed is not None:
@@ -243,10 +253,15 @@ def _override(tables: dict[str, Any], path: list[str], text: str, assignment: st
 
     `none` takes an option away; a new `kind` keeps those options that it has, too.
     """
+    value: Any
     try:
-        value: Any = tomllib.loads(f"value = {text}")["value"]
+        value, *further = parse_toml(f"value = {text}").values()
     except tomllib.TOMLDecodeError:
-        value = text
+        value, further = text, []
+    except ValueError as error:
+        raise InputError("set", assignment, f"cannot be used: {error}") from error
+    if further:
+        raise InputError("set", assignment, "this is more than one value; write one --set for each")
     removed = text == "none"
     table = tables
     for part in path[:-1]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fedsim.core.files import StorageError, write_whole
+from fedsim.core.files import StorageError, expanded, write_whole
 from fedsim.core.plugins import DISTRIBUTION
 
 
@@ -28,8 +28,8 @@ def cache_folder() -> Path:
     named = os.environ.get("FEDSIM_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
     if named:
-        return Path(named).expanduser()
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "fedsim"
+        return expanded(named, "FEDSIM_CACHE")
+    return expanded(base or "~/.cache", "XDG_CACHE_HOME") / "fedsim"
 
 
 def sources(modules: Iterable[ModuleType], classes: Iterable[type]) -> bytes | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import os
 import pickle
+import stat
 import struct
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.core.errors import InputError
+from fedsim.core.files import expanded, look
 
 Array = NDArray[Any]
 TABLE = "problem.dataset"
@@ -53,9 +55,10 @@ class DataFolder:
 
     def find(self, *names: str) -> Path:
         """Return the first file of these relative names that exists; raises InputError when none does."""
-        places = [] if self.path is None else [self.path.expanduser().resolve() / name for name in names]
+        places = [] if self.path is None else [self._known(self.path) / name for name in names]
         for place in places:
-            if place.is_file():
+            found = look(place, "data-dir")
+            if found is not None and stat.S_ISREG(found.st_mode):
                 return place
         if self.path is None:
             raise InputError("data-dir", "(not set)", f"{names[0]} is needed; pass --data-dir or set FEDSIM_DATA")
@@ -63,12 +66,18 @@ class DataFolder:
         remedy = f"{names[0]} was looked for at {tried}; pass --data-dir or set FEDSIM_DATA"
         raise InputError("data-dir", str(self.path), remedy)
 
+    @staticmethod
+    def _known(folder: Path) -> Path:
+        found = expanded(folder, "data-dir")
+        look(found, "data-dir")
+        return found.resolve()
+
     def resolve(self, path: str) -> Path:
         """Find the user's own file or folder: absolute, below the current folder, or below this one."""
-        given = Path(path).expanduser()
-        places = [Path.cwd() / given] + ([] if self.path is None else [self.path.expanduser().resolve() / given])
+        given = expanded(path, f"{TABLE}.path")
+        places = [Path.cwd() / given] + ([] if self.path is None else [self._known(self.path) / given])
         for place in places:
-            if place.exists():
+            if look(place, f"{TABLE}.path") is not None:
                 return place
         tried = ", ".join(dict.fromkeys(map(str, places)))
         raise InputError(f"{TABLE}.path", path, f"there is no such file or folder; looked for {tried}")

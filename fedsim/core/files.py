@@ -1,12 +1,14 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and read only where they are files, of a size that was said before."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 from pathlib import Path
 
-from fedsim.core.errors import FedsimError
+from fedsim.core.errors import FedsimError, InputError
 
 
 class StorageError(FedsimError):
@@ -33,6 +35,46 @@ def write_whole(path: Path, *content: bytes | memoryview) -> None:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(path, error) from error
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Read a file. OSError: it cannot be read, is none (a pipe, a device, a folder), or has more than `most` bytes."""
+    waiting = getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for somebody who writes
+    try:
+        file = open(path, "rb", opener=lambda place, flags: os.open(place, flags | waiting))  # noqa: SIM115
+    except ValueError as error:  # a path with a NUL
+        raise OSError(errno.EINVAL, str(error)) from error
+    with file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than the {most:,} bytes that are read")
+    return content
+
+
+def look(path: Path, option: str) -> os.stat_result | None:
+    """What is at a path that somebody has given; None: nothing.
+
+    InputError on `option`: the system refuses the path, as one that is too long, has a NUL or may not be looked at.
+    """
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise InputError(option, str(path), f"cannot be used: {reason(error)}") from error
+    except ValueError as error:
+        raise InputError(option, str(path), f"cannot be used: {error}") from error
+
+
+def expanded(path: Path | str, option: str) -> Path:
+    """A path in which ~ and ~user stand for folders. InputError on `option`: there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(option, str(path), "there is no such user; write the path out") from error
 
 
 def settle(folder: Path) -> None:

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 
 from fedsim.core.errors import InputError, naming
 from fedsim.core.near import meant
+from fedsim.core.files import look
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "strategies": ("down", "up", "init", "ask", "tell"),
@@ -232,6 +233,7 @@ def _from_path(place: str, kind: str, option: str) -> ModuleType:
 
 def _from_file(place: str, kind: str, option: str) -> ModuleType:
     """The file's module, executed once until the file changes."""
+    look(Path(place), option)
     path = Path(place).resolve()
     if not path.is_file():
         raise InputError(option, kind, f"there is no file {path}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import AfterValidator, Field
 
 from fedsim.core.data_files import DataFolder, reading
 from fedsim.core.errors import InputError
+from fedsim.core.files import expanded, look
 from fedsim.core.options import LONGEST
 
 SUFFIXES = (".csv", ".parquet")
@@ -73,10 +75,11 @@ def read_trace(file: str, columns: Sequence[str], population: int, option: str, 
 
 def _find(file: str, option: str, data_dir: Path | None) -> Path:
     folder = DataFolder(data_dir).path
-    given = Path(file).expanduser()
-    places = [place / given for place in (folder and folder.expanduser(), Path.cwd()) if place is not None]
+    given = expanded(file, option)
+    places = [place / given for place in (folder and expanded(folder, "data-dir"), Path.cwd()) if place is not None]
     for place in places:
-        if place.is_file():
+        found = look(place, option)
+        if found is not None and stat.S_ISREG(found.st_mode):
             return place
     tried = ", ".join(dict.fromkeys(map(str, places)))
     raise InputError(option, file, f"there is no such file; looked for {tried}")

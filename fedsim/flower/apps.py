@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.configuration.tables import Experiment
 from fedsim.core.errors import DivergedError, InputError, StalledError
+from fedsim.core.terminal import tell
 from fedsim.devices.fleet import Devices
 from fedsim.exchange.aggregation import Aggregator
 from fedsim.flower import node
@@ -82,7 +83,7 @@ def server_app(
             save=save,
         )
         if result.folder is not None:
-            print(f"run folder: {result.folder.absolute()}", flush=True)
+            tell(f"run folder: {result.folder.absolute()}")
         if receive is not None:
             receive(result)
         elif result.status == "diverged":
@@ -158,7 +159,7 @@ def _say(rounds: int | None, seen: Round) -> None:
     names = ("train_loss", "test_loss", "test_accuracy")
     measures = [f"{name} {seen.row[name]:.4f}" for name in names if name in seen.row]
     end = f", {seen.row['time']:.1f} s" if rounds is None else f"/{rounds}"
-    print(f"round {seen.row['round']}{end}: {', '.join(measures)}", flush=True)
+    tell(f"round {seen.row['round']}{end}: {', '.join(measures)}")
 
 
 client = client_app()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError, named_line, one_line
+from fedsim.core.files import look
 from fedsim.core.memory import no_room
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
@@ -191,7 +192,7 @@ def hold_tokens(model: nn.Module, x: np.ndarray[Any, Any], held: str) -> None:
 
 def load_start(path: Path) -> dict[str, Tensor]:
     """A state dict to start from: .safetensors, or .pt/.pth read without running any code in it."""
-    if not path.is_file():
+    if look(path, "problem.start") is None or not path.is_file():
         raise InputError("problem.start", str(path), "there is no such file")
     try:
         if path.suffix == ".safetensors":

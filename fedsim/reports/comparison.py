@@ -22,12 +22,13 @@ from fedsim.core.errors import InputError
 from fedsim.core.html import html_table
 from fedsim.core.measures import FIRST, is_measure
 from fedsim.core.near import name_one
+from fedsim.core.terminal import printable
 from fedsim.plots import Along, Picture, axes_of, compare_curves, measured
 from fedsim.reports.cells import cell, cell_spent, measure_of, seeds
 from fedsim.reports.numbers import COUNTS, Group, Run, Spread
 from fedsim.running.history import Row
 from fedsim.running.result import Result
-from fedsim.running.stored import METRICS, is_run, open_run
+from fedsim.running.stored import CONFIG, METRICS, is_run, open_run
 from fedsim.running.sweep import Outcome
 
 SHOWN = 4
@@ -184,6 +185,8 @@ def _read(path: Path) -> Run:
     folder = open_run(path)
     config = folder.config()
     seed = config.pop("seed", None)
+    if not isinstance(seed, int | None):
+        raise InputError("seed", seed, f"is no whole number; {path / CONFIG} is not as a run has written it")
     config.pop("resolved", None)  # what came of the options on one machine
     history = folder.history
     if len(history) == 0:
@@ -228,7 +231,7 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
         name = next(saved) if inner else str(group[0].config["name"])
         alike = sum(other == name or other.startswith(f"{name} (") for other in names)
         names.append(f"{name} ({alike + 1})" if alike and not inner else name)
-    return names
+    return [printable(name) for name in names]
 
 
 def _names_of(groups: Sequence[Sequence[Path]]) -> list[str]:

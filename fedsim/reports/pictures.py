@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from fedsim.core.errors import InputError
+from fedsim.core.files import look
 from fedsim.plots import compare_curves, histograms, timelines
 from fedsim.reports.comparison import Comparison
 
@@ -15,6 +16,7 @@ def places(out: Path) -> tuple[Path, Path, Path]:
 
     InputError: there is no folder to write them in.
     """
+    look(out, "out")
     folder = out.absolute().parent
     if not folder.is_dir():
         raise InputError("out", str(out), f"{folder} is not a folder; make it first, or choose another place")

@@ -8,6 +8,7 @@ from textwrap import fill
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 
+from fedsim.core.terminal import printable
 from fedsim.reports.cells import cell, cell_spent, seeds
 from fedsim.reports.comparison import Comparison
 
@@ -60,7 +61,7 @@ def _table(comparison: Comparison, shown: range) -> Table:
         table.add_column(Text(fill(group.name, WIDEST)), justify="right", overflow="fold")
     table.add_row("seeds", *(seeds(group) for group in groups), end_section=True)
     for label in comparison.labels:
-        table.add_row(label, *(cell(label, group.numbers.get(label), len(group.runs)) for group in groups))
+        table.add_row(Text(label), *(cell(label, group.numbers.get(label), len(group.runs)) for group in groups))
     for measure, level in comparison.targets.items():
         spent = comparison.spent[measure]
         labels = dict.fromkeys(label for found in spent for label in found)
@@ -70,13 +71,13 @@ def _table(comparison: Comparison, shown: range) -> Table:
         table.add_row(Text(f"until {measure} {level:g}", style="italic"))
         for label in labels or ("rounds",):
             cells = (cell_spent(comparison.groups[place], measure, label, spent[place]) for place in shown)
-            table.add_row(f"  {label}", *cells)
+            table.add_row(Text(f"  {label}"), *cells)
     if len(comparison.groups) > 1:
         table.add_section()
         table.add_row(Text("options that differ" + ("" if comparison.differing else ": none"), style="italic"))
     for key, values in comparison.differing.items():
         said = ("(absent)" if values[place] is None else str(values[place]) for place in shown)
-        table.add_row(Text(key), *(Text(fill(text, WIDEST)) for text in said))
+        table.add_row(Text(printable(key)), *(Text(fill(printable(text), WIDEST)) for text in said))
     return table
 
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.core.errors import InputError
-from fedsim.core.files import StorageError, reason, write_whole
+from fedsim.core.files import StorageError, look, reason, write_whole
 from fedsim.core.folders import lock, make, next_free, remove_empty
 from fedsim.running.stored import (
     CHECKPOINT,
@@ -114,6 +114,7 @@ class RunFolder(StoredRun):
         if not name or not name.isprintable() or Path(name).name != name or name == "..":
             raise InputError("name", name, "it names a folder; give it at least one letter and no /")
         place = root if out is None else out
+        look(place, "out")
         try:
             held = next(path for path in (place.absolute(), *place.absolute().parents) if os.path.lexists(path))
             if not held.is_dir():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.core.documents import parse_json
 from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.files import read_bytes, reason
 from fedsim.core.html import cell, html_table
 from fedsim.core.near import meant
 
@@ -19,6 +21,8 @@ Row = dict[str, Any]
 """What one completed round, or the time since the last row, came to, by the names of metrics.jsonl."""
 
 
+LARGEST = 2**30
+"""Bytes of a metrics.jsonl that are read."""
 SHOWN = 5
 """So many rows at either end are what a notebook shows of a longer table."""
 
@@ -95,23 +99,36 @@ def read_rows(path: Path) -> list[Row]:
     """Read the rows of a metrics.jsonl; an absent file has none.
 
     A last line that was cut off (a full disk, a killed process) is dropped. InputError: the file cannot be
-    read, or another line is not a JSON object.
+    read, or another line is not a JSON object of numbers.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_bytes(path, LARGEST).splitlines()
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise InputError("metrics", str(path), f"cannot be read: {error.strerror}") from error
+        raise InputError("metrics", str(path), f"cannot be read: {reason(error)}") from error
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             if number == len(lines):
                 break
             raise InputError("metrics", str(path), f"line {number} is not JSON") from error
         if not isinstance(row, dict):
             raise InputError("metrics", str(path), f"line {number} is not a JSON object")
+        for name, value in row.items():
+            if not name.isprintable():
+                raise InputError("metrics", str(path), f"line {number} has a name that no measure has: {name}")
+            if not is_number(value) or (name == "round" and not (isinstance(value, int) and 0 <= value < 2**63)):
+                raise InputError("metrics", str(path), f"line {number} has no number as its {name}")
         rows.append(row)
     return rows
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value may stand in a row: a number that floating point has, or null where one was not finite."""
+    try:
+        return value is None or math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False

@@ -132,7 +132,7 @@ def recording(folder: RunFolder) -> Iterator[None]:
         if len(folder.rows()) or folder.has_checkpoint:
             raise
         raise InputError("out", str(folder.path), str(error)) from error
-    except Exception:
+    except (Exception, SystemExit):
         folder.write_traceback(traceback.format_exc())
         raise
 

@@ -20,6 +20,7 @@ from fedsim.problems.black_box import BlackBox
 from fedsim.running.build import build_engine, build_executor
 from fedsim.running.folder import RunFolder
 from fedsim.running.lockstep import Lockstep, Member
+from fedsim.running.many import hold_few, length
 from fedsim.running.result import Result, Round
 from fedsim.running.runner import execute
 
@@ -46,6 +47,7 @@ def run_seeds(
     if not (experiment.values_only if problem is None else isinstance(problem, BlackBox)):
         kind = type(experiment.problem if problem is None else problem).__name__
         raise InputError("problem", kind, "only seeds of black boxes run as one stack; run fedsim sweep --seeds")
+    hold_few("seeds", "(all)", length(seeds))
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError("seeds", list(seeds), "give different whole numbers, one at least")
     if not save:

@@ -16,17 +16,21 @@ A file other than metrics.jsonl appears whole or not at all: it is written besid
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+
+from fedsim.core.documents import parse_json, read_toml
 from fedsim.core.errors import InputError
-from fedsim.core.files import reason
+from fedsim.core.files import look, read_bytes, reason
+from fedsim.core.measures import is_measure
+from fedsim.core.options import first_error
 from fedsim.problems.base import ADVERSARIAL, PARTITION
 from fedsim.running.endings import ENDED
-from fedsim.running.history import History, Row, read_rows
+from fedsim.running.history import History, Row, is_number, read_rows
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
 TRACE, CURVES, TRACEBACK = "trace.json", "curves.png", "traceback.txt"
@@ -37,6 +41,38 @@ CHECKPOINT = re.compile(r"(\d{8,})-([0-9a-f]{32})\.safetensors")
 """The name of a checkpoint: its round, and the checksum of its content."""
 HALF = re.compile(rf"\.{CHECKPOINT.pattern}\.\d+\.tmp")
 """What it is called before it is whole; see `write_whole`."""
+
+
+LARGEST = 2**30
+"""Bytes of a summary or a trace that are read."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Moment = Annotated[float, Field(ge=0, le=1e10)]
+"""Virtual seconds; the clock has no more."""
+
+
+def _rounds(text: str) -> str:
+    if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
+        raise ValueError("is no count of rounds")
+    return text
+
+
+class _Work(BaseModel):
+    client: Count
+    version: Count
+    start: Moment | None
+    end: Moment | None
+    used: Moment | None
+    outcome: str
+
+
+class _Trace(BaseModel):
+    """What is drawn of a trace."""
+
+    staleness: dict[Annotated[str, AfterValidator(_rounds)], Count]
+    participation: list[Count]
+    until: Moment
+    timeline_clients: Count
+    timeline: list[_Work]
 
 
 class StoredRun:
@@ -53,11 +89,21 @@ class StoredRun:
 
     def ended(self) -> str | None:
         """How the run has ended, one of `ENDED`; None: it has not, or has been interrupted."""
-        try:
-            status = json.loads((self.path / SUMMARY).read_bytes())["status"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        summary = self.summary()
+        status = "" if summary is None else str(summary["status"])
         return status if status in ENDED else None
+
+    def summary(self) -> dict[str, Any] | None:
+        """Read summary.json; None where there is none that a run has written."""
+        try:
+            found = parse_json(read_bytes(self.path / SUMMARY, LARGEST))
+        except (OSError, ValueError):
+            return None
+        if not isinstance(found, dict) or not all(
+            isinstance(found.get(name, ""), str) for name in ("status", "reason")
+        ):
+            return None
+        return found if all(is_number(value) for name, value in found.items() if is_measure(name)) else None
 
     def rows(self) -> list[Row]:
         """Read the rows of metrics.jsonl; a last line that was cut off is dropped."""
@@ -72,10 +118,17 @@ class StoredRun:
         """Read trace.json; None without it. InputError: it cannot be read."""
         path = self.path / TRACE
         try:
-            found: dict[str, Any] = json.loads(path.read_bytes())
+            found: dict[str, Any] = parse_json(read_bytes(path, LARGEST))
+            if not isinstance(found, dict):
+                raise ValueError("it is no table")
+            _Trace.model_validate(found, strict=True)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except ValidationError as error:
+            raise InputError("trace", str(path), f"no run has written this: {first_error(error, '')}") from error
+        except OSError as error:
+            raise InputError("trace", str(path), f"cannot be read: {reason(error)}") from error
+        except ValueError as error:
             raise InputError("trace", str(path), f"cannot be read: {error}") from error
         return found
 
@@ -83,7 +136,7 @@ class StoredRun:
         """Read config.toml. InputError: it is absent or not TOML."""
         path = self.path / CONFIG
         try:
-            return tomllib.loads(path.read_text(encoding="utf-8"))
+            return read_toml(path)
         except OSError as error:
             raise InputError("run", str(path), f"cannot be read: {reason(error)}") from error
         except ValueError as error:
@@ -101,4 +154,5 @@ def open_run(path: Path) -> StoredRun:
 
 def is_run(path: Path) -> bool:
     """Whether `path` is the folder of a run."""
-    return (path / CONFIG).is_file() or (path / METRICS).is_file()
+    found = (look(path / name, "run") for name in (CONFIG, METRICS))
+    return any(one is not None and stat.S_ISREG(one.st_mode) for one in found)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 import traceback
 from collections import Counter
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.core.errors import FedsimError, InputError, named_line, one_line
 from fedsim.parallel.workers import Failed, Lost, Workers, take_one_core
+from fedsim.running.many import hold_few, length
 
 # What needs PyTorch is imported where it is used: a new process first says how many threads it may have.
 if TYPE_CHECKING:
@@ -99,7 +101,10 @@ def expand(
     if "seed" in grid:
         raise InputError("grid", "seed", "runs that differ in their seed are one point of a grid; pass --seeds")
     points = []
-    for given in [experiments] if isinstance(experiments, Experiment | Path | str) else experiments:
+    several = [experiments] if isinstance(experiments, Experiment | Path | str) else list(experiments)
+    number = len(several) * math.prod(map(len, grid.values())) * max(length(seeds), 1)
+    hold_few("seeds" if seeds else "grid", "(all combinations)", number)
+    for given in several:
         if not isinstance(given, Experiment | Path | str):
             raise InputError("experiments", type(given).__name__, "name files, or hand over experiments")
         for values in itertools.product(*grid.values()):
@@ -249,9 +254,8 @@ def _earlier(point: Point) -> Outcome | None:
     InputError: the folder cannot be used, or another experiment has been run in it.
     """
     from fedsim.configuration.tables import experiment
-    from fedsim.running.endings import ENDED
     from fedsim.running.folder import RunFolder
-    from fedsim.running.stored import CONFIG, SUMMARY
+    from fedsim.running.stored import CONFIG
 
     folder = point.folder
     RunFolder.check(folder, point.experiment.name, force=True)
@@ -263,11 +267,11 @@ def _earlier(point: Point) -> Outcome | None:
         same = False
     if not same:
         raise InputError("out", str(folder), "another experiment has been run here; choose another --out")
-    try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    stored = RunFolder(folder)
+    status, summary = stored.ended(), stored.summary()
+    if status is None or summary is None:
         return None
-    return Outcome(point, summary["status"], summary["reason"], summary, True) if summary["status"] in ENDED else None
+    return Outcome(point, status, str(summary.get("reason", "")), summary, True)
 
 
 def _text(made: Experiment) -> str:
