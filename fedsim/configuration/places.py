@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,11 @@ def placed(tables: Any, folder: Path, option: str = "") -> Any:
         return tables
     kind = re.fullmatch(FILE_KIND, tables)
     if kind:
-        return f"{kind['resolver'] or ''}{folder / Path(kind['file']).expanduser()}:{kind['name']}"
-    there = folder / Path(tables).expanduser() if option in PATHS and tables else folder
-    return str(there) if there != folder and there.exists() else tables
+        return f"{kind['resolver'] or ''}{_from(folder, kind['file'])}:{kind['name']}"
+    there = _from(folder, tables) if option in PATHS and tables else folder
+    return str(there) if there != folder and os.path.exists(there) else tables
+
+
+def _from(folder: Path, path: str) -> Path:
+    """A path from a folder. ~user who is not there stays: who reads the file refuses it, by the option's whole name."""
+    return folder / os.path.expanduser(path)

@@ -17,8 +17,8 @@ from fedsim.configuration.places import placed
 from fedsim.core import plugins
 from fedsim.core.documents import hold_shallow, parse_toml, read_toml
 from fedsim.core.errors import InputError, naming
-from fedsim.core.near import meant
 from fedsim.core.files import look, reason
+from fedsim.core.near import meant
 from fedsim.core.options import Name, NonNegativeInt, PositiveInt, Seconds, options
 from fedsim.core.plugins import HasPlugins, is_only_here, kind_of
 from fedsim.devices import Devices

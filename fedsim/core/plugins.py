@@ -25,8 +25,8 @@ from types import CodeType, ModuleType
 from typing import Any, ClassVar
 
 from fedsim.core.errors import InputError, naming
-from fedsim.core.near import meant
 from fedsim.core.files import look
+from fedsim.core.near import meant
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "strategies": ("down", "up", "init", "ask", "tell"),
