@@ -27,7 +27,6 @@ from fedsim.core.documents import parse_json, read_toml
 from fedsim.core.errors import InputError
 from fedsim.core.files import look, read_bytes, reason
 from fedsim.core.measures import is_measure
-from fedsim.core.options import first_error
 from fedsim.problems.base import ADVERSARIAL, PARTITION
 from fedsim.running.endings import ENDED
 from fedsim.running.history import History, Row, is_number, read_rows
@@ -125,7 +124,9 @@ class StoredRun:
         except FileNotFoundError:
             return None
         except ValidationError as error:
-            raise InputError("trace", str(path), f"no run has written this: {first_error(error, '')}") from error
+            first = error.errors(include_url=False)[0]
+            name = ".".join(map(str, first["loc"]))
+            raise InputError("trace", str(path), f"no run has written this: {name}: {first['msg']}") from error
         except OSError as error:
             raise InputError("trace", str(path), f"cannot be read: {reason(error)}") from error
         except ValueError as error:
