@@ -27,12 +27,12 @@ from experiments.benchmarks.peers.work import digits
 
 RAY = "Flower Ray (2 actors)"
 STOCK = "flwr:FedAvg, our clients"
-ENGINES = {RAY: ("ray", 2), "fedsim (1 process)": ("here", 1), "fedsim (2 workers)": ("here", 2), STOCK: ("stack", 1)}
+ENGINES = {RAY: ("ray", 2), "fedsim (1 process)": ("here", 0), "fedsim (2 workers)": ("here", 2), STOCK: ("stack", 1)}
 """What runs, and over how many processes."""
 
 
 class FlowerHere(FlowerRay):
-    """The same app in fedsim's processes. cpus: workers; 1: the process itself."""
+    """The same app in fedsim's processes. cpus: workers; 0: the process itself."""
 
     app: ClassVar[str] = "experiments.benchmarks.flower_apps"
 

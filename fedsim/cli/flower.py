@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedsim.core.errors import FedsimError
 from fedsim.core.terminal import tell
 
 if TYPE_CHECKING:
@@ -31,7 +32,27 @@ def run(
         list[str] | None,
         typer.Option("--run-config", "-c", help="As for flwr run: name=value ..., or a TOML file."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that do the clients' work; 1: this one.")] = 1,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that do the clients' work; 0: this one. The result is the same.")
+    ] = 0,
+    worlds: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many module worlds the nodes share; by default each has its own."),
+    ] = None,
+    node_config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--node-config",
+            help="As for flower-supernode, of every node: name=value ..., or a TOML file; {partition-id}: its number.",
+        ),
+    ] = None,
+    real_time: Annotated[
+        bool, typer.Option("--real-time", help="Nodes take the seconds that they really take; timeouts count these.")
+    ] = False,
+    call_limit: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which a worker that is still at a call is ended; its reply is an error."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Begins the generators of Python, NumPy and PyTorch.")] = 0,
 ) -> None:
     """Run a Flower app. What it prints and writes is its own; at the end there is a summary.
@@ -39,13 +60,28 @@ def run(
     Exit code 1: the server app has failed, or all replies, or all to `train` messages, are errors.
     """
     from fedsim.flower import AppFolder, simulate
+    from fedsim.flower.folder import node_config as read
 
     folder = AppFolder.read(path, run_config or [])
     number = nodes or folder.nodes or NODES
-    with folder.on_path():
-        result = simulate(
-            folder.server, folder.client, number, run_config=folder.run_config, seed=seed, workers=workers
-        )
+    try:
+        with folder.on_path():
+            result = simulate(
+                folder.server,
+                folder.client,
+                number,
+                run_config=folder.run_config,
+                seed=seed,
+                workers=workers,
+                worlds=worlds,
+                node_config=read(node_config or []),
+                real_time=real_time,
+                call_limit=call_limit,
+            )
+    except (FedsimError, SystemExit) as error:  # whose notes nobody else prints
+        for note in getattr(error, "__notes__", []):
+            tell(note, "stderr")
+        raise
     tell("\n".join(summary(result, number)))
     if result.failed:
         raise typer.Exit(1)
@@ -59,9 +95,15 @@ def summary(result: AppResult, nodes: int) -> list[str]:
             last = max(rounds)
             told = ", ".join(f"{name} {_written(value)}" for name, value in rounds[last].items())
             lines.append(f"{kind}, round {last}: {told}")
+    late = [exchange for exchange in result.exchanges if exchange.overdue]
+    if late:
+        allowed = min(exchange.allowed for exchange in late)
+        lines.append(
+            f"{len(late)} replies took longer than the timeout of {allowed:g} s by the wall clock, and were counted "
+            "all the same; --real-time leaves such replies out"
+        )
     if result.errors:
-        first = result.errors[0]
-        lines.append(f"{len(result.errors)} replies are errors; the first, of node {first.node}: {first.error.strip()}")
+        lines.append(result.trouble)
     return lines
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.core.errors import InputError, one_line
-from fedsim.flower.internals import project, run_config
+from fedsim.flower.internals import project, run_config, written
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,21 @@ class AppFolder:
 
     @contextmanager
     def on_path(self) -> Iterator[None]:
-        """Within this block modules of the folder are found first. InputError: one of the same name is loaded."""
+        """Within this block modules of the folder are found first."""
         before = list(sys.path)
-        for place in (self.server, self.client):
-            name = place.partition(":")[0].partition(".")[0]
-            loaded = getattr(sys.modules.get(name), "__file__", None)
-            if loaded is not None and self.path not in Path(loaded).absolute().parents:
-                raise InputError("path", str(self.path), f"another module {name} is loaded already, from {loaded}")
         sys.path.insert(0, str(self.path))
         try:
             yield
         finally:
             sys.path[:] = before
+
+
+def node_config(texts: Sequence[str]) -> dict[str, Any]:
+    """Entries of nodes' configurations, as after `flower-supernode --node-config`. InputError: they cannot be read."""
+    try:
+        return written(texts)
+    except (OSError, ValueError) as error:
+        raise InputError("node-config", " ".join(texts), one_line(error)) from error
 
 
 def _nodes(tables: Mapping[str, Any]) -> int | None:

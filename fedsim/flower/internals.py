@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -297,7 +298,19 @@ def project(folder: Path) -> Mapping[str, Any]:
 
 def run_config(app: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """An app's configuration, flat, with overrides as after `flwr run --run-config`. ValueError, OSError: bad ones."""
+    return dict(fuse_dicts(flatten_dict(app.get("config", {})), written(overrides)))
+
+
+def written(texts: Sequence[str]) -> dict[str, Any]:
+    """What texts of `name=value ...` say, or a TOML file, by flat names. ValueError, OSError: they cannot be read."""
+    for text in texts:  # Flower passes over what it does not understand
+        if not text.endswith(".toml") and (rest := _WRITTEN.sub("", text).strip()):
+            raise ValueError(f"{rest} is not name=value")
     try:
-        return dict(fuse_dicts(flatten_dict(app.get("config", {})), parse_config_args(list(overrides))))
+        return dict(parse_config_args(list(texts)))
     except click.ClickException as error:
         raise ValueError(error.message) from error
+
+
+_WRITTEN = re.compile(r"""\S+?=('[^']*'|"[^"]*"|\S+)""")
+"""What Flower takes for a name and its value."""

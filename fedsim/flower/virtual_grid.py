@@ -7,62 +7,44 @@ the order of the times at which they are due, then of their messages. So nothing
 
 from __future__ import annotations
 
-import gc
+import math
 import threading
 import time
-import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from logging import getLogger
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedsim.core.clock import seconds, ticks
 from fedsim.core.errors import FedsimError, InputError, StalledError
-from fedsim.core.generators import begin_globals, seeded_globals
+from fedsim.core.generators import seeded_globals
 from fedsim.core.options import LONGEST
 from fedsim.core.streams import Streams
+from fedsim.flower.calls import Answer, Call, Clients, Here, few_collections
+from fedsim.flower.configurations import configuration
 from fedsim.flower.internals import (
-    RAISED,
     SERVER,
     Ended,
     Outcome,
     acting_as,
     copied,
-    copied_context,
     empty_run,
     name_message,
     quick_arrays,
     unavailable,
     watched,
 )
-from fedsim.flower.records import PARTITION, PARTITIONS, ROUND
-from fedsim.parallel.cores import one_core_an_operation
+from fedsim.flower.records import ROUND
 
+LEAST_CALL, LONGEST_CALL = 30.0, 1e6
+"""Wall-clock seconds that a call may take where nobody says how many: at least, and at most."""
 _alone = threading.Lock()
 """Held while an app runs: the generators and the names of messages are the process's."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a node is to do: handle a message in its context, drawing from global generators that begin at `seed`."""
-
-    message: Message
-    context: Context
-    seed: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of a call. context: what the node goes on with; None: what it had. seconds: of the wall clock."""
-
-    reply: Message
-    context: Context | None
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -70,8 +52,9 @@ class Exchange:
     """A message and what came of it.
 
     round: where its settings or its group say one. pushed: wall-clock seconds since the app began. sent, due: virtual
-    seconds. seconds: of the wall clock, that the call took. bytes_down, bytes_up: of arrays. error: the reply's reason
-    where it is an error, with the client's traceback; or empty.
+    seconds. allowed: seconds that the server waits for the reply, or that the message lives. seconds: of the wall
+    clock, that the call took. bytes_down, bytes_up: of arrays. error: the reply's reason where it is an error, with
+    the client's traceback; or empty.
     """
 
     node: int
@@ -81,70 +64,34 @@ class Exchange:
     pushed: float
     sent: float
     due: float
+    allowed: float
     seconds: float
     bytes_down: int
     bytes_up: int
     error: str
 
-
-class Clients(Protocol):
-    """Whatever makes calls of the client app."""
-
-    def answers(self, calls: Sequence[Call]) -> list[Answer]:
-        """Make calls of different nodes; the answers in the calls' order."""
-
-
-@dataclass(frozen=True)
-class Here:
-    """Calls in this process, one after the other."""
-
-    app: ClientApp
-
-    def answers(self, calls: Sequence[Call]) -> list[Answer]:
-        """Make the calls."""
-        with seeded_globals(0), one_core_an_operation():
-            return [handle(self.app, call) for call in calls]
-
-
-def handle(app: ClientApp, call: Call) -> Answer:
-    """Make a call, on copies of message and context; what it returns is copied, for the app may keep it.
-
-    An exception, and a reply that is none, are answered as an error and leave the context as it was. The global
-    generators are left wherever the call leaves them.
-    """
-    message, began = call.message, time.perf_counter()
-    name = message.metadata.message_id
-    context: Context | None = None
-    try:
-        begin_globals(call.seed)  # they are not put back after each call, which takes ten times as long
-        own = copied_context(call.context)
-        returned = app(copied(message), own)
-        if not isinstance(returned, Message) or returned.metadata.reply_to_message_id != name:
-            raise TypeError(f"the client app returned {type(returned).__name__}, not a reply to its message")
-        reply, context = copied(returned), copied_context(own)
-    except (Exception, SystemExit) as error:
-        reply = failure(message, RAISED, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-    return Answer(reply, context, time.perf_counter() - began)
-
-
-def failure(message: Message, code: int, reason: str) -> Message:
-    """The reply that something went wrong."""
-    return Message(Error(code, reason), reply_to=message)
+    @property
+    def overdue(self) -> bool:
+        """Whether the reply was counted although the call took longer, by the wall clock, than the server waits."""
+        return not self.error and self.due - self.sent <= self.allowed < self.seconds
 
 
 @dataclass
 class _Flight:
     """A message on its way. due: the tick at which its reply is there. late: its time is over before its node is done.
 
-    pushed: wall-clock seconds since the app began. reply: None as long as nobody has asked for one.
+    pushed: wall-clock seconds since the app began. allowed: seconds that the server waits for the reply, or that the
+    message lives. due, late, reply: known when its node has had it.
     """
 
     message: Message
     number: int
     sent: int
-    due: int
+    expires: int
     pushed: float
-    late: bool
+    allowed: float
+    due: int = 0
+    late: bool = False
     reply: Message | None = None
 
 
@@ -163,8 +110,11 @@ class VirtualGrid(Grid):
     """Nodes of this process, for one run: `with VirtualGrid(client_app, 100) as grid: server_app(grid, context)`.
 
     clients: the client app, or what makes its calls. nodes: how many; their ids are drawn from `seed`, their
-    configurations have `partition-id` and `num-partitions`. run_config: what contexts have. durations: virtual seconds
-    that nodes take for a message, by partition; who is not there takes none.
+    configurations have `partition-id`, `num-partitions` and the entries of `node_config`, in whose texts
+    `{partition-id}` is the partition's number, and `{partition-id:03}` the same in three digits. run_config: what
+    contexts have. durations: virtual seconds that nodes take for a message, by partition; who is not there takes none.
+    real_time: nodes take the seconds that a call takes by the wall clock. call_limit: wall-clock seconds that a call in
+    a worker process may take; by default as long as the server waits for the reply, but half a minute at least.
 
     A message whose time to live is shorter than its node takes is answered by Flower's error, as one that is not known
     is. `send_and_receive` waits in virtual time, at most `timeout`; `pull_messages` hands over what is there, and where
@@ -181,7 +131,10 @@ class VirtualGrid(Grid):
         *,
         run_config: Mapping[str, Any] | None = None,
         seed: int = 0,
+        node_config: Mapping[str, Any] | None = None,
         durations: Mapping[int, float] | None = None,
+        real_time: bool = False,
+        call_limit: float | None = None,
     ) -> None:
         if nodes < 1:
             raise InputError("nodes", nodes, "at least one node must do the work")
@@ -190,15 +143,20 @@ class VirtualGrid(Grid):
                 raise InputError("durations", partition, f"partitions are numbered 0 to {nodes - 1}")
             if not 0.0 <= taken <= LONGEST:
                 raise InputError(f"durations.{partition}", taken, f"write seconds from 0 to {LONGEST:g}")
+        if durations and real_time:
+            raise InputError("durations", dict(durations), "nodes take the seconds that they take; leave out real_time")
+        if call_limit is not None and not 0.0 < call_limit <= LONGEST_CALL:
+            raise InputError("call_limit", call_limit, f"write seconds above 0, {LONGEST_CALL:g} at most")
         self._clients: Clients = Here(clients) if isinstance(clients, ClientApp) else clients
         self._streams = Streams(seed)
         self._run = empty_run(self._streams.derive("run") >> 1)  # of 63 bits, as Flower's
         self._nodes: dict[int, _Node] = {}
         for partition in range(nodes):
             name = self._streams.derive("node", step=partition)
-            config: dict[str, Any] = {PARTITION: partition, PARTITIONS: nodes}
+            config = configuration(node_config or {}, partition, nodes)
             context = Context(self._run.run_id, name, config, RecordDict(), dict(run_config or {}))
             self._nodes[name] = _Node(context, partition, ticks((durations or {}).get(partition, 0.0)))
+        self._real_time, self._call_limit = real_time, call_limit
         self.now = 0
         self.exchanges: list[Exchange] = []
         self.outcomes: list[Outcome] = []
@@ -264,7 +222,7 @@ class VirtualGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages; their ids, without those whose node does not exist, which Flower's log tells."""
         with self._lock:
-            return [flight.message.metadata.message_id for flight in map(self._push, messages) if flight is not None]
+            return self._pushed(messages, math.inf)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Hand over the replies that are there; where none is, those that will be there next.
@@ -286,7 +244,7 @@ class VirtualGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and hand over the replies that are there after `timeout` virtual seconds; all, where None."""
         with self._lock:
-            names = self.push_messages(messages)
+            names = self._pushed(messages, math.inf if timeout is None else timeout)
             self._work()
             end = max((self._flights[name].due for name in names), default=self.now)
             if timeout is not None and timeout < seconds(end - self.now):
@@ -294,31 +252,28 @@ class VirtualGrid(Grid):
             self.now = max(self.now, end)
             return self._taken(names)
 
-    def _push(self, message: Message) -> _Flight | None:
-        """Take a message: when it is handled and answered is known at once."""
+    def _pushed(self, messages: Iterable[Message], timeout: float) -> list[str]:
+        """Take messages, for whose replies the server waits so many seconds; the ids of those that have a node."""
+        return [message.metadata.message_id for message in messages if self._push(message, timeout)]
+
+    def _push(self, message: Message, timeout: float) -> bool:
         metadata = message.metadata
         if metadata.reply_to_message_id or metadata.ttl <= 0:
             raise ValueError(f"Invalid message: {message}")
         if metadata.dst_node_id not in self._nodes:
             getLogger("flwr").error("Invalid destination node ID for Message: %s", metadata.dst_node_id)
-            return None
+            return False
         self._sent += 1
         name_message(message, f"{self._sent:016x}")
-        node, expires = self._nodes[metadata.dst_node_id], self.now + ticks(min(metadata.ttl, LONGEST))
-        start = max(self.now, node.free)
-        late = start + node.lag > expires
-        due = expires if late else start + node.lag
-        flight = _Flight(copied(message), self._sent, self.now, due, self.elapsed, late)
+        expires = self.now + ticks(min(metadata.ttl, LONGEST))
+        allowed = min(metadata.ttl, max(timeout, 0.0))
+        flight = _Flight(copied(message), self._sent, self.now, expires, self.elapsed, allowed)
         self._flights[metadata.message_id] = flight
-        if start <= expires:
-            node.free = start + node.lag
-            self._waiting.append(flight)
-        else:
-            self._answer(flight, None)
-        return flight
+        self._waiting.append(flight)
+        return True
 
     def _work(self) -> None:
-        """Have all messages handled that were sent."""
+        """Have all messages handled that were sent: those of a node in their order."""
         while self._waiting:
             first: dict[int, _Flight] = {}
             rest = []
@@ -326,23 +281,33 @@ class VirtualGrid(Grid):
                 if first.setdefault(flight.message.metadata.dst_node_id, flight) is not flight:
                     rest.append(flight)
             self._waiting = rest
-            calls = [self._call(flight) for flight in first.values()]
-            for flight, answer in zip(first.values(), self._clients.answers(calls), strict=True):
-                self._answer(flight, answer)
+            for flight in first.values():
+                flight.due = max(flight.sent, self._node(flight).free)
+                flight.late = flight.due > flight.expires
+            begun = [flight for flight in first.values() if not flight.late]
+            answers = iter(self._clients.answers([self._call(flight) for flight in begun]))
+            for flight in first.values():
+                self._answer(flight, None if flight.late else next(answers))
+
+    def _node(self, flight: _Flight) -> _Node:
+        return self._nodes[flight.message.metadata.dst_node_id]
 
     def _call(self, flight: _Flight) -> Call:
-        node = self._nodes[flight.message.metadata.dst_node_id]
+        node = self._node(flight)
         node.calls += 1
         seed = self._streams.derive("client app", turn=node.calls, step=node.partition)
-        return Call(flight.message, node.context, seed)
+        limit = max(flight.allowed, LEAST_CALL) if self._call_limit is None else self._call_limit
+        return Call(flight.message, node.context, node.partition, seed, min(limit, LONGEST_CALL))
 
     def _answer(self, flight: _Flight, answer: Answer | None) -> None:
         """Note what came of a message. answer: None where its time was over before its node began."""
-        metadata = flight.message.metadata
-        node = self._nodes[metadata.dst_node_id]
-        if answer is not None and answer.context is not None:
-            node.context = answer.context
+        metadata, node = flight.message.metadata, self._node(flight)
+        if answer is not None:
+            node.context = answer.context or node.context
+            flight.due = node.free = flight.due + (ticks(answer.seconds) if self._real_time else node.lag)
+            flight.late = flight.due > flight.expires
         if answer is None or flight.late:
+            flight.due = flight.expires
             flight.reply = unavailable(metadata.message_id, self._run.run_id, time.time())
         else:
             flight.reply = answer.reply
@@ -357,6 +322,7 @@ class VirtualGrid(Grid):
                 pushed=flight.pushed,
                 sent=seconds(flight.sent),
                 due=seconds(flight.due),
+                allowed=flight.allowed,
                 seconds=0.0 if answer is None else answer.seconds,
                 bytes_down=_size(flight.message),
                 bytes_up=_size(reply),
@@ -379,22 +345,6 @@ class VirtualGrid(Grid):
         raise StalledError(
             f"the app waits for {said} and there are {len(self._nodes)}; give it more, or have its strategy ask fewer"
         )
-
-
-@contextmanager
-def few_collections() -> Iterator[None]:
-    """Within this block Python's collector passes over what was there before, which is all that was imported.
-
-    Every message makes objects enough for it to look through all of them again and again.
-    """
-    if gc.get_freeze_count():
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _round(message: Message) -> int | None:

@@ -112,14 +112,28 @@ class Workers:
         # Before Python waits for its processes, when it ends, and in no process that has been forked from this one.
         Finalize(self, _end, (self._workers,), exitpriority=0)
 
-    def map(self, function: Callable[[Any, Any], Any], tasks: Iterable[Any]) -> list[Any]:
+    def start(self) -> None:
+        """Start the processes, which load while this one goes on, instead of when there is work for them."""
+        with self._lock:
+            for worker in self._workers:
+                if worker.process is None:
+                    worker.start()
+
+    def map(
+        self,
+        function: Callable[[Any, Any], Any],
+        tasks: Iterable[Any],
+        homes: Sequence[int] | None = None,
+        timeouts: Sequence[float] | None = None,
+    ) -> list[Any]:
         """Call function(held, task) for every task, on whichever process is free: the outcomes in the tasks' order.
 
-        `held` is what `load` has returned in the process. An outcome is a value, or one of `Failed`.
+        `held` is what `load` has returned in the process. An outcome is a value, or one of `Failed`. homes: for each
+        task the number of the process, from 0, that is to do it. timeouts: of each, instead of the one for all.
         """
         listed = list(tasks)
         outcomes: list[Any] = [None] * len(listed)
-        for number, outcome in self.stream(function, listed):
+        for number, outcome in self.stream(function, listed, homes=homes, timeouts=timeouts):
             outcomes[number] = outcome
         return outcomes
 
@@ -128,6 +142,9 @@ class Workers:
         function: Callable[[Any, Any], Any],
         tasks: Sequence[Any],
         stop: Callable[[Any], bool] | None = None,
+        *,
+        homes: Sequence[int] | None = None,
+        timeouts: Sequence[float] | None = None,
     ) -> Generator[tuple[int, Any], None, None]:
         """Do the same, and yield the tasks' numbers with their outcomes as they end.
 
@@ -140,7 +157,7 @@ class Workers:
         with self._lock:
             try:
                 while waiting or any(worker.at_work for worker in self._workers):
-                    self._give_out(waiting, function, tasks)
+                    self._give_out(waiting, function, tasks, homes, timeouts)
                     yield from done
                     done = []
                     for number, outcome in self._receive():
@@ -166,16 +183,26 @@ class Workers:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _give_out(self, waiting: deque[int], function: Callable[[Any, Any], Any], tasks: Sequence[Any]) -> None:
+    def _give_out(
+        self,
+        waiting: deque[int],
+        function: Callable[[Any, Any], Any],
+        tasks: Sequence[Any],
+        homes: Sequence[int] | None,
+        timeouts: Sequence[float] | None,
+    ) -> None:
         loading = sum(worker.task == LOADING for worker in self._workers)
-        for worker in self._workers:
-            if loading < len(waiting) and worker.process is None:
+        for place, worker in enumerate(self._workers):
+            number = next((number for number in waiting if homes is None or homes[number] == place), None)
+            if number is None:
+                continue
+            if worker.process is None and (homes is not None or loading < len(waiting)):
                 worker.start()
                 loading += 1
-            elif waiting and worker.process is not None and worker.task is None:
-                number = waiting.popleft()
-                if not worker.give(number, (function, tasks[number]), time.monotonic() + self.timeout):
-                    waiting.appendleft(number)
+            elif worker.process is not None and worker.task is None:
+                timeout = self.timeout if timeouts is None else timeouts[number]
+                if worker.give(number, (function, tasks[number]), timeout):
+                    waiting.remove(number)
 
     def _receive(self) -> Iterator[tuple[int, Any]]:
         """Wait until a process answers, ends or has had its time; give the tasks that are done with their outcomes."""
@@ -190,8 +217,8 @@ class Workers:
             if connection in ready:
                 outcome = worker.receive()
             elif worker.deadline <= time.monotonic():
+                outcome = TimedOut(worker.timeout)
                 worker.end()
-                outcome = TimedOut(self.timeout)
             else:
                 continue
             if task is not None and task != LOADING:
@@ -210,7 +237,7 @@ class _Worker:
     def __init__(self, pickled: bytes) -> None:
         self.process: SpawnProcess | None = None
         self.task: int | None = None
-        self.deadline = math.inf
+        self.timeout = self.deadline = math.inf
         self._pickled = pickled
 
     @property
@@ -229,15 +256,15 @@ class _Worker:
             self.task, self.deadline = LOADING, math.inf
             far.close()
 
-    def give(self, number: int, message: object, deadline: float) -> bool:
-        """Begin a task; False where the process has ended meanwhile."""
+    def give(self, number: int, message: object, timeout: float) -> bool:
+        """Begin a task, which may take so many seconds; False where the process has ended meanwhile."""
         self.task = number  # first: an interrupt may come when half of it is done
         try:
             self.channel.send(message)
         except OSError:
             self.end()
             return False
-        self.deadline = deadline
+        self.timeout, self.deadline = timeout, time.monotonic() + timeout
         return True
 
     def receive(self) -> Any:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +26,20 @@ from fedsim.cli.flower import summary
 from fedsim.cli.main import main
 from fedsim.core.errors import InputError, StalledError
 from fedsim.flower import AppFolder, AppResult, client_app, server_app, simulate
-from fedsim.flower.simulation import place_of
+from fedsim.flower.places import place_of
 
 APPS = Path(__file__).parent / "apps"
 
 
 @pytest.fixture(autouse=True)
 def apart():
-    """The modules of apps are gone afterwards, and Flower's log is short."""
+    """Flower's log is short, and no module of an app is left loaded."""
     before, level = set(sys.modules), logging.getLogger("flwr").level
     logging.getLogger("flwr").setLevel(logging.WARNING)
     yield
     logging.getLogger("flwr").setLevel(level)
-    for name in set(sys.modules) - before:
-        if str(APPS) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    files = {name: str(getattr(sys.modules[name], "__file__", "")) for name in set(sys.modules) - before}
+    assert [name for name, file in files.items() if str(APPS) in file] == []
 
 
 def run_folder(name, *overrides, nodes=None, **kwargs):
@@ -116,25 +116,61 @@ def test_slow_nodes_miss_the_round():
     assert result.result.arrays.to_numpy_ndarrays()[0] == pytest.approx([0.5])  # the mean of 0 and 1, without 2
 
 
+def sleepy(message, context):
+    """A client that takes 0.05 seconds in partition 0."""
+    if context.node_config["partition-id"] == 0:
+        time.sleep(0.05)
+    return Message(message.content, reply_to=message)
+
+
+@pytest.mark.parametrize("real_time", [False, True])
+def test_real_seconds_count_when_they_are_asked_for_and_are_told_else(real_time):
+    def main(grid, context):
+        sent = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
+        found.append(len(list(grid.send_and_receive(sent, timeout=0.04))))
+        again = [Message(RecordDict(), sent[0].metadata.dst_node_id, "query", ttl=0.03)]
+        found.append([reply.has_error() for reply in grid.send_and_receive(again)])
+
+    app, client, found = ServerApp(), ClientApp(), []
+    app.main()(main)
+    client.query()(sleepy)
+    result = simulate(app, client, nodes=3, real_time=real_time)
+    said = [line for line in summary(result, 3) if "by the wall clock" in line]
+    if real_time:
+        # Node 0 is late, and when it is asked again it is still at the first.
+        assert (found, said) == ([2, [True]], [])
+        assert result.exchanges[0].due == pytest.approx(result.exchanges[0].seconds, abs=1e-6)
+    else:
+        assert found == [3, [False]]
+        assert said == [
+            "2 replies took longer than the timeout of 0.03 s by the wall clock, and were counted all the same; "
+            "--real-time leaves such replies out"
+        ]
+
+
 def test_what_the_server_app_raises_is_raised():
     app = ServerApp()
 
     @app.main()
     def main(grid, context):
         random.random()
+        for node in grid.get_node_ids():
+            grid.send_and_receive([Message(RecordDict(), node, "query")])  # for which the client has no function
         raise LookupError("the app's own trouble")
 
     state = random.getstate()
-    with pytest.raises(LookupError, match="own trouble"):
+    with pytest.raises(LookupError, match="own trouble") as raised:
         simulate(app, pull(), nodes=2)
     assert random.getstate() == state
+    (note,) = raised.value.__notes__
+    assert note.startswith("2 replies are errors; the first, of partition 0: ValueError: No query function registered")
 
 
-def test_the_quickstart_is_the_same_in_one_process_and_in_workers(tmp_path, monkeypatch):
+def test_the_quickstart_is_the_same_in_this_process_and_in_a_worker(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = {path: path.read_bytes() for path in (APPS / "quickstart").rglob("*") if path.is_file()}
     models = []
-    for kwargs in ({}, {"workers": 2}, {"seed": 1}):
+    for kwargs in ({}, {"workers": 1}, {"seed": 1}):
         result = run_folder("quickstart", "num-server-rounds=3", **kwargs)
         models.append(torch.load(tmp_path / "final_model.pt"))
         # 3 of 6 nodes train, all evaluate.
@@ -156,25 +192,27 @@ def test_workers_that_go_wrong_are_error_replies_of_their_nodes(monkeypatch):
 
     @app.main()
     def main(grid, context):
-        for _ in range(2):
-            sent = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
-            found.append(grid.send_and_receive(sent))
+        nodes = list(grid.get_node_ids())
+        for asked in (nodes, [*nodes[:1], *nodes[2:4], *nodes[5:]]):
+            found.append(grid.send_and_receive([Message(RecordDict(), node, "query") for node in asked]))
 
     monkeypatch.syspath_prepend(str(APPS))
     found = []
-    result = simulate(app, "frail:app", nodes=12, workers=2)
+    result = simulate(app, "frail:app", nodes=12, workers=2, call_limit=1.5)
+    assert [row for row, reply in enumerate(found[0]) if reply.has_error()] == [1, 2, 3, 4]
+    assert [row for row, reply in enumerate(found[1]) if reply.has_error()] == [1, 2]
+    died, raised, odd, hung = (found[0][row].error for row in (1, 2, 3, 4))
+    assert (died.code, raised.code, odd.code, hung.code) == (8, 2, 2, 8)
+    assert died.reason == "a node that ended its process with exit code 7"
+    assert hung.reason == "a node that took longer than 1.5 s"
+    assert "RuntimeError: out of order" in raised.reason
+    assert "Traceback" in raised.reason
+    assert "AttributeError: 'str' object has no attribute 'items'" in odd.reason
     for number, replies in enumerate(found):
-        assert [row for row, reply in enumerate(replies) if reply.has_error()] == [1, 2, 3]
-        died, raised, odd = (replies[row].error for row in (1, 2, 3))
-        assert (died.code, raised.code, odd.code) == (8, 2, 2)
-        assert died.reason == "a node that ended its process with exit code 7"
-        assert "RuntimeError: out of order" in raised.reason
-        assert "Traceback" in raised.reason
-        assert "AttributeError: 'str' object has no attribute 'items'" in odd.reason
         good = [reply.content["found"] for reply in replies if not reply.has_error()]
-        assert [one["count"] for one in good] == [number + 1] * 9
-        assert len({one["drawn"] for one in good}) == 9
-    assert [error.partition for error in result.errors] == [1, 2, 3] * 2
+        assert [one["count"] for one in good] == [number + 1] * 8  # what nodes remember is safe from workers that end
+        assert len({one["drawn"] for one in good}) == 8
+    assert [error.partition for error in result.errors] == [1, 2, 3, 4, 2, 3]
 
 
 def test_a_client_app_that_no_other_process_finds(monkeypatch):
@@ -203,8 +241,8 @@ def test_places_without_an_app(place, monkeypatch):
     with pytest.raises(InputError) as caught:
         simulate(averaging(), place, nodes=2)
     assert str(caught.value) == PLACES[place]
-    with pytest.raises(InputError, match=r"^workers = 0: "):
-        simulate(averaging(), pull(), nodes=2, workers=0)
+    with pytest.raises(InputError, match=r"^workers = -1: "):
+        simulate(averaging(), pull(), nodes=2, workers=-1)
 
 
 def test_apps_in_each_others_place():
@@ -238,7 +276,6 @@ def test_what_an_app_draws_when_it_is_imported_is_the_seeds(monkeypatch, tmp_pat
     found = []
     for seed in (0, 0, 1):
         simulate(app, "drawing_app:app", nodes=1, seed=seed)
-        del sys.modules["drawing_app"]
     assert found[0] == found[1] != found[2]
 
 
@@ -291,13 +328,6 @@ def test_a_folder_says_what_is_in_it():
     assert AppFolder.read(APPS / "legacy").nodes is None
 
 
-def test_a_module_of_the_same_name_must_not_be_loaded_already(monkeypatch):
-    folder = AppFolder.read(APPS / "quickstart")
-    monkeypatch.setitem(sys.modules, "quickstart", fedsim)
-    with pytest.raises(InputError, match="another module quickstart is loaded already, from "), folder.on_path():
-        pass
-
-
 def call(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["fedsim", "flower", "run", *map(str, arguments)])
     try:
@@ -323,6 +353,9 @@ BAD = {
     "an unknown name": (["legacy", "-c", "rate=1"], "run-config = rate=1: Key 'rate' is not present"),
     "no text": (["legacy", "-c", "rounds=many"], "run-config = rounds=many: The provided configuration string is in"),
     "no file": (["legacy", "-c", "no.toml"], "run-config = no.toml: "),
+    "no value": (["legacy", "-c", "rounds"], "run-config = rounds: rounds is not name=value"),
+    "no node value": (["legacy", "--node-config", "a=1 b"], "node-config = a=1 b: b is not name=value"),
+    "a partition": (["legacy", "--node-config", "partition-id=1"], "node-config.partition-id = 1: partitions are"),
     "no nodes": (["legacy", "--nodes", "0"], "Invalid value for '--nodes'"),
     "no module": (["moved"], "serverapp = gone:server: there is no module gone on the path"),
 }
@@ -350,7 +383,8 @@ def app_folder(path, server, client):
     described = (APPS / "legacy" / "pyproject.toml").read_text().replace("legacy_app", "own_app")
     (path / "pyproject.toml").write_text(described)
     text = "from flwr.app import Message, RecordDict\nfrom flwr.clientapp import ClientApp\n"
-    text += "from flwr.serverapp import ServerApp\nserver, client = ServerApp(), ClientApp()\n"
+    text += "from flwr.serverapp import ServerApp\nfrom flwr.serverapp.strategy import FedAvg\n"
+    text += "server, client = ServerApp(), ClientApp()\n"
     text += f"@server.main()\ndef main(grid, context):\n    {server}\n"
     text += f"@client.query()\ndef answer(message, context):\n    {client}\n"
     (path / "own_app.py").write_text(text)
@@ -360,17 +394,21 @@ ASK = "list(grid.send_and_receive(Message(RecordDict(), node, 'query') for node 
 FAIL = "raise RuntimeError('broken on purpose')"
 
 
-@pytest.mark.parametrize(
-    ("server", "client", "where"), [(FAIL, "pass", "err"), (ASK, FAIL, "out")], ids=["server", "every client"]
-)
+CASES = {
+    "server": (FAIL, "pass", "err"),
+    "every client": (ASK, FAIL, "out"),
+    "client, then server": (f"{ASK}[0].content['found']", FAIL, "err"),
+    "client, then server by an exit": (f"{ASK}\n    raise SystemExit(1)", FAIL, "err"),
+    "client, then a server that waits": (f"{ASK}\n    FedAvg(min_available_nodes=9).start(grid, {{}})", FAIL, "err"),
+}
+
+
+@pytest.mark.parametrize(("server", "client", "where"), CASES.values(), ids=list(CASES))
 def test_an_app_that_fails_ends_with_exit_code_1_and_its_traceback(
     server, client, where, monkeypatch, tmp_path, capsys
 ):
     app_folder(tmp_path / "app", server, client)
-    try:
-        assert call(monkeypatch, tmp_path / "app", "--nodes", 2) == 1
-    finally:
-        sys.modules.pop("own_app", None)
+    assert call(monkeypatch, tmp_path / "app", "--nodes", 2) == 1
     said = getattr(capsys.readouterr(), where)
     assert "RuntimeError: broken on purpose" in said
     assert "own_app.py" in said
@@ -379,17 +417,13 @@ def test_an_app_that_fails_ends_with_exit_code_1_and_its_traceback(
 def test_an_app_that_never_trains_ends_with_exit_code_1_whatever_else_is_answered(monkeypatch, tmp_path, capsys):
     server = f"{ASK}\n    {ASK.replace('query', 'train')}"  # for which the client has no function
     app_folder(tmp_path / "app", server, "return Message(RecordDict(), reply_to=message)")
-    try:
-        assert call(monkeypatch, tmp_path / "app", "--nodes", 2) == 1
-    finally:
-        sys.modules.pop("own_app", None)
+    assert call(monkeypatch, tmp_path / "app", "--nodes", 2) == 1
     assert "2 replies are errors" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [["-m", "fedsim"], ["-c", "from fedsim.cli.main import main; main()"]])
-def test_a_folder_may_have_packages_of_the_names_of_ours(command):
+def test_a_folder_may_have_packages_of_the_names_of_ours():
     done = subprocess.run(
-        [sys.executable, *command, "flower", "run", ".", "--nodes", "2"],
+        [sys.executable, "-m", "fedsim", "flower", "run", ".", "--nodes", "2"],
         cwd=APPS / "folders",
         capture_output=True,
         text=True,
@@ -397,7 +431,7 @@ def test_a_folder_may_have_packages_of_the_names_of_ours(command):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[:3] == ["here is 0", "here is 1", "was sent ''"]
+    assert done.stdout.splitlines()[:3] == ["here is 0", "here is 1", "was sent 'fedavg'"]
 
 
 def test_results_are_values():

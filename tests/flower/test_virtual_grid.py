@@ -58,6 +58,19 @@ def test_nodes_have_a_place_a_configuration_and_an_id_that_the_seed_names():
     assert not set(ids) & set(VirtualGrid(app_of(echo), 3, seed=5).get_node_ids())
 
 
+def test_a_nodes_configuration_may_have_entries_with_a_place_for_the_partition():
+    def describe(message, context):
+        seen.append(dict(context.node_config))
+        return echo(message, context)
+
+    seen = []
+    entries = {"path": "d/{partition-id}/{partition-id:03}.csv", "text": "{no} {} {partition-id", "lr": 0.5, "on": True}
+    with VirtualGrid(app_of(describe), 12, node_config=entries) as grid:
+        grid.send_and_receive(asked(grid))
+    assert seen[11] == {"partition-id": 11, "num-partitions": 12, **entries, "path": "d/11/011.csv"}
+    assert [config["path"] for config in seen[:2]] == ["d/0/000.csv", "d/1/001.csv"]
+
+
 def records():
     arrays = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
     return RecordDict({"arrays": arrays, "config": ConfigRecord({"names": ["a"], "lr": 1.0})})
@@ -272,7 +285,7 @@ def test_a_message_lives_as_long_as_it_says():
         assert partitions([replies[0], replies[2]]) == [0, 1]
         assert sorted(worked) == [0, 0, 1]
         assert grid.now == 3 * 10**9
-        assert [exchange.due for exchange in grid.exchanges] == [3.0, 2.0, 3.0, 3.0]
+        assert [exchange.due for exchange in grid.exchanges] == [2.0, 3.0, 3.0, 3.0]
 
 
 def test_whoever_asks_for_what_is_unknown_gets_an_error():

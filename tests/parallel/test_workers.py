@@ -251,6 +251,21 @@ def test_a_task_may_take_so_long(tasks, workers):
     assert len(pool.map(tasks.held, [30] * 20)) == 20
 
 
+def test_a_task_may_have_a_home_and_a_time_of_its_own(tasks, workers):
+    pool = workers(2, tasks.load)
+    pool.start()
+    assert len(multiprocessing.active_children()) >= 2
+    homes = [1, 0, 0, 1, 0]
+    numbers = [number for (number,) in pool.map(tasks.held, range(5), homes)]
+    assert numbers == [numbers[home - 1] for home in homes]
+    assert numbers[0] != numbers[1]
+    # A process that was ended is replaced by another, with its tasks; the other one has nothing to do with it.
+    given = ["hang", "good", 1, 2]
+    assert pool.map(tasks.pick, given, [0, 0, 1, 1], [0.3, 20.0, 20.0, 20.0]) == [TimedOut(0.3), *given[1:]]
+    assert [number for (number,) in pool.map(tasks.held, [0], [1])] == numbers[:1]
+    assert [number for (number,) in pool.map(tasks.held, [0], [0])] != numbers[1:2]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_first_outcome_that_stops_is_the_same_and_the_rest_is_left(tasks, workers, tmp_path, count):
     """Even where its process dies first: while the next one loads, for 0.5 s, the second task has ended."""

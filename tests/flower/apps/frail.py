@@ -2,6 +2,7 @@
 
 import os
 import random
+import threading
 
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -13,10 +14,12 @@ kept = {}
 
 @app.query()
 def answer(message, context):
-    """Partition 1 ends its process, 2 raises, 3 returns no records; the others count and draw."""
+    """Partition 1 ends its process, 2 raises, 3 returns no records, 4 never ends; the others count and draw."""
     partition = context.node_config["partition-id"]
     if partition == 1:
         os._exit(7)
+    if partition == 4:
+        threading.Event().wait()
     if partition == 2:
         raise RuntimeError("out of order")
     calls = context.state.metric_records.setdefault("calls", MetricRecord({"count": 0}))

@@ -1,0 +1,163 @@
+"""Settings of the process, which a Flower app may make as if the process were its own: read, and put back.
+
+What is set through context variables (NumPy 2's error state among them) is kept apart by `fedsim.flower.worlds`, too.
+"""
+
+from __future__ import annotations
+
+import builtins
+import decimal
+import gc
+import locale
+import logging
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+Settings = Mapping[str, Any]
+"""What `present` has read: values by the names of `_SETTINGS`."""
+
+
+class _Setting(NamedTuple):
+    """How a setting is read and written. portable: what is read makes sense in another process, too."""
+
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+    portable: bool = True
+
+
+def present() -> Settings:
+    """The settings as they are."""
+    return {name: setting.read() for name, setting in _SETTINGS.items()}
+
+
+def portable(settings: Settings) -> Settings:
+    """Those that another process can take over."""
+    return {name: value for name, value in settings.items() if _SETTINGS[name].portable}
+
+
+def change(before: Settings, after: Settings) -> None:
+    """Write what differs between the settings as they are and those that are to be."""
+    for name, value in after.items():
+        if before[name] != value:
+            _SETTINGS[name].write(value)
+
+
+def _folder() -> str:
+    """The working folder; empty where it has been removed, so that there is no way back."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+def _enter(folder: str) -> None:
+    if folder:
+        os.chdir(folder)
+
+
+def _set_environment(wanted: Mapping[str, str]) -> None:
+    for name in set(os.environ) - set(wanted):
+        del os.environ[name]
+    os.environ.update(wanted)
+
+
+def _set_builtins(wanted: Mapping[str, Any]) -> None:
+    held = vars(builtins)
+    for name in set(held) - set(wanted):
+        del held[name]
+    held.update(wanted)
+
+
+def _set_filters(wanted: list[Any]) -> None:
+    warnings.resetwarnings()  # which also has forgotten what was shown
+    warnings.filters[:] = wanted  # type: ignore[index]
+
+
+def _set_streams(wanted: tuple[Any, Any, Any]) -> None:
+    sys.stdin, sys.stdout, sys.stderr = wanted
+
+
+def _set_device(wanted: torch.device) -> None:
+    torch.set_default_device(None if wanted.type == "cpu" else wanted)
+
+
+def _decimals() -> tuple[Any, ...]:
+    held = decimal.getcontext()
+    traps = [signal for signal, trapped in held.traps.items() if trapped]
+    return held.prec, held.rounding, held.Emin, held.Emax, held.capitals, held.clamp, [], traps
+
+
+def _loggers() -> dict[str, logging.Logger]:
+    root = logging.getLogger()
+    made = [(name, logger) for name, logger in root.manager.loggerDict.items() if isinstance(logger, logging.Logger)]
+    return {"": root, **dict(made)}
+
+
+def _levels() -> dict[str, int]:
+    return {name: logger.level for name, logger in _loggers().items() if logger.level != logging.NOTSET}
+
+
+def _set_levels(wanted: Mapping[str, int]) -> None:
+    for name, logger in _loggers().items():
+        if logger.level != (level := wanted.get(name, logging.NOTSET)):
+            logger.setLevel(level)
+
+
+_UNTOUCHED = (False, True, (), ())
+
+
+def _wiring() -> dict[str, Any]:
+    """Of each logger that is not as it was made: whether it is disabled, passes on, its handlers and its filters."""
+    found = {}
+    for name, logger in _loggers().items():
+        handlers = tuple((handler, handler.level) for handler in logger.handlers)
+        wired = (bool(logger.disabled), logger.propagate, handlers, tuple(logger.filters))
+        if wired != _UNTOUCHED:
+            found[name] = wired
+    return found
+
+
+def _set_wiring(wanted: Mapping[str, Any]) -> None:
+    for name, logger in _loggers().items():
+        disabled, propagate, handlers, filters = wanted.get(name, _UNTOUCHED)
+        logger.disabled, logger.propagate = disabled, propagate
+        logger.handlers[:] = [handler for handler, _ in handlers]
+        logger.filters[:] = filters
+        for handler, level in handlers:
+            handler.setLevel(level)
+
+
+_SETTINGS: Mapping[str, _Setting] = {
+    "environment": _Setting(lambda: dict(os.environ), _set_environment),
+    "working folder": _Setting(_folder, _enter),
+    "search path": _Setting(lambda: list(sys.path), lambda value: sys.path.__setitem__(slice(None), value)),
+    "arguments": _Setting(lambda: list(sys.argv), lambda value: sys.argv.__setitem__(slice(None), value)),
+    "recursion limit": _Setting(sys.getrecursionlimit, sys.setrecursionlimit),
+    "collector": _Setting(gc.isenabled, lambda value: gc.enable() if value else gc.disable()),
+    "locale": _Setting(lambda: locale.setlocale(locale.LC_ALL), lambda value: locale.setlocale(locale.LC_ALL, value)),
+    "socket timeout": _Setting(socket.getdefaulttimeout, socket.setdefaulttimeout),
+    "streams": _Setting(lambda: (sys.stdin, sys.stdout, sys.stderr), _set_streams, portable=False),
+    "builtins": _Setting(lambda: dict(vars(builtins)), _set_builtins, portable=False),
+    "warnings": _Setting(lambda: list(warnings.filters), _set_filters, portable=False),
+    "decimals": _Setting(_decimals, lambda value: decimal.setcontext(decimal.Context(*value))),
+    "log disabled": _Setting(lambda: logging.root.manager.disable, logging.disable),
+    "log levels": _Setting(_levels, _set_levels),
+    "log wiring": _Setting(_wiring, _set_wiring, portable=False),
+    "numpy errors": _Setting(np.geterr, lambda value: np.seterr(**value)),
+    "numpy error call": _Setting(np.geterrcall, np.seterrcall, portable=False),
+    "numpy printing": _Setting(np.get_printoptions, lambda value: np.set_printoptions(**value), portable=False),
+    "default dtype": _Setting(torch.get_default_dtype, torch.set_default_dtype),
+    "default device": _Setting(torch.get_default_device, _set_device),
+    "gradients": _Setting(torch.is_grad_enabled, torch.set_grad_enabled),
+    "anomalies": _Setting(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "deterministic": _Setting(torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    "matrix products": _Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "threads": _Setting(torch.get_num_threads, torch.set_num_threads, portable=False),
+}

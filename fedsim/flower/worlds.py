@@ -1,0 +1,143 @@
+"""Worlds: what would be a process of its own on Flower, within this process: the server app's, and each node's.
+
+A world has its own modules of the app, its own settings of the process and its own context variables, from call to
+call. Everything that is installed (Flower, NumPy, PyTorch) is imported once and shared.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import decimal
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import ParamSpec, TypeVar
+
+from fedsim.core.plugins import OURS, ROOT
+from fedsim.flower.settings import Settings, change, present
+
+SHARED = {"fedsim", "flwr", "__main__", "__mp_main__", *sys.stdlib_module_names}
+"""Top-level names that no app has for itself."""
+INSTALLED = {"site-packages", "dist-packages"}
+"""Folders of what is installed."""
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+
+
+def homes(places: Iterable[str]) -> tuple[str, ...]:
+    """The folders that hold the apps at `module:attribute`: the first of the search path with a module of the name.
+
+    What is installed is nobody's home: it is one for all.
+    """
+    found = []
+    for place in places:
+        top = place.partition(":")[0].partition(".")[0]
+        for entry in sys.path:
+            folder = Path(entry).absolute()
+            if top not in SHARED and PathFinder.find_spec(top, [str(folder)]) is not None:
+                if not INSTALLED & set(folder.parts):
+                    found.append(str(folder))
+                break
+    return tuple(dict.fromkeys(found))
+
+
+class AppFinder:
+    """Finds the modules of apps, and knows which they are; entered in `sys.meta_path` while a world is at work.
+
+    roots: the apps' folders. A folder without `__init__.py` is found there before a package that came with fedsim, and
+    after any other that is installed, as on a machine of Flower's. Files are compiled once, and nothing is written.
+    """
+
+    def __init__(self, roots: Sequence[str]) -> None:
+        self.roots = list(roots)
+        self.names = set[str]()
+        self._owned: dict[str, bool] = {}
+        self.names |= {name for name in list(sys.modules) if self.roots and self._owns(name.partition(".")[0])}
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        """What Python's import asks of a finder."""
+        if not self._owns(fullname.partition(".")[0]):
+            return None
+        spec = PathFinder.find_spec(fullname, self.roots if path is None else path)
+        if spec is None:
+            return None
+        self.names.add(fullname)
+        if type(spec.loader) is SourceFileLoader:
+            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+        return spec
+
+    def _owns(self, top: str) -> bool:
+        """Whether a top-level name is the app's."""
+        if top not in self._owned:
+            self._owned[top] = self._found(top)
+        return self._owned[top]
+
+    def _found(self, top: str) -> bool:
+        if top in SHARED or (top in OURS and str(ROOT) in self.roots):
+            return False
+        spec = PathFinder.find_spec(top, self.roots)
+        if spec is None:
+            return False
+        if top in OURS:
+            return True
+        loaded = sys.modules.get(top)
+        if loaded is not None:
+            return not INSTALLED & set(Path(getattr(loaded, "__file__", None) or "").parts)
+        return spec.loader is not None or getattr(PathFinder.find_spec(top), "loader", None) is None
+
+
+class World:
+    """Modules, settings and context variables apart. finder: which modules are apart. settings: those at the start."""
+
+    def __init__(self, finder: AppFinder, settings: Settings) -> None:
+        self._finder, self._settings = finder, settings
+        self._modules: dict[str, ModuleType] = {}
+        self._variables = contextvars.copy_context()
+        self._variables.run(decimal.setcontext, decimal.getcontext().copy())  # which is edited where it is
+
+    def run(self, function: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
+        """Call a function in this world; afterwards the one around it is as it was."""
+        return self._variables.run(self._run, partial(function, *given, **named))
+
+    def _run(self, function: Callable[[], Made]) -> Made:
+        around, outside = present(), self._exchanged(self._modules)
+        sys.meta_path.insert(0, self._finder)
+        change(around, self._settings)
+        try:
+            return function()
+        finally:
+            self._settings = present()
+            change(self._settings, around)
+            sys.meta_path.remove(self._finder)
+            self._modules = self._exchanged(outside)
+
+    def _exchanged(self, modules: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
+        """Have these modules of the app loaded, and no others; those that were."""
+        before = {name: sys.modules.pop(name) for name in self._finder.names if name in sys.modules}
+        sys.modules.update(modules)
+        return before
+
+
+class _Loader(SourceFileLoader):
+    """Loads a module of an app: many times, its code compiled once."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """What Python's import asks of a loader."""
+        path = self.get_filename(fullname)
+        seen = Path(path).stat()
+        return _compiled(path, seen.st_mtime_ns, seen.st_size)
+
+
+@cache
+def _compiled(path: str, changed: int, size: int) -> CodeType:  # noqa: ARG001
+    """A file's code. changed, size: what tells that another file has taken its place."""
+    loader = SourceFileLoader("app", path)
+    return loader.source_to_code(loader.get_data(path), path)

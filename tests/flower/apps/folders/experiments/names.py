@@ -1,0 +1,3 @@
+"""A name."""
+
+NAME = "fedavg"

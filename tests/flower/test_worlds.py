@@ -1,0 +1,196 @@
+"""Server and nodes have worlds of their own: modules of the app, settings of the process, and nothing that leaks."""
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import strategies.fedavg
+from fedsim.core.errors import FedsimError, InputError
+from fedsim.flower import AppFolder, simulate
+from fedsim.flower.calls import Here, imported
+from fedsim.flower.worlds import AppFinder, homes
+
+APPS = Path(__file__).parent / "apps"
+
+
+def run(folder, nodes=4, **kwargs):
+    app = AppFolder.read(folder)
+    with app.on_path():
+        return simulate(app.server, app.client, nodes, run_config=app.run_config, **kwargs)
+
+
+def read_settings():
+    """This process's, as an app reads them."""
+    spec = importlib.util.spec_from_file_location("of_a_test", APPS / "worlds" / "settings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.read()
+
+
+def found(result):
+    return {name: dict(record) for name, record in result.context.state.items()}
+
+
+@pytest.fixture(scope="module")
+def here():
+    before, modules = read_settings(), dict(sys.modules)
+    result = run(APPS / "worlds")
+    return before, read_settings(), set(sys.modules) - set(modules), result
+
+
+def test_what_an_app_makes_of_its_process_is_gone_afterwards(here):
+    before, after, modules, _ = here
+    assert after == before
+    assert not modules & {"kept", "settings", "client", "server", "late"}
+
+
+def test_a_node_finds_what_it_has_left_and_nothing_of_others(here):
+    before, _, _, result = here
+    state = found(result)
+    drawn = state.pop("drawn")["drawn"]
+    assert len(state) == 4
+    for row, node in state.items():
+        first = {name: node[f"{name} 1"] for name in before}
+        assert first == {**before, "threads": "1"}
+        second = {name: node[f"{name} 2"] for name in before}
+        assert [name for name in before if first[name] == second[name]] == []
+        assert (node["seen 1"], node["seen 2"]) == ([], [f"node {row}"])
+        assert (node["calls 1"], node["calls 2"]) == (1, 2)
+        # Every import of the app draws the same.
+        assert node["drawn 1"] == node["drawn 2"] == drawn
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.slow)])
+def test_workers_change_none_of_it(here, workers):
+    others, ours = found(run(APPS / "worlds", workers=workers)), found(here[3])
+    for row, node in ours.items():
+        assert others[row] == node
+
+
+def test_nodes_may_share_worlds(here):
+    state = found(run(APPS / "worlds", worlds=2))
+    # Nodes 0 and 2 share one; 0 is called first, then 2; and so again.
+    assert [state[row]["seen 1"] for row in "0123"] == [[], [], ["node 0"], ["node 1"]]
+    assert [state[row]["calls 2"] for row in "0123"] == [3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("initialised", [True, False])
+def test_an_apps_folders_may_be_called_as_ours(initialised, tmp_path, capsys):
+    ignored = shutil.ignore_patterns("__pycache__", *([] if initialised else ["__init__.py"]))
+    shutil.copytree(APPS / "folders", tmp_path / "app", ignore=ignored)
+    assert strategies.fedavg is sys.modules["strategies.fedavg"]
+    run(tmp_path / "app", 2)
+    assert capsys.readouterr().out.splitlines()[:3] == ["here is 0", "here is 1", "was sent 'fedavg'"]
+    assert strategies.fedavg is sys.modules["strategies.fedavg"]
+
+
+def app_folder(path, **files):
+    """A folder with the app of `folders`, in other words."""
+    path.mkdir()
+    shutil.copy(APPS / "worlds" / "pyproject.toml", path)
+    for name, text in files.items():
+        place = path / f"{name.replace('__', '/')}.py"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(text)
+    return path
+
+
+SERVER = """
+from flwr.app import Message, RecordDict
+from flwr.serverapp import ServerApp
+app = ServerApp()
+@app.main()
+def main(grid, context):
+    sent = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
+    for reply in grid.send_and_receive(sent):
+        print(reply.error.reason if reply.has_error() else reply.content["found"]["said"])
+"""
+CLIENT = """
+{begin}
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+app = ClientApp()
+@app.query()
+def answer(message, context):
+    return Message(RecordDict({{"found": ConfigRecord({{"said": str({said})}})}}), reply_to=message)
+"""
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_what_is_installed_comes_before_a_folder_of_data(loaded, tmp_path, capsys):
+    # `sklearn/` holds no module, as `data/` or `datasets/` do; Python finds the package that is installed.
+    assert ("sklearn" in sys.modules) or not loaded
+    folder = app_folder(
+        tmp_path / "app", server=SERVER, client=CLIENT.format(begin="import sklearn, kinds.one", said="kinds.one.name"),
+        kinds__one="from sklearn import __version__ as name", sklearn__table="raise ImportError",
+    )  # fmt: skip
+    run(folder, 1)
+    import sklearn
+
+    assert capsys.readouterr().out.splitlines()[0] == sklearn.__version__
+
+
+def test_a_module_of_the_callers_of_the_same_name_is_hidden_meanwhile(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "client", strategies)
+    run(app_folder(tmp_path / "app", server=SERVER, client=CLIENT.format(begin="", said="__file__")), 1)
+    assert capsys.readouterr().out.splitlines()[0] == str(tmp_path / "app" / "client.py")
+    assert sys.modules["client"] is strategies
+    assert list(tmp_path.rglob("*.pyc")) == []
+
+
+def test_an_import_that_fails_in_one_world_is_that_nodes_error(tmp_path, capsys):
+    once = "import sys\nassert not hasattr(sys, 'of_a_test')\nsys.of_a_test = 1"
+    try:
+        run(app_folder(tmp_path / "app", server=SERVER, client=CLIENT.format(begin=once, said="3")), 2)
+    finally:
+        del sys.of_a_test
+    said = capsys.readouterr().out
+    assert said.startswith("3\nAssertionError: \nTraceback")
+    assert "client.py" in said
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path, capsys):
+    folder = app_folder(tmp_path / "app", server=SERVER, client=CLIENT.format(begin="", said="'one'"))
+    run(folder, 1)
+    (folder / "client.py").write_text(CLIENT.format(begin="", said="'another'"))
+    run(folder, 1)
+    assert capsys.readouterr().out.split() == ["one", "another"]
+
+
+BAD = {
+    "worlds = 1": {"worlds": 1, "workers": 2},
+    "worlds = 0": {"worlds": 0},
+    "call_limit = 3.0": {"call_limit": 3.0},
+    "call_limit = 0.0": {"call_limit": 0.0, "workers": 1},
+    "workers = -1": {"workers": -1},
+    r"node-config\.partition-id = 3": {"node_config": {"partition-id": 3}},
+    r"node-config\.a = \[1\]": {"node_config": {"a": [1]}},
+    r"node-config\.a = \{partition-id:q\}": {"node_config": {"a": "{partition-id:q}"}},
+    "durations = ": {"durations": {0: 1.0}, "real_time": True},
+}
+
+
+@pytest.mark.parametrize("said", BAD)
+def test_bad_options(said):
+    with pytest.raises(InputError, match=f"^{said}"):
+        run(APPS / "worlds", **BAD[said])
+
+
+def test_a_client_app_that_workers_cannot_import(tmp_path):
+    folder = app_folder(tmp_path / "app", server=SERVER, client="raise LookupError('broken on purpose')")
+    with pytest.raises(FedsimError, match=r"^the client app cannot be imported: .* LookupError: broken") as no:
+        run(folder, workers=1)
+    assert "client.py" in no.value.__notes__[0]
+
+
+def test_what_is_wrong_with_a_client_app_in_a_worker_can_be_sent(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(app_folder(tmp_path / "app", nothing="app = 3")))
+    place = "nothing:app"
+    assert imported(Here(place, AppFinder(homes([place]))), 0) == (
+        "clientapp",
+        "nothing:app",
+        "this is a int, not a ClientApp",
+    )
