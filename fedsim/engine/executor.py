@@ -20,10 +20,11 @@ from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.job import CohortResult, Job, JobResult, gathered
 from fedsim.engine.options import Choice
+from fedsim.engine.returned import declared, done
 from fedsim.engine.scratch import Scratch
 from fedsim.engine.store import ClientStore
 from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
-from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size, Update, finite_rows, total_bytes
+from fedsim.exchange.messages import Cost, Order, Size, Update, finite_rows, total_bytes
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.nets.dropout import Draw
 from fedsim.nets.lowering import loses_to_a_loop
@@ -127,7 +128,7 @@ class Executor:
         if orders.action == SCORE:
             nothing, loss = torch.zeros_like(clients), Size(1, 8 * problem.dtype.itemsize)
             return Job((orders,), None, clients, Cost(nothing, {"loss": loss}), problem.dtype.itemsize)
-        cost = self.client.cost(orders, examples)
+        cost = declared(self.client, orders, examples)
         encoded = total_bytes(self.transforms.sizes(cost.reply))
         if orders.config.get(REPORT_UTILITY):
             encoded += problem.dtype.itemsize
@@ -225,8 +226,7 @@ class Executor:
     def act(self, part: Job, state: Mapping[str, Tensor]) -> CohortResult:
         """Have one cohort, which remembers `state`, [k, ...] by name, do what it is ordered to. Nothing is kept."""
         cohort = Cohort(self.problem, self.network, self.streams, part, state, self.scratch)
-        update: Update = getattr(self.client, part.action)(cohort)
-        self._hold(part, cohort, update)
+        update = done(self.client, getattr(self.client, part.action)(cohort), part.cost, cohort, self.store.shapes)
         crossed = self.transforms.apply(update.payload, Sender(cohort.clients, self.streams, cohort.turn, cohort.state))
         cohort.keep(**crossed.state)
         sent = Update(crossed.payload, {**cohort.metrics, **update.metrics})
@@ -258,20 +258,3 @@ class Executor:
             return False
         together = 1 if self.chunk == 1 else clients // self.cores
         return together * self._row_operations > WORTH_A_THREAD
-
-    def _hold(self, declared: Job, cohort: Cohort, update: Update) -> None:
-        """Hold a client algorithm to what it declared."""
-        if not torch.equal(cohort.steps_taken, declared.cost.steps):
-            raise BrokenPromiseError(
-                f"{type(self.client).__name__} took {cohort.steps_taken.tolist()} local steps "
-                f"where its cost declares {declared.cost.steps.tolist()}"
-            )
-        reply = (
-            {name: Size.of(rows[0]) for name, rows in update.payload.items()} if len(declared) else declared.cost.reply
-        )
-        if reply != declared.cost.reply:
-            sent, told = (
-                ", ".join(f"{name} of {size.numbers} x {size.bits} bits" for name, size in sizes.items())
-                for sizes in (reply, declared.cost.reply)
-            )
-            raise BrokenPromiseError(f"{type(self.client).__name__} sends {sent} where its cost declares {told}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.graph import storable
-from fedsim.exchange.messages import Cost, Order, Scalar, Update
+from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Scalar, Update
 
 
 @storable("job")
@@ -64,12 +64,18 @@ class Job:
         return frozenset(orders.round for orders in self.orders)
 
     def received(self, name: str) -> Tensor:
-        """A vector of the payload, [...] if all were sent the same one, else [C, ...]."""
+        """A vector of the payload, [...] if all were sent the same one, else [C, ...].
+
+        BrokenPromiseError: none is called so.
+        """
+        sent = self.orders[0].payload
+        if name not in sent:
+            named = ", ".join(sent) or "nothing"
+            raise BrokenPromiseError(f"a client asks for {name}, and the order to {self.action} sends {named}")
         if self.origin is None:
-            return self.orders[0].payload[name]
+            return sent[name]
         used, index = torch.unique(self.origin, return_inverse=True)
-        sent = torch.stack([self.orders[number].payload[name] for number in used.tolist()])
-        return sent[index]
+        return torch.stack([self.orders[number].payload[name] for number in used.tolist()])[index]
 
     def _of_each(self, numbers: list[int]) -> Tensor:
         assert self.origin is not None

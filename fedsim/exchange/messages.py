@@ -9,19 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.core.errors import FedsimError
+from fedsim.core.errors import FedsimError, InputError, one_line
 from fedsim.core.graph import storable
+from fedsim.core.near import name_one
+from fedsim.core.plugins import kind_of
 from fedsim.exchange.aggregation import Aggregator, WeightedMean
 
 Scalar = bool | int | float | str
 Weighting = Literal["examples", "uniform"]
+WEIGHTINGS = get_args(Weighting)
 Late = Literal["cancel", "keep"]
 
 
@@ -170,7 +173,12 @@ class Replies:
         return torch.stack([self.orders[origin].payload[name] for origin in self.origin])
 
     def weights(self, weighting: Weighting) -> Tensor:
-        """Weights [k] that sum to one: by examples, or the same for all; numbers as of the payload."""
+        """Weights [k] that sum to one: by examples, or the same for all; numbers as of the payload.
+
+        InputError: another weighting.
+        """
+        if weighting not in WEIGHTINGS:
+            raise InputError("strategy.weighting", weighting, name_one(weighting, WEIGHTINGS))
         rows = next(iter(self.payload.values()))
         dtype = rows.dtype if rows.is_floating_point() else torch.float64
         like = self.examples if weighting == "examples" else torch.ones_like(self.examples)
@@ -184,13 +192,21 @@ class Replies:
         With the weighted mean as aggregator A that is scale * sum_i w_i rows_i; a robust one in its place says where
         the step points, while the weights go on saying how long it is. With no replies it is zero.
         """
-        rows = self.payload[name] if rows is None else rows
+        if rows is None:
+            if name not in self.payload:
+                carried = ", ".join(self.payload) or "nothing"
+                raise BrokenPromiseError(f"the strategy combines {name}, and the replies carry {carried}")
+            rows = self.payload[name]
         if len(self) == 0:
             return rows.new_zeros(rows.shape[1:])
         length = weights.sum()
         if not (isinstance(scale, float) and scale == 1.0):
             length = scale * length
-        return self.aggregator(rows, weights) * length
+        centre = self.aggregator(rows, weights)
+        if not isinstance(centre, Tensor) or centre.shape != rows.shape[1:] or centre.dtype != rows.dtype:
+            fault = f"its centre of {shown(rows)} is {shown(centre)}; give one row of that type"
+            raise broken("aggregation", "aggregators", self.aggregator, fault)
+        return centre * length
 
     def mean(self, metric: str) -> float | None:
         """A metric's mean over the replies in which it is finite, weighted by examples; None where no reply carries it.
@@ -241,7 +257,24 @@ def joined(parts: Sequence[Replies]) -> Replies:
 
 
 class BrokenPromiseError(FedsimError):
-    """A client algorithm did something else than its `cost` had declared."""
+    """A plug-in did or returned something else than it is to, or than it had declared."""
+
+
+def broken(option: str, group: str, plugin: object, fault: str) -> BrokenPromiseError:
+    """What to raise where a plug-in of a group, which an option names, has broken a promise."""
+    return BrokenPromiseError(f"{option}.kind = {kind_of(group, plugin)}: {fault}")
+
+
+def shown(value: object) -> str:
+    """What a plug-in has returned, in a few words: the type and shape of a tensor, the types in a tuple."""
+    if isinstance(value, Tensor):
+        return f"a tensor of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(type(one).__name__ for one in value)})"
+    if value is None or isinstance(value, bool | int | float | str):
+        return one_line(repr(value), 60)
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def total_bytes(sizes: Mapping[str, Size]) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -26,7 +26,7 @@ from fedsim.core.options import NonNegativeFloat, PositiveFloat, options
 from fedsim.core.plugins import refuse_misspelt
 from fedsim.core.streams import Index, Streams
 from fedsim.exchange.aggregation import halving_sum
-from fedsim.exchange.messages import BrokenPromiseError, Size
+from fedsim.exchange.messages import BrokenPromiseError, Size, broken, shown
 
 BLOCK = 2**21
 """Numbers of rows that are worked on at a time."""
@@ -79,8 +79,11 @@ class Vector:
     decode: Callable[[Tensor], Tensor] = _as_it_is
 
     def __post_init__(self) -> None:
-        if self.rows.shape[1] != self.size.numbers:
-            raise BrokenPromiseError(f"{self.rows.shape[1]} numbers cross where {self.size.numbers} are declared")
+        rows, senders = cast("Any", self.rows), len(self.sender.clients)
+        if not isinstance(rows, Tensor) or rows.dim() != 2 or len(rows) != senders:
+            raise BrokenPromiseError(f"{shown(rows)} crosses where {senders} clients send a row each")
+        if rows.shape[1] != self.size.numbers:
+            raise BrokenPromiseError(f"{rows.shape[1]} numbers cross where {self.size.numbers} are declared")
 
     def coded(
         self,
@@ -190,15 +193,25 @@ class Chain:
                 size = sizes.get(name, plain)
                 kept = transform.state(size.numbers)
                 shapes |= {f"{_prefix(number, name)}{own}": shape for own, shape in kept.items()}
-                sizes[name] = transform.size(size)
+                sizes[name] = self._size(number, size)
         return shapes
 
     def sizes(self, plain: Mapping[str, Size]) -> dict[str, Size]:
         """What the vectors of a message take at most when they have gone through, from what they take at first."""
         sizes = dict(plain)
-        for transform in self.transforms:
-            sizes |= {name: transform.size(sizes[name]) for name in self._names(transform) if name in sizes}
+        for number, transform in enumerate(self.transforms):
+            sizes |= {name: self._size(number, sizes[name]) for name in self._names(transform) if name in sizes}
         return sizes
+
+    def _size(self, number: int, before: Size) -> Size:
+        """What a vector takes after one of the transforms, at most."""
+        size: Any = self.transforms[number].size(before)
+        if not isinstance(size, Size):
+            raise self._broken(number, f"size returns {shown(size)}, not a Size")
+        return size
+
+    def _broken(self, number: int, fault: str) -> BrokenPromiseError:
+        return broken(f"{self.option}.{number}", "transforms", self.transforms[number], fault)
 
     def apply(self, payload: Mapping[str, Tensor], sender: Sender) -> Crossed:
         """Send a message, [C, ...] by name.
@@ -218,7 +231,11 @@ class Chain:
         for part in _blocks(len(nbytes), sum(plain[name].numbers for name in covered)):
             sent, kept = self._send({name: own[part] for name, own in rows.items()}, plain, sender[part])
             for name, vector in sent.items():
-                arrived[name][part] = vector.decode(vector.rows)
+                decoded: Any = vector.decode(vector.rows)
+                if not isinstance(decoded, Tensor) or decoded.shape != arrived[name][part].shape:
+                    fault = f"{name} arrives as {shown(decoded)} where {shown(arrived[name][part])} was sent"
+                    raise BrokenPromiseError(f"{fault}; look at what its transforms decode")
+                arrived[name][part] = decoded
                 taken = vector.size.nbytes + torch.zeros_like(nbytes[part])
                 if bool((taken > most[name]).any()):
                     raise BrokenPromiseError(
@@ -247,10 +264,25 @@ class Chain:
                 if name in sent:
                     self._hold(number, name, sent[name], sender)
                     covered[name] = replace(sent[name], sender=sender.of(_prefix(number, name)), place=place)
-            sent |= transform.apply(covered) if covered else {}
+            if covered:
+                sent |= self._applied(number, transform, covered)
             for name in covered:
                 state |= {_prefix(number, name) + own: kept for own, kept in sent[name].sender.state.items()}
         return sent, state
+
+    def _applied(self, number: int, transform: Transform, vectors: Mapping[str, Vector]) -> dict[str, Vector]:
+        """What a transform makes of the vectors that it goes over."""
+        try:
+            made: Any = transform.apply(vectors)
+        except BrokenPromiseError as error:
+            raise self._broken(number, str(error)) from error
+        if not isinstance(made, Mapping) or made.keys() != vectors.keys():
+            fault = f"apply returns {', '.join(map(str, made)) if isinstance(made, Mapping) else shown(made)}"
+            raise self._broken(number, f"{fault}, not {', '.join(vectors)}")
+        for name, vector in made.items():
+            if not isinstance(vector, Vector):
+                raise self._broken(number, f"it makes {shown(vector)} of {name}, not a Vector: see Vector.coded")
+        return dict(made)
 
     def _hold(self, number: int, name: str, vector: Vector, sender: Sender) -> None:
         """Refuse whole numbers, and vectors of another length than those for which there is memory."""

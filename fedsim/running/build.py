@@ -32,6 +32,7 @@ from fedsim.pretrained.expert import expert_losses
 from fedsim.problems.base import Problem, Setting, choose_device
 from fedsim.problems.supervised import Supervised
 from fedsim.running.checks import check
+from fedsim.running.promises import asked
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Simulation, hold_transformable
 
@@ -144,7 +145,9 @@ def build_simulation(
             steady=experiment.devices.steady and not experiment.faults.kinds,
         )
     )
-    orders, window = experiment.strategy.ask(simulation.state, torch.arange(problem.num_clients))
+    everybody = torch.arange(problem.num_clients)
+    given = experiment.strategy.ask(simulation.state, everybody)
+    orders, window = asked(experiment.strategy, given, simulation.state, everybody)
     hold_transformable(simulation.parts.order_transforms, orders, experiment.strategy)
     if not experiment.strategy.aggregates and not isinstance(aggregator, WeightedMean):
         combined = kind_of("aggregators", experiment.aggregation)

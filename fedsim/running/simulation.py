@@ -28,12 +28,13 @@ from fedsim.exchange.messages import Order, Replies, Size, joined
 from fedsim.exchange.transforms import Chain, Sender
 from fedsim.exchange.windows import All, First, Window
 from fedsim.parallel.cores import one_core_an_operation
+from fedsim.running import promises
 from fedsim.running.history import Row
 from fedsim.running.hopeless import Patience, hold_finite
 from fedsim.running.judging import Judge, RunOverError, WallClock
 from fedsim.running.setup import Setup
 from fedsim.server.selection.base import SelectorState, Turn
-from fedsim.server.strategy import ServerState, Strategy
+from fedsim.server.strategy import Metrics, ServerState, Strategy
 
 TURNS = 2**31
 """Turns from here on are of one order each, where rounds do not tell orders apart."""
@@ -66,8 +67,9 @@ class Simulation:
             name: torch.zeros((1, *shape), dtype=state.params.dtype, device=state.params.device)
             for name, shape in parts.order_transforms.state(Size.of(state.params)).items()
         }
-        self._server = _Server(state, parts.selector.start(parts.problem.sizes), sending)
-        self._at_work = parts.selector.of(len(parts.problem.sizes))
+        remembered = promises.selector_state(parts.selector, parts.selector.start(parts.problem.sizes), "start")
+        self._server = _Server(state, remembered, sending)
+        self._at_work = promises.at_once(parts.selector, len(parts.problem.sizes))
         self._wall = WallClock()
         self._judge = Judge(parts, self._wall)
         self._patience = Patience()
@@ -178,22 +180,31 @@ class Simulation:
             server, replies = self._collect(server, orders, window)
             answered, keeps = replies.clients, orders.late == "keep"
             count, failed = count + len(replies) * orders.counts, failed + len(replies.failed)
-            selector = parts.selector.observe(server.selector, replies) if orders.counts else server.selector
+            selector = server.selector
+            if orders.counts:
+                learnt = parts.selector.observe(selector, replies)
+                selector = promises.selector_state(parts.selector, learnt, "observe")
             try:
-                state, observed, done = parts.strategy.tell(server.state, replies)
+                state, observed, done = self._tell(server.state, replies)
             except InputError as error:  # too few replies for a robust aggregator
+                if _would_do(replies, 0):
+                    raise  # or something else
                 if parts.steady or _would_do(replies, len(replies.failed) - replies.spoiled):
                     why = f", {failed} updates not finite" if failed else f", with {count} replies"
                     raise DivergedError(f"round {number}{why}: {error}") from error
                 engine.trace.skipped += 1
                 nobody = torch.zeros(len(replies), dtype=torch.bool)
-                state, observed, done = parts.strategy.tell(server.state, replies.where(nobody))
+                state, observed, done = self._tell(server.state, replies.where(nobody))
             server = _Server(state, selector, server.sending, server.asked)
             metrics.update(observed)
         hold_finite(number, server.state.params, metrics)
         self._server, self._patience.waits = server, 0
         self._judge.after_round(server.state, metrics, count, keeps=keeps)
         self.whole = True
+
+    def _tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """What a strategy makes of a window's replies."""
+        return promises.told(self.parts.strategy, self.parts.strategy.tell(state, replies), state)
 
     def _choose(self, server: _Server) -> tuple[_Server, Tensor]:
         """Whom to start now; waits while nobody is at work or free."""
@@ -209,11 +220,12 @@ class Simulation:
             self._judge.judge_if_due(self.state)
             self._patience.waited_in_vain(engine.now)
         turn = Turn(self.parts.streams, server.state.round, free, min(missing, free.count))
-        candidates = selector.candidates(server.selector, turn)
+        candidates = promises.candidates(selector, selector.candidates(server.selector, turn), free)
         scores = None
         if candidates is not None:
             server, scores = self._score(server, candidates)
-        chosen, state = selector.select(server.selector, turn, scores)
+        given = selector.select(server.selector, turn, scores)
+        chosen, state = promises.selected(selector, given, free, turn.wanted)
         if scores is not None:  # while they were waited for, some may have failed or fallen asleep
             chosen = chosen[torch.from_numpy(engine.free().mask)[chosen]]
         return _Server(server.state, state, server.sending, server.asked), chosen
@@ -235,7 +247,8 @@ class Simulation:
         self, server: _Server, chosen: Tensor, *, again: bool = False, further: bool = False
     ) -> tuple[_Server, Order, Window]:
         """Send what the strategy asks. again: from a version sent before. further: a later window of the round."""
-        orders, window = self.parts.strategy.ask(server.state, chosen)
+        given = self.parts.strategy.ask(server.state, chosen)
+        orders, window = promises.asked(self.parts.strategy, given, server.state, chosen)
         if UTILITY in self.parts.selector.reports and not further:
             orders = replace(orders, config={**orders.config, REPORT_UTILITY: True})
         if again or further or (isinstance(window, First) and window.refill):
@@ -313,10 +326,13 @@ def hold_transformable(chain: Chain, orders: Order, strategy: Strategy) -> None:
 def _planned(parts: Setup) -> ServerState:
     """The state to begin with, of a strategy that may draw, and may want to know how long its orders take."""
     strategy = parts.strategy
-    state = strategy.seeded(strategy.init(parts.problem), parts.streams)
-    orders, _ = strategy.ask(state, torch.arange(len(parts.problem.sizes)))
+    state = promises.begun(strategy, strategy.init(parts.problem), parts.problem, "init")
+    state = promises.begun(strategy, strategy.seeded(state, parts.streams), parts.problem, "seeded")
+    everybody = torch.arange(len(parts.problem.sizes))
+    orders, _ = promises.asked(strategy, strategy.ask(state, everybody), state, everybody)
     with naming("strategy"):
-        return strategy.plan(state, parts.engine.declared(orders))
+        planned = strategy.plan(state, parts.engine.declared(orders))
+    return promises.begun(strategy, planned, parts.problem, "plan")
 
 
 def _would_do(replies: Replies, more: int) -> bool:

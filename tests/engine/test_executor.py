@@ -84,7 +84,7 @@ class Liar(Sgd):
     [
         ({"steps_off": 1}, "local steps where its cost declares"),
         ({"numbers_off": 1}, "delta of 83 x 64 bits where its cost declares delta of 84 x 64 bits"),
-        ({"called": "beta"}, "delta of 83 x 64 bits where its cost declares beta of 83 x 64 bits"),
+        ({"called": "beta"}, "its cost declares beta, which its `up` does not name"),
     ],
 )
 def test_a_client_is_held_to_what_it_declares(off, said):

@@ -22,9 +22,13 @@ RESUMED = {"what_it_remembers_can_be_stored", "it_selects_in_runs"}
 COMPARED = {"the_order_of_rows_does_not_matter", "weights_are_shares", "threads_and_layout_change_no_bit"}
 """Checks that compare two centres."""
 SELECTORS = {
-    broken.TakesTheBusy(count=4): {"who_is_chosen_is_free", "losses_are_asked_of_the_free_alone"},
-    broken.LastFirst(count=4): {"who_is_chosen_is_free"},
-    broken.TakesOneMore(count=4): {"as_many_as_are_wanted"},
+    broken.TakesTheBusy(count=4): {
+        "who_is_chosen_is_free",
+        "losses_are_asked_of_the_free_alone",
+        "it_selects_in_runs",
+    },
+    broken.LastFirst(count=4): {"who_is_chosen_is_free", "it_selects_in_runs"},
+    broken.TakesOneMore(count=4): {"as_many_as_are_wanted", "it_selects_in_runs"},
     broken.LeavesSomeOut(count=4): {"as_many_as_are_wanted"},
     broken.TakesAnyPopulation(count=4): {"a_population_that_is_too_small_is_refused"},
     broken.CountsInPlace(count=4): {"inputs_stay_as_they_were"},
@@ -35,19 +39,20 @@ SELECTORS = {
     broken.RemembersNumbers(count=4): {
         "what_it_remembers_can_be_stored",
         "the_order_of_replies_does_not_matter",
+        "it_selects_in_runs",
     },
     broken.RemembersLater(count=4): {"what_it_remembers_can_be_stored", "the_order_of_replies_does_not_matter"},
     broken.LearnsFromTheLast(count=4): {"the_order_of_replies_does_not_matter"},
     broken.CountsWindows(count=4): {"nobodys_replies_teach_nothing"},
-    broken.AsksTheBusy(count=2, pool=4): {"losses_are_asked_of_the_free_alone"},
+    broken.AsksTheBusy(count=2, pool=4): {"losses_are_asked_of_the_free_alone", "it_selects_in_runs"},
     broken.NeedsEveryLoss(count=2, pool=4): {"losses_are_asked_of_the_free_alone"},
     broken.WantsWhatNobodySends(count=4): {"it_selects_in_runs"},
     broken.HasMemoryOnItself(count=4): {"the_same_again", *RESUMED},
     broken.LosesAnOption(count=4, scale=None): {"options_survive_toml"},
 }
 AGGREGATORS = {
-    broken.HasTwoDimensions(): {"a_centre_is_one_row"},
-    broken.IsAlwaysDouble(): {"a_centre_is_one_row"},
+    broken.HasTwoDimensions(): {"a_centre_is_one_row", "it_combines_in_runs"},
+    broken.IsAlwaysDouble(): {"a_centre_is_one_row", "it_combines_in_runs"},
     broken.CentresInPlace(): {"inputs_stay_as_they_were", "equal_rows_give_that_row", *COMPARED},
     broken.FavoursTheFirstRow(): {"the_order_of_rows_does_not_matter", "weights_are_shares"},
     broken.Shrinks(): {"equal_rows_give_that_row"},

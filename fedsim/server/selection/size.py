@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveInt, options
+from fedsim.exchange.messages import broken, shown
 from fedsim.server.selection.base import Selector, SelectorState, Turn
 from fedsim.server.selection.draws import Ids
 
@@ -45,7 +47,10 @@ class FixedSize(Selector):
         """See `Selector`."""
         if turn.wanted >= turn.free.count:  # nothing is drawn; for one of thousands twice as quick as np.flatnonzero
             return torch.from_numpy(turn.free.mask.nonzero()[0]), dict(state)
-        chosen = self.choose(state, turn, scores)
+        chosen: Any = self.choose(state, turn, scores)
+        if not isinstance(chosen, np.ndarray) or chosen.dtype != np.int64:
+            found = f"an array of {chosen.dtype}" if isinstance(chosen, np.ndarray) else shown(chosen)
+            raise broken("selection", "selectors", self, f"choose returns {found}, not an array of ids, int64 [k]")
         return torch.from_numpy(chosen), {**state, "selections": state["selections"] + 1}
 
     @abstractmethod
