@@ -57,7 +57,7 @@ class Recorder:
     def __init__(self, simulation: Simulation) -> None:
         self._strategy, self._engine = simulation.parts.strategy, simulation.parts.engine
         self.told: list[Told] = []
-        self.ask = self._strategy.ask
+        self.ask, self.down = self._strategy.ask, self._strategy.down
         simulation.parts = replace(simulation.parts, strategy=self)
 
     def tell(self, state: ServerState, replies: Replies) -> Any:

@@ -23,6 +23,7 @@ from fedsim.cli.new import new
 from fedsim.cli.run import run
 from fedsim.cli.sweep import sweep
 from fedsim.cli.words import STATUS
+from fedsim.core.blame import is_theirs, mistake
 from fedsim.core.errors import FedsimError, InputError, one_line
 from fedsim.core.terminal import tell
 from fedsim.core.version import __version__
@@ -76,6 +77,11 @@ def _is_of_click(error: SystemExit) -> bool:
     return frames[-1][0].f_globals["__name__"].partition(".")[0] in ("click", "typer")
 
 
+def _noted(line: str, error: BaseException) -> str:
+    """What an error says, and what is noted beside it, such as where its traceback is."""
+    return one_line("; ".join([line, *getattr(error, "__notes__", ())]))
+
+
 def main() -> None:
     """Entry point of the `fedsim` command."""
     guard()
@@ -86,7 +92,7 @@ def main() -> None:
         tell(f"fedsim: {one_line(line)}", "stderr")
         code = 2
     except FedsimError as error:
-        tell(f"fedsim: {one_line(error)}", "stderr")
+        tell(f"fedsim: {_noted(str(error), error)}", "stderr")
         code = 1
     except (KeyboardInterrupt, click.Abort):
         tell("fedsim: interrupted", "stderr")
@@ -95,9 +101,13 @@ def main() -> None:
         if _is_of_click(error):
             raise
         called = one_line(f"sys.exit({error.code!r})")
-        tell(f"fedsim: code that was loaded or run has called {called}; have it raise an error", "stderr")
+        line = f"code that was loaded or run has called {called}; have it raise an error"
+        tell(f"fedsim: {_noted(line, error)}", "stderr")
         code = 1
-    except Exception:
-        tell(traceback.format_exc(), "stderr")
+    except Exception as error:
+        if is_theirs(error):
+            tell(f"fedsim: {_noted(mistake(error), error)}", "stderr")
+        else:
+            tell(traceback.format_exc(), "stderr")
         code = 1
     sys.exit(code)

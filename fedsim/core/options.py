@@ -12,12 +12,14 @@ import dataclasses
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, PydanticUndefinedAnnotation, PydanticUserError, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic.dataclasses import rebuild_dataclass
 
 from fedsim.core.errors import InputError
 from fedsim.core.near import meant, name_one
@@ -60,9 +62,31 @@ def options(cls: type[T]) -> type[T]:
             checked(self, *args, **kwargs)
         except ValidationError as error:
             raise first_error(error, "", made) from None
+        except PydanticUserError as error:
+            said = undefined_name(made)
+            if said is None:
+                raise
+            raise InputError("class", made.__qualname__, said) from error
 
     made.__init__ = check  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
+
+
+def undefined_name(cls: type[Any]) -> str | None:
+    """What to say of an option class one of whose annotations names what there is not; None: all are known."""
+    try:
+        rebuild_dataclass(cls)
+    except PydanticUndefinedAnnotation as error:
+        absent = error.name
+    else:
+        return None
+    written = {
+        name: str(hint) for base in reversed(cls.__mro__) for name, hint in inspect.get_annotations(base).items()
+    }
+    fields = [name for name, hint in written.items() if re.search(rf"\b{re.escape(absent or '')}\b", hint)]
+    place = getattr(sys.modules.get(cls.__module__), "__file__", cls.__module__)
+    said = f"option {fields[0]} is a {written[fields[0]]}" if fields else "an option's type is not known"
+    return f"{place}, class {cls.__qualname__}: {said}, and {absent} is not defined; import it, or correct its name"
 
 
 def texts(cls: type[Any]) -> dict[str, str]:

@@ -18,15 +18,18 @@ import importlib.metadata
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, ClassVar
 
+from fedsim.core.blame import OURS, ROOT, mistake
 from fedsim.core.errors import InputError, naming
 from fedsim.core.files import look
 from fedsim.core.near import meant
+from fedsim.core.options import undefined_name
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "strategies": ("down", "up", "init", "ask", "tell"),
@@ -57,9 +60,6 @@ RENAMED = {("problems", "attack"): "evasion", ("problems", "synthetic"): "benchm
 """Kinds of plug-ins that had another name, by their group: the name that they have now."""
 LIKE = 0.8
 """How alike two names are at least, of 1, for one to be taken for a slip of the other."""
-OURS = ("strategies", "clients", "experiments")
-ROOT = Path(__file__).resolve().parents[2]
-"""Where our packages are, side by side."""
 
 
 def names(group: str) -> dict[str, importlib.metadata.EntryPoint]:
@@ -95,11 +95,8 @@ def find(group: str, kind: str, option: str) -> type[Any]:
     (entry,) = entries
     if entry.dist is not None and _is_ours(entry.dist):
         _claim(entry.module, kind, option)
-    try:
+    with _loading(kind, option):
         loaded: type[Any] = entry.load()
-    except ModuleNotFoundError as error:
-        _blame_shadow(error, kind, option)
-        raise
     return loaded
 
 
@@ -181,6 +178,9 @@ def _hold_member(group: str, cls: type[Any], kind: str, option: str) -> None:
     """Refuse a class whose options cannot be read, or that is not of the group."""
     if "__dataclass_fields__" not in vars(cls) or not cls.__dictoffset__:
         raise InputError(option, kind, "its options cannot be read; put @options above the class")
+    undefined = undefined_name(cls)
+    if undefined is not None:
+        raise InputError(option, kind, undefined)
     absent = [name for name in GROUPS[group] if not _has(cls, name)]
     if absent:
         raise InputError(option, kind, f"it has no {', '.join(absent)}, which all {group} have")
@@ -222,13 +222,8 @@ def _from_path(place: str, kind: str, option: str) -> ModuleType:
     """The module of this name on Python's path."""
     if not all(part.isidentifier() for part in place.split(".")):
         raise InputError(option, kind, "write module:Class or ./file.py:Class")
-    try:
+    with _loading(kind, option, place):
         return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        _blame_shadow(error, kind, option)
-        if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-            raise  # something that the module itself imports
-        raise InputError(option, kind, f"there is no module {error.name}") from error
 
 
 def _from_file(place: str, kind: str, option: str) -> ModuleType:
@@ -237,15 +232,26 @@ def _from_file(place: str, kind: str, option: str) -> ModuleType:
     path = Path(place).resolve()
     if not path.is_file():
         raise InputError(option, kind, f"there is no file {path}")
-    try:
+    with _loading(kind, option):
         return _executed(path, path.stat().st_mtime_ns)
-    except SyntaxError as error:
-        if error.filename != str(path):
-            raise  # of something that the file imports
-        raise InputError(option, kind, f"line {error.lineno}: {error.msg}") from error
+
+
+@contextmanager
+def _loading(kind: str, option: str, module: str = "") -> Iterator[None]:
+    """Say in one line, as an InputError, what is wrong with the code that is loaded in this block, and where.
+
+    module: what is imported, which may be what there is not.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(option, kind, str(error)) from error
     except ModuleNotFoundError as error:
         _blame_shadow(error, kind, option)
-        raise
+        absent = error.name is not None and f"{module}.".startswith(f"{error.name}.")
+        raise InputError(option, kind, f"there is no module {error.name}" if absent else mistake(error)) from error
+    except (Exception, SystemExit) as error:
+        raise InputError(option, kind, mistake(error)) from error
 
 
 @cache

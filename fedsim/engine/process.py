@@ -65,9 +65,7 @@ class ProcessExecutor(Executor):
         if isinstance(outcome, partial):
             raise outcome()
         if isinstance(outcome, Failed):
-            error = RuntimeError(f"a client's work {outcome.reason}")
-            error.add_note(getattr(outcome, "traceback", ""))
-            raise error
+            raise FedsimError(f"a client's work {outcome.reason}") from RuntimeError(getattr(outcome, "traceback", ""))
         return [outcome]
 
     def _lost(self, part: Job) -> CohortResult:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.configuration.tables import Experiment, experiment, load
+from fedsim.core.blame import ROOT
 from fedsim.core.errors import InputError
-from fedsim.core.plugins import ROOT
 from fedsim.core.version import __version__
 
 SOURCES = ("fedsim", "strategies", "clients")

@@ -144,7 +144,10 @@ class Stock(HasPlugins, Strategy):
             raise FedsimError(f"{self.made_of.__name__} sends a client two messages in a round; one is possible here")
         payload = {"params": self._params(live, messages, state.params)}
         clients = torch.tensor(sorted(live.sent), dtype=torch.int64)
-        return Order("train", clients, payload, _config(messages), round_), All()
+        settings = _config(messages)
+        if self.made_of in CLIPPED:
+            settings = {name: value for name, value in settings.items() if name in self.down}
+        return Order("train", clients, payload, settings, round_), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Hand the replies to `aggregate_train`; where it makes no model of them, the model stays."""

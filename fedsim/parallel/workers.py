@@ -29,6 +29,7 @@ from multiprocessing.context import SpawnProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
+from fedsim.core.blame import mistake
 from fedsim.core.errors import FedsimError, named_line
 from fedsim.parallel.shared_memory import Channel, UnreadableError
 
@@ -383,4 +384,4 @@ def take_one_core() -> None:
 
 
 def _raised(error: BaseException) -> Raised:
-    return Raised(named_line(error), "".join(traceback.format_exception(error)))
+    return Raised(mistake(error), "".join(traceback.format_exception(error)))

@@ -97,10 +97,8 @@ def asked(strategy: Strategy, given: Any, state: ServerState, chosen: Tensor) ->
     order, window = given
     if not isinstance(order, Order) or not isinstance(window, All | Every | First):
         raise _strategy(strategy, f"ask returns {shown(order)} and {shown(window)}, not an Order and a window")
-    clients: Any = order.clients
-    if clients is not chosen and not (isinstance(clients, Tensor) and torch.equal(clients, chosen)):
-        fault = f"its order is to {shown(clients)}, not to the chosen clients {shown(chosen)}"
-        raise _strategy(strategy, fault)
+    if order.clients is not chosen and not _are_among(order.clients, chosen):
+        raise _strategy(strategy, f"its order is to {shown(order.clients)}, not to chosen clients, ascending")
     unknown = (order.payload.keys() | order.config.keys()) - strategy.down
     if unknown:
         near = meant(min(unknown), strategy.down)
@@ -118,6 +116,14 @@ def asked(strategy: Strategy, given: Any, state: ServerState, chosen: Tensor) ->
     if isinstance(window, First) and not (isinstance(window.count, int) and window.count >= 1):
         raise _strategy(strategy, f"its window closes with the first {window.count} replies; wait for one at least")
     return order, window
+
+
+def _are_among(clients: Any, chosen: Tensor) -> bool:
+    """Whether these are ids, ascending and each once, of clients that are chosen."""
+    if not isinstance(clients, Tensor) or clients.dtype != torch.int64 or clients.dim() != 1:
+        return False
+    ids = clients.tolist()
+    return ids == sorted(set(ids)) and set(chosen.tolist()).issuperset(ids)
 
 
 def told(strategy: Strategy, given: Any, before: ServerState) -> tuple[ServerState, Metrics, bool]:

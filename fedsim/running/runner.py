@@ -7,7 +7,7 @@ import math
 import platform
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fedsim.configuration.tables import Experiment, load
 from fedsim.configuration.tables import experiment as checked
-from fedsim.core.errors import DivergedError, InputError, StalledError, warn
-from fedsim.core.files import StorageError
+from fedsim.core.blame import is_theirs
+from fedsim.core.errors import DivergedError, FedsimError, InputError, StalledError, warn
+from fedsim.core.files import StorageError, write_whole
 from fedsim.core.plugins import DISTRIBUTION
 from fedsim.plots import curves
 from fedsim.problems.base import Problem
@@ -29,7 +30,7 @@ from fedsim.running.folder import RunFolder
 from fedsim.running.history import History, Row
 from fedsim.running.result import Callback, Result, Round
 from fedsim.running.simulation import Simulation
-from fedsim.running.stored import CURVES
+from fedsim.running.stored import CURVES, TRACEBACK
 from fedsim.running.summary import summarise
 
 VERSIONED = ("torch", "numpy", "scikit-learn", "flwr-datasets")
@@ -83,9 +84,10 @@ def execute(
     if save:
         RunFolder.check(place, experiment.name, force=force)
     described, own = describe(experiment, problem), problem is not None
-    if problem is None:
-        problem = build_problem(experiment)
-    simulation = build_simulation(experiment, problem, engine, own=own)
+    with _telling(place, experiment.name, force) if save else nullcontext():
+        if problem is None:
+            problem = build_problem(experiment)
+        simulation = build_simulation(experiment, problem, engine, own=own)
     config = described | _notes(experiment, simulation, problem)
     if not save:
         return drive(experiment, simulation, config, callbacks)
@@ -132,8 +134,24 @@ def recording(folder: RunFolder) -> Iterator[None]:
         if len(folder.rows()) or folder.has_checkpoint:
             raise
         raise InputError("out", str(folder.path), str(error)) from error
-    except (Exception, SystemExit):
+    except (Exception, SystemExit) as error:
         folder.write_traceback(traceback.format_exc())
+        error.add_note(f"the traceback is in {folder.path / TRACEBACK}")
+        raise
+
+
+@contextmanager
+def _telling(place: Path | None, name: str, force: bool) -> Iterator[None]:
+    """Leave a folder with the traceback where code that is not ours fails in this block, before a run has begun."""
+    try:
+        yield
+    except FedsimError:
+        raise
+    except (Exception, SystemExit) as error:
+        if is_theirs(error):
+            with RunFolder.create(place, name, force=force) as folder:
+                write_whole(folder.path / TRACEBACK, traceback.format_exc().encode())
+            error.add_note(f"the traceback is in {folder.path / TRACEBACK}")
         raise
 
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.core.errors import FedsimError, InputError, named_line, one_line
+from fedsim.core.blame import mistake
+from fedsim.core.errors import FedsimError, InputError, one_line
 from fedsim.parallel.workers import Failed, Lost, Workers, take_one_core
 from fedsim.running.many import hold_few, length
 
@@ -282,7 +283,7 @@ def _text(made: Experiment) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return one_line(error) if isinstance(error, FedsimError) else named_line(error)
+    return one_line(error) if isinstance(error, FedsimError) else mistake(error)
 
 
 def _written(name: str, value: Any) -> str:

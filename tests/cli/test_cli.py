@@ -222,6 +222,36 @@ def test_an_internal_failure_keeps_its_traceback(monkeypatch, tmp_path):
     assert "ZeroDivisionError: on purpose" in (out / TRACEBACK).read_text()
 
 
+@pytest.mark.parametrize("method", ["init(self, problem)", "tell(self, state, replies)"])
+def test_a_mistake_of_an_author_is_one_line_and_its_traceback_is_in_the_folder(monkeypatch, capsys, tmp_path, method):
+    """Before the run has begun, and in it."""
+    (tmp_path / "mine.py").write_text(
+        "from fedsim.core.options import options\nfrom strategies.fedavg import FedAvg\n\n\n@options\n"
+        f"class Mine(FedAvg):\n    def {method}:\n        return nowhere\n"
+    )
+    (tmp_path / "x.toml").write_text('rounds = 1\nstrategy = "./mine.py:Mine"\n')
+    assert call(monkeypatch, "run", str(tmp_path / "x.toml"), "--out", str(tmp_path / "run")) == 1
+    place = tmp_path / "run" / TRACEBACK
+    said = (
+        f"fedsim: {tmp_path}/mine.py, line 8: NameError: name 'nowhere' is not defined; the traceback is in {place}\n"
+    )
+    assert capsys.readouterr().err == said
+    assert "NameError: name 'nowhere'" in place.read_text()
+
+
+def test_what_a_plug_in_returns_is_refused_in_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from fedsim.core.options import options\nfrom strategies.fedavg import FedAvg\n\n\n@options\n"
+        "class Mine(FedAvg):\n    def tell(self, state, replies):\n        return super().tell(state, replies)[:2]\n"
+    )
+    (tmp_path / "x.toml").write_text('rounds = 1\nstrategy = "./mine.py:Mine"\n')
+    assert call(monkeypatch, "run", str(tmp_path / "x.toml"), "--out", str(tmp_path / "run")) == 1
+    assert capsys.readouterr().err == (
+        f"fedsim: strategy.kind = {tmp_path}/mine.py:Mine: tell returns (ServerState, dict), not a state, metrics and "
+        f"whether the round is done; the traceback is in {tmp_path}/run/{TRACEBACK}\n"
+    )
+
+
 def test_an_interrupt_leaves_a_usable_folder(monkeypatch, tmp_path):
     from fedsim.running.simulation import Simulation
 

@@ -101,7 +101,7 @@ def test_a_file_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
     (tmp_path / "fails.py").write_text("raise RuntimeError('halfway')")
     before = set(sys.modules)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="halfway"):
+        with pytest.raises(InputError, match=r"^d = \./fails\.py:Mine: /.*fails\.py, line 1: RuntimeError: halfway$"):
             plugins.find("speeds", "./fails.py:Mine", "d")
     assert set(sys.modules) == before
 
@@ -109,8 +109,34 @@ def test_a_file_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_a_file_that_is_not_python_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.py").write_text("x = 1\ndef (:\n")
-    with pytest.raises(InputError, match="line 2: invalid syntax"):
+    with pytest.raises(InputError, match=r"broken\.py, line 2: SyntaxError: invalid syntax"):
         plugins.make("strategies", "./broken.py:Mine", "strategy")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x = nowhere", r"line 1: NameError: name 'nowhere' is not defined"),
+        ("import sys\nsys.exit(3)", r"line 2: SystemExit: 3"),
+        ("import numpy as np\nnp.zeros(3).reshape(2, 2)", r"line 2: ValueError: cannot reshape"),
+        ("from fedsim.server import Avering", r"line 1: ImportError: cannot import name 'Avering'"),
+        ("from beside_it import f\n\nf()", r"beside_it\.py, line 2: ZeroDivisionError"),
+        (PLUGIN.replace("factor: PositiveFloat", "factor: Flaot"), r"line \d+: NameError: name 'Flaot' is not defined"),
+        (
+            "from __future__ import annotations\n" + PLUGIN.replace("factor: PositiveFloat", "factor: PositiveFlaot"),
+            r"mine\.py, class Mine: option factor is a PositiveFlaot, and PositiveFlaot is not defined; import it",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_with_its_place(tmp_path, monkeypatch, text, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beside_it.py").write_text("def f():\n    return 1 / 0\n")
+    (tmp_path / "mine.py").write_text(text)
+    for call in (plugins.make, plugins.option_class):
+        with pytest.raises(InputError, match=words) as caught:
+            call("speeds", "./mine.py:Mine", "devices.compute")
+        assert str(tmp_path) in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_class_whose_options_cannot_be_read_is_refused(tmp_path, monkeypatch):
@@ -159,7 +185,7 @@ def test_a_bad_option_is_named_with_its_table():
 def test_a_module_that_a_plug_in_wants_is_not_said_to_be_the_plug_in(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "wants_more.py").write_text("import absent_module\n")
-    with pytest.raises(ModuleNotFoundError, match="absent_module"):
+    with pytest.raises(InputError, match=r"wants_more\.py, line 1: ModuleNotFoundError: .*absent_module"):
         plugins.find("strategies", "wants_more:Mine", "strategy.kind")
 
 

@@ -132,7 +132,7 @@ SERVER: dict[str, tuple[Any, str]] = {
     "ask order": (lambda order: order, "ask returns an Order, not an Order and a window"),
     "ask pair": (lambda order: (order, 3.0), "ask returns an Order and 3.0, not an Order and a window"),
     "ask others": (lambda order: (replace(order, clients=order.clients + 1), All()), "its order is to a tensor of"),
-    "ask ids": (lambda order: (replace(order, clients=[0, 1]), All()), "its order is to a list, not to the chosen"),
+    "ask ids": (lambda order: (replace(order, clients=[0, 1]), All()), "its order is to a list, not to chosen clients"),
     "ask names": (
         lambda order: (replace(order, payload={"param": order.payload["params"]}), All()),
         "its order has param, which its `down` does not name; did you mean params?",

@@ -71,6 +71,7 @@ class Recorder:
 
     def __init__(self, run: Simulation) -> None:
         self.strategy = run.parts.strategy
+        self.down = self.strategy.down
         self.selections: list[torch.Tensor] = []
         self.losses: list[torch.Tensor] = []
         run.parts = replace(run.parts, strategy=self)
