@@ -17,6 +17,7 @@ from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.generators import begin_globals, seeded_globals
 from fedsim.flower.internals import CRASHED, RAISED, copied, copied_context, quick_arrays
 from fedsim.flower.places import app_of
+from fedsim.flower.removed import removed
 from fedsim.flower.settings import Settings, present
 from fedsim.flower.worlds import AppFinder, World
 from fedsim.parallel.cores import one_core_an_operation
@@ -132,7 +133,7 @@ def failure(message: Message, code: int, reason: str) -> Message:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+    return "\n".join(filter(None, (f"{type(error).__name__}: {error}", removed(error), traceback.format_exc())))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from flwr.serverapp import ServerApp
 
 from fedsim.core.errors import InputError
 from fedsim.core.generators import seeded_globals
+from fedsim.flower.removed import removed
 
 App = TypeVar("App", ServerApp, ClientApp)
 OPTIONS: Mapping[type[Any], str] = {ServerApp: "serverapp", ClientApp: "clientapp"}
@@ -25,7 +26,10 @@ def app_of(given: App | str, kind: type[App], seed: int) -> App:
 
 
 def load(place: str, kind: type[App], seed: int) -> App:
-    """The app at `module:attribute`. InputError: there is none. What the module itself raises is passed on."""
+    """The app at `module:attribute`. What its modules raise is passed on.
+
+    InputError: there is none, or it needs what Flower has removed.
+    """
     option = OPTIONS[kind]
     module_name, _, path = place.partition(":")
     if not module_name or not path:
@@ -33,8 +37,10 @@ def load(place: str, kind: type[App], seed: int) -> App:
     with seeded_globals(seed):
         try:
             found: Any = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+        except ImportError as error:
+            if gone := removed(error):
+                raise InputError(option, place, gone) from error
+            if not isinstance(error, ModuleNotFoundError) or not f"{module_name}.".startswith(f"{error.name}."):
                 raise
             raise InputError(option, place, f"there is no module {error.name} on the path") from error
     for name in path.split("."):

@@ -17,6 +17,7 @@ from fedsim.core.streams import Streams
 from fedsim.flower.calls import Here, Pool, load_clients
 from fedsim.flower.internals import SERVER, History, Outcome
 from fedsim.flower.places import app_of, place_of
+from fedsim.flower.removed import removed
 from fedsim.flower.settings import portable, present
 from fedsim.flower.virtual_grid import Exchange, VirtualGrid
 from fedsim.flower.worlds import AppFinder, World, homes
@@ -138,8 +139,8 @@ def simulate(
             with grid:
                 world.run(server, grid, context)
         except BaseException as error:
-            if grid.errors:
-                error.add_note(told(grid.errors))
+            for note in filter(None, (removed(error), told(grid.errors))):
+                error.add_note(note)
             raise
     outcome = grid.outcomes[-1] if grid.outcomes else None
     wall = grid.elapsed
