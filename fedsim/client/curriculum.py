@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, options, table_of
+from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, Rate, options, table_of
 from fedsim.core.pacing import Linear, Schedule
 from fedsim.engine.batches import Course
 from fedsim.engine.cohort import Cohort
@@ -33,7 +33,7 @@ class Expert:
     """Passes over all examples."""
     batch_size: PositiveInt = 64
     """Examples of a step."""
-    lr: PositiveFloat = 0.01
+    lr: Rate = 0.01
     """The learning rate."""
     momentum: Fraction = 0.9
     """The momentum; 0: none."""

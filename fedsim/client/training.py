@@ -12,10 +12,21 @@ from torch import Tensor
 
 from fedsim.client.curriculum import SampleCurriculum
 from fedsim.client.defence import Defence
-from fedsim.core.errors import InputError
-from fedsim.core.options import BatchSize, Fraction, NonNegativeFloat, Passes, PositiveFloat, options, table_of
+from fedsim.core.errors import DivergedError, InputError
+from fedsim.core.options import (
+    LARGEST,
+    BatchSize,
+    Decay,
+    Fraction,
+    NonNegativeFloat,
+    Passes,
+    PositiveFloat,
+    Rate,
+    options,
+    table_of,
+)
 from fedsim.core.plugins import HasPlugins
-from fedsim.core.schedules import Constant, Exponential, Schedule, Step
+from fedsim.core.schedules import Constant, Exponential, Schedule, Step, scheduled
 from fedsim.engine.batches import steps_of
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
@@ -57,7 +68,7 @@ class LocalTraining(HasPlugins, Client):
     """So many steps, each on an independent batch. Not given: epochs decide."""
     batch_size: BatchSize = 32
     """Examples of a step; full: all that the client has."""
-    lr: PositiveFloat = 0.1
+    lr: Rate = 0.1
     """The learning rate."""
     schedule: Schedule = Constant()
     """Factor of lr over the rounds."""
@@ -81,7 +92,7 @@ class LocalTraining(HasPlugins, Client):
     """Of adam, how slowly the mean square moves; of lion, how slowly the momentum does."""
     epsilon: PositiveFloat = 1e-8
     """Of adam, added to the root of the mean square."""
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Decay = 0.0
     """Factor of the weights, added to the gradient for sgd and adam, decoupled for lion."""
     clip_norm: PositiveFloat | None = None
     """Bound of the l2 norm of the gradient of the client's loss, before decay and corrections. Not given: there is no
@@ -138,7 +149,7 @@ class LocalTraining(HasPlugins, Client):
 
     def rate(self, cohort: Cohort) -> float:
         """The learning rate in the round of a cohort's order, at its first step."""
-        return self.lr if isinstance(self.schedule, Constant) else self.lr * self.schedule.factor(cohort.round)
+        return self.lr if isinstance(self.schedule, Constant) else scheduled(self.lr, self.schedule, cohort.round)
 
     def rates(self, cohort: Cohort) -> Tensor:
         """The sum of the rates of the steps that each client has taken, float64 [C]."""
@@ -194,6 +205,8 @@ class LocalTraining(HasPlugins, Client):
         lr = base = self.rate(cohort)
         coupled = decay + (self.weight_decay if self.optimizer != "lion" else 0.0)
         decoupled = self.weight_decay if self.optimizer == "lion" else 0.0
+        if base * (coupled + decoupled) > LARGEST:
+            raise DivergedError(f"a step of {base:.3g} times the decay {coupled + decoupled:.3g}; lower client.lr")
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
         history: list[Tensor] = []
         rows, fixed_rows = y, fixed

@@ -48,8 +48,8 @@ class Evaluation(HasPlugins):
     on: Measured = ("test",)
     """Sets that the model is judged on: test, the test set; train, all training examples."""
     clients: bool | Literal["auto"] = "auto"
-    """Judge the model also on each client's own examples; auto: with up to 1,000 clients, and up to 20,000 examples
-    where these are what clients train on.
+    """Judge the model also on each client's own examples, by accuracy, or by loss where targets are numbers; auto: by
+    accuracy, with up to 1,000 clients, and up to 20,000 examples where these are what clients train on.
     """
     attacks: Plugins = ()
     """Judge it also on examples attacked in these ways, measured as test_<attack>_loss and so on."""
@@ -120,6 +120,8 @@ class Stopping:
     def __post_init__(self) -> None:
         if self.target is None and self.patience is None and self.queries is None:
             raise InputError("target", "(nothing)", "give target, patience or queries")
+        if not self.watches and self.metric != "test_accuracy":
+            raise InputError("metric", self.metric, "only target and patience look at it; give one, or leave it out")
 
     @property
     def watches(self) -> bool:

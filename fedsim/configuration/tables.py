@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,10 @@ class Checkpointing:
     keep: PositiveInt = 2
     """So many of the last checkpoints are kept while the run goes on; when it has ended, none."""
 
+    def __post_init__(self) -> None:
+        if self.every == 0 and self.keep != 2:
+            raise InputError("keep", self.keep, "every = 0 says that there are none; leave one of the two out")
+
 
 BASES: Mapping[str, tuple[str, type[Any]]] = {
     "strategies": ("fedsim.server", Strategy),
@@ -100,6 +104,8 @@ class Experiment:
     engine: EngineOptions
     checkpoint: Checkpointing
     data_dir: Path | None = None
+    given: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
+    """The tables and options that somebody has written down, as `problem` and `problem.start`."""
 
     def resolved(self) -> dict[str, Any]:
         """Every option with its value, as tables that `experiment` accepts."""
@@ -157,7 +163,7 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         except ValueError as error:
             raise InputError(name, type(value).__name__, f"cannot be used: {error}") from error
     tables = placed(tables, Path.cwd())
-    _hold_integers(tables)
+    _hold_writable(tables)
     known = (*TOP, *PLUGINS, *TRANSFORMS, *TABLES)
     for name, value in tables.items():
         if name not in known:
@@ -182,6 +188,7 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         **{name: _options(tables.get(name, {}), name) for name in TABLES if name != "stopping"},
         stopping=_options(tables["stopping"], "stopping") if "stopping" in tables else None,
         data_dir=None if data_dir is None else Path(data_dir),
+        given=frozenset(_names(tables)),
         **made,
     )
     if checked.values_only and "partition" in tables:
@@ -340,6 +347,17 @@ def _check_pair(checked: Experiment) -> None:
         client.check(strategy.down)
 
 
+def _names(tables: Table) -> Iterator[str]:
+    """The names of tables and of the options in them; of an object, of those that are not as by default."""
+    for name, table in tables.items():
+        yield name
+        if isinstance(table, Mapping):
+            yield from (f"{name}.{option}" for option in table)
+        elif dataclasses.is_dataclass(table):
+            fields = dataclasses.fields(table)
+            yield from (f"{name}.{field.name}" for field in fields if getattr(table, field.name) != field.default)
+
+
 def _hold_base(option: str, group: str, plugin: Any) -> None:
     """Refuse a plug-in that has not the base of its group."""
     if group in BASES and not isinstance(plugin, BASES[group][1]):
@@ -347,13 +365,15 @@ def _hold_base(option: str, group: str, plugin: Any) -> None:
         raise InputError(f"{option}.kind", kind_of(group, plugin), f"make it a subclass of {room}.{base.__name__}")
 
 
-def _hold_integers(value: Any, name: str = "") -> None:
-    """Refuse whole numbers of more than 64 bits, which TOML does not have and tensors do not take."""
+def _hold_writable(value: Any, name: str = "") -> None:
+    """Refuse what TOML does not have: whole numbers of more than 64 bits, and names that are no words."""
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InputError(name, value, "whole numbers have 64 bits; take a smaller one")
     inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     for key, part in inner:
-        _hold_integers(part, f"{name}.{key}" if name else str(key))
+        if isinstance(value, Mapping) and not isinstance(key, str):
+            raise InputError(name, key, "names of options are words; correct this one")
+        _hold_writable(part, f"{name}.{key}" if name else str(key))
 
 
 def _options(table: Any, name: str) -> Any:

@@ -26,6 +26,12 @@ from fedsim.core.near import meant, name_one
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+LARGEST = 1e30
+"""The most that a rate may be, so that it is a number in single precision."""
+Rate = Annotated[float, Field(gt=0, le=LARGEST)]
+"""A learning rate."""
+Decay = Annotated[float, Field(ge=0, le=LARGEST)]
+"""A factor of weights that is added to gradients."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share of something, 0 to 1 inclusive."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from fedsim.core.options import PositiveFloat, PositiveInt, Share, one_of, options
+from fedsim.core.errors import DivergedError
+from fedsim.core.options import LARGEST, PositiveFloat, PositiveInt, Share, one_of, options
 
 
 @options
@@ -91,5 +92,18 @@ Schedule = Annotated[
     one_of(constant=Constant, exponential=Exponential, step=Step, cosine=Cosine, linear=Linear),
 ]
 """A schedule, or its name, or a table with `kind` and its options."""
+
+
+def scheduled(lr: float, schedule: Schedule, round: int) -> float:  # noqa: A002
+    """A learning rate in a round. DivergedError: it has grown beyond what rates may be."""
+    try:
+        rate = lr * schedule.factor(round)
+    except OverflowError:
+        rate = math.inf
+    if rate > LARGEST:
+        raise DivergedError(f"the learning rate of round {round + 1} is {rate:.3g}; lower the gamma of its schedule")
+    return rate
+
+
 Growth = Annotated[Constant | Rise, one_of(constant=Constant, rise=Rise)]
 """What grows to its full size: the same in all rounds, or rising."""

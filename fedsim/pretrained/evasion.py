@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedsim.core.data_files import Array
 from fedsim.core.errors import InputError
-from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, options
+from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Rate, Share, options
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
 from fedsim.nets.footprint import footprint
@@ -53,7 +53,7 @@ class Evasion(HasPlugins):
     """Passes over a classifier's examples while it is trained, by Adam."""
     batch_size: PositiveInt = 32
     """Examples of a step of that training."""
-    lr: PositiveFloat = 0.003
+    lr: Rate = 0.003
     """Learning rate of that training."""
     training_seed: NonNegativeInt = 0
     """Seed of the classifiers' examples, starts and batches; it does not follow the run's seed."""

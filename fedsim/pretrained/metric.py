@@ -17,7 +17,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Counts, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Share, options
+from fedsim.core.options import (
+    Counts,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Rate,
+    Share,
+    options,
+)
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
 from fedsim.nets import products
@@ -117,7 +126,7 @@ class Metric(HasPlugins):
     """Passes over the first half while the MLP is trained, by Adam; few leave room for improvement."""
     batch_size: PositiveInt = 32
     """Examples of a step of that training."""
-    lr: PositiveFloat = 0.001
+    lr: Rate = 0.001
     """Learning rate of that training."""
     split_seed: NonNegativeInt = 0
     """Which examples are the first half; it does not follow the run's seed."""

@@ -15,7 +15,7 @@ from fedsim.nets.network import PlainNetwork
 from fedsim.nets.stack import Stack
 from fedsim.parallel.cores import spread
 from fedsim.problems.base import EVALUATED_AT_ONCE, Model, Trial
-from fedsim.problems.judged import STATISTICS, Judged, Rows
+from fedsim.problems.judged import Judged, Rows
 
 ATTACKED_AT_ONCE = EVALUATED_AT_ONCE // 8
 """Numbers that an attack makes at once, forward and back through them; few, too, so that all cores have work."""
@@ -58,7 +58,7 @@ def attacked_measures(judged: Judged, trial: Trial) -> list[str]:
                 check_attack(attack, source, judged.data.num_classes)
     labels = [attack.label for attack in trial.attacks]
     return [f"{name}_{label}_{kind}" for label in labels for name in sets for kind in judged.kinds()] + [
-        f"client_{label}_accuracy_{which}" for label in labels if trial.clients for which in STATISTICS
+        name for label in labels if trial.clients for name in judged.client_measures(f"client_{label}")
     ]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError, one_line
+from fedsim.core.memory import room
 from fedsim.core.streams import Index, Streams
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.base import CLIENTS_EVALUATED, Trial
@@ -55,11 +56,13 @@ class BlackBox:
     ) -> None:
         if functions.num_clients < 1:
             raise InputError("clients", functions.num_clients, "take one function at least")
-        if dimension < 1:
-            raise InputError("dimension", dimension, "take one at least")
-        if not 0 <= noise < math.inf:
+        if not is_whole(dimension, 1):
+            raise InputError("dimension", dimension, "take a whole number, one at least")
+        if 4 * 8 * dimension > room():
+            raise InputError("dimension", dimension, "does not fit in this machine's memory; take fewer coordinates")
+        if not is_number(noise) or not 0 <= noise < math.inf:
             raise InputError("noise", noise, "a standard deviation is 0 or more, and finite")
-        if optimum is not None and not math.isfinite(optimum):
+        if optimum is not None and not (is_number(optimum) and math.isfinite(optimum)):
             raise InputError("optimum", optimum, "give a finite number, or leave it out")
         if on_error not in ("stop", "nan"):
             raise InputError("on_error", on_error, "name one of: stop, nan")
@@ -221,6 +224,16 @@ class BlackBox:
         return torch.full(shape, torch.nan, dtype=self.dtype, device=self.device)
 
 
+def is_whole(value: object, least: int) -> bool:
+    """Whether a value is a whole number, Python's or NumPy's, of so much at least."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, Python's or NumPy's."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def _checked_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
     if bounds is None:
         return None
@@ -238,7 +251,7 @@ def _checked_start(start: Any, dimension: int, bounds: tuple[float, float] | Non
     lower, upper = bounds or (-math.inf, math.inf)
     if start is None:
         start = 0.0 if bounds is None else lower + (upper - lower) / 2
-    given = start.detach().cpu() if isinstance(start, Tensor) else start
+    given = start.detach().double().cpu() if isinstance(start, Tensor) else start  # NumPy has no bfloat16
     values = real(given, ())
     if isinstance(values, Failure):
         values = real(given, (dimension,))

@@ -13,8 +13,8 @@ from fedsim.nets.losses import Loss
 from fedsim.problems.base import Examples
 from fedsim.problems.partitions.base import Partition
 
-STATISTICS = ("mean", "p10", "worst")
-"""What is said of the clients' accuracies, in the names of measures."""
+STATISTICS = {"accuracy": ("mean", "p10", "worst"), "loss": ("mean", "p90", "worst")}
+"""What is said of the clients' accuracies, or of their losses, in the names of measures."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,21 @@ class Judged:
         accuracy = {} if correct is None else {f"{name}_accuracy": float(correct.double().mean())}
         return {f"{name}_loss": float(self.loss.examples(outputs, rows.targets).double().mean()), **accuracy}
 
+    def client_measures(self, name: str) -> list[str]:
+        """The names of `client_scores`."""
+        kind = self.kinds()[-1]
+        return [f"{name}_{kind}_{which}" for which in STATISTICS[kind]]
+
     def client_scores(self, name: str, outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, float]:
-        """Statistics of the clients' accuracies. rows: theirs, one after the other; count: of each, int64 [N]."""
+        """Statistics of the clients' accuracies, or losses. rows: theirs, one after the other; count: of each, [N]."""
         correct = self.loss.correct(outputs, rows.targets)
-        assert correct is not None
+        found = self.loss.examples(outputs, rows.targets) if correct is None else correct
         owner = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
-        right = torch.zeros(len(count), dtype=torch.float64, device=count.device)
-        accuracy = (right.index_add_(0, owner, correct.double()) / count)[count > 0]
-        values = (accuracy.mean(), torch.quantile(accuracy, 0.1), accuracy.min())
-        return {f"{name}_accuracy_{which}": float(value) for which, value in zip(STATISTICS, values, strict=True)}
+        sums = torch.zeros(len(count), dtype=torch.float64, device=count.device).index_add_(0, owner, found.double())
+        means = (sums / count)[count > 0]
+        bad, worst = (0.9, means.max()) if correct is None else (0.1, means.min())
+        values = (means.mean(), torch.quantile(means, bad), worst)
+        return {name: float(value) for name, value in zip(self.client_measures(name), values, strict=True)}
 
 
 def ranges(order: np.ndarray, offset: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

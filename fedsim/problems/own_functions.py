@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.problems.base import choose_device
-from fedsim.problems.black_box import BlackBox, OnError
+from fedsim.problems.black_box import BlackBox, OnError, is_number, is_whole
 from fedsim.problems.evaluators import Functions, Processes, Scalar, Stacked, Vectorised
 
 Kind = Literal["stacked", "vectorised", "numpy", "scalar"]
@@ -58,11 +58,11 @@ def black_box(
     remedy = "give one of stacked, vectorised, numpy, scalar"
     if kind not in ("stacked", "vectorised", "numpy", "scalar"):
         raise InputError("kind", kind, remedy)
-    if workers < 0 or (workers and kind != "scalar"):
+    if not is_whole(workers, 0) or (workers and kind != "scalar"):
         raise InputError("workers", workers, 'only kind = "scalar" has processes, 1 or more; set it, or leave this out')
     if timeout is not None and not workers:
         raise InputError("timeout", timeout, "nothing can be stopped in this process; set workers, or leave it out")
-    if timeout is not None and not 0 < timeout < math.inf:
+    if timeout is not None and not (is_number(timeout) and 0 < timeout < math.inf):
         raise InputError("timeout", timeout, "give seconds above 0, or leave it out")
     if differentiable and kind not in ("stacked", "vectorised"):
         raise InputError("differentiable", differentiable, "only functions on tensors are: stacked, vectorised")
@@ -71,7 +71,7 @@ def black_box(
         if not callable(functions):
             remedy = "write one function for all clients; kind vectorised, numpy or scalar takes a list of one each"
             raise InputError("functions", type(functions).__name__, remedy)
-        if clients is None or clients < 1:
+        if clients is None or not is_whole(clients, 1):
             raise InputError("clients", clients, "say how many clients the stacked function has, one at least")
         evaluated = Stacked(functions, clients, differentiable)
     else:
@@ -103,4 +103,4 @@ def _listed(functions: object, kind: str, clients: int | None) -> Sequence[Calla
         raise InputError("functions", type(functions).__name__, f"of kind {kind} is a list of callables, one a client")
     if not functions:
         raise InputError("functions", "[]", "give one function a client, one at least")
-    return functions
+    return tuple(functions)

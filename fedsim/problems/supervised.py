@@ -36,7 +36,7 @@ from fedsim.problems.base import (
     Trial,
 )
 from fedsim.problems.datasets import Dataset
-from fedsim.problems.judged import STATISTICS, Judged, Rows, ranges
+from fedsim.problems.judged import Judged, Rows, ranges
 from fedsim.problems.modules import (
     build_model,
     check_module,
@@ -194,7 +194,7 @@ class Supervised:
         """Loss and accuracy of the global model.
 
         on: `test`, the test set; `train`, all the clients' training examples together, as global_train_loss and
-        global_train_accuracy. clients: also the accuracies of the clients' own examples.
+        global_train_accuracy. clients: also the accuracies of the clients' own examples, or their losses.
         """
         found: dict[str, float] = {}
         for name, rows in self.judged.sets(on).items():
@@ -245,21 +245,20 @@ class Supervised:
     def evaluates_clients(self, wanted: bool | str) -> bool:
         """Whether clients are evaluated: as asked, or, for "auto", where it costs little.
 
-        Automatically with held-out examples up to 1,000 clients; with none, on the clients' training examples if there
-        are no more than 20,000 of them.
+        Automatically by their accuracies: with held-out examples up to 1,000 clients; with none, on the clients'
+        training examples if there are no more than 20,000 of them.
         """
-        if not self.judged.has_accuracy:
-            return False
         if isinstance(wanted, bool):
             return wanted
+        if not self.judged.has_accuracy:
+            return False
         own = self.partition.holdout_order is None and self.partition.order_test is None
         return self.num_clients <= CLIENTS_EVALUATED and not (own and len(self.data.order) > EXAMPLES_EVALUATED)
 
     def measures(self, clients: bool | str, on: Collection[str] = ("test",)) -> list[str]:
         """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
         central = [f"{name}_{kind}" for name in self.judged.sets(on) for kind in self.judged.kinds()]
-        own = [f"client_accuracy_{which}" for which in STATISTICS] if self.evaluates_clients(clients) else []
-        return central + own
+        return central + (self.judged.client_measures("client") if self.evaluates_clients(clients) else [])
 
     def _outputs(self, params: Tensor, rows: Rows) -> Tensor:
         batch = min(max(EVALUATED_AT_ONCE // self.model.footprint.activations, 32), 2048)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from fedsim.client.training import LocalTraining
-from fedsim.configuration.tables import Experiment
+from fedsim.configuration.evaluation import Stopping
+from fedsim.configuration.tables import PLUGINS, Experiment
 from fedsim.core.errors import InputError, naming
+from fedsim.core.measures import HIGHER, attack_of
 from fedsim.core.near import name_one
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
@@ -13,11 +17,38 @@ from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.zeroth_order.search import EstimatedSearch
 
+SHARES = HIGHER - {"cosine"}
+"""Words in the names of measures that lie between 0 and 1."""
+
+
+def check_own(experiment: Experiment, problem: Problem) -> None:
+    """Refuse what an experiment says of a problem, where a problem of its user's own takes that one's place."""
+    for table in ("problem", "partition"):
+        if table in experiment.given:
+            named = sorted(name for name in experiment.given if name.startswith(f"{table}."))
+            option = next((name for name in named if not name.endswith(".kind")), table)
+            plugin, group = getattr(experiment, table), PLUGINS[table][0]
+            value = kind_of(group, plugin) if option == table else getattr(plugin, option.partition(".")[2], None)
+            to_start = ": problem.start_from(state_dict)" if option == "problem.start" else ""
+            raise InputError(option, value, f"the problem is your own, and has its own{to_start}; leave this out")
+    precision = str(problem.dtype).removeprefix("torch.")
+    for option, held in (("precision", precision), ("device", problem.device.type)):
+        wanted = getattr(experiment.engine, option)
+        if f"engine.{option}" in experiment.given and wanted not in ("auto", held):
+            argument = "dtype=" if option == "precision" else "device="
+            remedy = f"the problem is your own, of {held}; make it with another {argument}, or leave this out"
+            raise InputError(f"engine.{option}", wanted, remedy)
+
 
 def check(experiment: Experiment, problem: Problem) -> None:
     """Refuse what does not fit the problem."""
     if not isinstance(problem, Supervised):
         _check_asking(experiment)
+    if problem.data is None and experiment.evaluation.on != ("test",):
+        on = ", ".join(experiment.evaluation.on)
+        raise InputError("evaluation.on", on, "the clients of a black box have no examples; leave it out")
+    if experiment.checkpoint.every and (why := experiment.strategy.unresumable) is not None:
+        raise InputError("checkpoint.every", experiment.checkpoint.every, f"no run could go on from there: {why}")
     experiment.selection.check(problem.num_clients)
     experiment.aggregation.check(experiment.selection.least(problem.num_clients))
     at_once = experiment.selection.of(problem.num_clients)
@@ -33,6 +64,38 @@ def check(experiment: Experiment, problem: Problem) -> None:
         _check_training(experiment, problem)
     if stopping is not None and stopping.watches and stopping.metric not in measured:
         raise InputError("stopping.metric", stopping.metric, name_one(stopping.metric, measured))
+    if stopping is not None:
+        with naming("stopping"):
+            _check_stopping(experiment, stopping)
+
+
+def _check_stopping(experiment: Experiment, stopping: Stopping) -> None:
+    """Refuse an end that never comes."""
+    metric, target, often = stopping.metric, stopping.target, _measured(experiment, stopping.metric)
+    if stopping.queries is not None and isinstance(experiment.client, LocalTraining):
+        kind = kind_of("clients", experiment.client)
+        raise InputError("queries", stopping.queries, f"the client {kind} trains, and asks for no values; leave it out")
+    if target is not None and often == 1 and experiment.evaluation.rounds == 0:
+        raise InputError("target", target, f"{metric} is measured at the end only; give an evaluation.every above 0")
+    if target is not None and target > 1.0 and not SHARES.isdisjoint(metric.split("_")):
+        raise InputError("target", target, f"{metric} is a share, and never above 1; lower it")
+    if target is not None and target < 0.0 and "loss" in metric.split("_"):
+        raise InputError("target", target, f"{metric} is never below 0; raise it")
+    if stopping.patience is not None and often is not None and stopping.patience >= often:
+        remedy = f"{metric} is measured {often} times only; lower it, or give more rounds"
+        raise InputError("patience", stopping.patience, remedy)
+
+
+def _measured(experiment: Experiment, metric: str) -> int | None:
+    """How often at most a metric is measured; None: that is not known beforehand."""
+    evaluation, rounds, duration = experiment.evaluation, experiment.rounds, experiment.duration
+    if evaluation.every_seconds is not None:
+        return None if duration is None else math.floor(duration / evaluation.every_seconds) + 1
+    if rounds is None:
+        return None
+    attacked = attack_of(metric) and evaluation.attacks_every is not None
+    every = evaluation.attacks_every if attacked else evaluation.rounds
+    return -(-rounds // every) if every else 1
 
 
 def _check_training(experiment: Experiment, problem: Supervised) -> None:

@@ -19,6 +19,7 @@ from fedsim.core.errors import InputError
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_problem, build_simulation
 from fedsim.running.checkpoint import Checkpoint, UnusableError, newest
+from fedsim.running.checks import check_own
 from fedsim.running.folder import RunFolder
 from fedsim.running.result import Callback, Result
 from fedsim.running.runner import describe, drive, execute, recording, unresumable, versions
@@ -99,6 +100,8 @@ def _resume(
         raise InputError("problem", str(path), f"of this run: {remedy}")
     made = recorded(path, data_dir)
     if experiment is not None:
+        if problem is not None:
+            check_own(experiment, problem)
         _hold_same(path, describe(made, problem), describe(experiment, problem))
         made = replace(made, checkpoint=experiment.checkpoint, data_dir=experiment.data_dir or made.data_dir)
     if (why := unresumable(made)) is not None:
@@ -113,6 +116,8 @@ def _resume(
         own = problem is not None
         if problem is None:
             problem = build_problem(pinned)
+        else:
+            check_own(pinned, problem)
         simulation = build_simulation(pinned, problem, own=own)
         _hold_alike(resolved, simulation, problem, found)
         if found is None:

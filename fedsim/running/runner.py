@@ -25,6 +25,7 @@ from fedsim.plots import curves
 from fedsim.problems.base import Problem
 from fedsim.running.build import EngineMaker, build_problem, build_simulation
 from fedsim.running.checkpoint import Keeper
+from fedsim.running.checks import check_own
 from fedsim.running.endings import ENDED
 from fedsim.running.folder import RunFolder
 from fedsim.running.history import History, Row
@@ -62,6 +63,9 @@ def run(
     if problem is not None and own is None:
         parts["problem"] = problem
     made = _experiment(experiment, parts, data_dir, own)
+    if not save and (out is not None or force):
+        option, value = ("out", str(out)) if out is not None else ("force", force)
+        raise InputError(option, value, "save = False says that nothing is written; leave one of the two out")
     return execute(made, problem=own, callbacks=callbacks, out=out, force=force, save=save)
 
 
@@ -84,6 +88,9 @@ def execute(
     if save:
         RunFolder.check(place, experiment.name, force=force)
     described, own = describe(experiment, problem), problem is not None
+    _hold_callable(callbacks)
+    if problem is not None:
+        check_own(experiment, problem)
     with _telling(place, experiment.name, force) if save else nullcontext():
         if problem is None:
             problem = build_problem(experiment)
@@ -95,6 +102,13 @@ def execute(
         folder.write_config(config)
         folder.begin()
         return drive(experiment, simulation, config, callbacks, folder, keeps=engine is None)
+
+
+def _hold_callable(callbacks: Any) -> None:
+    """Refuse callbacks that are none before a run calls them."""
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        shown = getattr(callbacks, "__name__", type(callbacks).__name__)
+        raise InputError("callbacks", shown, "give a list of functions: callbacks=[watch]")
 
 
 def _experiment(given: Any, parts: dict[str, Any], data_dir: Path | str | None, own: Problem | None) -> Experiment:

@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from fedsim.core.graph import storable
-from fedsim.core.options import PositiveFloat, options
+from fedsim.core.options import Rate, options
 from fedsim.core.plugins import refuse_misspelt
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Late, Order, Replies, Scalar, Weighting
@@ -124,7 +124,7 @@ class Strategy(ABC):
 class ServerStep:
     """The server's step theta <- theta + optimizer(Delta), for strategies that take one."""
 
-    server_lr: PositiveFloat = 1.0
+    server_lr: Rate = 1.0
     """eta, the server's learning rate."""
     server_optimizer: ServerOptimizer = Sgd()
     """What makes a step of the change: sgd (FedAvgM with a momentum), or adagrad, adam, yogi (FedOpt)."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import PositiveFloat, PositiveInt, options
+from fedsim.core.options import PositiveInt, Rate, options
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Order, Replies, Scalar
 from fedsim.exchange.windows import All, Window
@@ -31,7 +31,7 @@ class SharedSeed(Strategy):
 
     purpose: ClassVar[str] = ""
 
-    lr: PositiveFloat = 0.01
+    lr: Rate = 0.01
     """The learning rate, the same in all rounds."""
     directions: Sliceable = "gaussian"
     """The kind of the random vectors."""

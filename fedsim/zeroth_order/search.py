@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import BatchSize, Fraction, Passes, PositiveFloat, options
+from fedsim.core.options import BatchSize, Fraction, Passes, PositiveFloat, Rate, options
 from fedsim.core.plugins import HasPlugins
-from fedsim.core.schedules import Constant, Schedule
+from fedsim.core.schedules import Constant, Schedule, scheduled
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
@@ -48,7 +48,7 @@ class LocalSearch(Client):
     """Examples that the values of a step are about, each step an independent batch; full: all of the client's, and all
     that a black box knows.
     """
-    lr: PositiveFloat = 0.01
+    lr: Rate = 0.01
     """The learning rate."""
     schedule: Schedule = Constant()
     """Factor of lr over the rounds."""
@@ -83,7 +83,7 @@ class LocalSearch(Client):
 
     def rate(self, cohort: Cohort) -> float:
         """The learning rate in the round of a cohort's order."""
-        return self.lr if self.same_every_round else self.lr * self.schedule.factor(cohort.round)
+        return self.lr if self.same_every_round else scheduled(self.lr, self.schedule, cohort.round)
 
     def declared(self, order: Order, examples: Tensor, queries: int) -> Cost:
         """The cost of a search that asks for so many values and sends the change; or of measuring candidates."""

@@ -484,7 +484,8 @@ def test_every_byte_is_in_some_row():
 # --- Asking for losses, then training
 
 
-BAD = {"kind": "sgd", "epochs": 1, "lr": 1e300}
+BAD = {"kind": "sgd", "epochs": 12, "lr": 1e30, "weight_decay": 1.0}
+"""Weights grow by 1e30 a step, and are beyond double precision after eleven."""
 SCORED = {"kind": "power_of_choice", "count": 2, "pool": 6}
 
 

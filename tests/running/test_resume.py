@@ -571,7 +571,7 @@ class Strange(FedAvg):
 
 def test_a_strategy_that_cannot_go_on_says_why(tmp_path, monkeypatch, capsys):
     (tmp_path / "plugin.py").write_text(PLUGIN)
-    tables = {"strategy": f"{tmp_path / 'plugin.py'}:Stateful"}
+    tables = {"strategy": f"{tmp_path / 'plugin.py'}:Stateful", "checkpoint": {"keep": 1}}
     torn = cut(tmp_path / "torn", **tables)
     assert not (torn / "checkpoints").exists()
     assert call(monkeypatch, "run", "--resume", str(torn)) == 2

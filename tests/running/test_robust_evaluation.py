@@ -323,7 +323,7 @@ def test_a_model_that_is_looked_at_again_is_not_attacked_again(monkeypatch):
 
 def test_a_restored_run_goes_on_as_if_nothing_had_happened():
     made = small(
-        6, evaluation={"attacks": [SECOND], "attacks_every": 2}, stopping={"metric": "test_pgd4_loss", "patience": 9}
+        6, evaluation={"attacks": [SECOND], "attacks_every": 2}, stopping={"metric": "test_pgd4_loss", "patience": 2}
     )
     whole = list(build_simulation(made, small_problem()))
     first = build_simulation(made, small_problem())

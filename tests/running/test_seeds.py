@@ -275,7 +275,7 @@ def test_a_callback_hears_the_seed_and_its_errors_end_all():
 
 def test_a_problem_of_ones_own_is_the_same_for_all(widths):
     problem = black_box(lambda clients, x: (x - clients[:, None, None] / 8).square().sum(2), clients=8, dimension=3)
-    made = experiment()
+    made = fedsim.experiment(rounds=4, strategy="fedzo", **ROWS["fedzo"])
     stacked = run_seeds(made, [1, 2], problem=problem, save=False)
     assert widths == [16] * 4
     assert not torch.equal(stacked[0].params, stacked[1].params)
