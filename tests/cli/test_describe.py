@@ -188,7 +188,7 @@ def test_a_page():
         "\n  unbiased: d_i = p_i c_i, c_i = ceil(tau_i / window);  identical",
         "\n  window = 0.5\n      seconds\n      Virtual seconds between two steps.\n",
         '\n  weights = "unbiased"\n      "unbiased" or "identical"\n      d_i such that clients count as in',
-        "\n  server_lr = 1.0\n      number, above 0\n      eta, the server's learning rate.\n",
+        "\n  server_lr = 1.0\n      number, above 0, at most 1e+30\n      eta, the server's learning rate.\n",
         "\nSource\n  Fraboni et al. 2023, sections 2 and 5.\n",
         "\nCode\n  strategies.fedfix:FedFix of fedsim-lab ",
         "strategies/fedfix.py\n",
