@@ -11,10 +11,26 @@ from typing import Any
 
 import joblib
 import numpy as np
+import pytest
 from PIL import Image
 
+from fedsim.core.data_files import DataFolder
+from fedsim.core.errors import InputError
+
+NOWHERE = DataFolder()
 CLASSES = 10
 TRAIN, TEST = 30, 10
+
+
+def refusal(loader, folder, *parts):
+    """The one line with which `loader` refuses; it must contain all `parts`."""
+    with pytest.raises(InputError) as caught:
+        loader.load(folder)
+    line = str(caught.value)
+    assert "\n" not in line
+    for part in parts:
+        assert part in line, line
+    return line
 
 
 def write_all(folder: Path) -> None:
@@ -31,8 +47,15 @@ def write_all(folder: Path) -> None:
         f"{','.join(map(str, row))},{label},{number % 4}" for number, (row, label) in enumerate(zip(x, y, strict=True))
     ]
     (folder / "table.csv").write_text("\n".join(["a,b,c,label,owner", *rows]))
-    np.savez(folder / "arrays.npz", x=x, y=y, owner=np.arange(40) % 4)
-    np.savez(folder / "tokens.npz", x=generator.integers(0, 7, (40, 5)), y=y)
+    (folder / "tests.csv").write_text("\n".join(["a,b,c,label,owner", *rows[:7]]))
+    labels = ["?" if number == 5 else f"{number % 2}{'.' * (number % 3 == 0)}" for number in range(40)]
+    texts = [f"{number},0{number % 3},{label},x{number % 4}" for number, label in enumerate(labels)]
+    (folder / "texts.csv").write_text("\n".join(["a,code,label,text", *texts]))
+    others = {"third": np.arange(40) % 3, "holes": np.where(x > 1, np.nan, x)}
+    np.savez(folder / "arrays.npz", x=x, y=y, owner=np.arange(40) % 4, **others)
+    np.savez(
+        folder / "tokens.npz", x=generator.integers(0, 7, (40, 5)), y=y, other=np.arange(80).reshape(40, 2), **others
+    )
     for number in range(12):
         place = folder / "images" / f"class{number % 3}" / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import pytest
 from fedsim.core import plugins
 from fedsim.exchange.aggregation import Bulyan, GeometricMedian, Krum, Median, MultiKrum, TrimmedMean, WeightedMean
 from fedsim.exchange.transforms import Clip, Noise
+from fedsim.problems.datasets.arrays import NPZ
 from fedsim.problems.datasets.cifar import CIFAR10
 from fedsim.problems.datasets.covertype import Covertype
 from fedsim.problems.datasets.embedded import BreastCancer, Digits
@@ -20,7 +21,7 @@ from fedsim.problems.datasets.idx import MNIST, FashionMNIST
 from fedsim.problems.datasets.images import ImageFolder
 from fedsim.problems.datasets.shakespeare import Shakespeare
 from fedsim.problems.datasets.synthetic import Synthetic
-from fedsim.problems.datasets.tables import CSV, NPZ
+from fedsim.problems.datasets.tables import CSV
 from fedsim.server.selection.curriculum import ClientCurriculum
 from fedsim.server.selection.fastest import Fastest
 from fedsim.server.selection.oort import Oort
@@ -78,6 +79,7 @@ TestSynthetic = conformance(
     # alpha adds the same to all logits, which changes no label but by rounding.
     others={"alpha": 1e8, "examples_per_client": (4, {"max_examples": None})},
 )
+TEXTS = {"path": "texts.csv", "features": ["a"], "missing": "drop"}
 FILES: dict[str, tuple[Any, dict[str, Any]]] = {
     "mnist": (MNIST(), {}),
     "fashion_mnist": (FashionMNIST(), {}),
@@ -86,9 +88,32 @@ FILES: dict[str, tuple[Any, dict[str, Any]]] = {
     "femnist": (FEMNIST(), {}),
     "shakespeare": (Shakespeare(length=20, stride=40), {"min_characters": (1300, {})}),
     "covertype": (Covertype(), {}),
-    "csv": (CSV(path="table.csv", label="label"), {"delimiter": (";", {})}),
-    "npz": (NPZ(path="arrays.npz"), {}),
-    "npz of tokens": (NPZ(path="tokens.npz", tokens=True), {}),
+    "csv": (
+        CSV(path="table.csv", label="label"),
+        {
+            "delimiter": (";", {}),
+            "encoding": ("utf-16", {}),
+            "comment": ("5", {}),
+            "owner": ("owner", {}),
+            "features": (["a", "b"], {}),
+            "drop": (["a"], {}),
+            "numbers": (["code"], TEXTS | {"features": ["a", "code"]}),
+            "encode": ("one_hot", TEXTS | {"features": ["a", "text"]}),
+            "hash_columns": (4, TEXTS | {"features": ["a", "text"], "encode": "hash"}),
+            "missing": ("drop", TEXTS | {"missing": "refuse"}),
+            "missing_values": (["1"], TEXTS),
+            "label_ending": (".", TEXTS),
+            "test_path": ("tests.csv", {}),
+        },
+    ),
+    "npz": (
+        NPZ(path="arrays.npz"),
+        {"x": ("holes", {}), "y": ("third", {}), "owner": ("third", {}), "missing": ("fill", {"x": "holes"})},
+    ),
+    "npz of tokens": (
+        NPZ(path="tokens.npz", tokens=True),
+        {"x": ("other", {}), "y": ("third", {}), "owner": ("third", {})},
+    ),
     "image_folder": (ImageFolder(path="images"), {}),
 }
 """Data sets that are read from files, and other values of their options."""
@@ -113,7 +138,7 @@ def test_a_data_set_that_is_read_from_files(kind, check, folder):
 )
 def test_its_options_move_something(kind, option, folder):
     plugin, others = FILES[kind]
-    if (kind, option) == ("npz of tokens", "standardize"):
+    if kind == "npz of tokens" and option in ("standardize", "missing"):
         an_option_that_is_refused(Loading(plugin, folder), option)
     else:
         every_option_moves_something(Loading(plugin, folder), option, others.get(option))

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedsim.core.plugins import FILE_KIND
 
-PATHS = ("path", "file")
+PATHS = ("path", "test_path", "file")
 """Options that name a file or folder of data."""
 
 

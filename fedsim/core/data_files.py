@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import lzma
 import os
 import pickle
@@ -24,13 +27,21 @@ from fedsim.core.files import expanded, look
 Array = NDArray[Any]
 TABLE = "problem.dataset"
 """Where a loader's options stand in an experiment file."""
+EXPANDED, RATIO = 2**30, 100
+"""A file may be unpacked to 1 GiB, or to a hundred times its size: what is more is a bomb rather than data."""
+XZ_MEMORY = 2**29
+"""Bytes that unpacking xz may take for itself; the file says how much it wants (at most 2^26 with `xz -9`)."""
 DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
     EOFError,
-    KeyError,
+    LookupError,
     MemoryError,
     OSError,
-    OverflowError,
     RuntimeError,
+    SyntaxError,
+    TypeError,
     ValueError,
     lzma.LZMAError,
     pickle.UnpicklingError,
@@ -38,8 +49,9 @@ DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What the readers of gzip, xz, zip, pickle, NumPy, text and image files raise for a file that is damaged
-(a damaged size asks for too much memory; RuntimeError is what zipfile raises for unknown compression)."""
+"""What the readers of gzip, xz, zip, NumPy, text and image files raise for a file that is damaged
+(a damaged size asks for too much memory; RuntimeError is what zipfile raises for unknown compression, and Pillow's
+many formats raise whatever their bytes lead to)."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +84,42 @@ class DataFolder:
         look(found, "data-dir")
         return found.resolve()
 
-    def resolve(self, path: str) -> Path:
-        """Find the user's own file or folder: absolute, below the current folder, or below this one."""
-        given = expanded(path, f"{TABLE}.path")
-        places = [Path.cwd() / given] + ([] if self.path is None else [self._known(self.path) / given])
+    def resolve(self, path: str, option: str = f"{TABLE}.path") -> Path:
+        """Find the user's own file or folder: absolute, below the current folder, or below this one.
+
+        InputError: nothing is there, or what is neither file nor folder, such as a pipe, which might never end.
+        """
+        places = self._places(path, option)
         for place in places:
-            if look(place, f"{TABLE}.path") is not None:
+            found = look(place, option)
+            if found is not None and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+                raise InputError(option, path, f"{place} is neither a file nor a folder; name one")
+            if found is not None:
                 return place
         tried = ", ".join(dict.fromkeys(map(str, places)))
-        raise InputError(f"{TABLE}.path", path, f"there is no such file or folder; looked for {tried}")
+        raise InputError(option, path, f"there is no such file or folder; looked for {tried}")
+
+    def resolve_all(self, path: str, option: str = f"{TABLE}.path") -> list[Path]:
+        """Find the files that a pattern such as `sites/*.csv` is of, in the order of their names, or the one of a path.
+
+        They are all in the current folder, or all in this one. InputError: as `resolve`.
+        """
+        for place in self._places(path, option):
+            found = matching(place)
+            if found:
+                return [self.resolve(str(match), option) for match in found]
+        return [self.resolve(path, option)]
+
+    def _places(self, path: str, option: str) -> list[Path]:
+        given = expanded(path, option)
+        return [Path.cwd() / given] + ([] if self.path is None else [self._known(self.path) / given])
+
+
+def matching(pattern: Path) -> list[Path]:
+    """The files and folders of an absolute pattern, in the order of their names; none of what is no pattern."""
+    if not any(letter in str(pattern) for letter in "*?[") or "\0" in str(pattern):
+        return []
+    return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
 
 
 @contextmanager
@@ -91,8 +130,61 @@ def reading(path: Path, what: str, option: str = "data-dir") -> Iterator[None]:
     except InputError:
         raise
     except DAMAGE as error:
-        lines = str(error).splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise damaged(path, f"cannot be read as {what} ({lines[0]})", option) from error
+
+
+def unpacked(path: Path, what: str, option: str = "data-dir") -> bytes:
+    """All bytes of a file; of one that is packed (gzip, bzip2, xz, a zip with one file) what is packed in it.
+
+    What the file is, its first bytes say. InputError: it would be unpacked to more than `EXPANDED` and `RATIO` allow,
+    or is damaged.
+    """
+    with reading(path, what, option):
+        content = path.read_bytes()
+        most = allowed(len(content))
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(most + 1)
+        elif content.startswith(b"BZh"):
+            content = bz2.BZ2File(io.BytesIO(content)).read(most + 1)
+        elif content.startswith(b"\xfd7zXZ\x00"):
+            content = _unpack_xz(content, most + 1)
+        elif content.startswith(b"PK\x03\x04"):
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                inner = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__")]
+                if len(inner) != 1:
+                    raise ValueError(f"it packs {len(inner)} files, not one")
+                hold_size(path, inner[0].file_size, len(content), option)
+                content = archive.read(inner[0])
+    hold_size(path, len(content), path.stat().st_size, option)
+    return content
+
+
+def _unpack_xz(packed: bytes, most: int) -> bytes:
+    """At most so many bytes of what is packed in one xz stream, or in several, one after another."""
+    parts: list[bytes] = []
+    while packed and most > 0:
+        stream = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+        parts.append(stream.decompress(packed, most))
+        most -= len(parts[-1])
+        if most > 0 and not stream.eof:
+            raise EOFError("it ends too early")
+        packed = stream.unused_data.lstrip(b"\0")  # by which streams may be padded
+    return b"".join(parts)
+
+
+def allowed(size: int) -> int:
+    """Bytes to which a file of `size` bytes may be unpacked."""
+    return max(EXPANDED, RATIO * size)
+
+
+def hold_size(path: Path, unpacked_size: int, size: int, option: str) -> None:
+    """Refuse a file of `size` bytes that is, or would be, unpacked to more than is allowed."""
+    if unpacked_size > allowed(size) and unpacked_size > size:
+        fault = (
+            f"is {size} bytes that unpack to more than {allowed(size)}; unpack it yourself if it is what it should be"
+        )
+        raise InputError(option, str(path), fault)
 
 
 def read_arrays(path: Path, what: str, option: str = "data-dir") -> dict[str, Array]:
@@ -101,7 +193,19 @@ def read_arrays(path: Path, what: str, option: str = "data-dir") -> dict[str, Ar
         archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise ValueError("it is one array, not an archive made by numpy.savez")
-        return {name: archive[name] for name in archive.files}
+        with zipfile.ZipFile(path) as members:
+            total = sum(member.file_size for member in members.infolist())
+        hold_size(path, total, path.stat().st_size, option)
+        return {name: _array(name, archive[name]) for name in archive.files}
+
+
+def _array(name: str, value: Any) -> Array:
+    """An array that an archive holds under that name; ValueError: it is none, or has examples without any bytes."""
+    if not isinstance(value, np.ndarray):
+        raise ValueError(f"{name} is no array")
+    if value.ndim and value.nbytes < len(value):
+        raise ValueError(f"{name} has {len(value)} examples of {value.dtype} and no content")
+    return value
 
 
 def damaged(path: Path, fault: str, option: str = "data-dir") -> InputError:

@@ -16,7 +16,7 @@ import pytest
 from torch import nn
 
 from fedsim.configuration.tables import experiment
-from fedsim.core.data_files import Array, DataFolder
+from fedsim.core.data_files import TABLE, Array, DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
 from fedsim.core.streams import Streams
@@ -81,9 +81,9 @@ class Watched(DataFolder):
         """See `DataFolder`."""
         return self._noted(super().find(*names))
 
-    def resolve(self, path: str) -> Path:
+    def resolve(self, path: str, option: str = f"{TABLE}.path") -> Path:
         """See `DataFolder`."""
-        return self._noted(super().resolve(path))
+        return self._noted(super().resolve(path, option))
 
     def _noted(self, place: Path) -> Path:
         self.found.append(place)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datafiles import NOWHERE, refusal
 
 import fedsim
 from fedsim.core.errors import InputError
@@ -19,12 +20,8 @@ from fedsim.problems.datasets.cifar import CIFAR10
 from fedsim.problems.datasets.embedded import BreastCancer, Digits
 from fedsim.problems.datasets.femnist import FEMNIST
 from fedsim.problems.datasets.idx import MNIST, FashionMNIST, read_idx
-from fedsim.problems.datasets.images import ImageFolder
 from fedsim.problems.datasets.shakespeare import Shakespeare
 from fedsim.problems.datasets.synthetic import CHUNK, Synthetic
-from fedsim.problems.datasets.tables import CSV, NPZ
-
-NOWHERE = DataFolder()
 
 
 @pytest.fixture
@@ -34,17 +31,6 @@ def real():
     if not named or not Path(named).is_dir():
         pytest.skip("FEDSIM_DATA names no folder of data files")
     return DataFolder(Path(named))
-
-
-def refusal(loader, folder, *parts):
-    """The one line with which `loader` refuses; it must contain all `parts`."""
-    with pytest.raises(InputError) as caught:
-        loader.load(folder)
-    line = str(caught.value)
-    assert "\n" not in line
-    for part in parts:
-        assert part in line, line
-    return line
 
 
 # The shared parts
@@ -448,185 +434,6 @@ def test_synthetic_refuses_impossible_options():
         with pytest.raises(InputError) as caught:
             Synthetic(**options)
         assert caught.value.option == name
-
-
-# A person's own
-
-
-def table(tmp_path, text):
-    path = tmp_path / "mine.csv"
-    path.write_text(text)
-    return str(path)
-
-
-def test_csv_by_hand(tmp_path):
-    path = table(tmp_path, "a,who,b,kind\n1,x,2,cat\n3,y,4,dog\n\n5,x,6,cat\n")
-    data = CSV(path=path, label="kind", owner="who", test_share=0.0, standardize=False).load(NOWHERE)
-    assert data.x.tolist() == [[1, 2], [3, 4], [5, 6]]
-    assert (data.y.tolist(), data.num_classes, data.owner.tolist()) == ([0, 1, 0], 2, [0, 1, 0])
-    scaled = CSV(path=path, label=-1, owner=1, test_share=0.0).load(NOWHERE)
-    np.testing.assert_allclose(scaled.x[:, 0], np.array([-1, 0, 1]) * 1.5**0.5, rtol=1e-6)
-
-
-def test_csv_without_header_numbers_classes_as_numbers_and_splits_by_owner(tmp_path):
-    rows = "".join(f"{label};{row};{row % 2}\n" for row, label in enumerate([10, 9, 10, 9, 10, 9, 10, 9]))
-    path = table(tmp_path, rows)
-    data = CSV(path=path, label=0, header=False, delimiter=";", owner=2, test_share=0.25).load(NOWHERE)
-    # 9 comes before 10 as a number, after it as text; a quarter of 4 examples of each owner is one.
-    assert sorted(data.y.tolist()) == [0, 0, 0, 1, 1, 1]
-    assert sorted(data.owner_test.tolist()) == [0, 1]
-    numbers = CSV(path=path, label=0, header=False, delimiter=";", task="regression").load(NOWHERE)
-    assert (numbers.num_classes, numbers.y.dtype) == (0, np.float32)
-    assert set(numbers.y.tolist()) <= {9.0, 10.0}
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "parts"),
-    [
-        ("", {}, ["no row"]),
-        ("a,y\n", {}, ["no row"]),
-        ("a,y\n1,2\n3\n", {}, ["row 2 has 1 fields", "2 columns"]),
-        ("a,y\n1,2\ncat,2\n", {}, ["row 2, column 'a'", "'cat'", "not a number"]),
-        ("a,y\n1,2\nNaN,2\n", {}, ["column 'a' has nan in row 2"]),
-        ("a,y\n1,2\n1e60,2\n", {}, ["column 'a' has inf in row 2"]),
-        ("a,y\n1,2\n,2\n", {}, ["row 2", "''", "not a number"]),
-        ("a,y\n1,2\n1,\n", {}, ["column 'y' has no value in row 2"]),
-        ("a,y\n1,2\n1,nan\n", {}, ["column 'y' has no value in row 2"]),
-        ("a,y\n1,2\n1,z\n", {"task": "regression"}, ["row 2, column 'y'", "'z'"]),
-        ("a,y\n1,2\n", {"label": "z"}, ["problem.dataset.label = z", "a, y"]),
-        ("a,y\n1,2\n", {"label": 2}, ["problem.dataset.label = 2", "2 columns"]),
-        ("a,y\n1,2\n", {"owner": "z"}, ["problem.dataset.owner = z"]),
-        ("a,y\n1,2\n", {"owner": "a"}, ["no column besides"]),
-    ],
-)
-def test_bad_tables_are_one_line_each(tmp_path, text, options, parts):
-    path = table(tmp_path, text)
-    refusal(CSV(**({"path": path, "label": "y"} | options)), NOWHERE, *parts)
-
-
-def test_own_paths_are_looked_for_in_the_current_and_the_data_folder(tmp_path, monkeypatch):
-    here, there = tmp_path / "here", tmp_path / "there"
-    for place, value in ((here, 1), (there, 2)):
-        place.mkdir()
-        (place / "mine.csv").write_text(f"a,y\n{value},0\n{value},1\n")
-    monkeypatch.chdir(tmp_path)
-    loader = CSV(path="mine.csv", label="y", test_share=0.0, standardize=False)
-    assert loader.load(DataFolder(there)).x[0, 0] == 2
-    monkeypatch.chdir(here)
-    assert loader.load(DataFolder(there)).x[0, 0] == 1
-    missing = CSV(path="absent.csv", label="y")
-    refusal(missing, DataFolder(there), str(here / "absent.csv"), str(there / "absent.csv"))
-    refusal(CSV(path=str(here), label="y"), NOWHERE, "cannot be read as CSV")
-    with pytest.raises(InputError, match="delimiter"):
-        CSV(path="mine.csv", label="y", delimiter=";;")
-
-
-def archive(tmp_path, **arrays):
-    np.savez(tmp_path / "mine.npz", **arrays)
-    return str(tmp_path / "mine.npz")
-
-
-def test_npz_with_and_without_a_test_part(tmp_path):
-    x, y = np.arange(20).reshape(10, 2), np.array([0, 5] * 5)
-    data = NPZ(path=archive(tmp_path, x=x, y=y, owner=np.arange(10) % 5)).load(NOWHERE)
-    # Two examples of each of 5 owners: a fifth of two rounds to none.
-    assert (len(data.x), len(data.x_test), data.num_classes) == (10, 0, 2)
-    data = NPZ(path=archive(tmp_path, x=x, y=y)).load(NOWHERE)
-    assert (data.x.dtype, len(data.x), np.bincount(data.y_test).tolist()) == (np.float32, 8, [1, 1])
-    path = archive(
-        tmp_path,
-        x=x,
-        y=y,
-        x_test=x[:2] + 1,
-        y_test=y[:2],
-        owner=np.arange(10) + 3,
-        owner_test=np.array([12, 3]),
-    )
-    data = NPZ(path=path).load(NOWHERE)
-    assert np.array_equal(data.x, x)
-    assert np.array_equal(data.x_test, x[:2] + 1)
-    assert (data.y.tolist(), data.owner_test.tolist()) == ([0, 1] * 5, [9, 0])
-    assert abs(NPZ(path=path, standardize=True).load(NOWHERE).x.mean()) < 1e-6
-    tokens = NPZ(path=path, tokens=True).load(NOWHERE)
-    assert (tokens.x.dtype, tokens.vocabulary) == (np.int64, 20)
-    assert NPZ(path=path, task="regression").load(NOWHERE).y.tolist() == y.tolist()
-
-
-X, Y = np.zeros((3, 2), np.float32), np.array([0, 1, 1])
-
-
-@pytest.mark.parametrize(
-    ("arrays", "options", "parts"),
-    [
-        ({"x": X}, {}, ["no array y", "it holds x"]),
-        ({"x": X, "y": Y, "y_test": Y}, {}, ["no array x_test"]),
-        ({"x": X, "y": Y, "x_test": X}, {}, ["x_test but no y_test"]),
-        ({"x": X, "y": Y[:2]}, {}, ["y has shape (2,)"]),
-        ({"x": X, "y": Y, "owner": Y[:2]}, {}, ["owner has shape (2,)"]),
-        ({"x": X, "y": np.stack([Y, Y])}, {}, ["y has shape (2, 3)"]),
-        ({"x": X + np.nan, "y": Y}, {}, ["x has nan in row 1"]),
-        ({"x": X, "y": np.array([0, np.nan, 1])}, {}, ["y has nan in row 2"]),
-        ({"x": X, "y": np.array([0, np.inf, 1])}, {"task": "regression"}, ["y has inf in row 2"]),
-        ({"x": X[:, 0], "y": Y}, {}, ["shape (3,)"]),
-        ({"x": X, "y": Y}, {"tokens": True}, ["float32", "whole numbers"]),
-        ({"x": np.full((3, 2), -1), "y": Y}, {"tokens": True}, ["token id -1"]),
-        ({"x": np.array([["a"]] * 3), "y": Y}, {}, ["<U1"]),
-        ({"x": X, "y": np.array([None] * 3)}, {}, ["cannot be read as a NumPy archive"]),
-    ],
-)
-def test_bad_archives_are_one_line_each(tmp_path, arrays, options, parts):
-    refusal(NPZ(path=archive(tmp_path, **arrays), **options), NOWHERE, "problem.dataset.path", *parts)
-
-
-def test_what_is_no_archive_is_one_line(tmp_path):
-    path = tmp_path / "mine.npz"
-    sound = Path(archive(tmp_path, x=X, y=Y)).read_bytes()
-    for content in (b"", b"text", sound[:100], sound[:-40], sound[:60] + b"\xff" + sound[61:]):
-        path.write_bytes(content)
-        refusal(NPZ(path=str(path)), NOWHERE, "cannot be read as a NumPy archive")
-    np.save(tmp_path / "one.npy", X)
-    refusal(NPZ(path=str(tmp_path / "one.npy")), NOWHERE, "it is one array, not an archive")
-    with pytest.raises(InputError, match="standardize"):
-        NPZ(path="mine.npz", tokens=True, standardize=True)
-
-
-def picture(path, value, width=4, height=3):
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((height, width, 3), value, np.uint8)).save(path)
-
-
-def test_image_folder_split_by_share_or_by_folders(tmp_path):
-    for name, value in (("cat", (255, 0, 51)), ("dog", (0, 0, 0))):
-        for number in range(5):
-            picture(tmp_path / "one" / name / f"{number}.png", value)
-    (tmp_path / "one" / "cat" / "notes.txt").write_text("not an image")
-    data = ImageFolder(path="one").load(DataFolder(tmp_path))
-    assert (data.x.shape, data.x_test.shape) == ((8, 3, 3, 4), (2, 3, 3, 4))
-    np.testing.assert_allclose(data.x[0, :, 0, 0], [1, 0, 0.2])
-    assert data.y.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-
-    picture(tmp_path / "two" / "train" / "b" / "1.PNG", (9, 9, 9))
-    picture(tmp_path / "two" / "train" / "a" / "1.jpg", (9, 9, 9))
-    picture(tmp_path / "two" / "test" / "b" / "1.jpeg", (9, 9, 9))
-    data = ImageFolder(path=str(tmp_path / "two"), color="gray").load(NOWHERE)
-    assert (data.x.shape, data.y.tolist(), data.y_test.tolist()) == ((2, 1, 3, 4), [0, 1], [1])
-
-
-def test_bad_image_folders_are_one_line_each(tmp_path):
-    folder = DataFolder(tmp_path)
-    refusal(ImageFolder(path="mine"), folder, str(tmp_path / "mine"), "no such file or folder")
-    (tmp_path / "mine").mkdir()
-    refusal(ImageFolder(path="mine"), folder, "no <class>/*.png")
-    picture(tmp_path / "mine" / "a" / "1.png", (1, 1, 1), 4, 4)
-    picture(tmp_path / "mine" / "a" / "2.png", (1, 1, 1), 5, 4)
-    refusal(ImageFolder(path="mine"), folder, "2.png", "is 5 x 4 pixels, not 4 x 4")
-    refusal(ImageFolder(path="mine", size=8), folder, "1.png", "not 8 x 8")
-    sound = (tmp_path / "mine" / "a" / "1.png").read_bytes()
-    for content in (b"", b"text", sound[:-30]):
-        (tmp_path / "mine" / "a" / "1.png").write_bytes(content)
-        refusal(ImageFolder(path="mine"), folder, "1.png", "cannot be read as an image")
 
 
 def test_models_of_the_synthetic_data_that_would_fill_the_memory_are_refused():

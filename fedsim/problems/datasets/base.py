@@ -5,9 +5,10 @@ Arrays: n training examples, m test examples, k classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ class Dataset:
     y, y_test: [n] and [m]; int64 classes 0 .. num_classes-1, or float32 targets when num_classes is 0.
     owner, owner_test: int64 [n] and [m], the natural client of each example, 0 .. clients-1; or None.
     vocabulary: the number of token symbols, 0 when x is not a sequence of tokens.
+    told: what else a run folder says of it: names, and what was done to the features.
     Raises InputError when the arrays do not fit each other.
     """
 
@@ -40,6 +42,7 @@ class Dataset:
     owner: Indices | None = None
     owner_test: Indices | None = None
     vocabulary: int = 0
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for x, y, owner, kind in (

@@ -1,79 +1,175 @@
-"""A person's own data: a CSV file, or arrays in a NumPy archive."""
+"""A person's own data: a CSV file, or several."""
 
 from __future__ import annotations
 
-import csv
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
-from fedsim.core.data_files import TABLE, Array, DataFolder, read_arrays, reading
+from fedsim.core.data_files import TABLE, Array, DataFolder
 from fedsim.core.errors import InputError
-from fedsim.core.options import Fraction, NonNegativeInt, options
-from fedsim.problems.datasets.base import Dataset, Indices, Task, finite, split_dataset, standardise
+from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, options
+from fedsim.problems.datasets.base import Dataset, Indices, Task, split_off
+
+if TYPE_CHECKING:
+    from fedsim.problems.datasets.cells import Cells
 
 PATH = f"{TABLE}.path"
+Encoding = Literal["one_hot", "ordinal", "hash"]
+Columns = Annotated[tuple[str | int, ...], Field(strict=False)]
+"""Columns by their names or places; a TOML array."""
+Markers = Annotated[tuple[str, ...], Field(strict=False)]
+UNNAMED = "Unnamed: 0"
+"""How pandas calls a column without a name when it reads one, and then writes it."""
+ROWS = ("id", "index", "no", "row", "row_id", "rowid", "rownames")
+"""What a column of the numbers of rows is called, in small letters."""
 
 
 @options
 class CSV:
-    """A table of numbers with one column for the label, and perhaps one for the owner."""
+    """A table with one column for the label, and perhaps one for the owner."""
 
     path: str
-    """The file, absolute, or below the current or the data folder."""
+    """The file, packed (gzip, bzip2, xz, zip) or not; absolute, or below the current or the data folder. `sites/*.csv`
+    are several with the same columns.
+    """
     label: str | int
     """The label's column: its name, or its place from 0 (-1 is the last)."""
-    header: bool = True
-    """The first row has the columns' names."""
-    delimiter: str = ","
-    """The character between two columns."""
+    header: bool | None = None
+    """The first row has the columns' names. Not given: it has, and is refused if one is a number or comes twice."""
+    delimiter: str | None = None
+    r"""What is between two columns: one character, or `\s+` for blanks. Not given: found (comma, semicolon, tab, bar or
+    blanks).
+    """
+    decimal: Literal[".", ","] = "."
+    """What is before the decimals of a number."""
+    encoding: str | None = None
+    """Of the text, such as latin-1. Not given: as the first bytes of the file say, or else UTF-8."""
+    comment: str | None = None
+    """A character after which the rest of a line says nothing."""
     owner: str | int | None = None
     """The owner's column: its name or place. Not given: nobody owns examples."""
+    owner_is_file: bool = False
+    """Each file is what one owner has."""
+    features: Columns | None = None
+    """The columns that are learned from. Not given: all others."""
+    drop: Columns = ()
+    """Columns that are left out."""
+    numbers: Columns = ()
+    """Columns that are numbers in spite of leading zeros or of more than 15 digits; others of such are taken for codes.
+    """
+    encode: Encoding | dict[str, Encoding] | None = None
+    """How columns of texts become numbers: one_hot: a column of 0 and 1 for each text; ordinal: the text's place in
+    their order; hash: `hash_columns` of them. For all, or a table by column, which may name columns of numbers too. Not
+    given: texts are refused.
+    """
+    hash_columns: PositiveInt = 16
+    """Into how many numbers hash encodes a column."""
+    missing: Literal["refuse", "drop", "fill"] = "refuse"
+    """What becomes of an example of which something is missing: refuse the table; drop the example; fill in the mean of
+    the training examples, and for texts one that means missing (labels and owners are never filled in).
+    """
+    missing_values: Markers | None = None
+    """The texts that mean a missing value, beside the empty one. Not given: those of pandas (NA, N/A, nan, null, None
+    and so on), and ?.
+    """
+    label_ending: str = ""
+    """An ending that is taken off labels, such as the dot of a published test file."""
     task: Task = "classification"
     """classification numbers the distinct labels in their order from 0; regression takes them as numbers."""
+    test_path: str | None = None
+    """The file, or files, of the test examples, with the same columns. Not given: `test_share` are split off."""
     test_share: Fraction = 0.2
-    """Share that is the test set, of each owner, or else of each class."""
+    """Share that is the test set, of each owner, or else of each class, where no file is."""
     split_seed: NonNegativeInt = 0
-    """Which examples are the test set; it does not follow the run's seed."""
+    """Which examples are the test set then; it does not follow the run's seed."""
     standardize: bool = True
-    """Shift and scale each feature by the mean and deviation of the training examples."""
+    """Shift and scale each number by the mean and deviation of the training examples, in double precision."""
 
     def __post_init__(self) -> None:
-        if len(self.delimiter) != 1:
-            raise InputError("delimiter", self.delimiter, "give one character")
+        if self.delimiter is not None and len(self.delimiter) != 1 and self.delimiter != r"\s+":
+            raise InputError("delimiter", self.delimiter, r"give one character, or \s+ for blanks")
+        if self.delimiter is not None and self.delimiter in '"\r\n\0':
+            raise InputError("delimiter", self.delimiter, "this character has a meaning of its own in a table")
+        if self.comment is not None and len(self.comment) != 1:
+            raise InputError("comment", self.comment, "give one character")
+        if self.encoding is not None:
+            try:
+                " ".encode(self.encoding)
+            except (LookupError, UnicodeError) as error:
+                raise InputError("encoding", self.encoding, "Python knows no such encoding of text") from error
+        if self.owner is not None and self.owner_is_file:
+            raise InputError("owner_is_file", True, "owner names a column already; leave one of the two out")
+        if self.features is not None and self.drop:
+            raise InputError("drop", list(self.drop), "features says which columns are used; leave one of the two out")
 
     def load(self, folder: DataFolder) -> Dataset:
-        """Return x float32 [n, features]: every column but label and owner, in the order of the file."""
-        path = folder.resolve(self.path)
-        with reading(path, "CSV text", PATH), path.open(newline="", encoding="utf-8-sig") as file:
-            try:
-                rows = [row for row in csv.reader(file, delimiter=self.delimiter) if row]
-            except csv.Error as error:
-                raise ValueError(str(error)) from error
-        names = [name.strip() for name in rows.pop(0)] if self.header and rows else []
-        if not rows:
-            raise InputError(PATH, str(path), "the table has no row of data")
-        names = names or [str(column) for column in range(len(rows[0]))]
-        for number, row in enumerate(rows, 1):
-            if len(row) != len(names):
-                fault = f"row {number} has {len(row)} fields, the table {len(names)} columns"
-                raise InputError(PATH, str(path), fault)
-        label = self._column("label", self.label, names)
-        owned = None if self.owner is None else self._column("owner", self.owner, names)
-        kept = [column for column in range(len(names)) if column not in (label, owned)]
-        if not kept:
-            raise InputError(PATH, str(path), "the table has no column besides label and owner")
-        columns = [np.array([row[column].strip() for row in rows]) for column in range(len(names))]
-        titles = [f"column {name!r}" for name in names]
-        x = np.stack([_numbers(columns[column], path, titles[column]) for column in kept], axis=1)
-        y, num_classes = _targets(columns[label], self.task, path, titles[label])
-        owner = None if owned is None else _codes(columns[owned], path, titles[owned])
-        data = split_dataset(path.stem, x, y, num_classes, self.test_share, self.split_seed, owner)
-        if self.standardize:
-            standardise(data.x, data.x_test)
-        return data
+        """Return x float32 [n, features], in the order of the file's columns; what is fitted knows no test example."""
+        # pandas and scikit-learn, which take their time to be imported
+        from fedsim.problems.datasets import cells as written
+        from fedsim.problems.datasets.features import Treatment, features, hold_complete, treated
 
-    def _column(self, option: str, wanted: str | int, names: list[str]) -> int:
+        writing = written.Writing(
+            delimiter=self.delimiter,
+            header=self.header,
+            encoding=self.encoding,
+            comment=self.comment,
+            missing=written.MISSING if self.missing_values is None else ("", *self.missing_values),
+        )
+        paths = folder.resolve_all(self.path)
+        cells = written.read_cells(paths, writing)
+        label = self._column("label", self.label, cells)
+        owned = None if self.owner is None else self._column("owner", self.owner, cells)
+        chosen = self._features(cells, [label] if owned is None else [label, owned])
+        training = len(cells)
+        if self.test_path is not None:
+            tests = folder.resolve_all(self.test_path, f"{TABLE}.test_path")
+            cells = written.appended(cells, written.read_cells(tests, writing), [label, *chosen])
+        rows = np.arange(len(cells))
+        if self.missing == "drop":
+            needed = [label, *chosen, *([] if owned is None else [owned])]
+            rows = np.flatnonzero(~np.any([cells.columns[column].isna() for column in needed], axis=0))
+            training = int(np.searchsorted(rows, training))
+            if not training:
+                raise InputError(f"{TABLE}.missing", self.missing, f"something is missing in every row of {paths[0]}")
+            cells = cells.taken(rows)
+        y, classes = self._targets(cells, label, training)
+        owner, owners = self._owners(cells, owned, paths, training)
+        how = Treatment(
+            decimal=self.decimal,
+            numbers=[cells.names[self._column("numbers", one, cells)] for one in self.numbers],
+            encode=self.encode,
+            hash_columns=self.hash_columns,
+            standardize=self.standardize,
+        )
+        wanted = features(cells, chosen, how)
+        if self.missing == "refuse":
+            hold_complete(cells, wanted)
+        if self.test_path is None:
+            strata = owner if owner is not None else (y if classes else None)
+            train, test = split_off(strata, training, self.test_share, self.split_seed)
+        else:
+            train, test = np.arange(training), np.arange(training, len(cells))
+        x, x_test, told = treated(cells, wanted, train, test, how)
+        owner_test = None if owner is None or (owner[test] < 0).any() else owner[test]
+        return Dataset(
+            paths[0].stem if len(paths) == 1 else paths[0].parent.name,
+            x,
+            y[train],
+            x_test,
+            y[test],
+            len(classes),
+            None if owner is None else owner[train],
+            owner_test,
+            told={"features": told, "classes": classes, "owners": owners},
+        )
+
+    def _column(self, option: str, wanted: str | int, cells: Cells) -> int:
+        names = cells.names
         if isinstance(wanted, int):
             if not -len(names) <= wanted < len(names):
                 raise InputError(f"{TABLE}.{option}", wanted, f"the table has {len(names)} columns")
@@ -83,132 +179,106 @@ class CSV:
             raise InputError(f"{TABLE}.{option}", wanted, known)
         return names.index(wanted)
 
-
-@options
-class NPZ:
-    """Arrays of a NumPy archive: `x` and `y`, perhaps `x_test` and `y_test`, `owner` and `owner_test`."""
-
-    path: str
-    """The file, absolute, or below the current or the data folder."""
-    task: Task = "classification"
-    """classification numbers the distinct labels in their order from 0; regression takes them as numbers."""
-    tokens: bool = False
-    """x holds token ids, not features."""
-    test_share: Fraction = 0.2
-    """Share that is the test set, of each owner, or else of each class, where the archive has none."""
-    split_seed: NonNegativeInt = 0
-    """Which examples are the test set then; it does not follow the run's seed."""
-    standardize: bool = False
-    """Shift and scale each feature (or channel, axis 1) by the mean and deviation of the training examples."""
-
-    def __post_init__(self) -> None:
-        if self.tokens and self.standardize:
-            raise InputError("standardize", True, "token ids cannot be standardised; leave one of the two out")
-
-    def load(self, folder: DataFolder) -> Dataset:
-        """Return x float32 [n, ...], or int64 [n, ...] token ids."""
-        path = folder.resolve(self.path)
-        arrays = read_arrays(path, "a NumPy archive", PATH)
-        self._check(arrays, path)
-        tested = "x_test" in arrays
-        x, x_test = (self._inputs(arrays[key], path, key) for key in ("x", "x_test" if tested else "x"))
-        together = np.concatenate([arrays["y"], arrays["y_test"]]) if tested else arrays["y"]
-        y, num_classes = _targets(together, self.task, path, "y")
-        vocabulary = int(max(x.max(initial=0), x_test.max(initial=0))) + 1 if self.tokens else 0
-        owner, owner_test = _owners(arrays, path)
-        if tested:
-            n = len(arrays["y"])
-            data = Dataset(path.stem, x, y[:n], x_test, y[n:], num_classes, owner, owner_test, vocabulary=vocabulary)
+    def _features(self, cells: Cells, taken: list[int]) -> list[int]:
+        """The columns that are learned from."""
+        path = str(cells.paths[0])
+        if self.features is not None:
+            chosen = [self._column("features", one, cells) for one in self.features]
+            for place in chosen:
+                if place in taken or chosen.count(place) > 1:
+                    fault = "is the label, the owner, or named twice; name each feature once"
+                    raise InputError(f"{TABLE}.features", cells.names[place], fault)
         else:
-            data = split_dataset(path.stem, x, y, num_classes, self.test_share, self.split_seed, owner, vocabulary)
-        if self.standardize:
-            standardise(data.x, data.x_test)
-        return data
+            left = {*taken, *(self._column("drop", one, cells) for one in self.drop)}
+            chosen = [column for column in range(len(cells.names)) if column not in left]
+            if self.header is not False:
+                chosen = [column for column in chosen if not self._counts_rows(cells, column)]
+        if not chosen:
+            raise InputError(PATH, path, "the table has no column besides label and owner")
+        return sorted(chosen)
 
-    def _check(self, arrays: dict[str, Array], path: Path) -> None:
-        for key, needed in (("x", True), ("y", True), ("x_test", "y_test" in arrays)):
-            if needed and key not in arrays:
-                held = ", ".join(arrays) or "nothing"
-                raise InputError(PATH, str(path), f"the archive has no array {key}; it holds {held}")
-        if "x_test" in arrays and "y_test" not in arrays:
-            raise InputError(PATH, str(path), "the archive has x_test but no y_test")
-        for suffix in ("", "_test"):
-            count = arrays[f"x{suffix}"].shape[:1] if f"x{suffix}" in arrays else (0,)
-            for key in (f"y{suffix}", f"owner{suffix}"):
-                if key in arrays and (arrays[key].shape != count or not count):
-                    fault = f"{key} has shape {arrays[key].shape}, x{suffix} {count} examples; one for each"
-                    raise InputError(PATH, str(path), fault)
-
-    def _inputs(self, values: Array, path: Path, key: str) -> Array:
-        if values.ndim < 2 or values.dtype.kind not in ("iu" if self.tokens else "fiub"):
-            wanted = "whole numbers" if self.tokens else "numbers"
-            fault = f"{key} is {values.dtype} of shape {values.shape}, not {wanted} of shape [n, ...]"
-            raise InputError(PATH, str(path), fault)
-        if not self.tokens:
-            return _single(values, path, key)
-        if values.min(initial=0) < 0:
-            raise InputError(PATH, str(path), f"{key} has the token id {values.min()}; they begin at 0")
-        return values.astype(np.int64)
-
-
-def _single(values: Array, path: Path, what: str) -> Array:
-    """Convert to float32; refuse what is not finite there."""
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-    finite(single, path, what)
-    return single
-
-
-def _numbers(texts: Array, path: Path, what: str) -> Array:
-    """Read texts [n] as finite float32 [n]."""
-    try:
-        values = texts.astype(np.float64)
-    except ValueError:
-        row, text = next((row, text) for row, text in enumerate(texts, 1) if not _is_number(text))
-        fault = f"row {row}, {what}, has {str(text)!r}, which is not a number"
-        raise InputError(PATH, str(path), fault) from None
-    return _single(values, path, what)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
+    def _counts_rows(self, cells: Cells, column: int) -> bool:
+        """Whether a column without a name names the rows or is empty. InputError: not so, or one counts the rows."""
+        name, texts = cells.names[column], cells.columns[column]
+        texts = texts.iloc[: cells.begins[1] if len(cells.begins) > 1 else None]
+        if _unnamed(name):
+            if texts.isna().all() or (all(map(_unnamed, cells.names[:column])) and texts.is_unique):
+                return True
+            fault = f"column {column} has no name; give it one, or leave it out by drop = [{column}]"
+            raise InputError(PATH, str(cells.paths[0]), fault)
+        counted = ([str(first + row) for row in range(len(texts))] for first in (0, 1))
+        if name.lower() in ROWS and texts.tolist() in counted:
+            fault = f"column {name!r} counts the rows; leave it out by drop = [{name!r}]"
+            raise InputError(PATH, str(cells.paths[0]), f"{fault}, or name all that is learned from by features")
         return False
-    return True
+
+    def _targets(self, cells: Cells, label: int, training: int) -> tuple[Array, list[str]]:
+        """Return classes int64 [rows] and their names, or float32 [rows] targets and none."""
+        from fedsim.problems.datasets.cells import as_numbers, first_of
+        from fedsim.problems.datasets.labels import in_order, no_classes, places
+
+        name, texts = cells.names[label], cells.columns[label]
+        if texts.isna().any():
+            row = first_of(texts.isna().to_numpy())
+            raise cells.fault(
+                row, f'column {name!r} has no value in row {cells.number(row)}; remove it, or say missing = "drop"'
+            )
+        if self.label_ending:
+            texts = texts.str.removesuffix(self.label_ending)
+        values, wrong, _ = as_numbers(texts, self.decimal)
+        if self.task == "regression":
+            with np.errstate(over="ignore"):
+                single = values.astype(np.float32)
+            wrong |= ~np.isfinite(single)
+            if wrong.any():
+                row = first_of(wrong)
+                fault = f"row {cells.number(row)}, column {name!r}, has {texts.iloc[row]!r}, which is not a number"
+                raise cells.fault(row, fault)
+            return single, []
+        if wrong.any():  # prices with a decimal comma are no names, either
+            values, wrong, _ = as_numbers(texts, "," if self.decimal == "." else ".")
+        written = texts.to_numpy(dtype=object)
+        reason = no_classes(written[:training] if wrong.any() else values[:training])
+        if reason is not None:
+            raise InputError(PATH, str(cells.paths[0]), f"column {name!r} {reason}")
+        classes = in_order(written[:training])
+        codes = places(written, classes)
+        if (codes < 0).any():
+            row = first_of(codes < 0)
+            where = f"row {cells.number(row)}, column {name!r}"
+            raise cells.fault(row, f"{where}, has {texts.iloc[row]!r}, which is the label of no training example")
+        return codes, classes
+
+    def _owners(
+        self, cells: Cells, owned: int | None, paths: Sequence[Path], training: int
+    ) -> tuple[Indices | None, list[str]]:
+        """Return the owners of all rows, -1 for those of a test file who have no training example, and their names."""
+        from fedsim.problems.datasets.cells import first_of
+        from fedsim.problems.datasets.labels import in_order, places
+
+        if owned is not None:
+            name, texts = cells.names[owned], cells.columns[owned]
+            if texts.isna()[:training].any():
+                row = first_of(texts.isna().to_numpy())
+                raise cells.fault(row, f"column {name!r} has no value in row {cells.number(row)}")
+            written = texts.to_numpy(dtype=object)
+        elif self.owner_is_file:
+            names = [path.stem for path in paths]
+            if len(set(names)) < len(names):
+                names = [str(path.relative_to(os.path.commonpath(paths))) for path in paths]
+            written = cells.by_file([*names, *(path.stem for path in cells.paths[len(names) :])])
+        else:
+            return None, []
+        owners = in_order(written[:training])
+        codes = places(written, owners)
+        strange = codes < 0
+        if strange.any() and not strange[training:].all():
+            row = first_of(strange)
+            raise cells.fault(
+                row, f"row {cells.number(row)} is a test example of {written[row]!r}, who has no training example"
+            )
+        return codes, owners
 
 
-def _targets(labels: Array, task: Task, path: Path, what: str) -> tuple[Array, int]:
-    """Return classes int64 [n] and their number, or float32 [n] targets and 0."""
-    if task == "regression":
-        convert = _numbers if labels.dtype.kind == "U" else _single
-        return convert(labels, path, what), 0
-    codes = _codes(labels, path, what)
-    return codes, int(codes.max(initial=-1)) + 1
-
-
-def _codes(labels: Array, path: Path, what: str) -> Indices:
-    """Give each distinct value a number from 0, in the order of numbers where all are, else of text."""
-    if labels.dtype.kind == "U":
-        missing = np.isin(np.char.lower(labels), ("", "nan"))
-        if missing.any():
-            raise InputError(PATH, str(path), f"{what} has no value in row {np.flatnonzero(missing)[0] + 1}")
-        if all(map(_is_number, np.unique(labels))):
-            labels = labels.astype(np.float64)
-    elif labels.dtype.kind in "fiub":
-        finite(labels, path, what)
-    else:
-        raise InputError(PATH, str(path), f"{what} is {labels.dtype}; give numbers or text")
-    codes: Indices = np.unique(labels, return_inverse=True)[1].reshape(-1)
-    return codes.astype(np.int64)
-
-
-def _owners(arrays: dict[str, Array], path: Path) -> tuple[Indices | None, Indices | None]:
-    """Return the owners of training and test examples, numbered alike from 0."""
-    if "owner" not in arrays:
-        return None, None
-    if "owner_test" not in arrays:
-        return _codes(arrays["owner"], path, "owner"), None
-    both = _codes(np.concatenate([arrays["owner"], arrays["owner_test"]]), path, "owner")
-    n = len(arrays["owner"])
-    return both[:n], both[n:]
+def _unnamed(name: str) -> bool:
+    return name == "" or name.startswith(UNNAMED)
