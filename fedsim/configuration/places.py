@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedsim.core.data_files import matching
 from fedsim.core.plugins import FILE_KIND
 
 PATHS = ("path", "test_path", "file")
@@ -29,7 +30,7 @@ def placed(tables: Any, folder: Path, option: str = "") -> Any:
     if kind:
         return f"{kind['resolver'] or ''}{_from(folder, kind['file'])}:{kind['name']}"
     there = _from(folder, tables) if option in PATHS and tables else folder
-    return str(there) if there != folder and os.path.exists(there) else tables
+    return str(there) if there != folder and (os.path.exists(there) or matching(there)) else tables
 
 
 def _from(folder: Path, path: str) -> Path:

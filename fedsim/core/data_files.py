@@ -116,8 +116,8 @@ class DataFolder:
 
 
 def matching(pattern: Path) -> list[Path]:
-    """The files and folders of an absolute pattern, in the order of their names; none of what is no pattern."""
-    if not any(letter in str(pattern) for letter in "*?[") or "\0" in str(pattern):
+    """The files and folders of an absolute pattern, in the order of their names; none of what is a path, or none."""
+    if not any(letter in str(pattern) for letter in "*?[") or os.path.exists(pattern):
         return []
     return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
 

@@ -13,6 +13,7 @@ from clients.zeroth_order.differences import Differences
 from fedsim.attacks.gradient import FGSM
 from fedsim.configuration.evaluation import Evaluation, Stopping
 from fedsim.configuration.tables import override
+from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
 from fedsim.core.schedules import Constant, Cosine, Exponential, Linear, Step
@@ -217,6 +218,17 @@ def test_a_word_like_a_known_one_is_answered_with_that(tables, words):
     with pytest.raises(InputError) as caught:
         fedsim.experiment(**tables)
     assert str(caught.value).endswith(words)
+
+
+def test_patterns_and_test_files_are_from_the_folder_of_the_file(tmp_path, monkeypatch):
+    for name in ("a.csv", "b.csv", "tests.txt"):
+        (tmp_path / name).write_text("x,y\n1,0\n2,1\n")
+    table = '[problem]\nmodel = "logistic"\n[problem.dataset]\nkind = "csv"\nlabel = "y"\n'
+    (tmp_path / "e.toml").write_text(f'{table}path = "*.csv"\ntest_path = "tests.txt"\n')
+    monkeypatch.chdir(tmp_path.parent)
+    made = fedsim.load(tmp_path / "e.toml").problem.made["dataset"]
+    assert (made.path, made.test_path) == (str(tmp_path / "*.csv"), str(tmp_path / "tests.txt"))
+    assert len(made.load(DataFolder()).x) == 4
 
 
 def test_a_new_kind_deep_in_the_file_drops_the_options_that_it_does_not_have(tmp_path):

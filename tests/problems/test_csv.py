@@ -397,6 +397,10 @@ def test_several_files_are_one_table_or_one_owner_each(tmp_path):
     assert (owned.owner.tolist(), owned.told["owners"]) == ([0, 0, 1, 1], ["site-a", "site-b"])
     table(tmp_path, "a,y\n3,0\nx,1\n", "site-b.csv")
     refusal(CSV(**options), DataFolder(tmp_path), "site-b.csv", "row 2, column 'a', has 'x'")
+    table(tmp_path, "a,y\n7,0\n8,1\n", "site-[ab].csv")
+    literal = CSV(**options | {"path": "site-[ab].csv"}).load(DataFolder(tmp_path))
+    assert literal.x[:, 0].tolist() == [7, 8]
+    (tmp_path / "site-[ab].csv").unlink()
     table(tmp_path, "b,y\n3,0\n", "site-b.csv")
     refusal(CSV(**options), DataFolder(tmp_path), "site-b.csv: has the columns b, y")
 
