@@ -17,7 +17,7 @@ from fedsim.problems.partitions import cached
 from fedsim.problems.partitions.base import Partition, Shared, hold_out, noisy_labels
 from fedsim.problems.partitions.cached import cached_partition
 from fedsim.problems.partitions.dirichlet_equal import DirichletEqual, apportion
-from fedsim.problems.partitions.library import IID, Dirichlet, Exponential, Linear, Pathological, Shards, Square
+from fedsim.problems.partitions.library import IID, Dirichlet, Exponential, Linear, Pathological, Shards, Square, stolen
 from fedsim.problems.partitions.natural import Natural
 
 
@@ -110,6 +110,45 @@ def test_dirichlet_keeps_the_least_size():
     # Sizes of 20 clients under alpha 1 reach below 10 without the option.
     assert Dirichlet(clients=20, alpha=1.0).split(DATA, 0).sizes.min() < 15
     assert Dirichlet(clients=20, alpha=1.0, min_size=15).split(DATA, 0).sizes.min() >= 15
+
+
+@pytest.mark.parametrize(
+    ("alpha", "least", "balancing"), [(0.3, 4, False), (0.01, 1, False), (0.01, 4, True), (1e-9, 1, True)]
+)
+def test_who_is_short_of_examples_steals_of_who_has_the_most(alpha, least, balancing):
+    plan = Dirichlet(clients=100, alpha=alpha, min_size=least, self_balancing=balancing, fill="steal")
+    made = plan.split(DATA, 0)
+    assert (made.clients, made.sizes.min()) == (100, least)
+    assert sorted(made.order.tolist()) == list(range(600))
+    assert lists(plan.split(DATA, 0)) == lists(made)
+    # Nobody has given more than would leave it with fewer than others had: the poorest giver is as rich as any.
+    drawn = Dirichlet(clients=100, alpha=alpha, min_size=0, self_balancing=balancing).split(DATA, 0).sizes
+    missing = 100 * least - int(np.minimum(drawn, least).sum())
+    level = np.sort(drawn)[::-1].copy()
+    for _ in range(missing):
+        level[np.argmax(level)] -= 1
+    assert made.sizes.max() == level.max()
+
+
+def test_one_example_is_stolen_where_one_is_missing():
+    """Of clients with 1, 3 and 4 examples, two each: one of the client with 4, whichever is drawn."""
+    given = [np.array([0]), np.array([1, 2, 3]), np.array([4, 5, 6, 7])]
+    first, second, third = stolen(given, 2, np.random.default_rng(0))
+    assert (len(first), second.tolist(), len(third)) == (2, [1, 2, 3], 3)
+    assert sorted([*first, *third]) == [0, 4, 5, 6, 7]
+
+
+def test_whom_no_example_falls_to_is_left_out_on_request():
+    made = Dirichlet(clients=100, alpha=0.01, min_size=0).split(DATA, 0)
+    # With so small an alpha nearly all of a class is one client's.
+    assert 5 <= made.clients < 60
+    assert made.sizes.min() >= 1
+    assert sorted(made.order.tolist()) == list(range(600))
+
+
+def test_what_cannot_be_drawn_is_refused_with_what_to_do():
+    said = refused("partition.min_size", lambda: Dirichlet(clients=100, alpha=0.01))
+    assert 'set fill = "steal", or min_size = 0' in said
 
 
 def test_dirichlet_balancing_evens_the_sizes():
@@ -255,7 +294,8 @@ def test_noise_replaces_exactly_its_share_by_other_classes():
         ("noise", lambda: IID(clients=2, noise=1.1)),
         ("alpha", lambda: Dirichlet(clients=2, alpha=0.0)),
         ("alpha", lambda: Dirichlet(clients=2, alpha=float("nan"))),
-        ("min_size", lambda: Dirichlet(clients=2, alpha=1.0, min_size=0)),
+        ("min_size", lambda: Dirichlet(clients=2, alpha=1.0, min_size=-1)),
+        ("partition.fill", lambda: Dirichlet(clients=2, alpha=1.0, min_size=0, fill="steal")),
         ("alpha", lambda: DirichletEqual(clients=2, alpha=-0.1)),
         ("classes_per_client", lambda: Pathological(clients=2, classes_per_client=0)),
         ("partition.clients", lambda: IID(clients=601)),

@@ -5,6 +5,7 @@ The library is imported only when a partition must be made that the disk does no
 
 from __future__ import annotations
 
+import heapq
 import random
 import warnings
 from abc import ABC, abstractmethod
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import PositiveFloat, PositiveInt, options
+from fedsim.core.options import NonNegativeInt, PositiveFloat, PositiveInt, options
 from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset, Indices
 from fedsim.problems.partitions.base import Partition, Sampled, Shared, hold_out
@@ -31,6 +32,7 @@ class Library(Sampled, Shared, ABC):
         order = self.chosen(data, seed)
         with _undisturbed():
             lists = self._lists(data, order, Streams(seed).derive("partition/library"))
+        lists = self.evened(lists, seed)
         dealt = np.concatenate(lists)
         if min(map(len, lists)) == 0 or len(np.unique(dealt)) != len(dealt):
             raise self.impossible(data)
@@ -57,6 +59,10 @@ class Library(Sampled, Shared, ABC):
     @abstractmethod
     def dealer(self, library: Any, seed: int) -> Any:
         """Return the library's partitioner; `library` is the module that has it."""
+
+    def evened(self, lists: list[Indices], seed: int) -> list[Indices]:  # noqa: ARG002
+        """What is made of the clients' examples as the library has dealt them; by default they stay."""
+        return lists
 
     def impossible(self, data: Dataset) -> InputError:
         """Say which option made the library give up."""
@@ -89,8 +95,12 @@ class Dirichlet(Library):
 
     alpha: PositiveFloat
     """How evenly classes are shared out; small is uneven."""
-    min_size: PositiveInt = 1
-    """Examples that a client has at least (the library draws up to 11 times)."""
+    min_size: NonNegativeInt = 1
+    """Examples that a client has at least; with 0, clients to whom none fall are left out, and there are fewer."""
+    fill: Literal["draw", "steal"] = "draw"
+    """What becomes of a draw that leaves a client with less than `min_size`: all is drawn again, up to 11 times; or
+    such a client is given examples, at random, of whoever has the most at the time.
+    """
     self_balancing: bool = False
     """A client that has more than n / C examples gets none of the classes that follow."""
 
@@ -98,27 +108,35 @@ class Dirichlet(Library):
         """Refuse targets that are no classes, and too few examples."""
         super().check(data)
         self.classes(data)
+        if self.fill == "steal" and not self.min_size:
+            raise InputError("partition.fill", "steal", "with min_size = 0 nobody is short of examples; remove one")
         if self.min_size * self.clients > self.available(data):
             remedy = f"{self.clients} clients cannot have that many each of {self.available(data)} training examples"
             raise InputError("partition.min_size", self.min_size, remedy)
 
     def dealer(self, library: Any, seed: int) -> Any:
-        """Draw until every client has `min_size` examples."""
+        """Draw once, or until every client has `min_size` examples."""
         return library.DirichletPartitioner(
             num_partitions=self.clients,
             partition_by="label",
             alpha=self.alpha,
-            min_partition_size=self.min_size,
+            min_partition_size=self.min_size if self.fill == "draw" else 0,
             self_balancing=self.self_balancing,
             shuffle=False,
             seed=seed,
         )
 
+    def evened(self, lists: list[Indices], seed: int) -> list[Indices]:
+        """Have those who are short of examples steal some, or leave out those who have none."""
+        if self.fill == "steal":
+            return stolen(lists, self.min_size, Streams(seed).generator("partition/steal"))
+        return [own for own in lists if len(own)] if self.min_size == 0 else lists
+
     def impossible(self, data: Dataset) -> InputError:  # noqa: ARG002
         """Blame the draws, none of which was even enough."""
         remedy = (
-            f"no draw of 11 with alpha = {self.alpha} gave each of {self.clients} clients that many"
-            " examples; raise alpha, lower min_size or clients, or take another seed"
+            f"no draw of 11 with alpha = {self.alpha} gave each of {self.clients} clients that many examples; "
+            'set fill = "steal", or min_size = 0 to leave out who has none, or raise alpha, or take fewer clients'
         )
         return InputError("partition.min_size", self.min_size, remedy)
 
@@ -215,6 +233,22 @@ class Square(Library):
     def dealer(self, library: Any, seed: int) -> Any:  # noqa: ARG002
         """Cut the shuffled examples by size."""
         return library.SquarePartitioner(num_partitions=self.clients)
+
+
+def stolen(lists: list[Indices], least: int, generator: np.random.Generator) -> list[Indices]:
+    """The clients' examples where each has `least`: who has fewer is given some of whoever has the most at the time.
+
+    Which they are is drawn; of two who have as many the first gives one. There must be enough for all.
+    """
+    held = [own.tolist() for own in lists]
+    rich = [(-len(own), client) for client, own in enumerate(held)]
+    heapq.heapify(rich)
+    for own in held:
+        while len(own) < least:
+            count, giver = rich[0]
+            own.append(held[giver].pop(int(generator.integers(-count))))
+            heapq.heapreplace(rich, (count + 1, giver))
+    return [np.array(own, dtype=np.int64) for own in held]
 
 
 @contextmanager
