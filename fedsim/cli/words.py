@@ -33,8 +33,6 @@ def say(result: Result) -> None:
     tell(", ".join([head, *measures(summary), *queries, f"{traffic} exchanged"]))
     if summary["total_failed"]:
         tell(f"{summary['total_failed']} updates were not finite, or misshapen, and were left out")
-    if summary["total_clients"] == 0:
-        tell("no reply was ever used: the model is the one that the run began with")
     if summary["total_crashed"]:
         tell(f"{summary['total_crashed']} orders ended with the failure of the client's machine")
     if summary["total_lost"]:
@@ -45,10 +43,10 @@ def say(result: Result) -> None:
         tell(f"{sum(summary['faults'].values())} replies were faulty on purpose: {kinds}")
     if summary["skipped"]:
         tell(f"{summary['skipped']} times too few replies were left for the aggregator, and none was used")
-    if result.reason:
-        tell(result.reason)
     if result.folder is not None:
         tell(f"run folder: {result.folder}")
+    if result.reason:
+        tell(result.reason)
 
 
 def measures(summary: Mapping[str, Any]) -> list[str]:
@@ -119,6 +117,6 @@ def say_outcome(outcome: Outcome) -> None:
 def outcome_line(outcome: Outcome) -> str:
     """A point of a sweep in a line."""
     head = f"{'/'.join(outcome.point.folder.parts[-3:])}: {outcome.status}"
-    if outcome.status in ("failed", "diverged"):
+    if outcome.reason and outcome.status != "stopped":
         return f"{head}: {outcome.reason}"
     return ", ".join([head, *measures(outcome.summary), f"{outcome.summary['wall']:.1f} s"])

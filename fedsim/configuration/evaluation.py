@@ -41,7 +41,7 @@ class Evaluation(HasPlugins):
 
     every: NonNegativeInt | None = None
     """Rounds between two evaluations, the last round having one in any case; 0: only that. Not given: 1, without
-    every_seconds.
+    every_seconds. Asynchronous strategies have rows, and call callbacks, at evaluations only; others in every round.
     """
     every_seconds: Seconds | None = None
     """Instead, virtual seconds between two evaluations; the end has one in any case. Not given: rounds count."""

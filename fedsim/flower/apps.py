@@ -84,6 +84,8 @@ def server_app(
         )
         if result.folder is not None:
             tell(f"run folder: {result.folder.absolute()}")
+        if result.status == "finished" and result.reason:
+            tell(result.reason)
         if receive is not None:
             receive(result)
         elif result.status == "diverged":

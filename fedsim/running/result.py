@@ -20,7 +20,7 @@ from fedsim.running.history import History, Row
 
 @dataclass(frozen=True)
 class Round:
-    """What a callback sees after every round: the row of metrics, and a copy of the global parameters [d]."""
+    """What a callback sees: a row of metrics, and a copy of the global parameters [d] that it is about."""
 
     row: Row
     params: Tensor
@@ -30,7 +30,10 @@ class Round:
 
 
 Callback = Callable[[Round], object]
-"""Called after every round. One that returns True, NumPy's too, ends the run there, with the status "stopped"."""
+"""Called with every row: of each round, or of each evaluation where clients work on between rounds or time says when.
+
+One that returns True, NumPy's too, ends the run there, with the status "stopped".
+"""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def resume(
     """Go on with the run in a folder.
 
     experiment: what it must be, if given; only how often there are checkpoints may be another. problem: your own, for a
-    run that was on one. callbacks: called after every round that is still to come. data_dir: where data files are, by
+    run that was on one. callbacks: called with every row that is still to come. data_dir: where data files are, by
     default where they were. force: go on under other versions, too. anew: begin the experiment again where there is no
     run, or one that cannot go on.
     InputError: there is no run here, it has ended, it is another experiment, or it cannot go on, and why.

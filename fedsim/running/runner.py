@@ -52,9 +52,10 @@ def run(
 
     parts: as for `fedsim.experiment`, objects or tables: `run(strategy=FedBuff(size=5), client=Sgd(epochs=1),
     problem=problem, rounds=50)`. problem: your own (of `fedsim.supervised` or `fedsim.black_box`), instead of the one
-    that the experiment describes; or, among parts, a table or an object that describes one. callbacks: called after
-    every round; one that returns True ends the run. out: the run folder, by default the next `runs/<name>-<n>`; force:
-    replace an earlier run there. save: False writes nothing. data_dir: where data files are looked for.
+    that the experiment describes; or, among parts, a table or an object that describes one. callbacks: called with
+    every row: of each round, or, where clients work on between rounds (asynchronous strategies) or time says when the
+    model is judged, of each evaluation; one that returns True ends the run. out: the run folder, by default the next
+    `runs/<name>-<n>`; force: replace an earlier run there. save: False writes nothing. data_dir: where data files are looked for.
 
     A run that diverges or is interrupted keeps what it logged; `Result.status` says so. A run that was interrupted or
     killed goes on with `fedsim.resume`. InputError: an option cannot be used.
@@ -205,6 +206,8 @@ def drive(
         else:
             if simulation.stopped is not None:
                 status, reason = "stopped", simulation.stopped
+            elif simulation.vain is not None:
+                status, reason = simulation.vain
     except DivergedError as error:
         status, reason = "diverged", str(error)
     except StalledError as error:
@@ -215,7 +218,8 @@ def drive(
             keeper.last()
     ended = simulation.parts.engine
     trace = ended.trace.summary((problem.sizes.double() / problem.sizes.sum()).tolist(), ended.now)
-    summary = summarise(rows, status, reason) | {name: trace[name] for name in ("lost_weight", "faults", "skipped")}
+    summary = summarise(rows, status, reason) | simulation.counts
+    summary |= {name: trace[name] for name in ("lost_weight", "faults", "skipped")}
     params = simulation.state.params
     if folder is not None:
         folder.write_trace(trace)

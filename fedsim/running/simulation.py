@@ -73,6 +73,7 @@ class Simulation:
         self._wall = WallClock()
         self._judge = Judge(parts, self._wall)
         self._patience = Patience()
+        self._first = state.params
         self._ending: BaseException | None = None
 
     @property
@@ -94,6 +95,19 @@ class Simulation:
     def stopped(self) -> str | None:
         """Why the run ends early; None: it does not."""
         return self._judge.stopped
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Orders to single clients so far, and replies that were used."""
+        return {"orders": self._patience.sent, "used": self._patience.used}
+
+    @property
+    def vain(self) -> tuple[str, str] | None:
+        """The status and the reason of a run that has ended without having moved the model; None: it has moved it."""
+        patience, at_work = self._patience, self.parts.engine.in_flight
+        if patience.used == 0 and patience.sent > at_work:
+            return "stalled", patience.fruitless(at_work)
+        return ("finished", patience.unmoved()) if patience.still >= 0 else None
 
     def __iter__(self) -> Iterator[Row]:
         self._wall.go_on()
@@ -167,7 +181,7 @@ class Simulation:
 
         What the server knows changes at the end, so that an interruption leaves that of the round before.
         """
-        parts, engine, self.whole = self.parts, self.parts.engine, False
+        parts, engine, self.whole, before = self.parts, self.parts.engine, False, replace(self._patience)
         server, count, failed, done, keeps = self._server, 0, 0, False, False
         number, metrics = self.round + 1, dict[str, float]()
         answered: Tensor | None = None
@@ -193,12 +207,15 @@ class Simulation:
                     why = f", {failed} updates not finite" if failed else f", with {count} replies"
                     raise DivergedError(f"round {number}{why}: {error}") from error
                 engine.trace.skipped += 1
+                self._patience.skips(before, count, failed, str(error))
                 nobody = torch.zeros(len(replies), dtype=torch.bool)
                 state, observed, done = self._tell(server.state, replies.where(nobody))
             server = _Server(state, selector, server.sending, server.asked)
             metrics.update(observed)
         hold_finite(number, server.state.params, metrics)
         self._server, self._patience.waits = server, 0
+        self._patience.moved(not torch.equal(server.state.params, self._first))
+        self._patience.hold_fruitful(engine.in_flight, self._at_work)
         self._judge.after_round(server.state, metrics, count, keeps=keeps)
         self.whole = True
 
@@ -218,7 +235,7 @@ class Simulation:
             if not engine.rest(self._judge.due):
                 raise StalledError(f"no client will ever be free again (virtual time {seconds(engine.now):g} s)")
             self._judge.judge_if_due(self.state)
-            self._patience.waited_in_vain(engine.now)
+            self._wait_in_vain()
         turn = Turn(self.parts.streams, server.state.round, free, min(missing, free.count))
         candidates = promises.candidates(selector, selector.candidates(server.selector, turn), free)
         scores = None
@@ -268,6 +285,7 @@ class Simulation:
             payload = {name: rows[0] for name, rows in crossed.payload.items()}
             orders, sending = replace(orders, payload=payload, encoded=int(crossed.nbytes)), crossed.state
         self.parts.engine.submit(orders)
+        self._patience.sent += len(orders.clients) * orders.counts
         return _Server(server.state, server.selector, sending, server.asked + 1), orders
 
     def _collect(self, server: _Server, orders: Order, window: Window) -> tuple[_Server, Replies]:
@@ -285,7 +303,7 @@ class Simulation:
             if last is not None and engine.now >= last and engine.settled():
                 break
             if not len(replies):
-                self._patience.waited_in_vain(engine.now)
+                self._wait_in_vain()
             if missing > len(replies):
                 server = self._top_up(server)
         return server, joined(parts)
@@ -302,12 +320,19 @@ class Simulation:
                     bearable = 1 if orders.late == "cancel" else self._at_work
                     failed = len(replies.failed) - replies.spoiled
                     self._patience.replied(self.round + 1, len(replies), failed, bearable)
+                    self._patience.took(len(replies), len(replies.failed), engine.in_flight)
                 return server, replies
             stuck = isinstance(window, First) and orders.late == "keep" and engine.in_flight < window.count
             if not self._judge.judge_if_due(self.state) or stuck:
-                self._patience.waited_in_vain(engine.now)
+                self._wait_in_vain()
             if stuck:
                 server = self._top_up(server)
+
+    def _wait_in_vain(self) -> None:
+        """Count that time went by and nothing came of it. StalledError: too often, or of too many orders."""
+        engine = self.parts.engine
+        self._patience.waited_in_vain(engine.now)
+        self._patience.hold_fruitful(engine.in_flight, self._at_work)
 
     def _top_up(self, server: _Server) -> _Server:
         """Start clients in a window that is open, from the model that it opened with."""

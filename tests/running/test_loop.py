@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import fedsim
+from fedsim.cli import words
 from fedsim.client import Client
 from fedsim.configuration.evaluation import Stopping
 from fedsim.core.errors import DivergedError, InputError
@@ -82,12 +83,46 @@ def test_callbacks_see_every_round_and_the_model():
     assert not torch.equal(seen[0][1], seen[1][1])
 
 
+@pytest.mark.parametrize(("every", "judged"), [(0, [6]), (2, [2, 4, 6]), (1, [1, 2, 3, 4, 5, 6])])
+@pytest.mark.parametrize("kind", ["fedavg", "fedfix", "fedbuff", "fedasync", "fedavg_async"])
+def test_callbacks_come_with_rows_which_asynchronous_strategies_have_of_evaluations(kind, every, judged):
+    seen = []
+    everybody = {"kind": "uniform", "fraction": 1.0}
+    strategy = {"kind": kind, **({"size": 2} if kind == "fedbuff" else {})}
+    experiment = small(6, strategy=strategy, selection=everybody, evaluation={"every": every})
+    result = fedsim.run(
+        experiment, problem=small_problem(), save=False, callbacks=[lambda now: seen.append(now.row["round"])]
+    )
+    assert seen == result.history["round"] == ([1, 2, 3, 4, 5, 6] if kind == "fedavg" else judged)
+
+
 def test_a_model_that_is_not_finite_stops_the_run():
     problem = small_problem(torch.float32)
     simulation = build_simulation(small(3, client={"kind": "sgd", "epochs": 1, "lr": 1e30}), problem)
     with pytest.raises(DivergedError, match=r"lower client\.lr"):
         list(simulation)
     assert torch.isfinite(simulation.state.params).all()
+
+
+def test_a_model_that_never_moves_is_said_and_ends_a_long_run(capsys):
+    """Steps of 1e-40 are lost beside parameters of about 0.1."""
+    still = {"client": {"kind": "sgd", "epochs": 1, "lr": 1e-40}, "evaluation": {"every": 0}}
+    result = fedsim.run(small(3, **still), problem=small_problem(), save=False)
+    said = "the model is the one that the run began with: 12 replies in 3 rounds have not moved it"
+    assert (result.status, result.reason) == ("finished", said)
+    words.say(result)
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    long = fedsim.run(small(100_000, **still), problem=small_problem(), save=False)
+    assert (long.status, long.summary["rounds"]) == ("stalled", 500)
+    assert "2000 replies in 500 rounds" in long.reason
+
+
+def test_a_run_is_not_given_up_while_some_reply_is_used():
+    """Of 1,600 orders about 30 are answered: 50 rounds apart from 500 orders in vain, each of them begins anew."""
+    rare = {"faults": {"drop_before": 0.98}, "evaluation": {"every": 0}}
+    result = fedsim.run(small(400, **rare), problem=small_problem(), save=False)
+    assert (result.status, result.reason, result.summary["orders"]) == ("finished", "", 1600)
+    assert 10 < result.summary["used"] < 60
 
 
 def test_training_starts_from_a_given_state(tmp_path):
