@@ -87,9 +87,7 @@ class Patience:
         said = [f"{unanswered} were not answered, or too late"] if unanswered else []
         said += [f"{self.spoiled} replies could not be used"] if self.spoiled else []
         if self.skipped:
-            said += [
-                f"{self.wasted} replies came in {self.skipped} rounds that were skipped, the last one as {self.why}"
-            ]
+            said += [f"{self.wasted} replies came in {self.skipped} rounds that were skipped ({self.why})"]
         return f"{ended} orders{row} brought no reply that was used: {'; '.join(said)}"
 
     def moved(self, moved: bool) -> None:
@@ -103,7 +101,8 @@ class Patience:
 
     def unmoved(self) -> str:
         """That the model is the first one, in words."""
-        return f"the model is the one that the run began with: {self.used} replies in {self.still} rounds have not moved it"
+        vain = f"{self.used} replies in {self.still} rounds have not moved it"
+        return f"the model is the one that the run began with: {vain}"
 
 
 def hold_finite(number: int, params: Tensor, metrics: Mapping[str, float]) -> None:

@@ -55,7 +55,8 @@ def run(
     that the experiment describes; or, among parts, a table or an object that describes one. callbacks: called with
     every row: of each round, or, where clients work on between rounds (asynchronous strategies) or time says when the
     model is judged, of each evaluation; one that returns True ends the run. out: the run folder, by default the next
-    `runs/<name>-<n>`; force: replace an earlier run there. save: False writes nothing. data_dir: where data files are looked for.
+    `runs/<name>-<n>`; force: replace an earlier run there. save: False writes nothing. data_dir: where data files are
+    looked for.
 
     A run that diverges or is interrupted keeps what it logged; `Result.status` says so. A run that was interrupted or
     killed goes on with `fedsim.resume`. InputError: an option cannot be used.
