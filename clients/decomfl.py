@@ -12,7 +12,18 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fedsim.client import Cohort, Cost, Order, PositiveFloat, Size, Update, options
-from fedsim.zeroth_order import PUBLIC, Replica, finite, kind_of, of_scalars, part, replay_, seeded_keys, slopes
+from fedsim.zeroth_order import (
+    PUBLIC,
+    Replica,
+    finite,
+    kind_of,
+    mean_told,
+    of_scalars,
+    part,
+    replay_,
+    seeded_keys,
+    slopes,
+)
 
 
 @options
@@ -57,4 +68,4 @@ class DeComFL(Replica):
                     scalars[:, step, place], value = slopes(cohort, batch, y, z, self.mu)
                     values[:, step] += value / count
             replay_(y, PUBLIC, keys, scalars[:, step].double().T / count, rate=float(config["lr"]), kind=kind)
-        return Update({"scalars": scalars.flatten(1)}, {"loss": values.mean(dim=1)})
+        return Update({"scalars": scalars.flatten(1)}, {"loss": mean_told(values)})

@@ -1,7 +1,8 @@
 """FedES's client: the losses of n perturbed models.
 
 l_j = f_i(x + sigma e_j), j = 0 .. n-1;  antithetic: e_(j + n/2) = -e_j
-Uplink n floats; n evaluations, all on one batch. Lan 2023.
+Uplink n floats; n evaluations, all on one batch. A loss that failed (NaN, infinite) is sent as its mirror's, or else as
+the mean of the client's others, so that it says nothing. Lan 2023.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ import torch
 from torch import Tensor
 
 from fedsim.client import Cohort, Cost, Order, Scalar, Size, Streams, Update, options
-from fedsim.zeroth_order import Population, Replica, kind_of, of_losses, part, population_keys
+from fedsim.zeroth_order import (
+    Population,
+    Replica,
+    kind_of,
+    mean_told,
+    of_losses,
+    part,
+    population_keys,
+    saying_nothing,
+)
 
 AT_ONCE = 2**20
 """Numbers of perturbed models that exist at once."""
@@ -54,7 +64,7 @@ class FedES(Replica):
             halves[:, 0, group] = cohort.query(x.unsqueeze(1) + shift, batch)
             if shape.antithetic:
                 halves[:, 1, group] = cohort.query(x.unsqueeze(1) - shift, batch)
-        return Update({"losses": losses}, {"loss": losses.mean(dim=1)})
+        return Update({"losses": saying_nothing(halves).flatten(1)}, {"loss": mean_told(losses)})
 
 
 def _population(config: Mapping[str, Scalar]) -> Population:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client import Cohort, Cost, Order, Passes, PositiveFloat, Shapes, Size, Update, options
-from fedsim.zeroth_order import PUBLIC, Replica, dual, kind_of, part, pool_keys, rebuilt, slopes, summed
+from fedsim.zeroth_order import PUBLIC, Replica, dual, kind_of, mean_told, part, pool_keys, rebuilt, slopes, summed
 
 
 @options
@@ -64,7 +64,7 @@ class FedKSeed(Replica):
                 p = torch.where((p * (2.0 * self.mu)).abs() <= self.clip, p, 0.0)
             scalars[:, step] = p
             y.sub_((p.double() * lr).to(y.dtype).unsqueeze(1) * dual(kind, z))
-        metrics = {"loss": values.mean(dim=1)}
+        metrics = {"loss": mean_told(values)}
         if config["reply"] == "pairs":
             return Update({"places": places.to(torch.int32), "scalars": scalars}, metrics)
         return Update({"sums": summed(places, scalars, len(sums))}, metrics)

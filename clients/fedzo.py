@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client import Cohort, NonNegativeFloat, Update, options
-from fedsim.zeroth_order import EstimatedSearch, Memory, Probe
+from fedsim.zeroth_order import EstimatedSearch, Memory, Probe, mean_told
 
 
 @options
@@ -34,4 +34,4 @@ class FedZO(EstimatedSearch):
 
         z = self.search(cohort, theta, direction)
         cohort.keep(**memory)
-        return Update({"delta": z - theta}, {"loss": torch.stack(values, dim=1).mean(dim=1)})
+        return Update({"delta": z - theta}, {"loss": mean_told(torch.stack(values, dim=1))})

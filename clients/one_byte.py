@@ -20,6 +20,7 @@ from fedsim.zeroth_order import (
     Replica,
     codec_of,
     kind_of,
+    mean_told,
     of_codes,
     packed,
     samples_of,
@@ -64,7 +65,7 @@ class JustOneByte(Replica):
         if self.stochastic:
             shape = (samples,)
             uniform = cohort.streams.uniform("code", cohort.clients, shape, turn=cohort.turn, dtype=torch.float64)
-        metrics = {"loss": values.mean(dim=1)}
+        metrics = {"loss": mean_told(values)}
         if isinstance(codec, OneByte):
             metrics["saturated"] = codec.saturated(found).sum(dim=1)
         return Update({"codes": packed(codec, codec.encode(found, uniform))}, metrics)

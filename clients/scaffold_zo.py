@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client import Cohort, Cost, Order, Shapes, Update, options
-from fedsim.zeroth_order import EstimatedSearch, Memory, Probe, batches
+from fedsim.zeroth_order import EstimatedSearch, Memory, Probe, batches, mean_told
 
 
 @options
@@ -57,7 +57,7 @@ class ScaffoldZO(EstimatedSearch):
         cohort.keep(**memory)
         if cohort.config.get("report-control"):
             payload["control"] = self._controlled(cohort, total / self.steps)
-        return Update(payload, {"loss": torch.stack(values, dim=1).mean(dim=1)})
+        return Update(payload, {"loss": mean_told(torch.stack(values, dim=1))})
 
     def control(self, cohort: Cohort) -> Update:
         """Estimate the gradient at the server's model afresh, which the method's paper does not count."""

@@ -1,7 +1,8 @@
 """A client that only answers: the values of its function at the points that it is sent.
 
 y_j = f_i(x_j), j = 1..n
-Uplink n floats and n evaluations; for servers that do all of the search themselves.
+Uplink n floats and n evaluations; for servers that do all of the search themselves. A value that failed (NaN) is sent
+as one above all of the client's others, an infinite one as one above everybody's: such a candidate ranks last.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from fedsim.client import BatchSize, Client, Cohort, Cost, Order, Size, Update, options
-from fedsim.zeroth_order import batches
+from fedsim.zeroth_order import batches, mean_told, ranked_last
 
 AT_ONCE = 32
 """How many candidates a client is asked about in one call."""
@@ -45,4 +46,4 @@ class Values(Client):
         # Orders that are executed together may carry different candidates: [n, d], or [C, n, d].
         candidates = cohort.received("candidates").expand(len(cohort), -1, -1)
         values = torch.cat([cohort.query(part, batch) for part in torch.split(candidates, AT_ONCE, dim=1)], dim=1)
-        return Update({"values": values}, {"loss": values.mean(dim=1)})
+        return Update({"values": ranked_last(values)}, {"loss": mean_told(values)})

@@ -159,4 +159,7 @@ class CBO(Strategy):
 
 def consensus_weights(values: Tensor, alpha: float) -> Tensor:
     """w_j ~ exp(-alpha f_j) that sum to one, [n], of values [n]; the same for f + constant, and without underflow."""
-    return torch.softmax(-alpha * values, dim=0)
+    scaled = -alpha * values
+    if not bool(torch.isfinite(scaled).all()):  # of values that stand for infinity, the least has weight all the same
+        scaled = -alpha * (values - values.min())
+    return torch.softmax(scaled, dim=0)

@@ -2,8 +2,9 @@
 
 forward: s_j = (f(x + mu u_j) - f(x)) / mu;  central: s_j = (f(x + mu u_j) - f(x - mu u_j)) / (2 mu)
 ghat = (1/q) sum_j s_j w_j,  w_j the dual of u_j, so that small mu gives the mean grad f; or plainly w_j = u_j
-q evaluations beside f(x), or 2q. Nesterov and Spokoiny 2017; Fang et al. 2022 (sphere); Shu et al. 2023, whose RGF has
-orthonormal directions and w = u, so that its mean is grad f / d.
+q evaluations beside f(x), or 2q; the mean is over those s_j whose values came, and 0 where none did; where f(x)
+failed, the mean of those values stands for it. Nesterov and Spokoiny 2017; Fang et al. 2022 (sphere); Shu et al. 2023,
+whose RGF has orthonormal directions and w = u, so that its mean is grad f / d.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fedsim.client import PositiveFloat, PositiveInt, Shapes, options, products
-from fedsim.zeroth_order import Estimate, Kind, Memory, Probe, check, dual
+from fedsim.zeroth_order import Estimate, Kind, Memory, Probe, based, check, dual, mean_told, told
 
 
 @options
@@ -55,10 +56,12 @@ class Differences:
         u, center = probe.directions(self.directions, self.count), x.unsqueeze(1)
         ahead = probe.query(center + self.mu * u)
         if base is not None:
-            slopes, value = (ahead - base.unsqueeze(1)) / self.mu, base
+            value = based(base, ahead)
+            slopes = (ahead - value.unsqueeze(1)) / self.mu
         else:
             behind = probe.query(center - self.mu * u)
-            slopes, value = (ahead - behind) / (2.0 * self.mu), (ahead + behind).mean(dim=1) / 2.0
+            slopes, value = (ahead - behind) / (2.0 * self.mu), mean_told(ahead + behind) / 2.0
         along = dual(self.directions, u) if self.scaling == "unbiased" else u
+        slopes, share = told(slopes)
         gradient = products.bmm(slopes.unsqueeze(1), along).squeeze(1)
-        return Estimate(gradient / self.count, value, memory)
+        return Estimate(gradient / self.count * share, value, memory)

@@ -12,7 +12,8 @@ greatest, at
 where a^2 is estimated as s_v^2 / ((d/S) sum_i s_i^2), from a slope s_v along v and slopes s_i along S uniform unit
 vectors. Without a previous estimate lambda is 0. The mean of ghat is no multiple of grad f, and about grad f / d where
 lambda is 0: lr, or Adam, sets the length of steps.
-q evaluations beside f(x), or q + 1 + S. Cheng et al. 2019 (P-RGF), whose guess is the gradient of another model.
+q evaluations beside f(x), or q + 1 + S; means are over those whose values came, and an estimate of which none did is 0,
+and not remembered. Cheng et al. 2019 (P-RGF), whose guess is the gradient of another model.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client import Fraction, InputError, PositiveFloat, PositiveInt, Shapes, options, products
-from fedsim.zeroth_order import Estimate, Memory, Probe, check
+from fedsim.zeroth_order import Estimate, Memory, Probe, based, check, mean_told, told
 
 
 @options
@@ -61,24 +62,30 @@ class Prior:
     def estimate(self, probe: Probe, x: Tensor, base: Tensor | None, memory: Memory) -> Estimate:
         """Estimate the gradients at x [k, d]."""
         assert base is not None
-        center, value = x.unsqueeze(1), base.unsqueeze(1)
+        center = x.unsqueeze(1)
         guess = unit(memory["previous"]).unsqueeze(1)
         drawn = probe.directions("sphere", self.count + (self.samples if self.weight == "optimal" else 0))
         across = drawn[:, : self.count]
         across = unit(across - products.bmm(across, guess.mT) * guess)
         if self.weight == "optimal":
             tried = torch.cat((guess, drawn[:, self.count :]), dim=1)
-            squares = ((probe.query(center + self.mu * tried) - value) / self.mu).square()
-            square = squares[:, 1:].mean(dim=1) * x.shape[1]
-            cosine = torch.where(square > 0, squares[:, 0] / square, 0.0).clamp(max=1.0)
+            ahead = probe.query(center + self.mu * tried)
+            squares = ((ahead - based(base, ahead).unsqueeze(1)) / self.mu).square()
+            square = mean_told(squares[:, 1:]) * x.shape[1]
+            known = (square > 0) & torch.isfinite(squares[:, 0])
+            cosine = torch.where(known, squares[:, 0] / square, 0.0).clamp(max=1.0)
             weight = optimal_weight(cosine, x.shape[1], self.count)
         else:
             weight = torch.full_like(base, self.weight)
         weight = (weight * guess[:, 0].ne(0).any(dim=1)).view(-1, 1, 1)  # a guess of zeros is none
         u = weight.sqrt() * guess + (1.0 - weight).sqrt() * across
-        slopes = (probe.query(center + self.mu * u) - value) / self.mu
-        gradient = products.bmm(slopes.unsqueeze(1), u).squeeze(1) / self.count
-        return Estimate(gradient, base, {"previous": gradient})
+        ahead = probe.query(center + self.mu * u)
+        value = based(base, ahead)
+        found = (ahead - value.unsqueeze(1)) / self.mu
+        slopes, share = told(found)
+        gradient = products.bmm(slopes.unsqueeze(1), u).squeeze(1) / self.count * share
+        came = torch.isfinite(found).any(dim=1, keepdim=True)
+        return Estimate(gradient, value, {"previous": torch.where(came, gradient, memory["previous"])})
 
 
 def optimal_weight(cosine: Tensor, dimension: int, count: int) -> Tensor:

@@ -3,7 +3,8 @@
 g_t = (f(x_t + mu u_t) - f(x_{t-1} + mu u_{t-1})) / mu * w_t,   w_t = u_t, or d u_t on the sphere
 One evaluation. As u_t is independent of the last value, the mean is the gradient of f smoothed by mu, whatever that
 value was. A client's first estimate, which has no last value, is 0; later the last value may be that of an earlier
-round, a model or a mini-batch away, which costs variance alone. Zhang, Zhou, Ji and Zavlanos 2022.
+round, a model or a mini-batch away, which costs variance alone. A value that failed gives 0, and is not remembered.
+Zhang, Zhou, Ji and Zavlanos 2022.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client import PositiveFloat, Shapes, options
-from fedsim.zeroth_order import Estimate, Memory, Probe, dual
+from fedsim.zeroth_order import Estimate, Memory, Probe, dual, told
 
 
 @options
@@ -44,6 +45,7 @@ class Residual:
         """Estimate the gradients at x [k, d]; the value is that at x + mu u."""
         u = probe.directions(self.directions, 1)
         value = probe.query(x.unsqueeze(1) + self.mu * u)[:, 0]
-        slope = memory["known"] * (value - memory["last"]) / self.mu
-        gradient = slope.unsqueeze(1) * dual(self.directions, u)[:, 0]
-        return Estimate(gradient, value, {"last": value, "known": torch.ones_like(value)})
+        slope, _ = told((memory["known"] * (value - memory["last"]) / self.mu).unsqueeze(1))
+        gradient, came = slope * dual(self.directions, u)[:, 0], torch.isfinite(value)
+        last = {"last": torch.where(came, value, memory["last"]), "known": torch.where(came, 1.0, memory["known"])}
+        return Estimate(gradient, value, last)

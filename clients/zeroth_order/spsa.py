@@ -12,7 +12,8 @@ form = "lookahead":  m <- beta m + r_k ghat_k,   r_k ghat_k + beta m
 With constant gains, alpha = 0, these are the same. The second is v <- beta v - a_k ghat(y + beta v), y <- y + v, where
 the model stands for the look-ahead point y + beta v, and v = -lr m.
 
-2 q evaluations. Spall 1992; Oh et al. 2023 (BlackVIP), the first form as in their code, the second as in their paper.
+2 q evaluations; the mean is over those s_j whose values came, and 0 where none did. Spall 1992; Oh et al. 2023
+(BlackVIP), the first form as in their code, the second as in their paper.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client import Fraction, InputError, NonNegativeFloat, PositiveFloat, PositiveInt, Shapes, options, products
-from fedsim.zeroth_order import Estimate, Memory, Probe, check, dual
+from fedsim.zeroth_order import Estimate, Memory, Probe, check, dual, mean_told, told
 
 
 @options
@@ -74,10 +75,10 @@ class Spsa:
         u, center = probe.directions(self.directions, self.count), x.unsqueeze(1)
         step = radius.unsqueeze(2) * u
         ahead, behind = probe.query(center + step), probe.query(center - step)
-        slopes = (ahead - behind) / (2.0 * radius)
-        gradient = products.bmm(slopes.unsqueeze(1), dual(self.directions, u)).squeeze(1) / self.count
+        slopes, share = told((ahead - behind) / (2.0 * radius))
+        gradient = products.bmm(slopes.unsqueeze(1), dual(self.directions, u)).squeeze(1) / self.count * share
         gain = _power((k + self.offset) / (1.0 + self.offset), -self.alpha).unsqueeze(1)
-        return gain, Estimate(gradient, (ahead + behind).mean(dim=1) / 2.0, {"estimates": k})
+        return gain, Estimate(gradient, mean_told(ahead + behind) / 2.0, {"estimates": k})
 
 
 @options

@@ -33,6 +33,10 @@ def say(result: Result) -> None:
     tell(", ".join([head, *measures(summary), *queries, f"{traffic} exchanged"]))
     if summary["total_failed"]:
         tell(f"{summary['total_failed']} updates were not finite, or misshapen, and were left out")
+    if summary.get("total_failed_queries"):
+        tell(f"{summary['total_failed_queries']:,} evaluations gave no finite value")
+    if summary.get("failures"):
+        tell(f"the first failure: {summary['failures'][0]}")
     if summary["total_crashed"]:
         tell(f"{summary['total_crashed']} orders ended with the failure of the client's machine")
     if summary["total_lost"]:

@@ -36,9 +36,10 @@ class Cohort:
 
     clients: int64 [C], sorted by local steps, longest first. examples: int64 [C]. state: what they remember,
     [C, ...] by name; `keep` replaces it. config: of their order. streams: named draws. turn: the number under which
-    each of them draws, one or int64 [C]. steps_taken, queries, extra_queries: int64 [C], the local steps taken so far,
-    the evaluations asked for, and those of them that are no part of the method's published count. metrics: [C] by
-    name, told to the server beside those of the update. scratch: for what need not be computed again if it is there.
+    each of them draws, one or int64 [C]. steps_taken, queries, extra_queries, failed_queries: int64 [C], the local
+    steps taken so far, the evaluations asked for, and those of them that are no part of the method's published count,
+    and that gave no finite value. metrics: [C] by name, told to the server beside those of the update. scratch: for
+    what need not be computed again if it is there.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Cohort:
         self.turn: Index = job.turn
         self.steps_taken = torch.zeros_like(self.clients)
         self.queries, self.extra_queries = torch.zeros_like(self.clients), torch.zeros_like(self.clients)
+        self.failed_queries = torch.zeros_like(self.clients)
         self.metrics: dict[str, Tensor] = {}
         self.scratch = Scratch(0) if scratch is None else scratch
         self._asked = 0
@@ -133,10 +135,12 @@ class Cohort:
         oracle = self._problem.oracle
         if oracle is not None:
             turn = self.turn[asking] if isinstance(self.turn, Tensor) else self.turn
-            return oracle.query(self.clients[asking], x, self.streams, turn, self._asked)
-        values = torch.empty(x.shape[:2], dtype=x.dtype, device=x.device)
-        for part, y, data in self._repeated(x, batch, asking):
-            values[:, part] = self.network.values(y, data).view(len(x), -1)
+            values = oracle.query(self.clients[asking], x, self.streams, turn, self._asked)
+        else:
+            values = torch.empty(x.shape[:2], dtype=x.dtype, device=x.device)
+            for part, y, data in self._repeated(x, batch, asking):
+                values[:, part] = self.network.values(y, data).view(len(x), -1)
+        self.failed_queries[asking] += (~torch.isfinite(values)).sum(dim=1)
         return values
 
     def differentiate(self, x: Tensor, v: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
@@ -165,7 +169,9 @@ class Cohort:
     def evaluate(self, y: Stack, batch: Batch) -> Tensor:
         """Values [k] of f_c on a batch at the k rows of a stack, each counted; no copy of the parameters is made."""
         self.queries[: len(y)] += 1
-        return self.network.values(y, batch)
+        values = self.network.values(y, batch)
+        self.failed_queries[: len(y)] += ~torch.isfinite(values)
+        return values
 
     def truth(self, x: Tensor) -> Tensor | None:
         """The gradient of F at the first k clients' points x [k, d], to judge estimates by; None: it is not known."""

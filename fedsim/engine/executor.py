@@ -10,6 +10,7 @@ Cohorts are spread over the cores of a CPU (see `fedsim.parallel.cores`), or wit
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -164,18 +165,30 @@ class Executor:
         """Have clients do what they are ordered to."""
         if job.action == SCORE:
             losses = self._losses(job)
-            asked = torch.zeros((len(job), 2), dtype=torch.int64, device=self.problem.device)
+            asked = torch.zeros((len(job), 3), dtype=torch.int64, device=self.problem.device)
+            asked[:, 2] = ~torch.isfinite(losses[:, 0])
             nbytes = torch.full_like(job.clients, job.encoded)
             payload = {"loss": losses[:, :1].to(self.problem.dtype)}
             result = JobResult(payload, {}, torch.isfinite(losses[:, 0]), nbytes, asked)
         else:
             result = self._act(job)
             if job.config.get(REPORT_UTILITY):
-                result.payload[UTILITY] = self._losses(job)[:, 1:].to(self.problem.dtype)
+                result.payload[UTILITY] = self._utilities(job, result)
                 result.nbytes.add_(self.problem.dtype.itemsize)
         if self.network is None and (job.action == SCORE or job.config.get(REPORT_UTILITY)):
             result.queries[:, 0] += 1
+        if self.problem.oracle is not None:
+            result = replace(result, said={**self.problem.oracle.complaints(), **result.said})
         return result
+
+    def _utilities(self, job: Job, result: JobResult) -> Tensor:
+        """What the clients tell beside their reply, [C, 1]; where an evaluation may fail and has, 0."""
+        found = self._losses(job)[:, 1:].to(self.problem.dtype)
+        if not self.problem.may_fail:
+            return found
+        came = torch.isfinite(found)
+        result.queries[:, 2] += ~came[:, 0]
+        return torch.where(came, found, 0.0)
 
     def _losses(self, job: Job) -> Tensor:
         """What the models that were sent cost the clients, float64 [C, 2]; see `Problem.losses`."""
@@ -210,7 +223,8 @@ class Executor:
         metrics = gathered([result.update.metrics for result in done], back)
         nbytes = torch.cat([result.nbytes for result in done])
         asked = torch.cat([result.queries for result in done])
-        return JobResult(payload, metrics, torch.cat(finite)[back], nbytes[back], asked[back])
+        said = {client: text for result in done for client, text in result.said.items()}
+        return JobResult(payload, metrics, torch.cat(finite)[back], nbytes[back], asked[back], said)
 
     def _all_act(self, parts: Sequence[Job]) -> list[CohortResult]:
         """Have cohorts of admitted clients do what they are ordered to."""
@@ -230,15 +244,19 @@ class Executor:
         crossed = self.transforms.apply(update.payload, Sender(cohort.clients, self.streams, cohort.turn, cohort.state))
         cohort.keep(**crossed.state)
         sent = Update(crossed.payload, {**cohort.metrics, **update.metrics})
-        queries = torch.stack((cohort.queries, cohort.extra_queries), dim=1)
+        queries = torch.stack((cohort.queries, cohort.extra_queries, cohort.failed_queries), dim=1)
         return CohortResult(part.clients, sent, cohort.state, crossed.nbytes, queries)
 
     def _remember(self, result: CohortResult) -> Tensor:
         """Keep the state of the clients whose work is finite: one that has failed starts again from what it was.
 
-        Returns which rows' payloads are finite; none where the work is lost.
+        Returns which rows' payloads are finite; none where the work is lost, nor, where evaluations may fail, of
+        clients all of whose evaluations have.
         """
         finite = finite_rows(list(result.update.payload.values())) & (not result.lost)
+        if self.problem.may_fail:
+            asked, failed = result.queries[:, 0], result.queries[:, 2]
+            finite &= (asked == 0) | (failed < asked)
         if self.store.shapes:
             sound = finite & finite_rows(list(result.state.values()))
             kept = {name: value[sound] for name, value in result.state.items()}

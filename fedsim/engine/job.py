@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -88,8 +88,9 @@ class JobResult:
     """What a job came to, in the order of its clients.
 
     payload, metrics: [C, ...] by name. finite: bool [C], whether all of a client's payload is. nbytes: int64 [C], what
-    the payload took to cross. queries: int64 [C, 2], evaluations that each asked for, and those of them outside the
-    method's published count.
+    the payload took to cross. queries: int64 [C, 3], evaluations that each asked for, and those of them outside the
+    method's published count, and that gave no finite value. said: of clients whose evaluations failed, what the
+    first one said.
     """
 
     payload: dict[str, Tensor]
@@ -97,6 +98,7 @@ class JobResult:
     finite: Tensor
     nbytes: Tensor
     queries: Tensor
+    said: Mapping[int, str] = field(default_factory=dict)
 
     def row(self, number: int) -> JobResult:
         """What one of the clients did, C = 1."""
@@ -126,8 +128,9 @@ class JobResult:
 class CohortResult:
     """What one cohort came to, in its own order. clients: int64 [k]. update: as the transforms leave it.
 
-    state: what the clients are to remember, [k, ...] by name. nbytes, queries: as of `JobResult`, int64 [k] and [k, 2].
-    lost: nothing came of it at all, and the rest only has the shapes of what would have come.
+    state: what the clients are to remember, [k, ...] by name. nbytes, queries: as of `JobResult`, int64 [k] and [k, 3].
+    lost: nothing came of it at all, and the rest only has the shapes of what would have come. said: as of `JobResult`,
+    where it is known.
     """
 
     clients: Tensor
@@ -136,6 +139,7 @@ class CohortResult:
     nbytes: Tensor
     queries: Tensor
     lost: bool = False
+    said: Mapping[int, str] = field(default_factory=dict)
 
 
 def gathered(parts: Sequence[Mapping[str, Tensor]], back: Tensor) -> dict[str, Tensor]:

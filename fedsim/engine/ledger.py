@@ -13,18 +13,19 @@ class Ledger:
     """Running totals.
 
     bytes_up, bytes_down: payload bytes of replies and orders. queries: evaluations that clients asked for, of replies
-    that arrived; extra_queries: those of them that are no part of the method's published count. clients: replies that
-    arrived. failed: replies left out because they were not finite, or not of the shape that was asked for. late:
-    replies that were not in when the first window closed, taken later or never. crashed: orders during which the
-    client's machine failed. lost: clients whose machine failed for good. staleness: sum over the replies of the rounds
-    that the server had completed since their orders. faults: faults on demand, of all kinds (see
-    `fedsim.devices.faults`), each when it shows.
+    that arrived; extra_queries: those of them that are no part of the method's published count; failed_queries: those
+    that gave no finite value. clients: replies that arrived. failed: replies left out because they were not finite, or
+    not of the shape that was asked for. late: replies that were not in when the first window closed, taken later or
+    never. crashed: orders during which the client's machine failed. lost: clients whose machine failed for good.
+    staleness: sum over the replies of the rounds that the server had completed since their orders. faults: faults on
+    demand, of all kinds (see `fedsim.devices.faults`), each when it shows.
     """
 
     bytes_up: int = 0
     bytes_down: int = 0
     queries: int = 0
     extra_queries: int = 0
+    failed_queries: int = 0
     clients: int = 0
     failed: int = 0
     late: int = 0

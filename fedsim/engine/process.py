@@ -10,6 +10,7 @@ What the server measures (evaluation, scores, utilities) is computed in the proc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -77,14 +78,15 @@ class ProcessExecutor(Executor):
             return {name: value.new_zeros((len(part), *value.shape[1:])) for name, value in named.items()}
 
         update = Update(rows(nothing.update.payload), rows(nothing.update.metrics))
-        nbytes, queries = torch.full_like(part.clients, part.encoded), part.clients.new_zeros((len(part), 2))
+        nbytes, queries = torch.full_like(part.clients, part.encoded), part.clients.new_zeros((len(part), 3))
         return CohortResult(part.clients, update, rows(nothing.state), nbytes, queries, lost=True)
 
 
 def _act(executor: Executor, task: tuple[Job, Mapping[str, Tensor]]) -> Any:
     """What a process does; what it raises on purpose is sent as a call that makes it."""
     try:
-        return executor.act(*task)
+        result, oracle = executor.act(*task), executor.problem.oracle
+        return result if oracle is None else replace(result, said=oracle.complaints())
     except InputError as error:
         return partial(InputError, error.option, error.value, error.remedy)
     except FedsimError as error:

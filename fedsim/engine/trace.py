@@ -12,6 +12,8 @@ CLIENTS = 20
 """Clients whose work is recorded one by one."""
 ENTRIES = 5_000
 """Pieces of work that are recorded at most."""
+FAILURES = 5
+"""Different messages of failures that are kept, the first ones."""
 SELECTED = 50_000
 """Selections, a client and a round each, that are recorded at most."""
 
@@ -22,6 +24,7 @@ class Trace:
 
     The timeline is of the first `CLIENTS` clients. faults: how many of each kind on demand have shown (see
     `fedsim.devices.faults`). skipped: windows whose replies were too few for the aggregator, so that none was used.
+    failures: the first messages of evaluations that failed and of replies that were refused.
     """
 
     def __init__(self, population: int) -> None:
@@ -31,6 +34,7 @@ class Trace:
         self.late = 0
         self.faults: Counter[str] = Counter()
         self.skipped = 0
+        self.failures: list[str] = []
         self._versions, self._selected = list[int](), list[int]()  # of one selection after the other
         self._timeline: list[dict[str, Any]] = []
         self._working: dict[int, dict[str, Any]] = {}
@@ -72,6 +76,11 @@ class Trace:
         """Note that an order ended at a tick without a reply, though the client's machine had not failed."""
         self._ended(client, at, None, "dropped")
 
+    def complained(self, text: str) -> None:
+        """Keep what a failure has said, if it is among the first ones."""
+        if len(self.failures) < FAILURES and text not in self.failures:
+            self.failures.append(text)
+
     def summary(self, shares: list[float], now: int) -> dict[str, Any]:
         """Everything up to tick `now`, as JSON takes it; times in seconds. shares: of the examples, each client's."""
         timeline = [
@@ -94,6 +103,7 @@ class Trace:
             "lost_weight": sum(shares[client] for client in self.lost),
             "faults": {kind: self.faults[kind] for kind in sorted(self.faults)},
             "skipped": self.skipped,
+            **({"failures": self.failures} if self.failures else {}),
             "until": seconds(now),
             "selected": selected,
             "timeline_clients": CLIENTS,

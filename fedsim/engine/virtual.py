@@ -289,15 +289,18 @@ class VirtualEngine:
         for flight in taken:
             assert flight.result is not None
             finite = flight.result.sound or bool(flight.result.finite[flight.row])
+            queries, extra, untold = flight.result.asked[flight.row]
+            if not finite and untold == queries > 0 and self.executor.problem.may_fail:
+                spoiled += 1
             if flight.fault is not None:
                 usable = self._befall(flight, flight.result.row(flight.row), flight.fault)
                 spoiled += finite and not usable
                 finite = usable
             (good if finite else bad).append(flight)
             self.ledger.bytes_up += flight.result.crossed[flight.row]
-            queries, extra = flight.result.asked[flight.row]
             self.ledger.queries += queries
             self.ledger.extra_queries += extra
+            self.ledger.failed_queries += untold
             if not flight.order.counts:
                 continue
             self.ledger.clients += 1
@@ -356,6 +359,8 @@ class VirtualEngine:
             group = flights.together(missing[0], missing, key, self.executor.together - self._stored)
             group.sort(key=CLIENT)
             result = self.executor.execute(job_of(group, self.executor.problem.device))
+            for client in sorted(result.said):
+                self.trace.complained(f"client {client}: {result.said[client]}")
             self._stored += len(group)
             for row, flight in enumerate(group):
                 flight.result, flight.row = result, row

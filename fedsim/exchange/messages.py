@@ -130,8 +130,8 @@ class Replies:
     not of the shape that was asked for; they are left out everywhere else. round: the server's when the window closed.
     versions: int64 [k], the round of the order that each reply answers. durations: int64 [k], ticks of the clock (see
     `fedsim.core.clock`) from order to reply. orders, origin: the orders that were answered, and which of them each
-    reply answers, one number a reply. spoiled: how many have failed on purpose alone (see `fedsim.devices.faults`),
-    which does not say that the work diverges.
+    reply answers, one number a reply. spoiled: how many have failed on purpose alone (see `fedsim.devices.faults`), or
+    because evaluations failed that may: which does not say that the work diverges.
     """
 
     clients: Tensor

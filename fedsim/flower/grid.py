@@ -56,7 +56,7 @@ class _Flight:
 class _Landed:
     """Replies that are in and that no window has taken yet.
 
-    due: the tick at which they came. finite: bool [k]. nbytes, queries: int64 [k] and [k, 2], as of `JobResult`.
+    due: the tick at which they came. finite: bool [k]. nbytes, queries: int64 [k] and [k, 3], as of `JobResult`.
     """
 
     flight: _Flight
@@ -316,9 +316,10 @@ class GridEngine:
         clients, staleness = landed.replies.clients, round - landed.flight.orders.round
         self._release(clients)
         failed = clients[~landed.finite]
-        queries, extra = landed.queries.sum(dim=0).tolist()
+        queries, extra, untold = landed.queries.sum(dim=0).tolist()
         self.ledger.queries += queries
         self.ledger.extra_queries += extra
+        self.ledger.failed_queries += untold
         if landed.flight.orders.counts:
             for client, finite in zip(clients.tolist(), landed.finite.tolist(), strict=True):
                 self.trace.took(client, staleness, landed.due, self.now, finite=finite)

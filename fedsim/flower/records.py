@@ -19,7 +19,7 @@ EXAMPLES, ROUND, PARTITION, PARTITIONS = "num-examples", "server-round", "partit
 NBYTES = "payload-bytes"
 """Of each client of a reply, what its payload takes to cross, int64 [C]."""
 QUERIES = "queries"
-"""Of each client of a reply, the evaluations that it asked for, and those outside the published count, int64 [C, 2]."""
+"""Of each client of a reply, the evaluations that it asked for, as of `JobResult`, int64 [C, 3]."""
 TURN, LATE = "turn", "late"
 """In an order: the number under which its clients draw, and what becomes of those that are late; see `Order`."""
 

@@ -103,6 +103,10 @@ class Oracle(Protocol):
         """Answers of clients int64 [C] at x [C, Q, d]: [C, Q]. Draws are named by (turn, step)."""
         ...
 
+    def complaints(self) -> dict[int, str]:
+        """Of each client whose evaluations have failed since the last call, what the first of them said."""
+        ...
+
     def truth(self, clients: Tensor, x: Tensor) -> Tensor | None:
         """The gradient of F at points x [k, d], of which each is of a client, int64 [k]: [k, d]; None: not known."""
         ...
@@ -151,6 +155,11 @@ class Problem(ProblemView, Protocol):
     @property
     def oracle(self) -> Oracle | None:
         """What clients ask for values; None: these are the model's losses."""
+        ...
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether the run outlives evaluations that give no finite value."""
         ...
 
     @property

@@ -74,11 +74,22 @@ class BlackBox:
         self.sizes = torch.ones(functions.num_clients, dtype=torch.int64)
         self.sizes_on_device, self.largest = self.sizes.to(self.device), 1
         self._start = _checked_start(start, dimension, self.bounds).to(self.device, dtype)
+        self._complaints: dict[int, str] = {}
 
     @property
     def num_clients(self) -> int:
         """N, how many clients there are."""
         return len(self.sizes)
+
+    @property
+    def may_fail(self) -> bool:
+        """Whether the run outlives evaluations that give no finite value."""
+        return self.on_error == "nan"
+
+    def complaints(self) -> dict[int, str]:
+        """Of each client whose evaluations have failed since the last call, what the first of them said."""
+        found, self._complaints = self._complaints, {}
+        return found
 
     @property
     def oracle(self) -> BlackBox:
@@ -204,12 +215,15 @@ class BlackBox:
         """Values without noise, [C, Q], and autograd's way back from them if it is recording."""
         if not (x.shape[0] and x.shape[1]):
             return torch.zeros(x.shape[:2], dtype=self.dtype, device=self.device)
+        found, place = list[Tensor](), 0
         with one_core_an_operation():
-            found = [self._numbers(answer).reshape(-1) for answer in self.functions.ask(clients, x)]
+            for answer in self.functions.ask(clients, x):
+                found.append(self._numbers(answer, int(clients[place // x.shape[1]])).reshape(-1))
+                place += len(found[-1])
         return torch.cat(found).reshape(x.shape[:2])
 
-    def _numbers(self, answer: Answer) -> Tensor:
-        """The values of one answer; NaN for a failure that may be one."""
+    def _numbers(self, answer: Answer, client: int) -> Tensor:
+        """The values of one answer, of which a client's is the first; NaN for a failure that may be one."""
         found, shape = answer.found, answer.shape
         if isinstance(found, Tensor):
             numeric = not (found.is_complex() or found.dtype == torch.bool)
@@ -221,6 +235,7 @@ class BlackBox:
             return torch.from_numpy(values).to(self.device, self.dtype)
         if values.wrong or self.on_error == "stop":
             raise BlackBoxError(f"{answer.who}: {values.reason}") from values.cause
+        self._complaints.setdefault(client, values.reason)
         return torch.full(shape, torch.nan, dtype=self.dtype, device=self.device)
 
 

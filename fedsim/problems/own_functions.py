@@ -53,7 +53,7 @@ def black_box(
     in a script whose own work stands below `if __name__ == "__main__":`. timeout: seconds that an evaluation may take
     in such a process before it is killed. on_error: what happens when a function raises, takes too long or ends its
     process, twice for the same point: "stop" the run with a BlackBoxError that names the client, or "nan": the value is
-    NaN.
+    NaN, and searches go on with the others.
     """
     remedy = "give one of stacked, vectorised, numpy, scalar"
     if kind not in ("stacked", "vectorised", "numpy", "scalar"):

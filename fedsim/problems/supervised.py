@@ -102,6 +102,7 @@ class Supervised:
     """
 
     oracle = None
+    may_fail = False
 
     def __init__(
         self,

@@ -207,6 +207,9 @@ class Judge:
         problem, judged, params = self._setup.problem, self.so_far, state.params
         if judged.round != state.round:
             found = problem.evaluate(params, clients=self._clients, on=self._setup.evaluation.on)
+            said = {} if problem.oracle is None else problem.oracle.complaints()
+            for client in sorted(said):
+                self._setup.engine.trace.complained(f"client {client}, of the judged model: {said[client]}")
             self._watch(state.round, found)
             judged.round, judged.measures = state.round, found
         # What has just been measured may end the run, whose last model is attacked.
@@ -222,21 +225,25 @@ class Judge:
         return last or self._setup.evaluation.attacks_after(number)
 
     def _watch(self, number: int, measures: Mapping[str, float]) -> None:
-        """See whether a measure ends the run. DivergedError: one is not finite."""
+        """See whether a measure ends the run. DivergedError: one is not finite, where evaluations do not fail."""
         for name, value in measures.items():
-            if not math.isfinite(value):
+            if not math.isfinite(value) and not self._setup.problem.may_fail:
                 raise DivergedError(
                     f"{name} is {value} after round {number}; lower the rate, or look at what it is made of"
                 )
         stopping, judged = self._setup.stopping, self.so_far
         if stopping is not None and stopping.watches and stopping.metric in measures and judged.stopped is None:
-            judged.watched.append(measures[stopping.metric])
-            judged.stopped = stopping.reached(judged.watched)
+            found = measures[stopping.metric]
+            if math.isfinite(found):
+                judged.watched.append(found)
+                judged.stopped = stopping.reached(judged.watched)
 
     def _add_row(self, state: ServerState, measures: Mapping[str, float]) -> None:
         """A row of what has happened since the last one."""
         engine, judged = self._setup.engine, self.so_far
         crossed: dict[str, Any] = engine.ledger.since(judged.ledger)
+        if not crossed["failed_queries"]:
+            del crossed["failed_queries"]
         judged.ledger = replace(engine.ledger)
         row: Row = {
             "round": state.round,

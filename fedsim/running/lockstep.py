@@ -207,7 +207,8 @@ class Lockstep:
         )
         work, found, begin = self._joint.execute(union), dict[int, JobResult](), 0
         for number, part in group:
-            found[number] = _rows(work, slice(begin, begin + len(part)))
+            said = {client % size: text for client, text in work.said.items() if client // size == number}
+            found[number] = replace(_rows(work, slice(begin, begin + len(part))), said=said)
             begin += len(part)
         return found
 

@@ -220,7 +220,7 @@ def drive(
     ended = simulation.parts.engine
     trace = ended.trace.summary((problem.sizes.double() / problem.sizes.sum()).tolist(), ended.now)
     summary = summarise(rows, status, reason) | simulation.counts
-    summary |= {name: trace[name] for name in ("lost_weight", "faults", "skipped")}
+    summary |= {name: trace[name] for name in ("lost_weight", "faults", "skipped", "failures") if name in trace}
     params = simulation.state.params
     if folder is not None:
         folder.write_trace(trace)

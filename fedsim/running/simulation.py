@@ -11,6 +11,7 @@ windows, the later ones for those who have answered the one before; and who has 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -212,6 +213,8 @@ class Simulation:
                 state, observed, done = self._tell(server.state, replies.where(nobody))
             server = _Server(state, selector, server.sending, server.asked)
             metrics.update(observed)
+        if parts.problem.may_fail:
+            metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         hold_finite(number, server.state.params, metrics)
         self._server, self._patience.waits = server, 0
         self._patience.moved(not torch.equal(server.state.params, self._first))

@@ -3,6 +3,7 @@
 from fedsim.zeroth_order.codec import OneByte
 from fedsim.zeroth_order.directions import DRAWS, Keys, Kind, check, dual, part
 from fedsim.zeroth_order.estimator import Estimate, Estimator, Memory, Probe
+from fedsim.zeroth_order.failures import based, mean_told, ranked_last, saying_nothing, told
 from fedsim.zeroth_order.replay import replay_
 from fedsim.zeroth_order.replica import Directions, Replica, kind_of, slopes, slopes_along
 from fedsim.zeroth_order.replica_server import ReplicaServer, SharedSeed, mean_loss
@@ -59,6 +60,7 @@ __all__ = [
     "ScalarCodec",
     "SharedSeed",
     "Trajectory",
+    "based",
     "batches",
     "check",
     "codec_of",
@@ -71,6 +73,7 @@ __all__ = [
     "kind_of",
     "length_scales",
     "mean_loss",
+    "mean_told",
     "of_codes",
     "of_losses",
     "of_scalars",
@@ -78,12 +81,15 @@ __all__ = [
     "part",
     "pool_keys",
     "population_keys",
+    "ranked_last",
     "rebuilt",
     "replay_",
     "samples_of",
+    "saying_nothing",
     "seeded_keys",
     "slopes",
     "slopes_along",
     "summed",
+    "told",
     "unpacked",
 ]

@@ -18,6 +18,7 @@ from fedsim.exchange.messages import Scalar
 from fedsim.nets.network import Batch
 from fedsim.nets.stack import Stack
 from fedsim.zeroth_order.directions import Keys, Sliceable, part
+from fedsim.zeroth_order.failures import mean_told
 from fedsim.zeroth_order.perturbation import perturb_
 from fedsim.zeroth_order.scalar_codes import finite
 from fedsim.zeroth_order.search import batches
@@ -98,7 +99,7 @@ class Directions:
 def slopes(cohort: Cohort, batch: Batch | None, x: Tensor, v: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     """Central differences (f(x + mu v) - f(x - mu v)) / (2 mu), 0 where not finite, and the mean of both values: [k].
 
-    x: [k, d]. v: [d], or [k, d].
+    x: [k, d]. v: [d], or [k, d]. Where one value failed, the mean is the other.
     """
     shift = mu * v
     return _differences(cohort.query(torch.stack((x + shift, x - shift), dim=1), batch), mu)
@@ -121,4 +122,4 @@ def slopes_along(
 
 def _differences(values: Tensor, mu: float) -> tuple[Tensor, Tensor]:
     """Slopes and means, [k], of values [k, 2] on both sides."""
-    return finite((values[:, 0] - values[:, 1]) / (2.0 * mu)), values.mean(dim=1)
+    return finite((values[:, 0] - values[:, 1]) / (2.0 * mu)), mean_told(values)

@@ -18,6 +18,7 @@ from fedsim.engine.store import Shapes
 from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.nets.network import Batch
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
+from fedsim.zeroth_order.failures import outranked
 
 MEASURE = "measure"
 """The action whose reply is the values of f_c at the candidates that the order carries."""
@@ -124,9 +125,9 @@ class LocalSearch(Client):
         return z
 
     def measure(self, cohort: Cohort) -> Update:
-        """Tell the values of f_c at the candidates, which the methods' papers do not count."""
+        """Tell the values of f_c at the candidates, those that failed as the worst; the methods' papers count none."""
         candidates = cohort.received("candidates")
-        return Update({"values": cohort.query(candidates.expand(len(cohort), -1, -1), extra=True)})
+        return Update({"values": outranked(cohort.query(candidates.expand(len(cohort), -1, -1), extra=True))})
 
 
 @options
