@@ -105,7 +105,9 @@ SEARCHES: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("share", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.01, marks=pytest.mark.slow), 0.05, pytest.param(0.3, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_goes_on_where_evaluations_fail(name: str, share: float) -> None:
     strategy, client = SEARCHES[name]
