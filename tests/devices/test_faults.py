@@ -151,6 +151,7 @@ def test_a_lost_reply_leaves_what_its_client_remembers_to_its_next_order() -> No
         """A server that does not hear client 2 in the first round."""
 
         ask = staticmethod(unheard.parts.strategy.ask)
+        down = unheard.parts.strategy.down
 
         @staticmethod
         def tell(state, replies):

@@ -201,7 +201,7 @@ def test_an_exception_on_a_node_arrives_with_its_traceback(monkeypatch):
     grid = grid_of(experiment := tiny())
     engine = engine_of(experiment, grid)
     engine.submit(Order("dance", torch.tensor([1]), {"params": engine.executor.problem.initial()}))
-    with pytest.raises(GridError, match=r"^partition 1 has failed: AttributeError: .*dance"):
+    with pytest.raises(GridError, match=r"^partition 1 has failed: BrokenPromiseError: .*dance"):
         engine.collect(All(), 0)
     monkeypatch.setattr(node, "build_problem", fail)
     node._node.cache_clear()
