@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import torch
 import fedsim
 import fedsim.core.files as files
 import fedsim.running.folder as runfolder
+from fedsim.core.errors import InputError
 from fedsim.problems.supervised import Supervised
 from fedsim.running import runner
 from fedsim.running.checkpoint import Keeper, listed
@@ -91,6 +92,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 POINTS = ("write", "fsync", "replace", "renamed", "unlink", "append", "between")
 """Where a child kills itself: in a checkpoint's own write, before the disk has it, before and after it has its name,
 before an old one is removed, within a line of the metrics, and between two rounds."""
+
+
+ENDINGS = ("trace.json", "model.safetensors", "curves.png", "summary.json", "tidy")
+"""And when all rounds are done: before a file has its name, and before what only an unfinished run needs is removed."""
 
 
 def experiment(scenario: str) -> fedsim.Experiment:
@@ -166,6 +171,8 @@ def trap(point: str, occasion: int) -> None:
         os.fsync = reached
     elif point in ("write", "append"):
         (runfolder if point == "append" else files).open = opening  # type: ignore[union-attr]
+    elif point == "tidy":
+        runfolder.RunFolder.tidy = lambda _: reached()  # type: ignore[method-assign]
     elif point == "between":
         Keeper.__call__ = lambda _: reached()  # type: ignore[method-assign]
     else:
@@ -192,7 +199,8 @@ def live(scenario: str, folder: Path) -> None:
     """Begin the run, or go on with it."""
     made = experiment(scenario)
     if (folder / runfolder.CONFIG).is_file():
-        resume(folder)
+        with suppress(InputError) if runfolder.RunFolder(folder).ended() else nullcontext():
+            resume(folder)
     else:
         run(made, out=folder, force=True)
 
@@ -223,7 +231,7 @@ def ended(pid: int) -> int:
 
 
 def suffer(scenario: str, folder: Path, seed: int, kills: int) -> dict[str, Any]:
-    """Run a scenario whole in folder/whole, and in folder/torn with so many deaths and two while it ends.
+    """Run a scenario whole in folder/whole, and in folder/torn with so many deaths and those of `ENDINGS`.
 
     Tells what they were, and up to which round there was a checkpoint after each.
     """
@@ -248,7 +256,7 @@ def suffer(scenario: str, folder: Path, seed: int, kills: int) -> dict[str, Any]
         finally:
             os.write(started, b".")  # where it fails or finishes, which is said next
 
-    deaths += ["model.safetensors", "summary.json"]
+    deaths += ENDINGS
     for death in deaths:
         with child(lambda: doomed(death)) as pid:  # noqa: B023
             if isinstance(death, float):
@@ -270,7 +278,7 @@ def quiet(*_: object, **__: object) -> None:
 def main(tasks: Sequence[str] | Any = sys.stdin) -> None:
     torch.set_num_threads(1)
     Supervised.illustrate = quiet  # type: ignore[method-assign]
-    runner.curves = quiet
+    runner.curves = lambda _, place: files.write_whole(place, b"a picture")  # type: ignore[assignment]
     for line in tasks:
         task = json.loads(line)
         try:

@@ -53,7 +53,7 @@ def run(
                 raise InputError(option, str(given), "--resume goes on with one run, in its folder; leave this out")
         same = None
         if experiment is not None or overrides or seed is not None:
-            same = load(experiment or resume / CONFIG, overrides=overrides, seed=seed, data_dir=data_dir)
+            same = partial(load, experiment or resume / CONFIG, overrides=overrides, seed=seed, data_dir=data_dir)
         raise typer.Exit(_go_on(resume, same, data_dir, force))
     if experiment is None:
         raise click.MissingParameter(param_hint="'EXPERIMENT'", param_type="argument")
@@ -83,18 +83,23 @@ def _execute(experiment: Experiment, out: Path | None, force: bool, label: str) 
     return _watch(partial(run_experiment, experiment, out=out, force=force), experiment, label)
 
 
-def _go_on(folder: Path, experiment: Experiment | None, data_dir: Path | None, force: bool) -> int:
-    """Go on with the run in a folder, say what it came to and return the exit code. experiment: what it must be."""
-    from fedsim.running.resume import hold_same, recorded
+def _go_on(folder: Path, same: Callable[[], Experiment] | None, data_dir: Path | None, force: bool) -> int:
+    """Go on with the run in a folder, say what it came to and return the exit code. same: makes what it must be."""
+    from fedsim.running.folder import RunFolder
+    from fedsim.running.resume import hold_acceptable, hold_same, recorded
     from fedsim.running.resume import resume as resume_run
     from fedsim.running.stored import open_run
 
     ended = open_run(folder).ended()
     if ended is not None:
-        if experiment is not None:
-            hold_same(folder, experiment, data_dir)
+        if same is not None:
+            hold_same(folder, same(), data_dir)
+        with RunFolder.reopen(folder) as opened:
+            opened.tidy()
         tell(f"{folder}: this run has {ended}; nothing is left to do")
         return 0
+    hold_acceptable(folder, force=force)
+    experiment = None if same is None else same()
     made = experiment or recorded(folder, data_dir)
     begin = partial(resume_run, folder, experiment, data_dir=data_dir, force=force)
     return _watch(begin, made, made.name)

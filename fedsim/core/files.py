@@ -18,6 +18,13 @@ class StorageError(FedsimError):
         super().__init__(f"cannot write {path}: {reason(error)}{kept}")
 
 
+class GoneError(StorageError):
+    """The run's folder is not where it was: somebody has deleted or moved it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, OSError(errno.ENOENT, "the run's folder was deleted or moved"))
+
+
 def write_whole(path: Path, *content: bytes | memoryview) -> None:
     """Write or replace the file `path` so that no reader sees a part of it. StorageError: it cannot be.
 
@@ -39,19 +46,23 @@ def write_whole(path: Path, *content: bytes | memoryview) -> None:
 
 def read_bytes(path: Path, most: int) -> bytes:
     """Read a file. OSError: it cannot be read, is none (a pipe, a device, a folder), or has more than `most` bytes."""
-    waiting = getattr(os, "O_NONBLOCK", 0)  # a pipe would wait for somebody who writes
     try:
-        file = open(path, "rb", opener=lambda place, flags: os.open(place, flags | waiting))  # noqa: SIM115
+        with open(path, "rb", opener=regular) as file:
+            content = file.read(most + 1)
     except ValueError as error:  # a path with a NUL
         raise OSError(errno.EINVAL, str(error)) from error
-    with file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        content = file.read(most + 1)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it has more than the {most:,} bytes that are read")
     return content
+
+
+def regular(path: str, flags: int) -> int:
+    """For `open`: open what is a file. OSError: it is none; a pipe would be waited for."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return descriptor
 
 
 def look(path: Path, option: str) -> os.stat_result | None:

@@ -187,7 +187,8 @@ def _read(path: Path) -> Run:
     seed = config.pop("seed", None)
     if not isinstance(seed, int | None):
         raise InputError("seed", seed, f"is no whole number; {path / CONFIG} is not as a run has written it")
-    config.pop("resolved", None)  # what came of the options on one machine
+    for note in ("resolved", "arithmetic"):  # what came of the options on one machine
+        config.pop(note, None)
     history = folder.history
     if len(history) == 0:
         raise InputError("runs", str(path / METRICS), "no round was logged; leave this run out")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedsim.configuration.tables import Checkpointing
 from fedsim.core.errors import FedsimError, InputError, one_line, warn
-from fedsim.core.files import StorageError, settle, write_whole
+from fedsim.core.files import StorageError, regular, settle, write_whole
 from fedsim.core.graph import Document, GraphError, decode, encode
 from fedsim.running.folder import RunFolder
 from fedsim.running.stored import CHECKPOINT, CONFIG, METRICS
@@ -104,7 +104,7 @@ def read(path: Path) -> Checkpoint:
 
     named = CHECKPOINT.fullmatch(path.name)
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=regular) as file:
             found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         if named is None or named[2] != found:
             raise DamagedError(f"{path} is damaged: its checksum is another")
@@ -128,8 +128,8 @@ def listed(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, key=itemgetter(0), reverse=True)]
 
 
-def newest(folder: RunFolder) -> Checkpoint | None:
-    """The last checkpoint of a run from which it can go on; None: it has none. Those after it are removed.
+def newest(folder: RunFolder) -> tuple[Checkpoint | None, list[Path]]:
+    """The last checkpoint of a run from which it can go on, and those after it, which are damaged; None: it has none.
 
     UnusableError: it has some, of which none can be used.
     """
@@ -149,10 +149,8 @@ def newest(folder: RunFolder) -> Checkpoint | None:
             damaged.append(path)
             warn(f"{error}; going on from the one before it")
         else:
-            for path in damaged:
-                path.unlink(missing_ok=True)
-            return found
-    return None
+            return found, damaged
+    return None, []
 
 
 class Run(Protocol):
@@ -188,6 +186,7 @@ class Keeper:
 
     def __call__(self) -> None:
         """Write a checkpoint if it is time to."""
+        self._folder.hold_present()
         rounds, every = self._run.round - self._written, self._when.every
         if every is None:
             due = time.perf_counter() - self._ended >= max(LEAST, SHARE * self._took)

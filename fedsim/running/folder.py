@@ -11,13 +11,13 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.core.errors import InputError
-from fedsim.core.files import StorageError, look, reason, write_whole
+from fedsim.core.files import GoneError, StorageError, look, reason, write_whole
 from fedsim.core.folders import lock, make, next_free, remove_empty
 from fedsim.running.stored import (
     CHECKPOINT,
@@ -25,13 +25,13 @@ from fedsim.running.stored import (
     CONFIG,
     FILES,
     HALF,
+    HALF_FILE,
     METRICS,
     MODEL,
     SUMMARY,
     TRACE,
     TRACEBACK,
     StoredRun,
-    is_run,
     open_run,
 )
 
@@ -58,13 +58,14 @@ class RunFolder(StoredRun):
         self._kept: frozenset[str] = frozenset()  # files of ours in name only; never removed
         self._writing = False
         self._metrics: FileIO | None = None
+        self._opened: os.stat_result | None = None  # what metrics.jsonl was when it was opened
 
     @classmethod
     def create(cls, out: Path | None, name: str, *, force: bool = False, root: Path = Path("runs")) -> RunFolder:
         """Make the folder `out`, or without it the next free `root/<name>-<n>`.
 
         force: `out` may hold things. Files of an earlier run are removed at the first write, not before, so a
-        run that is refused until then leaves the earlier one whole; other files are never removed.
+        run that is refused until then leaves the earlier one whole; other files are never removed, nor written over.
         Raises InputError when `check` does, and when the folder cannot be made; then nothing is left behind.
         """
         cls.check(out, name, force=force, root=root)
@@ -83,11 +84,10 @@ class RunFolder(StoredRun):
             remedy = EXISTS if isinstance(error, FileExistsError) else f"cannot be made: {reason(error)}"
             raise InputError("out", str(place), remedy) from error
         folder._made = tuple(made)
-        ours = tuple(file for file in (*FILES, CHECKPOINTS) if file in present)
-        if is_run(folder.path):
-            folder._stale = ours
+        if folder.is_ours:
+            folder._stale = tuple(file for file in (*FILES, CHECKPOINTS) if file in present)
         else:
-            folder._kept = frozenset(ours)
+            folder._kept = frozenset({CHECKPOINTS, TRACEBACK} & present)
         return folder
 
     @classmethod
@@ -98,7 +98,8 @@ class RunFolder(StoredRun):
         """
         folder = cls(open_run(path).path)
         try:
-            folder._metrics = open(path / METRICS, "r+b", buffering=0)  # noqa: SIM115
+            folder._metrics = _held(path / METRICS)
+            folder._opened = os.fstat(folder._metrics.fileno())
             lock(folder._metrics)
         except FileNotFoundError:
             pass
@@ -119,8 +120,10 @@ class RunFolder(StoredRun):
             held = next(path for path in (place.absolute(), *place.absolute().parents) if os.path.lexists(path))
             if not held.is_dir():
                 raise InputError("out", str(place), f"{held} is not a folder; choose another place")
-            if out is not None and held == out.absolute() and not force and any(out.iterdir()):
-                raise InputError("out", str(out), EXISTS)
+            if out is not None and held == out.absolute() and any(out.iterdir()):
+                if not force:
+                    raise InputError("out", str(out), EXISTS)
+                RunFolder(out).hold_replaceable()
             disk = shutil.disk_usage(held)
         except OSError as error:
             raise InputError("out", str(place), f"cannot be used: {reason(error)}") from error
@@ -129,10 +132,20 @@ class RunFolder(StoredRun):
         if disk.total > 0 and disk.free == 0:
             raise InputError("out", str(place), "no space is left on this disk; choose another")
 
-    def rewind(self, position: int = 0, rows: int = 0) -> None:
+    def hold_replaceable(self) -> None:
+        """Raise an InputError where this folder has files with names of ours that no run has written, or one writes."""
+        names = [file for file in FILES if file != TRACEBACK and os.path.lexists(self.path / file)]
+        if names and not self.is_ours:
+            remedy = f"no run has written {names[0]} there, and only runs are replaced; choose another place"
+            raise InputError("out", str(self.path), remedy)
+        if METRICS in names:
+            RunFolder.reopen(self.path).close()
+
+    def rewind(self, position: int = 0, rows: int = 0, damaged: Sequence[Path] = ()) -> None:
         """Go on after the first `position` bytes of metrics.jsonl, which are `rows` rows; what came later is removed.
 
-        And so is what a process that was ended has left half-written. StorageError: it cannot be removed.
+        And so is what a process that was ended has left half-written. damaged: checkpoints to be removed, too.
+        StorageError: it cannot be removed.
         """
         try:
             if self._metrics is None:
@@ -140,10 +153,9 @@ class RunFolder(StoredRun):
             else:
                 self._metrics.truncate(position)
                 self._metrics.seek(position)
-            (self.path / TRACEBACK).unlink(missing_ok=True)
-            for file in FILES:
-                for path in self.path.glob(f".{file}.*.tmp"):
-                    path.unlink(missing_ok=True)
+            for path in (self.path / TRACEBACK, *damaged):
+                path.unlink(missing_ok=True)
+            self._remove_half_written()
             self._remove_checkpoints(HALF)
         except OSError as error:
             raise StorageError(self.path / METRICS, error) from error
@@ -211,6 +223,7 @@ class RunFolder(StoredRun):
         try:
             # "x": another process that was given the same empty folder must not mix its rows with ours.
             self._metrics = open(path, "xb", buffering=0)  # noqa: SIM115
+            self._opened = os.fstat(self._metrics.fileno())
             lock(self._metrics)
         except OSError as error:
             raise StorageError(path, error) from error
@@ -220,6 +233,7 @@ class RunFolder(StoredRun):
 
         StorageError: it cannot be written. The rows before it can still be read.
         """
+        self.hold_present()
         line = memoryview(f"{json.dumps(_for_json(row), allow_nan=False)}\n".encode())
         if self._metrics is None:
             self.begin()
@@ -232,6 +246,19 @@ class RunFolder(StoredRun):
             metrics.close()
             raise StorageError(path, error, f"; the {self.appended} rows before it are kept") from error
         self.appended += 1
+
+    def hold_present(self) -> None:
+        """Raise a GoneError where the folder is no longer where it was: nothing that is written arrives anywhere."""
+        if self._opened is None:
+            return
+        try:
+            there = os.path.samestat(self._opened, os.stat(self.path / METRICS))
+        except FileNotFoundError:
+            there = False
+        except OSError as error:
+            raise StorageError(self.path / METRICS, error) from error
+        if not there:
+            raise GoneError(self.path)
 
     @property
     def size(self) -> int:
@@ -247,10 +274,13 @@ class RunFolder(StoredRun):
                 raise StorageError(self.path / METRICS, error) from error
         return self.size
 
-    def clear_checkpoints(self) -> None:
-        """Remove the checkpoints of a run that has ended. StorageError: they cannot be removed."""
+    def tidy(self) -> None:
+        """Remove the checkpoints of a run that has ended, and what was half-written. StorageError: it cannot be."""
+        if not self.is_ours:
+            return
         try:
             self._remove(CHECKPOINTS)
+            self._remove_half_written()
         except OSError as error:
             raise StorageError(self.checkpoints, error) from error
 
@@ -263,6 +293,11 @@ class RunFolder(StoredRun):
             self._remove_checkpoints(HALF)
             remove_empty([self.checkpoints])
 
+    def _remove_half_written(self) -> None:
+        for path in self.path.iterdir():
+            if HALF_FILE.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
     def _remove_checkpoints(self, called: re.Pattern[str]) -> None:
         for path in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():
             if called.fullmatch(path.name):
@@ -270,7 +305,7 @@ class RunFolder(StoredRun):
 
     def close(self) -> None:
         """Close metrics.jsonl; StorageError when the disk did not take what was written."""
-        metrics, self._metrics = self._metrics, None
+        metrics, self._metrics, self._opened = self._metrics, None, None
         if metrics is None:
             return
         try:
@@ -289,6 +324,12 @@ class RunFolder(StoredRun):
             self.discard()
         else:
             self.close()
+
+
+def _held(path: Path) -> FileIO:
+    """Open a file to go on with it; a link is not followed, which may lead to a file that no run has written."""
+    follow = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return open(path, "r+b", buffering=0, opener=lambda place, flags: os.open(place, flags | follow))
 
 
 def _for_json(value: Any) -> Any:

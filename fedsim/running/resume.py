@@ -9,13 +9,14 @@ again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedsim.configuration.tables import NOTES, Experiment
 from fedsim.configuration.tables import experiment as checked
 from fedsim.core.errors import InputError
+from fedsim.nets.arithmetic import arithmetic, hold_pinned
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_problem, build_simulation
 from fedsim.running.checkpoint import Checkpoint, UnusableError, newest
@@ -24,7 +25,8 @@ from fedsim.running.folder import RunFolder
 from fedsim.running.result import Callback, Result
 from fedsim.running.runner import describe, drive, execute, recording, unresumable, versions
 from fedsim.running.simulation import Simulation
-from fedsim.running.stored import CONFIG, open_run
+from fedsim.running.stored import CONFIG, METRICS, open_run
+from fedsim.running.summary import TOTALS
 
 DECIDING = ("fedsim", "torch", "numpy")
 """What decides the last bits of results."""
@@ -75,6 +77,12 @@ def recorded(folder: Path, data_dir: Path | str | None = None) -> Experiment:
     return checked(data_dir=found, **tables)
 
 
+def hold_acceptable(folder: Path, *, force: bool = False) -> None:
+    """Refuse a folder whose run cannot go on, before anything that its config.toml names is loaded. InputError."""
+    with RunFolder.reopen(folder) as opened:
+        _accept(opened, force=force)
+
+
 def hold_same(folder: Path, experiment: Experiment, data_dir: Path | str | None = None) -> None:
     """Refuse another experiment than the one that is run in a folder: an InputError names what differs first."""
     _hold_same(folder, describe(recorded(folder, data_dir), None), describe(experiment, None))
@@ -88,38 +96,30 @@ def _resume(
     data_dir: Path | str | None,
     force: bool,
 ) -> Result:
-    config = open_run(path).config()
-    resolved, versions = (_noted(path, config, name) for name in NOTES)
-    ended = open_run(path).ended()
-    if ended is not None:
-        raise InputError("resume", str(path), f"this run has {ended}; nothing is left to do")
-    if "nodes" in resolved:
-        raise UnusableError("resume", str(path), "this run is one on Flower's nodes; start it there again")
-    if (config.get("problem") == OWN) != (problem is not None):
-        remedy = "it has one already; leave yours out" if problem else "pass yours: fedsim.resume(folder, problem=...)"
-        raise InputError("problem", str(path), f"of this run: {remedy}")
-    made = recorded(path, data_dir)
-    if experiment is not None:
-        if problem is not None:
-            check_own(experiment, problem)
-        _hold_same(path, describe(made, problem), describe(experiment, problem))
-        made = replace(made, checkpoint=experiment.checkpoint, data_dir=experiment.data_dir or made.data_dir)
-    if (why := unresumable(made)) is not None:
-        raise UnusableError("resume", str(path), f"such a run cannot go on: {why}")
-    if not force:
-        _hold_versions(versions)
     with RunFolder.reopen(path) as folder, recording(folder):
-        found = newest(folder)
-        if found is not None:
-            _hold_unchanged(path, config, found.config)
-        pinned = _pinned(made, resolved)
+        accepted = _accept(folder, force=force)
+        config, found = accepted.config, accepted.checkpoint
+        if (config.get("problem") == OWN) != (problem is not None):
+            wanted = (
+                "it has one already; leave yours out" if problem else "pass yours: fedsim.resume(folder, problem=...)"
+            )
+            raise InputError("problem", str(path), f"of this run: {wanted}")
+        made = recorded(path, data_dir)
+        if experiment is not None:
+            if problem is not None:
+                check_own(experiment, problem)
+            _hold_same(path, describe(made, problem), describe(experiment, problem))
+            made = replace(made, checkpoint=experiment.checkpoint, data_dir=experiment.data_dir or made.data_dir)
+        if (why := unresumable(made)) is not None:
+            raise UnusableError("resume", str(path), f"such a run cannot go on: {why}")
+        pinned = _pinned(made, accepted.resolved)
         own = problem is not None
         if problem is None:
             problem = build_problem(pinned)
         else:
             check_own(pinned, problem)
         simulation = build_simulation(pinned, problem, own=own)
-        _hold_alike(resolved, simulation, problem, found)
+        _hold_alike(accepted.resolved, simulation, problem, found)
         if found is None:
             folder.rewind()
         else:
@@ -128,8 +128,56 @@ def _resume(
             except KeyError as error:
                 remedy = f"its checkpoint has no {error}: another version of fedsim wrote it; begin again"
                 raise UnusableError("resume", str(path), remedy) from error
-            folder.rewind(found.position, found.rows)
+            folder.rewind(found.position, found.rows, accepted.damaged)
         return drive(made, simulation, config, callbacks, folder, keeps=True)
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    """What is in a folder whose run can go on. damaged: checkpoints after the one that it goes on from."""
+
+    config: dict[str, Any]
+    resolved: dict[str, Any]
+    checkpoint: Checkpoint | None
+    damaged: list[Path]
+
+
+def _accept(folder: RunFolder, *, force: bool) -> _Accepted:
+    """Read all that a run goes on from, and hold it to what the run has written, before any plug-in is loaded.
+
+    Nothing is executed and nothing changed. InputError: it cannot go on, and why.
+    """
+    path, config = folder.path, folder.config()
+    resolved, versions_before, arithmetic_before = (_noted(path, config, name) for name in NOTES)
+    ended = folder.ended()
+    if ended is not None:
+        folder.tidy()
+        raise InputError("resume", str(path), f"this run has {ended}; nothing is left to do")
+    if "nodes" in resolved:
+        raise UnusableError("resume", str(path), "this run is one on Flower's nodes; start it there again")
+    found, damaged = newest(folder)
+    if found is not None:
+        _hold_unchanged(path, config, found.config)
+        _hold_rows(folder, found.rows)
+    if not force:
+        for table, before, now in (
+            ("versions", versions_before, {name: version for name, version in versions().items() if name in DECIDING}),
+            ("arithmetic", arithmetic_before, arithmetic()),
+        ):
+            _hold_unmoved(table, before, now)
+    hold_pinned()
+    return _Accepted(config, resolved, found, damaged)
+
+
+def _hold_rows(folder: RunFolder, number: int) -> None:
+    """Refuse a metrics.jsonl whose first rows are not those of a run."""
+    rows = folder.rows()[:number]
+    for line, row in enumerate(rows, 1):
+        absent = [name for name in ("round", "time", "wall", *TOTALS) if row.get(name) is None]
+        if absent:
+            raise InputError("metrics", str(folder.path / METRICS), f"line {line} has no {absent[0]}, which runs write")
+    if len(rows) < number:
+        raise InputError("metrics", str(folder.path / METRICS), f"{len(rows)} rows are left of {number}; begin again")
 
 
 def _noted(path: Path, config: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -175,13 +223,12 @@ def _differences(first: Any, second: Any, name: str = "") -> Iterable[tuple[str,
         yield name, first, second
 
 
-def _hold_versions(before: Mapping[str, str]) -> None:
-    """Refuse to go on under versions that may compute other bits."""
-    now = versions()
-    for name in DECIDING:
-        if before.get(name, now[name]) != now[name]:
-            remedy = f"the run began with {before[name]}, and results could differ; install that, or pass --force"
-            raise UnusableError(f"versions.{name}", now[name], remedy)
+def _hold_unmoved(table: str, before: Mapping[str, Any], now: Mapping[str, str]) -> None:
+    """Refuse to go on where other bits may be computed than when the run began. table: of config.toml."""
+    for name, value in now.items():
+        if before.get(name, value) != value:
+            remedy = f"the run began with {before[name]}, and results could differ; go back to that, or pass --force"
+            raise UnusableError(f"{table}.{name}", value, remedy)
 
 
 def _hold_alike(

@@ -19,8 +19,9 @@ from fedsim.configuration.tables import Experiment, load
 from fedsim.configuration.tables import experiment as checked
 from fedsim.core.blame import is_theirs
 from fedsim.core.errors import DivergedError, FedsimError, InputError, StalledError, warn
-from fedsim.core.files import StorageError, write_whole
+from fedsim.core.files import GoneError, StorageError, write_whole
 from fedsim.core.plugins import DISTRIBUTION
+from fedsim.nets.arithmetic import arithmetic, hold_pinned
 from fedsim.plots import curves
 from fedsim.problems.base import Problem
 from fedsim.running.build import EngineMaker, build_problem, build_simulation
@@ -86,6 +87,7 @@ def execute(
     On another engine there are no checkpoints, for what is under way on other machines cannot be written down, and
     seeds that run as one stack would each take their time from all.
     """
+    hold_pinned()
     place = None if out is None else Path(out)
     if save:
         RunFolder.check(place, experiment.name, force=force)
@@ -145,6 +147,8 @@ def recording(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except InputError:
+        raise
+    except GoneError:
         raise
     except StorageError as error:
         if len(folder.rows()) or folder.has_checkpoint:
@@ -256,6 +260,7 @@ def _notes(experiment: Experiment, simulation: Simulation, problem: Problem) -> 
         "resolved": simulation.parts.engine.describe()
         | {"parameters": problem.dimension, "data_dir": str(experiment.data_dir or "")},
         "versions": {"python": platform.python_version(), **versions()},
+        "arithmetic": arithmetic(),
     }
 
 
@@ -267,16 +272,17 @@ def _finish(
     rows: Sequence[Row],
     folder: RunFolder,
 ) -> None:
+    """Write what a run came to. The summary is the last: what has one is whole, and what has none goes on."""
     # One entry: safetensors writes several in no fixed order.
     folder.write_model(problem.tensors(params), {"run": f"{experiment.name}, seed {experiment.seed}"})
-    folder.sync()  # before it is said that the run has ended, and what it could go on from is removed
-    folder.write_summary(summary)
-    if summary["status"] in ENDED:
-        try:
-            folder.clear_checkpoints()
-        except StorageError as error:
-            warn(str(error))
     with _only_a_picture():
         curves(rows, folder.place(CURVES))
     with _only_a_picture():
         problem.illustrate(folder.place, params)
+    folder.sync()  # before it is said that the run has ended, and what it could go on from is removed
+    folder.write_summary(summary)
+    if summary["status"] in ENDED:
+        try:
+            folder.tidy()
+        except StorageError as error:
+            warn(str(error))

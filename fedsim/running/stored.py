@@ -40,6 +40,8 @@ CHECKPOINT = re.compile(r"(\d{8,})-([0-9a-f]{32})\.safetensors")
 """The name of a checkpoint: its round, and the checksum of its content."""
 HALF = re.compile(rf"\.{CHECKPOINT.pattern}\.\d+\.tmp")
 """What it is called before it is whole; see `write_whole`."""
+HALF_FILE = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})\.\d+\.tmp")
+"""The same of the other files."""
 
 
 LARGEST = 2**30
@@ -103,6 +105,15 @@ class StoredRun:
         ):
             return None
         return found if all(is_number(value) for name, value in found.items() if is_measure(name)) else None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether a run has written this: its config.toml says under which version."""
+        try:
+            versions = self.config().get("versions")
+        except InputError:
+            return False
+        return isinstance(versions, dict) and "fedsim" in versions
 
     def rows(self) -> list[Row]:
         """Read the rows of metrics.jsonl; a last line that was cut off is dropped."""

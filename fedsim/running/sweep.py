@@ -272,6 +272,7 @@ def _earlier(point: Point) -> Outcome | None:
     status, summary = stored.ended(), stored.summary()
     if status is None or summary is None:
         return None
+    stored.tidy()
     return Outcome(point, status, str(summary.get("reason", "")), summary, True)
 
 

@@ -391,13 +391,16 @@ def folder(tmp_path) -> Iterator[RunFolder]:
 
 
 def test_the_newest_that_is_whole_is_taken_and_the_others_are_said(folder, capsys):
-    assert newest(folder) is None
+    assert newest(folder) == (None, [])
     places = [write(folder.checkpoints, number, small(extra=number)) for number in (1, 2, 3)]
     for path in places[1:]:
         path.write_bytes(path.read_bytes()[:-1])
-    found = newest(folder)
+    found, damaged = newest(folder)
     assert found is not None
     assert found.snapshot["extra"] == 1
+    assert damaged == places[:0:-1]
+    assert listed(folder.checkpoints) == places[::-1]  # nothing changes before the run goes on
+    folder.rewind(found.position, found.rows, damaged)
     said = capsys.readouterr().err.splitlines()
     assert [line.startswith("fedsim: warning: ") and "is damaged" in line for line in said] == [True, True]
     assert listed(folder.checkpoints) == places[:1]  # so that the next one is not removed for being older
@@ -445,7 +448,7 @@ def test_a_checkpoint_that_counts_rows_that_are_gone_is_not_used(folder, capsys)
     assert size == 26
     write(folder.checkpoints, 1, Checkpoint({}, size, 2))
     write(folder.checkpoints, 2, Checkpoint({}, size + 1, 3))
-    found = newest(folder)
+    found, _ = newest(folder)
     assert found is not None
     assert found.rows == 2
     assert "has lost rows" in capsys.readouterr().err

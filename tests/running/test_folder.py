@@ -16,13 +16,17 @@ import torch
 from safetensors import safe_open
 
 from fedsim.core.errors import InputError
-from fedsim.core.files import StorageError, write_whole
+from fedsim.core.files import GoneError, StorageError, write_whole
 from fedsim.running.folder import RunFolder
 from fedsim.running.history import History
 from fedsim.running.stored import CHECKPOINTS, CURVES, FILES, METRICS, open_run
 
 WHOLE = f"00000002-{'ab' * 16}.safetensors"
 """The name of a checkpoint."""
+
+
+OURS = {"name": "x", "versions": {"fedsim": "0.1.0"}}
+"""Of a config.toml that a run has written."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -34,7 +38,7 @@ def earlier(tmp_path: Path) -> Path:
     """A finished run with every file, and one file of the user's."""
     path = tmp_path / "earlier"
     with RunFolder.create(path, "x") as folder:
-        folder.write_config({"name": "x"})
+        folder.write_config(OURS)
         folder.append({"round": 1})
         folder.write_summary({"rounds": 1})
         folder.place(CURVES).write_bytes(b"picture")
@@ -84,14 +88,59 @@ def test_force_then_discard_before_a_write_keeps_the_earlier_run(earlier):
     assert contents(earlier) == before
 
 
-def test_force_in_a_folder_that_is_no_run_removes_nothing(tmp_path):
-    (tmp_path / "summary.json").write_text("not ours")
+@pytest.mark.parametrize("name", ["config.toml", "model.safetensors", "summary.json", METRICS, CURVES])
+def test_force_replaces_nothing_that_no_run_has_written(tmp_path, name):
+    """Be it called as files of runs are: a config.toml or a model is what many programs write."""
+    (tmp_path / name).write_text("title = 'not ours'")
+    (tmp_path / "thesis.tex").write_text("mine")
+    before = contents(tmp_path)
+    for refuse in (RunFolder.check, RunFolder.create):
+        with pytest.raises(InputError, match=f"no run has written {name} there, and only runs are replaced"):
+            refuse(tmp_path, "x", force=True)
+    assert contents(tmp_path) == before
+
+
+def test_force_beside_files_of_others_leaves_them(tmp_path):
+    (tmp_path / "traceback.txt").write_text("of a point of a sweep that failed before it began")
     (tmp_path / "thesis.tex").write_text("mine")
     folder = RunFolder.create(tmp_path, "x", force=True)
-    folder.write_config({"name": "x"})
-    assert contents(tmp_path)["summary.json"] == b"not ours"
+    folder.write_config(OURS)
     folder.discard()
-    assert contents(tmp_path) == {"summary.json": b"not ours", "thesis.tex": b"mine"}
+    assert contents(tmp_path).keys() == {"traceback.txt", "thesis.tex"}
+
+
+def test_force_does_not_replace_a_run_that_is_being_written(earlier):
+    before = contents(earlier)
+    with RunFolder.reopen(earlier), pytest.raises(InputError, match="another process is writing to it"):
+        RunFolder.create(earlier, "x", force=True)
+    assert contents(earlier) == before
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+def test_a_folder_that_is_gone_is_said_at_the_next_row(tmp_path, how):
+    folder = RunFolder.create(tmp_path / "run", "x")
+    folder.append({"round": 1})
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    if how == "deleted":
+        shutil.rmtree(tmp_path / "elsewhere")
+    if how == "replaced":
+        other = RunFolder.create(tmp_path / "run", "x")
+        other.append({"round": 7})
+    for action in (folder.hold_present, lambda: folder.append({"round": 2})):
+        with pytest.raises(GoneError, match="the run's folder was deleted or moved"):
+            action()
+    folder.close()
+    if how == "replaced":
+        assert other.rows() == [{"round": 7}]
+        other.close()
+
+
+def test_a_link_is_not_gone_on_with(unfinished, tmp_path):
+    """It may lead to a file that no run has written, and which would be cut."""
+    (unfinished / METRICS).rename(tmp_path / "mine.txt")
+    (unfinished / METRICS).symlink_to(tmp_path / "mine.txt")
+    with pytest.raises(InputError, match="cannot go on: too many levels of symbolic links"):
+        RunFolder.reopen(unfinished)
 
 
 def test_check_makes_nothing(tmp_path):
@@ -311,7 +360,7 @@ def unfinished(tmp_path) -> Path:
     """A run of three rows with a checkpoint, one that was left half-written, and a file of the user's beside them."""
     path = tmp_path / "unfinished"
     with RunFolder.create(path, "x") as folder:
-        folder.write_config({"name": "x"})
+        folder.write_config(OURS)
         for number in (1, 2, 3):
             folder.append({"round": number})
         folder.write_traceback("why")
@@ -349,13 +398,27 @@ def test_a_run_that_has_a_checkpoint_is_not_discarded(tmp_path, name, stays):
     assert (tmp_path / "run").exists() == stays
 
 
-def test_clearing_checkpoints_removes_their_folder(unfinished, tmp_path):
-    RunFolder(unfinished).clear_checkpoints()
+def test_what_a_run_that_has_ended_leaves_behind_is_removed(unfinished):
+    half = [unfinished / f".{name}.17.tmp" for name in ("curves.png", "summary.json", "config.toml")]
+    mine = [unfinished / name for name in (".notes.txt.17.tmp", ".curves.png.mine.tmp", "curves.png.17.tmp")]
+    for path in half + mine:
+        path.write_text("half")
+    RunFolder(unfinished).tidy()
     assert [path.name for path in (unfinished / CHECKPOINTS).iterdir()] == ["notes.txt"]
+    assert not any(path.exists() for path in half)
+    assert all(path.exists() for path in mine)
     (unfinished / CHECKPOINTS / "notes.txt").rename(unfinished / "notes.txt")
     for _ in range(2):
-        RunFolder(unfinished).clear_checkpoints()
+        RunFolder(unfinished).tidy()
         assert not (unfinished / CHECKPOINTS).exists()
+
+
+def test_nothing_is_tidied_in_a_folder_of_somebody_else(unfinished):
+    (unfinished / "config.toml").write_text("name = 'x'")
+    (unfinished / ".curves.png.17.tmp").write_text("half")
+    RunFolder(unfinished).tidy()
+    assert len(list((unfinished / CHECKPOINTS).iterdir())) == 3
+    assert (unfinished / ".curves.png.17.tmp").exists()
 
 
 def test_a_run_that_is_reopened_changes_when_it_is_rewound(unfinished):

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 import tomli_w
 import torch
 from contract import ROWS, subject
-from mortal import POINTS, SCENARIOS
+from mortal import ENDINGS, POINTS, SCENARIOS
 
 import fedsim
 from fedsim.cli.main import main
@@ -34,7 +35,7 @@ from fedsim.running.folder import RunFolder
 from fedsim.running.resume import resume
 from fedsim.running.runner import execute, run
 from fedsim.running.simulation import Simulation
-from fedsim.running.stored import CONFIG, METRICS, MODEL, SUMMARY, TRACE, open_run
+from fedsim.running.stored import CONFIG, CURVES, METRICS, MODEL, SUMMARY, TRACE, open_run
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 
@@ -131,13 +132,14 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(mortal,
     mortal.stdin.flush()
     told = json.loads(mortal.stdout.readline())
     assert "error" not in told, told.get("error")
-    assert len(told["deaths"]) == kills + 2
+    assert len(told["deaths"]) == kills + len(ENDINGS)
     assert set(POINTS) <= set(told["deaths"])
     assert told["rounds"] == sorted(told["rounds"])  # no death costs a checkpoint
+    assert told["deaths"][-len(ENDINGS) :] == list(ENDINGS)
     assert len(set(told["rounds"])) >= 3
     assert left(tmp_path / "torn") == left(tmp_path / "whole")
     assert sorted(path.name for path in (tmp_path / "torn").iterdir()) == sorted(
-        (CONFIG, METRICS, MODEL, SUMMARY, TRACE)
+        (CONFIG, METRICS, MODEL, SUMMARY, TRACE, CURVES)
     )
 
 
@@ -827,3 +829,128 @@ def test_checkpoints_change_no_result(tmp_path, whole):
     for name, options in {"never": {"every": 0}, "third": {"every": 3, "keep": 1}, "time": {}}.items():
         run(own(checkpoint=options), out=tmp_path / name)
         assert {**left(tmp_path / name), CONFIG: b""} == {**left(whole), CONFIG: b""}
+
+
+# What is in the folder is not trusted.
+
+
+MARKED = """
+from pathlib import Path
+from strategies.fedavg import FedAvg
+from fedsim.core.options import options
+
+Path(__file__).with_name("executed").touch()
+
+
+@options
+class Marked(FedAvg):
+    pass
+"""
+
+
+def spoil_the_checkpoints(torn: Path) -> None:
+    for path in (torn / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+def spoil_the_config(torn: Path) -> None:
+    config = tomllib.loads((torn / CONFIG).read_text())
+    config["strategy"]["kind"] = f"{torn.parent / 'marked.py'}:Marked"
+    (torn / CONFIG).write_text(tomli_w.dumps(config))
+
+
+def spoil_the_versions(torn: Path) -> None:
+    config = tomllib.loads((torn / CONFIG).read_text())
+    config["versions"]["torch"] = "1.0"
+    (torn / CONFIG).write_text(tomli_w.dumps(config))
+
+
+def spoil_the_arithmetic(torn: Path) -> None:
+    config = tomllib.loads((torn / CONFIG).read_text())
+    config["arithmetic"]["kernels"] = "SSE2"
+    (torn / CONFIG).write_text(tomli_w.dumps(config))
+
+
+def spoil_the_rows(torn: Path) -> None:
+    lines = (torn / METRICS).read_text().splitlines(keepends=True)
+    (torn / METRICS).write_text("".join(line.replace('"clients"', '"clieots"') for line in lines))
+
+
+def spoil_a_row(torn: Path) -> None:
+    (torn / METRICS).write_bytes((torn / METRICS).read_bytes().replace(b'{"round": 2', b'{"round" 2 '))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (spoil_the_checkpoints, "is damaged"),
+        (spoil_the_config, "so far; change it back"),
+        (spoil_the_versions, r"versions.torch = .*the run began with 1.0"),
+        (spoil_the_arithmetic, r"arithmetic.kernels = .*the run began with SSE2"),
+        (spoil_the_rows, "line 1 has no clients"),
+        (spoil_a_row, "line 2 is not JSON"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [(), ("--set", "checkpoint.keep=3")])
+def test_nothing_is_executed_or_changed_before_the_folder_is_accepted(
+    tmp_path, monkeypatch, capsys, spoil, why, arguments
+):
+    plugin = tmp_path / "marked.py"
+    plugin.write_text(MARKED)
+    kind = "fedavg" if spoil is spoil_the_config else f"{plugin}:Marked"
+    torn = cut(tmp_path / "torn", strategy={"kind": kind})
+    (tmp_path / "executed").unlink(missing_ok=True)
+    plugin.write_text(MARKED + "\n")  # another file for Python, which would be executed
+    spoil(torn)
+    before = contents(tmp_path)
+    assert call(monkeypatch, "run", "--resume", str(torn), *arguments) == 2
+    assert re.fullmatch(rf"(fedsim: warning: .*\n)?fedsim: .*{why}.*\n", capsys.readouterr().err)
+    with pytest.raises(InputError, match=why):
+        resume(torn)
+    assert contents(tmp_path) == before
+
+
+def test_a_run_goes_on_in_other_arithmetic_if_that_is_asked_for(tmp_path, whole):
+    torn = cut(tmp_path / "torn")
+    spoil_the_arithmetic(torn)
+    resume(torn, force=True)
+    assert {**left(torn), CONFIG: b""} == {**left(whole), CONFIG: b""}
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved"])
+def test_a_folder_that_is_gone_ends_the_run_at_the_next_row(tmp_path, how, monkeypatch, capsys):
+    seen: list[int] = []
+
+    def gone(told: fedsim.Round) -> None:
+        seen.append(told.row["round"])
+        if told.row["round"] == 3:
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+            if how == "deleted":
+                shutil.rmtree(tmp_path / "elsewhere")
+
+    with pytest.raises(StorageError, match="the run's folder was deleted or moved"):
+        run(own(), out=tmp_path / "run", callbacks=[gone])
+    assert seen == [1, 2, 3]
+    assert not (tmp_path / "run").exists()
+    if how == "moved":
+        resume(tmp_path / "elsewhere")
+        assert lines(tmp_path / "elsewhere" / METRICS) == 8
+
+
+def test_what_was_left_at_the_very_end_is_removed_by_whoever_comes(tmp_path, whole, monkeypatch, capsys):
+    """A process that was killed after the summary and before its checkpoints were removed."""
+    for number, come in enumerate((lambda path: call(monkeypatch, "run", "--resume", str(path)), refused)):
+        torn = tmp_path / f"torn-{number}"
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "tidy", lambda _: None)
+            run(own(), out=torn)
+        (torn / ".curves.png.17.tmp").write_text("half")
+        assert listed(torn / "checkpoints")
+        come(torn)
+        assert contents(torn).keys() == contents(whole).keys()
+        assert not (torn / "checkpoints").exists()
+
+
+def refused(path: Path) -> None:
+    with pytest.raises(InputError, match="this run has finished"):
+        resume(path)

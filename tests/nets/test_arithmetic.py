@@ -1,0 +1,73 @@
+"""What decides the bits is pinned, or refused; and told, so that a run goes on in the same arithmetic only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fedsim
+from fedsim.core.errors import InputError
+from fedsim.nets import arithmetic as place
+from fedsim.nets.arithmetic import UNKNOWN, arithmetic, hold_pinned, kernels
+
+ROOT = Path(__file__).parents[2]
+MKL = pytest.mark.skipif(kernels() == UNKNOWN, reason="PyTorch has no MKL here, or one that does not say")
+
+
+def said(code: str, **environment: str) -> str:
+    """What a process prints that executes this code."""
+    inherited = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    paths = os.pathsep.join(filter(None, (str(ROOT), inherited.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**inherited, "PYTHONPATH": paths, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+ASK = "from fedsim.nets.arithmetic import arithmetic, kernels; print(kernels(), arithmetic()['probe'])"
+FIRST = "import torch; torch.ones(64, 64) @ torch.ones(64, 64); "
+
+
+@MKL
+def test_kernels_are_pinned_by_the_import_unless_something_multiplied_before():
+    assert said(ASK).split()[0].endswith(",STRICT")
+    assert said(FIRST + ASK).split()[0] == "OFF"
+    pinned, other = said(ASK), said(ASK, MKL_CBWR="COMPATIBLE")
+    assert other.split()[0] == "COMPATIBLE"
+    assert pinned.split()[1] != other.split()[1]  # in other bits, which is why they are told
+
+
+@pytest.mark.parametrize("found", ["OFF", "AUTO", "AVX2", "SSE4_2"])
+def test_kernels_that_follow_the_alignment_are_refused(monkeypatch, tmp_path, found):
+    monkeypatch.setattr(place, "kernels", lambda: found)
+    with pytest.raises(InputError, match=rf"^MKL_CBWR = {found}: .*AVX2,STRICT"):
+        fedsim.run(fedsim.experiment(rounds=1), out=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("found", [UNKNOWN, "COMPATIBLE", "AVX2,STRICT", "AUTO,STRICT"])
+def test_kernels_that_do_not_are_taken(monkeypatch, found):
+    monkeypatch.setattr(place, "kernels", lambda: found)
+    hold_pinned()
+
+
+def test_settings_of_the_process_are_told(monkeypatch):
+    before = arithmetic()
+    assert arithmetic() == before
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert arithmetic() == before | {"matmul": "medium"}
+    try:
+        if torch.set_flush_denormal(True):
+            assert arithmetic()["probe"] != before["probe"]
+    finally:
+        torch.set_flush_denormal(False)
+    assert arithmetic()["probe"] == before["probe"]
