@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fedsim.running.sweep import sweep
     from fedsim.server import Strategy
 
-# See `fedsim.nets.arithmetic`. MKL reads it at its first product, so it must stand before that.
+# See `fedsim.parallel.arithmetic`. MKL reads it at its first product, so it must stand before that.
 os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 # Loaded when first asked for, so that a command that needs no tensors does not wait for them.

@@ -16,7 +16,7 @@ from typing import Any
 from fedsim.configuration.tables import NOTES, Experiment
 from fedsim.configuration.tables import experiment as checked
 from fedsim.core.errors import InputError
-from fedsim.nets.arithmetic import arithmetic, hold_pinned
+from fedsim.parallel.arithmetic import arithmetic, hold_pinned
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_problem, build_simulation
 from fedsim.running.checkpoint import Checkpoint, UnusableError, newest

@@ -21,7 +21,7 @@ from fedsim.core.blame import is_theirs
 from fedsim.core.errors import DivergedError, FedsimError, InputError, StalledError, warn
 from fedsim.core.files import GoneError, StorageError, write_whole
 from fedsim.core.plugins import DISTRIBUTION
-from fedsim.nets.arithmetic import arithmetic, hold_pinned
+from fedsim.parallel.arithmetic import arithmetic, hold_pinned
 from fedsim.plots import curves
 from fedsim.problems.base import Problem
 from fedsim.running.build import EngineMaker, build_problem, build_simulation

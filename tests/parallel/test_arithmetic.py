@@ -12,8 +12,8 @@ import torch
 
 import fedsim
 from fedsim.core.errors import InputError
-from fedsim.nets import arithmetic as place
-from fedsim.nets.arithmetic import UNKNOWN, arithmetic, hold_pinned, kernels
+from fedsim.parallel import arithmetic as place
+from fedsim.parallel.arithmetic import UNKNOWN, arithmetic, hold_pinned, kernels
 
 ROOT = Path(__file__).parents[2]
 MKL = pytest.mark.skipif(kernels() == UNKNOWN, reason="PyTorch has no MKL here, or one that does not say")
@@ -33,7 +33,7 @@ def said(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-ASK = "from fedsim.nets.arithmetic import arithmetic, kernels; print(kernels(), arithmetic()['probe'])"
+ASK = "from fedsim.parallel.arithmetic import arithmetic, kernels; print(kernels(), arithmetic()['probe'])"
 FIRST = "import torch; torch.ones(64, 64) @ torch.ones(64, 64); "
 
 
