@@ -89,7 +89,7 @@ def test_code_that_ends_the_process_is_said(where, monkeypatch, capsys, tmp_path
     code = 2 if where == "at its top" else 1  # a file that cannot be loaded is an input
     assert call(monkeypatch, "run", DIGITS, "--set", "strategy.kind=./quits.py:Quits", "--out", "run") == code
     said = capsys.readouterr().err
-    assert re.fullmatch(r"fedsim: .*sys.exit\((0|'.x1b\[31m')\).*\n", said)
+    assert re.fullmatch(r"fedsim: .*(SystemExit: 0|sys.exit\('.x1b\[31m'\)).*\n", said)
     assert (tmp_path / "run" / "traceback.txt").is_file() == (where == "in a round")
 
 
