@@ -60,6 +60,10 @@ def write_all(folder: Path) -> None:
         place = folder / "images" / f"class{number % 3}" / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(place)
+        moving = folder / "moving" / place.parent.name / f"{number}.gif"
+        moving.parent.mkdir(parents=True, exist_ok=True)
+        frames = [Image.fromarray(frame) for frame in generator.integers(0, 256, (2, 6, 6), dtype=np.uint8)]
+        frames[0].save(moving, save_all=True, append_images=frames[1:])
 
 
 def _labels(count: int) -> np.ndarray[Any, Any]:

@@ -114,7 +114,7 @@ FILES: dict[str, tuple[Any, dict[str, Any]]] = {
         NPZ(path="tokens.npz", tokens=True),
         {"x": ("other", {}), "y": ("third", {}), "owner": ("third", {})},
     ),
-    "image_folder": (ImageFolder(path="images"), {}),
+    "image_folder": (ImageFolder(path="images"), {"animated": ("first", {"path": "moving"})}),
 }
 """Data sets that are read from files, and other values of their options."""
 

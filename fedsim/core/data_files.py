@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import lzma
+import math
 import os
 import pickle
 import stat
@@ -206,6 +207,15 @@ def _array(name: str, value: Any) -> Array:
     if value.ndim and value.nbytes < len(value):
         raise ValueError(f"{name} has {len(value)} examples of {value.dtype} and no content")
     return value
+
+
+def hold_memory(shape: tuple[int, ...], option: str, value: object, remedy: str) -> None:
+    """Refuse numbers in single precision, of this shape, that do not fit into the machine's memory."""
+    needed = 4 * math.prod(shape)
+    if hasattr(os, "sysconf") and needed > (has := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        sizes = f"take {needed / 2**30:.0f} GiB, and this machine has {has / 2**30:.0f}"
+        fault = f"{' x '.join(map(str, shape))} numbers {sizes}"
+        raise InputError(option, value, f"{fault}; {remedy}")
 
 
 def damaged(path: Path, fault: str, option: str = "data-dir") -> InputError:

@@ -101,6 +101,7 @@ def split_dataset(
     seed: int,
     owner: Indices | None = None,
     vocabulary: int = 0,
+    told: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Build a data set whose test part is split off: by owner where there is one, else by class."""
     strata = owner if owner is not None else (y if num_classes else None)
@@ -115,6 +116,7 @@ def split_dataset(
         None if owner is None else owner[train],
         None if owner is None else owner[test],
         vocabulary,
+        told or {},
     )
 
 

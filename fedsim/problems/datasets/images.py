@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fedsim.core.data_files import TABLE, Array, DataFolder, reading
+from fedsim.core.data_files import TABLE, Array, DataFolder, hold_memory, reading
 from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, options
 from fedsim.problems.datasets.base import Dataset, split_dataset, standardise, unit_scale
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 PATH = f"{TABLE}.path"
-SUFFIXES = (".png", ".jpg", ".jpeg")
+TESTS = ("test", "val", "valid", "validation")
+"""Folders that are the test set beside `train`: the first that is there."""
+SYSTEM = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information")
+"""What systems put beside a person's files, in small letters; and all that begins with a dot."""
+FOREIGN = (
+    *(".heic", ".heif", ".svg", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".jxl", ".exr", ".hdr"),
+    *(".dcm", ".nii", ".npy", ".npz", ".mp4", ".avi", ".mov", ".mkv", ".webm"),
+)
+"""Pictures of kinds that are not read here unless Pillow has a plug-in for them."""
+STARTING = ("EPS",)
+"""Formats for which Pillow starts another program, which a file may then tell what to do."""
+MOST_PIXELS = 89_478_485
+"""Pixels of one image: where Pillow, too, begins to speak of a bomb."""
+SHALLOW = {"PNG", "PPM"}
+"""Formats whose whole numbers of 32 bits are of 16."""
 
 
 @options
 class ImageFolder:
-    """PNG and JPEG files in `path/<class>/`, or in `path/train/<class>/` and `path/test/<class>/`."""
+    """Images in `path/<class>/`, however deep, or in `path/train/<class>/` and `path/test/<class>/` (or `val`).
+
+    In every format that Pillow opens. Of 8 or 16 bits they become numbers from 0 to 1; they stand as their EXIF says;
+    transparency is dropped. What is hidden, of the system or no picture is passed over.
+    """
 
     path: str
     """The folder, absolute, or below the current or the data folder."""
@@ -26,55 +50,192 @@ class ImageFolder:
     """What images are converted to."""
     size: PositiveInt | None = None
     """Width and height that each image must have, in pixels. Not given: those of the first."""
+    resize: PositiveInt | None = None
+    """Width and height that each image is scaled to, in pixels, by bilinear interpolation. Not given: none is."""
+    animated: Literal["refuse", "first"] = "refuse"
+    """What is done with files of several images: refuse them, or take the first image."""
     test_share: Fraction = 0.2
-    """Share of each class that is the test set, where there are no train and test folders."""
+    """Share of each class that is the test set, where there is no folder of it."""
     split_seed: NonNegativeInt = 0
     """Which examples are the test set then; it does not follow the run's seed."""
     standardize: bool = False
     """Shift and scale each channel by the mean and deviation of the training pixels."""
 
+    def __post_init__(self) -> None:
+        if self.size is not None and self.resize is not None:
+            raise InputError("size", self.size, "resize makes all images of one size; leave one of the two out")
+
     def load(self, folder: DataFolder) -> Dataset:
         """Return x float32 [n, 3 or 1, height, width]; the classes are the folders in the order of names."""
         root = folder.resolve(self.path)
-        split = (root / "train").is_dir() and (root / "test").is_dir()
-        roots = [root / "train", root / "test"] if split else [root]
-        classes = sorted({place.name for part in roots for place in part.glob("*") if _visible_folder(place)})
-        files = [
-            (file, number)
-            for part in roots
-            for number, name in enumerate(classes)
-            for file in sorted((part / name).glob("*"))
-            if file.suffix.lower() in SUFFIXES
-        ]
-        if not files:
-            raise InputError(PATH, str(root), "there is no <class>/*.png or *.jpg in this folder")
+        parts, left_out = _parts(root)
+        found = [_classes(part) for part in parts]
+        classes = sorted(found[0])
+        for part, held in zip(parts, found, strict=True):
+            empty = sorted(name for name in held if not held[name])
+            if empty:
+                fault = f"the class {empty[0]!r} has no image in {part}; remove the folder or fill it"
+                raise InputError(PATH, str(root), fault)
+            strange = sorted(held.keys() - found[0].keys())
+            if strange:
+                raise InputError(
+                    PATH, str(root), f"{part} has the class {strange[0]!r}, of which there is none to train"
+                )
+        if not classes:
+            raise InputError(PATH, str(root), "there is no <class>/ with images in this folder")
+        files = [(file, classes.index(name)) for held in found for name in sorted(held) for file in held[name]]
         x = self._pixels([file for file, _ in files])
         y = np.array([number for _, number in files], dtype=np.int64)
-        if split:
-            n = sum(file.is_relative_to(roots[0]) for file, _ in files)
-            data = Dataset(root.name, x[:n], y[:n], x[n:], y[n:], len(classes))
+        told = {"classes": classes, "left_out": left_out}
+        if len(parts) > 1:
+            n = sum(map(len, found[0].values()))
+            data = Dataset(root.name, x[:n], y[:n], x[n:], y[n:], len(classes), told=told)
         else:
-            data = split_dataset(root.name, x, y, len(classes), self.test_share, self.split_seed)
+            data = split_dataset(root.name, x, y, len(classes), self.test_share, self.split_seed, told=told)
         if self.standardize:
             standardise(data.x, data.x_test)
         return data
 
     def _pixels(self, files: list[Path]) -> Array:
         """All images: float32 [n, channels, height, width]."""
-        from PIL import Image
-
-        pixels: list[Array] = []
+        found = np.empty(0, np.float32)
         shape = None if self.size is None else (self.size, self.size)
-        for file in files:
-            with reading(file, "an image", PATH), Image.open(file) as image:
-                values = np.asarray(image.convert("RGB" if self.color == "rgb" else "L"))
+        for number, file in enumerate(files):
+            values = self._image(file)
             shape = shape or values.shape[:2]
             if values.shape[:2] != shape:
                 fault = f"is {values.shape[1]} x {values.shape[0]} pixels, not {shape[1]} x {shape[0]}"
-                raise InputError(PATH, str(file), f"{fault}; give all images one size")
-            pixels.append(values.reshape(*shape, -1).transpose(2, 0, 1))
-        return unit_scale(np.stack(pixels))
+                raise InputError(PATH, str(file), f"{fault}; give all images one size, or say resize = 64")
+            if number == 0:
+                wanted = (len(files), 3 if self.color == "rgb" else 1, *shape)
+                hold_memory(wanted, f"{TABLE}.resize", self.resize, "make the images smaller by it")
+                found = np.empty(wanted, np.float32)
+            pixels = values.reshape(*shape, -1).transpose(2, 0, 1)
+            found[number] = unit_scale(pixels) if pixels.dtype == np.uint8 else pixels
+        return found
+
+    def _image(self, file: Path) -> Array:
+        """An image as it is to be looked at: uint8 [height, width] or [height, width, 3], or float32 from 0 to 1."""
+        from PIL import Image, ImageOps
+
+        with reading(file, "an image", PATH), _quiet(), Image.open(file, formats=_formats()) as image:
+            if image.width * image.height > MOST_PIXELS:
+                fault = f"is {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read"
+                raise InputError(PATH, str(file), f"{fault}; make it smaller")
+            # Beside a photograph, phones keep other views of it, and painting programs its layers.
+            if (
+                self.animated == "refuse"
+                and image.format not in ("MPO", "PSD")
+                and getattr(image, "is_animated", False)
+            ):
+                fault = 'has several images; say animated = "first", or make files of them'
+                raise InputError(PATH, str(file), fault)
+            kind, bits = image.format, _bits(image)
+            shown = ImageOps.exif_transpose(image)
+            if shown.mode in ("I", "F") or shown.mode.startswith("I;16"):
+                return self._deep(file, np.asarray(shown), shown.mode, kind in SHALLOW, bits)
+            converted = shown.convert("RGB" if self.color == "rgb" else "L")
+            if self.resize is not None:
+                converted = converted.resize((self.resize, self.resize), Image.Resampling.BILINEAR)
+            return np.asarray(converted)
+
+    def _deep(self, file: Path, values: Array, mode: str, shallow: bool, bits: int) -> Array:
+        """Grey values of more than 8 bits, from 0 to 1, in as many channels as wanted."""
+        from PIL import Image
+
+        if mode == "F" or (mode == "I" and not shallow):
+            fault = "has numbers of 32 bits, of which nobody knows what is white; make 8 or 16 bits of them"
+            raise InputError(PATH, str(file), fault)
+        grey = values.astype(np.float32) / np.float32(2**bits - 1)
+        if self.resize is not None:
+            scaled = Image.fromarray(grey).resize((self.resize, self.resize), Image.Resampling.BILINEAR)
+            grey = np.asarray(scaled)
+        return np.repeat(grey[..., None], 3, axis=2) if self.color == "rgb" else grey
 
 
-def _visible_folder(place: Path) -> bool:
-    return place.is_dir() and not place.name.startswith(".")
+def _bits(image: Image.Image) -> int:
+    """How many bits a grey value has that does not fit into 8."""
+    tags: Any = getattr(image, "tag_v2", {})
+    return 12 if tags.get(258) == (12,) else 16
+
+
+def _formats() -> list[str]:
+    from PIL import Image
+
+    Image.init()
+    return [name for name in Image.OPEN if name not in STARTING]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within this block Pillow's remarks on files are not said, but the one about a bomb is an error."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _parts(root: Path) -> tuple[list[Path], list[str]]:
+    """The folders of training and test set, or the folder itself; and the names of those that are left out."""
+    if not root.is_dir():
+        raise InputError(PATH, str(root), "is a file; name the folder in which there is one folder a class")
+    train = root / "train"
+    if not train.is_dir() or not any(map(_is_folder, train.iterdir())):
+        return [root], []
+    tests = [root / name for name in TESTS if (root / name).is_dir()]
+    beside = [place for place in sorted(root.iterdir()) if _is_folder(place) and place.name not in ("train", *TESTS)]
+    for place in beside:
+        if next(_images(place), None) is not None:
+            raise InputError(PATH, str(root), f"{place.name} lies beside train and has images; move it elsewhere")
+    return [train, *tests[:1]], [place.name for place in tests[1:]]
+
+
+def _classes(part: Path) -> dict[str, list[Path]]:
+    """The images of each class, in the order of their paths. InputError: some are of no class."""
+    places = sorted(part.iterdir())
+    loose = next((place for place in places if place.is_file() and _is_image(place)), None)
+    if loose is not None:
+        raise InputError(PATH, str(loose), "is in no folder of a class; move it into one")
+    return {place.name: list(_images(place)) for place in places if _is_folder(place)}
+
+
+def _images(place: Path) -> Iterator[Path]:
+    """The images in a folder and in the folders in it, in the order of paths. InputError: one cannot be read here."""
+    for inner in sorted(place.iterdir()):
+        if _is_folder(inner):
+            yield from _images(inner)
+        elif _is_image(inner):
+            yield inner
+
+
+def _is_folder(place: Path) -> bool:
+    return place.is_dir() and not _is_system(place)
+
+
+def _is_system(place: Path) -> bool:
+    return place.name.startswith(".") or place.name.lower() in SYSTEM
+
+
+def _is_image(file: Path) -> bool:
+    """Whether a file is to be read: one that is called an image, or is one whatever it is called."""
+    from PIL import Image, UnidentifiedImageError
+
+    suffix = file.suffix.lower()
+    if file.is_dir() or _is_system(file):
+        return False
+    if not file.is_file():
+        raise InputError(PATH, str(file), "is neither a file nor a folder; remove it")
+    Image.init()
+    if Image.registered_extensions().get(suffix) in Image.OPEN:
+        return True
+    if suffix in FOREIGN:
+        raise InputError(
+            PATH, str(file), "is a picture of a kind that is not read; make a PNG of it, or move it elsewhere"
+        )
+    try:
+        with _quiet(), Image.open(file, formats=_formats()):
+            return True
+    except UnidentifiedImageError:
+        return False
