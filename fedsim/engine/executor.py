@@ -28,7 +28,7 @@ from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPL
 from fedsim.exchange.messages import Cost, Order, Size, Update, finite_rows, total_bytes
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.nets.dropout import Draw
-from fedsim.nets.lowering import loses_to_a_loop
+from fedsim.nets.lowering import Stackable, loses_to_a_loop
 from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.parallel.cores import cores, one_core_an_operation, spread
 from fedsim.problems.base import Examples, Model, Problem
@@ -62,8 +62,11 @@ def _try(network: Network, start: Tensor, data: Examples) -> None:
     draw = Draw(Streams(0), torch.arange(2, device=start.device), 0, 0)
     weight = torch.full((2, 2), 0.5, dtype=start.dtype, device=start.device)
     try:
-        network.gradients(network.layout.stack(start, 2), Batch(data.x[rows], data.y[rows], weight, draw))
-    except RuntimeError as error:
+        with Stackable():
+            network.gradients(network.layout.stack(start, 2), Batch(data.x[rows], data.y[rows], weight, draw))
+    except InputError:
+        raise
+    except Exception as error:  # of whatever kind is in a forward pass that somebody has written
         line = one_line(error, 200)
         raise InputError("engine.executor", "stacked", f"the model cannot be stacked, use 'loop' ({line})") from error
 

@@ -55,9 +55,9 @@ def drawing(draw: Draw, *, stacked: bool) -> Iterator[None]:
 class NamedDropout(nn.Module):
     """Zero each input with probability p and scale the others by 1 / (1 - p)."""
 
-    def __init__(self, p: float, name: str) -> None:
+    def __init__(self, p: float, name: str, inplace: bool = False) -> None:
         super().__init__()
-        self.p, self.name = p, name
+        self.p, self.name, self.inplace = p, name, inplace
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs [k, B, ...] in a stack, [B, ...] for one client."""
@@ -70,7 +70,8 @@ class NamedDropout(nn.Module):
         uniform = draw.streams.uniform(
             f"dropout/{self.name}/{call}", draw.clients, rows.shape[1:], turn=draw.turn, step=draw.step
         )
-        return x * (uniform >= self.p).to(x.dtype).view_as(x) / (1.0 - self.p)
+        kept = (uniform >= self.p).to(x.dtype).view_as(x)
+        return x.mul_(kept).div_(1.0 - self.p) if self.inplace else x * kept / (1.0 - self.p)
 
 
 def prepare(model: nn.Module) -> nn.Module:
@@ -92,8 +93,8 @@ def prepare(model: nn.Module) -> nn.Module:
             )
         if isinstance(part, nn.Dropout):
             if name == "":
-                return NamedDropout(part.p, name)
-            model.set_submodule(name, named.setdefault(id(part), NamedDropout(part.p, name)))
+                return NamedDropout(part.p, name, part.inplace)
+            model.set_submodule(name, named.setdefault(id(part), NamedDropout(part.p, name, part.inplace)))
         elif isinstance(part, nn.modules.dropout._DropoutNd) or _drops_inside(part):
             raise InputError(
                 "problem.model",

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from fedsim.core.errors import InputError
 from fedsim.nets import products
@@ -70,7 +71,7 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
             return x
 
         return sequential
-    if type(model) is Residual:
+    if type(model) is Residual and not any(getattr(part, "inplace", False) for part in model.modules()):
         body, shortcut = lower(model.body, f"{prefix}body."), lower(model.shortcut, f"{prefix}shortcut.")
         return lambda named, x: torch.relu(body(named, x) + shortcut(named, x))
     if type(model) in ELEMENTWISE:
@@ -92,8 +93,45 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
 
 
 def has_hooks(model: nn.Module) -> bool:
-    """Whether something is called around its forward pass, which only a call of the module itself does."""
-    return bool(model._forward_hooks or model._forward_pre_hooks)
+    """Whether something stands around or in place of its forward pass, which only a call of the module itself does."""
+    return bool(
+        model._forward_hooks or model._forward_pre_hooks or _has_backward_hooks(model) or "forward" in vars(model)
+    )
+
+
+def _has_backward_hooks(model: nn.Module) -> bool:
+    return bool(model._backward_hooks or model._backward_pre_hooks)
+
+
+class Stackable(TorchFunctionMode):
+    """Within this block a call that a stack would make otherwise than a model alone is an InputError.
+
+    `vmap` forgets the padding of an embedding, whose row is to have no gradient. Gradients by the frequency of a token
+    would count those of the examples that fill a batch up, too.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """See the class."""
+        kwargs = kwargs or {}
+        given = dict(zip(EMBEDDINGS.get(func, ()), args, strict=False)) | kwargs
+        padding = given.get("padding_idx")
+        forgotten = func is not functional.embedding_bag and padding is not None
+        if func in EMBEDDINGS and (given.get("scale_grad_by_freq") or (forgotten and (func, padding) != NO_PADDING)):
+            option = "scale_grad_by_freq" if given.get("scale_grad_by_freq") else "padding_idx"
+            raise InputError("engine.executor", "stacked", f"an embedding has {option} in a forward pass; use 'loop'")
+        return func(*args, **kwargs)
+
+
+EMBEDDINGS: Mapping[Any, tuple[str, ...]] = {
+    functional.embedding: ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq"),
+    functional.embedding_bag: ("input", "weight", "offsets", "max_norm", "norm_type", "scale_grad_by_freq"),
+    torch.embedding: ("weight", "indices", "padding_idx", "scale_grad_by_freq"),
+}
+"""Functions, and the names of their first arguments."""
+NO_PADDING = (torch.embedding, -1)
+"""What says to this function, and to no other, that there is none."""
 
 
 def _reads_last_steps(model: nn.Sequential) -> bool:
@@ -179,15 +217,44 @@ def _affine(named: Mapping[str, Tensor], prefix: str, x: Tensor, affine: bool, s
 
 
 def _embedding(layer: nn.Embedding, prefix: str) -> Lowered | None:
-    if layer.padding_idx is not None or layer.max_norm is not None or layer.sparse:
+    if layer.max_norm is not None or layer.sparse or layer.scale_grad_by_freq:
         return None
 
     def embedding(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
         table = named[f"{prefix}weight"]
         base = torch.arange(len(table), device=x.device).view(-1, *(1,) * (x.dim() - 1))
-        return functional.embedding(x + base * layer.num_embeddings, table.flatten(0, 1))
+        found = functional.embedding(x + base * layer.num_embeddings, table.flatten(0, 1))
+        if layer.padding_idx is None:
+            return found
+        padded: Tensor = _Padded.apply(found, x.unsqueeze(-1) == layer.padding_idx)  # type: ignore[no-untyped-call]
+        return padded
 
     return embedding
+
+
+class _Padded(torch.autograd.Function):
+    """Rows of an embedding, of which those that are padding pass no gradient back; forward mode knows no padding."""
+
+    @staticmethod
+    def forward(rows: Tensor, padding: Tensor) -> Tensor:  # noqa: ARG004
+        """The rows."""
+        return rows.view_as(rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        """Keep which are padding."""
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """What is not of padding."""
+        (padding,) = ctx.saved_tensors
+        return grad.masked_fill(padding, 0.0), None
+
+    @staticmethod
+    def jvp(ctx: Any, drows: Tensor, _: None) -> Tensor:  # noqa: ARG004
+        """The derivative of the rows."""
+        return drows.view_as(drows)
 
 
 def _lstm(layer: nn.LSTM, prefix: str) -> Lowered | None:
@@ -226,6 +293,8 @@ def _vmapped(model: nn.Module, prefix: str) -> Lowered:
             f"{type(model).__name__} has dropout inside its own forward, which cannot be stacked; "
             "use executor = 'loop' or write the model as nn.Sequential",
         )
+    if any(_has_backward_hooks(part) for part in model.modules()):
+        raise InputError("engine.executor", "stacked", "a module has hooks on its backward pass; use executor = 'loop'")
     names = [name for name, _ in model.named_parameters()]
     if not names:
         bare = vmap(model)

@@ -61,6 +61,11 @@ def hold_module(model: object) -> None:
         raise InputError("problem.model", name, f"{made}; give an object of a subclass of torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("problem.model", name, "is compiled by TorchScript; give the module that it was made from")
+    for own, part in model.named_modules():
+        replaced = vars(part).get("forward")
+        if replaced is not None and getattr(replaced, "__self__", None) is not part:
+            remedy = "its forward is a function of elsewhere, which copies would share; give it a class of its own"
+            raise InputError("problem.model", f"{type(part).__name__} ({own})", remedy)
     for own, tensor in (*model.named_parameters(), *model.named_buffers()):
         fault = _no_numbers(tensor)
         if fault is not None:
