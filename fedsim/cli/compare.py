@@ -15,7 +15,9 @@ from fedsim.core.terminal import tell
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
-    out: Annotated[Path | None, typer.Option(help="Where the picture goes; by default compare.png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the picture goes, as .png, .pdf or .svg; by default compare.png.")
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option(

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import ParamSpec, TypeVar
 
-from fedsim.core.plugins import OURS, ROOT
+from fedsim.core.blame import OURS, ROOT
 from fedsim.flower.settings import Settings, change, present
 
 SHARED = {"fedsim", "flwr", "__main__", "__mp_main__", *sys.stdlib_module_names}

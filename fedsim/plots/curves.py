@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.core.measures import FIRST, attack_of, is_measure, lower_is_better
-from fedsim.plots.style import BRIGHT, INK, STYLES, legend_below, named, plain, save
+from fedsim.plots.style import BRIGHT, INK, STYLES, legend_below, named, plain, save, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,7 +157,7 @@ def compare_curves(runs: Runs, path: Path | BytesIO, along: Sequence[Along] = ()
             _finish(axis, kind, [band[:2] for band in found[kind].values()])
         first = next(axis for axis, kind in zip(axes, along, strict=True) if kind in found)
         first.set_title(_heading(column), loc="left", fontsize=10, color=INK)
-        first.set_ylabel(_unit([column]), color=INK)
+        first.set_ylabel(_unit([column]) + _statistic(column), color=INK)
         first.tick_params(labelleft=True)
         _scale(first, _quantity(column), [band[:2] for bands in found.values() for band in bands.values()])
     labels = [label for name, group in runs.items() if (label := named(name, len(group))) in entries]
@@ -257,30 +257,27 @@ def _is_noise(column: str) -> bool:
 def _label(column: str) -> str:
     """Say whose a column is; the axis says what it measures."""
     if not _whose(column):
-        return NAMES.get(column, column.replace("_", " "))
+        return NAMES.get(column, written(column.replace("_", " ")))
     return WHOSE[_whose(column)] + _under(column) + _statistic(column)
 
 
 def _heading(column: str) -> str:
-    """Put a whole column in words: "test set: accuracy", "clients: accuracy, 10th percentile"."""
-    if column in NAMES:
-        return NAMES[column]
-    whose = f"{WHOSE[_whose(column)]}: " if _whose(column) else ""
-    return f"{whose}{_quantity(column).replace('_', ' ')}{_under(column)}{_statistic(column)}"
+    """Say whose a column is, where the vertical axis does not say it all: "test set", "clients under pgd"."""
+    return f"{WHOSE[_whose(column)]}{_under(column)}" if _whose(column) else ""
 
 
 def _unit(columns: Iterable[str]) -> str:
     """Say what the vertical axis of columns measures, which are of one quantity."""
     first, *more = columns
     quantity = _quantity(first)
-    words = UNITS.get(quantity, quantity.replace("_", " "))
+    words = UNITS.get(quantity, written(quantity.replace("_", " ")))
     return words if more else NAMES.get(first, words)
 
 
 def _under(column: str) -> str:
     """Name the attack that a column is about."""
     attack = attack_of(column)
-    return f" under {attack.replace('_', ' ')}" if attack else ""
+    return f" under {written(attack.replace('_', ' '))}" if attack else ""
 
 
 def _statistic(column: str) -> str:

@@ -8,25 +8,33 @@ from pathlib import Path
 
 from fedsim.core.errors import FedsimError
 from fedsim.core.files import write_whole
+from fedsim.plots.style import format_of
+
+Draw = Callable[[Path | BytesIO], bool]
+"""A function of this package that draws into a file, or into memory; False: there is nothing to draw."""
 
 
 class Picture:
-    """A PNG. png: its bytes. A notebook shows it where it is the value of a cell."""
+    """What a function of this package draws. png: as PNG. A notebook shows it where it is the value of a cell.
 
-    def __init__(self, png: bytes) -> None:
-        self.png = png
+    FedsimError: there is nothing to draw, as no number was measured.
+    """
 
-    @classmethod
-    def of(cls, draw: Callable[[BytesIO], bool]) -> Picture:
-        """What a function of this package draws. FedsimError: nothing, as no number was measured."""
+    def __init__(self, draw: Draw) -> None:
         drawn = BytesIO()
         if not draw(drawn):
             raise FedsimError("there is nothing to draw: no number was measured")
-        return cls(drawn.getvalue())
+        self.png, self._draw = drawn.getvalue(), draw
 
     def save(self, path: Path | str) -> None:
-        """Write it into a file, whole or not at all. StorageError: it cannot be written."""
-        write_whole(Path(path), self.png)
+        """Write it into a file, whole or not at all, in the format of its name: .png, .pdf or .svg.
+
+        InputError: it has another name. StorageError: it cannot be written.
+        """
+        if format_of(Path(path), "path") == "png":
+            write_whole(Path(path), self.png)
+        else:
+            self._draw(Path(path))
 
     def __repr__(self) -> str:
         return f"Picture({len(self.png):,} bytes of PNG)"

@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
 
+from fedsim.core.errors import InputError
 from fedsim.core.files import write_whole
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ MUTED = ["#332288", "#88CCEE", "#44AA99", "#117733", "#999933"]
 MUTED += ["#DDCC77", "#CC6677", "#882255", "#AA4499", "#BBBBBB"]
 STYLES = ("-", "--", ":", "-.")
 INK = "#333333"
+METADATA: Mapping[str, Any] = {"png": None, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+"""The formats of pictures, and what a file is not to say of itself: when it was written."""
 LETTERS = 11
 """An inch takes so many of them, in the size of a legend."""
 
@@ -48,9 +51,14 @@ def whole_step(span: float, steps: int) -> int:
         power *= 10
 
 
+def written(name: str) -> str:
+    """Write a name of somebody else's as it is: matplotlib would set what stands between two $ as a formula."""
+    return name.replace("$", r"\$")
+
+
 def named(group: str, runs: int) -> str:
     """Write the name of a group with the number of its runs, one a seed."""
-    return f"{group} ({runs} seeds)" if runs > 1 else group
+    return f"{written(group)} ({runs} seeds)" if runs > 1 else written(group)
 
 
 def legend_below(figure: Figure, entries: Mapping[str, Any], title: str | None) -> None:
@@ -78,9 +86,23 @@ def legend_below(figure: Figure, entries: Mapping[str, Any], title: str | None) 
         legend.remove()
 
 
+def format_of(place: Path, option: str) -> str:
+    """The format of a picture by its file's name: png, pdf or svg. InputError: it is none of these."""
+    kind = place.suffix.lower().removeprefix(".")
+    if kind not in METADATA:
+        raise InputError(option, str(place), f"name a file that ends in {', '.join(f'.{one}' for one in METADATA)}")
+    return kind
+
+
 def save(figure: Figure, place: Path | BytesIO) -> None:
-    """Write a figure as PNG, into a file or into memory. StorageError: it cannot be written."""
-    drawn = BytesIO() if isinstance(place, Path) else place
-    figure.savefig(drawn, format="png", dpi=150, facecolor="white")
+    """Write a figure into a file, in the format of its name, or into memory as PNG: the same bytes every time.
+
+    StorageError: it cannot be written.
+    """
+    from matplotlib import rc_context
+
+    drawn, kind = (BytesIO(), format_of(place, "path")) if isinstance(place, Path) else (place, "png")
+    with rc_context({"svg.hashsalt": "fedsim"}):  # else the names of its parts are drawn by chance
+        figure.savefig(drawn, format=kind, dpi=150, facecolor="white", metadata=METADATA[kind])
     if isinstance(place, Path):
         write_whole(place, drawn.getvalue())

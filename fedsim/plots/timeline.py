@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fedsim.plots.style import INK, plain, save, whole_step
+from fedsim.plots.style import INK, plain, save, whole_step, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +114,7 @@ def _draw_run(
 
     clients, population = _clients(trace), len(trace["participation"])
     entries: dict[str, Any] = {}
-    title = [name] if name else []
+    title = [written(name)] if name else []
     if clients < population:
         title.append(f"the first {clients} of {population:,} clients")
     if shown < _end(works):

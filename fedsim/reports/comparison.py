@@ -57,7 +57,7 @@ class Comparison:
 
     def plot(self) -> Picture:
         """The curves of all groups. FedsimError: no number was measured."""
-        return Picture.of(lambda place: compare_curves(self.rows, place, self.along))
+        return Picture(lambda place: compare_curves(self.rows, place, self.along))
 
     def __repr__(self) -> str:
         runs = sum(len(group.runs) for group in self.groups)

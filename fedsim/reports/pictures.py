@@ -7,15 +7,16 @@ from pathlib import Path
 
 from fedsim.core.errors import InputError
 from fedsim.core.files import look
-from fedsim.plots import compare_curves, histograms, timelines
+from fedsim.plots import compare_curves, format_of, histograms, timelines
 from fedsim.reports.comparison import Comparison
 
 
 def places(out: Path) -> tuple[Path, Path, Path]:
     """Name the pictures that `draw` may write: `out`, and beside it out-trace and out-timeline.
 
-    InputError: there is no folder to write them in.
+    InputError: their format is none that is drawn, or there is no folder to write them in.
     """
+    format_of(out, "out")
     look(out, "out")
     folder = out.absolute().parent
     if not folder.is_dir():

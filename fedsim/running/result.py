@@ -62,7 +62,7 @@ class Result:
 
     def plot(self) -> Picture:
         """What it measured against the round. FedsimError: no number was measured."""
-        return Picture.of(lambda place: curves(self.history.rows, place))
+        return Picture(lambda place: curves(self.history.rows, place))
 
     def __repr__(self) -> str:
         measures = [f"{name} {cell(self.summary[name])}" for name in FIRST if name in self.summary]
