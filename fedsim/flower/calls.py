@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +14,7 @@ from typing import Protocol
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.errors import FedsimError, InputError, warn
 from fedsim.core.generators import begin_globals, seeded_globals
 from fedsim.flower.internals import CRASHED, RAISED, copied, copied_context, quick_arrays
 from fedsim.flower.places import app_of
@@ -23,6 +24,8 @@ from fedsim.flower.worlds import AppFinder, World
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.parallel.workers import Failed, Raised, TimedOut, Workers
 
+SILENCE = 60.0
+"""Wall-clock seconds without an answer after which a user is told."""
 _kept = ExitStack()
 """What a worker has begun and never ends."""
 
@@ -161,18 +164,48 @@ class Pool:
     def answers(self, calls: Sequence[Call]) -> list[Answer]:
         """Make the calls; what a process leaves behind that has died or was ended is an error."""
         homes = [self._world(call) % self.workers.count for call in calls]
-        outcomes = self.workers.map(Here.answers, [[call] for call in calls], homes, [call.limit for call in calls])
-        found: list[Answer] = []
-        for call, outcome in zip(calls, outcomes, strict=True):
-            if isinstance(outcome, list):
-                found += outcome
-            else:
-                taken = outcome.seconds if isinstance(outcome, TimedOut) else 0.0
-                found.append(Answer(failure(call.message, CRASHED, f"a node that {outcome.reason}"), None, taken))
-        return found
+        limits = [call.limit for call in calls]
+        found: dict[int, Answer] = {}
+        with _silence_told(calls, found):
+            for number, outcome in self.workers.stream(
+                Here.answers, [[call] for call in calls], homes=homes, timeouts=limits
+            ):
+                if isinstance(outcome, list):
+                    (found[number],) = outcome
+                else:
+                    taken = outcome.seconds if isinstance(outcome, TimedOut) else 0.0
+                    lost = failure(calls[number].message, CRASHED, f"a node that {outcome.reason}")
+                    found[number] = Answer(lost, None, taken)
+        return [found[number] for number in range(len(calls))]
 
     def _world(self, call: Call) -> int:
         return call.partition if self.count is None else call.partition % self.count
+
+
+@contextmanager
+def _silence_told(calls: Sequence[Call], found: Mapping[int, Answer]) -> Iterator[None]:
+    """Within this block a minute without an answer is told, once: a client may hang, and its limit be far away."""
+    done = threading.Event()
+
+    def watch() -> None:
+        before = 0
+        while not done.wait(SILENCE):
+            if len(found) == before:
+                waiting = [str(call.partition) for number, call in enumerate(calls) if number not in found]
+                warn(
+                    f"no client has answered for {SILENCE:g} s; partitions at work, or waiting for their worker: "
+                    f"{', '.join(waiting)}; --call-limit ends calls that take too long"
+                )
+                return
+            before = len(found)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def imported(clients: Here, partition: int) -> tuple[str, object, str] | None:

@@ -95,9 +95,9 @@ def _decimals() -> tuple[Any, ...]:
 
 
 def _loggers() -> dict[str, logging.Logger]:
-    root = logging.getLogger()
-    made = [(name, logger) for name, logger in root.manager.loggerDict.items() if isinstance(logger, logging.Logger)]
-    return {"": root, **dict(made)}
+    root, place = logging.getLogger(), logging.PlaceHolder
+    made = root.manager.loggerDict.items()
+    return {"": root, **{name: logger for name, logger in made if not isinstance(logger, place)}}
 
 
 def _levels() -> dict[str, int]:
@@ -117,10 +117,9 @@ def _wiring() -> dict[str, Any]:
     """Of each logger that is not as it was made: whether it is disabled, passes on, its handlers and its filters."""
     found = {}
     for name, logger in _loggers().items():
-        handlers = tuple((handler, handler.level) for handler in logger.handlers)
-        wired = (bool(logger.disabled), logger.propagate, handlers, tuple(logger.filters))
-        if wired != _UNTOUCHED:
-            found[name] = wired
+        if logger.handlers or logger.filters or logger.disabled or not logger.propagate:
+            handlers = tuple((handler, handler.level) for handler in logger.handlers)
+            found[name] = bool(logger.disabled), logger.propagate, handlers, tuple(logger.filters)
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import fedsim
+from fedsim.flower import simulate
 from fedsim.running.history import read_rows
 
 pytest.importorskip("ray")
@@ -78,6 +79,34 @@ def test_flwr_run_agrees_and_its_processes_can_be_ended(world, ours, tmp_path):
     assert len(superlinks) == 1, "the command has ended and its SuperLink has not"
     os.kill(superlinks[0], signal.SIGTERM)
     assert world.left(30.0) == {}
+
+
+# Strategies hand what they came to also to this list.
+APP = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from flwr.serverapp.strategy import Strategy
+from flwr.simulation import run_simulation
+from shapes import with_numpy
+found, start = [], Strategy.start
+Strategy.start = lambda *given, **named: found.append(start(*given, **named))
+run_simulation(with_numpy.server, with_numpy.client, num_supernodes=4)
+print("found", found[0].arrays["slope"].numpy()[0], found[0].train_metrics_clientapp[3]["loss"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_app_comes_to_the_same_here(world, monkeypatch, workers):
+    apps = Path(__file__).parent / "apps"
+    world.environment["PYTHONPATH"] = str(apps)
+    said = world.run([sys.executable, "-c", APP, str(apps)], apps, 100)
+    monkeypatch.syspath_prepend(str(apps))
+    ours = simulate("shapes.with_numpy:server", "shapes.with_numpy:client", 4, workers=workers)
+    expected = [ours.result.arrays["slope"].numpy()[0], ours.history["train"][3]["loss"]]
+    (line,) = [line for line in said.splitlines() if line.startswith("found ")]
+    assert [float(number) for number in line.split()[1:]] == pytest.approx(expected, rel=1e-12)
 
 
 # Client 0 sleeps twelve times as long as the others; each has a node of its own. Of two actors it leaves one to them.

@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import strategies.fedavg
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.flower import AppFolder, simulate
-from fedsim.flower.calls import Here, imported
+from fedsim.flower.calls import Call, Here, Pool, imported
 from fedsim.flower.worlds import AppFinder, homes
 
 APPS = Path(__file__).parent / "apps"
@@ -194,3 +195,30 @@ def test_what_is_wrong_with_a_client_app_in_a_worker_can_be_sent(monkeypatch, tm
         "nothing:app",
         "this is a int, not a ClientApp",
     )
+
+
+class Silent:
+    """Workers of which one never ends, or not within the time of a test."""
+
+    count = 1
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def stream(self, function, tasks, *, homes, timeouts):
+        for number, seconds in enumerate(self.seconds):
+            time.sleep(seconds)
+            yield number, [number]
+
+
+@pytest.mark.parametrize("seconds", [(0.0, 0.3), (0.06,) * 5])
+def test_a_silence_is_told_once(seconds, monkeypatch, capsys):
+    monkeypatch.setattr("fedsim.flower.calls.SILENCE", 0.1)
+    calls = [Call(None, None, 10 + number, 0, 1.0) for number in range(len(seconds))]
+    assert Pool(Silent(seconds)).answers(calls) == list(range(len(seconds)))
+    said = capsys.readouterr().err
+    if len(seconds) == 5:  # one after the other, each in less than the silence
+        assert said == ""
+    else:
+        assert said.startswith("fedsim: warning: no client has answered for 0.1 s; partitions at work, or waiting for ")
+        assert said.endswith("their worker: 11; --call-limit ends calls that take too long\n")
