@@ -7,6 +7,7 @@ import os
 import pickle
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
 from datafiles import NOWHERE, refusal
@@ -17,6 +18,7 @@ from fedsim.core.streams import Streams
 from fedsim.problems.datasets import DataFolder, Dataset
 from fedsim.problems.datasets.base import split_off, standardise
 from fedsim.problems.datasets.cifar import CIFAR10
+from fedsim.problems.datasets.covertype import Covertype
 from fedsim.problems.datasets.embedded import BreastCancer, Digits
 from fedsim.problems.datasets.femnist import FEMNIST
 from fedsim.problems.datasets.idx import MNIST, FashionMNIST, read_idx
@@ -243,8 +245,69 @@ def test_cifar_pickles_cannot_run_anything(tmp_path):
     cifar_batches(tmp_path, "python")
     victim = tmp_path / "cifar-10-batches-py" / "data_batch_3"
     victim.write_bytes(pickle.dumps({b"data": Dangerous(str(tmp_path / "made"))}, protocol=2))
-    refusal(CIFAR10(), DataFolder(tmp_path), str(victim), "mkdir, which no CIFAR-10 batch needs")
+    refusal(CIFAR10(), DataFolder(tmp_path), str(victim), "mkdir, which plain data do not need")
     assert not (tmp_path / "made").exists()
+
+
+class ForgedType:
+    """A type with a field of objects, which its flags deny."""
+
+    def __reduce__(self):
+        return np.dtype, ("V8", False, True), (3, "|", None, ("f",), {"f": (np.dtype("O"), 0)}, 8, 1, 0)
+
+
+class ForgedRows:
+    """An array of it, whose bytes would be taken for objects."""
+
+    def __reduce__(self):
+        reconstruct = np.empty(1).__reduce__()[0]
+        return reconstruct, (np.ndarray, (0,), b"b"), (1, (10,), ForgedType(), False, b"A" * 80)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {b"data": ForgedRows(), b"labels": [0]},
+        {b"data": [ForgedRows()] * 2, b"labels": [0, 0]},
+        {b"data": np.zeros((1, 3072), np.uint8), b"labels": [ForgedRows()]},
+        {b"data": np.zeros((1, 3072), np.uint8), b"labels": np.array([None])},
+        {b"data": np.zeros((1, 3072), "f4,O")[:0], b"labels": []},
+        {b"data": np.zeros((1, 3072), np.uint8).tolist(), b"labels": [0]},
+        {b"data": np.zeros((1, 3072), np.uint8), b"labels": [True]},
+        {b"data": np.zeros((1, 3072), np.uint8), b"labels": [[[0] * 10] * 10] * 10},
+        {b"data": np.zeros((1, 3072), np.uint8), b"labels": [2**70]},
+        {b"data": np.zeros((0, 3072), np.uint8), b"labels": []},
+    ],
+)
+def test_cifar_pickles_have_plain_arrays_alone(tmp_path, batch):
+    cifar_batches(tmp_path, "python")
+    victim = tmp_path / "cifar-10-batches-py" / "data_batch_3"
+    victim.write_bytes(pickle.dumps(batch, protocol=2))
+    refusal(CIFAR10(), DataFolder(tmp_path), str(victim))
+
+
+@pytest.mark.parametrize("compress", [0, 9])
+def test_covertype_is_what_scikit_learn_keeps_and_runs_nothing(tmp_path, compress):
+    place = tmp_path / "covertype"
+    place.mkdir()
+    x = np.random.default_rng(0).normal(size=(70, 54))
+    joblib.dump(x, place / "samples_py3", compress=compress)
+    joblib.dump((np.arange(70) % 7 + 1).astype(np.int32), place / "targets_py3", compress=compress)
+    data = Covertype(test_share=0.0).load(DataFolder(tmp_path))
+    assert np.array_equal(data.x, x.astype(np.float32))
+    assert data.y.tolist() == [i % 7 for i in range(70)]
+    for forged in (
+        Dangerous(str(tmp_path / "made")),
+        np.array([None]),
+        np.zeros((70, 53)),
+        {},
+        np.full((70, 54), np.nan),
+    ):
+        joblib.dump(forged, place / "samples_py3", compress=compress)
+        refusal(Covertype(), DataFolder(tmp_path), "samples_py3")
+    assert not (tmp_path / "made").exists()
+    (place / "samples_py3").unlink()
+    refusal(Covertype(), DataFolder(tmp_path), "fetch_covtype")
 
 
 def test_bad_cifar_batches_are_one_line_each(tmp_path):

@@ -8,14 +8,13 @@ Source: Krizhevsky 2009, Learning multiple layers of features from tiny images.
 from __future__ import annotations
 
 import io
-import lzma
-import pickle
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from fedsim.core.data_files import Array, DataFolder, damaged, read_arrays, reading
+from fedsim.core import plain_pickle
+from fedsim.core.data_files import Array, DataFolder, damaged, read_arrays, reading, unpacked
 from fedsim.core.options import options
 from fedsim.problems.datasets.base import Dataset, standardise, unit_scale
 
@@ -55,49 +54,27 @@ class CIFAR10:
         return Dataset(name, x, train[1].astype(np.int64), x_test, test[1].astype(np.int64), 10)
 
 
-class BatchUnpickler(pickle.Unpickler):
-    """Unpickles containers, numbers, strings and NumPy arrays, and refuses to import anything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what NumPy arrays are rebuilt with; raises UnpicklingError for every other name."""
-        array = np.empty(1)
-        # The module that these two live in depends on NumPy's version, on both sides of the file.
-        rebuilders: dict[str, Any] = {
-            "_reconstruct": array.__reduce__()[0],
-            "_frombuffer": array.__reduce_ex__(5)[0],
-        }
-        if module.split(".")[0] == "numpy" and name in rebuilders:
-            return rebuilders[name]
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
-            return getattr(np, name)
-        if (module, name) == ("_codecs", "encode"):
-            return _latin_bytes
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 batch needs")
-
-
-def _latin_bytes(text: str, encoding: str) -> bytes:
-    """Rebuild bytes as Python 3 writes them in the pickle protocols of Python 2."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
-    return text.encode("latin1")
-
-
 def _read_pickle(path: Path) -> Pair:
     with reading(path, "a CIFAR-10 batch"):
-        try:
-            batch = BatchUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        except (AttributeError, IndexError, TypeError) as error:
-            # What the unpickler raises for bytes that are no pickle depends on the bytes.
-            raise pickle.UnpicklingError(f"not a sound pickle: {error}") from error
+        batch = plain_pickle.load(unpacked(path, "a CIFAR-10 batch"))
         if not isinstance(batch, dict):
             raise damaged(path, f"holds a {type(batch).__name__}, not a dictionary with data and labels")
         entries = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
-        return _checked(path, np.asarray(entries["data"]), np.asarray(entries["labels"]))
+        for key in ("data", "labels"):
+            if key not in entries:
+                raise damaged(path, f"holds no {key}")
+        data, labels = entries["data"], entries["labels"]
+        if isinstance(labels, list) and all(type(label) is int for label in labels):
+            labels = np.array(labels, dtype=np.int64)
+        for array in (data, labels):
+            if not isinstance(array, np.ndarray):
+                raise damaged(path, "holds other things than an array of pixels and numbers of classes")
+        return _checked(path, data, labels)
 
 
 def _read_binary(path: Path) -> Pair:
     with reading(path, "a CIFAR-10 batch"):
-        content = np.frombuffer(path.read_bytes(), np.uint8)
+        content = np.frombuffer(unpacked(path, "a CIFAR-10 batch"), np.uint8)
         if len(content) % 3073:
             raise damaged(path, f"holds {len(content)} bytes, not records of 3,073")
         return _checked(path, content.reshape(-1, 3073)[:, 1:], content[::3073])
@@ -107,7 +84,9 @@ def _read_part(folder: DataFolder, part: str) -> Pair:
     images_at = folder.find(f"{SUBSET}/x_{part}.npy.xz")
     labels_at = folder.find(f"{SUBSET}/labels.npz")
     with reading(images_at, "an xz-compressed NumPy array"):
-        images = np.load(io.BytesIO(lzma.decompress(images_at.read_bytes())), allow_pickle=False)
+        images = np.load(io.BytesIO(unpacked(images_at, "an xz-compressed NumPy array")), allow_pickle=False)
+        if images.ndim != 4:
+            raise damaged(images_at, f"holds {images.dtype} of shape {images.shape}, not images")
         pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).reshape(len(images), -1)
     labels = read_arrays(labels_at, "an archive of labels")
     if f"y_{part}" not in labels:

@@ -6,12 +6,11 @@ dimension as a big-endian 32-bit number; then the bytes. Source: LeCun, Cortes, 
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import numpy as np
 
-from fedsim.core.data_files import Array, DataFolder, damaged, reading
+from fedsim.core.data_files import Array, DataFolder, damaged, unpacked
 from fedsim.core.options import options
 from fedsim.problems.datasets.base import Dataset, standardise, unit_scale
 
@@ -64,8 +63,7 @@ def load_idx(folder: DataFolder, name: str, subfolder: str, standardize: bool) -
 
 def read_idx(path: Path, dimensions: int) -> Array:
     """Read an idx file of unsigned bytes with that many dimensions; raises InputError on anything else."""
-    with reading(path, "an idx file"):
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    content = unpacked(path, "an idx file")
     start = 4 + 4 * dimensions
     if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < start:
         found = content[:4].hex(" ")
