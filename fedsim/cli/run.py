@@ -12,7 +12,7 @@ import click
 import typer
 
 from fedsim.cli.arguments import DataDir, Seeds, Settings, experiment_files, parse_seeds
-from fedsim.cli.words import STATUS, say
+from fedsim.cli.words import STATUS, say, shares_test_set
 from fedsim.core.errors import InputError
 from fedsim.core.terminal import tell
 
@@ -41,6 +41,7 @@ def run(
 ) -> None:
     """Run an experiment and write its run folder, or go on with a run."""
     from fedsim.configuration.tables import load
+    from fedsim.reports.comparison import ONE_TEST_SET
     from fedsim.running.folder import RunFolder
     from fedsim.running.stored import CONFIG
 
@@ -73,6 +74,8 @@ def run(
                 break
     finally:
         group.discard()  # which it does if no run has been left in it
+    if len(numbers) > 1 and shares_test_set(loaded):
+        tell(ONE_TEST_SET)
     raise typer.Exit(max(codes))
 
 

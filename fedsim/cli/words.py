@@ -15,6 +15,7 @@ from fedsim.core.terminal import printable, tell
 from fedsim.running.endings import ENDED
 
 if TYPE_CHECKING:
+    from fedsim.configuration.tables import Experiment
     from fedsim.running.result import Result
     from fedsim.running.sweep import Outcome
 
@@ -83,6 +84,8 @@ def _number(name: str, value: float) -> str:
 
 def sweep_table(outcomes: Sequence[Outcome]) -> Table:
     """Lay out a sweep: a line for the seeds of a combination, with mean and sample deviation of their final values."""
+    from fedsim.reports.comparison import ONE_TEST_SET
+
     said = _said(name for outcome in outcomes for name in outcome.summary)
     names = [name for name in said if not name.startswith("client")]  # four would be too wide
     table = Table(show_edge=False)
@@ -97,7 +100,14 @@ def sweep_table(outcomes: Sequence[Outcome]) -> Table:
         table.add_row(Text(printable("/".join(group.parts[-2:]))), seeds, *map(_cell, cells))
     if len({outcome.point.folder.parent for outcome in outcomes}) < len(outcomes):
         table.caption = "±: one sample standard deviation over the seeds"
+        if any(shares_test_set(outcome.point.experiment) for outcome in outcomes):
+            table.caption += f"\n{ONE_TEST_SET}"
     return table
+
+
+def shares_test_set(experiment: Experiment) -> bool:
+    """Whether runs of an experiment under several seeds are judged on the same test examples."""
+    return getattr(experiment.problem, "split", None) == "fixed"
 
 
 def _cell(values: Sequence[float | None]) -> str:

@@ -7,13 +7,14 @@ PDF or SVG by its name; a `Picture` is one in memory.
 
 from fedsim.plots.curves import Along, axes_of, compare_curves, curves, measured
 from fedsim.plots.histograms import histograms
-from fedsim.plots.labels import label_distribution
+from fedsim.plots.labels import Dealt, label_distribution
 from fedsim.plots.picture import Picture
 from fedsim.plots.style import format_of
 from fedsim.plots.timeline import timeline, timelines
 
 __all__ = [
     "Along",
+    "Dealt",
     "Picture",
     "axes_of",
     "compare_curves",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.plots.style import BRIGHT, INK, MUTED, plain, save
+from fedsim.plots.style import BRIGHT, INK, MUTED, plain, save, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,36 +26,49 @@ BINS = 5
 Line = NDArray[np.float64]
 
 
-def label_distribution(
-    labels: NDArray[Any], offset: NDArray[Any], order: NDArray[Any], num_classes: int | None, path: Path
-) -> None:
+@dataclass(frozen=True, eq=False)
+class Dealt:
+    """Examples as they are dealt to clients.
+
+    labels: [n], numbers of the `classes`, or real targets where there are no classes, which are shown in quantile bins.
+    Client c has the examples order[offset[c]:offset[c + 1]]; offset: [C + 1]. clients: what they are called; None: by
+    their numbers.
+    """
+
+    labels: NDArray[Any]
+    offset: NDArray[Any]
+    order: NDArray[Any]
+    classes: Sequence[str] = ()
+    clients: Sequence[str] | None = None
+
+
+def label_distribution(dealt: Dealt, path: Path) -> None:
     """Draw which labels each client has, and how many examples, into `path`.
 
-    labels: [n], classes 0 .. num_classes-1, or real targets (num_classes None), which are shown in
-    quantile bins. Client c has the examples order[offset[c]:offset[c + 1]]; offset: [C + 1]. Up to `BARS`
-    clients and ten classes are bars; more are a heat map, of at most `COLUMNS` clients evenly spaced by id.
-    StorageError: the picture cannot be written.
+    Up to `BARS` clients and ten classes are bars; more are a heat map, of at most `COLUMNS` clients evenly spaced by
+    id. StorageError: the picture cannot be written.
     """
+    offset, order, labels = dealt.offset, dealt.order, dealt.labels
     clients = len(offset) - 1
     shown = np.unique(np.linspace(0, clients - 1, min(clients, COLUMNS)).round().astype(np.int64))
-    if num_classes is None:
-        names, classes = _bins(np.asarray(labels, dtype=np.float64))
+    if dealt.classes:
+        names, classes = [short(str(name)) for name in dealt.classes], np.asarray(labels)
     else:
-        names, classes = [str(label) for label in range(num_classes)], np.asarray(labels)
+        names, classes = _bins(np.asarray(labels, dtype=np.float64))
     counts = np.zeros((len(shown), len(names)))
     for row, client in enumerate(shown):
         held = classes[order[offset[client] : offset[client + 1]]].astype(np.int64)
         counts[row] = np.bincount(held, minlength=len(names))
-    kind = "class" if num_classes is not None else "target"
+    kind = "class" if dealt.classes else "target"
     if clients <= BARS and len(names) <= len(MUTED):
-        figure = _bars(counts, names, kind)
+        figure = _bars(counts, names, kind, dealt.clients)
     else:
-        figure = _heat_map(counts, names, kind, clients)
+        figure = _heat_map(counts, names, kind, clients, dealt.clients)
     save(figure, path)
 
 
-def _bars(counts: Line, names: list[str], kind: str) -> Figure:
-    """Draw horizontal bars, one a client; counts: [clients, classes]."""
+def _bars(counts: Line, names: list[str], kind: str, called: Sequence[str] | None) -> Figure:
+    """Draw horizontal bars, one a client; counts: [clients, classes]. called: what the clients are called."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -76,15 +91,21 @@ def _bars(counts: Line, names: list[str], kind: str) -> Figure:
     axis.set_ylim(clients - 0.4, -0.6)
     axis.set_xlabel("examples", color=INK)
     axis.set_ylabel("client", color=INK)
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
+    if called is None:
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
+    else:
+        axis.set_yticks(np.arange(clients), [short(name) for name in called])
     axis.set_title(f"Labels of {clients:,} clients", loc="left", fontsize=11, color=INK)
     plain(axis, grid="x")
     figure.legend(loc="outside right upper", title=kind, frameon=False, fontsize=9, title_fontsize=9, labelcolor=INK)
     return figure
 
 
-def _heat_map(counts: Line, names: list[str], kind: str, clients: int) -> Figure:
-    """Draw a column a client, its shares above and its size below; counts: [shown, classes]."""
+def _heat_map(counts: Line, names: list[str], kind: str, clients: int, called: Sequence[str] | None) -> Figure:
+    """Draw a column a client, its shares above and its size below; counts: [shown, classes].
+
+    called: what the clients are called, which is shown of few.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -119,8 +140,11 @@ def _heat_map(counts: Line, names: list[str], kind: str, clients: int) -> Figure
     below.set_ylim(bottom=0)
     below.set_ylabel("examples", color=INK)
     below.set_xlabel("client", color=INK)
-    below.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
-    below.xaxis.set_major_formatter("{x:,.0f}")
+    if called is not None and clients <= BARS:
+        below.set_xticks(np.arange(clients), [short(name) for name in called], rotation=90)
+    else:
+        below.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
+        below.xaxis.set_major_formatter("{x:,.0f}")
     plain(above, grid=None)
     plain(below, grid="y")
     return figure

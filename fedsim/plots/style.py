@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, one_line
 from fedsim.core.files import write_whole
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ METADATA: Mapping[str, Any] = {"png": None, "pdf": {"CreationDate": None}, "svg"
 """The formats of pictures, and what a file is not to say of itself: when it was written."""
 LETTERS = 11
 """An inch takes so many of them, in the size of a legend."""
+NAMED = 24
+"""Of the name of a client or class so many letters are shown."""
 
 
 def plain(axis: Axes, *, grid: Literal["both", "x", "y"] | None) -> None:
@@ -106,3 +108,9 @@ def save(figure: Figure, place: Path | BytesIO) -> None:
         figure.savefig(drawn, format=kind, dpi=150, facecolor="white", metadata=METADATA[kind])
     if isinstance(place, Path):
         write_whole(place, drawn.getvalue())
+
+
+def short(name: str) -> str:
+    """The name of a client or class as it is drawn, or its beginning where there is no room for all of it."""
+    line = one_line(name)
+    return written(line if len(line) <= NAMED else f"{line[: NAMED - 3]}...")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fedsim.plots.style import INK, plain, save, whole_step, written
+from fedsim.plots.style import INK, plain, save, short, whole_step, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,7 +133,11 @@ def _draw_run(
     axis.set_title(", ".join(title), loc="left", fontsize=10, color=INK)
     axis.set_ylim(clients - 0.4, -0.6)
     axis.set_ylabel("client", color=INK)
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=(1, 2, 5, 10)))
+    if "clients" in trace:
+        names = [short(name) for name in trace["clients"][:clients]]
+        axis.set_yticks(range(len(names)), names)
+    else:
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=(1, 2, 5, 10)))
     plain(axis, grid=None)
     return entries
 

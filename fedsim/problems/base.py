@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -195,6 +195,11 @@ class Problem(ProblemView, Protocol):
 
     def attacked_measures(self, trial: Trial) -> list[str]:
         """The names that `attacked` gives. InputError: this cannot be attacked so."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """What the clients are called, where the data say so; None: by their numbers."""
         ...
 
     def labels(self) -> np.ndarray | None:

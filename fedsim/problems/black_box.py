@@ -186,6 +186,8 @@ class BlackBox:
         """Refuse, as `attacked` does."""
         return list(self.attacked(self._start, trial))
 
+    names = None
+
     def labels(self) -> None:
         """There are no labels."""
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.core.data_files import DataFolder
+from fedsim.core.errors import InputError
 from fedsim.core.options import options
-from fedsim.core.plugins import HasPlugins
+from fedsim.core.plugins import HasPlugins, kind_of
 from fedsim.core.streams import Streams
 from fedsim.nets.dropout import prepare
 from fedsim.nets.footprint import footprint
@@ -70,10 +73,15 @@ class SupervisedOptions(HasPlugins):
     start: str | None = None
     """A file with a state dict to start from (.safetensors, .pt). Not given: the model starts as it is made."""
 
+    split: Literal["fixed", "seed"] = "fixed"
+    """Where a test set is drawn from all examples: fixed, by the data set's split_seed, one for all seeds of a run; or
+    by the run's own seed, so that what differs between seeds has the choice of the test set in it, too.
+    """
+
     def build(self, setting: Setting) -> Supervised:
         """The data, dealt to clients, and the model, on its device."""
         streams = Streams(setting.seed)
-        dataset: Dataset = self.made["dataset"].load(setting.folder)
+        dataset = self._loaded(setting.folder, streams)
         seed = streams.derive("partition")
         partition = cached_partition(setting.partition, dataset, seed)
         if setting.partition.noise:
@@ -92,6 +100,22 @@ class SupervisedOptions(HasPlugins):
         if self.start is not None:
             problem.start_from(load_start(Path(self.start)))
         return problem
+
+    def _loaded(self, folder: DataFolder, streams: Streams) -> Dataset:
+        """The data set, its test set drawn as `split` says."""
+        loader = self.made["dataset"]
+        if self.split == "seed":
+            kind = kind_of("datasets", loader)
+            if not hasattr(loader, "split_seed"):
+                raise InputError("problem.split", self.split, f"{kind} draws no test set; remove it")
+            if loader.split_seed:
+                remedy = f"the test set cannot follow split_seed = {loader.split_seed}, too; remove one of them"
+                raise InputError("problem.split", self.split, remedy)
+            loader = replace(loader, split_seed=streams.derive("split") >> 1)  # 63 bits, as whole numbers of TOML have
+        dataset: Dataset = loader.load(folder)
+        if self.split == "seed" and not dataset.drawn:
+            raise InputError("problem.split", self.split, f"{dataset.name} has a test set of its own; remove it")
+        return dataset
 
 
 class Supervised:
@@ -181,7 +205,21 @@ class Supervised:
 
         if params is None:
             data, split = self.dataset, self.partition
-            plots.label_distribution(data.y, split.offset, split.order, data.num_classes or None, place(PARTITION))
+            kinds = data.told.get("classes") or [str(label) for label in range(data.num_classes)]
+            dealt = plots.Dealt(data.y, split.offset, split.order, kinds, self.names)
+            plots.label_distribution(dealt, place(PARTITION))
+
+    @cached_property
+    def names(self) -> list[str] | None:
+        """What the clients are called, where each is one of the owners that the data set names."""
+        owner, known = self.dataset.owner, self.dataset.told.get("owners")
+        if owner is None or not known:
+            return None
+        owners, begin = owner[self.partition.order], self.partition.offset[:-1]
+        lowest, highest = np.minimum.reduceat(owners, begin), np.maximum.reduceat(owners, begin)
+        if (lowest != highest).any() or len(np.unique(lowest)) < len(lowest):
+            return None
+        return [str(known[code]) for code in lowest]
 
     def labels(self) -> np.ndarray:
         """The mean label of each client's examples, [N]."""

@@ -39,6 +39,10 @@ DEPTH = 3
 """How deep below a given folder runs are looked for: runs/sweep-<n>/<name>/<options>/seed-<k>."""
 
 
+ONE_TEST_SET = 'all seeds share one test set; problem.split = "seed" draws one for each, where it is drawn'
+"""What is said where the spread over seeds has nothing of the choice of the test set in it."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Groups of runs, in the order in which they were named.
@@ -78,6 +82,12 @@ class Comparison:
             if label not in WHERE_ANY or any(spread.values)
         )
         return tuple(sorted(labels, key=_rank))
+
+    @property
+    def one_test_set(self) -> bool:
+        """Whether there are seeds that are all judged on the same test examples."""
+        runs = [group.runs[0].config for group in self.groups if len(group.runs) > 1]
+        return any((run.get("problem.kind"), run.get("problem.split")) == ("supervised", "fixed") for run in runs)
 
     @cached_property
     def spent(self) -> dict[str, tuple[dict[str, Spread], ...]]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fedsim.core.terminal import printable
 from fedsim.reports.cells import cell, cell_spent, seeds
-from fedsim.reports.comparison import Comparison
+from fedsim.reports.comparison import ONE_TEST_SET, Comparison
 
 WIDEST = 22
 """Letters after which the name of a group and the value of an option go on in the next line."""
@@ -82,8 +82,10 @@ def _table(comparison: Comparison, shown: range) -> Table:
 
 
 def _caption(comparison: Comparison) -> str | None:
-    """Say what the signs in the table mean."""
-    several = any(len(group.runs) > 1 for group in comparison.groups)
-    if several and comparison.targets:
-        return "±: one sample standard deviation over the seeds; n = k of m: over the k of m runs that came to it"
-    return "±: one sample standard deviation over the seeds" if several else None
+    """Say what the signs in the table mean, and what is not in them."""
+    if all(len(group.runs) == 1 for group in comparison.groups):
+        return None
+    said = "±: one sample standard deviation over the seeds"
+    if comparison.targets:
+        said += "; n = k of m: over the k of m runs that came to it"
+    return f"{said}\n{ONE_TEST_SET}" if comparison.one_test_set else said

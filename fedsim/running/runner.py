@@ -20,6 +20,7 @@ from fedsim.configuration.tables import experiment as checked
 from fedsim.core.blame import is_theirs
 from fedsim.core.errors import DivergedError, FedsimError, InputError, StalledError, warn
 from fedsim.core.files import GoneError, StorageError, write_whole
+from fedsim.core.machine import processor
 from fedsim.core.plugins import DISTRIBUTION
 from fedsim.parallel.arithmetic import arithmetic, hold_pinned
 from fedsim.plots import curves
@@ -223,6 +224,8 @@ def drive(
             keeper.last()
     ended = simulation.parts.engine
     trace = ended.trace.summary((problem.sizes.double() / problem.sizes.sum()).tolist(), ended.now)
+    if problem.names is not None:
+        trace["clients"] = list(problem.names)
     summary = summarise(rows, status, reason) | simulation.counts
     summary |= {name: trace[name] for name in ("lost_weight", "faults", "skipped", "failures") if name in trace}
     params = simulation.state.params
@@ -258,7 +261,7 @@ def _notes(experiment: Experiment, simulation: Simulation, problem: Problem) -> 
     """What was decided when the run began, for its config.toml."""
     return {
         "resolved": simulation.parts.engine.describe()
-        | {"parameters": problem.dimension, "data_dir": str(experiment.data_dir or "")},
+        | {"parameters": problem.dimension, "data_dir": str(experiment.data_dir or ""), "processor": processor()},
         "versions": {"python": platform.python_version(), **versions()},
         "arithmetic": arithmetic(),
     }

@@ -74,6 +74,8 @@ class _Trace(BaseModel):
     until: Moment
     timeline_clients: Count
     timeline: list[_Work]
+    clients: list[str] = []
+    """What clients are called, where the data say so."""
 
 
 class StoredRun:

@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -46,6 +47,7 @@ def test_a_run_leaves_the_whole_folder(monkeypatch, capsys, tmp_path):
     config = tomllib.loads((out / "config.toml").read_text())
     assert (config["seed"], config["rounds"], config["client"]["epochs"]) == (3, 2, 1)
     assert config["resolved"]["executor"] == "stacked"
+    assert config["resolved"]["processor"].endswith(f", {os.cpu_count()} cores")
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [1, 2]
     # 10 clients, 64 x 64 + 64 + 64 x 10 + 10 = 4810 parameters of 4 bytes, each way.
@@ -68,9 +70,13 @@ def test_seeds_make_a_group_that_compare_reads(monkeypatch, capsys, tmp_path):
     group, picture = tmp_path / "group", tmp_path / "both.png"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--seeds", "0-1", "--out", str(group)) == 0
     assert sorted(path.name for path in group.iterdir()) == ["seed-0", "seed-1"]
+    note = 'all seeds share one test set; problem.split = "seed" draws one for each'
+    assert note in capsys.readouterr().out
     assert call(monkeypatch, "compare", str(group), "--out", str(picture)) == 0
     assert picture.stat().st_size > 10_000
-    assert "±" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "±" in said
+    assert note in said
 
 
 def test_list_names_every_group(monkeypatch, capsys):
@@ -324,9 +330,13 @@ def test_a_sweep_with_a_failed_point_ends_with_1(monkeypatch, capsys, tmp_path):
     assert "1 finished, 1 failed" in said
 
 
+SPLIT_BY_SEED: Any = SimpleNamespace(problem=SimpleNamespace(split="seed"))
+"""An experiment whose seeds have test sets of their own."""
+
+
 def outcome(combination: str, seed: int, status: str, **summary: object) -> Outcome:
     folder = Path("all", "digits", combination, f"seed-{seed}")
-    return Outcome(Point(None, folder), status, "the reason", {"wall": 2.0, **summary} if summary else {})
+    return Outcome(Point(SPLIT_BY_SEED, folder), status, "the reason", {"wall": 2.0, **summary} if summary else {})
 
 
 def test_the_table_of_a_sweep_has_mean_and_deviation():

@@ -307,10 +307,14 @@ def test_the_whole_legend_is_in_the_picture(tmp_path, figures, groups, length):
 def test_few_clients_are_bars_whose_lengths_are_counts(tmp_path, figures):
     labels = np.array([0, 1, 1, 2, 2, 2])
     # Client 0 has examples 5, 0, 1 (labels 2, 0, 1); client 1 nothing; client 2 examples 2, 3 (labels 1, 2).
-    plots.label_distribution(labels, np.array([0, 3, 3, 5]), np.array([5, 0, 1, 2, 3]), 3, tmp_path / "p.png")
+    called = ["a hospital", "$b", "c" * 30]
+    dealt = plots.Dealt(labels, np.array([0, 3, 3, 5]), np.array([5, 0, 1, 2, 3]), "012", called)
+    plots.label_distribution(dealt, tmp_path / "p.png")
     assert_is_picture(tmp_path / "p.png")
     widths = [[bar.get_width() for bar in bars] for bars in figures[0].axes[0].containers]
     assert widths == [[1, 0, 0], [1, 0, 1], [1, 0, 1]]  # by class, then by client
+    shown = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
+    assert shown == ["a hospital", r"\$b", f"{'c' * 21}..."]
 
 
 def test_many_clients_are_a_heat_map_of_shares(tmp_path, figures):
@@ -318,9 +322,8 @@ def test_many_clients_are_a_heat_map_of_shares(tmp_path, figures):
     sizes = np.arange(1, 101)
     sizes[7] = 0
     labels = np.repeat(np.arange(100) % 4, sizes)
-    plots.label_distribution(
-        labels, np.concatenate(([0], np.cumsum(sizes))), np.arange(len(labels)), 4, tmp_path / "p.png"
-    )
+    dealt = plots.Dealt(labels, np.concatenate(([0], np.cumsum(sizes))), np.arange(len(labels)), "0123")
+    plots.label_distribution(dealt, tmp_path / "p.png")
     assert_is_picture(tmp_path / "p.png")
     above, below = figures[0].axes[:2]
     expected = np.eye(4)[np.arange(100) % 4].T
@@ -333,7 +336,8 @@ def test_many_clients_are_a_heat_map_of_shares(tmp_path, figures):
 def test_a_hundred_thousand_clients_are_sampled_and_the_title_says_so(tmp_path, figures):
     clients = 100_000
     labels = np.repeat(np.arange(clients) % 10, 3)
-    plots.label_distribution(labels, np.arange(clients + 1) * 3, np.arange(3 * clients), 10, tmp_path / "p.png")
+    dealt = plots.Dealt(labels, np.arange(clients + 1) * 3, np.arange(3 * clients), "0123456789")
+    plots.label_distribution(dealt, tmp_path / "p.png")
     assert_is_picture(tmp_path / "p.png")
     above = figures[0].axes[0]
     assert above.get_title(loc="left") == "Labels of 100,000 clients: a sample of 500, evenly spaced by id"
@@ -342,14 +346,17 @@ def test_a_hundred_thousand_clients_are_sampled_and_the_title_says_so(tmp_path, 
 
 
 def test_many_classes_are_a_heat_map_even_for_few_clients(tmp_path, figures):
-    plots.label_distribution(np.arange(62), np.array([0, 31, 62]), np.arange(62), 62, tmp_path / "p.png")
+    classes = [str(number) for number in range(62)]
+    dealt = plots.Dealt(np.arange(62), np.array([0, 31, 62]), np.arange(62), classes, ["Cleveland", "Zurich"])
+    plots.label_distribution(dealt, tmp_path / "p.png")
     assert_is_picture(tmp_path / "p.png")
     assert figures[0].axes[0].images[0].get_array().shape == (62, 2)
+    assert [label.get_text() for label in figures[0].axes[1].get_xticklabels()] == ["Cleveland", "Zurich"]
 
 
 def test_real_targets_are_shown_in_quantile_bins(tmp_path, figures):
     targets = np.linspace(0.0, 100.0, 101)
-    plots.label_distribution(targets, np.array([0, 50, 101]), np.arange(101), None, tmp_path / "p.png")
+    plots.label_distribution(plots.Dealt(targets, np.array([0, 50, 101]), np.arange(101)), tmp_path / "p.png")
     assert_is_picture(tmp_path / "p.png")
     (legend,) = figures[0].legends
     bins = [text.get_text() for text in legend.get_texts()]
@@ -362,7 +369,7 @@ def test_real_targets_are_shown_in_quantile_bins(tmp_path, figures):
 
 @pytest.mark.parametrize("targets", [np.full(6, 3.5), np.array([0.0, 0, 0, 0, 0, 9])])
 def test_targets_that_repeat_make_fewer_bins(tmp_path, targets):
-    plots.label_distribution(targets, np.array([0, 3, 6]), np.arange(6), None, tmp_path / "p.png")
+    plots.label_distribution(plots.Dealt(targets, np.array([0, 3, 6]), np.arange(6)), tmp_path / "p.png")
     assert_is_picture(tmp_path / "p.png")
 
 

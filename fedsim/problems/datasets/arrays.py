@@ -99,6 +99,7 @@ class NPZ:
             owners[test] if owners is not None and owned else None,
             vocabulary=int(x.max(initial=0)) + 1 if self.tokens else 0,
             told={"arrays": names, "features": told, "classes": classes, "owners": owner_names},
+            drawn=len(names["x"]) == 1,
         )
 
     def _names(self, arrays: dict[str, Array], path: Path) -> dict[str, list[str]]:

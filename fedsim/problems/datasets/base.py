@@ -30,6 +30,7 @@ class Dataset:
     owner, owner_test: int64 [n] and [m], the natural client of each example, 0 .. clients-1; or None.
     vocabulary: the number of token symbols, 0 when x is not a sequence of tokens.
     told: what else a run folder says of it: names, and what was done to the features.
+    drawn: whether the test examples were drawn from all, by the data set's `split_seed`.
     Raises InputError when the arrays do not fit each other.
     """
 
@@ -43,6 +44,7 @@ class Dataset:
     owner_test: Indices | None = None
     vocabulary: int = 0
     told: Mapping[str, Any] = field(default_factory=dict)
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         for x, y, owner, kind in (
@@ -117,6 +119,7 @@ def split_dataset(
         None if owner is None else owner[test],
         vocabulary,
         told or {},
+        drawn=True,
     )
 
 

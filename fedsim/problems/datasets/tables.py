@@ -166,6 +166,7 @@ class CSV:
             None if owner is None else owner[train],
             owner_test,
             told={"features": told, "classes": classes, "owners": owners},
+            drawn=self.test_path is None,
         )
 
     def _column(self, option: str, wanted: str | int, cells: Cells) -> int:
