@@ -52,7 +52,9 @@ class Chooses(Uniform):
         return self.returns if self.method == "candidates" else None
 
     def choose(self, state: Any, turn: Any, scores: Any) -> Any:
-        return self.returns if self.method == "choose" else super().choose(state, turn, scores)
+        if self.method != "choose":
+            return super().choose(state, turn, scores)
+        return self.returns() if callable(self.returns) else self.returns
 
     def select(self, state: Any, turn: Any, scores: Any) -> Any:
         if self.method == "ids":
@@ -79,7 +81,7 @@ class Chooses(Uniform):
         ("select", None, "select returns None"),
         ("select", (IDS, None), "select returns None, not a state"),
         ("choose", [0, 1, 2, 3], "choose returns a list, not an array of ids"),
-        ("choose", np.arange(4.0), "choose returns an array of float64"),
+        ("choose", lambda: np.arange(4.0), "choose returns an array of float64"),
         ("candidates", torch.tensor([2, 2]), "it asks for the loss of client 2 twice"),
         ("candidates", [1], "it asks for the loss of a list"),
         ("start", None, "start returns None, not a state: a dict of tensors"),
