@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.colors
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from traces import ended
+from traces import after, ended, every, everybody, schedule
 
 from fedsim import plots
+from fedsim.core.errors import InputError
+from fedsim.core.files import StorageError
 
 
 @pytest.fixture
@@ -532,6 +536,127 @@ def test_the_versions_of_a_timeline_share_colours_in_equal_steps(tmp_path, figur
     assert axis.get_title(loc="left") == "the first part, up to 7.5 s"
     assert len(axis.patches) == 8
     assert [label.get_text() for label in bar.get_yticklabels()] == [str(n) for n in range(8)]
+    works = [work(0, n, n / 4, n / 4 + 0.1, (n + 1) / 4) for n in range(29)] + [work(0, 29, 7.25, 9.25, 9.5)]
+    assert plots.timeline(trace(timeline=works, participation=[30]), tmp_path / "t.png")
+    axis, bar = figures[1].axes
+    assert [label.get_text() for label in bar.get_yticklabels()] == ["0–4", "5–9", "10–14", "15–19", "20–24", "25–29"]
+    colours = [patch.get_facecolor() for patch in sorted(axis.patches, key=lambda patch: patch.get_x())]
+    assert [len(set(colours[first : first + 5])) for first in range(0, 30, 5)] == [1] * 6
+    assert len(set(colours)) == 6
+
+
+def test_a_timeline_ends_where_a_client_has_too_many_bars(tmp_path, figures):
+    # Client 0 needs 0.1 s: its 76th order starts at 7.5 s, before 15 times client 1's 1 s.
+    quick = [work(0, n, n / 10, (n + 1) / 10, (n + 1) / 10) for n in range(100)]
+    slow = [work(1, 10 * n, float(n), n + 1.0, n + 1.0, "late") for n in range(10)]
+    assert plots.timeline(trace(timeline=[*quick, *slow], participation=[100, 10]), tmp_path / "t.png")
+    axis = figures[0].axes[0]
+    assert axis.get_xlim() == (0, 7.5)
+    assert axis.get_title(loc="left") == "the first part, up to 7.5 s"
+    assert len(bars(axis)) == 75 + 8
+    assert len(strokes(axis)[1]) == 75
+
+
+def test_a_timeline_begins_with_the_first_work(tmp_path, figures):
+    # Nobody is there before 100 s; work of 1 s fits 15 times until 115 s, before the second run begins.
+    early = [work(0, n, 100.0 + 2 * n, 101.0 + 2 * n, 102.0 + 2 * n) for n in range(10)]
+    late = [work(0, 0, 200.0, 201.0, 201.0)]
+    traces = {"early": trace(timeline=early), "late": trace(timeline=late)}
+    assert plots.timelines(traces, tmp_path / "t.png")
+    assert_is_picture(tmp_path / "t.png")
+    first, second = figures[0].axes[:2]
+    assert first.get_xlim() == second.get_xlim() == (100, 115)
+    assert [axis.get_title(loc="left") for axis in (first, second)] == [
+        "early, the first part, up to 115 s",
+        "late, the first part, up to 115 s",
+    ]
+    assert (len(first.patches), len(second.patches)) == (8, 0)
+
+
+def test_timelines_share_their_time_and_say_what_is_left_out(tmp_path, figures):
+    taus = [1.0 - 0.8 * client / 19 for client in range(20)]
+    kinds = {"fedavg": everybody, "fedfix": every(0.5), "fedbuff": after(5), "async": after(1), "more": every(1.0)}
+    runs = {name: schedule(taus, closing, 12.0) for name, closing in kinds.items()}
+    assert plots.timelines({name: trace for name, (_, trace) in runs.items()}, tmp_path / "t.png")
+    assert_is_picture(tmp_path / "t.png")
+    panels = figures[0].axes[:4]
+    assert {axis.get_xlim() for axis in panels} == {(0, 12)}
+    assert [axis.get_title(loc="left").partition(",")[0] for axis in panels] == ["fedavg", "fedfix", "fedbuff", "async"]
+    assert figures[0].get_suptitle() == "the first 4 of 5 groups"
+    # FedAvg closes at 1, 2, .. 12 s, FedFix every half second; asynchronous windows are too many for lines.
+    assert [strokes(axis)[1] for axis in panels[:2]] == [set(range(1, 13)), {n / 2 for n in range(1, 25)}]
+    assert "moments at which work was taken are not drawn" in panels[3].get_title(loc="left")
+    assert strokes(panels[3])[1] == set()
+
+
+def test_a_picture_that_cannot_be_written_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError, match="cannot write"):
+        plots.curves([row(1, train_loss=1.0)], tmp_path / "absent" / "curves.png")
+
+
+def test_importing_the_module_does_not_import_matplotlib():
+    code = "import sys, fedsim.reports.comparison; sys.exit('matplotlib' in sys.modules or 'rich' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_drawing_does_not_import_pyplot(tmp_path):
+    code = "import sys, pathlib; from fedsim.plots import curves; "
+    code += "curves([dict(round=1, train_loss=1.0)], pathlib.Path(sys.argv[1])); "
+    code += "sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "c.png"], check=False).returncode == 0
+
+
+def test_a_round_that_was_judged_twice_is_one_point(tmp_path):
+    """Looks at 1, 2 and 3 s fall into rounds 1, 1 and 2 of one run, and into 1, 2 and 2 of the other."""
+    groups = {
+        name: [[{"round": r, "time": float(t), "test_loss": 1.0 / t} for t, r in enumerate(rounds, start=1)]]
+        for name, rounds in {"slow": (1, 1, 2), "fast": (1, 2, 2)}.items()
+    }
+    assert plots.compare_curves(groups, tmp_path / "both.png")
+    assert (tmp_path / "both.png").stat().st_size > 0
+
+
+def test_seeds_that_were_judged_in_different_rounds_keep_all_their_points(tmp_path, figures):
+    """Rounds 1, 3, 5 and 2, 3, 6: from round 2 to 5 each seed has what it had last."""
+    seeds = [[row(n, test_loss=float(n)) for n in rounds] for rounds in ((1, 3, 5), (2, 3, 6))]
+    assert plots.compare_curves({"two": seeds}, tmp_path / "compare.png")
+    # At 2: (1 + 2) / 2; at 3: 3; at 5: (5 + 3) / 2.
+    np.testing.assert_allclose(figures[0].axes[0].lines[0].get_xydata(), [(2, 1.5), (3, 3.0), (5, 4.0)])
+
+
+# Files.
+
+
+@pytest.mark.parametrize(
+    ("suffix", "begin"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml"), (".PDF", b"%PDF")]
+)
+def test_a_picture_has_the_format_of_its_name_and_the_same_bytes_every_time(tmp_path, monkeypatch, suffix, begin):
+    rows = [row(1, train_loss=2.0), row(2, train_loss=1.0)]
+    for number, now in enumerate(("0", "1000000000")):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", now)  # what matplotlib takes for the date of a PDF or an SVG
+        assert plots.curves(rows, tmp_path / f"{number}{suffix}")
+    first, second = ((tmp_path / f"{number}{suffix}").read_bytes() for number in range(2))
+    assert first == second
+    assert first.startswith(begin)
+    picture = plots.Picture(lambda place: plots.curves(rows, place))
+    picture.save(tmp_path / f"saved{suffix}")
+    assert (tmp_path / f"saved{suffix}").read_bytes() == first
+
+
+@pytest.mark.parametrize("name", ["a", "a.jpg", "a.png.gz", ".png"])
+def test_a_picture_with_another_name_is_refused(tmp_path, name):
+    rows = [row(1, train_loss=2.0), row(2, train_loss=1.0)]
+    for draw in (lambda path: plots.curves(rows, path), plots.Picture(lambda place: plots.curves(rows, place)).save):
+        with pytest.raises(InputError, match=r"ends in \.png, \.pdf, \.svg"):
+            draw(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_are_no_formulas(tmp_path, figures):
+    """Between two $ matplotlib reads TeX, and fails where it is none."""
+    rows = [row(1, **{"x$\\no$_loss": 2.0}), row(2, **{"x$\\no$_loss": 1.0})]
+    assert plots.compare_curves({"a$\\b$c": [rows], "d$": [rows]}, tmp_path / "c.png")
+    assert plots.curves(rows, tmp_path / "d.png")
     late = work(0, 0, 0.0, 1.0, 3.0)
     assert plots.timelines({"a$\\b$c": trace(timeline=[late], participation=[1, 1])}, tmp_path / "t.png")
     assert figures[-1].axes[0].get_title(loc="left") == r"a\$\b\$c"
