@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsim.core.errors import FedsimError
+from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.terminal import tell
 
 if TYPE_CHECKING:
@@ -78,10 +79,14 @@ def run(
                 real_time=real_time,
                 call_limit=call_limit,
             )
-    except (FedsimError, SystemExit) as error:  # whose notes nobody else prints
-        for note in getattr(error, "__notes__", []):
-            tell(note, "stderr")
+    except InputError:
         raise
+    except FedsimError as error:
+        tell("\n".join((f"fedsim: {error}", *getattr(error, "__notes__", ()))), "stderr")
+        raise typer.Exit(1) from error
+    except (Exception, SystemExit) as error:  # whose author needs all of it
+        tell(traceback.format_exc(), "stderr")
+        raise typer.Exit(1) from error
     tell("\n".join(summary(result, number)))
     if result.failed:
         raise typer.Exit(1)
