@@ -64,7 +64,7 @@ class CalFAT(Defence):
             if self.attack_loss == "kl":
                 clean = torch.log_softmax(attacked.outputs(batch.x) + own, dim=-1)
                 away = Calibrated(Divergence(clean), own)
-            found = self.attacked_by.perturb(attacked, batch.x, batch.y, away, factor)
+            found = self.perturbed(attacked, batch.x, batch.y, away, factor)
             return replace(batch, x=found, loss=trained)
 
         return arm

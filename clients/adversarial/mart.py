@@ -32,7 +32,7 @@ class Mart(Defence):
         loss = Boosted(self.regularisation)
 
         def arm(rows: Stack, batch: Batch) -> Batch:
-            found = self.attacked_by.perturb(victim(cohort, rows, batch), batch.x, batch.y, factor=factor)
+            found = self.perturbed(victim(cohort, rows, batch), batch.x, batch.y, factor=factor)
             return clean_and_attacked(batch, found, loss)
 
         return arm

@@ -39,14 +39,14 @@ class Standard(Defence):
         def arm(rows: Stack, batch: Batch) -> Batch:
             attacked = victim(cohort, rows, batch)
             if self.mix == 1.0:
-                return replace(batch, x=self.attacked_by.perturb(attacked, batch.x, batch.y, factor=factor))
+                return replace(batch, x=self.perturbed(attacked, batch.x, batch.y, factor=factor))
             # Of the batch's width, not of what the widest client has: other widths have other last bits. Nor one row.
             width = round(self.mix * batch.y.shape[1])
             if width == 0:
                 return batch
             row, place, taken = self._drawn(batch, max(width, min(2, batch.y.shape[1])))
             own = batch.x[row, place]
-            found = self.attacked_by.perturb(attacked, own, batch.y[row, place], factor=factor)
+            found = self.perturbed(attacked, own, batch.y[row, place], factor=factor)
             x = batch.x.clone()
             x[row, place] = torch.where(taken.view(*taken.shape, *(1,) * (x.dim() - 2)), found, own)
             return replace(batch, x=x)

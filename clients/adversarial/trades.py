@@ -56,7 +56,7 @@ class Trades(Defence):
         def arm(rows: Stack, batch: Batch) -> Batch:
             attacked = victim(cohort, rows, batch)
             away = Divergence(torch.log_softmax(attacked.outputs(batch.x), dim=-1))
-            return clean_and_attacked(batch, self.attacked_by.perturb(attacked, batch.x, batch.y, away, factor), loss)
+            return clean_and_attacked(batch, self.perturbed(attacked, batch.x, batch.y, away, factor), loss)
 
         return arm
 

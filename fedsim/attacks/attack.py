@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fedsim.core.streams import Streams
+from fedsim.exchange.messages import broken, shown
 from fedsim.nets.dropout import Draw
 from fedsim.nets.losses import Loss
 from fedsim.nets.network import Network
@@ -151,3 +152,10 @@ class Attack(Protocol):
     ) -> Iterator[Tensor]:
         """Inputs on the way, of one start: where the attack begins, and after each of its steps."""
         ...
+
+
+def perturbed(attack: Attack, given: Any, x: Tensor) -> Tensor:
+    """What an attack has made of inputs x [k, B, ...]. BrokenPromiseError: something that cannot stand for them."""
+    if not isinstance(given, Tensor) or given.shape != x.shape or given.dtype != x.dtype:
+        raise broken("attack", "attacks", attack, f"perturb makes {shown(given)} of {shown(x)}")
+    return given

@@ -11,11 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from fedsim.attacks.attack import Attack, ClientDraws, Victim
+from torch import Tensor
+
+from fedsim.attacks.attack import Attack, ClientDraws, Victim, perturbed
 from fedsim.core.options import NonNegativeInt, options
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.schedules import Constant, Growth
 from fedsim.engine.cohort import Cohort
+from fedsim.nets.losses import Loss
 from fedsim.nets.network import Batch
 from fedsim.nets.stack import Stack
 
@@ -50,6 +53,12 @@ class Defence(HasPlugins, ABC):
         """The attack."""
         attack: Attack = self.made["attack"]
         return attack
+
+    def perturbed(
+        self, attacked: Victim, x: Tensor, targets: Tensor, loss: Loss | None = None, factor: float = 1.0
+    ) -> Tensor:
+        """Inputs x [k, B, ...] as the attack leaves them: see `Attack.perturb`."""
+        return perturbed(self.attacked_by, self.attacked_by.perturb(attacked, x, targets, loss, factor), x)
 
     def factor(self, round: int) -> float:  # noqa: A002
         """Of epsilon in a round; 0: no attack."""

@@ -330,21 +330,39 @@ def _check_pair(checked: Experiment) -> None:
     """Refuse a strategy and a client that do not speak of the same things."""
     strategy, client = checked.strategy, checked.client
     names = {part: kind_of(PLUGINS[part][0], getattr(checked, part)) for part in ("strategy", "client")}
-    understood = client.requires | client.accepts
-    for missing, words in (
-        (strategy.up - client.up, "which this client does not send back"),
-        (strategy.down - understood, "which this client does not understand"),
-        (client.requires - strategy.down, "which the strategy does not send"),
-    ):
-        if missing:
-            raise InputError(
-                "client.kind",
-                names["client"],
-                f"with strategy {names['strategy']} it must exchange {', '.join(sorted(missing))}, {words}",
-            )
+    fault = _misfit(strategy, client)
+    if fault is not None:
+        fitting = [name for name in plugins.names("clients") if _fits(strategy, name, client)]
+        advice = f"; take client.kind = {' or '.join(fitting)}" if fitting else ""
+        raise InputError("client.kind", names["client"], f"with strategy {names['strategy']} {fault}{advice}")
     Chain(checked.transforms).check(strategy.up, strategy.up)
     with naming("client"):
         client.check(strategy.down)
+
+
+def _misfit(strategy: Strategy, client: Client) -> str | None:
+    """What keeps a client from working for a strategy; None: nothing does."""
+    for missing, words in (
+        (strategy.up - client.up, "which this client does not send back"),
+        (strategy.down - (client.requires | client.accepts), "which this client does not understand"),
+        (client.requires - strategy.down, "which the strategy does not send"),
+    ):
+        if missing:
+            return f"it must exchange {', '.join(sorted(missing))}, {words}"
+    return None
+
+
+def _fits(strategy: Strategy, kind: str, client: Any) -> bool:
+    """Whether an installed client would work for a strategy, with this one's options or otherwise few."""
+    made = plugins.find("clients", kind, "client.kind")
+    known = {field.name for field in dataclasses.fields(made)}
+    like = {field.name: getattr(client, field.name) for field in dataclasses.fields(client) if field.name in known}
+    for given in (like, {}, {"steps": 1}):
+        try:
+            return _misfit(strategy, made(**given)) is None
+        except InputError:  # it needs others
+            continue
+    return False
 
 
 def _names(tables: Table) -> Iterator[str]:

@@ -149,6 +149,13 @@ def make(group: str, table: Any, option: str) -> Any:
     return made
 
 
+def hold_returned(option: str, group: str, plugin: Any, method: str, given: Any, wanted: type[Any]) -> None:
+    """Refuse (InputError) what a method of a plug-in has returned before a run, where it is something else."""
+    if not isinstance(given, wanted):
+        found = "nothing" if given is None else f"a {type(given).__name__}"
+        raise InputError(f"{option}.kind", kind_of(group, plugin), f"{method} returns {found}, not a {wanted.__name__}")
+
+
 def kind_of(group: str, plugin: Any) -> str:
     """What a table calls a plug-in: as that did from which it was made, or as one could.
 

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from fedsim.core.clock import SECOND, ticks
 from fedsim.core.options import LONGEST, PositiveFloat, Seconds, options, table_of
-from fedsim.core.plugins import HasPlugins
+from fedsim.core.plugins import HasPlugins, hold_returned
 from fedsim.core.streams import MASK, Streams
 from fedsim.devices.availability import Always, Presence
 from fedsim.devices.census import Census, Spread
@@ -105,6 +105,7 @@ class Fleet:
         self.counts_steps = devices.per == "step"
         self._devices, self._streams = devices, streams
         self._pace: Pace = devices.made["compute"].start(census, streams, data_dir)
+        hold_returned("devices.compute", "speeds", devices.made["compute"], "start", self._pace, Pace)
         self._presence: Presence | None = devices.made["availability"].start(self.population, streams, data_dir)
         self._links = self._bandwidths()
         once = bool((self._pace.count == 1).all())

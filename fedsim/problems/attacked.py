@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.attacks.attack import Attack, ExampleDraws, Victim
+from fedsim.attacks.attack import Attack, ExampleDraws, Victim, perturbed
 from fedsim.core.errors import InputError, naming
 from fedsim.core.streams import SERVER, Streams
 from fedsim.nets.network import PlainNetwork
@@ -85,7 +85,7 @@ def _outputs(network: PlainNetwork, y: Stack, size: int, attack: Attack, rows: R
     def outputs(numbers: Tensor) -> Tensor:
         x, targets = rows.x[numbers].unsqueeze(0), rows.y[numbers].unsqueeze(0)
         victim = Victim(network, y, network.loss, ExampleDraws(named, numbers))
-        return network.outputs(y, attack.perturb(victim, x, targets))[0]
+        return network.outputs(y, perturbed(attack, attack.perturb(victim, x, targets), x))[0]
 
     return torch.cat(spread(outputs, torch.split(rows.numbers, batch)))
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
-from fedsim.core.plugins import HasPlugins, kind_of
+from fedsim.core.plugins import HasPlugins, hold_returned, kind_of
 from fedsim.core.streams import Streams
 from fedsim.nets.dropout import prepare
 from fedsim.nets.footprint import footprint
@@ -113,6 +113,7 @@ class SupervisedOptions(HasPlugins):
                 raise InputError("problem.split", self.split, remedy)
             loader = replace(loader, split_seed=streams.derive("split") >> 1)  # 63 bits, as whole numbers of TOML have
         dataset: Dataset = loader.load(folder)
+        hold_returned("problem.dataset", "datasets", loader, "load", dataset, Dataset)
         if self.split == "seed" and not dataset.drawn:
             raise InputError("problem.split", self.split, f"{dataset.name} has a test set of its own; remove it")
         return dataset

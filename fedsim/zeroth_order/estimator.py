@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 from fedsim.core.streams import Index, Streams
 from fedsim.engine.cohort import Cohort, first
 from fedsim.engine.store import Shapes
+from fedsim.exchange.messages import broken, shown
 from fedsim.nets.network import Batch
 from fedsim.zeroth_order import directions
 
@@ -80,6 +81,19 @@ class Estimate(NamedTuple):
     gradient: Tensor
     value: Tensor
     memory: Memory
+
+
+def estimated(estimator: object, given: Any, x: Tensor) -> Estimate:
+    """What an estimator has returned for points x [k, d]. BrokenPromiseError: it is no estimate for them."""
+    if not isinstance(given, Estimate) or not isinstance(given.memory, Mapping):
+        fault = f"estimate returns {shown(given)}, not an Estimate whose memory has tensors by name"
+    elif not isinstance(given.gradient, Tensor) or given.gradient.shape != x.shape:
+        fault = f"its gradient at {shown(x)} is {shown(given.gradient)}"
+    elif not isinstance(given.value, Tensor) or given.value.shape != x.shape[:1]:
+        fault = f"its value at {shown(x)} is {shown(given.value)}; give one number a client"
+    else:
+        return given
+    raise broken("client.estimator", "estimators", estimator, fault)
 
 
 class Estimator(Protocol):

@@ -17,7 +17,7 @@ from fedsim.engine.cohort import Cohort
 from fedsim.engine.store import Shapes
 from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.nets.network import Batch
-from fedsim.zeroth_order.estimator import Estimate, Memory, Probe
+from fedsim.zeroth_order.estimator import Estimate, Memory, Probe, estimated
 from fedsim.zeroth_order.failures import outranked
 
 MEASURE = "measure"
@@ -173,5 +173,5 @@ class EstimatedSearch(HasPlugins, LocalSearch):
         """The estimate at x [k, d], and all that is then remembered."""
         estimator = self.made["estimator"]
         base = probe.query(x.unsqueeze(1))[:, 0] if estimator.needs_base else None
-        found: Estimate = estimator.estimate(probe, x, base, memory)
+        found = estimated(estimator, estimator.estimate(probe, x, base, memory), x)
         return found._replace(memory={**memory, **found.memory})

@@ -231,6 +231,23 @@ def test_patterns_and_test_files_are_from_the_folder_of_the_file(tmp_path, monke
     assert len(made.load(DataFolder()).x) == 4
 
 
+@pytest.mark.parametrize(
+    ("strategy", "client"),
+    [
+        ("scaffold", "scaffold"),
+        ("fedkseed", "fedkseed"),
+        ("cma_es", "values"),
+        ("feddyn", "feddyn"),
+        ("fzoos", "fzoos"),
+    ],
+)
+def test_a_strategy_names_the_client_that_it_needs(strategy, client):
+    with pytest.raises(
+        InputError, match=rf"^client\.kind = sgd: with strategy {strategy} .*; take client\.kind = {client}$"
+    ):
+        fedsim.experiment(strategy=strategy, client={"kind": "sgd", "epochs": 1})
+
+
 def test_a_new_kind_deep_in_the_file_drops_the_options_that_it_does_not_have(tmp_path):
     path = tmp_path / "deep.toml"
     path.write_text(

@@ -380,10 +380,10 @@ def test_anybodys_devices(tmp_path, monkeypatch):
     assert not experiment.devices.steady
     resolved = experiment.resolved()["devices"]
     assert resolved == {
-        "compute": tables["compute"],
+        "compute": {"kind": f"{tmp_path}/tides.py:Tides", "seconds": 3.0},
         "per": "order",
         "jitter": 0.0,
-        "availability": {"kind": "./tides.py:Owls"},
+        "availability": {"kind": f"{tmp_path}/tides.py:Owls"},
     }
     assert fedsim.experiment(devices=resolved).resolved()["devices"] == resolved
     with pytest.raises(InputError, match=r"^devices\.compute\.seconds = -1.0: "):

@@ -12,12 +12,16 @@ import torch
 import fedsim
 from clients.scaffold import Scaffold
 from clients.sgd import Sgd
+from clients.zeroth_order.differences import Differences
+from fedsim.attacks.gradient import FGSM
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
+from fedsim.devices.compute import Fixed
 from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.messages import BrokenPromiseError, Order, Size, Update
 from fedsim.exchange.transforms import Transform, Vector
 from fedsim.exchange.windows import All, First
+from fedsim.problems.partitions.library import IID
 from fedsim.server.selection.uniform import Uniform
 from fedsim.server.strategy import ServerState
 from fedsim.testing.problems import TRAINING, small_experiment, small_problem
@@ -368,3 +372,109 @@ def test_a_weighting_that_nobody_knows_is_refused():
     said = r"^strategy\.weighting = exmples: name one of: examples, uniform; did you mean examples\?$"
     with pytest.raises(InputError, match=said):
         fedsim.run(made, problem=small_problem(), save=False)
+
+
+@options
+class Estimates(Differences):
+    """Returns something else in place of an estimate."""
+
+    returns: Any
+
+    def estimate(self, probe: Any, x: Any, base: Any, memory: Any) -> Any:
+        return self.returns(super().estimate(probe, x, base, memory))
+
+
+@pytest.mark.parametrize(
+    ("returns", "words"),
+    [
+        (lambda found: None, "estimate returns None, not an Estimate"),
+        (lambda found: tuple(found), "estimate returns (Tensor, Tensor, dict), not an Estimate"),
+        (
+            lambda found: found._replace(gradient=found.gradient.mean(0)),
+            "its gradient at a tensor of float64 [4, 83] is",
+        ),
+        (lambda found: found._replace(value=found.value.mean()), "is a tensor of float64 []; give one number a client"),
+        (lambda found: found._replace(memory=None), "estimate returns (Tensor, Tensor, NoneType), not an"),
+    ],
+)
+def test_what_an_estimator_returns(returns, words):
+    line = refused(client={"kind": "fedzo", "steps": 1, "estimator": Estimates(returns=returns)})
+    assert line.startswith(f"client.estimator.kind = {__name__}:Estimates: ")
+    assert words in line
+
+
+@options
+class Attacks(FGSM):
+    """Returns something else in place of attacked inputs."""
+
+    returns: Any
+
+    def perturb(self, victim: Any, x: Any, targets: Any, loss: Any = None, factor: float = 1.0) -> Any:
+        return self.returns(x)
+
+
+@pytest.mark.parametrize(
+    ("returns", "words"),
+    [
+        (lambda x: None, "perturb makes None of a tensor of float64 ["),
+        (lambda x: x.numpy(), "perturb makes a ndarray of"),
+        (lambda x: x[..., :1], ", 1] of a tensor of float64 ["),
+        (lambda x: x.float(), "perturb makes a tensor of float32 ["),
+    ],
+)
+@pytest.mark.parametrize("place", ["client", "evaluation"])
+def test_what_an_attack_returns(returns, words, place):
+    attack = Attacks(epsilon=0.1, domain="none", returns=returns)
+    if place == "client":
+        line = refused(client={"kind": "sgd", **TRAINING, "adversarial": {"kind": "standard", "attack": attack}})
+    else:
+        line = refused(evaluation={"attacks": [attack]})
+    assert line.startswith(f"attack.kind = {__name__}:Attacks: ")
+    assert words in line
+
+
+@options
+class Loads:
+    """Returns something else in place of a data set."""
+
+    def load(self, folder: Any) -> Any:
+        return None
+
+
+@options
+class Splits(IID):
+    """Returns lists in place of a partition."""
+
+    def split(self, data: Any, seed: int) -> Any:
+        return [[0], [1]]
+
+
+@options
+class Starts(Fixed):
+    """Returns numbers in place of a pace."""
+
+    def start(self, census: Any, streams: Any, data_dir: Any) -> Any:
+        return np.ones(len(census.sizes))
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        (
+            {"problem": {"dataset": Loads()}},
+            f"problem.dataset.kind = {__name__}:Loads: load returns nothing, not a Data",
+        ),
+        (
+            {"partition": Splits(clients=2)},
+            f"partition.kind = {__name__}:Splits: split returns a list, not a Partition",
+        ),
+        (
+            {"devices": {"compute": Starts()}},
+            f"devices.compute.kind = {__name__}:Starts: start returns a ndarray, not a Pace",
+        ),
+    ],
+)
+def test_what_is_returned_before_a_run_is_refused_as_an_option(tables, words):
+    with pytest.raises(InputError) as caught:
+        fedsim.run(fedsim.experiment(rounds=1, **tables), save=False)
+    assert words in str(caught.value)

@@ -17,6 +17,7 @@ from fedsim.core import streams
 from fedsim.core.cache import cache_folder, sources
 from fedsim.core.data_files import read_arrays
 from fedsim.core.errors import InputError
+from fedsim.core.plugins import hold_returned
 from fedsim.problems.datasets.base import Dataset
 from fedsim.problems.partitions import base
 from fedsim.problems.partitions.base import Partition, Partitioner
@@ -36,6 +37,7 @@ def cached_partition(partitioner: Partitioner, data: Dataset, seed: int, folder:
     if stored is not None:
         return stored
     made = partitioner.split(data, seed)
+    hold_returned("partition", "partitions", partitioner, "split", made, Partition)
     made.check(data)
     if path is not None:
         _store(path, made)
