@@ -1,12 +1,16 @@
 """Server and nodes have worlds of their own: modules of the app, settings of the process, and nothing that leaks."""
 
+import decimal
 import importlib.util
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import strategies.fedavg
 from fedsim.core.errors import FedsimError, InputError
@@ -35,11 +39,26 @@ def found(result):
     return {name: dict(record) for name, record in result.context.state.items()}
 
 
+@contextmanager
+def a_caller():
+    """Within this block this process has settings of its own, with which worlds begin, wherever they are."""
+    precision, limit = torch.get_float32_matmul_precision(), sys.getrecursionlimit()
+    with np.errstate(over="ignore"), decimal.localcontext(prec=11):
+        torch.set_float32_matmul_precision("high")
+        sys.setrecursionlimit(1234)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+            sys.setrecursionlimit(limit)
+
+
 @pytest.fixture(scope="module")
 def here():
-    before, modules = read_settings(), dict(sys.modules)
-    result = run(APPS / "worlds")
-    return before, read_settings(), set(sys.modules) - set(modules), result
+    with a_caller():
+        before, modules = read_settings(), dict(sys.modules)
+        result = run(APPS / "worlds")
+        return before, read_settings(), set(sys.modules) - set(modules), result
 
 
 def test_what_an_app_makes_of_its_process_is_gone_afterwards(here):
@@ -66,7 +85,8 @@ def test_a_node_finds_what_it_has_left_and_nothing_of_others(here):
 
 @pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_workers_change_none_of_it(here, workers):
-    others, ours = found(run(APPS / "worlds", workers=workers)), found(here[3])
+    with a_caller():
+        others, ours = found(run(APPS / "worlds", workers=workers)), found(here[3])
     for row, node in ours.items():
         assert others[row] == node
 
