@@ -96,8 +96,8 @@ def summary(result: AppResult, nodes: int) -> list[str]:
     """Lines about a run: how much was done, the last metrics of each kind, and what went wrong."""
     lines = [f"{nodes} nodes, {len(result.seconds)} rounds, {len(result.exchanges)} messages in {result.wall:.1f} s"]
     for kind, rounds in result.history.items():
-        if rounds:
-            last = max(rounds)
+        last = max(rounds, default=0)
+        if rounds.get(last):  # an app may have no metrics
             told = ", ".join(f"{name} {_written(value)}" for name, value in rounds[last].items())
             lines.append(f"{kind}, round {last}: {told}")
     late = [exchange for exchange in result.exchanges if exchange.overdue]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,8 @@ def test_an_app_without_a_strategy_has_no_result():
     result = simulate(app, pull(), nodes=3)
     assert (found, result.result, result.seconds, len(result.exchanges)) == ([3], None, {}, 0)
     assert summary(result, 3) == [f"3 nodes, 0 rounds, 0 messages in {result.wall:.1f} s"]
+    bare = replace(result, history={"train": {1: {}}, "evaluate": {1: {"loss": 0.5}, 2: {}}})
+    assert summary(bare, 3)[1:] == []
 
 
 def test_slow_nodes_miss_the_round():
