@@ -1,7 +1,9 @@
 """SCAFFOLD: control variates c and c_i take the drift out of local steps.
 
-theta <- theta + eta * mean_i Delta_i;  c <- c + |S|/N * mean_i (c_i+ - c_i)
-Uplink and downlink 2d floats a client. Karimireddy et al. 2020, algorithm 1; means are uniform.
+theta <- theta + eta * sum_i w_i Delta_i;  c <- c + (sum_i p_i) * sum_i w_i (c_i+ - c_i), sums over those who answer
+p_i is client i's share of all clients, 1/N, or of all examples, and w_i = p_i / sum_i p_i: c stays sum_i p_i c_i, and
+the method stands still where sum_i p_i grad f_i = 0. Uplink and downlink 2d floats a client. Karimireddy et al. 2020,
+algorithm 1, where p_i = 1/N and the factor of c is |S|/N.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from fedsim.server import Averaging, Metrics, ProblemView, Replies, ServerState,
 
 @options
 class Scaffold(Averaging):
-    """Needs the client `scaffold`. The control variate stays the mean of the clients' whatever the weighting."""
+    """Needs the client `scaffold`. The control variate is the mean of the clients', weighted as their changes are."""
 
     down: ClassVar[frozenset[str]] = frozenset({"params", "control"})
     up: ClassVar[frozenset[str]] = frozenset({"delta", "control-delta"})
@@ -26,18 +28,20 @@ class Scaffold(Averaging):
     weighting: Weighting = "uniform"
 
     def init(self, problem: ProblemView) -> ServerState:
-        """All control variates begin at zero; N is kept to weigh the cohort against."""
+        """All control variates begin at zero; N, or the number of all examples, is kept to weigh the cohort against."""
         state = super().init(problem)
         control = torch.zeros_like(state.params)
-        return replace(state, memory={"control": control, "clients": torch.tensor(problem.num_clients)})
+        whole = problem.sizes.sum().cpu() if self.weighting == "examples" else torch.tensor(problem.num_clients)
+        return replace(state, memory={"control": control, "whole": whole})
 
     def message(self, state: ServerState) -> Mapping[str, Tensor]:
         """The model and the control variate."""
         return {"params": state.params, "control": state.memory["control"]}
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
-        """Move along the mean change, and the control variate by the cohort's share of the clients."""
-        share = len(replies) / int(state.memory["clients"])
-        change = replies.combine(replies.weights("uniform"), share, name="control-delta")
+        """Move along the mean change, and the control variate by the cohort's share of the clients, or examples."""
+        part = int(replies.examples.sum()) if self.weighting == "examples" else len(replies)
+        share = part / int(state.memory["whole"])
+        change = replies.combine(replies.weights(self.weighting), share, name="control-delta")
         control = state.memory["control"] + change
         return self.advance(state, replies, self.change(state, replies), control=control), observed(replies), True

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import fedsim
 from fedsim.testing.problems import Quadratics
 
 GRADIENT = {"kind": "sgd", "steps": 10, "batch_size": "full", "lr": 0.05}
@@ -89,3 +92,32 @@ def test_fednova_equals_fedavg_under_equal_work(quadratics):
     average = quadratics.run(20, {"kind": "fedavg"}, GRADIENT)
     normalised = quadratics.run(20, {"kind": "fednova"}, GRADIENT)
     assert np.allclose(average, normalised, rtol=1e-12)
+
+
+class Constant(nn.Module):
+    """One number, whatever the inputs are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = nn.Parameter(torch.zeros(1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.number.repeat(len(x), 1)
+
+
+@pytest.mark.parametrize("count", [3, 1])
+@pytest.mark.parametrize(("weighting", "end"), [("examples", 0.7), ("uniform", 0.5)])
+def test_scaffold_stands_still_where_the_weighted_gradients_cancel(weighting, end, count):
+    """f_i(y) = (y - a_i)^2, a = (0, 1, 0.5), of 1, 5 and 4 examples: (0 + 5 + 2) / 10, or the mean of the three."""
+    y = np.repeat([0.0, 1.0, 0.5], [1, 5, 4])
+    lists = [[0], range(1, 6), range(6, 10)]
+    problem = fedsim.supervised(np.zeros((10, 1)), y, model=Constant(), clients=lists, dtype=torch.float64)
+    result = fedsim.run(
+        problem=problem,
+        rounds=60 if count == 3 else 200,
+        strategy={"kind": "scaffold", "weighting": weighting},
+        client={"kind": "scaffold", "steps": 3, "batch_size": "full", "lr": 0.1},
+        selection={"kind": "uniform", "count": count},
+        save=False,
+    )
+    assert float(result.params) == pytest.approx(end, abs=1e-6)
