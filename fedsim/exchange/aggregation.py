@@ -12,8 +12,9 @@ the rows count equally.
 
 Every aggregator gives the same bytes for any number of threads, and the same centre for any order of the rows
 up to rounding and exact ties, which the lowest row wins. Rows must be finite: the caller leaves out a reply
-that is not. Work on the rows goes block by block over the coordinates, so that the memory taken beside them
-does not grow with C x d.
+that is not. A robust one refuses cohorts in which it would outvote nobody: before a run, by `check`, and in it,
+where replies are lost, so that such a round is skipped. Work on the rows goes block by block over the coordinates,
+so that the memory taken beside them does not grow with C x d.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ from pydantic import Field
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, options
+from fedsim.core.options import NonNegativeFloat, PositiveFloat, PositiveInt, options
 from fedsim.core.plugins import refuse_misspelt
 
 BLOCK = 2**21
 """Numbers in one block of rows x coordinates: 16 MiB in double precision."""
+
+
+FEWEST = 3
+"""Replies of which a single one is outvoted by the others."""
 
 
 class Aggregator(ABC):
@@ -69,31 +74,41 @@ class WeightedMean(Aggregator):
 class Median(Aggregator):
     """The median of each coordinate, unweighted; of an even number of rows, halfway between the middle two.
 
-    Yin et al. 2018. Cost C log C d.
+    Yin et al. 2018. Cost C log C d. Needs C >= 3: of two rows it is the mean.
     """
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """See `Aggregator`."""
         _shares(rows, weights)
+        self.check(len(rows))
         return _by_coordinates(rows, lambda block: _middle(_sorted(block)))
+
+    def check(self, cohort: int) -> None:
+        """Refuse fewer than 3 replies."""
+        _outvoted("median", cohort)
 
 
 @options
 class TrimmedMean(Aggregator):
-    """The mean of each coordinate without its int(beta C) smallest and as many largest values, unweighted.
+    """The mean of each coordinate without its max(1, int(beta C)) smallest and as many largest values, unweighted.
 
-    Yin et al. 2018. Cost C log C d.
+    Yin et al. 2018. Cost C log C d. Needs C >= 3.
     """
 
-    beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
-    """The share of the values that is cut on each side."""
+    beta: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
+    """The share of the values that is cut on each side, one at least."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """See `Aggregator`."""
         _shares(rows, weights)
+        self.check(len(rows))
         count = len(rows)
-        cut = int(self.beta * count)
+        cut = max(1, int(self.beta * count))
         return _by_coordinates(rows, lambda block: _mean(_sorted(block)[:, cut : count - cut]))
+
+    def check(self, cohort: int) -> None:
+        """Refuse fewer than 3 replies."""
+        _outvoted("trimmed_mean", cohort)
 
 
 @options
@@ -104,7 +119,7 @@ class Krum(Aggregator):
     each other's only neighbour always have) are told apart by the sum of their distances to all rows.
     """
 
-    malicious: NonNegativeInt
+    malicious: PositiveInt
     """How many rows may be anything."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
@@ -126,7 +141,7 @@ class MultiKrum(Aggregator):
     C >= 2 malicious + 3 and keep <= C - malicious.
     """
 
-    malicious: NonNegativeInt
+    malicious: PositiveInt
     """How many rows may be anything."""
     keep: PositiveInt
     """How many rows are averaged, at most C - malicious."""
@@ -159,7 +174,7 @@ class Bulyan(Aggregator):
     C^2 (C + d). Needs C >= 4 malicious + 3.
     """
 
-    malicious: NonNegativeInt
+    malicious: PositiveInt
     """How many rows may be anything."""
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
@@ -181,7 +196,8 @@ class GeometricMedian(Aggregator):
 
     z <- sum_i b_i x_i / sum_i b_i with b_i = w_i / max(smoothing, |z - x_i|) (Pillutla et al. 2022,
     algorithm 2), from the coordinates' medians, until z moves by at most `tolerance` times the weighted mean
-    of |z - x_i|, or `iterations` times. Cost C d an iteration, in double precision.
+    of |z - x_i|, or `iterations` times. Cost C d an iteration, in double precision. Needs C >= 3: between two
+    rows of equal weight every point is one.
     """
 
     smoothing: PositiveFloat = 1e-6
@@ -194,6 +210,7 @@ class GeometricMedian(Aggregator):
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """See `Aggregator`."""
         shares = _shares(rows, weights)
+        self.check(len(rows))
         # A mean would start as far away as the outliers are, and overflow with them.
         centre = Median()(rows, weights).to(torch.float64)
         squared = torch.zeros_like(shares)
@@ -206,6 +223,10 @@ class GeometricMedian(Aggregator):
             if moved <= self.tolerance * (shares * distances).sum():
                 break
         return centre.to(rows.dtype)
+
+    def check(self, cohort: int) -> None:
+        """Refuse fewer than 3 replies."""
+        _outvoted("geometric_median", cohort)
 
 
 def halving_sum(values: Tensor, dim: int) -> Tensor:
@@ -279,6 +300,13 @@ def _closest(ordered: Tensor, count: int) -> Tensor:
     """Pick the `count` values of each row of [b, C] closest to its median; of two as close, the lower."""
     away = (ordered - _middle(ordered).unsqueeze(1)).abs_()
     return ordered.gather(1, away.argsort(dim=1, stable=True)[:, :count])
+
+
+def _outvoted(kind: str, cohort: int) -> None:
+    """Refuse a cohort in which a single reply is no minority."""
+    if cohort < FEWEST:
+        remedy = f"needs at least {FEWEST} replies to outvote one, and the cohort has {cohort}; select more clients"
+        raise InputError("aggregation.kind", kind, remedy)
 
 
 def _enough(kind: str, malicious: int, needed: int, cohort: int) -> None:

@@ -204,7 +204,8 @@ class Simulation:
             except InputError as error:  # too few replies for a robust aggregator
                 if _would_do(replies, 0):
                     raise  # or something else
-                if parts.steady or _would_do(replies, len(replies.failed) - replies.spoiled):
+                everybody = parts.steady and isinstance(window, All)  # as many will answer the next time
+                if everybody or _would_do(replies, len(replies.failed) - replies.spoiled):
                     why = f", {failed} updates not finite" if failed else f", with {count} replies"
                     raise DivergedError(f"round {number}{why}: {error}") from error
                 engine.trace.skipped += 1

@@ -195,8 +195,8 @@ def windows_of_nobody_complete_the_round(subject: Subject) -> None:
 
 
 def a_cohort_of_one(subject: Subject) -> None:
-    """A single client a round is enough."""
-    alone = subject.altered(("strategy",), subject.alone, selection={"kind": "uniform", "count": 1})
+    """A single client a round is enough, where no robust aggregator wants more."""
+    alone = subject.altered(("strategy",), subject.alone, selection={"kind": "uniform", "count": 1}, aggregation="mean")
     assert torch.isfinite(final(alone.simulation())).all()
 
 

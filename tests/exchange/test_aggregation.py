@@ -44,7 +44,7 @@ def test_weighted_mean():
 
 
 def test_median_of_odd_and_even_cohorts_is_numpys():
-    for count in (1, 2, 7, 8):
+    for count in (3, 4, 7, 8):
         rows, weights = draw(count)
         expected = np.median(rows.numpy(), axis=0)
         np.testing.assert_allclose(Median()(rows, weights).numpy(), expected, rtol=1e-15)
@@ -57,8 +57,9 @@ def test_trimmed_mean():
     assert TrimmedMean()(column(100, 0, 1, 2, 70, 3, 4, 5, 6), ones(9)).item() == 13
     # int(0.49 * 5) = 2: the median is left.
     assert TrimmedMean(beta=0.49)(column(3, 1, 5, 4, 2), ones(5)).item() == 3
-    rows, weights = draw()
-    torch.testing.assert_close(TrimmedMean(beta=0.0)(rows, weights), rows.mean(dim=0), rtol=1e-14, atol=1e-15)
+    # int(0.2 * 4) = 0, and one is cut all the same: (2 + 3) / 2. Of three the median is left.
+    assert TrimmedMean()(column(1e9, 3, 2, -900), ones(4)).item() == 2.5
+    assert TrimmedMean(beta=0.01)(column(1e9, 3, -900), ones(3)).item() == 3
 
 
 def test_krum_by_hand():
@@ -73,10 +74,12 @@ def test_krum_by_hand():
     assert MultiKrum(malicious=1, keep=3)(rows, weights).item() == pytest.approx((1 + 6 + 20) / 8)
 
 
-def test_multi_krum_of_all_rows_is_the_weighted_mean_and_of_one_is_krum():
+def test_multi_krum_of_all_rows_but_the_liars_is_the_weighted_mean_and_of_one_is_krum():
     rows, weights = draw()
-    everything = MultiKrum(malicious=0, keep=9)(rows, weights)
-    torch.testing.assert_close(everything, WeightedMean()(rows, weights), rtol=1e-14, atol=1e-15)
+    rows[4] += 100
+    honest = torch.arange(9) != 4
+    most = MultiKrum(malicious=1, keep=8)(rows, weights)
+    torch.testing.assert_close(most, WeightedMean()(rows[honest], weights[honest]), rtol=1e-14, atol=1e-15)
     assert torch.equal(MultiKrum(malicious=2, keep=1)(rows, weights), Krum(malicious=2)(rows, weights))
 
 
@@ -102,7 +105,7 @@ def plain_bulyan(rows, malicious):
     return centre
 
 
-@pytest.mark.parametrize(("malicious", "count"), [(0, 3), (0, 6), (1, 7), (1, 10), (2, 11), (3, 17)])
+@pytest.mark.parametrize(("malicious", "count"), [(1, 7), (1, 10), (2, 11), (3, 17)])
 def test_krum_and_bulyan_are_their_definitions(malicious, count):
     for seed in range(5):
         rows, weights = draw(count, seed=seed)
@@ -213,16 +216,61 @@ def test_blocks_and_threads_do_not_change_a_bit(aggregator, monkeypatch):
     assert torch.equal(found[0], found[2])
 
 
-@pytest.mark.parametrize("aggregator", [WeightedMean(), Median(), TrimmedMean(), GeometricMedian()])
-def test_a_cohort_of_one_is_its_own_centre(aggregator):
+def test_a_cohort_of_one_is_its_own_centre():
     rows, weights = draw(1)
-    aggregator.check(1)
-    torch.testing.assert_close(aggregator(rows, weights), rows[0])
+    WeightedMean().check(1)
+    torch.testing.assert_close(WeightedMean()(rows, weights), rows[0])
+
+
+@pytest.mark.parametrize("cohort", [1, 2])
+@pytest.mark.parametrize("aggregator", [Median(), TrimmedMean(), TrimmedMean(beta=0.49), GeometricMedian()])
+def test_a_cohort_in_which_nobody_is_outvoted_is_refused_before_a_run_and_in_it(aggregator, cohort):
+    rows, weights = draw(3)
+    for ask in (lambda: aggregator.check(cohort), lambda: aggregator(rows[:cohort], weights[:cohort])):
+        with pytest.raises(InputError, match=rf"^aggregation\.kind = .*3 replies to outvote one, .* has {cohort};"):
+            ask()
+    aggregator.check(3)
+
+
+@pytest.mark.parametrize("aggregator", ROBUST)
+def test_the_smallest_cohort_that_is_accepted_bears_a_liar(aggregator):
+    """In every size from the least on: however far away one reply is, and whoever sends it, the centre stays."""
+    sizes = [count for count in range(1, 13) if accepts(aggregator, count)]
+    assert sizes == list(range(sizes[0], 13))
+    for count in sizes:
+        rows, weights = draw(count)
+        honest = rows.abs().max()
+        for liar in range(count):
+            lying = rows.clone()
+            lying[liar] = 1e12
+            assert float(aggregator(lying, torch.ones_like(weights)).abs().max()) <= 2 * float(honest)
+
+
+def accepts(aggregator, count):
+    try:
+        aggregator.check(count)
+    except InputError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda: TrimmedMean(beta=0.0), "beta = 0"),
+        (lambda: Krum(malicious=0), "malicious = 0"),
+        (lambda: MultiKrum(malicious=0, keep=9), "malicious = 0"),
+        (lambda: Bulyan(malicious=0), "malicious = 0"),
+    ],
+)
+def test_a_defence_against_nobody_is_refused(make, option):
+    with pytest.raises(InputError, match=option):
+        make()
 
 
 @pytest.mark.parametrize(
     ("aggregator", "cohort", "needed"),
-    [(Krum(malicious=2), 6, 7), (MultiKrum(malicious=0, keep=1), 2, 3), (Bulyan(malicious=2), 10, 11)],
+    [(Krum(malicious=2), 6, 7), (MultiKrum(malicious=1, keep=1), 4, 5), (Bulyan(malicious=2), 10, 11)],
 )
 def test_a_cohort_too_small_is_one_clear_line(aggregator, cohort, needed):
     line = f"^aggregation.malicious = {aggregator.malicious}: .* {needed} replies, and the cohort has {cohort};"

@@ -319,6 +319,22 @@ def test_other_parts_work_in_asynchronous_runs_too(kind, part):
     assert not torch.allclose(moved, train(STRATEGIES[kind], rounds=12), rtol=1e-3)
 
 
+@pytest.mark.parametrize("aggregation", ["median", "trimmed_mean", "geometric_median"])
+def test_a_window_in_which_nobody_is_outvoted_is_skipped_and_counted(aggregation):
+    """On steady devices, too: the windows of FedFix hold now one reply, now many."""
+    parts = {"selection": EVERYBODY, "devices": spread(80), "evaluation": {"every": 1}}
+    experiment = small(12, strategy={"kind": "fedfix", "window": 0.3}, aggregation=aggregation, **parts)
+    simulation = build_simulation(experiment, small_problem())
+    before, few, many = simulation.state.params, 0, 0
+    for row in simulation:
+        moved, before = not torch.equal(before, simulation.params), simulation.params
+        assert moved is (row["clients"] >= 3)
+        few, many = few + (0 < row["clients"] < 3), many + moved
+    assert few
+    assert many
+    assert simulation.parts.engine.trace.skipped == few
+
+
 # --- What is refused
 
 
