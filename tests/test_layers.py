@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def room(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def test_every_room_has_a_floor():
+def test_every_placehas_a_floor():
     assert {room(module) for module in modules()} == {*FLOOR, *TOP}
 
 
@@ -92,3 +93,16 @@ def test_of_this_project_algorithms_import_only_fedsim_and_fedsim_none_of_them(p
     ours = {"strategies", "clients", "experiments", "tests"} - {package}
     for path in (ROOT / package).rglob("*.py"):
         assert not ours & set(imported(path)), path
+
+
+AUTHORS = ("server", "server.selection", "exchange", "client", "zeroth_order", "problems.datasets")
+"""Rooms from which authors of plug-ins import all that they need."""
+
+
+def test_no_two_things_that_authors_import_have_one_name():
+    found: dict[str, set[int]] = {}
+    for place in AUTHORS:
+        module = importlib.import_module(f"fedsim.{place}")
+        for name in module.__all__:
+            found.setdefault(name, set()).add(id(getattr(module, name)))
+    assert [name for name, things in found.items() if len(things) > 1] == []

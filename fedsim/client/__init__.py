@@ -19,9 +19,9 @@ from fedsim.core.options import (
 from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.store import Shapes
 from fedsim.exchange.actions import FORWARD
 from fedsim.exchange.messages import Cost, Order, Scalar, Size, Update
+from fedsim.exchange.transforms import Shapes
 from fedsim.nets import products
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.losses import CrossEntropy, Loss

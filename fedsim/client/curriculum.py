@@ -19,7 +19,7 @@ from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, Rate, opt
 from fedsim.core.pacing import Linear, Schedule
 from fedsim.engine.batches import Course
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.store import Shapes
+from fedsim.exchange.transforms import Shapes
 
 MODEL, TRAINED = "curriculum_model", "curriculum_trained"
 """What clients remember where their own last model scores: it, and 1 once there is one."""

@@ -30,9 +30,9 @@ from fedsim.core.schedules import Constant, Exponential, Schedule, Step, schedul
 from fedsim.engine.batches import steps_of
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.store import Shapes
 from fedsim.exchange.actions import FORWARD
 from fedsim.exchange.messages import Cost, Order, Size
+from fedsim.exchange.transforms import Shapes
 from fedsim.nets.network import Batch
 from fedsim.nets.stack import Stack
 

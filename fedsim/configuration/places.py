@@ -29,7 +29,8 @@ def placed(tables: Any, folder: Path, option: str = "") -> Any:
     kind = re.fullmatch(FILE_KIND, tables)
     if kind:
         return f"{kind['resolver'] or ''}{_from(folder, kind['file'])}:{kind['name']}"
-    there = _from(folder, tables) if option in PATHS and tables else folder
+    named = option in PATHS or (option == "start" and Path(tables).suffix)  # which may be a number, or a word
+    there = _from(folder, tables) if named and tables else folder
     return str(there) if there != folder and (os.path.exists(there) or matching(there)) else tables
 
 

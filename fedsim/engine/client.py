@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fedsim.core.options import BatchSize
 from fedsim.core.plugins import refuse_misspelt
-from fedsim.engine.store import Shapes
 from fedsim.exchange.messages import Cost, Order
+from fedsim.exchange.transforms import Shapes
 
 
 class Client(ABC):

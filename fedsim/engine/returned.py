@@ -14,8 +14,8 @@ from torch import Tensor
 from fedsim.core.near import meant
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.store import Shapes
 from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size, Update, broken, shown
+from fedsim.exchange.transforms import Shapes
 
 
 def declared(client: Client, order: Order, examples: Tensor) -> Cost:

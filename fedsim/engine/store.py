@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-
-Shapes = Mapping[str, tuple[int, ...]]
+from fedsim.exchange.transforms import Shapes
 
 
 class ClientStore:

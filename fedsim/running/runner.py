@@ -261,10 +261,15 @@ def _notes(experiment: Experiment, simulation: Simulation, problem: Problem) -> 
     """What was decided when the run began, for its config.toml."""
     return {
         "resolved": simulation.parts.engine.describe()
-        | {"parameters": problem.dimension, "data_dir": str(experiment.data_dir or ""), "processor": processor()},
+        | {"parameters": problem.dimension, "data_dir": _absolute(experiment.data_dir), "processor": processor()},
         "versions": {"python": platform.python_version(), **versions()},
         "arithmetic": arithmetic(),
     }
+
+
+def _absolute(folder: Path | None) -> str:
+    """A folder as it is found from anywhere; empty for none."""
+    return "" if folder is None else str(folder.absolute())
 
 
 def _finish(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fedsim.core.streams import Index, Streams
 from fedsim.engine.cohort import Cohort, first
-from fedsim.engine.store import Shapes
 from fedsim.exchange.messages import broken, shown
+from fedsim.exchange.transforms import Shapes
 from fedsim.nets.network import Batch
 from fedsim.zeroth_order import directions
 

@@ -13,8 +13,8 @@ from fedsim.core.options import BatchSize, options
 from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.store import Shapes
 from fedsim.exchange.messages import Scalar
+from fedsim.exchange.transforms import Shapes
 from fedsim.nets.network import Batch
 from fedsim.nets.stack import Stack
 from fedsim.zeroth_order.directions import Keys, Sliceable, part

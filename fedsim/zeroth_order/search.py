@@ -14,8 +14,8 @@ from fedsim.core.plugins import HasPlugins
 from fedsim.core.schedules import Constant, Schedule, scheduled
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
-from fedsim.engine.store import Shapes
 from fedsim.exchange.messages import Cost, Order, Size, Update
+from fedsim.exchange.transforms import Shapes
 from fedsim.nets.network import Batch
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe, estimated
 from fedsim.zeroth_order.failures import outranked

@@ -954,3 +954,29 @@ def test_what_was_left_at_the_very_end_is_removed_by_whoever_comes(tmp_path, who
 def refused(path: Path) -> None:
     with pytest.raises(InputError, match="this run has finished"):
         resume(path)
+
+
+def test_a_run_goes_on_from_anywhere(tmp_path, monkeypatch):
+    """Its plug-in and its table are named by paths from the experiment's folder, and one table from the data folder."""
+    there, data = tmp_path / "there", tmp_path / "data"
+    for folder in (there, data):
+        folder.mkdir()
+    (there / "mine.py").write_text("from strategies.fedavg import FedAvg as Mine\n")
+    table = "a,b,label\n" + "".join(f"{row},{row % 7},{row % 2}\n" for row in range(40))
+    (data / "numbers.csv").write_text(table)
+    (there / "x.toml").write_text(
+        'rounds = 3\nstrategy = "./mine.py:Mine"\ncheckpoint = { every = 1 }\n'
+        'partition = { kind = "iid", clients = 4 }\n'
+        'problem = { dataset = { kind = "csv", path = "numbers.csv", label = "label" }, model = "logistic" }\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    whole = fedsim.run("there/x.toml", data_dir="data", out="whole")
+
+    def interrupt(done: Any) -> None:
+        if done.row["round"] == 2:
+            raise KeyboardInterrupt
+
+    assert fedsim.run("there/x.toml", data_dir="data", out="part", callbacks=[interrupt]).status == "interrupted"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert torch.equal(fedsim.resume(tmp_path / "part").params, whole.params)
