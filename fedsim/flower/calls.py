@@ -6,7 +6,7 @@ import gc
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -77,7 +77,7 @@ class Here:
         count: int | None = None,
     ) -> None:
         self._app, self._seed, self._count = app, seed, count
-        self._finder = AppFinder([]) if finder is None else finder
+        self._finder = AppFinder() if finder is None else finder
         self._settings = {**(present() if settings is None else settings), "threads": 1}
         self._worlds: dict[int, tuple[World, ClientApp | None]] = {}
 
@@ -217,12 +217,14 @@ def imported(clients: Here, partition: int) -> tuple[str, object, str] | None:
     return None
 
 
-def load_clients(place: str, roots: Sequence[str], settings: Settings, seed: int, count: int | None) -> Here:
-    """What a worker holds. settings: the portable ones of the process that has started it."""
+def load_clients(
+    place: str, finder: tuple[Sequence[str], Iterable[str]], settings: Settings, seed: int, count: int | None
+) -> Here:
+    """What a worker holds. finder: its roots and own names. settings: the portable ones of who has started it."""
     _kept.enter_context(one_core_an_operation())
     _kept.enter_context(quick_arrays())
     _kept.enter_context(few_collections())
-    return Here(place, AppFinder(roots), {**present(), **settings}, seed, count)
+    return Here(place, AppFinder(*finder), {**present(), **settings}, seed, count)
 
 
 @contextmanager

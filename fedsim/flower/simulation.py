@@ -20,7 +20,7 @@ from fedsim.flower.places import app_of, place_of
 from fedsim.flower.removed import removed
 from fedsim.flower.settings import portable, present
 from fedsim.flower.virtual_grid import Exchange, VirtualGrid
-from fedsim.flower.worlds import AppFinder, World, homes
+from fedsim.flower.worlds import AppFinder, World
 from fedsim.parallel.workers import Workers
 
 Measures = Mapping[int, Mapping[str, Any]]
@@ -112,12 +112,12 @@ def simulate(
         clients: Here | Pool
         if workers:
             place = client_app if isinstance(client_app, str) else place_of(client_app, workers)
-            finder = AppFinder(homes([*places, place]))
-            given = place, finder.roots, portable(settings), start, worlds
+            finder = AppFinder.of([*places, place])
+            given = place, (finder.roots, finder.own), portable(settings), start, worlds
             processes = Workers(min(workers, max(nodes, 1)), load_clients, *given)
             clients = Pool(stack.enter_context(processes), worlds)
         else:
-            finder = AppFinder(homes(places))
+            finder = AppFinder.of(places)
             clients = Here(client_app, finder, settings, start, worlds)
         grid = VirtualGrid(
             clients,
@@ -131,7 +131,7 @@ def simulate(
         )
         if workers:
             processes.start()
-        world = World(finder if isinstance(server_app, str) else AppFinder([]), settings)
+        world = World(finder if isinstance(server_app, str) else AppFinder(), settings)
         server = world.run(app_of, server_app, ServerApp, start)
         clients.begin()
         context = Context(grid.run.run_id, SERVER, {}, RecordDict(), dict(run_config or {}))

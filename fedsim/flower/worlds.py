@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import decimal
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
@@ -27,35 +28,27 @@ Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 
-def homes(places: Iterable[str]) -> tuple[str, ...]:
-    """The folders that hold the apps at `module:attribute`: the first of the search path with a module of the name.
-
-    What is installed is nobody's home: it is one for all.
-    """
-    found = []
-    for place in places:
-        top = place.partition(":")[0].partition(".")[0]
-        for entry in sys.path:
-            folder = Path(entry).absolute()
-            if top not in SHARED and PathFinder.find_spec(top, [str(folder)]) is not None:
-                if not INSTALLED & set(folder.parts):
-                    found.append(str(folder))
-                break
-    return tuple(dict.fromkeys(found))
-
-
 class AppFinder:
     """Finds the modules of apps, and knows which they are; entered in `sys.meta_path` while a world is at work.
 
-    roots: the apps' folders. A folder without `__init__.py` is found there before a package that came with fedsim, and
-    after any other that is installed, as on a machine of Flower's. Files are compiled once, and nothing is written.
+    roots: the apps' folders, of which all modules are theirs. own: the top-level names of the apps; where they are
+    installed, as other packages are, these alone are theirs. A folder without `__init__.py` is found in a root before a
+    package that came with fedsim, and after any other that is installed, as on a machine of Flower's. Files are
+    compiled once, and nothing is written.
     """
 
-    def __init__(self, roots: Sequence[str]) -> None:
-        self.roots = list(roots)
+    def __init__(self, roots: Sequence[str] = (), own: Iterable[str] = ()) -> None:
+        self.roots, self.own = list(roots), set(own)
         self.names = set[str]()
         self._owned: dict[str, bool] = {}
         self.names |= {name for name in list(sys.modules) if self.roots and self._owns(name.partition(".")[0])}
+
+    @classmethod
+    def of(cls, places: Iterable[str]) -> AppFinder:
+        """The finder for apps at `module:attribute`, as Python's path has them now."""
+        own = {place.partition(":")[0].partition(".")[0] for place in places} - SHARED
+        roots = [root for top in sorted(own) if (root := _root(top)) is not None]
+        return cls(list(dict.fromkeys(roots)), own)
 
     def find_spec(
         self,
@@ -86,12 +79,30 @@ class AppFinder:
         spec = PathFinder.find_spec(top, self.roots)
         if spec is None:
             return False
-        if top in OURS:
+        if top in OURS or top in self.own:
             return True
+        if _is_installed(spec.origin):
+            return False
         loaded = sys.modules.get(top)
         if loaded is not None:
-            return not INSTALLED & set(Path(getattr(loaded, "__file__", None) or "").parts)
+            return not _is_installed(getattr(loaded, "__file__", None))
         return spec.loader is not None or getattr(PathFinder.find_spec(top), "loader", None) is None
+
+
+def _root(top: str) -> str | None:
+    """The folder that holds a module: the first of the search path with one of the name, or where else it is found."""
+    for entry in sys.path:
+        folder = str(Path(entry).absolute())
+        if PathFinder.find_spec(top, [folder]) is not None:
+            return folder
+    spec = None if top in sys.modules else importlib.util.find_spec(top)  # of a package that is installed editable
+    if spec is None or spec.origin is None:
+        return None
+    return str(Path(spec.origin).absolute().parents[1 if spec.submodule_search_locations else 0])
+
+
+def _is_installed(file: str | None) -> bool:
+    return bool(INSTALLED & set(Path(file or "").parts))
 
 
 class World:

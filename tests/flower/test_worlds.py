@@ -16,7 +16,7 @@ import strategies.fedavg
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.flower import AppFolder, simulate
 from fedsim.flower.calls import Call, Here, Pool, imported
-from fedsim.flower.worlds import AppFinder, homes
+from fedsim.flower.worlds import AppFinder
 
 APPS = Path(__file__).parent / "apps"
 
@@ -140,6 +140,40 @@ def answer(message, context):
 """
 
 
+COUNTING = "import {other}\ncalls, installed = [], {other}.calls"
+COUNTED = "len(installed.append(1) or installed), len(calls.append(1) or calls)"
+
+
+class Editable:
+    """Finds one module where it lies, as a package that is installed editable is found."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def find_spec(self, name, path=None, target=None):
+        file = self.folder / f"{name}.py"
+        return importlib.util.spec_from_file_location(name, file) if name == "editable_client" else None
+
+
+@pytest.mark.parametrize("client", ["installed_client", "editable_client"])
+def test_an_app_may_be_installed_and_is_apart_from_what_else_is(client, monkeypatch, tmp_path, capsys):
+    installed = tmp_path / "site-packages"
+    folder = installed if client == "installed_client" else tmp_path / "elsewhere"
+    files = {client: CLIENT.format(begin=COUNTING.format(other="of_all"), said=f"({COUNTED})")}
+    for place, written in ((installed, {"of_all": "calls = []", "a_server": SERVER}), (folder, files)):
+        place.mkdir(exist_ok=True)
+        for name, text in written.items():
+            (place / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Editable(folder)])
+    try:
+        simulate("a_server:app", f"{client}:app", 3)
+    finally:
+        del sys.modules["of_all"]
+    assert capsys.readouterr().out.splitlines()[:3] == ["(1, 1)", "(2, 1)", "(3, 1)"]
+    assert not {client, "a_server"} & set(sys.modules)
+
+
 @pytest.mark.parametrize("loaded", [False, True])
 def test_what_is_installed_comes_before_a_folder_of_data(loaded, tmp_path, capsys):
     # `sklearn/` holds no module, as `data/` or `datasets/` do; Python finds the package that is installed.
@@ -210,7 +244,7 @@ def test_a_client_app_that_workers_cannot_import(tmp_path):
 def test_what_is_wrong_with_a_client_app_in_a_worker_can_be_sent(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(app_folder(tmp_path / "app", nothing="app = 3")))
     place = "nothing:app"
-    assert imported(Here(place, AppFinder(homes([place]))), 0) == (
+    assert imported(Here(place, AppFinder.of([place])), 0) == (
         "clientapp",
         "nothing:app",
         "this is a int, not a ClientApp",
