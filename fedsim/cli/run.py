@@ -89,20 +89,22 @@ def _execute(experiment: Experiment, out: Path | None, force: bool, label: str) 
 def _go_on(folder: Path, same: Callable[[], Experiment] | None, data_dir: Path | None, force: bool) -> int:
     """Go on with the run in a folder, say what it came to and return the exit code. same: makes what it must be."""
     from fedsim.running.folder import RunFolder
+    from fedsim.running.more_rounds import more_rounds
     from fedsim.running.resume import hold_acceptable, hold_same, recorded
     from fedsim.running.resume import resume as resume_run
-    from fedsim.running.stored import open_run
+    from fedsim.running.stored import END, open_run
 
     ended = open_run(folder).ended()
-    if ended is not None:
-        if same is not None:
-            hold_same(folder, same(), data_dir)
+    if ended is None or (same is not None and (folder / END).is_file()):
+        hold_acceptable(folder, force=force, more=ended is not None)
+    experiment = None if same is None else same()
+    if ended is not None and more_rounds(recorded(folder, data_dir), experiment) is None:
+        if experiment is not None:
+            hold_same(folder, experiment, data_dir)
         with RunFolder.reopen(folder) as opened:
             opened.tidy()
         tell(f"{folder}: this run has {ended}; nothing is left to do")
         return 0
-    hold_acceptable(folder, force=force)
-    experiment = None if same is None else same()
     made = experiment or recorded(folder, data_dir)
     begin = partial(resume_run, folder, experiment, data_dir=data_dir, force=force)
     return _watch(begin, made, made.name)

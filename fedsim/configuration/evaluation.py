@@ -64,6 +64,11 @@ class Evaluation(HasPlugins):
     attack_clients: bool = False
     """Attack also each client's own examples, all of them."""
 
+    keep_best: str | None = None
+    """A measure, such as test_accuracy, by which the best model so far is kept, in best.safetensors. Not given: only
+    the last model is.
+    """
+
     def __post_init__(self) -> None:
         if self.every is not None and self.every_seconds is not None:
             raise InputError("every_seconds", self.every_seconds, f"give it or every ({self.every}), not both")

@@ -56,6 +56,8 @@ class Checkpointing:
     """Rounds between two checkpoints; 0: none is written. Not given: so many that they take up to 5 % of the time."""
     keep: PositiveInt = 2
     """So many of the last checkpoints are kept while the run goes on; when it has ended, none."""
+    last: bool = True
+    """When the run has had all its rounds, leave its state in end.safetensors, from which it can have more."""
 
     def __post_init__(self) -> None:
         if self.every == 0 and self.keep != 2:

@@ -181,6 +181,10 @@ class Problem(ProblemView, Protocol):
         """Measure the global model; nothing of this counts as a query."""
         ...
 
+    def client_measures(self, params: Tensor) -> Mapping[str, Tensor]:
+        """What parameters [d] come to on each client, by name: [N] each."""
+        ...
+
     def evaluates_clients(self, wanted: bool | str) -> bool:
         """Whether `evaluate` is to measure clients too."""
         ...

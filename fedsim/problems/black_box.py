@@ -168,6 +168,10 @@ class BlackBox:
             found["client_value_worst"] = float(values.max())
         return found
 
+    def client_measures(self, params: Tensor) -> dict[str, Tensor]:
+        """The value of each client's function at params [d], without noise: float64 [N]."""
+        return {"value": self._everywhere(params, torch.arange(self.num_clients, device=self.device))}
+
     def evaluates_clients(self, wanted: bool | str) -> bool:
         """Whether clients are evaluated: as asked, or, for "auto", up to 1,000 of them."""
         return wanted if isinstance(wanted, bool) else self.num_clients <= CLIENTS_EVALUATED

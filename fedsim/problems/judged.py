@@ -98,14 +98,22 @@ class Judged:
 
     def client_scores(self, name: str, outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, float]:
         """Statistics of the clients' accuracies, or losses. rows: theirs, one after the other; count: of each, [N]."""
-        correct = self.loss.correct(outputs, rows.targets)
-        found = self.loss.examples(outputs, rows.targets) if correct is None else correct
-        owner = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
-        sums = torch.zeros(len(count), dtype=torch.float64, device=count.device).index_add_(0, owner, found.double())
-        means = (sums / count)[count > 0]
-        bad, worst = (0.9, means.max()) if correct is None else (0.1, means.min())
+        kind = self.kinds()[-1]
+        means = self.by_client(outputs, rows, count)[kind][count > 0]
+        bad, worst = (0.9, means.max()) if kind == "loss" else (0.1, means.min())
         values = (means.mean(), torch.quantile(means, bad), worst)
         return {name: float(value) for name, value in zip(self.client_measures(name), values, strict=True)}
+
+    def by_client(self, outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, Tensor]:
+        """The mean loss and accuracy of each client, float64 [N], NaN without examples; see `client_scores`."""
+        owner = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        scores = self.loss.examples(outputs, rows.targets), self.loss.correct(outputs, rows.targets)
+        found = {}
+        for name, score in zip(("loss", "accuracy"), scores, strict=True):
+            if score is not None:
+                sums = torch.zeros(len(count), dtype=torch.float64, device=count.device)
+                found[name] = sums.index_add_(0, owner, score.double()) / count
+        return found
 
 
 def ranges(order: np.ndarray, offset: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -244,6 +244,11 @@ class Supervised:
             found |= self.judged.client_scores("client", self._outputs(params, own), own, count)
         return found
 
+    def client_measures(self, params: Tensor) -> dict[str, Tensor]:
+        """How many examples each client is judged on, int64 [N], and their mean loss and accuracy, float64 [N]."""
+        own, count = self.judged.own()
+        return {"examples": count, **self.judged.by_client(self._outputs(params, own), own, count)}
+
     def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:
         """Loss and accuracy of the global model under attacks; see `fedsim.problems.attacked`."""
         return attacked(self.judged, self.model, params, trial)

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from io import BufferedReader
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +29,7 @@ from fedsim.core.errors import FedsimError, InputError, one_line, warn
 from fedsim.core.files import StorageError, regular, settle, write_whole
 from fedsim.core.graph import Document, GraphError, decode, encode
 from fedsim.running.folder import RunFolder
-from fedsim.running.stored import CHECKPOINT, CONFIG, METRICS
+from fedsim.running.stored import CHECKPOINT, CONFIG, END, METRICS
 
 FORMAT = 4
 """Raised when a checkpoint of before can no longer be read: a storable class has another name or other fields, a
@@ -36,6 +39,8 @@ SHARE = 20
 LEAST = 1.0
 LARGEST = 100_000_000
 """Bytes that the JSON of a safetensors file may have."""
+SEAL, NO_SEAL = "checksum", "0" * 32
+"""Where a file's metadata says its checksum, and what stands there while that is taken."""
 TYPES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
@@ -83,11 +88,8 @@ def write(folder: Path, number: int, checkpoint: Checkpoint) -> Path:
     When this returns the file is on the disk. StorageError: it cannot be written. TypeError: the snapshot holds an
     object that no checkpoint can.
     """
-    content = _packed(encode([getattr(checkpoint, part.name) for part in fields(Checkpoint)]))
-    found = hashlib.blake2b(digest_size=16)
-    for part in content:
-        found.update(part)
-    path = folder / f"{number:08d}-{found.hexdigest()}.safetensors"
+    content = _packed(_encoded(checkpoint))
+    path = folder / f"{number:08d}-{_checksum(content)}.safetensors"
     try:
         folder.mkdir(exist_ok=True)
         write_whole(path, *content)
@@ -98,6 +100,16 @@ def write(folder: Path, number: int, checkpoint: Checkpoint) -> Path:
     return path
 
 
+def write_end(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint under a name that does not say its checksum, which is in its metadata instead.
+
+    StorageError and TypeError: as `write`.
+    """
+    head, *rest = _packed(_encoded(checkpoint), {SEAL: NO_SEAL})
+    seal = _checksum([head, *rest])
+    write_whole(path, bytes(head).replace(_sealed(NO_SEAL), _sealed(seal), 1), *rest)
+
+
 def read(path: Path) -> Checkpoint:
     """Read a checkpoint. DamagedError: it cannot be used. FormatError: another version wrote it."""
     from safetensors import SafetensorError, safe_open
@@ -105,8 +117,8 @@ def read(path: Path) -> Checkpoint:
     named = CHECKPOINT.fullmatch(path.name)
     try:
         with open(path, "rb", opener=regular) as file:
-            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        if named is None or named[2] != found:
+            wanted, found = _seal_of(file) if named is None else (named[2], _digest_of(file))
+        if wanted != found:
             raise DamagedError(f"{path} is damaged: its checksum is another")
         with safe_open(path, "pt") as opened:
             text, written = opened.metadata()["graph"], opened.metadata().get("format", "1")  # which 1 does not say
@@ -219,17 +231,61 @@ class Keeper:
         self._written, self._ended = number, time.perf_counter()
         self._took = self._ended - began
 
-    def _warn(self, text: str) -> None:
+    def end(self) -> None:
+        """Write the state of a run that has had all its rounds into end.safetensors, unless that is not wanted."""
+        if self._hopeless or self._when.every == 0 or not self._when.last or not self._run.whole:
+            return
+        try:
+            snapshot = self._run.snapshot(copy=False)
+            end = Checkpoint(snapshot, self._folder.sync(), self._folder.appended, self._config)
+            write_end(self._folder.place(END), end)
+        except (StorageError, TypeError) as error:
+            self._warn(f"the state of the end is not kept: {error}", "the run cannot have more rounds")
+
+    def _warn(self, text: str, so: str = "the run goes on") -> None:
         if not self._silent:
-            warn(f"{text}; the run goes on")
+            warn(f"{text}; {so}")
         self._silent = True
 
 
-def _packed(document: Document) -> list[bytes | memoryview]:
+def _encoded(checkpoint: Checkpoint) -> Document:
+    return encode([getattr(checkpoint, part.name) for part in fields(Checkpoint)])
+
+
+def _checksum(content: Iterable[bytes | memoryview]) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for part in content:
+        found.update(part)
+    return found.hexdigest()
+
+
+def _digest_of(file: BufferedReader) -> str:
+    """The checksum of the rest of a file."""
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _seal_of(file: BufferedReader) -> tuple[str, str]:
+    """The checksum that a file says in its metadata, and that which it has. DamagedError: it says none."""
+    size = file.read(8)
+    head = file.read(min(int.from_bytes(size, "little"), LARGEST))
+    seal = re.search(_sealed("([0-9a-f]{32})"), head)
+    if seal is None:
+        raise DamagedError("it has no checksum")
+    found = hashlib.blake2b(size + head.replace(seal[0], _sealed(NO_SEAL), 1), digest_size=16)
+    while part := file.read(2**20):
+        found.update(part)
+    return seal[1].decode(), found.hexdigest()
+
+
+def _sealed(checksum: str) -> bytes:
+    return f'"{SEAL}":"{checksum}"'.encode()
+
+
+def _packed(document: Document, notes: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
     """A safetensors file as its parts, one after the other, without copies of tensors."""
     # Widest first, so that each begins at a multiple of its numbers' size.
     order = sorted(range(len(document.tensors)), key=lambda place: -document.tensors[place].itemsize)
-    header: dict[str, Any] = {"__metadata__": {"graph": document.text, "format": str(FORMAT)}}
+    header: dict[str, Any] = {"__metadata__": {**(notes or {}), "graph": document.text, "format": str(FORMAT)}}
     parts, begin = list[bytes | memoryview](), 0
     for place in order:
         tensor = document.tensors[place]

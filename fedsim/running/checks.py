@@ -60,6 +60,9 @@ def check(experiment: Experiment, problem: Problem) -> None:
     if trial is not None:
         with naming("evaluation"):
             measured += problem.attacked_measures(trial)
+    best = experiment.evaluation.keep_best
+    if best is not None and best not in measured:
+        raise InputError("evaluation.keep_best", best, name_one(best, measured))
     if isinstance(problem, Supervised):
         _check_training(experiment, problem)
     if stopping is not None and stopping.watches and stopping.metric not in measured:

@@ -20,6 +20,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.files import GoneError, StorageError, look, reason, write_whole
 from fedsim.core.folders import lock, make, next_free, remove_empty
 from fedsim.running.stored import (
+    BEST,
     CHECKPOINT,
     CHECKPOINTS,
     CONFIG,
@@ -198,11 +199,22 @@ class RunFolder(StoredRun):
 
     def write_model(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
         """Write model.safetensors: named tensors of any shapes, from any device."""
-        from safetensors.torch import save
+        write_whole(self.place(MODEL), _packed(tensors, metadata or {}))
 
-        # safetensors refuses tensors that share memory, such as slices of one flat vector.
-        apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        write_whole(self.place(MODEL), save(apart, metadata=dict(metadata or {})))
+    def write_best(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write best.safetensors, as model.safetensors."""
+        write_whole(self.place(BEST), _packed(tensors, metadata))
+
+    def write_text(self, file: str, text: str) -> None:
+        """Write one of `FILES` that is text."""
+        write_whole(self.place(file), text.encode())
+
+    def remove(self, file: str) -> None:
+        """Remove one of `FILES`, if it is there. StorageError: it cannot be."""
+        try:
+            self._remove(file)
+        except OSError as error:
+            raise StorageError(self.path / file, error) from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json; a number that is not finite becomes null."""
@@ -324,6 +336,15 @@ class RunFolder(StoredRun):
             self.discard()
         else:
             self.close()
+
+
+def _packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    from safetensors.torch import save
+
+    # safetensors refuses tensors that share memory, such as slices of one flat vector.
+    apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content: bytes = save(apart, metadata=dict(metadata))
+    return content
 
 
 def _held(path: Path) -> FileIO:

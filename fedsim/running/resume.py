@@ -22,6 +22,7 @@ from fedsim.running.build import build_problem, build_simulation
 from fedsim.running.checkpoint import Checkpoint, UnusableError, newest
 from fedsim.running.checks import check_own
 from fedsim.running.folder import RunFolder
+from fedsim.running.more_rounds import begin_again, end_of, hold_extensible, more_rounds
 from fedsim.running.result import Callback, Result
 from fedsim.running.runner import describe, drive, execute, recording, unresumable, versions
 from fedsim.running.simulation import Simulation
@@ -77,10 +78,13 @@ def recorded(folder: Path, data_dir: Path | str | None = None) -> Experiment:
     return checked(data_dir=found, **tables)
 
 
-def hold_acceptable(folder: Path, *, force: bool = False) -> None:
-    """Refuse a folder whose run cannot go on, before anything that its config.toml names is loaded. InputError."""
+def hold_acceptable(folder: Path, *, force: bool = False, more: bool = False) -> None:
+    """Refuse a folder whose run cannot go on, before anything that its config.toml names is loaded. InputError.
+
+    more: as it has ended, it can only have more rounds.
+    """
     with RunFolder.reopen(folder) as opened:
-        _accept(opened, force=force)
+        _accept(opened, force=force, more=more)
 
 
 def hold_same(folder: Path, experiment: Experiment, data_dir: Path | str | None = None) -> None:
@@ -97,7 +101,7 @@ def _resume(
     force: bool,
 ) -> Result:
     with RunFolder.reopen(path) as folder, recording(folder):
-        accepted = _accept(folder, force=force)
+        accepted = _accept(folder, force=force, more=experiment is not None)
         config, found = accepted.config, accepted.checkpoint
         if (config.get("problem") == OWN) != (problem is not None):
             wanted = (
@@ -108,7 +112,14 @@ def _resume(
         if experiment is not None:
             if problem is not None:
                 check_own(experiment, problem)
+            rounds = more_rounds(made, experiment) if accepted.ended else None
+            if rounds is not None:
+                hold_extensible(made, rounds)
+                made = replace(made, rounds=rounds)
+                config = config | {"rounds": rounds}
             _hold_same(path, describe(made, problem), describe(experiment, problem))
+            if accepted.ended and rounds is None:
+                raise InputError("resume", str(path), f"this run has {accepted.ended}; nothing is left to do")
             made = replace(made, checkpoint=experiment.checkpoint, data_dir=experiment.data_dir or made.data_dir)
         if (why := unresumable(made)) is not None:
             raise UnusableError("resume", str(path), f"such a run cannot go on: {why}")
@@ -128,34 +139,41 @@ def _resume(
             except KeyError as error:
                 remedy = f"its checkpoint has no {error}: another version of fedsim wrote it; begin again"
                 raise UnusableError("resume", str(path), remedy) from error
+            if accepted.ended:
+                begin_again(folder, found, config)
             folder.rewind(found.position, found.rows, accepted.damaged)
         return drive(made, simulation, config, callbacks, folder, keeps=True)
 
 
 @dataclass(frozen=True)
 class _Accepted:
-    """What is in a folder whose run can go on. damaged: checkpoints after the one that it goes on from."""
+    """What is in a folder whose run can go on.
 
+    damaged: checkpoints after the one that it goes on from. ended: how the run has ended that is to have more rounds.
+    """
+
+    ended: str | None
     config: dict[str, Any]
     resolved: dict[str, Any]
     checkpoint: Checkpoint | None
     damaged: list[Path]
 
 
-def _accept(folder: RunFolder, *, force: bool) -> _Accepted:
+def _accept(folder: RunFolder, *, force: bool, more: bool = False) -> _Accepted:
     """Read all that a run goes on from, and hold it to what the run has written, before any plug-in is loaded.
 
-    Nothing is executed and nothing changed. InputError: it cannot go on, and why.
+    Nothing is executed and nothing changed. more: a run that has finished may be to have more rounds. InputError: it
+    cannot go on, and why.
     """
     path, config = folder.path, folder.config()
     resolved, versions_before, arithmetic_before = (_noted(path, config, name) for name in NOTES)
     ended = folder.ended()
-    if ended is not None:
+    if ended is not None and not more:
         folder.tidy()
         raise InputError("resume", str(path), f"this run has {ended}; nothing is left to do")
     if "nodes" in resolved:
         raise UnusableError("resume", str(path), "this run is one on Flower's nodes; start it there again")
-    found, damaged = newest(folder)
+    found, damaged = newest(folder) if ended is None else (end_of(folder), [])
     if found is not None:
         _hold_unchanged(path, config, found.config)
         _hold_rows(folder, found.rows)
@@ -166,7 +184,7 @@ def _accept(folder: RunFolder, *, force: bool) -> _Accepted:
         ):
             _hold_unmoved(table, before, now)
     hold_pinned()
-    return _Accepted(config, resolved, found, damaged)
+    return _Accepted(ended, config, resolved, found, damaged)
 
 
 def _hold_rows(folder: RunFolder, number: int) -> None:

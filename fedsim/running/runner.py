@@ -25,9 +25,11 @@ from fedsim.core.plugins import DISTRIBUTION
 from fedsim.parallel.arithmetic import arithmetic, hold_pinned
 from fedsim.plots import curves
 from fedsim.problems.base import Problem
+from fedsim.running.best import Best
 from fedsim.running.build import EngineMaker, build_problem, build_simulation
 from fedsim.running.checkpoint import Keeper
 from fedsim.running.checks import check_own
+from fedsim.running.clients import write_clients
 from fedsim.running.endings import ENDED
 from fedsim.running.folder import RunFolder
 from fedsim.running.history import History, Row
@@ -102,6 +104,9 @@ def execute(
         simulation = build_simulation(experiment, problem, engine, own=own)
     config = described | _notes(experiment, simulation, problem)
     if not save:
+        if experiment.evaluation.keep_best is not None:
+            remedy = "with save=False no model is kept; leave one of the two out"
+            raise InputError("evaluation.keep_best", experiment.evaluation.keep_best, remedy)
         return drive(experiment, simulation, config, callbacks)
     with RunFolder.create(place, experiment.name, force=force) as folder, recording(folder):
         folder.write_config(config)
@@ -196,6 +201,8 @@ def drive(
     keeper = None
     if folder is not None and keeps and unresumable(experiment) is None:
         keeper = simulation.between = Keeper(folder, simulation, experiment.checkpoint)
+    keeps_best = experiment.evaluation.keep_best
+    best = None if folder is None or keeps_best is None else Best(keeps_best, problem, folder, rows)
     status, reason = "finished", ""
     try:
         if folder is not None and simulation.round == 0:
@@ -205,6 +212,8 @@ def drive(
             rows.append(row)
             if folder is not None:
                 folder.append(row)
+            if best is not None:
+                best(row, simulation.params)
             answers = [callback(Round(row, simulation.params.clone())) for callback in callbacks]
             if any(isinstance(answer, bool | np.bool_) and answer for answer in answers):
                 status, reason = "stopped", "a callback has ended it"
@@ -231,6 +240,8 @@ def drive(
     params = simulation.state.params
     if folder is not None:
         folder.write_trace(trace)
+        if keeper is not None and status == "finished" and simulation.round == experiment.rounds:
+            keeper.end()
         _finish(experiment, problem, params, summary, rows, folder)
     history = History(rows) if folder is None else folder.history
     told = {name: table for name, table in config.items() if name != "resolved"}
@@ -283,6 +294,8 @@ def _finish(
     """Write what a run came to. The summary is the last: what has one is whole, and what has none goes on."""
     # One entry: safetensors writes several in no fixed order.
     folder.write_model(problem.tensors(params), {"run": f"{experiment.name}, seed {experiment.seed}"})
+    if problem.evaluates_clients(experiment.evaluation.clients):
+        write_clients(problem, params, folder)
     with _only_a_picture():
         curves(rows, folder.place(CURVES))
     with _only_a_picture():

@@ -3,7 +3,10 @@
 config.toml         the experiment, with every option resolved, and the versions
 metrics.jsonl       one JSON object a completed round or evaluation, written when it is complete
 model.safetensors   the final parameters, of a black box one vector x
-summary.json        the final values
+best.safetensors    the best parameters by a measure, if they are asked for
+end.safetensors     the state of a run that has had all its rounds, from which it can have more
+summary.json        the final values; written last
+clients.csv         what the final model comes to on each client, where clients are evaluated
 trace.json          staleness, participation, and when the first clients worked on which version of the model
 curves.png          loss, accuracy, the value of a function against the round
 partition.png       the label distribution of the clients; of supervised problems
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +37,8 @@ from fedsim.running.history import History, Row, is_number, read_rows
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
 TRACE, CURVES, TRACEBACK = "trace.json", "curves.png", "traceback.txt"
-FILES = (CONFIG, METRICS, MODEL, SUMMARY, TRACE, CURVES, PARTITION, ADVERSARIAL, TRACEBACK)
+BEST, END, CLIENTS = "best.safetensors", "end.safetensors", "clients.csv"
+FILES = (CONFIG, METRICS, MODEL, BEST, END, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, ADVERSARIAL, TRACEBACK)
 """The names that a run writes, and beside its checkpoints the only ones that it ever removes."""
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = re.compile(r"(\d{8,})-([0-9a-f]{32})\.safetensors")
@@ -94,7 +99,18 @@ class StoredRun:
         """How the run has ended, one of `ENDED`; None: it has not, or has been interrupted."""
         summary = self.summary()
         status = "" if summary is None else str(summary["status"])
-        return status if status in ENDED else None
+        if summary is None or status not in ENDED or (status == "finished" and self._is_to_have_more(summary)):
+            return None
+        return status
+
+    def _is_to_have_more(self, summary: Mapping[str, Any]) -> bool:
+        """Whether config.toml asks for more rounds than the run has had, as when it has begun to be extended."""
+        try:
+            config = self.config()
+        except InputError:
+            return False
+        asked, had = config.get("rounds"), summary.get("rounds")
+        return isinstance(asked, int) and isinstance(had, int) and "duration" not in config and asked > had
 
     def summary(self) -> dict[str, Any] | None:
         """Read summary.json; None where there is none that a run has written."""
