@@ -94,7 +94,7 @@ POINTS = ("write", "fsync", "replace", "renamed", "unlink", "append", "between")
 before an old one is removed, within a line of the metrics, and between two rounds."""
 
 
-ENDINGS = ("trace.json", "model.safetensors", "curves.png", "summary.json", "tidy")
+ENDINGS = ("trace.json", "model.safetensors", "clients.csv", "curves.png", "summary.json", "tidy")
 """And when all rounds are done: before a file has its name, and before what only an unfinished run needs is removed."""
 
 

@@ -29,8 +29,9 @@ class Best:
     def __call__(self, row: Row, params: Tensor) -> None:
         """Look at a row and the model [d] that it is about."""
         if self._is_better(row):
-            told = {"round": str(row["round"]), self._measure: str(row[self._measure])}
-            self._folder.write_best(self._problem.tensors(params), told)
+            # One entry: safetensors writes several in no fixed order.
+            told = f"round {row['round']}, {self._measure} {row[self._measure]}"
+            self._folder.write_best(self._problem.tensors(params), {"best": told})
 
     def _is_better(self, row: Row) -> bool:
         value = row.get(self._measure)

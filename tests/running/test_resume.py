@@ -35,7 +35,7 @@ from fedsim.running.folder import RunFolder
 from fedsim.running.resume import resume
 from fedsim.running.runner import execute, run
 from fedsim.running.simulation import Simulation
-from fedsim.running.stored import CONFIG, CURVES, METRICS, MODEL, SUMMARY, TRACE, open_run
+from fedsim.running.stored import CLIENTS, CONFIG, CURVES, END, METRICS, MODEL, SUMMARY, TRACE, open_run
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 
@@ -138,9 +138,10 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(mortal,
     assert told["deaths"][-len(ENDINGS) :] == list(ENDINGS)
     assert len(set(told["rounds"])) >= 3
     assert left(tmp_path / "torn") == left(tmp_path / "whole")
-    assert sorted(path.name for path in (tmp_path / "torn").iterdir()) == sorted(
-        (CONFIG, METRICS, MODEL, SUMMARY, TRACE, CURVES)
-    )
+    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("torn", "whole")]
+    assert names[0] == names[1]
+    assert {CURVES, CLIENTS} <= set(names[0])
+    assert (END in names[0]) == (scenario != "fedfix")  # which ends by time
 
 
 def test_processes_of_the_command_line_that_are_killed(tmp_path, monkeypatch):
@@ -348,8 +349,8 @@ def test_a_run_that_has_ended_is_left_alone(tmp_path, monkeypatch, capsys, table
 def test_of_a_run_that_has_ended_another_experiment_is_refused(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
     run(own(rounds=1), out=folder)
-    assert call(monkeypatch, "run", "--resume", str(folder), "--set", "rounds=2") == 2
-    assert f"rounds = 2: the run in {folder} has 1" in capsys.readouterr().err
+    assert call(monkeypatch, "run", "--resume", str(folder), "--set", "seed=2") == 2
+    assert f"seed = 2: the run in {folder} has 1" in capsys.readouterr().err
     assert call(monkeypatch, "run", "--resume", str(folder), "--set", "rounds=1") == 0
 
 
