@@ -35,7 +35,7 @@ from fedsim.running.folder import RunFolder
 from fedsim.running.history import History, Row
 from fedsim.running.result import Callback, Result, Round
 from fedsim.running.simulation import Simulation
-from fedsim.running.stored import CURVES, TRACEBACK
+from fedsim.running.stored import CLIENTS, CURVES, TRACEBACK
 from fedsim.running.summary import summarise
 
 VERSIONED = ("torch", "numpy", "scikit-learn", "flwr-datasets")
@@ -206,7 +206,7 @@ def drive(
     status, reason = "finished", ""
     try:
         if folder is not None and simulation.round == 0:
-            with _only_a_picture():
+            with _not_needed("a picture"):
                 problem.illustrate(folder.place, None)
         for row in simulation:
             rows.append(row)
@@ -255,12 +255,12 @@ def unresumable(experiment: Experiment) -> str | None:
 
 
 @contextmanager
-def _only_a_picture() -> Iterator[None]:
+def _not_needed(what: str) -> Iterator[None]:
     """Within this block whatever fails is said and no more: what a run has come to does not wait for a picture."""
     try:
         yield
     except Exception as error:
-        warn(f"a picture is missing: {type(error).__name__}: {error}")
+        warn(f"{what} is missing: {type(error).__name__}: {error}")
 
 
 def versions() -> dict[str, str]:
@@ -294,11 +294,12 @@ def _finish(
     """Write what a run came to. The summary is the last: what has one is whole, and what has none goes on."""
     # One entry: safetensors writes several in no fixed order.
     folder.write_model(problem.tensors(params), {"run": f"{experiment.name}, seed {experiment.seed}"})
-    if problem.evaluates_clients(experiment.evaluation.clients):
-        write_clients(problem, params, folder)
-    with _only_a_picture():
+    if ENDED.get(summary["status"]) and problem.evaluates_clients(experiment.evaluation.clients):
+        with _not_needed(CLIENTS):
+            write_clients(problem, params, folder)
+    with _not_needed("a picture"):
         curves(rows, folder.place(CURVES))
-    with _only_a_picture():
+    with _not_needed("a picture"):
         problem.illustrate(folder.place, params)
     folder.sync()  # before it is said that the run has ended, and what it could go on from is removed
     folder.write_summary(summary)

@@ -23,7 +23,7 @@ from fedsim.cli.arguments import parse_seeds
 from fedsim.cli.main import main
 from fedsim.core.errors import InputError
 from fedsim.problems.base import ADVERSARIAL
-from fedsim.running.stored import BEST, CHECKPOINTS, FILES, TRACEBACK
+from fedsim.running.stored import BEST, CHECKPOINTS, CLIENTS, END, FILES, TRACEBACK
 from fedsim.running.sweep import Outcome, Point
 
 ROOT = Path(__file__).parents[2]
@@ -272,7 +272,8 @@ def test_an_interrupt_leaves_a_usable_folder(monkeypatch, tmp_path):
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(out)) == 130
     assert json.loads((out / "summary.json").read_text())["rounds"] == 1
-    assert sorted(path.name for path in out.iterdir()) == sorted({CHECKPOINTS, *FILES} - {ADVERSARIAL, TRACEBACK})
+    ends = {ADVERSARIAL, BEST, CLIENTS, END, TRACEBACK}
+    assert sorted(path.name for path in out.iterdir()) == sorted({CHECKPOINTS, *FILES} - ends)
 
 
 def test_seeds_are_read():

@@ -21,7 +21,7 @@ from fedsim.running.checkpoint import listed
 from fedsim.running.folder import RunFolder
 from fedsim.running.resume import resume
 from fedsim.running.runner import run
-from fedsim.running.stored import BEST, CLIENTS, END, MODEL, open_run
+from fedsim.running.stored import BEST, CLIENTS, END, MODEL, SUMMARY, open_run
 from fedsim.testing.problems import small_experiment as small
 
 WALL = re.compile(rb'"wall": [^,}]*')
@@ -269,3 +269,13 @@ def test_functions_have_values_and_owners_have_names(tmp_path):
 def test_clients_that_are_not_evaluated_have_no_table(tmp_path):
     run(made(2, evaluation={"clients": False}), out=tmp_path / "run")
     assert not (tmp_path / "run" / CLIENTS).exists()
+
+
+def test_clients_that_cannot_be_asked_once_more_are_said_and_cost_nothing_else(tmp_path, monkeypatch, capsys):
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(Supervised, "client_measures", fail)
+    assert run(made(2), out=tmp_path / "run").status == "finished"
+    assert capsys.readouterr().err == "fedsim: warning: clients.csv is missing: ZeroDivisionError: on purpose\n"
+    assert (tmp_path / "run" / SUMMARY).is_file()

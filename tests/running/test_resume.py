@@ -350,7 +350,7 @@ def test_of_a_run_that_has_ended_another_experiment_is_refused(tmp_path, monkeyp
     folder = tmp_path / "run"
     run(own(rounds=1), out=folder)
     assert call(monkeypatch, "run", "--resume", str(folder), "--set", "seed=2") == 2
-    assert f"seed = 2: the run in {folder} has 1" in capsys.readouterr().err
+    assert f"seed = 2: the run in {folder} has 0" in capsys.readouterr().err
     assert call(monkeypatch, "run", "--resume", str(folder), "--set", "rounds=1") == 0
 
 
