@@ -10,9 +10,13 @@ import decimal
 import gc
 import locale
 import logging
+import multiprocessing
 import os
+import signal
 import socket
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -66,6 +70,8 @@ def _set_environment(wanted: Mapping[str, str]) -> None:
     for name in set(os.environ) - set(wanted):
         del os.environ[name]
     os.environ.update(wanted)
+    if hasattr(time, "tzset"):
+        time.tzset()  # TZ may be one of them
 
 
 def _set_builtins(wanted: Mapping[str, Any]) -> None:
@@ -75,9 +81,50 @@ def _set_builtins(wanted: Mapping[str, Any]) -> None:
     held.update(wanted)
 
 
-def _set_filters(wanted: list[Any]) -> None:
-    warnings.resetwarnings()  # which also has forgotten what was shown
-    warnings.filters[:] = wanted  # type: ignore[index]
+def _set_warnings(wanted: tuple[list[Any], Callable[..., None]]) -> None:
+    filters, show = wanted
+    warnings.resetwarnings()  # so that it is looked up anew what is to be shown
+    warnings.filters[:] = filters  # type: ignore[index]
+    logging.captureWarnings(False)  # which must know that it does not
+    if show.__module__ == "logging":
+        logging.captureWarnings(True)
+    else:
+        warnings.showwarning = show
+
+
+def _set_collector(wanted: tuple[bool, tuple[int, int, int]]) -> None:
+    enabled, threshold = wanted
+    gc.set_threshold(*threshold)
+    if enabled:
+        gc.enable()
+    else:
+        gc.disable()
+
+
+def _interpreter() -> tuple[Any, ...]:
+    return sys.getrecursionlimit(), sys.getswitchinterval(), sys.get_int_max_str_digits()
+
+
+def _set_interpreter(wanted: tuple[int, float, int]) -> None:
+    recursion, interval, digits = wanted
+    sys.setrecursionlimit(recursion)
+    sys.setswitchinterval(interval)
+    sys.set_int_max_str_digits(digits)
+
+
+def _set_handlers(wanted: Mapping[signal.Signals, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():  # no other may
+        for number, handler in wanted.items():
+            if handler is not None:  # one that Python has not installed
+                signal.signal(number, handler)
+
+
+def _set_start_method(wanted: str | None) -> None:
+    multiprocessing.set_start_method(wanted, force=True)
+
+
+def _set_kernels(wanted: tuple[bool, bool]) -> None:
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = wanted
 
 
 def _set_streams(wanted: tuple[Any, Any, Any]) -> None:
@@ -90,7 +137,7 @@ def _set_device(wanted: torch.device) -> None:
 
 def _decimals() -> tuple[Any, ...]:
     held = decimal.getcontext()
-    traps = [signal for signal, trapped in held.traps.items() if trapped]
+    traps = [kind for kind, trapped in held.traps.items() if trapped]
     return held.prec, held.rounding, held.Emin, held.Emax, held.capitals, held.clamp, [], traps
 
 
@@ -133,18 +180,21 @@ def _set_wiring(wanted: Mapping[str, Any]) -> None:
             handler.setLevel(level)
 
 
+_SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)]
 _SETTINGS: Mapping[str, _Setting] = {
     "environment": _Setting(lambda: dict(os.environ), _set_environment),
     "working folder": _Setting(_folder, _enter),
     "search path": _Setting(lambda: list(sys.path), lambda value: sys.path.__setitem__(slice(None), value)),
     "arguments": _Setting(lambda: list(sys.argv), lambda value: sys.argv.__setitem__(slice(None), value)),
-    "recursion limit": _Setting(sys.getrecursionlimit, sys.setrecursionlimit),
-    "collector": _Setting(gc.isenabled, lambda value: gc.enable() if value else gc.disable()),
+    "interpreter": _Setting(_interpreter, _set_interpreter),
+    "collector": _Setting(lambda: (gc.isenabled(), gc.get_threshold()), _set_collector),
+    "signals": _Setting(lambda: {number: signal.getsignal(number) for number in _SIGNALS}, _set_handlers, False),
+    "start method": _Setting(lambda: multiprocessing.get_start_method(allow_none=True), _set_start_method),
     "locale": _Setting(lambda: locale.setlocale(locale.LC_ALL), lambda value: locale.setlocale(locale.LC_ALL, value)),
     "socket timeout": _Setting(socket.getdefaulttimeout, socket.setdefaulttimeout),
     "streams": _Setting(lambda: (sys.stdin, sys.stdout, sys.stderr), _set_streams, portable=False),
     "builtins": _Setting(lambda: dict(vars(builtins)), _set_builtins, portable=False),
-    "warnings": _Setting(lambda: list(warnings.filters), _set_filters, portable=False),
+    "warnings": _Setting(lambda: (list(warnings.filters), warnings.showwarning), _set_warnings, portable=False),
     "decimals": _Setting(_decimals, lambda value: decimal.setcontext(decimal.Context(*value))),
     "log disabled": _Setting(lambda: logging.root.manager.disable, logging.disable),
     "log levels": _Setting(_levels, _set_levels),
@@ -157,6 +207,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "gradients": _Setting(torch.is_grad_enabled, torch.set_grad_enabled),
     "anomalies": _Setting(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     "deterministic": _Setting(torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    "kernels": _Setting(lambda: (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic), _set_kernels),
     "matrix products": _Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     "threads": _Setting(torch.get_num_threads, torch.set_num_threads, portable=False),
 }
