@@ -11,6 +11,7 @@ import os
 import pickle
 import stat
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ DAMAGE = (
     lzma.LZMAError,
     pickle.UnpicklingError,
     struct.error,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -174,7 +174,10 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+        try:
+            yield
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ValueError(f"it has more than the {MOST_PIXELS:,} pixels that are read") from error
 
 
 def _parts(root: Path) -> tuple[list[Path], list[str]]:
