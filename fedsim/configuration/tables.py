@@ -36,7 +36,7 @@ TRANSFORMS = ("transforms", "order_transforms")
 TOP = ("name", "seed", "rounds", "duration")
 INSTEAD = {"count": "fraction", "steps": "epochs"}
 """Options of which the first takes the place of the second, where that has its default of `PLUGINS`."""
-NOTES = ("resolved", "versions", "arithmetic")
+NOTES = ("resolved", "versions", "arithmetic", "data")
 """Tables that a run writes into its config.toml and that say nothing about what to do."""
 PLUGINS: dict[str, tuple[str, str | Table]] = {
     "problem": ("problems", "supervised"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import lzma
 import math
@@ -16,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,13 @@ many formats raise whatever their bytes lead to)."""
 
 @dataclass(frozen=True)
 class DataFolder:
-    """Where data files are looked for: `path`, else the folder that FEDSIM_DATA names, else nowhere."""
+    """Where data files are looked for: `path`, else the folder that FEDSIM_DATA names, else nowhere.
+
+    found: the files and folders that were looked for and are there, in their order.
+    """
 
     path: Path | None = None
+    found: list[Path] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         named = os.environ.get("FEDSIM_DATA")
@@ -74,7 +79,7 @@ class DataFolder:
         for place in places:
             found = look(place, "data-dir")
             if found is not None and stat.S_ISREG(found.st_mode):
-                return place
+                return self._noted(place)
         if self.path is None:
             raise InputError("data-dir", "(not set)", f"{names[0]} is needed; pass --data-dir or set FEDSIM_DATA")
         tried = ", ".join(map(str, places))
@@ -98,7 +103,7 @@ class DataFolder:
             if found is not None and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
                 raise InputError(option, path, f"{place} is neither a file nor a folder; name one")
             if found is not None:
-                return place
+                return self._noted(place)
         tried = ", ".join(dict.fromkeys(map(str, places)))
         raise InputError(option, path, f"there is no such file or folder; looked for {tried}")
 
@@ -112,6 +117,10 @@ class DataFolder:
             if found:
                 return [self.resolve(str(match), option) for match in found]
         return [self.resolve(path, option)]
+
+    def _noted(self, place: Path) -> Path:
+        self.found.append(place)
+        return place
 
     def _places(self, path: str, option: str) -> list[Path]:
         given = expanded(path, option)
@@ -188,6 +197,12 @@ def hold_size(path: Path, unpacked_size: int, size: int, option: str) -> None:
             f"is {size} bytes that unpack to more than {allowed(size)}; unpack it yourself if it is what it should be"
         )
         raise InputError(option, str(path), fault)
+
+
+def file_sha256(path: Path) -> str:
+    """The checksum of a file's content, as sha256sum has it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_arrays(path: Path, what: str, option: str = "data-dir") -> dict[str, Array]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -204,6 +204,10 @@ class Problem(ProblemView, Protocol):
     @property
     def names(self) -> Sequence[str] | None:
         """What the clients are called, where the data say so; None: by their numbers."""
+        ...
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the data are from and what was done to them, with their checksum, `sha256`; empty: there are none."""
         ...
 
     def labels(self) -> np.ndarray | None:

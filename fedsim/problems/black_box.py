@@ -192,6 +192,10 @@ class BlackBox:
 
     names = None
 
+    def provenance(self) -> dict[str, Any]:
+        """There are no data."""
+        return {}
+
     def labels(self) -> None:
         """There are no labels."""
         return

@@ -114,6 +114,8 @@ class SupervisedOptions(HasPlugins):
             loader = replace(loader, split_seed=streams.derive("split") >> 1)  # 63 bits, as whole numbers of TOML have
         dataset: Dataset = loader.load(folder)
         hold_returned("problem.dataset", "datasets", loader, "load", dataset, Dataset)
+        files = [place for place in dict.fromkeys(folder.found) if place.is_file()]
+        dataset = replace(dataset, told={**dataset.told, "files": files})
         if self.split == "seed" and not dataset.drawn:
             raise InputError("problem.split", self.split, f"{dataset.name} has a test set of its own; remove it")
         return dataset
@@ -221,6 +223,10 @@ class Supervised:
         if (lowest != highest).any() or len(np.unique(lowest)) < len(lowest):
             return None
         return [str(known[code]) for code in lowest]
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the data are from and what was done to them; see `Dataset`."""
+        return self.dataset.provenance()
 
     def labels(self) -> np.ndarray:
         """The mean label of each client's examples, [N]."""

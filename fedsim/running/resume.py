@@ -130,7 +130,7 @@ def _resume(
         else:
             check_own(pinned, problem)
         simulation = build_simulation(pinned, problem, own=own)
-        _hold_alike(accepted.resolved, simulation, problem, found)
+        _hold_alike(accepted, simulation, problem)
         if found is None:
             folder.rewind()
         else:
@@ -155,6 +155,7 @@ class _Accepted:
     ended: str | None
     config: dict[str, Any]
     resolved: dict[str, Any]
+    data: dict[str, Any]
     checkpoint: Checkpoint | None
     damaged: list[Path]
 
@@ -166,7 +167,7 @@ def _accept(folder: RunFolder, *, force: bool, more: bool = False) -> _Accepted:
     cannot go on, and why.
     """
     path, config = folder.path, folder.config()
-    resolved, versions_before, arithmetic_before = (_noted(path, config, name) for name in NOTES)
+    resolved, versions_before, arithmetic_before, data = (_noted(path, config, name) for name in NOTES)
     ended = folder.ended()
     if ended is not None and not more:
         folder.tidy()
@@ -184,7 +185,7 @@ def _accept(folder: RunFolder, *, force: bool, more: bool = False) -> _Accepted:
         ):
             _hold_unmoved(table, before, now)
     hold_pinned()
-    return _Accepted(ended, config, resolved, found, damaged)
+    return _Accepted(ended, config, resolved, data, found, damaged)
 
 
 def _hold_rows(folder: RunFolder, number: int) -> None:
@@ -249,10 +250,9 @@ def _hold_unmoved(table: str, before: Mapping[str, Any], now: Mapping[str, str])
             raise UnusableError(f"{table}.{name}", value, remedy)
 
 
-def _hold_alike(
-    resolved: Mapping[str, Any], simulation: Simulation, problem: Problem, found: Checkpoint | None
-) -> None:
-    """Refuse to go on where work would be executed in another way, or is about another problem."""
+def _hold_alike(accepted: _Accepted, simulation: Simulation, problem: Problem) -> None:
+    """Refuse to go on where work would be executed in another way, or is about another problem or other data."""
+    resolved, found = accepted.resolved, accepted.checkpoint
     now = simulation.parts.engine.describe() | {"parameters": problem.dimension}
     for name, value in now.items():
         if resolved.get(name, value) != value:
@@ -261,3 +261,6 @@ def _hold_alike(
         clients = len(found.snapshot["engine"]["trace"].participation)
         if clients != problem.num_clients:
             raise InputError("problem", problem.num_clients, f"the run began with {clients} clients; give it the same")
+    before, here = accepted.data.get("sha256"), problem.provenance().get("sha256")
+    if before is not None and before != here:
+        raise InputError("data.sha256", here, f"the run began with other data, {before}; go on with those")

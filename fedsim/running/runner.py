@@ -109,6 +109,8 @@ def execute(
             raise InputError("evaluation.keep_best", experiment.evaluation.keep_best, remedy)
         return drive(experiment, simulation, config, callbacks)
     with RunFolder.create(place, experiment.name, force=force) as folder, recording(folder):
+        data = problem.provenance()
+        config |= {"data": data} if data else {}
         folder.write_config(config)
         folder.begin()
         return drive(experiment, simulation, config, callbacks, folder, keeps=engine is None)

@@ -1,6 +1,6 @@
 """The folder of a run: `runs/<name>-<n>/`, in which nothing is overwritten unless that is asked for.
 
-config.toml         the experiment, with every option resolved, and the versions
+config.toml         the experiment, with every option resolved, the versions, and checksums of the data
 metrics.jsonl       one JSON object a completed round or evaluation, written when it is complete
 model.safetensors   the final parameters, of a black box one vector x
 best.safetensors    the best parameters by a measure, if they are asked for

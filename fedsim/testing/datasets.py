@@ -16,7 +16,7 @@ import pytest
 from torch import nn
 
 from fedsim.configuration.tables import experiment
-from fedsim.core.data_files import TABLE, Array, DataFolder
+from fedsim.core.data_files import Array, DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
 from fedsim.core.streams import Streams
@@ -67,26 +67,16 @@ class Loading(Specimen):
 
 
 class Watched(DataFolder):
-    """A data folder that notes which files and folders it has found, and may find others in their place."""
+    """A data folder that may find other files and folders in the place of those that it notes."""
 
     def __init__(self, path: Path | None, instead: dict[Path, Path] | None = None) -> None:
         super().__init__(path)
-        object.__setattr__(self, "found", [])
         object.__setattr__(self, "instead", instead or {})
 
-    found: list[Path]
     instead: dict[Path, Path]
 
-    def find(self, *names: str) -> Path:
-        """See `DataFolder`."""
-        return self._noted(super().find(*names))
-
-    def resolve(self, path: str, option: str = f"{TABLE}.path") -> Path:
-        """See `DataFolder`."""
-        return self._noted(super().resolve(path, option))
-
     def _noted(self, place: Path) -> Path:
-        self.found.append(place)
+        super()._noted(place)
         return self.instead.get(place, place)
 
 

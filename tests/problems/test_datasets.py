@@ -1,10 +1,13 @@
 """Data sets: what is read is what was written, and a bad file is one line."""
 
 import gzip
+import hashlib
 import io
 import lzma
 import os
 import pickle
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import joblib
@@ -90,6 +93,59 @@ def test_the_data_folder_is_the_argument_or_else_the_environment(tmp_path, monke
     monkeypatch.delenv("FEDSIM_DATA")
     with pytest.raises(InputError, match=r"data-dir = \(not set\): a.bin is needed; pass --data-dir"):
         DataFolder().find("a.bin")
+
+
+def test_a_run_says_where_its_data_are_from(tmp_path, monkeypatch):
+    (tmp_path / "t.csv").write_text("a,job,y\n" + "".join(f"{i},{'xyz'[i % 3]},{'pq'[i % 2]}\n" for i in range(10)))
+    made = fedsim.experiment(
+        rounds=1,
+        problem={
+            "dataset": {"kind": "csv", "path": str(tmp_path / "t.csv"), "label": "y", "encode": "one_hot"},
+            "model": "logistic",
+        },
+        partition={"kind": "iid", "clients": 2},
+    )
+    result = fedsim.run(made, out=tmp_path / "run")
+    noted = tomllib.loads((tmp_path / "run" / "config.toml").read_text())["data"]
+    assert noted["files"] == {str(tmp_path / "t.csv"): hashlib.sha256((tmp_path / "t.csv").read_bytes()).hexdigest()}
+    assert (noted["name"], noted["examples"], noted["test_examples"], noted["shape"]) == ("t", 8, 2, [4])
+    assert noted["classes"] == ["p", "q"]
+    dataset, (number, text) = result.problem.dataset, noted["features"]
+    assert text == {"name": "job", "encoding": "one_hot", "categories": ["x", "y", "z"]}
+    # The numbers give back what was in the file: the examples are its rows 0 .. 9.
+    back = np.concatenate([dataset.x, dataset.x_test])[:, 0] * number["deviation"] + number["mean"]
+    np.testing.assert_allclose(sorted(back), range(10), atol=1e-5)
+    # The folder is an experiment file, and the checksum of the arrays is that of each run on them.
+    again = fedsim.run(tmp_path / "run" / "config.toml", out=tmp_path / "again")
+    assert again.config["data"]["sha256"] == noted["sha256"] == dataset.provenance()["sha256"]
+
+
+@pytest.mark.parametrize("part", ["x", "y", "x_test", "y_test", "owner", "owner_test"])
+def test_the_checksum_of_data_is_of_all_of_them(part):
+    def made():
+        x, y = np.zeros((3, 2), np.float32), np.array([0, 1, 1])
+        return Dataset("mine", x, y, x.copy(), y.copy(), 2, owner=y.copy(), owner_test=y.copy())
+
+    data = made()
+    before = data.provenance()["sha256"]
+    assert made().provenance()["sha256"] == before
+    getattr(data, part)[-1] -= 1
+    assert data.provenance()["sha256"] != before
+    short = replace(made(), x=np.zeros((3, 2), np.float64))
+    assert short.provenance()["sha256"] != before
+
+
+@pytest.mark.parametrize("loader", [BreastCancer(), MNIST(standardize=True)], ids=["table", "images"])
+def test_the_numbers_of_standardising_are_told(loader, tmp_path):
+    write_mnist(tmp_path)
+    data = loader.load(DataFolder(tmp_path))
+    mean, deviation = (np.array(data.told["features"][name]) for name in ("mean", "deviation"))
+    if data.name == "mnist":
+        back = data.x * deviation + mean
+        np.testing.assert_allclose(back, MNIST().load(DataFolder(tmp_path)).x, atol=1e-6)
+    else:
+        assert len(mean) == len(deviation) == 30
+        assert 600 < mean[3] < 700  # area of a cell
 
 
 # scikit-learn's

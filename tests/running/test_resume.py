@@ -464,6 +464,17 @@ def test_the_same_experiment_may_write_other_checkpoints(tmp_path, whole):
     assert left(torn) == left(whole)
 
 
+def test_other_data_are_refused(tmp_path):
+    torn = cut(tmp_path / "torn")
+    config = tomllib.loads((torn / CONFIG).read_text())
+    here, config["data"]["sha256"] = config["data"]["sha256"], "0" * 64
+    (torn / CONFIG).write_text(tomli_w.dumps(config))
+    before = contents(torn)
+    with pytest.raises(InputError, match=f"data.sha256 = {here}: the run began with other data, 0000"):
+        resume(torn)
+    assert contents(torn) == before
+
+
 @pytest.mark.parametrize("name", ["fedsim", "torch", "numpy"])
 def test_other_versions_are_refused_unless_forced(tmp_path, whole, name):
     torn = cut(tmp_path / "torn")

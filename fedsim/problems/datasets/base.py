@@ -5,6 +5,7 @@ Arrays: n training examples, m test examples, k classes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.core.data_files import TABLE, Array, DataFolder
+from fedsim.core.data_files import TABLE, Array, DataFolder, file_sha256
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 
@@ -29,7 +30,7 @@ class Dataset:
     y, y_test: [n] and [m]; int64 classes 0 .. num_classes-1, or float32 targets when num_classes is 0.
     owner, owner_test: int64 [n] and [m], the natural client of each example, 0 .. clients-1; or None.
     vocabulary: the number of token symbols, 0 when x is not a sequence of tokens.
-    told: what else a run folder says of it: names, and what was done to the features.
+    told: what else a run folder says of it: names, what was done to the features, and the files it is from.
     drawn: whether the test examples were drawn from all, by the data set's `split_seed`.
     Raises InputError when the arrays do not fit each other.
     """
@@ -67,6 +68,23 @@ class Dataset:
         if self.x.shape[1:] != self.x_test.shape[1:]:
             shapes = f"a training input has shape {self.x.shape[1:]}, a test input {self.x_test.shape[1:]}"
             raise InputError(TABLE, self.name, f"{shapes}; they must be equal")
+
+    def provenance(self) -> dict[str, Any]:
+        """What a run folder says of the data: checksums of the arrays and of the files, counts, and what was done."""
+        told = {name: value for name, value in self.told.items() if name not in ("owners", "files")}
+        files = {str(path): file_sha256(path) for path in self.told.get("files", ())}
+        counts = {"examples": len(self.x), "test_examples": len(self.x_test), "shape": list(self.x.shape[1:])}
+        return {"name": self.name, "sha256": self._sha256(), "files": files, **counts, **told}
+
+    def _sha256(self) -> str:
+        """Of all arrays, their types and shapes."""
+        found = hashlib.sha256()
+        for name in ("x", "y", "x_test", "y_test", "owner", "owner_test"):
+            array = getattr(self, name)
+            if array is not None:
+                found.update(f"{name} {array.dtype.str} {array.shape}".encode())
+                found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
 
 class Loader(Protocol):
@@ -123,8 +141,8 @@ def split_dataset(
     )
 
 
-def standardise(x: Array, x_test: Array) -> None:
-    """Shift and scale both in place by the mean and deviation of the training inputs.
+def standardise(x: Array, x_test: Array) -> dict[str, Any]:
+    """Shift and scale both in place by the mean and deviation of the training inputs, which are returned.
 
     Per feature for tables [n, features], per channel for images [n, channels, ...]. What is constant is
     only shifted.
@@ -137,6 +155,7 @@ def standardise(x: Array, x_test: Array) -> None:
     deviation[deviation == 0] = 1.0
     x /= deviation
     x_test /= deviation
+    return {"mean": mean.ravel().tolist(), "deviation": deviation.ravel().tolist()}
 
 
 def unit_scale(pixels: Array) -> Array:

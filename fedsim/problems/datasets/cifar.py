@@ -49,9 +49,8 @@ class CIFAR10:
             batches = [read(folder.find(pattern.format(batch))) for batch in TRAINING]
             train = (np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches]))
         x, x_test = unit_scale(train[0]), unit_scale(test[0])
-        if self.standardize:
-            standardise(x, x_test)
-        return Dataset(name, x, train[1].astype(np.int64), x_test, test[1].astype(np.int64), 10)
+        told = {"features": standardise(x, x_test)} if self.standardize else {}
+        return Dataset(name, x, train[1].astype(np.int64), x_test, test[1].astype(np.int64), 10, told=told)
 
 
 def _read_pickle(path: Path) -> Pair:

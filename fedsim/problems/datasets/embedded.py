@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from fedsim.core.data_files import DataFolder
@@ -47,5 +49,4 @@ class BreastCancer:
         x, y = load_breast_cancer(return_X_y=True)
         x, y = x.astype(np.float32), y.astype(np.int64)
         data = split_dataset("breast_cancer", x, y, 2, self.test_share, self.split_seed)
-        standardise(data.x, data.x_test)
-        return data
+        return replace(data, told={"features": standardise(data.x, data.x_test)})

@@ -44,7 +44,6 @@ class FEMNIST:
         seen = self.test == "seen"
         if seen and not np.isin(writer_test, names).all():
             raise damaged(path, "holds test images of writers without training images")
-        if self.standardize:
-            standardise(x, x_test)
+        told = {"features": standardise(x, x_test)} if self.standardize else {}
         owner_test = np.searchsorted(names, writer_test) if seen else None
-        return Dataset("femnist", x, y, x_test, y_test, 62, owner, owner_test)
+        return Dataset("femnist", x, y, x_test, y_test, 62, owner, owner_test, told=told)

@@ -56,9 +56,8 @@ def load_idx(folder: DataFolder, name: str, subfolder: str, standardize: bool) -
             raise damaged(labels_at, f"holds the label {labels.max()}, above 9")
         parts += [unit_scale(images[:, None]), labels.astype(np.int64)]
     x, y, x_test, y_test = parts
-    if standardize:
-        standardise(x, x_test)
-    return Dataset(name, x, y, x_test, y_test, 10)
+    told = {"features": standardise(x, x_test)} if standardize else {}
+    return Dataset(name, x, y, x_test, y_test, 10, told=told)
 
 
 def read_idx(path: Path, dimensions: int) -> Array:

@@ -86,14 +86,14 @@ class ImageFolder:
         files = [(file, classes.index(name)) for held in found for name in sorted(held) for file in held[name]]
         x = self._pixels([file for file, _ in files])
         y = np.array([number for _, number in files], dtype=np.int64)
-        told = {"classes": classes, "left_out": left_out}
+        told: dict[str, Any] = {"classes": classes, "left_out": left_out}
         if len(parts) > 1:
             n = sum(map(len, found[0].values()))
             data = Dataset(root.name, x[:n], y[:n], x[n:], y[n:], len(classes), told=told)
         else:
             data = split_dataset(root.name, x, y, len(classes), self.test_share, self.split_seed, told=told)
         if self.standardize:
-            standardise(data.x, data.x_test)
+            told["features"] = standardise(data.x, data.x_test)
         return data
 
     def _pixels(self, files: list[Path]) -> Array:
