@@ -48,7 +48,7 @@ BASES: list[dict[str, Any]] = [SMALL, *({**SMALL, **ROWS[row], "rounds": 2} for 
 BASES += [VALUES_ONLY | {name: ROWS[row][name] for name in ("strategy", "client")} for row in ("fedzo", "fzoos")]
 BASES += [
     SMALL | {"evaluation": {"every": 1, "attacks": [{"kind": "pgd", "epsilon": 0.1, "domain": "none"}]}},
-    SMALL | {"selection": {"kind": "power_of_choice", "count": 2, "pool": 3}, "stopping": {"patience": 3}},
+    SMALL | {"selection": {"kind": "power_of_choice", "count": 2, "pool": 3}, "stopping": {"patience": 1}},
     SMALL
     | {"devices": {"compute": {"kind": "lognormal", "median": 1.0, "sigma": 0.5}, "failure": {"mean_seconds": 2.0}}},
 ]

@@ -59,10 +59,13 @@ def read_bytes(path: Path, most: int) -> bytes:
 def regular(path: str, flags: int) -> int:
     """For `open`: open what is a file. OSError: it is none; a pipe would be waited for."""
     descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no regular file")
-    return descriptor
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def look(path: Path, option: str) -> os.stat_result | None:

@@ -253,13 +253,12 @@ class Executor:
     def _remember(self, result: CohortResult) -> Tensor:
         """Keep the state of the clients whose work is finite: one that has failed starts again from what it was.
 
-        Returns which rows' payloads are finite; none where the work is lost, nor, where evaluations may fail, of
-        clients all of whose evaluations have.
+        Returns which rows' payloads are finite; none where the work is lost, nor of clients all of whose evaluations
+        have failed, which know nothing.
         """
+        asked, failed = result.queries[:, 0], result.queries[:, 2]
         finite = finite_rows(list(result.update.payload.values())) & (not result.lost)
-        if self.problem.may_fail:
-            asked, failed = result.queries[:, 0], result.queries[:, 2]
-            finite &= (asked == 0) | (failed < asked)
+        finite &= (asked == 0) | (failed < asked)
         if self.store.shapes:
             sound = finite & finite_rows(list(result.state.values()))
             kept = {name: value[sound] for name, value in result.state.items()}

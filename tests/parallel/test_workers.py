@@ -163,6 +163,11 @@ def segments(process=None):
     return list(Path("/dev/shm").glob(f"fedsim-{process or os.getpid()}-*"))
 
 
+def line(code):
+    """The line of the tasks' module that begins with some code."""
+    return next(n for n, text in enumerate(TASKS.splitlines(), 1) if text.strip().startswith(code))
+
+
 def alive(process):
     """Whether it exists, but as a zombie."""
     status = Path(f"/proc/{process}/status")
@@ -213,13 +218,14 @@ def test_no_process_loads_what_it_does_not_need(tasks, workers):
 def test_an_exception_comes_back_with_its_traceback_and_the_others_go_on(tasks, workers):
     pool = workers(2, tasks.load)
     raised, unsendable, good = pool.map(tasks.pick, [("raise", "a\nb"), "unsendable", "good"])
-    assert (raised.text, raised.reason) == ("KeyError: 'a\\nb'", "raised KeyError: 'a\\nb'")
+    assert raised.text == f"{tasks.__file__}, line {line('raise KeyError(*rest)')}: KeyError: 'a\\nb'"
+    assert raised.reason == f"raised {raised.text}"
     assert raised.traceback.startswith("Traceback")
     assert "tasks_of_test.py" in raised.traceback
     assert unsendable.text.startswith("AttributeError: Can't ")
     assert good == "good"
     (unreadable,) = pool.map(tasks.same, [tasks.Unreadable()])
-    assert unreadable.text == "ValueError: no way"
+    assert unreadable.text.endswith(": ValueError: no way")
     with pytest.raises(AttributeError, match="local object"):
         pool.map(tasks.same, [1, lambda: None])
     assert pool.map(tasks.same, [2]) == [2]
@@ -273,7 +279,7 @@ def test_the_first_outcome_that_stops_is_the_same_and_the_rest_is_left(tasks, wo
     pool.map(tasks.held, [1000] * count)  # now all are there
     given = [("die once and raise", tmp_path / "flag"), ("raise late", 1), *[("raise", 2)] * 20]
     ended = dict(pool.stream(tasks.pick, given, stop=lambda outcome: isinstance(outcome, Raised)))
-    assert ended[0].text == "KeyError: 'in the end'"
+    assert ended[0].text.endswith(": KeyError: 'in the end'")
     assert len(ended) <= count
 
 
@@ -333,7 +339,8 @@ def test_a_worker_may_have_workers(tasks, workers):
 def test_what_cannot_be_sent_or_loaded_is_an_error(tasks, workers):
     with pytest.raises(FedsimError, match="a worker process cannot be sent what it is to load: AttributeError: Can't"):
         Workers(1, lambda: None)
-    for load, reason in ((tasks.refuse, "raised ValueError: no way"), (tasks.leave, Lost(5).reason)):
+    at = f"{tasks.__file__}, line {line('raise ValueError')}"
+    for load, reason in ((tasks.refuse, f"raised {at}: ValueError: no way"), (tasks.leave, Lost(5).reason)):
         with pytest.raises(WorkerError) as caught:
             workers(2, load).map(tasks.same, [1, 2])
         assert caught.value.reason == reason
