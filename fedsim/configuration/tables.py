@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedsim.configuration.bases import hold_base
 from fedsim.configuration.evaluation import Evaluation, Stopping
 from fedsim.configuration.places import placed
 from fedsim.core import plugins
@@ -25,9 +26,7 @@ from fedsim.devices import Devices
 from fedsim.devices.faults import Faults
 from fedsim.engine.client import Client
 from fedsim.engine.options import EngineOptions
-from fedsim.exchange.aggregation import Aggregator
-from fedsim.exchange.transforms import Chain, Transform
-from fedsim.server.selection.base import Selector
+from fedsim.exchange.transforms import Chain
 from fedsim.server.strategy import Strategy
 
 Table = Mapping[str, Any]
@@ -64,14 +63,6 @@ class Checkpointing:
             raise InputError("keep", self.keep, "every = 0 says that there are none; leave one of the two out")
 
 
-BASES: Mapping[str, tuple[str, type[Any]]] = {
-    "strategies": ("fedsim.server", Strategy),
-    "clients": ("fedsim.client", Client),
-    "selectors": ("fedsim.server.selection", Selector),
-    "aggregators": ("fedsim.exchange", Aggregator),
-    "transforms": ("fedsim.exchange", Transform),
-}
-"""What plug-ins of these groups are subclasses of, and where authors import it from."""
 TABLES: Mapping[str, type[Any]] = {
     "evaluation": Evaluation,
     "stopping": Stopping,
@@ -197,10 +188,10 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         kind, dealt = kind_of("problems", checked.problem), kind_of("partitions", checked.partition)
         raise InputError("partition", dealt, f"problem {kind} has no examples to deal; remove it")
     for part in PLUGINS:
-        _hold_base(part, PLUGINS[part][0], made[part])
+        hold_base(part, PLUGINS[part][0], made[part])
     for part in TRANSFORMS:
         for number, transform in enumerate(made[part]):
-            _hold_base(f"{part}.{number}", "transforms", transform)
+            hold_base(f"{part}.{number}", "transforms", transform)
     _check_pair(checked)
     return checked
 
@@ -376,13 +367,6 @@ def _names(tables: Table) -> Iterator[str]:
         elif dataclasses.is_dataclass(table):
             fields = dataclasses.fields(table)
             yield from (f"{name}.{field.name}" for field in fields if getattr(table, field.name) != field.default)
-
-
-def _hold_base(option: str, group: str, plugin: Any) -> None:
-    """Refuse a plug-in that has not the base of its group."""
-    if group in BASES and not isinstance(plugin, BASES[group][1]):
-        room, base = BASES[group]
-        raise InputError(f"{option}.kind", kind_of(group, plugin), f"make it a subclass of {room}.{base.__name__}")
 
 
 def _hold_writable(value: Any, name: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import sysconfig
 import traceback
@@ -22,7 +23,7 @@ def mistake(error: BaseException) -> str:
     That is the last line that is in no file of ours, of Python's own or of an installed package: where it calls one of
     those and does it wrong, the call is the mistake.
     """
-    place = None
+    place = _called_otherwise(error)
     for frame, line in traceback.walk_tb(error.__traceback__):
         if _is_theirs(frame.f_code.co_filename):
             place = (frame.f_code.co_filename, line)
@@ -34,7 +35,23 @@ def mistake(error: BaseException) -> str:
 
 def is_theirs(error: BaseException) -> bool:
     """Whether an error has come about in code that is not ours."""
-    return any(_is_theirs(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__))
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(_is_theirs(frame.f_code.co_filename) for frame, _ in frames) or _called_otherwise(error) is not None
+
+
+def _called_otherwise(error: BaseException) -> tuple[str, int] | None:
+    """The file and line of an author's method that does not take what it is called with, so that it has not begun."""
+    said = re.match(r"([\w.]+)\(\) (takes|missing|got)", str(error)) if isinstance(error, TypeError) else None
+    for module in list(sys.modules.values()) if said else ():
+        file = getattr(module, "__file__", None)
+        if said and isinstance(file, str) and _is_theirs(file):
+            made: object = module
+            for name in said[1].split("."):
+                made = getattr(made, name, None)
+            code = getattr(made, "__code__", None)
+            if code is not None:
+                return code.co_filename, code.co_firstlineno
+    return None
 
 
 @cache

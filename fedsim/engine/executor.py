@@ -21,7 +21,7 @@ from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.job import CohortResult, Job, JobResult, gathered
 from fedsim.engine.options import Choice
-from fedsim.engine.returned import declared, done
+from fedsim.engine.returned import declared, done, remembered
 from fedsim.engine.scratch import Scratch
 from fedsim.engine.store import ClientStore
 from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
@@ -100,7 +100,7 @@ class Executor:
         elif choice == "loop":
             self.name = choice
         self.memory = memory
-        shapes: dict[str, tuple[int, ...]] = dict(client.state(problem.dimension))
+        shapes = dict(remembered(client, client.state(problem.dimension)))
         shapes |= self.transforms.state(Size(problem.dimension, 8 * problem.dtype.itemsize))
         count = problem.num_clients if participants is None else min(participants, problem.num_clients)
         self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsim.core.near import meant
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size, Update, broken, shown
+from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size, Update, broken, shaped, shown
 from fedsim.exchange.transforms import Shapes
 
 
@@ -41,6 +41,14 @@ def declared(client: Client, order: Order, examples: Tensor) -> Cost:
         if not isinstance(size, Size):
             raise _client(client, f"its cost has as the size of {name} {shown(size)}, not a Size")
     return cost
+
+
+def remembered(client: Client, given: Any) -> Shapes:
+    """The shapes of what each client remembers."""
+    if not shaped(given):
+        raise _client(client, f"state returns {shown(given)}, not shapes by name: tuples of integers")
+    shapes: Shapes = given
+    return shapes
 
 
 def done(client: Client, given: Any, cost: Cost, cohort: Cohort, shapes: Shapes) -> Update:

@@ -265,6 +265,13 @@ def broken(option: str, group: str, plugin: object, fault: str) -> BrokenPromise
     return BrokenPromiseError(f"{option}.kind = {kind_of(group, plugin)}: {fault}")
 
 
+def shaped(value: object) -> bool:
+    """Whether these are shapes by name."""
+    return isinstance(value, Mapping) and all(
+        isinstance(shape, tuple) and all(isinstance(length, int) for length in shape) for shape in value.values()
+    )
+
+
 def shown(value: object) -> str:
     """What a plug-in has returned, in a few words: the type and shape of a tensor, the types in a tuple."""
     if isinstance(value, Tensor):

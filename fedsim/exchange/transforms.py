@@ -26,7 +26,7 @@ from fedsim.core.options import NonNegativeFloat, PositiveFloat, options
 from fedsim.core.plugins import refuse_misspelt
 from fedsim.core.streams import Index, Streams
 from fedsim.exchange.aggregation import halving_sum
-from fedsim.exchange.messages import BrokenPromiseError, Size, broken, shown
+from fedsim.exchange.messages import BrokenPromiseError, Size, broken, shaped, shown
 
 BLOCK = 2**21
 """Numbers of rows that are worked on at a time."""
@@ -191,7 +191,9 @@ class Chain:
         for number, transform in enumerate(self.transforms):
             for name in self._names(transform):
                 size = sizes.get(name, plain)
-                kept = transform.state(size.numbers)
+                kept: Any = transform.state(size.numbers)
+                if not shaped(kept):
+                    raise self._broken(number, f"state returns {shown(kept)}, not shapes by name: tuples of integers")
                 shapes |= {f"{_prefix(number, name)}{own}": shape for own, shape in kept.items()}
                 sizes[name] = self._size(number, size)
         return shapes

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedsim.configuration.tables import BASES, PLUGINS, described
+from fedsim.configuration.bases import BASES
+from fedsim.configuration.tables import PLUGINS, described
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.core.plugins import HasPlugins

@@ -478,3 +478,50 @@ def test_what_is_returned_before_a_run_is_refused_as_an_option(tables, words):
     with pytest.raises(InputError) as caught:
         fedsim.run(fedsim.experiment(rounds=1, **tables), save=False)
     assert words in str(caught.value)
+
+
+def plain(self: Any) -> frozenset[str]:
+    return frozenset({"delta"})
+
+
+@pytest.mark.parametrize(
+    ("up", "words"),
+    [
+        (plain, "its `up` is a method; put @property above it"),
+        ("delta", "its `up` is 'delta', not a set of names"),
+        (["delta"], "its `up` is a list, not a set of names"),
+        (frozenset({1}), "its `up` is a frozenset, not a set of names"),
+    ],
+)
+def test_what_a_client_declares(up, words):
+    made = options(type("Declares", (Sgd,), {"up": up, "__module__": __name__}))(**TRAINING)
+    with pytest.raises(InputError) as caught:
+        small_experiment(1, client=made)
+    assert str(caught.value) == f"client.kind = {__name__}:Declares: {words}"
+
+
+@options
+class Shaped(Sgd):
+    """What it remembers is no shapes."""
+
+    shapes: Any
+
+    def state(self, dimension: int) -> Any:
+        return self.shapes
+
+
+@options
+class ShapedTransform(Transform):
+    """What it remembers is no shapes."""
+
+    shapes: Any
+
+    def state(self, length: int) -> Any:
+        return self.shapes
+
+
+@pytest.mark.parametrize("shapes", [None, ["owed"], {"owed": 3}, {"owed": (3.0,)}], ids=str)
+def test_what_clients_and_transforms_remember(shapes):
+    words = "not shapes by name: tuples of integers"
+    assert words in refused(client=Shaped(shapes=shapes, **TRAINING))
+    assert words in refused(transforms=[ShapedTransform(shapes=shapes)])
