@@ -8,6 +8,7 @@ round. Shu et al. 2023, algorithm 1 and equations 5 to 8; defaults of its publis
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import ClassVar, Literal
 
@@ -127,7 +128,8 @@ class FZooS(LocalSearch):
         if order.action == SHARE:
             surrogate = Size(self.features, 8 * order.payload["params"].element_size())
             return Cost(torch.zeros_like(examples), {"surrogate": surrogate}, 1 + self.last_active)
-        return self.declared(order, examples, 1 + self.steps + self.active * (self.steps - 1))
+        cost = self.declared(order, examples, 1 + self.steps + self.active * (self.steps - 1))
+        return replace(cost, first=self.initial)
 
     def train(self, cohort: Cohort) -> Update:
         """Search from the server's model along corrected surrogate gradients, and send the change."""

@@ -35,7 +35,8 @@ class ScaffoldZO(EstimatedSearch):
         cost = super().cost(order, examples)
         if order.action == "control":
             steps = torch.full_like(examples, int(self.batch_size != "full"))
-            return Cost(steps, {"control": cost.reply["delta"]}, cost.queries // self.steps)
+            queries = cost.queries // self.steps
+            return Cost(steps, {"control": cost.reply["delta"]}, queries, extra=queries)
         if order.config.get("report-control"):
             return replace(cost, reply={**cost.reply, "control": cost.reply["delta"]})
         return cost

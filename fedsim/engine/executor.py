@@ -25,7 +25,7 @@ from fedsim.engine.returned import declared, done, remembered
 from fedsim.engine.scratch import Scratch
 from fedsim.engine.store import ClientStore
 from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
-from fedsim.exchange.messages import Cost, Order, Size, Update, finite_rows, total_bytes
+from fedsim.exchange.messages import Cost, Order, Size, Update, finite_rows, total_bytes, usable_rows
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.nets.dropout import Draw
 from fedsim.nets.lowering import Stackable, loses_to_a_loop
@@ -256,9 +256,7 @@ class Executor:
         Returns which rows' payloads are finite; none where the work is lost, nor of clients all of whose evaluations
         have failed, which know nothing.
         """
-        asked, failed = result.queries[:, 0], result.queries[:, 2]
-        finite = finite_rows(list(result.update.payload.values())) & (not result.lost)
-        finite &= (asked == 0) | (failed < asked)
+        finite = usable_rows(result.update.payload, result.queries) & (not result.lost)
         if self.store.shapes:
             sound = finite & finite_rows(list(result.state.values()))
             kept = {name: value[sound] for name, value in result.state.items()}

@@ -70,6 +70,13 @@ def done(client: Client, given: Any, cost: Cost, cohort: Cohort, shapes: Shapes)
     if not torch.equal(cohort.steps_taken, cost.steps):
         took = cohort.steps_taken.tolist()
         raise _client(client, f"it took {took} local steps where its cost declares {cost.steps.tolist()}")
+    least, most = cost.queries, cost.queries + cost.first
+    if count and not (least <= int(cohort.queries.min()) and int(cohort.queries.max()) <= most):
+        declares = str(least) if least == most else f"{least} to {most}"
+        raise _client(client, f"it asked for {cohort.queries.tolist()} values where its cost declares {declares}")
+    if count and bool((cohort.extra_queries != cost.extra).any()):
+        extra = cohort.extra_queries.tolist()
+        raise _client(client, f"it counts {extra} values as extra where its cost declares {cost.extra}")
     reply = {name: Size.of(rows[0]) for name, rows in given.payload.items()} if count else cost.reply
     if reply != cost.reply:
         sent, told = (

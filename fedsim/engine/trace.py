@@ -24,7 +24,8 @@ class Trace:
 
     The timeline is of the first `CLIENTS` clients. faults: how many of each kind on demand have shown (see
     `fedsim.devices.faults`). skipped: windows whose replies were too few for the aggregator, so that none was used.
-    failures: the first messages of evaluations that failed and of replies that were refused.
+    failures: the first messages of evaluations that failed and of replies that were refused. strays: replies to nothing
+    that was asked, which were dropped.
     """
 
     def __init__(self, population: int) -> None:
@@ -35,6 +36,7 @@ class Trace:
         self.faults: Counter[str] = Counter()
         self.skipped = 0
         self.failures: list[str] = []
+        self.strays = 0
         self._versions, self._selected = list[int](), list[int]()  # of one selection after the other
         self._timeline: list[dict[str, Any]] = []
         self._working: dict[int, dict[str, Any]] = {}
@@ -104,6 +106,7 @@ class Trace:
             "faults": {kind: self.faults[kind] for kind in sorted(self.faults)},
             "skipped": self.skipped,
             **({"failures": self.failures} if self.failures else {}),
+            **({"strays": self.strays} if self.strays else {}),
             "until": seconds(now),
             "selected": selected,
             "timeline_clients": CLIENTS,

@@ -30,6 +30,7 @@ from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.exchange.actions import SCORE, UTILITY
 from fedsim.exchange.aggregation import Aggregator
+from fedsim.exchange.forms import forms_of, misfit
 from fedsim.exchange.messages import Free, Order, Replies, finite_rows, payload_bytes
 from fedsim.exchange.windows import Window
 
@@ -336,7 +337,7 @@ class VirtualEngine:
         if fault.delay or told is not sent:
             self._show(kind)
         if told is not sent:
-            fits = all(told[name].shape == rows.shape for name, rows in sent.items())
+            fits = misfit(forms_of(told), forms_of(sent)) is None
             payload = {**result.payload, **{name: rows.unsqueeze(0) for name, rows in told.items()}}
             result = replace(result, payload=payload, finite=finite_rows(list(payload.values())) & fits)
             self.ledger.bytes_up += payload_bytes(told) - payload_bytes(sent)

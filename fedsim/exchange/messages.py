@@ -98,13 +98,16 @@ class Cost:
     """What a client declares before it works.
 
     steps: local steps with gradients, int64 [C]. reply: what the vectors of one client's reply take, by name. queries:
-    evaluations that a client asks for, for the time that they take; what is counted is what it then asks. effort: what
-    it does beside, in the time of so many local steps, float64 [C].
+    evaluations that a client asks for, which it is held to; first: at most so many more where it begins; extra: of all
+    of them, those that are no part of the method's published count. effort: what it does beside, in the time of so many
+    local steps, float64 [C].
     """
 
     steps: Tensor
     reply: Mapping[str, Size]
     queries: int = 0
+    first: int = 0
+    extra: int = 0
     effort: Tensor | None = None
 
     @property
@@ -302,6 +305,20 @@ def finite_rows(tensors: Sequence[Tensor]) -> Tensor:
         if not bool(torch.isfinite(rows.sum())):
             finite &= torch.isfinite(rows.reshape(len(rows), -1)).all(dim=1)
     return finite
+
+
+def usable_rows(payload: Mapping[str, Tensor], queries: Tensor) -> Tensor:
+    """Which replies can be used, bool [C]: those with finite numbers, [C, ...] by name.
+
+    And of those who have asked, queries int64 [C, 3] as of `JobResult`, who got a value: others know nothing.
+    """
+    usable = finite_rows(list(payload.values()))
+    return usable & untold_rows(queries).logical_not().to(usable.device)
+
+
+def untold_rows(queries: Tensor) -> Tensor:
+    """Which clients, of queries int64 [C, 3], have asked, and got no finite value: bool [C]."""
+    return (queries[:, 0] > 0) & (queries[:, 2] == queries[:, 0])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,58 +18,61 @@ from torch import Tensor
 from fedsim.core.clock import seconds, ticks
 from fedsim.core.errors import StalledError
 from fedsim.engine.executor import Executor
+from fedsim.engine.job import JobResult
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
+from fedsim.exchange.actions import REPORT_UTILITY, SCORE
 from fedsim.exchange.aggregation import Aggregator
-from fedsim.exchange.messages import Free, Order, Replies, finite_rows, joined
+from fedsim.exchange.forms import Form
+from fedsim.exchange.messages import Free, Order, Replies, joined, untold_rows
 from fedsim.exchange.windows import All, Every, First, Window
-from fedsim.flower.nodes import GridError, content_of, meet, pauses, receive, send, silence
+from fedsim.flower.nodes import EXECUTES, GridError, Sent, content_of, meet, pauses, receive, send, silence
 from fedsim.flower.records import (
     ARRAYS,
-    CLIENT_METRICS,
     CLIENTS,
     CONFIG,
-    EXAMPLES,
     LATE,
-    NBYTES,
     ORDER,
-    QUERIES,
     ROUND,
     STATE,
     TURN,
+    digest_of,
     record,
-    tensors,
 )
+from fedsim.flower.replies import Asked, RefusedError, state_of
 
 
 @dataclass(frozen=True)
 class _Flight:
-    """A message on its way: an order to clients [k] of one node, sent at tick `start`."""
+    """A message on its way: an order to clients [k] of one node, sent at tick `start`. asked: what for."""
 
     partition: int
     orders: Order
     clients: Tensor
     start: int
+    asked: Asked
 
 
 @dataclass(frozen=True)
 class _Landed:
     """Replies that are in and that no window has taken yet.
 
-    due: the tick at which they came. finite: bool [k]. nbytes, queries: int64 [k] and [k, 3], as of `JobResult`.
+    due: the tick at which they came. finite: bool [k]. spoiled: bool [k], those whose failure is no divergence. nbytes,
+    queries: int64 [k] and [k, 3], as of `JobResult`.
     """
 
     flight: _Flight
     due: int
     replies: Replies
     finite: Tensor
+    spoiled: Tensor
     nbytes: Tensor
     queries: Tensor
 
     def where(self, kept: Tensor) -> _Landed:
         """Those where `kept`, bool [k], says so."""
-        finite, nbytes, queries = self.finite[kept], self.nbytes[kept], self.queries[kept]
-        return replace(self, replies=self.replies.where(kept), finite=finite, nbytes=nbytes, queries=queries)
+        rows = {name: getattr(self, name)[kept] for name in ("finite", "spoiled", "nbytes", "queries")}
+        return replace(self, replies=self.replies.where(kept), **rows)
 
 
 class GridEngine:
@@ -96,7 +99,7 @@ class GridEngine:
         self.now = 0
         self.ledger = Ledger()
         self.trace = Trace(executor.problem.num_clients)
-        self._introductions = meet(grid, experiment, timeout)
+        self._introductions = meet(grid, experiment, digest_of(executor.problem.sizes), timeout)
         self._nodes = {partition: node for partition, (node, _) in self._introductions.items()}
         self._remembers = bool(executor.store.shapes)
         self._origin = time.monotonic_ns()
@@ -106,12 +109,12 @@ class GridEngine:
         """Nobody is at work."""
         self.in_flight = 0
         self._idle = (self.executor.problem.sizes > 0).numpy().copy()
-        self._flights: dict[str, _Flight] = {}  # by message id
+        self._flights: dict[Sent, _Flight] = {}
         self._landed: dict[str, list[_Landed]] = defaultdict(list)  # by action
         self._latest: Order | None = None
         self._opened: int | None = None
         self._heard = self.now
-        self._nothing: dict[str, dict[str, Tensor]] = {}  # the payload of no reply, [0, ...] by name, by action
+        self._nothing: dict[Hashable, JobResult] = {}  # of nobody, by what an order says that it asks for
 
     def free(self) -> Free:
         """Who could start now: whoever is not at work."""
@@ -129,13 +132,14 @@ class GridEngine:
         self._latest = orders
         if not len(orders.clients):
             return
-        payload = record(orders.payload)
+        payload, asked = record(orders.payload), self._asked(orders)
         config = ConfigRecord({ROUND: orders.round + 1, **orders.config})
         flights, contents = [], []
         for partition, clients in self._groups(orders):
             order = ConfigRecord({"action": orders.action, TURN: orders.turn, LATE: orders.late})
             order[CLIENTS] = clients.tolist()
-            flights.append(_Flight(partition, orders, clients, self.now))
+            own = replace(asked, clients=clients, examples=self.executor.problem.sizes[clients])
+            flights.append(_Flight(partition, orders, clients, self.now, own))
             contents.append((self._nodes[partition], RecordDict({ARRAYS: payload, CONFIG: config, ORDER: order})))
         sent = send(self.grid, contents, MessageType.TRAIN, str(orders.round + 1))
         self._flights |= zip(sent, flights, strict=True)
@@ -200,10 +204,24 @@ class GridEngine:
         if not self._remembers:
             return found | {"store": {CLIENTS: torch.zeros(0, dtype=torch.int64)}}
         contents = self._ask("query.hand_over", {partition: RecordDict() for partition in self._nodes})
-        states = [tensors(content.array_records[STATE]) for content in contents.values()]
+        states = [self._memory(partition, content) for partition, content in contents.items()]
         order = torch.argsort(torch.cat([state[CLIENTS] for state in states]))
         store = {name: torch.cat([state[name] for state in states])[order] for name in states[0]}
         return found | {"store": store}
+
+    def _memory(self, partition: int, content: RecordDict) -> dict[str, Tensor]:
+        """What the clients of a partition remember. GridError: its node sends something else."""
+        store = self.executor.store
+        shapes = {name: Form(str(store.dtype).removeprefix("torch."), shape) for name, shape in store.shapes.items()}
+        try:
+            found = state_of(content, STATE, shapes)
+            clients = found[CLIENTS]
+            own = (clients >= 0) & (clients < len(self._idle)) & (clients % len(self._nodes) == partition)
+            if not bool(own.all()) or len(set(clients.tolist())) != len(clients):
+                raise RefusedError(f"it sends the memory of clients {clients.tolist()[:20]}")
+        except RefusedError as error:
+            raise GridError(f"partition {partition} does not say what its clients remember: {error}") from error
+        return found
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go back to a snapshot, also one of other nodes; replies still on their way are forgotten.
@@ -228,8 +246,7 @@ class GridEngine:
     def describe(self) -> dict[str, Any]:
         """How the nodes execute orders, for the run's config.toml."""
         said = [answer for _, answer in self._introductions.values()]
-        names = ("executor", "network", "chunk", "device")
-        return {"nodes": len(said)} | {name: " ".join(sorted({answer[name] for answer in said})) for name in names}
+        return {"nodes": len(said)} | {name: " ".join(sorted({answer[name] for answer in said})) for name in EXECUTES}
 
     def _groups(self, orders: Order) -> Iterator[tuple[int, Tensor]]:
         """The partition and the clients of each message that an order takes."""
@@ -246,24 +263,31 @@ class GridEngine:
         self.now = max(self.now, clock if stop is None else min(clock, stop))
         if not self._flights:
             return
-        for reply in self.grid.pull_messages(list(self._flights)):
-            flight = self._flights.pop(reply.metadata.reply_to_message_id)
+        for reply in self.grid.pull_messages([sent.name for sent in self._flights]):
+            answered = next((sent for sent in self._flights if sent.is_answered_by(reply)), None)
+            if answered is None:
+                self.trace.complained(f"a reply of node {reply.metadata.src_node_id} answers nothing that it was sent")
+                self.trace.strays += 1
+                continue
+            flight = self._flights.pop(answered)
             self._land(flight, content_of(reply, f"partition {flight.partition}"))
             self._heard = self.now
 
     def _land(self, flight: _Flight, content: RecordDict) -> None:
-        """Put a message's replies by until a window takes them."""
-        device = self.executor.problem.device
-        payload = tensors(content.array_records[ARRAYS], device)
-        metrics = tensors(content.array_records[CLIENT_METRICS], device)
-        counted = (metrics.pop(name).cpu() for name in (CLIENTS, EXAMPLES, NBYTES, QUERIES))
-        clients, examples, nbytes, queries = counted
-        self._hold_known(flight, clients, examples)
+        """Put a message's replies by until a window takes them; what is not what was asked for has failed."""
+        clients, spoiled = flight.clients, torch.zeros(len(flight.clients), dtype=torch.bool)
+        try:
+            found = flight.asked.read(content, self.executor.problem.device)
+            if flight.asked.may_fail:
+                spoiled = untold_rows(found.queries)
+        except RefusedError as error:
+            found, spoiled = flight.asked.unread(), ~spoiled
+            self.trace.complained(f"partition {flight.partition}, round {flight.orders.round + 1}: {error}")
         replies = Replies(
             clients=clients,
-            payload=payload,
-            metrics=metrics,
-            examples=examples,
+            payload=found.payload,
+            metrics=found.metrics,
+            examples=flight.asked.examples,
             failed=clients[:0],
             round=flight.orders.round,
             versions=torch.full_like(clients, flight.orders.round),
@@ -273,8 +297,8 @@ class GridEngine:
             origin=[0] * len(clients),
             aggregator=self.aggregator,
         )
-        finite = finite_rows(list(payload.values())).cpu()
-        self._landed[flight.orders.action].append(_Landed(flight, self.now, replies, finite, nbytes, queries))
+        landed = _Landed(flight, self.now, replies, found.finite, spoiled, found.nbytes, found.queries)
+        self._landed[flight.orders.action].append(landed)
 
     def _is_full(self, window: Window, orders: Order) -> bool:
         """Whether the window need not stay open for its time. StalledError: it has none and nobody can fill it."""
@@ -328,16 +352,31 @@ class GridEngine:
             self.ledger.late += len(clients) * (staleness > 0)
             self.ledger.staleness += len(clients) * staleness
         self.ledger.bytes_up += int(landed.nbytes.sum())
-        return replace(landed.replies.where(landed.finite), failed=failed, round=round)
+        spoiled = int(landed.spoiled.sum())
+        return replace(landed.replies.where(landed.finite), failed=failed, round=round, spoiled=spoiled)
 
     def _silence(self, orders: Order, round: int) -> Replies:  # noqa: A002
         """No replies, in the shape that some would have."""
         nobody = torch.zeros(0, dtype=torch.int64)
-        if orders.action not in self._nothing:
-            job = self.executor.assign(replace(orders, clients=nobody))
-            self._nothing[orders.action] = self.executor.execute(job).payload
-        payload = self._nothing[orders.action]
+        payload = self._asked(orders).nothing.payload
         return Replies(nobody, payload, {}, nobody, nobody, round, nobody, nobody, [], [], self.aggregator)
+
+    def _asked(self, orders: Order) -> Asked:
+        """What an order asks for, of nobody yet."""
+        executor, nobody = self.executor, torch.zeros(0, dtype=torch.int64)
+        shapes = tuple((name, tuple(vector.shape)) for name, vector in sorted(orders.payload.items()))
+        kind = (orders.action, tuple(sorted(orders.config.items())), shapes)
+        job = executor.assign(replace(orders, clients=nobody))
+        if kind not in self._nothing:
+            self._nothing[kind] = executor.execute(job)
+        asked = job.cost.queries
+        if executor.network is None:
+            asked += (orders.action == SCORE) + bool(orders.config.get(REPORT_UTILITY))
+        # With transforms what a reply takes may depend on its numbers.
+        least = 0 if executor.transforms.transforms else job.encoded
+        queries, nbytes = (asked, asked + job.cost.first), (least, job.encoded)
+        may_fail = executor.problem.may_fail
+        return Asked(nobody, nobody, self._nothing[kind], queries, job.cost.extra, nbytes, may_fail)
 
     def _cancel(self, orders: Order) -> None:
         """Stop to wait for who is late; nodes finish in vain what they have begun."""
@@ -383,17 +422,3 @@ class GridEngine:
         if self.now - since >= ticks(self.timeout):
             silent = {flight.partition for flight in self._flights.values()}
             raise GridError(silence(self.timeout, "partition", silent))
-
-    def _hold_known(self, flight: _Flight, clients: Tensor, examples: Tensor) -> None:
-        """Refuse replies of other clients, or of clients that hold other data than the server knows of."""
-        if not torch.equal(clients, flight.clients):
-            wanted, found = flight.clients.tolist(), clients.tolist()
-            raise GridError(f"clients {found} have answered where {wanted} were asked")
-        known = self.executor.problem.sizes[clients]
-        other = (examples != known).nonzero().flatten().tolist()
-        if other:
-            row = other[0]
-            raise GridError(
-                f"client {int(clients[row])} has {int(examples[row])} examples on its node and "
-                f"{int(known[row])} on the server; give all machines the same data"
-            )

@@ -24,6 +24,7 @@ from fedsim.flower.records import (
     CLIENT_METRICS,
     CLIENTS,
     CONFIG,
+    DATA,
     EXAMPLES,
     LATE,
     METRICS,
@@ -35,6 +36,7 @@ from fedsim.flower.records import (
     ROUND,
     STATE,
     TURN,
+    digest_of,
     record,
     tensors,
 )
@@ -94,6 +96,7 @@ def introduce(recipe: Recipe | None, message: Message, context: Context) -> Reco
         found = _recipe(recipe, context)
         executor = _node(found).executor
         said["experiment"] = found.digest
+        said[DATA] = digest_of(executor.problem.sizes)
         said["executor"] = executor.name
         said["network"] = type(executor.network).__name__
         said["chunk"] = executor.chunk

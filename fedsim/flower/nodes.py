@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -12,10 +12,12 @@ from flwr.serverapp import Grid
 from fedsim.core.clock import ticks
 from fedsim.core.errors import FedsimError
 from fedsim.flower.recipe import identity
-from fedsim.flower.records import CONFIG, PARTITION, PARTITIONS
+from fedsim.flower.records import CONFIG, DATA, PARTITION, PARTITIONS
 
 Introduction = Mapping[str, str]
 """What a node says of itself; see `fedsim.flower.node.introduce`."""
+EXECUTES = ("executor", "network", "chunk", "device")
+"""What a node says of how it executes orders."""
 PAUSES = (0.01, 0.5)
 """Seconds between two looks for replies: at first, and at most."""
 
@@ -24,8 +26,11 @@ class GridError(FedsimError):
     """A node that cannot be used, has failed, or does not answer; or what cannot be done on nodes."""
 
 
-def meet(grid: Grid, experiment: str, timeout: float) -> dict[int, tuple[int, Introduction]]:
-    """Wait for all nodes: id and introduction by partition. GridError: one does not fit, or is missing."""
+def meet(grid: Grid, experiment: str, data: str, timeout: float) -> dict[int, tuple[int, Introduction]]:
+    """Wait for all nodes: id and introduction by partition. GridError: one does not fit, or is missing.
+
+    experiment, data: digests of what they must have in common with the server.
+    """
     own, end = identity(), time.monotonic_ns() + ticks(timeout)
     met: dict[int, tuple[int, Introduction]] = {}
     asked: set[int] = set()
@@ -42,8 +47,8 @@ def meet(grid: Grid, experiment: str, timeout: float) -> dict[int, tuple[int, In
         questions = [(node, RecordDict({CONFIG: ConfigRecord(dict(own))})) for node in new]
         sent = send(grid, questions, MessageType.QUERY)
         for node, content in receive(grid, dict(zip(sent, new, strict=True)), timeout, "node").items():
-            said = {name: str(value) for name, value in content.config_records[CONFIG].items()}
-            _refuse_stranger(node, said, own, experiment)
+            said = _said(node, content, own)
+            _refuse_stranger(node, said, own, experiment, data)
             partition, total = int(said[PARTITION]), int(said[PARTITIONS])
             if count not in (None, total):
                 raise GridError(f"node {node} counts {total} partitions where another counts {count}")
@@ -56,7 +61,22 @@ def meet(grid: Grid, experiment: str, timeout: float) -> dict[int, tuple[int, In
     return dict(sorted(met.items()))
 
 
-def _refuse_stranger(node: int, said: Introduction, own: Mapping[str, str], experiment: str) -> None:
+def _said(node: int, content: RecordDict, own: Mapping[str, str]) -> Introduction:
+    """How a node introduces itself. GridError: not as one does."""
+    held = content.config_records.get(CONFIG, ConfigRecord())
+    said = {name: str(value)[:200] for name, value in held.items()}
+    wanted = {PARTITION, PARTITIONS, *own}
+    if all(said.get(name) == value for name, value in own.items()):
+        wanted |= {"experiment", DATA, *EXECUTES}
+    missing = sorted(wanted - said.keys())
+    numbers = [type(held.get(name)) is int for name in (PARTITION, PARTITIONS)]
+    if missing or not all(numbers):
+        lacks = ", ".join(missing) or f"whole numbers as {PARTITION} and {PARTITIONS}"
+        raise GridError(f"node {node} does not introduce itself as fedsim's nodes do; it lacks {lacks}")
+    return said
+
+
+def _refuse_stranger(node: int, said: Introduction, own: Mapping[str, str], experiment: str, data: str) -> None:
     for name, value in own.items():
         if said[name] != value:
             raise GridError(
@@ -69,27 +89,53 @@ def _refuse_stranger(node: int, said: Introduction, own: Mapping[str, str], expe
             f"node {node} reads another experiment ({said['experiment']}) than the server ({experiment}); "
             "their experiment files differ"
         )
+    if said[DATA] != data:
+        raise GridError(f"the clients of node {node} have other examples than the server's; give all the same data")
 
 
-def send(grid: Grid, contents: Sequence[tuple[int, RecordDict]], kind: str, group: str = "") -> list[str]:
-    """Send contents to node ids, and return the messages' ids."""
+class Sent(NamedTuple):
+    """A message that was sent: its id, the node that it is for, its run and its kind."""
+
+    name: str
+    node: int
+    run: int
+    kind: str
+
+    def is_answered_by(self, reply: Message) -> bool:
+        """Whether a reply is from that node, in that run; what Flower itself says of a message is from nobody."""
+        said = reply.metadata
+        if said.reply_to_message_id != self.name:
+            return False
+        return reply.has_error() or (said.src_node_id, said.run_id, said.message_type) == self[1:]
+
+
+def send(grid: Grid, contents: Sequence[tuple[int, RecordDict]], kind: str, group: str = "") -> list[Sent]:
+    """Send contents to node ids, and return what was sent."""
     messages = [Message(content, dst_node_id=node, message_type=kind, group_id=group) for node, content in contents]
     sent = list(grid.push_messages(messages))
     if len(sent) < len(messages) or not all(sent):
         raise GridError(f"Flower took {sum(map(bool, sent))} of {len(messages)} messages; are all nodes connected?")
-    return sent
+    return [
+        Sent(name, message.metadata.dst_node_id, message.metadata.run_id, kind)
+        for name, message in zip(sent, messages, strict=True)
+    ]
 
 
 def receive(
-    grid: Grid, senders: Mapping[str, int], timeout: float, whose: Literal["node", "partition"]
+    grid: Grid, senders: Mapping[Sent, int], timeout: float, whose: Literal["node", "partition"]
 ) -> dict[int, RecordDict]:
-    """Wait for all replies, to message ids: contents by sender, ascending. GridError: one is an error, or is late."""
+    """Wait for all replies, to what was sent: contents by sender, ascending. GridError: one is an error, or is late.
+
+    What answers something else is dropped.
+    """
     waiting, found = dict(senders), {}
     end = time.monotonic_ns() + ticks(timeout)
     for pause in pauses():
-        for reply in grid.pull_messages(list(waiting)):
-            sender = waiting.pop(reply.metadata.reply_to_message_id)
-            found[sender] = content_of(reply, f"{whose} {sender}")
+        for reply in grid.pull_messages([sent.name for sent in waiting]):
+            answered = next((sent for sent in waiting if sent.is_answered_by(reply)), None)
+            if answered is not None:
+                sender = waiting.pop(answered)
+                found[sender] = content_of(reply, f"{whose} {sender}")
         if not waiting:
             break
         if time.monotonic_ns() >= end:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import re
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 from torch import Tensor
+
+from fedsim.exchange.forms import Form
 
 ARRAYS = "arrays"
 """An order's payload, [...] by name, or the replies' payload, [C, ...] by name."""
@@ -16,10 +22,22 @@ CLIENTS = "clients"
 """Which clients a record's rows belong to, int64 [C]; in an order, whom it is for."""
 CONFIG, ORDER, METRICS, STATE = "config", "order", "metrics", "state"
 EXAMPLES, ROUND, PARTITION, PARTITIONS = "num-examples", "server-round", "partition-id", "num-partitions"
+DATA = "data"
+"""A digest of how many examples each client has."""
 NBYTES = "payload-bytes"
 """Of each client of a reply, what its payload takes to cross, int64 [C]."""
 QUERIES = "queries"
 """Of each client of a reply, the evaluations that it asked for, as of `JobResult`, int64 [C, 3]."""
+NUMPY = "numpy.ndarray"
+"""How the bytes of an array are written."""
+MAGIC = b"\x93NUMPY\x01\x00"
+"""With what they begin."""
+HEADER = re.compile(
+    rb"\{'descr': '([<|][biuf][1248])', 'fortran_order': (True|False), 'shape': \(((?:\d{1,15},? ?)*)\), \}\s*"
+)
+"""How they describe themselves."""
+BYTES_BESIDE = 1024
+"""Before the numbers stand so many bytes at most; NumPy's own description takes 128."""
 TURN, LATE = "turn", "late"
 """In an order: the number under which its clients draw, and what becomes of those that are late; see `Order`."""
 
@@ -29,6 +47,33 @@ def record(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     return ArrayRecord({name: Array(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()})
 
 
+def digest_of(sizes: Tensor) -> str:
+    """What tells data apart: of how many examples each client has, int64 [N]."""
+    return hashlib.blake2b(sizes.numpy().tobytes(), digest_size=8).hexdigest()
+
+
 def tensors(held: ArrayRecord, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Read a record as tensors on a device."""
+    """Read a record that one trusts as tensors on a device."""
     return {name: torch.from_numpy(array.numpy()).to(device) for name, array in held.items()}
+
+
+def announced(held: ArrayRecord) -> dict[str, Form]:
+    """What the arrays of a record say that they are."""
+    return {name: Form(array.dtype, tuple(array.shape)) for name, array in held.items()}
+
+
+def decoded(array: Array, form: Form) -> Tensor:
+    """An array that nobody has looked at, as a tensor of a form. ValueError: it is none, and why.
+
+    Memory is taken for no more numbers than the form has, and nothing of the description is evaluated.
+    """
+    data = array.data
+    begin = 10 + int.from_bytes(data[8:10], "little")
+    head = HEADER.fullmatch(data[10:begin]) if begin <= BYTES_BESIDE else None
+    if array.stype != NUMPY or data[:8] != MAGIC or head is None:
+        raise ValueError("its bytes are no array of numbers as NumPy writes one")
+    dtype, shape = np.dtype(head[1].decode()), tuple(map(int, head[3].replace(b",", b" ").split()))
+    if (dtype.name, shape) != form or len(data) - begin != dtype.itemsize * math.prod(shape):
+        raise ValueError(f"its bytes are not {form}")
+    values = np.frombuffer(data, dtype, offset=begin).reshape(shape, order="F" if head[2] == b"True" else "C")
+    return torch.from_numpy(values.copy(order="C"))

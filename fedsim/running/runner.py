@@ -238,7 +238,8 @@ def drive(
     if problem.names is not None:
         trace["clients"] = list(problem.names)
     summary = summarise(rows, status, reason) | simulation.counts
-    summary |= {name: trace[name] for name in ("lost_weight", "faults", "skipped", "failures") if name in trace}
+    counted = ("lost_weight", "faults", "skipped", "failures", "strays")
+    summary |= {name: trace[name] for name in counted if name in trace}
     params = simulation.state.params
     if folder is not None:
         folder.write_trace(trace)

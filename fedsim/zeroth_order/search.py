@@ -91,7 +91,7 @@ class LocalSearch(Client):
         nothing = torch.zeros_like(examples)
         if order.action == MEASURE:
             candidates = order.payload["candidates"]
-            return Cost(nothing, {"values": Size.of(candidates[:, 0])}, len(candidates))
+            return Cost(nothing, {"values": Size.of(candidates[:, 0])}, len(candidates), extra=len(candidates))
         steps = nothing if self.batch_size == "full" else nothing + self.steps
         return Cost(steps, {"delta": Size.of(order.payload["params"])}, queries)
 

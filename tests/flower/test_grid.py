@@ -200,8 +200,9 @@ def test_an_exception_on_a_node_arrives_with_its_traceback(monkeypatch):
 
     grid = grid_of(experiment := tiny())
     engine = engine_of(experiment, grid)
-    engine.submit(Order("dance", torch.tensor([1]), {"params": engine.executor.problem.initial()}))
-    with pytest.raises(GridError, match=r"^partition 1 has failed: BrokenPromiseError: .*dance"):
+    monkeypatch.setattr(node, "tensors", fail)
+    engine.submit(Order("train", torch.tensor([1]), {"params": engine.executor.problem.initial()}))
+    with pytest.raises(GridError, match=r"^partition 1 has failed: RuntimeError: the battery is empty\nTraceback"):
         engine.collect(All(), 0)
     monkeypatch.setattr(node, "build_problem", fail)
     node._node.cache_clear()
@@ -282,13 +283,11 @@ def test_another_experiment_is_refused():
         engine_of(tiny(), grid_of(tiny(seed=1)))
 
 
-def test_other_data_are_refused(monkeypatch):
-    grid = grid_of(experiment := tiny())
-    engine = engine_of(experiment, grid)
-    engine.executor.problem.sizes = engine.executor.problem.sizes + 1
-    engine.submit(Order("train", torch.tensor([3]), {"params": engine.executor.problem.initial()}))
-    with pytest.raises(GridError, match=r"client 3 has \d+ examples on its node and \d+ on the server"):
-        engine.collect(All(), 0)
+def test_other_data_are_refused_at_the_meeting():
+    problem = build_problem(experiment := tiny())
+    problem.sizes = problem.sizes + 1
+    with pytest.raises(GridError, match=r"the clients of node 10\d\d have other examples than the server's"):
+        engine_of(experiment, grid_of(experiment), problem)
 
 
 def test_a_diverged_run_is_a_failed_run():

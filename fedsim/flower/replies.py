@@ -1,0 +1,127 @@
+"""What a node has sent, held to what it was asked for. A node is not trusted: nothing is read before it fits.
+
+Counts that go into the ledger are the server's own where the order settles them, and within its limits else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from torch import Tensor
+
+from fedsim.engine.job import JobResult
+from fedsim.exchange.forms import Form, forms_of, misfit
+from fedsim.exchange.messages import usable_rows
+from fedsim.flower.records import (
+    ARRAYS,
+    CLIENT_METRICS,
+    CLIENTS,
+    EXAMPLES,
+    NBYTES,
+    QUERIES,
+    announced,
+    decoded,
+)
+
+
+class RefusedError(ValueError):
+    """A reply that is not what was asked for: in what, in words without its sender."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an order asks k clients for.
+
+    clients: int64 [k]; examples: int64 [k], how many each has. nothing: nobody's reply, whose tensors [0, ...] have the
+    names, types and shapes. queries: the least and the most evaluations of a client; nbytes: the same of its payload.
+    extra: of the evaluations, those outside the published count. may_fail: whether evaluations may.
+    """
+
+    clients: Tensor
+    examples: Tensor
+    nothing: JobResult
+    queries: tuple[int, int]
+    extra: int
+    nbytes: tuple[int, int]
+    may_fail: bool
+
+    def read(self, content: RecordDict, device: torch.device) -> JobResult:
+        """A reply as tensors on a device; rows that are not finite are marked. RefusedError: it is no reply to this."""
+        count = len(self.clients)
+        payload = _read(content.array_records.get(ARRAYS), forms_of(self.nothing.payload, count))
+        metrics = _read(content.array_records.get(CLIENT_METRICS), self._metrics())
+        clients, examples, nbytes, queries = (metrics.pop(name) for name in (CLIENTS, EXAMPLES, NBYTES, QUERIES))
+        if not torch.equal(clients, self.clients):
+            raise RefusedError(f"it is of clients {clients.tolist()[:20]}, not {self.clients.tolist()[:20]}")
+        other = (examples != self.examples).nonzero().flatten().tolist()
+        if other:
+            row = other[0]
+            had = f"{int(examples[row])} examples on its node and {int(self.examples[row])} on the server"
+            raise RefusedError(f"client {int(clients[row])} has {had}; give all machines the same data")
+        asked, extra, failed = queries.unbind(1)
+        _hold_within("queries", asked, self.queries)
+        _hold_within("extra queries", extra, (self.extra, self.extra))
+        _hold_within("bytes", nbytes, self.nbytes)
+        if bool(((failed < 0) | (failed > asked)).any()):
+            raise RefusedError(f"its failed queries are {failed.tolist()[:20]} of {asked.tolist()[:20]}")
+        finite = usable_rows(payload, queries)
+        there = {name: rows.to(device) for name, rows in payload.items()}
+        return JobResult(there, {name: rows.to(device) for name, rows in metrics.items()}, finite, nbytes, queries)
+
+    def unread(self) -> JobResult:
+        """What stands in place of a reply that was refused: rows that nobody reads, none finite, with our counts."""
+        count = len(self.clients)
+
+        def rows(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: nothing.new_zeros((count, *nothing.shape[1:])) for name, nothing in named.items()}
+
+        queries = torch.zeros((count, 3), dtype=torch.int64)
+        queries[:, 0], queries[:, 1] = self.queries[0], self.extra
+        nbytes = torch.full((count,), self.nbytes[1])
+        finite = torch.zeros(count, dtype=torch.bool)
+        return JobResult(rows(self.nothing.payload), rows(self.nothing.metrics), finite, nbytes, queries)
+
+    def _metrics(self) -> dict[str, Form]:
+        count = len(self.clients)
+        ours = {name: Form("int64", (count,)) for name in (CLIENTS, EXAMPLES, NBYTES)}
+        return forms_of(self.nothing.metrics, count) | ours | {QUERIES: Form("int64", (count, 3))}
+
+
+def _read(held: ArrayRecord | None, forms: Mapping[str, Form]) -> dict[str, Tensor]:
+    """A record's tensors in the order of the forms, on the CPU."""
+    if held is None:
+        raise RefusedError("a record is missing")
+    why = misfit(announced(held), forms)
+    if why is not None:
+        raise RefusedError(why)
+    found = dict[str, Tensor]()
+    for name, form in forms.items():
+        try:
+            found[name] = decoded(held[name], form)
+        except ValueError as error:
+            raise RefusedError(f"{name}: {error}") from error
+    return found
+
+
+def state_of(content: RecordDict, record: str, shapes: Mapping[str, Form]) -> dict[str, Tensor]:
+    """What clients remember, as their node hands it over: `CLIENTS` int64 [k] and [k, ...] by name.
+
+    shapes: of one client's, by name. RefusedError: it is no such thing.
+    """
+    held = content.array_records.get(record)
+    clients = None if held is None else held.get(CLIENTS)
+    if clients is None or len(clients.shape) != 1:
+        raise RefusedError("it does not say whose memory it sends")
+    count = int(clients.shape[0])
+    forms = {name: Form(form.dtype, (count, *form.shape)) for name, form in shapes.items()}
+    return _read(held, {CLIENTS: Form("int64", (count,)), **forms})
+
+
+def _hold_within(what: str, found: Tensor, limits: tuple[int, int]) -> None:
+    least, most = limits
+    if bool(((found < least) | (found > most)).any()):
+        wanted = str(least) if least == most else f"{least} to {most}"
+        raise RefusedError(f"its {what} are {found.tolist()[:20]}, not {wanted} a client")
