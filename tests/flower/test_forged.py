@@ -268,14 +268,22 @@ def test_no_kind_of_forged_reply_moves_the_model():
     hold_without_the_liar(everybody(len(kinds)), kinds, len(kinds))
 
 
+ROUNDS = {"": 500, "fedzo_guard": 75, "fedzo_batches": 75, "scaffold": 75, "fzoos": 75, "one_byte": 75, "fedkseed": 75}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "row", ["", "fedzo_guard", "fedzo_batches", "scaffold", "fzoos", "one_byte", "fedkseed", "fedes"]
-)
+@pytest.mark.parametrize("row", ROUNDS)
 def test_of_500_forged_replies_none_moves_the_model(row):
     kinds = [*SPOILED, *STRAYS, *HARMLESS]
     random.Random(row).shuffle(kinds)
-    hold_without_the_liar(everybody(500, **ROWS.get(row, {})), kinds, 500)
+    hold_without_the_liar(everybody(ROUNDS[row], **ROWS.get(row, {})), kinds, ROUNDS[row])
+
+
+def test_nor_do_forged_scores_and_utilities():
+    """Every second order of a round asks for losses, and a selector is told utilities."""
+    for selection in ({"kind": "power_of_choice", "count": 3, "candidates": 6}, {"kind": "oort", "count": 4}):
+        kinds = ["one column", "infinite", "queries", "twice", "clients beyond all", "an array too many"]
+        hold_without_the_liar(everybody(10, selection=selection), kinds, 6)
 
 
 @pytest.mark.parametrize("row", ["fedzo_guard", "one_byte", "fedkseed"])

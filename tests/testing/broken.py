@@ -235,3 +235,11 @@ class AsksMoreThanItSays(FedZO):
     def cost(self, orders: Order, examples: Tensor) -> Cost:
         cost = super().cost(orders, examples)
         return replace(cost, queries=cost.queries - 1)
+
+
+@options
+class CountsFewerThanItAsks(AsksMoreThanItSays):
+    def train(self, cohort: Cohort) -> Update:
+        update = super().train(cohort)
+        cohort.queries -= 1
+        return update

@@ -51,7 +51,7 @@ BROKEN = {
     broken.DrawsInCohorts(epochs=1, batch_size=4): {*TOGETHER, *UNANSWERED, *SHUFFLED},
     broken.RemembersOnItself(epochs=1, batch_size=4): RESUMED,
     broken.DrawsByClient(epochs=1, batch_size=4): {"another_seed_gives_other_bytes"},
-    broken.AsksMoreThanItSays(steps=2): {"queries_are_what_was_asked"},
+    broken.CountsFewerThanItAsks(steps=2): {"queries_are_what_was_asked"},
 }
 
 
@@ -90,6 +90,11 @@ def test_what_is_broken_is_found_by_checks_that_are_about_it(plugin):
 
 def test_what_is_whole_passes():
     assert objecting(subject_of(FedAvg())) == set()
+
+
+def test_evaluations_that_are_not_declared_end_every_run():
+    with pytest.raises(BrokenPromiseError, match=r"it asked for \[42, 42.*\] values where its cost declares 41"):
+        checks.bytes_are_those_of_the_payloads(subject_of(broken.AsksMoreThanItSays(steps=2)))
 
 
 def test_bytes_that_are_not_declared_end_every_run():
