@@ -38,6 +38,8 @@ def say(result: Result) -> None:
         tell(f"{summary['total_failed_queries']:,} evaluations gave no finite value")
     if summary.get("failures"):
         tell(f"the first failure: {summary['failures'][0]}")
+    if summary.get("strays"):
+        tell(f"{summary['strays']} replies answered nothing that was asked, and were dropped")
     if summary["total_crashed"]:
         tell(f"{summary['total_crashed']} orders ended with the failure of the client's machine")
     if summary["total_lost"]:

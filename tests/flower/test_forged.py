@@ -281,8 +281,9 @@ def test_of_500_forged_replies_none_moves_the_model(row):
 
 def test_nor_do_forged_scores_and_utilities():
     """Every second order of a round asks for losses, and a selector is told utilities."""
-    for selection in ({"kind": "power_of_choice", "count": 3, "candidates": 6}, {"kind": "oort", "count": 4}):
-        kinds = ["one column", "infinite", "queries", "twice", "clients beyond all", "an array too many"]
+    for loss in ("full", "last"):
+        kinds = ["a row too many", "infinite", "queries", "twice", "clients beyond all", "an array too many"]
+        selection = {"kind": "power_of_choice", "count": 3, "pool": 6, "loss": loss}
         hold_without_the_liar(everybody(10, selection=selection), kinds, 6)
 
 
