@@ -107,11 +107,6 @@ class Cohort:
         """Plain settings that the server sent."""
         return self._job.config
 
-    @property
-    def untold(self) -> Tensor:
-        """Who has asked for values, and got none that is finite: bool [C]."""
-        return (self.queries > 0) & (self.failed_queries == self.queries)
-
     def received(self, name: str) -> Tensor:
         """A vector of the order's payload; broadcasts against [C, d]."""
         return self._job.received(name)

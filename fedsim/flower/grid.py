@@ -278,7 +278,7 @@ class GridEngine:
         clients, spoiled = flight.clients, torch.zeros(len(flight.clients), dtype=torch.bool)
         try:
             found = flight.asked.read(content, self.executor.problem.device)
-            if flight.asked.may_fail:
+            if self.executor.problem.may_fail:
                 spoiled = untold_rows(found.queries)
         except RefusedError as error:
             found, spoiled = flight.asked.unread(), ~spoiled
@@ -375,8 +375,7 @@ class GridEngine:
         # With transforms what a reply takes may depend on its numbers.
         least = 0 if executor.transforms.transforms else job.encoded
         queries, nbytes = (asked, asked + job.cost.first), (least, job.encoded)
-        may_fail = executor.problem.may_fail
-        return Asked(nobody, nobody, self._nothing[kind], queries, job.cost.extra, nbytes, may_fail)
+        return Asked(nobody, nobody, self._nothing[kind], queries, job.cost.extra, nbytes)
 
     def _cancel(self, orders: Order) -> None:
         """Stop to wait for who is late; nodes finish in vain what they have begun."""

@@ -37,7 +37,7 @@ class Asked:
 
     clients: int64 [k]; examples: int64 [k], how many each has. nothing: nobody's reply, whose tensors [0, ...] have the
     names, types and shapes. queries: the least and the most evaluations of a client; nbytes: the same of its payload.
-    extra: of the evaluations, those outside the published count. may_fail: whether evaluations may.
+    extra: of the evaluations, those outside the published count.
     """
 
     clients: Tensor
@@ -46,7 +46,6 @@ class Asked:
     queries: tuple[int, int]
     extra: int
     nbytes: tuple[int, int]
-    may_fail: bool
 
     def read(self, content: RecordDict, device: torch.device) -> JobResult:
         """A reply as tensors on a device; rows that are not finite are marked. RefusedError: it is no reply to this."""

@@ -100,7 +100,7 @@ class LocalSearch(Client):
         return batches(cohort, self.batch_size, self.steps)
 
     def search(self, cohort: Cohort, start: Tensor, direction: Callable[[Probe, Tensor], Tensor]) -> Tensor:
-        """Take the local steps from `start` ([d] or [C, d]): z [C, d]; NaN where no value came of all that was asked.
+        """Take the local steps from `start` ([d] or [C, d]): z [C, d].
 
         direction(probe, z): the direction [C, d] at z, whatever it is made of.
         """
@@ -122,7 +122,7 @@ class LocalSearch(Client):
                 z.clamp_(*cohort.bounds)
         if cosines:
             cohort.metrics["cosine"] = torch.stack(cosines).mean(dim=0)
-        return torch.where(cohort.untold.unsqueeze(1), torch.nan, z)
+        return z
 
     def measure(self, cohort: Cohort) -> Update:
         """Tell the values of f_c at the candidates, those that failed as the worst; the methods' papers count none."""
