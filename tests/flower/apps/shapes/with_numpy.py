@@ -23,5 +23,5 @@ def train(message, context):
 def main(grid, context):
     """Average over all; on Flower not all nodes are there from the beginning."""
     start = ArrayRecord({"slope": Array(np.zeros(1))})
-    strategy = FedAvg(fraction_evaluate=0.0, min_available_nodes=4)
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=4, min_available_nodes=4)
     strategy.start(grid, start, num_rounds=3, train_config=ConfigRecord({"lr": 0.1}))

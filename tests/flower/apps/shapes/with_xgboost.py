@@ -50,4 +50,6 @@ def evaluate(message, context):
 @server.main()
 def main(grid, context):
     """Two rounds from nothing."""
-    FedXgbBagging().start(grid, ArrayRecord([np.frombuffer(b"", dtype=np.uint8)]), num_rounds=2)
+    FedXgbBagging(min_train_nodes=3, min_available_nodes=3).start(
+        grid, ArrayRecord([np.frombuffer(b"", dtype=np.uint8)]), num_rounds=2
+    )
