@@ -27,6 +27,7 @@ from fedsim.server import (
     Weights,
     Window,
     counting,
+    hold_needed,
     observed,
     observed_weights,
     options,
@@ -37,7 +38,7 @@ from fedsim.server import (
 
 @options
 class FedAvgAsync(Averaging):
-    """`weighting`, `frequency` and `floor` are about unbiased weights only."""
+    """`weighting`, `frequency` and `floor` are about unbiased weights; with identical ones the last two are refused."""
 
     weights: Weights = "unbiased"
     """d_i such that clients count as in the objective (unbiased), or the same for all (identical)."""
@@ -47,6 +48,12 @@ class FedAvgAsync(Averaging):
     """
     floor: Share = 0.0001
     """The least frequency that is taken for observed, as a share of the rounds."""
+
+    def __post_init__(self) -> None:
+        if self.weights == "identical":
+            hold_needed(self, "identical weights know no such thing", "frequency", "floor")
+        elif self.frequency == "declared":
+            hold_needed(self, "declared frequencies are none that were observed", "floor")
 
     def check(self, at_once: int, population: int, steady: bool) -> None:
         """Refuse declared frequencies where clients also wait, sleep or fail."""

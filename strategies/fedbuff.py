@@ -29,6 +29,7 @@ from fedsim.server import (
     Weights,
     Window,
     counting,
+    hold_needed,
     observed,
     observed_weights,
     options,
@@ -37,7 +38,7 @@ from fedsim.server import (
 
 @options
 class FedBuff(Averaging):
-    """`weighting` and `floor` are about unbiased weights only."""
+    """`weighting` and `floor` are about unbiased weights; with identical ones a floor is refused."""
 
     size: PositiveInt = 10
     """Replies in the buffer."""
@@ -49,6 +50,10 @@ class FedBuff(Averaging):
     """d_i the same for all (identical), or such that clients count as in the objective (unbiased)."""
     floor: Share = 0.0001
     """The least f_i, as a share of the rounds."""
+
+    def __post_init__(self) -> None:
+        if self.weights == "identical":
+            hold_needed(self, "identical weights know no such thing", "floor")
 
     def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: ARG002
         """Refuse a buffer that the clients at work could not fill."""

@@ -29,6 +29,7 @@ from fedsim.server import (
     Weights,
     Window,
     counting,
+    hold_needed,
     observed,
     observed_weights,
     options,
@@ -53,6 +54,12 @@ class FedFix(Averaging):
     """
     floor: Share = 0.01
     """The least frequency that is taken for observed, as a share of the windows."""
+
+    def __post_init__(self) -> None:
+        if self.weights == "identical":
+            hold_needed(self, "identical weights know no such thing", "floor")
+        elif self.frequency == "declared":
+            hold_needed(self, "declared frequencies are none that were observed", "floor")
 
     def check(self, at_once: int, population: int, steady: bool) -> None:
         """Refuse declared frequencies where clients also wait, sleep or fail."""

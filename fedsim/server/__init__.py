@@ -16,7 +16,15 @@ from fedsim.core.options import (
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Late, Order, Replies, Scalar, Weighting
 from fedsim.exchange.windows import All, Every, First, Window
-from fedsim.server.participation import Frequency, Weights, counting, observed_weights, refuse_waiting, shares
+from fedsim.server.participation import (
+    Frequency,
+    Weights,
+    counting,
+    hold_needed,
+    observed_weights,
+    refuse_waiting,
+    shares,
+)
 from fedsim.server.staleness import Discount, Polynomial
 from fedsim.server.strategy import Averaging, Config, Metrics, ProblemView, ServerState, ServerStep, Strategy, observed
 
@@ -52,6 +60,7 @@ __all__ = [
     "Weights",
     "Window",
     "counting",
+    "hold_needed",
     "observed",
     "observed_weights",
     "options",

@@ -7,7 +7,8 @@ weights are called unbiased then, and identical if they are the same for all cli
 
 from __future__ import annotations
 
-from typing import Literal
+import dataclasses
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +34,15 @@ def refuse_waiting(at_once: int, population: int, steady: bool) -> None:
         raise InputError("frequency", "declared", remedy)
     if not steady:
         raise InputError("frequency", "declared", "these clients sleep or fail at times; use observed")
+
+
+def hold_needed(strategy: Any, why: str, *unused: str) -> None:
+    """Refuse options that a strategy does not look at, where they are not as by default. why: what it does instead."""
+    defaults = {field.name: field.default for field in dataclasses.fields(strategy)}
+    for option in unused:
+        value = getattr(strategy, option)
+        if value != defaults[option]:
+            raise InputError(option, value, f"{why}; leave it out")
 
 
 def counting(problem: ProblemView, weighting: Weighting) -> dict[str, Tensor]:
