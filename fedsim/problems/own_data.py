@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError, one_line
+from fedsim.core.memory import no_room
 from fedsim.nets.losses import loss_named
 from fedsim.problems.base import choose_device
 from fedsim.problems.datasets import Dataset
+from fedsim.problems.modules import too_large
 from fedsim.problems.partitions.base import Partition
 from fedsim.problems.supervised import Supervised
 
@@ -64,7 +66,12 @@ def supervised(
     dataset = Dataset("own", inputs, targets, *(tested or (inputs, targets)), num_classes=classes)
     partition = Partition.from_lists(_lists(clients))
     partition.check(dataset)
-    return Supervised(dataset, partition, model, loss=loss, device=choose_device(device, "device"), dtype=dtype)
+    try:
+        return Supervised(dataset, partition, model, loss=loss, device=choose_device(device, "device"), dtype=dtype)
+    except (MemoryError, RuntimeError) as error:
+        if not no_room(error):
+            raise
+        raise InputError("problem.model", type(model).__name__, too_large(error)) from error
 
 
 def _pair(test: Any) -> tuple[tuple[str, Any], tuple[str, Any]]:
@@ -91,6 +98,8 @@ def _numbers(option: str, values: Any, dtype: torch.dtype) -> Array:
     """A copy of numbers: floats that are finite in this precision, or int64."""
     try:
         array = _as_array(values)
+    except MemoryError as error:
+        raise InputError(option, type(values).__name__, f"does not fit in this machine's memory ({error})") from error
     except Exception as error:  # of whatever kind is in the argument's own conversion
         raise InputError(option, type(values).__name__, f"is no array of numbers: {one_line(error, 160)}") from error
     if array.dtype.kind == "f":

@@ -14,7 +14,8 @@ from fedsim.client.curriculum import Expert
 from fedsim.client.training import LocalTraining
 from fedsim.configuration.tables import Experiment, experiment, hold_findable
 from fedsim.core.data_files import DataFolder
-from fedsim.core.errors import InputError, naming
+from fedsim.core.errors import InputError, naming, one_line
+from fedsim.core.memory import no_room
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.devices import Census, Fleet
@@ -75,9 +76,11 @@ def build_problem(experiment: Experiment) -> Problem:
     """The problem that the experiment describes."""
     try:
         problem: Problem = experiment.problem.build(setting_of(experiment))
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not no_room(error):
+            raise
         kind = kind_of("problems", experiment.problem)
-        remedy = f"does not fit in this machine's memory; make it smaller ({error})"
+        remedy = f"does not fit in this machine's memory; make it smaller ({one_line(error, 120)})"
         raise InputError("problem.kind", kind, remedy) from error
     return problem
 

@@ -44,9 +44,11 @@ def check(experiment: Experiment, problem: Problem) -> None:
     """Refuse what does not fit the problem."""
     if not isinstance(problem, Supervised):
         _check_asking(experiment)
-    if problem.data is None and experiment.evaluation.on != ("test",):
-        on = ", ".join(experiment.evaluation.on)
-        raise InputError("evaluation.on", on, "the clients of a black box have no examples; leave it out")
+    on = experiment.evaluation.on
+    if problem.data is None and on != ("test",):
+        raise InputError("evaluation.on", ", ".join(on), "the clients of a black box have no examples; leave it out")
+    if isinstance(problem, Supervised) and "test" in on and on != ("test",) and not len(problem.x_test):
+        raise InputError("evaluation.on", ", ".join(on), "there is no test example; take train alone")
     if experiment.checkpoint.every and (why := experiment.strategy.unresumable) is not None:
         raise InputError("checkpoint.every", experiment.checkpoint.every, f"no run could go on from there: {why}")
     experiment.selection.check(problem.num_clients)

@@ -18,9 +18,10 @@ from torch import Tensor
 from fedsim.configuration.tables import Experiment, load
 from fedsim.configuration.tables import experiment as checked
 from fedsim.core.blame import is_theirs
-from fedsim.core.errors import DivergedError, FedsimError, InputError, StalledError, warn
+from fedsim.core.errors import DivergedError, FedsimError, InputError, StalledError, one_line, warn
 from fedsim.core.files import GoneError, StorageError, write_whole
 from fedsim.core.machine import processor
+from fedsim.core.memory import no_room
 from fedsim.core.plugins import DISTRIBUTION
 from fedsim.parallel.arithmetic import arithmetic, hold_pinned
 from fedsim.plots import curves
@@ -229,6 +230,13 @@ def drive(
         status, reason = "diverged", str(error)
     except StalledError as error:
         status, reason = "stalled", str(error)
+    except (MemoryError, RuntimeError) as error:
+        if not no_room(error):
+            raise
+        remedy = "take a smaller model, client.batch_size or engine.memory_mib"
+        raise FedsimError(
+            f"no memory is left in round {simulation.round + 1}; {remedy} ({one_line(error, 120)})"
+        ) from error
     except KeyboardInterrupt:
         status, reason = "interrupted", f"interrupted after round {simulation.round}"
         if keeper is not None:

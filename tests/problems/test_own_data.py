@@ -282,3 +282,21 @@ def test_a_model_is_refused_from_the_size_on_of_which_four_copies_have_no_room(m
 )
 def test_pytorch_says_in_words_that_there_is_no_memory(error, found):
     assert memory.no_room(error) is found
+
+
+def test_a_model_that_memory_has_no_second_copy_of_is_named():
+    class Once(nn.Linear):
+        def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+
+    with pytest.raises(InputError, match=r"^problem\.model = Once: does not fit in this machine's memory"):
+        own(model=Once(4, 3))
+
+
+def test_inputs_that_memory_has_no_array_for_are_named():
+    class Large:
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+            raise MemoryError("Unable to allocate 7 PiB")
+
+    with pytest.raises(InputError, match=r"^x = Large: does not fit in this machine's memory"):
+        own(x=Large())

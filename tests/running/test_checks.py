@@ -236,3 +236,32 @@ def test_a_rate_that_grows_too_large_ends_the_run(client, words):
     result = run(client=CLIENT | client, rounds=3)
     assert result.status == "diverged"
     assert words in result.reason
+
+
+def test_a_test_set_that_is_not_there_is_named_where_it_is_asked_for():
+    generator = np.random.Generator(np.random.PCG64(0))
+    x, y = generator.normal(size=(8, 3)), np.arange(8) % 2
+    problem = fedsim.supervised(x, y, model=nn.Linear(3, 2), clients=[range(4), range(4, 8)], test=(x[:0], y[:0]))
+    with pytest.raises(InputError, match=r"^evaluation\.on = test, train: there is no test example"):
+        run(problem, evaluation={"on": ["test", "train"]})
+    assert "global_train_loss" in run(problem, evaluation={"on": "train"}).history.columns
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_memory_that_is_used_up_in_a_run_is_said_in_a_line(error, tmp_path):
+    def fill(done: fedsim.Round) -> None:
+        if done.row["round"] == 2:
+            raise error
+
+    with pytest.raises(fedsim.FedsimError, match="no memory is left in round 3; take a smaller model") as caught:
+        fedsim.run(problem=small_problem(), client=CLIENT, rounds=4, callbacks=[fill], out=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "run" / "traceback.txt").exists()
+
+
+def test_another_error_of_a_run_is_as_it_was_raised():
+    def fail(done: fedsim.Round) -> None:
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        fedsim.run(problem=small_problem(), client=CLIENT, rounds=1, callbacks=[fail], save=False)
