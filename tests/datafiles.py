@@ -40,6 +40,7 @@ def write_all(folder: Path) -> None:
         _idx(folder / place / "raw", generator)
     _cifar(folder, generator)
     _femnist(folder / "femnist", generator)
+    _fsdd(folder / "fsdd", generator)
     _shakespeare(folder / "shakespeare", generator)
     _covertype(folder / "covertype", generator)
     x, y = generator.normal(size=(40, 3)), np.arange(40) % 2
@@ -108,6 +109,18 @@ def _femnist(folder: Path, generator: np.random.Generator) -> None:
         arrays[f"y_{part}"] = _labels(count)
         arrays[f"writer_{part}"] = (first + np.arange(count) % 3).astype(np.int16)
     np.savez(folder / "femnist_subset.npz", **arrays)
+
+
+def _fsdd(folder: Path, generator: np.random.Generator) -> None:
+    """Two speakers, of each digit seven takes."""
+    folder.mkdir()
+    speaker, digit, take = (part.ravel().astype(np.uint8) for part in np.indices((2, 10, 7)))
+    offset = np.cumsum([0, *generator.integers(300, 600, 140)])
+    buffer = BytesIO()
+    np.save(buffer, generator.integers(-9999, 9999, offset[-1]).astype(np.int16))
+    (folder / "audio.npy.xz").write_bytes(lzma.compress(buffer.getvalue(), preset=0))
+    names = np.array(["ann", "bob"])
+    np.savez(folder / "labels.npz", speaker=speaker, digit=digit, take=take, offset=offset, speaker_names=names)
 
 
 def _shakespeare(folder: Path, generator: np.random.Generator) -> None:

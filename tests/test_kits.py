@@ -17,6 +17,7 @@ from fedsim.problems.datasets.cifar import CIFAR10
 from fedsim.problems.datasets.covertype import Covertype
 from fedsim.problems.datasets.embedded import BreastCancer, Digits
 from fedsim.problems.datasets.femnist import FEMNIST
+from fedsim.problems.datasets.fsdd import FSDD
 from fedsim.problems.datasets.idx import MNIST, FashionMNIST
 from fedsim.problems.datasets.images import ImageFolder
 from fedsim.problems.datasets.shakespeare import Shakespeare
@@ -86,6 +87,7 @@ FILES: dict[str, tuple[Any, dict[str, Any]]] = {
     "cifar10": (CIFAR10(), {}),
     "cifar10 subset": (CIFAR10(files="subset"), {}),
     "femnist": (FEMNIST(), {}),
+    "fsdd": (FSDD(), {}),
     "shakespeare": (Shakespeare(length=20, stride=40), {"min_characters": (1300, {})}),
     "covertype": (Covertype(), {}),
     "csv": (

@@ -11,6 +11,7 @@ import io
 import math
 import pickletools
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,10 +90,12 @@ def load(content: bytes) -> Any:
     """Read a pickle. UnsoundError: it has more than plain data, or is none."""
     machine = _Machine(io.BytesIO(content))
     try:
-        for operation, given, _ in pickletools.genops(machine.file):
-            if operation.name == "STOP":
-                return _plain(machine.popped())
-            _step(machine, operation.name, given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escape sequences in texts of protocol 0
+            for operation, given, _ in pickletools.genops(machine.file):
+                if operation.name == "STOP":
+                    return _plain(machine.popped())
+                _step(machine, operation.name, given)
     except (IndexError, KeyError, StopIteration, TypeError, UnicodeError) as error:
         raise UnsoundError(f"its parts do not fit each other ({type(error).__name__})") from error
     raise UnsoundError("it has no end")

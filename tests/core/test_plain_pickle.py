@@ -107,6 +107,7 @@ def test_everything_else_is_refused(value, protocol, tmp_path, monkeypatch):
         b"N(e.",
         b"h\x01.",
         b"Pid\n.",
+        b"c\\Vx\ny\n.",
         b"\x82\x01.",
         b"cos\nsystem\n(S'true'\ntR.",
         b"(S'true'\nios\nsystem\n.",

@@ -139,7 +139,6 @@ def test_own_paths_are_looked_for_in_the_current_and_the_data_folder(tmp_path, m
         ["1e3", "1000"],
         ["1_1", "11"],
         ["0", "-0", "+0"],
-        ["1", "1.0"],
         ["TRUE", "True"],
         ["0x1", "1"],
         ["inf", "Infinity"],
@@ -153,6 +152,19 @@ def test_ids_and_codes_are_what_is_written(tmp_path, column, names):
     codes = data.owner if column == "owner" else data.y
     assert sorted(held) == sorted(names)
     assert [held[code] for code in codes] == [names[i % len(names)] for i in range(24)]
+
+
+@pytest.mark.parametrize("options", [{"owner": "who"}, {"label": "who", "drop": ["y"]}])
+def test_one_number_with_decimals_and_without_is_not_two(tmp_path, options):
+    path = table(tmp_path, "who,a,y\n1,0,0\n1.0,1,1\n2,2,1\n")
+    refusal(CSV(**({"path": path, "label": "y"} | options)), NOWHERE, "'1' and '1.0', which are one number")
+    encoded = read(
+        tmp_path, "who,a,y\n1,0,0\n1.0,1,1\n2,2,1\n07,1,1\n", encode={"who": "ordinal"}, label="y", drop=["a"]
+    )
+    # With a code in it the column is one of texts: 1, 1.0, 2 and 07 in the order of numbers.
+    assert encoded.x[:, 0].tolist() == [0, 1, 2, 3]
+    encoded = read(tmp_path, "who,a,y\n1,0,0\n1.0,1,1\n2,2,1\n", encode={"who": "one_hot"}, drop=["a"])
+    assert encoded.x.tolist() == [[1, 0], [1, 0], [0, 1]]
 
 
 @pytest.mark.parametrize(

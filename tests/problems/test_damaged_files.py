@@ -31,6 +31,7 @@ from fedsim.problems.datasets.arrays import NPZ
 from fedsim.problems.datasets.cifar import CIFAR10
 from fedsim.problems.datasets.covertype import Covertype
 from fedsim.problems.datasets.femnist import FEMNIST
+from fedsim.problems.datasets.fsdd import FSDD
 from fedsim.problems.datasets.idx import MNIST
 from fedsim.problems.datasets.images import ImageFolder
 from fedsim.problems.datasets.shakespeare import Shakespeare
@@ -70,6 +71,8 @@ FORMATS: dict[str, tuple[Any, str]] = {
     "cifar subset": (CIFAR10(files="subset"), "cifar10_subset/x_train.npy.xz"),
     "cifar labels": (CIFAR10(files="subset"), "cifar10_subset/labels.npz"),
     "femnist": (FEMNIST(), "femnist/femnist_subset.npz"),
+    "fsdd audio": (FSDD(), "fsdd/audio.npy.xz"),
+    "fsdd labels": (FSDD(), "fsdd/labels.npz"),
     "shakespeare": (Shakespeare(length=20, stride=40), "shakespeare/input.txt"),
     "covertype": (Covertype(), "covertype/samples_py3"),
     **{f"image {suffix}": (ImageFolder(path=suffix), f"{suffix}/a/1.{suffix}") for suffix in IMAGES},

@@ -13,7 +13,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
-from datafiles import NOWHERE, refusal
+from datafiles import NOWHERE, refusal, write_all
 
 import fedsim
 from fedsim.core.errors import InputError
@@ -24,6 +24,7 @@ from fedsim.problems.datasets.cifar import CIFAR10
 from fedsim.problems.datasets.covertype import Covertype
 from fedsim.problems.datasets.embedded import BreastCancer, Digits
 from fedsim.problems.datasets.femnist import FEMNIST
+from fedsim.problems.datasets.fsdd import FSDD
 from fedsim.problems.datasets.idx import MNIST, FashionMNIST, read_idx
 from fedsim.problems.datasets.shakespeare import Shakespeare
 from fedsim.problems.datasets.synthetic import CHUNK, Synthetic
@@ -443,6 +444,36 @@ def test_the_published_femnist_part(real):
     assert (len(data.x), len(data.x_test), data.num_classes) == (14657, 1679, 62)
     assert (len(sizes), sizes.min(), np.median(sizes), sizes.max()) == (109, 7, 147, 165)
     assert np.bincount(data.owner_test, minlength=109).min() >= 1
+
+
+def test_a_tone_is_a_bright_row_of_its_frequency(tmp_path):
+    write_all(tmp_path)
+    place = tmp_path / "fsdd"
+    with np.load(place / "labels.npz") as held:
+        labels = dict(held)
+    # 1,000 Hz of 8,000 samples a second is an eighth of 256: of 32 bands of 125 Hz the one from 1,000 Hz, number 8, or
+    # that below it, for frequency 32 of 128, the first of which is left out, is the last of band 7.
+    tone = (9999 * np.sin(np.arange(labels["offset"][-1]) * np.pi / 4)).astype(np.int16)
+    buffer = io.BytesIO()
+    np.save(buffer, tone)
+    (place / "audio.npy.xz").write_bytes(lzma.compress(buffer.getvalue(), preset=0))
+    data = FSDD(standardize=False, frames=5).load(DataFolder(tmp_path))
+    assert (data.x.shape, data.x_test.shape) == ((40, 1, 32, 5), (100, 1, 32, 5))
+    assert (data.x[:, 0].argmax(axis=1) == 7).all()
+    np.testing.assert_allclose(data.x.mean(axis=(1, 2, 3)), 0, atol=1e-5)
+    assert data.told["owners"] == ["ann", "bob"]
+    assert data.owner.tolist() == [0] * 20 + [1] * 20
+    for changed, part in (
+        ({"offset": labels["offset"] + 1}, "divides other audio"),
+        ({"digit": labels["digit"] + 1}, "digits 1 .. 10"),
+        ({"take": labels["take"][1:]}, "take as uint8 of shape (139,)"),
+        ({"take": labels["take"] * (1 - labels["speaker"])}, "test recordings alone"),
+        ({"speaker_names": np.array(["ann"])}, "2 speakers"),
+    ):
+        np.savez(place / "labels.npz", **(labels | changed))
+        refusal(FSDD(), DataFolder(tmp_path), str(place / "labels.npz"), part)
+    with pytest.raises(InputError, match="bands = 129"):
+        FSDD(bands=129)
 
 
 def test_shakespeare_windows_by_hand(tmp_path):

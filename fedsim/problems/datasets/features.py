@@ -67,9 +67,11 @@ def features(cells: Cells, chosen: Sequence[int], treatment: Treatment) -> list[
 
 def _feature(cells: Cells, column: int, treatment: Treatment) -> Feature:
     name, texts, encode = cells.names[column], cells.columns[column], treatment.encode
-    if isinstance(encode, Mapping) and name in encode:
-        return Feature(name, texts, None, encode[name])
     values, wrong, codes = as_numbers(texts, treatment.decimal)
+    if isinstance(encode, Mapping) and name in encode:
+        if not wrong.any() and not codes.any():  # of numbers, which one file may write as 1 and another as 1.0
+            texts = texts.mask(texts.notna(), [f"{value:.17g}" for value in values])
+        return Feature(name, texts, None, encode[name])
     if wrong.any():
         row = first_of(wrong)
         reason = f"has {texts.iloc[row]!r}, which is not a number"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -243,12 +244,21 @@ class CSV:
         if reason is not None:
             raise InputError(PATH, str(cells.paths[0]), f"column {name!r} {reason}")
         classes = in_order(written[:training])
+        self._hold_spelling(cells, name, classes)
         codes = places(written, classes)
         if (codes < 0).any():
             row = first_of(codes < 0)
             where = f"row {cells.number(row)}, column {name!r}"
             raise cells.fault(row, f"{where}, has {texts.iloc[row]!r}, which is the label of no training example")
         return codes, classes
+
+    def _hold_spelling(self, cells: Cells, name: str, distinct: list[str]) -> None:
+        """Refuse what is a whole number here and has decimals there, which is rather one than two."""
+        for text in distinct:
+            whole = re.sub(r"\.0+$", "", text)
+            if whole != text and whole in distinct:
+                fault = f"column {name!r} has {whole!r} and {text!r}, which are one number; write them alike"
+                raise InputError(PATH, str(cells.paths[0]), fault)
 
     def _owners(
         self, cells: Cells, owned: int | None, paths: Sequence[Path], training: int
@@ -271,6 +281,7 @@ class CSV:
         else:
             return None, []
         owners = in_order(written[:training])
+        self._hold_spelling(cells, "the files" if owned is None else cells.names[owned], owners)
         codes = places(written, owners)
         strange = codes < 0
         if strange.any() and not strange[training:].all():
