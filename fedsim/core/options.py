@@ -53,12 +53,20 @@ BatchSize = PositiveInt | Literal["full"]
 """How many examples a step is about; full: all that the client has."""
 
 T = TypeVar("T")
-CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+CONFIG = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True, validate_default=True
+)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
 def options(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only dataclass that checks its fields (see the module's text)."""
+    for base in cls.__mro__[1:]:
+        for name in getattr(base, "__dataclass_fields__", {}):
+            if isinstance(vars(cls).get(name), property | staticmethod | classmethod):
+                raise InputError(
+                    cls.__qualname__, name, f"is an option of {base.__qualname__}; call the method otherwise"
+                )
     made = pydantic_dataclass(frozen=True, kw_only=True, config=CONFIG)(cls)
     checked = made.__init__
 

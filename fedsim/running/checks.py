@@ -15,6 +15,7 @@ from fedsim.core.streams import Streams
 from fedsim.problems.attacked import check_attack
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
+from fedsim.running import promises
 from fedsim.zeroth_order.search import EstimatedSearch
 
 SHARES = HIGHER - {"cosine"}
@@ -52,8 +53,8 @@ def check(experiment: Experiment, problem: Problem) -> None:
     if experiment.checkpoint.every and (why := experiment.strategy.unresumable) is not None:
         raise InputError("checkpoint.every", experiment.checkpoint.every, f"no run could go on from there: {why}")
     experiment.selection.check(problem.num_clients)
+    at_once = promises.at_once(experiment.selection, problem.num_clients)
     experiment.aggregation.check(experiment.selection.least(problem.num_clients))
-    at_once = experiment.selection.of(problem.num_clients)
     with naming("strategy"):
         experiment.strategy.check(at_once, problem.num_clients, experiment.devices.steady)
     stopping = experiment.stopping

@@ -103,6 +103,9 @@ def asked(strategy: Strategy, given: Any, state: ServerState, chosen: Tensor) ->
     if unknown:
         near = meant(min(unknown), strategy.down)
         raise _strategy(strategy, f"its order has {', '.join(sorted(unknown))}, which its `down` does not name{near}")
+    twice = order.payload.keys() & order.config.keys()
+    if twice:
+        raise _strategy(strategy, f"its order has {', '.join(sorted(twice))} as a vector and as a setting")
     for name, vector in order.payload.items():
         if not isinstance(vector, Tensor):
             raise _strategy(strategy, f"it sends {name} as {shown(vector)}, not as a tensor")

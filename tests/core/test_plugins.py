@@ -139,6 +139,19 @@ def test_a_mistake_in_a_file_is_one_line_with_its_place(tmp_path, monkeypatch, t
         assert "\n" not in str(caught.value)
 
 
+def test_a_default_and_a_property_are_held_to_what_the_option_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(PLUGIN.replace("= 2.0", "= 'two'"))
+    with pytest.raises(InputError, match=r"^devices\.compute\.factor = two: input should be a valid number$"):
+        plugins.make("speeds", "./mine.py:Mine", "devices.compute")
+    (tmp_path / "own.py").write_text(
+        "from clients.sgd import Sgd\nfrom fedsim.core.options import options\n\n\n@options\nclass Mine(Sgd):\n"
+        "    @property\n    def batch_size(self):\n        return 3\n"
+    )
+    with pytest.raises(InputError, match=r"Mine = batch_size: is an option of Sgd; call the method otherwise$"):
+        plugins.make("clients", "./own.py:Mine", "client")
+
+
 def test_a_class_whose_options_cannot_be_read_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bare.py").write_text(PLUGIN.replace("@options", ""))

@@ -148,6 +148,10 @@ SERVER: dict[str, tuple[Any, str]] = {
         lambda order: (replace(order, payload={"params": order.payload["params"][:2]}), All()),
         "it sends as params a tensor of float64 [2] where the model is a tensor of float64 [83]",
     ),
+    "ask twice": (
+        lambda order: (replace(order, config={"params": 1.0}), All()),
+        "its order has params as a vector and as a setting",
+    ),
     "ask nothing": (
         lambda order: (replace(order, payload={}), All()),
         "it needs params, and the order to train sends nothing",

@@ -60,6 +60,9 @@ class Dataset:
                 owners = "" if owner is None else f" and {len(owner)} owners"
                 fault = f"{len(x)} {kind} inputs have {len(y)} labels{owners}; give one for each input"
                 raise InputError(TABLE, self.name, fault)
+            if self.num_classes and y.dtype.kind not in "iu":
+                fault = f"{kind} labels are {y.dtype}, and classes are whole numbers from 0"
+                raise InputError(TABLE, self.name, fault)
             if self.num_classes and len(y) and not 0 <= y.min() <= y.max() < self.num_classes:
                 fault = f"{kind} labels lie in {y.min()} .. {y.max()}, not in 0 .. {self.num_classes - 1}"
                 raise InputError(TABLE, self.name, fault)
