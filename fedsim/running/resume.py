@@ -8,14 +8,15 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedsim.configuration.tables import NOTES, Experiment
 from fedsim.configuration.tables import experiment as checked
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, named_line
 from fedsim.parallel.arithmetic import arithmetic, hold_pinned
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_problem, build_simulation
@@ -130,15 +131,12 @@ def _resume(
         else:
             check_own(pinned, problem)
         simulation = build_simulation(pinned, problem, own=own)
-        _hold_alike(accepted, simulation, problem)
+        _hold_alike(path, accepted, simulation, problem)
         if found is None:
             folder.rewind()
         else:
-            try:
+            with _of_this_run(path):
                 simulation.restore(found.snapshot)
-            except KeyError as error:
-                remedy = f"its checkpoint has no {error}: another version of fedsim wrote it; begin again"
-                raise UnusableError("resume", str(path), remedy) from error
             if accepted.ended:
                 begin_again(folder, found, config)
             folder.rewind(found.position, found.rows, accepted.damaged)
@@ -250,7 +248,7 @@ def _hold_unmoved(table: str, before: Mapping[str, Any], now: Mapping[str, str])
             raise UnusableError(f"{table}.{name}", value, remedy)
 
 
-def _hold_alike(accepted: _Accepted, simulation: Simulation, problem: Problem) -> None:
+def _hold_alike(path: Path, accepted: _Accepted, simulation: Simulation, problem: Problem) -> None:
     """Refuse to go on where work would be executed in another way, or is about another problem or other data."""
     resolved, found = accepted.resolved, accepted.checkpoint
     now = simulation.parts.engine.describe() | {"parameters": problem.dimension}
@@ -258,9 +256,22 @@ def _hold_alike(accepted: _Accepted, simulation: Simulation, problem: Problem) -
         if resolved.get(name, value) != value:
             raise UnusableError(f"resolved.{name}", value, f"the run began with {resolved[name]}; go on as it began")
     if found is not None:
-        clients = len(found.snapshot["engine"]["trace"].participation)
+        with _of_this_run(path):
+            clients = len(found.snapshot["engine"]["trace"].participation)
         if clients != problem.num_clients:
             raise InputError("problem", problem.num_clients, f"the run began with {clients} clients; give it the same")
     before, here = accepted.data.get("sha256"), problem.provenance().get("sha256")
     if before is not None and before != here:
         raise InputError("data.sha256", here, f"the run began with other data, {before}; go on with those")
+
+
+@contextmanager
+def _of_this_run(path: Path) -> Iterator[None]:
+    """Say in one line what a checkpoint lacks, or has in another form than this run's: whoever wrote it."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        remedy = f"its checkpoint is none of such a run of this version ({named_line(error)}); begin again"
+        raise UnusableError("resume", str(path), remedy) from error
