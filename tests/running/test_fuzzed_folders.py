@@ -208,7 +208,7 @@ def drawn_sometimes(count: int, name: str) -> Callable[..., bool]:
 
 @pytest.mark.parametrize("case", FUZZED)
 def test_a_changed_file_is_used_or_refused_in_a_line(case, runs, tmp_path, monkeypatch, capsys):
-    fuzz(case, 25 if "compared" in case else 40, runs, tmp_path, monkeypatch, capsys)
+    fuzz(case, 8 if "compared" in case else 12, runs, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow
