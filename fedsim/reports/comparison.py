@@ -197,12 +197,10 @@ def _read(path: Path) -> Run:
     seed = config.pop("seed", None)
     if not isinstance(seed, int | None):
         raise InputError("seed", seed, f"is no whole number; {path / CONFIG} is not as a run has written it")
-    for note in ("resolved", "arithmetic"):  # what came of the options on one machine
-        config.pop(note, None)
     history = folder.history
     if len(history) == 0:
         raise InputError("runs", str(path / METRICS), "no round was logged; leave this run out")
-    return Run(path, seed, dict(_flat(config)), history)
+    return Run(path, seed, _compared(config), history)
 
 
 def _place(given: Compared) -> Path:
@@ -222,7 +220,19 @@ def _in_memory(result: Result) -> Run:
     seed = config.pop("seed")
     if len(result.history) == 0:
         raise InputError("runs", config["name"], "no round was logged; leave this run out")
-    return Run(None, seed, dict(_flat(config)), result.history, result.trace)
+    return Run(None, seed, _compared(config), result.history, result.trace)
+
+
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes runs alike but for their seed, by `table.option`: without what came of the options in one run.
+
+    Of the data the checksums of their files count; what was drawn of them for training follows the seed.
+    """
+    held = {name: table for name, table in config.items() if name not in ("resolved", "arithmetic", "data")}
+    data = config.get("data")
+    if isinstance(data, Mapping) and "files" in data:
+        held["data"] = {"files": data["files"]}
+    return dict(_flat(held))
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -79,6 +79,15 @@ def test_seeds_make_a_group_that_compare_reads(monkeypatch, capsys, tmp_path):
     assert note in said
 
 
+def test_seeds_with_test_sets_and_labels_of_their_own_are_one_group(monkeypatch, capsys, tmp_path):
+    group, split = tmp_path / "group", ["--set", "problem.split=seed", "--set", "partition.noise=0.1"]
+    assert call(monkeypatch, "run", DIGITS, *QUICK, *split, "--seeds", "0-1", "--out", str(group)) == 0
+    assert call(monkeypatch, "compare", str(group), "--out", str(tmp_path / "both.png")) == 0
+    said = capsys.readouterr().out
+    assert "±" in said
+    assert "share one test set" not in said
+
+
 def test_list_names_every_group(monkeypatch, capsys):
     assert call(monkeypatch, "list") == 0
     said = " ".join(capsys.readouterr().out.split())
