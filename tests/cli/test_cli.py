@@ -48,6 +48,7 @@ def test_a_run_leaves_the_whole_folder(monkeypatch, capsys, tmp_path):
     assert (config["seed"], config["rounds"], config["client"]["epochs"]) == (3, 2, 1)
     assert config["resolved"]["executor"] == "stacked"
     assert config["resolved"]["processor"].endswith(f", {os.cpu_count()} cores")
+    assert {"python", "fedsim", "torch", "numpy", "pandas"} <= config["versions"].keys()
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows] == [1, 2]
     # 10 clients, 64 x 64 + 64 + 64 x 10 + 10 = 4810 parameters of 4 bytes, each way.
