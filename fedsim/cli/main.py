@@ -13,6 +13,7 @@ from typing import Annotated
 
 import click
 import typer
+from typer.core import TyperGroup
 
 from fedsim.cli import flower
 from fedsim.cli.compare import compare
@@ -28,7 +29,19 @@ from fedsim.core.errors import FedsimError, InputError, one_line
 from fedsim.core.terminal import tell
 from fedsim.core.version import __version__
 
+
+class Commands(TyperGroup):
+    """The commands, of which an interruption is told as such; typer would only end with its code."""
+
+    def invoke(self, context: click.Context) -> object:  # noqa: D102
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt as error:
+            raise click.Abort from error
+
+
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     suggest_commands=False,  # click does

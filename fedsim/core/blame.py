@@ -23,6 +23,7 @@ def mistake(error: BaseException) -> str:
     That is the last line that is in no file of ours, of Python's own or of an installed package: where it calls one of
     those and does it wrong, the call is the mistake.
     """
+    error = _raised(error)
     place = _called_otherwise(error)
     for frame, line in traceback.walk_tb(error.__traceback__):
         if _is_theirs(frame.f_code.co_filename):
@@ -35,6 +36,7 @@ def mistake(error: BaseException) -> str:
 
 def is_theirs(error: BaseException) -> bool:
     """Whether an error has come about in code that is not ours."""
+    error = _raised(error)
     frames = traceback.walk_tb(error.__traceback__)
     return any(_is_theirs(frame.f_code.co_filename) for frame, _ in frames) or _called_otherwise(error) is not None
 
@@ -52,6 +54,12 @@ def _called_otherwise(error: BaseException) -> tuple[str, int] | None:
             if code is not None:
                 return code.co_filename, code.co_firstlineno
     return None
+
+
+def _raised(error: BaseException) -> BaseException:
+    """What somebody has raised: a StopIteration becomes a RuntimeError in a generator that it goes through."""
+    cause = error.__cause__
+    return cause if isinstance(error, RuntimeError) and isinstance(cause, StopIteration) else error
 
 
 @cache

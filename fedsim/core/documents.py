@@ -19,7 +19,7 @@ TOO_DEEP = f"tables and lists stand in one another more than {DEPTH} times"
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a file. OSError: see `read_bytes`. ValueError: see `parse_toml`."""
-    return parse_toml(read_bytes(path, LARGEST).decode("utf-8"))
+    return parse_toml(read_bytes(path, LARGEST).decode("utf-8-sig"))  # editors of Windows begin a file by a mark
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 from fedsim.core.blame import OURS, ROOT, mistake
 from fedsim.core.errors import InputError, naming
 from fedsim.core.files import look
+from fedsim.core.members import misfit
 from fedsim.core.near import meant
 from fedsim.core.options import undefined_name
 
@@ -48,6 +49,17 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "availabilities": ("start",),
 }
 """The groups of plug-ins, and what one of each has at least."""
+CALLED: Mapping[str, Mapping[str, int]] = {
+    "estimators": {"evaluations": 1, "state": 1, "check": 1, "estimate": 4},
+    "attacks": {"check": 1, "perturb": 5},
+    "problems": {"build": 1},
+    "datasets": {"load": 1},
+    "partitions": {"split": 2},
+    "models": {"build": 3},
+    "speeds": {"start": 3},
+    "availabilities": {"start": 3},
+}
+"""How many arguments methods of plug-ins get that need not have a base of ours; the others get those of their base."""
 KIND = "_fedsim_kind"
 """The attribute of a plug-in that says what the table calls it from which it was made."""
 FILE_KIND = r"(?P<resolver>\w+:)?(?P<file>[^:\x00]+\.py):(?P<name>[^:/\x00]+)"
@@ -191,6 +203,14 @@ def _hold_member(group: str, cls: type[Any], kind: str, option: str) -> None:
     absent = [name for name in GROUPS[group] if not _has(cls, name)]
     if absent:
         raise InputError(option, kind, f"it has no {', '.join(absent)}, which all {group} have")
+    fault = None if is_ours(cls) else misfit(cls, is_ours, CALLED.get(group, {}))
+    if fault is not None:
+        raise InputError(option, kind, fault)
+
+
+def is_ours(cls: type[Any]) -> bool:
+    """Whether a class stands in one of our packages."""
+    return cls.__module__.partition(".")[0] in ("fedsim", *OURS)
 
 
 def _is_importable(top: str) -> bool:
@@ -218,7 +238,8 @@ def _load_from(kind: str, option: str) -> type[Any]:
     module = _from_file(place, kind, option) if place.endswith(".py") else _from_path(place, kind, option)
     if not hasattr(module, name):
         lost = "; it was defined in a script or a notebook: move it to a file" if place == MAIN else ""
-        raise InputError(option, kind, f"{place} has no {name}{lost}")
+        classes = [known for known, value in vars(module).items() if isinstance(value, type)]
+        raise InputError(option, kind, f"{place} has no {name}{lost or meant(name, classes)}")
     found: type[Any] = getattr(module, name)
     if not isinstance(found, type):
         raise InputError(option, kind, f"{name} is not a class")

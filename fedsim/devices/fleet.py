@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedsim.core.clock import SECOND, ticks
+from fedsim.core.errors import InputError
 from fedsim.core.options import LONGEST, PositiveFloat, Seconds, options, table_of
-from fedsim.core.plugins import HasPlugins, hold_returned
+from fedsim.core.plugins import HasPlugins, hold_returned, kind_of
 from fedsim.core.streams import MASK, Streams
 from fedsim.devices.availability import Always, Presence
 from fedsim.devices.census import Census, Spread
@@ -106,7 +107,12 @@ class Fleet:
         self._devices, self._streams = devices, streams
         self._pace: Pace = devices.made["compute"].start(census, streams, data_dir)
         hold_returned("devices.compute", "speeds", devices.made["compute"], "start", self._pace, Pace)
+        _hold_pace(devices.made["compute"], self._pace, self.population)
         self._presence: Presence | None = devices.made["availability"].start(self.population, streams, data_dir)
+        if not all(
+            callable(getattr(self._presence, name, None)) for name in ("at", "wakes") if self._presence is not None
+        ):
+            raise self._absent(f"start returns a {type(self._presence).__name__}, without at and wakes")
         self._links = self._bandwidths()
         once = bool((self._pace.count == 1).all())
         self._declares = once and devices.jitter == 0
@@ -148,11 +154,23 @@ class Fleet:
 
     def available(self, now: int) -> NDArray[np.bool_] | None:
         """Who could start at a tick: bool [N], not to be written to; None: everybody, always."""
-        return None if self._presence is None else self._presence.at(now)
+        if self._presence is None:
+            return None
+        free: Any = self._presence.at(now)
+        if not isinstance(free, np.ndarray) or free.dtype != np.bool_ or free.shape != (self.population,):
+            found = f"{free.dtype} {list(free.shape)}" if isinstance(free, np.ndarray) else f"a {type(free).__name__}"
+            raise self._absent(f"at({now}) is {found}, not bool [{self.population}]")
+        mask: NDArray[np.bool_] = free
+        return mask
 
     def wakes(self, now: int) -> int | None:
         """The next tick > now at which that may change; None: never again."""
-        return None if self._presence is None else self._presence.wakes(now)
+        if self._presence is None:
+            return None
+        wakes: Any = self._presence.wakes(now)
+        if wakes is not None and not (isinstance(wakes, int | np.integer) and wakes > now):
+            raise self._absent(f"wakes({now}) is {wakes!r}, not a later tick or None")
+        return None if wakes is None else int(wakes)
 
     def failures(self, clients: NDArray[np.int64], durations: Ticks, turn: int) -> Ticks | None:
         """Ticks from the start of an order until the client fails, int64 [k], at least 1; -1 where it ends before.
@@ -166,6 +184,10 @@ class Fleet:
         drawn = self._draw("uniform", "devices/failure", clients, turn)
         fails = _whole(-failure.mean_seconds * np.log1p(-drawn))
         return np.where(fails < durations, fails, -1)
+
+    def _absent(self, fault: str) -> InputError:
+        kind = kind_of("availabilities", self._devices.made["availability"])
+        return InputError("devices.availability.kind", kind, fault)
 
     def _bandwidths(self) -> tuple[Numbers, Numbers] | None:
         """Bytes a second of each client, down and up, [N] both."""
@@ -181,6 +203,23 @@ class Fleet:
         # A turn may be past 2^32, the range of one word of the counter. The ids are copied: they may be read-only.
         ids = torch.tensor(clients)
         return draw(purpose, ids, turn=turn & MASK, step=turn >> 32, dtype=torch.float64).numpy()
+
+
+def _hold_pace(compute: object, pace: Pace, population: int) -> None:
+    """Refuse (InputError) numbers that are no times, or that not every client has."""
+    values, first, count = cast("Any", (pace.values, pace.first, pace.count))
+    if not all(isinstance(array, np.ndarray) and array.ndim == 1 for array in (values, first, count)):
+        fault = "start makes a Pace of something else than NumPy arrays of one dimension"
+    elif len(first) != population or len(count) != population:
+        fault = f"start makes a Pace of {len(first)} clients, and there are {population}"
+    elif not np.isfinite(values).all() or (values < 0).any():
+        wrong = values[~(np.isfinite(values) & (values >= 0))][0]
+        fault = f"start makes a Pace in which somebody takes {wrong:g} seconds; give numbers from 0 on"
+    elif (count < 1).any() or (first < 0).any() or (first + count > len(values)).any():
+        fault = f"start makes a Pace whose clients have other numbers than its {len(values)}"
+    else:
+        return
+    raise InputError("devices.compute.kind", kind_of("speeds", compute), fault)
 
 
 def _whole(seconds: Numbers) -> Ticks:

@@ -59,6 +59,8 @@ def done(client: Client, given: Any, cost: Cost, cohort: Cohort, shapes: Shapes)
     for name, rows in given.payload.items():
         if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) != count:
             raise _client(client, f"it sends as {name} {shown(rows)}, not a tensor of one row a client, {count} in all")
+        if rows.requires_grad:
+            raise _client(client, f"it sends {name} with the graph that has made it; detach it")
     for name, values in {**cohort.metrics, **given.metrics}.items():
         if not isinstance(values, Tensor) or values.shape != (count,):
             raise _client(client, f"its metric {name} is {shown(values)}, not a number for each of {count} clients")

@@ -205,10 +205,21 @@ class Replies:
         length = weights.sum()
         if not (isinstance(scale, float) and scale == 1.0):
             length = scale * length
+        lent = (rows._version, weights._version)
         centre = self.aggregator(rows, weights)
-        if not isinstance(centre, Tensor) or centre.shape != rows.shape[1:] or centre.dtype != rows.dtype:
+        if (rows._version, weights._version) != lent:
+            fault = "it changes the rows or the weights that it is handed; have it make others"
+            raise broken("aggregation", "aggregators", self.aggregator, fault)
+        if (
+            not isinstance(centre, Tensor)
+            or centre.shape != rows.shape[1:]
+            or centre.dtype != rows.dtype
+            or centre.device != rows.device
+        ):
             fault = f"its centre of {shown(rows)} is {shown(centre)}; give one row of that type"
             raise broken("aggregation", "aggregators", self.aggregator, fault)
+        if centre.requires_grad:
+            raise broken("aggregation", "aggregators", self.aggregator, "its centre has a graph; detach it")
         return centre * length
 
     def mean(self, metric: str) -> float | None:

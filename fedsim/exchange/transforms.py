@@ -23,7 +23,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.core.near import name_one
 from fedsim.core.options import NonNegativeFloat, PositiveFloat, options
-from fedsim.core.plugins import refuse_misspelt
+from fedsim.core.plugins import kind_of, refuse_misspelt
 from fedsim.core.streams import Index, Streams
 from fedsim.exchange.aggregation import halving_sum
 from fedsim.exchange.messages import BrokenPromiseError, Size, broken, shaped, shown
@@ -178,6 +178,9 @@ class Chain:
         """
         for number, transform in enumerate(self.transforms):
             option = f"{self.option}.{number}.vectors"
+            if type(transform).encode is Transform.encode and type(transform).apply is Transform.apply:
+                kind = kind_of("transforms", transform)
+                raise InputError(f"{self.option}.{number}.kind", kind, "it has neither encode nor apply; write one")
             if transform.vectors is None and {*carried} != {self.usual}:
                 remedy = f"name what it goes over: not {self.usual} alone is sent, but {', '.join(sorted(carried))}"
                 raise InputError(option, "(nothing)", remedy)
@@ -210,10 +213,17 @@ class Chain:
         size: Any = self.transforms[number].size(before)
         if not isinstance(size, Size):
             raise self._broken(number, f"size returns {shown(size)}, not a Size")
+        if size.numbers < 0:
+            raise self._broken(number, f"size returns a Size of {size.numbers} numbers; none is the least")
         return size
 
     def _broken(self, number: int, fault: str) -> BrokenPromiseError:
         return broken(f"{self.option}.{number}", "transforms", self.transforms[number], fault)
+
+    def _of(self, name: str, fault: str) -> BrokenPromiseError:
+        """What to raise where those that go over a vector, one or several, have broken a promise."""
+        kinds = [kind_of("transforms", one) for one in self.transforms if name in self._names(one)]
+        return BrokenPromiseError(f"{self.option} = {', then '.join(kinds)}: {fault}")
 
     def apply(self, payload: Mapping[str, Tensor], sender: Sender) -> Crossed:
         """Send a message, [C, ...] by name.
@@ -234,14 +244,18 @@ class Chain:
             sent, kept = self._send({name: own[part] for name, own in rows.items()}, plain, sender[part])
             for name, vector in sent.items():
                 decoded: Any = vector.decode(vector.rows)
-                if not isinstance(decoded, Tensor) or decoded.shape != arrived[name][part].shape:
+                if (
+                    not isinstance(decoded, Tensor)
+                    or decoded.shape != arrived[name][part].shape
+                    or not decoded.is_floating_point()
+                ):
                     fault = f"{name} arrives as {shown(decoded)} where {shown(arrived[name][part])} was sent"
-                    raise BrokenPromiseError(f"{fault}; look at what its transforms decode")
+                    raise self._of(name, f"{fault}; look at what it decodes")
                 arrived[name][part] = decoded
                 taken = vector.size.nbytes + torch.zeros_like(nbytes[part])
                 if bool((taken > most[name]).any()):
-                    raise BrokenPromiseError(
-                        f"{name} takes {int(taken.max())} bytes where its transforms declare {most[name]} at most"
+                    raise self._of(
+                        name, f"{name} takes {int(taken.max())} bytes, and {most[name]} at most are declared"
                     )
                 nbytes[part] += taken
             for name, value in kept.items():
@@ -274,10 +288,13 @@ class Chain:
 
     def _applied(self, number: int, transform: Transform, vectors: Mapping[str, Vector]) -> dict[str, Vector]:
         """What a transform makes of the vectors that it goes over."""
+        lent = [vector.rows._version for vector in vectors.values()]
         try:
             made: Any = transform.apply(vectors)
         except BrokenPromiseError as error:
             raise self._broken(number, str(error)) from error
+        if [vector.rows._version for vector in vectors.values()] != lent:
+            raise self._broken(number, "it changes the rows that it is handed; have it make others")
         if not isinstance(made, Mapping) or made.keys() != vectors.keys():
             fault = f"apply returns {', '.join(map(str, made)) if isinstance(made, Mapping) else shown(made)}"
             raise self._broken(number, f"{fault}, not {', '.join(vectors)}")

@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim.core.errors import FedsimError, InputError, warn
 from fedsim.core.generators import begin_globals, seeded_globals
+from fedsim.core.terminal import printable
 from fedsim.flower.internals import CRASHED, RAISED, copied, copied_context, quick_arrays
 from fedsim.flower.places import app_of
 from fedsim.flower.removed import removed
@@ -136,7 +137,10 @@ def failure(message: Message, code: int, reason: str) -> Message:
 
 
 def _told(error: BaseException) -> str:
-    return "\n".join(filter(None, (f"{type(error).__name__}: {error}", removed(error), traceback.format_exc())))
+    """What an error says, and where; Flower logs it as it is, to a terminal, which it must not steer."""
+    return printable(
+        "\n".join(filter(None, (f"{type(error).__name__}: {error}", removed(error), traceback.format_exc())))
+    )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ def configuration(entries: Mapping[str, Any], partition: int, nodes: int) -> dic
             raise InputError(option, value, "partitions are numbered here; leave it out")
         if not isinstance(value, bool | int | float | str):
             raise InputError(option, value, "write a text, a number, true or false")
+        if isinstance(value, str) and any(re.search(r"\d{4}", found[1] or "") for found in PLACE.finditer(value)):
+            raise InputError(option, value, "a partition's number is written in 999 digits at most")
         try:
             made[name] = (
                 PLACE.sub(lambda found: format(partition, (found[1] or ":")[1:]), value)

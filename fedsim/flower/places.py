@@ -32,7 +32,7 @@ def load(place: str, kind: type[App], seed: int) -> App:
     """
     option = OPTIONS[kind]
     module_name, _, path = place.partition(":")
-    if not module_name or not path:
+    if not path or not all(name.isidentifier() for name in module_name.split(".")):
         raise InputError(option, place, "write it as package.module:app")
     with seeded_globals(seed):
         try:

@@ -33,7 +33,7 @@ from fedsim.pretrained.expert import expert_losses
 from fedsim.problems.base import Problem, Setting, choose_device
 from fedsim.problems.supervised import Supervised
 from fedsim.running.checks import check
-from fedsim.running.promises import asked
+from fedsim.running.promises import asked, at_once
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Simulation, hold_transformable
 
@@ -87,7 +87,7 @@ def build_problem(experiment: Experiment) -> Problem:
 
 def build_executor(experiment: Experiment, problem: Problem, kind: Callable[..., Executor] = Executor) -> Executor:
     """The experiment's executor, for all clients of the problem. kind: what makes it."""
-    options, at_once = experiment.engine, experiment.selection.of(problem.num_clients)
+    options, working = experiment.engine, at_once(experiment.selection, problem.num_clients)
     _offer_expert(experiment.client, problem)
     return kind(
         problem,
@@ -97,7 +97,7 @@ def build_executor(experiment: Experiment, problem: Problem, kind: Callable[...,
         transforms=experiment.transforms,
         memory=options.memory_mib * 2**20,
         state_memory=options.state_mib * 2**20,
-        participants=None if experiment.rounds is None else (experiment.rounds + 1) * at_once,
+        participants=None if experiment.rounds is None else (experiment.rounds + 1) * working,
     )
 
 

@@ -6,7 +6,7 @@ line that names the plug-in. It costs a few comparisons a round, whatever the mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from numbers import Real
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedsim.core.near import meant
 from fedsim.engine.ledger import Ledger
+from fedsim.exchange.actions import UTILITY
 from fedsim.exchange.messages import BrokenPromiseError, Free, Order, broken, shown
 from fedsim.exchange.windows import All, Every, First, Window
 from fedsim.problems.base import Problem
@@ -27,17 +28,31 @@ OURS = frozenset({"round", "time", "wall", *Ledger.__dataclass_fields__})
 
 
 def at_once(selector: Selector, population: int) -> int:
-    """How many clients work at once."""
+    """How many clients work at once; what else a selector declares is looked at, too."""
     wanted: Any = selector.of(population)
+    reports, examples = cast("tuple[Any, Any]", (selector.reports, selector.score_examples))
+    if not isinstance(reports, Set) or not reports <= {UTILITY}:
+        raise _selector(
+            selector, f"its reports are {shown(reports)}, and replies carry frozenset({{'{UTILITY}'}}) at most"
+        )
+    if examples is not None and not (isinstance(examples, int) and examples >= 1):
+        raise _selector(selector, f"its score_examples are {shown(examples)}, not None or a number of examples")
     if not isinstance(wanted, int) or not 1 <= wanted <= population:
         raise _selector(selector, f"of({population}) is {shown(wanted)}, not a number of clients from 1 to that")
     return wanted
 
 
-def selector_state(selector: Selector, given: Any, method: str) -> SelectorState:
-    """What a selector remembers, as one of its methods has returned it."""
+def selector_state(selector: Selector, given: Any, method: str, before: SelectorState | None = None) -> SelectorState:
+    """What a selector remembers, as one of its methods has returned it. before: what it remembered; None: nothing."""
     if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
         raise _selector(selector, f"{method} returns {shown(given)}, not a state: a dict of tensors")
+    if not all(isinstance(name, str) for name in given):
+        raise _selector(
+            selector, f"{method} returns a state with the names {', '.join(map(repr, given))}; texts are names"
+        )
+    if before is not None and given is not before and given.keys() != before.keys():
+        had, has = (", ".join(sorted(names)) or "nothing" for names in (before, given))
+        raise _selector(selector, f"{method} remembers {has} where it had been {had}; names stay what start gives")
     return given
 
 
@@ -46,8 +61,10 @@ def candidates(selector: Selector, given: Any, free: Free) -> Tensor | None:
     return None if given is None else _clients(selector, given, free, "asks for the loss of")
 
 
-def selected(selector: Selector, given: Any, free: Free, wanted: int) -> tuple[Tensor, SelectorState]:
-    """Whom a selector has chosen, and what it remembers."""
+def selected(
+    selector: Selector, given: Any, free: Free, wanted: int, before: SelectorState
+) -> tuple[Tensor, SelectorState]:
+    """Whom a selector has chosen, and what it remembers; `before` is what it was handed."""
     if not isinstance(given, tuple) or len(given) != 2:
         raise _selector(selector, f"select returns {shown(given)}, not the chosen clients and a state")
     chosen = _clients(selector, given[0], free, "chooses")
@@ -55,7 +72,7 @@ def selected(selector: Selector, given: Any, free: Free, wanted: int) -> tuple[T
         raise _selector(selector, f"it chooses nobody where {free.count} are free; choose one at least")
     if len(chosen) > wanted:
         raise _selector(selector, f"it chooses {len(chosen)} clients where {wanted} are wanted")
-    return chosen, selector_state(selector, given[1], "select")
+    return chosen, selector_state(selector, given[1], "select", before)
 
 
 def _clients(selector: Selector, given: Any, free: Free, verb: str) -> Tensor:
@@ -127,6 +144,12 @@ def _are_among(clients: Any, chosen: Tensor) -> bool:
         return False
     ids = clients.tolist()
     return ids == sorted(set(ids)) and set(chosen.tolist()).issuperset(ids)
+
+
+def hold_unchanged(strategy: Strategy, method: str, lent: Tensor, version: int) -> None:
+    """Refuse a method that has written to the model [d] that it was lent. version: PyTorch's count, before."""
+    if lent._version != version:
+        raise _strategy(strategy, f"{method} changes the params of the state that it is handed; have it make others")
 
 
 def told(strategy: Strategy, given: Any, before: ServerState) -> tuple[ServerState, Metrics, bool]:

@@ -198,7 +198,7 @@ class Simulation:
             selector = server.selector
             if orders.counts:
                 learnt = parts.selector.observe(selector, replies)
-                selector = promises.selector_state(parts.selector, learnt, "observe")
+                selector = promises.selector_state(parts.selector, learnt, "observe", selector)
             try:
                 state, observed, done = self._tell(server.state, replies)
             except InputError as error:  # too few replies for a robust aggregator
@@ -225,7 +225,10 @@ class Simulation:
 
     def _tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """What a strategy makes of a window's replies."""
-        return promises.told(self.parts.strategy, self.parts.strategy.tell(state, replies), state)
+        strategy, version = self.parts.strategy, state.params._version
+        given = strategy.tell(state, replies)
+        promises.hold_unchanged(strategy, "tell", state.params, version)
+        return promises.told(strategy, given, state)
 
     def _choose(self, server: _Server) -> tuple[_Server, Tensor]:
         """Whom to start now; waits while nobody is at work or free."""
@@ -245,8 +248,8 @@ class Simulation:
         scores = None
         if candidates is not None:
             server, scores = self._score(server, candidates)
-        given = selector.select(server.selector, turn, scores)
-        chosen, state = promises.selected(selector, given, free, turn.wanted)
+        given = selector.select(dict(server.selector), turn, scores)
+        chosen, state = promises.selected(selector, given, free, turn.wanted, server.selector)
         if scores is not None:  # while they were waited for, some may have failed or fallen asleep
             chosen = chosen[torch.from_numpy(engine.free().mask)[chosen]]
         return _Server(server.state, state, server.sending, server.asked), chosen
@@ -268,7 +271,9 @@ class Simulation:
         self, server: _Server, chosen: Tensor, *, again: bool = False, further: bool = False
     ) -> tuple[_Server, Order, Window]:
         """Send what the strategy asks. again: from a version sent before. further: a later window of the round."""
+        version = server.state.params._version
         given = self.parts.strategy.ask(server.state, chosen)
+        promises.hold_unchanged(self.parts.strategy, "ask", server.state.params, version)
         orders, window = promises.asked(self.parts.strategy, given, server.state, chosen)
         if UTILITY in self.parts.selector.reports and not further:
             orders = replace(orders, config={**orders.config, REPORT_UTILITY: True})

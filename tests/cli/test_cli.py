@@ -299,6 +299,12 @@ def test_an_interrupt_leaves_a_usable_folder(monkeypatch, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == sorted({CHECKPOINTS, *FILES} - ends)
 
 
+def test_an_interrupt_before_a_run_is_told(monkeypatch, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("raise KeyboardInterrupt\n")
+    assert call(monkeypatch, "describe", "strategy", f"{tmp_path}/mine.py:Mine") == 130
+    assert capsys.readouterr().err == "fedsim: interrupted\n"
+
+
 def test_seeds_are_read():
     assert parse_seeds("0-2") == [0, 1, 2]
     assert parse_seeds("4,0-1") == [4, 0, 1]

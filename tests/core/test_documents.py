@@ -61,6 +61,8 @@ def test_only_files_are_read_and_no_more_than_was_said(tmp_path):
         read_bytes(tmp_path, 5)
     with pytest.raises(OSError, match="null byte"):
         read_bytes(tmp_path / "a\0b", 5)
+    (tmp_path / "marked.toml").write_bytes(b"\xef\xbb\xbfa = 1")
+    assert read_toml(tmp_path / "marked.toml") == {"a": 1}
     (tmp_path / "e.toml").write_bytes(b"a = '\xff'")
     with pytest.raises(ValueError, match="utf-8"):
         read_toml(tmp_path / "e.toml")

@@ -360,6 +360,7 @@ BAD = {
     "no node value": (["legacy", "--node-config", "a=1 b"], "node-config = a=1 b: b is not name=value"),
     "a partition": (["legacy", "--node-config", "partition-id=1"], "node-config.partition-id = 1: partitions are"),
     "no nodes": (["legacy", "--nodes", "0"], "Invalid value for '--nodes'"),
+    "no name of a module": (["outside"], "serverapp = ../gone:server: write it as package.module:app"),
     "no module": (["moved"], "serverapp = gone:server: there is no module gone on the path"),
 }
 
@@ -368,11 +369,12 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_code_2(case, monkeypatch, tmp_path, capsys):
     arguments, complaint = BAD[case]
     shutil.copytree(APPS / "legacy", tmp_path / "legacy")
-    for name in ("empty", "moved"):
+    for name in ("empty", "moved", "outside"):
         (tmp_path / name).mkdir()
     (tmp_path / "empty" / "pyproject.toml").write_text('[project]\nname = "a"\nversion = "1"\n')
     described = (APPS / "legacy" / "pyproject.toml").read_text().replace("legacy_app:server", "gone:server")
     (tmp_path / "moved" / "pyproject.toml").write_text(described.replace("legacy_app:client", "moved_client:app"))
+    (tmp_path / "outside" / "pyproject.toml").write_text(described.replace("gone:server", "../gone:server"))
     (tmp_path / "moved" / "moved_client.py").write_text("from flwr.clientapp import ClientApp\napp = ClientApp()\n")
     monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, *arguments) == 2

@@ -71,6 +71,11 @@ def test_a_nodes_configuration_may_have_entries_with_a_place_for_the_partition()
     assert [config["path"] for config in seen[:2]] == ["d/0/000.csv", "d/1/001.csv"]
 
 
+def test_a_partitions_number_is_written_in_no_more_digits_than_a_name_has():
+    with pytest.raises(InputError, match=r"^node-config\.path = \{partition-id:99999\}: .*999 digits at most$"):
+        VirtualGrid(app_of(echo), 1, node_config={"path": "{partition-id:99999}"})
+
+
 def records():
     arrays = ArrayRecord({"w": Array(np.zeros(2, np.float32))})
     return RecordDict({"arrays": arrays, "config": ConfigRecord({"names": ["a"], "lr": 1.0})})
@@ -175,9 +180,14 @@ def unwell(message, context):
     raise ArithmeticError("client trouble")
 
 
+def steer(message, context):
+    raise ValueError("\x1b]0;title\x07\u202e")
+
+
 WRONG = {
     "an exception": (unwell, "ArithmeticError: client trouble"),
     "an exit": (leave, "SystemExit: 3"),
+    "letters that steer a terminal": (steer, r"ValueError: \x1b]0;title\x07\u202e"),
     "nothing": (lambda message, context: None, "the client app returned NoneType, not a reply"),
     "another message": (another, "the client app returned Message, not a reply"),
 }
@@ -196,6 +206,7 @@ def test_what_goes_wrong_in_a_client_is_an_error_reply_with_its_traceback(case):
     assert replies[1].error.code == 2
     assert said in replies[1].error.reason
     assert "Traceback" in replies[1].error.reason
+    assert replies[1].error.reason.replace("\n", "").isprintable()
     assert [(error.partition, error.error) for error in grid.errors] == [(1, replies[1].error.reason)]
     assert replies[1].metadata.reply_to_message_id
     assert replies[1].metadata.src_node_id == grid.get_node_ids()[1]

@@ -80,6 +80,18 @@ def test_a_dataset_refuses_arrays_that_do_not_fit():
         Dataset("mine", x, y, np.zeros((0, 4)), none[1], 3)
     with pytest.raises(InputError, match="no training example"):
         Dataset("mine", *none, x, y, 3)
+    for other, found in (
+        (torch.zeros(3, 2), "a Tensor"),
+        (x.tolist(), "a list"),
+        (x.astype(object), "an array of obj"),
+    ):
+        with pytest.raises(InputError, match=f"its training inputs are {found}"):
+            Dataset("mine", other, y, *none, 3)  # type: ignore[arg-type]
+    for wrong in (np.nan, np.inf, -np.inf):
+        x[1, 0] = wrong
+        with pytest.raises(InputError, match=r"its test inputs are not finite at \[1, 0\]; leave that out, or fill it"):
+            Dataset("mine", np.ones((3, 2)), y, x, y, 3)
+    Dataset("mine", np.full((3, 2), 1e308), y, *none, 3)
 
 
 def test_the_data_folder_is_the_argument_or_else_the_environment(tmp_path, monkeypatch):

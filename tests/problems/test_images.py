@@ -1,5 +1,6 @@
 """Folders of images."""
 
+import errno
 import os
 
 import numpy as np
@@ -47,6 +48,16 @@ def test_bad_image_folders_are_one_line_each(tmp_path):
     for content in (b"", b"text", sound[:-30]):
         (tmp_path / "mine" / "a" / "1.png").write_bytes(content)
         refusal(ImageFolder(path="mine"), folder, "1.png", "cannot be read as an image")
+
+
+def test_a_file_that_the_system_does_not_read_is_refused_by_name(tmp_path, monkeypatch):
+    def fails(file, **how):
+        raise OSError(errno.EIO, "Input/output error")
+
+    picture(tmp_path / "a" / "1.png", (1, 1, 1))
+    (tmp_path / "a" / "noted").write_text("a note")
+    monkeypatch.setattr(Image, "open", fails)
+    refusal(ImageFolder(path=str(tmp_path)), NOWHERE, str(tmp_path / "a" / "noted"), "cannot be read: input/output")
 
 
 def written(tmp_path, image, name, **how):

@@ -49,6 +49,14 @@ class Chooses(Uniform):
     def of(self, population: int) -> Any:
         return self.returns if self.method == "of" else super().of(population)
 
+    @property
+    def reports(self) -> Any:
+        return self.returns if self.method == "reports" else frozenset()
+
+    @property
+    def score_examples(self) -> Any:
+        return self.returns if self.method == "score_examples" else None
+
     def start(self, sizes: Any) -> Any:
         return self.returns if self.method == "start" else super().start(sizes)
 
@@ -94,6 +102,15 @@ class Chooses(Uniform):
         ("of", 4.0, "of(6) is 4.0, not a number of clients"),
         ("of", 0, "of(6) is 0"),
         ("of", 7, "of(6) is 7"),
+        ("of", None, "of(6) is None"),
+        ("choose", lambda: np.arange(4)[::-1], "it chooses client 2 after 3"),
+        ("start", {3: torch.zeros(1)}, "start returns a state by the names 3; name by texts"),
+        ("observe", {"others": torch.zeros(1)}, "observe remembers others where it had been selections"),
+        ("select", (IDS, {}), "select remembers nothing where it had been selections"),
+        ("reports", frozenset({"utilty"}), "its reports are a frozenset; replies carry frozenset({'utility'}) at most"),
+        ("reports", "utility", "its reports are 'utility'"),
+        ("score_examples", -3, "its score_examples are -3, not None or a number of examples"),
+        ("score_examples", 2.0, "its score_examples are 2.0"),
     ],
 )
 def test_what_a_selector_returns(method, returns, words):
@@ -221,6 +238,29 @@ def test_what_a_strategy_returns(case):
 
 
 @options
+class Writes(FedAvg):
+    """Writes to the model that it is lent."""
+
+    method: str
+
+    def ask(self, state: Any, chosen: Any) -> Any:
+        if self.method == "ask":
+            state.params[0] = 1.0
+        return super().ask(state, chosen)
+
+    def tell(self, state: Any, replies: Any) -> Any:
+        if self.method == "tell":
+            state.params.add_(1.0)
+        return super().tell(state, replies)
+
+
+@pytest.mark.parametrize("method", ["ask", "tell"])
+def test_a_strategy_does_not_write_to_the_model(method):
+    line = refused(strategy=Writes(method=method))
+    assert line.endswith(f"Writes: {method} changes the params of the state that it is handed; have it make others")
+
+
+@options
 class Centres(Aggregator):
     """Returns something else in place of a centre."""
 
@@ -239,6 +279,9 @@ class Centres(Aggregator):
         (lambda rows: rows[0].float(), "is a tensor of float32 [83]"),
         (lambda rows: rows.mean(), "is a tensor of float64 []"),
         (lambda rows: rows[0, :1], "is a tensor of float64 [1]"),
+        (lambda rows: rows[0].to("meta"), "is a tensor of float64 [83]"),
+        (lambda rows: rows[0].clone().requires_grad_(), "its centre has a graph; detach it"),
+        (lambda rows: rows.mul_(2.0)[0], "it changes the rows or the weights that it is handed; have it make others"),
     ],
 )
 def test_what_an_aggregator_returns(returns, words):
@@ -266,6 +309,10 @@ CLIENT: dict[str, tuple[Any, str]] = {
     "train name": (
         lambda update: Update({"change": update.payload["delta"]}),
         "it sends change of 83 x 64 bits where its cost declares delta of 83 x 64 bits",
+    ),
+    "train graph": (
+        lambda update: Update({"delta": update.payload["delta"].clone().requires_grad_()}),
+        "it sends delta with the graph that has made it; detach it",
     ),
     "train type": (lambda update: Update({"delta": update.payload["delta"].float()}), "it sends delta of 83 x 32 bits"),
     "train metric": (
@@ -321,7 +368,7 @@ class Sends(Transform):
     case: str
 
     def size(self, before: Size) -> Any:
-        return {"size": None}.get(self.case, before)
+        return {"size": None, "less than none": replace(before, numbers=-3)}.get(self.case, before)
 
     def apply(self, vectors: Any) -> Any:
         made = super().apply(vectors)
@@ -335,6 +382,8 @@ class Sends(Transform):
             "one": lambda: vector.coded(rows.mean(0)),
             "fewer": lambda: vector.coded(rows[:1]),
             "short": lambda: vector.coded(rows[:, :3]),
+            "written": lambda: vector.coded(rows.zero_()),
+            "whole": lambda: vector.coded(rows, decode=lambda arrived: arrived.long()),
             "decoded": lambda: vector.coded(rows, decode=lambda arrived: arrived[:, :1]),
             "numpy": lambda: vector.coded(rows, decode=lambda arrived: arrived.numpy()),  # type: ignore[arg-type,return-value]
         }
@@ -346,6 +395,9 @@ class Sends(Transform):
     ("case", "words"),
     [
         ("size", "size returns None, not a Size"),
+        ("less than none", "size returns a Size of -3 numbers; none is the least"),
+        ("written", "it changes the rows that it is handed; have it make others"),
+        ("whole", "delta arrives as a tensor of int64 [4, 83] where a tensor of float64 [4, 83] was sent"),
         ("none", "apply returns None, not delta"),
         ("list", "apply returns a list, not delta"),
         ("other", "apply returns delt, not delta"),
@@ -361,7 +413,8 @@ class Sends(Transform):
 def test_what_a_transform_returns(case, words):
     line = refused(transforms=[Sends(case=case)])
     assert words in line
-    assert line.startswith(f"transforms.0.kind = {__name__}:Sends: " if case not in ("decoded", "numpy") else "delta ")
+    place = "transforms" if case in ("decoded", "numpy", "whole") else "transforms.0.kind"
+    assert line.startswith(f"{place} = {__name__}:Sends: ")
 
 
 @options

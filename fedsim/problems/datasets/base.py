@@ -52,6 +52,8 @@ class Dataset:
             (self.x, self.y, self.owner, "training"),
             (self.x_test, self.y_test, self.owner_test, "test"),
         ):
+            for array, what in ((x, "inputs"), (y, "labels")):
+                _hold_numbers(self.name, f"{kind} {what}", array)
             if y.ndim != 1:
                 raise InputError(
                     TABLE, self.name, f"{kind} labels have shape {y.shape}; give one number for each input"
@@ -88,6 +90,20 @@ class Dataset:
                 found.update(f"{name} {array.dtype.str} {array.shape}".encode())
                 found.update(np.ascontiguousarray(array).data)
         return found.hexdigest()
+
+
+def _hold_numbers(name: str, what: str, array: Any) -> None:
+    """Refuse what is no array of numbers, and numbers that are none: they would be taken for what a model makes."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+        found = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else f"a {type(array).__name__}"
+        raise InputError(TABLE, name, f"its {what} are {found}; give a NumPy array of numbers")
+    with np.errstate(over="ignore", invalid="ignore"):
+        whole = array.dtype.kind != "f" or bool(np.isfinite(array.sum(dtype=np.float64)))  # without a mask of its size
+    if not whole and not np.isfinite(array).all():
+        where = ", ".join(map(str, np.argwhere(~np.isfinite(array))[0]))
+        raise InputError(
+            TABLE, name, f"its {what} have a number that is not finite at [{where}]; leave it out, or fill it"
+        )
 
 
 class Loader(Protocol):

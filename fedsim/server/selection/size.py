@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -47,11 +47,11 @@ class FixedSize(Selector):
         """See `Selector`."""
         if turn.wanted >= turn.free.count:  # nothing is drawn; for one of thousands twice as quick as np.flatnonzero
             return torch.from_numpy(turn.free.mask.nonzero()[0]), dict(state)
-        chosen: Any = self.choose(state, turn, scores)
+        kept, chosen = dict(state), cast("Any", self.choose(state, turn, scores))
         if not isinstance(chosen, np.ndarray) or chosen.dtype != np.int64:
             found = f"an array of {chosen.dtype}" if isinstance(chosen, np.ndarray) else shown(chosen)
             raise broken("selection", "selectors", self, f"choose returns {found}, not an array of ids, int64 [k]")
-        return torch.from_numpy(chosen), {**state, "selections": state["selections"] + 1}
+        return torch.from_numpy(np.ascontiguousarray(chosen)), {**kept, "selections": kept["selections"] + 1}
 
     @abstractmethod
     def choose(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> Ids:
