@@ -95,6 +95,10 @@ def _table(name: str) -> tuple[str, Mapping[str, type[Any]] | None]:
             return (key, None) if isinstance(key, str) else ("", place.kinds)
     if name in GROUPS.values():
         return name, None
+    groups = [group for group, plural in GROUPS.items() if name in names(plural)]
+    if groups:
+        remedy = f"is a kind of {' and of '.join(groups)}; name the group before it: {groups[0]} {name}"
+        raise InputError("group", name, remedy)
     near = meant(name, [*GROUPS, *GROUPS.values(), *PARTS])
     raise InputError("group", name, f"name one of: {', '.join(GROUPS)}; or a table: {', '.join(PARTS)}{near}")
 

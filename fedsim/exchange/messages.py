@@ -19,7 +19,7 @@ from torch import Tensor
 from fedsim.core.errors import FedsimError, InputError, one_line
 from fedsim.core.graph import storable
 from fedsim.core.near import name_one
-from fedsim.core.plugins import kind_of
+from fedsim.core.plugins import is_ours, kind_of
 from fedsim.exchange.aggregation import Aggregator, WeightedMean
 
 Scalar = bool | int | float | str
@@ -220,6 +220,8 @@ class Replies:
             raise broken("aggregation", "aggregators", self.aggregator, fault)
         if centre.requires_grad:
             raise broken("aggregation", "aggregators", self.aggregator, "its centre has a graph; detach it")
+        if not is_ours(type(self.aggregator)) and not math.isfinite(float(centre.sum(dtype=torch.float64))):
+            raise broken("aggregation", "aggregators", self.aggregator, "its centre of finite rows is not finite")
         return centre * length
 
     def mean(self, metric: str) -> float | None:

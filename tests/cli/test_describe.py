@@ -242,6 +242,7 @@ def test_a_group_is_listed_with_first_sentences():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["fedavg"], "group = fedavg: is a kind of strategy; name the group before it: strategy fedavg"),
         (["thing"], "group = thing: name one of: strategy, client, "),
         (["strategy", "nothing"], "kind = nothing: not one of the installed strategies"),
         (["strategy", "fedsim.core.clock:Any"], "kind = fedsim.core.clock:Any: fedsim.core.clock has no Any"),

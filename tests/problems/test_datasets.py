@@ -13,6 +13,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+import torch
 from datafiles import NOWHERE, refusal, write_all
 
 import fedsim

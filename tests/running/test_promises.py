@@ -280,6 +280,7 @@ class Centres(Aggregator):
         (lambda rows: rows.mean(), "is a tensor of float64 []"),
         (lambda rows: rows[0, :1], "is a tensor of float64 [1]"),
         (lambda rows: rows[0].to("meta"), "is a tensor of float64 [83]"),
+        (lambda rows: rows[0] / 0.0, "its centre of finite rows is not finite"),
         (lambda rows: rows[0].clone().requires_grad_(), "its centre has a graph; detach it"),
         (lambda rows: rows.mul_(2.0)[0], "it changes the rows or the weights that it is handed; have it make others"),
     ],

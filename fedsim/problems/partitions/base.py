@@ -137,7 +137,11 @@ class Sampled:
         if self.examples is not None and self.examples > len(data.y):
             raise InputError("partition.examples", self.examples, f"there are {len(data.y)} training examples")
         if self.clients > self.available(data):
-            raise InputError("partition.clients", self.clients, f"{self.available(data)} training examples are dealt")
+            raise InputError(
+                "partition.clients",
+                self.clients,
+                f"{self.available(data)} training examples are dealt; take that many clients at most",
+            )
 
     def available(self, data: Dataset) -> int:
         """How many examples are dealt."""

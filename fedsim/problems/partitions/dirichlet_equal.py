@@ -38,7 +38,11 @@ class DirichletEqual(Shared):
             raise InputError("partition.kind", "dirichlet_equal", f"{data.name} has no classes to deal by")
         size = self.size or len(data.y) // self.clients
         if size == 0:
-            raise InputError("partition.clients", self.clients, f"there are {len(data.y)} training examples")
+            raise InputError(
+                "partition.clients",
+                self.clients,
+                f"there are {len(data.y)} training examples; take that many clients at most",
+            )
         streams, classes = Streams(seed), np.unique(data.y)
         if self.alpha > 0:
             concentration = np.full(len(classes), self.alpha)

@@ -35,7 +35,9 @@ class FixedSize(Selector):
     def check(self, population: int) -> None:
         """Refuse a count above the population."""
         if self.count is not None and self.count > population:
-            raise InputError("selection.count", self.count, f"there are only {population} clients")
+            raise InputError(
+                "selection.count", self.count, f"there are only {population} clients; take that many at most"
+            )
 
     def of(self, population: int) -> int:
         """How many clients of this population a selection takes."""
