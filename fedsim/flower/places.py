@@ -25,15 +25,20 @@ def app_of(given: App | str, kind: type[App], seed: int) -> App:
     return load(given, kind, seed) if isinstance(given, str) else _held(given, kind, given)
 
 
+def parts(place: str, kind: type[ServerApp] | type[ClientApp]) -> tuple[str, str]:
+    """The module and the attribute of `module:attribute`. InputError: it is written otherwise."""
+    module, _, path = place.partition(":")
+    if not path or not all(name.isidentifier() for name in module.split(".")):
+        raise InputError(OPTIONS[kind], place, "write it as package.module:app")
+    return module, path
+
+
 def load(place: str, kind: type[App], seed: int) -> App:
     """The app at `module:attribute`. What its modules raise is passed on.
 
     InputError: there is none, or it needs what Flower has removed.
     """
-    option = OPTIONS[kind]
-    module_name, _, path = place.partition(":")
-    if not path or not all(name.isidentifier() for name in module_name.split(".")):
-        raise InputError(option, place, "write it as package.module:app")
+    option, (module_name, path) = OPTIONS[kind], parts(place, kind)
     with seeded_globals(seed):
         try:
             found: Any = importlib.import_module(module_name)

@@ -16,7 +16,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.flower.calls import Here, Pool, load_clients
 from fedsim.flower.internals import SERVER, History, Outcome
-from fedsim.flower.places import app_of, place_of
+from fedsim.flower.places import app_of, parts, place_of
 from fedsim.flower.removed import removed
 from fedsim.flower.settings import portable, present
 from fedsim.flower.virtual_grid import Exchange, VirtualGrid
@@ -106,6 +106,9 @@ def simulate(
         raise InputError("worlds", worlds, "a client app that is given itself is in the caller's; give its place")
     start, settings = Streams(seed).derive("import"), present()
     places = [app for app in (server_app, client_app) if isinstance(app, str)]
+    for app, kind in ((server_app, ServerApp), (client_app, ClientApp)):
+        if isinstance(app, str):
+            parts(app, kind)
     if not isinstance(client_app, str):
         app_of(client_app, ClientApp, start)
     with ExitStack() as stack:

@@ -32,9 +32,7 @@ def at_once(selector: Selector, population: int) -> int:
     wanted: Any = selector.of(population)
     reports, examples = cast("tuple[Any, Any]", (selector.reports, selector.score_examples))
     if not isinstance(reports, Set) or not reports <= {UTILITY}:
-        raise _selector(
-            selector, f"its reports are {shown(reports)}, and replies carry frozenset({{'{UTILITY}'}}) at most"
-        )
+        raise _selector(selector, f"its reports are {shown(reports)}; replies carry frozenset({{'{UTILITY}'}}) at most")
     if examples is not None and not (isinstance(examples, int) and examples >= 1):
         raise _selector(selector, f"its score_examples are {shown(examples)}, not None or a number of examples")
     if not isinstance(wanted, int) or not 1 <= wanted <= population:
@@ -47,9 +45,7 @@ def selector_state(selector: Selector, given: Any, method: str, before: Selector
     if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
         raise _selector(selector, f"{method} returns {shown(given)}, not a state: a dict of tensors")
     if not all(isinstance(name, str) for name in given):
-        raise _selector(
-            selector, f"{method} returns a state with the names {', '.join(map(repr, given))}; texts are names"
-        )
+        raise _selector(selector, f"{method} returns a state by the names {', '.join(map(repr, given))}; name by texts")
     if before is not None and given is not before and given.keys() != before.keys():
         had, has = (", ".join(sorted(names)) or "nothing" for names in (before, given))
         raise _selector(selector, f"{method} remembers {has} where it had been {had}; names stay what start gives")

@@ -577,6 +577,9 @@ class ShapedTransform(Transform):
     def state(self, length: int) -> Any:
         return self.shapes
 
+    def encode(self, vector: Vector) -> Vector:
+        return vector
+
 
 @pytest.mark.parametrize("shapes", [None, ["owed"], {"owed": 3}, {"owed": (3.0,)}], ids=str)
 def test_what_clients_and_transforms_remember(shapes):

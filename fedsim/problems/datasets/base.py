@@ -101,9 +101,7 @@ def _hold_numbers(name: str, what: str, array: Any) -> None:
         whole = array.dtype.kind != "f" or bool(np.isfinite(array.sum(dtype=np.float64)))  # without a mask of its size
     if not whole and not np.isfinite(array).all():
         where = ", ".join(map(str, np.argwhere(~np.isfinite(array))[0]))
-        raise InputError(
-            TABLE, name, f"its {what} have a number that is not finite at [{where}]; leave it out, or fill it"
-        )
+        raise InputError(TABLE, name, f"its {what} are not finite at [{where}]; leave that out, or fill it")
 
 
 class Loader(Protocol):
