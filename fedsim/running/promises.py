@@ -6,7 +6,7 @@ line that names the plug-in. It costs a few comparisons a round, whatever the mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any, cast
 
@@ -30,9 +30,9 @@ OURS = frozenset({"round", "time", "wall", *Ledger.__dataclass_fields__})
 def at_once(selector: Selector, population: int) -> int:
     """How many clients work at once; what else a selector declares is looked at, too."""
     wanted: Any = selector.of(population)
-    reports, examples = cast("tuple[Any, Any]", (selector.reports, selector.score_examples))
-    if not isinstance(reports, Set) or not reports <= {UTILITY}:
-        raise _selector(selector, f"its reports are {shown(reports)}; replies carry frozenset({{'{UTILITY}'}}) at most")
+    examples: Any = selector.score_examples
+    if not selector.reports <= {UTILITY}:
+        raise _selector(selector, f"its reports are {', '.join(selector.reports)}, and replies carry {UTILITY} alone")
     if examples is not None and not (isinstance(examples, int) and examples >= 1):
         raise _selector(selector, f"its score_examples are {shown(examples)}, not None or a number of examples")
     if not isinstance(wanted, int) or not 1 <= wanted <= population:

@@ -31,7 +31,6 @@ TWINS = {
 # Of each the checks that must object. Who trains in a cohort of other clients is another one where a client fails or is
 # late, for its work is not done at all; where it is spoiled the cohort is the same.
 BROKEN = {
-    broken.EditsItsState(): {"inputs_stay_as_they_were"},
     broken.EditsReplies(): {"inputs_stay_as_they_were"},
     broken.FavoursTheFirst(): {"replies_in_any_order_give_the_same_bytes"},
     broken.DrawsFromPython(): TWINS,
@@ -95,6 +94,11 @@ def test_what_is_whole_passes():
 def test_evaluations_that_are_not_declared_end_every_run():
     with pytest.raises(BrokenPromiseError, match=r"it asked for \[42, 42.*\] values where its cost declares 41"):
         checks.bytes_are_those_of_the_payloads(subject_of(broken.AsksMoreThanItSays(steps=2)))
+
+
+def test_a_model_that_is_written_to_ends_every_run():
+    with pytest.raises(BrokenPromiseError, match="tell changes the params of the state that it is handed"):
+        checks.bytes_are_those_of_the_payloads(subject_of(broken.EditsItsState()))
 
 
 def test_bytes_that_are_not_declared_end_every_run():
