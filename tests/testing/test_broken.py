@@ -98,7 +98,7 @@ def test_evaluations_that_are_not_declared_end_every_run():
 
 def test_a_model_that_is_written_to_ends_every_run():
     with pytest.raises(BrokenPromiseError, match="tell changes the params of the state that it is handed"):
-        checks.bytes_are_those_of_the_payloads(subject_of(broken.EditsItsState()))
+        checks.a_cohort_of_one(subject_of(broken.EditsItsState()))
 
 
 def test_bytes_that_are_not_declared_end_every_run():

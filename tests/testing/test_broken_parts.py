@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from codes import EightBits, Largest, Sparse
 
+from fedsim.core.errors import InputError
 from fedsim.exchange.aggregation import Median
 from fedsim.exchange.transforms import Clip
 from fedsim.server.selection.uniform import Uniform
@@ -41,7 +42,11 @@ SELECTORS = {
         "the_order_of_replies_does_not_matter",
         "it_selects_in_runs",
     },
-    broken.RemembersLater(count=4): {"what_it_remembers_can_be_stored", "the_order_of_replies_does_not_matter"},
+    broken.RemembersLater(count=4): {
+        "what_it_remembers_can_be_stored",
+        "the_order_of_replies_does_not_matter",
+        "it_selects_in_runs",
+    },
     broken.LearnsFromTheLast(count=4): {"the_order_of_replies_does_not_matter"},
     broken.CountsWindows(count=4): {"nobodys_replies_teach_nothing"},
     broken.AsksTheBusy(count=2, pool=4): {"losses_are_asked_of_the_free_alone", "it_selects_in_runs"},
@@ -53,7 +58,12 @@ SELECTORS = {
 AGGREGATORS = {
     broken.HasTwoDimensions(): {"a_centre_is_one_row", "it_combines_in_runs"},
     broken.IsAlwaysDouble(): {"a_centre_is_one_row", "it_combines_in_runs"},
-    broken.CentresInPlace(): {"inputs_stay_as_they_were", "equal_rows_give_that_row", *COMPARED},
+    broken.CentresInPlace(): {
+        "inputs_stay_as_they_were",
+        "equal_rows_give_that_row",
+        "it_combines_in_runs",
+        *COMPARED,
+    },
     broken.FavoursTheFirstRow(): {"the_order_of_rows_does_not_matter", "weights_are_shares"},
     broken.Shrinks(): {"equal_rows_give_that_row"},
     broken.IsASum(): {"equal_rows_give_that_row", "weights_are_shares", "threads_and_layout_change_no_bit"},
@@ -67,11 +77,7 @@ AGGREGATORS = {
 TRANSFORMS = {
     broken.LosesNumbers(): UNUSABLE,
     broken.DividesByTheLargest(): {"what_arrives_has_the_form_of_what_was_sent"},
-    broken.ScalesInPlace(): {
-        "inputs_stay_as_they_were",
-        "a_client_is_transformed_alike_in_any_company",
-        "draws_are_named",
-    },
+    broken.ScalesInPlace(): UNUSABLE,
     broken.CentresTheCohort(): {"a_client_is_transformed_alike_in_any_company", "it_transforms_in_runs"},
     broken.ForgetsWhatIsBeside(): {"bytes_are_counted_for_each_client"},
     broken.DeclaresLess(): UNUSABLE,
@@ -92,7 +98,6 @@ TRANSFORMS = {
 }
 DATASETS = {
     broken.IsInDouble(): {"its_arrays_fit_each_other"},
-    broken.HasHoles(): {"its_arrays_fit_each_other"},
     broken.CountsFromOne(): {"owners_are_numbered_from_zero"},
     broken.TestsOnItsTraining(): {"what_is_tested_was_not_trained_on"},
     broken.LendsItsArrays(): {"what_is_done_to_the_arrays_does_not_come_back"},
@@ -131,6 +136,11 @@ def objecting(plugin: object, folder: Path) -> set[str]:
 @pytest.mark.parametrize("plugin", BROKEN, ids=lambda plugin: type(plugin).__name__)
 def test_what_is_broken_is_found(plugin, folder):
     assert objecting(plugin, folder) == BROKEN[plugin]
+
+
+def test_a_data_set_with_holes_is_refused_as_it_is_made(folder):
+    with pytest.raises(InputError, match=r"its training inputs are not finite at \[3, 1\]"):
+        KITS["datasets"][0](broken.HasHoles(), folder).load()
 
 
 @pytest.mark.parametrize("group", KITS)
