@@ -191,7 +191,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "selection": {"kind": "curriculum", "count": 2, "rounds": 6, "pacing": {"kind": "sqrt", "b": 0.5}},
         "client": {"kind": "sgd", **TRAINING, "curriculum": {"floor": 1}},
     },
-    "standard_mix": {"client": defended(mix=0.5, warm_up=1, growth={"kind": "rise", "rounds": 3, "begin": 0.2})},
+    "standard_mix": {"client": defended(mix=0.5, growth={"kind": "rise", "rounds": 3, "begin": 0.2})},
     "trades": {"client": defended("trades")},
     "mart": {"client": defended("mart")},
     "calfat": {"strategy": "fal", "client": defended("calfat")},

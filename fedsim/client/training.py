@@ -116,6 +116,10 @@ class LocalTraining(HasPlugins, Client):
                 raise InputError("epochs_schedule", "given", "there are steps; give epochs instead")
         if isinstance(self.epochs_schedule, Exponential | Step) and self.epochs_schedule.gamma > 1.0:
             raise InputError("epochs_schedule.gamma", self.epochs_schedule.gamma, "epochs may not grow; take at most 1")
+        if self.inverse_power != 0.75 and not self.inverse_decay:
+            raise InputError("inverse_power", self.inverse_power, "is the exponent of inverse_decay; give that above 0")
+        if self.optimizer == "lion" and self.epsilon != 1e-8:
+            raise InputError("epsilon", self.epsilon, "is an option of optimizer = 'adam' only")
         if self.nesterov and self.momentum == 0.0:
             raise InputError("nesterov", True, "needs a momentum above 0")
         if self.optimizer == "sgd":

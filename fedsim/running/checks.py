@@ -18,6 +18,8 @@ from fedsim.problems.supervised import Supervised
 from fedsim.running import promises
 from fedsim.zeroth_order.search import EstimatedSearch
 
+ENDLESS = 2**31
+"""A round later than any."""
 SHARES = HIGHER - {"cosine"}
 """Words in the names of measures that lie between 0 and 1."""
 
@@ -120,6 +122,12 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
         if defence.attacked_by.only_judges:
             raise InputError("kind", defence.attacked_by.label, "it only judges models; train against pgd")
         check_attack(defence.attacked_by, problem.data.x, problem.data.num_classes)
+    last = ENDLESS if experiment.rounds is None else experiment.rounds - 1
+    if not defence.effort(last):
+        rounds = "any round" if last == ENDLESS else f"{last + 1} rounds" if last else "the only round"
+        remedy = f"attacks nothing in {rounds}, so that nobody is defended"
+        remedy += ": look at its attack's epsilon and steps, warm_up and mix, or leave it out"
+        raise InputError("client.adversarial", kind_of("defences", defence), remedy)
 
 
 def _check_asking(experiment: Experiment) -> None:

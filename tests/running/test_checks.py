@@ -265,3 +265,15 @@ def test_another_error_of_a_run_is_as_it_was_raised():
 
     with pytest.raises(RuntimeError, match=r"^something else$"):
         fedsim.run(problem=small_problem(), client=CLIENT, rounds=1, callbacks=[fail], save=False)
+
+
+@pytest.mark.parametrize(
+    ("client", "line"),
+    [
+        ({"inverse_power": 0.5}, r"client\.inverse_power = 0\.5: is the exponent of inverse_decay"),
+        ({"optimizer": "lion", "epsilon": 1e-3}, r"client\.epsilon = 0\.001: is an option of optimizer = 'adam' only"),
+    ],
+)
+def test_options_of_another_way_to_train_are_refused(client, line):
+    with pytest.raises(InputError, match=line):
+        run(client=CLIENT | client)

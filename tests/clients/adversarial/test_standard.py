@@ -16,6 +16,29 @@ PGD: dict[str, Any] = {"kind": "pgd", "epsilon": 0.3, "steps": 2, "domain": "non
 DEFENCES = ["standard", "trades", "mart", "calfat", "dbfat"]
 
 
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Runs that defend nobody, which are refused otherwise."""
+    monkeypatch.setattr("fedsim.running.build.check", lambda experiment, problem: None)
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"kind": "trades", "attack": PGD | {"epsilon": 0.0}},
+        {"kind": "standard", "attack": PGD | {"steps": 0}},
+        {"kind": "standard", "attack": PGD, "mix": 0.0},
+        {"kind": "dbfat", "attack": PGD, "warm_up": 3},
+    ],
+    ids=str,
+)
+def test_a_run_that_defends_nobody_is_refused(off):
+    with pytest.raises(InputError, match=rf"^client\.adversarial = {off['kind']}: attacks nothing in 3 round"):
+        run(off)
+    if "warm_up" in off:
+        assert torch.isfinite(run(off, rounds=4)).all()
+
+
 @pytest.mark.parametrize("executor", ["stacked", "loop"])
 @pytest.mark.parametrize(
     "off",
@@ -28,6 +51,7 @@ DEFENCES = ["standard", "trades", "mart", "calfat", "dbfat"]
     ],
     ids=str,
 )
+@pytest.mark.usefixtures("unchecked")
 def test_without_an_attack_a_run_is_fedavg_to_the_last_bit(off, executor):
     engine = {"executor": executor}
     found, plain = run(off, engine=engine), run(None, engine=engine)
@@ -40,6 +64,7 @@ def test_without_an_attack_a_run_is_fedavg_to_the_last_bit(off, executor):
 
 
 @pytest.mark.parametrize("kind", DEFENCES)
+@pytest.mark.usefixtures("unchecked")
 def test_rounds_of_warm_up_are_fedavg_and_those_after_them_are_not(kind):
     off = {"kind": kind, "attack": PGD, "warm_up": 2}
     assert torch.equal(run(off, rounds=2), run(None, rounds=2))
