@@ -128,10 +128,11 @@ class DataFolder:
 
 
 def matching(pattern: Path) -> list[Path]:
-    """The files and folders of an absolute pattern, in the order of their names; none of what is a path, or none."""
+    """What is there of an absolute pattern, in the order of names, without what is hidden; of a path, nothing."""
     if not any(letter in str(pattern) for letter in "*?[") or os.path.exists(pattern):
         return []
-    return sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
+    return sorted(place for place in found if not place.name.startswith("."))
 
 
 @contextmanager

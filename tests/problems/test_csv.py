@@ -403,7 +403,8 @@ def test_a_bad_test_file_is_one_line(tmp_path, tests, parts):
 def test_several_files_are_one_table_or_one_owner_each(tmp_path):
     table(tmp_path, "a,y\n1,0\n2,1\n", "site-b.csv")
     table(tmp_path, "a,y\n3,0\n4,1\n", "site-a.csv")
-    options = {"path": "site-*.csv", "label": "y", "test_share": 0.0, "standardize": False}
+    (tmp_path / "._site-a.csv").write_bytes(b"\0 of a system")
+    options = {"path": "*site-*.csv", "label": "y", "test_share": 0.0, "standardize": False}
     assert CSV(**options).load(DataFolder(tmp_path)).x[:, 0].tolist() == [3, 4, 1, 2]
     owned = CSV(**options, owner_is_file=True).load(DataFolder(tmp_path))
     assert (owned.owner.tolist(), owned.told["owners"]) == ([0, 0, 1, 1], ["site-a", "site-b"])

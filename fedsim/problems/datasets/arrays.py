@@ -218,7 +218,7 @@ def _filled(x: Array, x_test: Array, path: Path, key: str) -> tuple[Array, Array
 
 def _single(values: Array, path: Path, what: str) -> Array:
     """Convert to float32; refuse what is not finite there."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         single = values.astype(np.float32)
     finite(single, path, what)
     return single

@@ -42,7 +42,7 @@ class Covertype:
             raise damaged(places[0], f"holds {x.dtype} of shape {x.shape}, not numbers of shape (n, 54)")
         if y.shape != x.shape[:1] or y.dtype.kind not in "iu" or not len(y) or not 1 <= y.min() <= y.max() <= 7:
             raise damaged(places[1], f"holds {y.dtype} of shape {y.shape} for {len(x)} places, not classes 1 .. 7")
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             x, y = x.astype(np.float32), y.astype(np.int64) - 1
         if not np.isfinite(x).all():
             raise damaged(places[0], "holds numbers that are not finite")
