@@ -52,6 +52,10 @@ def say(result: Result) -> None:
         tell(f"{summary['skipped']} times too few replies were left for the aggregator, and none was used")
     if result.folder is not None:
         tell(f"run folder: {result.folder}")
+    kept = result.config["evaluation"].get("keep_best")
+    if kept is not None and f"best_{kept}" in summary:
+        value, number = _number(kept, summary[f"best_{kept}"]), summary[f"best_{kept}_round"]
+        tell(f"best model: {kept.replace('_', ' ')} {value}, after round {number}")
     if result.reason:
         tell(result.reason)
 

@@ -173,15 +173,19 @@ def test_more_rounds_from_the_command_line(tmp_path, monkeypatch, capsys):
 
     from fedsim.cli.main import main
 
-    whole, more = tmp_path / "whole", tmp_path / "more"
-    run(made(6), out=whole)
-    run(made(4), out=more)
-    for said in ("finished: 6 rounds", "this run has finished"):
+    whole, more, tables = tmp_path / "whole", tmp_path / "more", RUNS["the best model"]
+    result = run(made(6, **tables), out=whole)
+    run(made(4, **tables), out=more)
+    best = f"test accuracy {result.summary['best_test_accuracy']:.4f}, after round "
+    best += str(result.summary["best_test_accuracy_round"])
+    for said in (f"run folder: {more}", "this run has finished"):
         monkeypatch.setattr(sys, "argv", ["fedsim", "run", "--resume", str(more), "--set", "rounds=6"])
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 0
-        assert said in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert said in told
+        assert ("finished: 6 rounds" in told) == (f"best model: {best}\n" in told) == ("nothing" not in told)
     assert left(more) == left(whole)
 
 
