@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -365,9 +366,14 @@ def _for_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _for_toml(value: Any) -> Any:
+def _for_toml(value: Any, option: str = "") -> Any:
+    """A value as TOML has it. InputError: it has none such, as a function that is an option's default."""
     if isinstance(value, Mapping):
-        return {str(key): _for_toml(item) for key, item in value.items() if item is not None}
+        inner = {str(key): item for key, item in value.items() if item is not None}
+        return {key: _for_toml(item, f"{option}.{key}" if option else key) for key, item in inner.items()}
     if isinstance(value, (list, tuple)):
-        return [_for_toml(item) for item in value]
+        return [_for_toml(item, option) for item in value]
+    if not isinstance(value, str | int | float | date | time | Path):
+        remedy = f"is a {type(value).__name__}, which a run folder cannot hold; take a text, a number or a list"
+        raise InputError(option, value, remedy)
     return str(value) if isinstance(value, Path) else value

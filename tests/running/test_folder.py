@@ -143,6 +143,15 @@ def test_a_link_is_not_gone_on_with(unfinished, tmp_path):
         RunFolder.reopen(unfinished)
 
 
+def test_what_no_file_can_hold_is_refused_by_its_option(tmp_path):
+    with (
+        pytest.raises(InputError, match=r"^strategy\.rule = .*: is a builtin_function_or_method, which a run folder"),
+        RunFolder.create(tmp_path / "run", "x") as folder,
+    ):
+        folder.write_config({"name": "x", "strategy": {"kind": "mine", "rule": len, "none": None}})
+    assert not (tmp_path / "run").exists()
+
+
 def test_check_makes_nothing(tmp_path):
     RunFolder.check(tmp_path / "a" / "b", "x")
     RunFolder.check(None, "x", root=tmp_path / "runs")
