@@ -80,13 +80,13 @@ class Run:
             ("time", "virtual time (s)"),
             ("wall", "wall time (s)"),
         ):
-            if column in history.columns:
-                numbers[label] = float(history.last(column))
+            if column in history.columns and (last := history.last(column)) is not None:
+                numbers[label] = float(last)
         for column, label in (("bytes_up", "up (MiB)"), ("bytes_down", "down (MiB)")):
             if column in history.columns:
                 numbers[label] = sum(value or 0 for value in history[column]) / 2**20
         # A row's staleness is a mean over its replies: a row of many replies says more.
-        replies = [(row["clients"], row["staleness"]) for row in history if row.get("staleness") is not None]
+        replies = [(row.get("clients") or 0, row["staleness"]) for row in history if row.get("staleness") is not None]
         if any(count for count, _ in replies):
             numbers["staleness, mean"] = sum(count * mean for count, mean in replies) / sum(c for c, _ in replies)
         for column, label in COUNTS.items():
@@ -106,7 +106,8 @@ class Run:
                 totals[column] += row.get(column) or 0
             value = row.get(measure)
             if value is not None and sign * value >= sign * level:
-                found = {"rounds": row["round"], "virtual time (s)": row.get("time"), "queries": totals.get("queries")}
+                found = {name: row.get(column) for name, column in (("rounds", "round"), ("virtual time (s)", "time"))}
+                found["queries"] = totals.get("queries")
                 if "bytes_up" in totals:
                     found["up (MiB)"] = totals["bytes_up"] / 2**20
                 return {label: float(number) for label, number in found.items() if number is not None}

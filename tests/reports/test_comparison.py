@@ -422,3 +422,18 @@ def test_a_comparison_shows_itself(tmp_path):
 def test_what_is_neither_a_result_nor_a_path_is_refused():
     with pytest.raises(InputError, match="runs = int: hand over results, or name run folders"):
         fedsim.compare([3])
+
+
+def test_rows_that_lack_what_runs_write_are_compared_by_what_they_have(tmp_path):
+    """As other programs write them, or an editor has left them."""
+    for name, rows in {
+        "a": ['{"round": 1, "train_loss": 2.0, "staleness": 0.5, "time": null}', '{"train_loss": 1.0}']
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").write_text("seed = 0\n")
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    compared = compare(tmp_path / "a", targets={"train_loss": 1.5})
+    numbers = compared.groups[0].runs[0].numbers
+    assert numbers["train_loss, final"] == 1.0
+    assert "staleness, mean" not in numbers
+    assert compared.groups[0].runs[0].spent("train_loss", 1.5) == {}
