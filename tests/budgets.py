@@ -17,6 +17,7 @@ SECONDS = {
     "tests/experiments/benchmarks/test_rounds.py": 15,
     "tests/experiments/test_curriculum_experiment.py": 10,
     "tests/experiments/test_fal_experiment.py": 10,
+    "tests/flower/test_forged.py": 10,
     "tests/flower/test_grid.py": 15,
     "tests/flower/test_ray.py": 60,
     "tests/flower/test_simulation.py": 25,

@@ -165,7 +165,7 @@ def test_infinite_values_are_a_wall() -> None:
     assert result.summary["value"] == pytest.approx(0.01, abs=0.002)
 
 
-@pytest.mark.parametrize("executor", ["process", "loop"])
+@pytest.mark.parametrize("executor", [pytest.param("process", marks=pytest.mark.slow), "loop"])
 def test_failures_are_the_same_in_whatever_is_executed_how(executor: str) -> None:
     def ran(**engine: Any) -> dict[str, Any]:
         client = estimated("differences", count=3)
