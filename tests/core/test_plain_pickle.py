@@ -84,7 +84,6 @@ class Own:
         Calls(np.empty(1).__reduce__()[0], np.ndarray, (0,), b"b", state=(1, (-3,), np.dtype("f8"), False, b"")),
         Calls(np.empty(1).__reduce__()[0], np.ndarray, (0,), b"b", state=(1, (1,) * 33, np.dtype("u1"), False, b"1")),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_everything_else_is_refused(value, protocol, tmp_path, monkeypatch):
