@@ -18,7 +18,7 @@ from fedsim.configuration.places import placed
 from fedsim.core import plugins
 from fedsim.core.documents import hold_shallow, parse_toml, read_toml
 from fedsim.core.errors import InputError, naming
-from fedsim.core.files import look, reason
+from fedsim.core.files import look, path_of, reason
 from fedsim.core.near import meant
 from fedsim.core.options import Name, NonNegativeInt, PositiveInt, Seconds, options
 from fedsim.core.plugins import HasPlugins, is_only_here, kind_of
@@ -180,7 +180,7 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         duration=top.duration,
         **{name: _options(tables.get(name, {}), name) for name in TABLES if name != "stopping"},
         stopping=_options(tables["stopping"], "stopping") if "stopping" in tables else None,
-        data_dir=None if data_dir is None else Path(data_dir),
+        data_dir=None if data_dir is None else path_of(data_dir, "data_dir"),
         given=frozenset(_names(tables)),
         **made,
     )
@@ -207,7 +207,7 @@ def load(
 
     overrides: `table.option=value` in TOML syntax, with paths from the current folder; bare words are strings.
     """
-    path = Path(path)
+    path = path_of(path, "experiment")
     if look(path, "experiment") is None:
         raise InputError("experiment", str(path), "there is no such file")
     try:

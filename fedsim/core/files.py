@@ -68,6 +68,14 @@ def regular(path: str, flags: int) -> int:
     raise OSError(errno.EINVAL, "it is no regular file")
 
 
+def path_of(given: object, option: str) -> Path:
+    """A path that somebody has handed over in Python. InputError on `option`: it is none."""
+    try:
+        return Path(given)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InputError(option, given, "give a path, as text or as a pathlib.Path") from error
+
+
 def look(path: Path, option: str) -> os.stat_result | None:
     """What is at a path that somebody has given; None: nothing.
 

@@ -17,6 +17,7 @@ from typing import Any
 from fedsim.configuration.tables import NOTES, Experiment
 from fedsim.configuration.tables import experiment as checked
 from fedsim.core.errors import InputError, named_line
+from fedsim.core.files import path_of
 from fedsim.parallel.arithmetic import arithmetic, hold_pinned
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_problem, build_simulation
@@ -57,7 +58,7 @@ def resume(
     run, or one that cannot go on.
     InputError: there is no run here, it has ended, it is another experiment, or it cannot go on, and why.
     """
-    path = Path(folder)
+    path = path_of(folder, "run")
     if not anew:
         return _resume(path, experiment, problem, callbacks, data_dir, force)
     if experiment is None:

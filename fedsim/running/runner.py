@@ -19,7 +19,7 @@ from fedsim.configuration.tables import Experiment, load
 from fedsim.configuration.tables import experiment as checked
 from fedsim.core.blame import is_theirs
 from fedsim.core.errors import DivergedError, FedsimError, InputError, StalledError, one_line, warn
-from fedsim.core.files import GoneError, StorageError, write_whole
+from fedsim.core.files import GoneError, StorageError, path_of, write_whole
 from fedsim.core.machine import processor
 from fedsim.core.memory import no_room
 from fedsim.core.plugins import DISTRIBUTION
@@ -92,7 +92,7 @@ def execute(
     seeds that run as one stack would each take their time from all.
     """
     hold_pinned()
-    place = None if out is None else Path(out)
+    place = None if out is None else path_of(out, "out")
     if save:
         RunFolder.check(place, experiment.name, force=force)
     described, own = describe(experiment, problem), problem is not None
@@ -137,7 +137,7 @@ def _experiment(given: Any, parts: dict[str, Any], data_dir: Path | str | None, 
         raise InputError(name, value if isinstance(value, str | int | float) else type(value).__name__, remedy)
     if not isinstance(given, Experiment):
         return load(given, data_dir=data_dir)
-    return given if data_dir is None else replace(given, data_dir=Path(data_dir))
+    return given if data_dir is None else replace(given, data_dir=path_of(data_dir, "data_dir"))
 
 
 def describe(experiment: Experiment, problem: Problem | None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.core.blame import mistake
 from fedsim.core.errors import FedsimError, InputError, one_line
+from fedsim.core.files import path_of
 from fedsim.parallel.workers import Failed, Lost, Workers, take_one_core
 from fedsim.running.many import hold_few, length
 
@@ -145,7 +146,7 @@ def sweep(
     """
     from fedsim.running.folder import RunFolder
 
-    group = RunFolder.create(None, "sweep") if out is None else RunFolder(Path(out))
+    group = RunFolder.create(None, "sweep") if out is None else RunFolder(path_of(out, "out"))
     try:
         points = expand(experiments, out=group.path, grid=grid, seeds=seeds, overrides=overrides, data_dir=data_dir)
         return run_points(points, workers=workers, on_done=on_done, stack=stack)

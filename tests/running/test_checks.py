@@ -277,3 +277,17 @@ def test_another_error_of_a_run_is_as_it_was_raised():
 def test_options_of_another_way_to_train_are_refused(client, line):
     with pytest.raises(InputError, match=line):
         run(client=CLIENT | client)
+
+
+@pytest.mark.parametrize(
+    ("call", "option"),
+    [
+        (lambda: fedsim.load(5), "experiment"),
+        (lambda: fedsim.resume(5), "run"),
+        (lambda: fedsim.experiment(data_dir=5), "data_dir"),
+        (lambda: fedsim.run(problem=small_problem(), client=CLIENT, rounds=1, out=5), "out"),
+    ],
+)
+def test_what_is_no_path_is_refused(call, option):
+    with pytest.raises(InputError, match=rf"^{option} = 5: give a path"):
+        call()
