@@ -135,6 +135,28 @@ def matching(pattern: Path) -> list[Path]:
     return sorted(place for place in found if not place.name.startswith("."))
 
 
+KINDS = {
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a workbook of Excel",
+    b"PAR1": "Parquet",
+    b"ARROW1": "Feather",
+    b"\x89HDF\r\n\x1a\n": "HDF5",
+    b"\x93NUMPY": "one NumPy array",
+    b"MATLAB 5.0 MAT-file": "an array file of MATLAB",
+    b"SQLite format 3\0": "a database of SQLite",
+    b"%PDF-": "PDF",
+}
+"""By their first bytes, files that people take for tables or archives."""
+PARTS = {"xl/workbook.xml": "a workbook of Excel", "content.xml": "a spreadsheet of OpenDocument"}
+"""The same of those that are zip archives, by a file in them."""
+
+
+def hold_kind(path: Path, content: bytes, remedy: str, option: str) -> None:
+    """Refuse content that is of another, well-known kind than it should be."""
+    kind = next((kind for begin, kind in KINDS.items() if content.startswith(begin)), None)
+    if kind is not None:
+        raise InputError(option, str(path), f"is {kind}; {remedy}")
+
+
 @contextmanager
 def reading(path: Path, what: str, option: str = "data-dir") -> Iterator[None]:
     """Say in one line, as an InputError on `option`, that the file at `path` is not `what` it should be."""
@@ -153,6 +175,8 @@ def unpacked(path: Path, what: str, option: str = "data-dir") -> bytes:
     What the file is, its first bytes say. InputError: it would be unpacked to more than `EXPANDED` and `RATIO` allow,
     or is damaged.
     """
+    if path.is_dir():
+        raise InputError(option, str(path), f"is a folder, not {what}; name a file")
     with reading(path, what, option):
         content = path.read_bytes()
         most = allowed(len(content))
@@ -164,13 +188,23 @@ def unpacked(path: Path, what: str, option: str = "data-dir") -> bytes:
             content = _unpack_xz(content, most + 1)
         elif content.startswith(b"PK\x03\x04"):
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                inner = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__")]
+                kind = next((kind for part, kind in PARTS.items() if part in archive.namelist()), None)
+                if kind is not None:
+                    raise InputError(option, str(path), f"is {kind}; save it as {what}")
+                inner = [one for one in archive.infolist() if not one.is_dir() and not _of_system(one.filename)]
                 if len(inner) != 1:
-                    raise ValueError(f"it packs {len(inner)} files, not one")
+                    raise InputError(
+                        option, str(path), f"packs {len(inner)} files, not one; pack the one that is meant"
+                    )
                 hold_size(path, inner[0].file_size, len(content), option)
                 content = archive.read(inner[0])
     hold_size(path, len(content), path.stat().st_size, option)
     return content
+
+
+def _of_system(name: str) -> bool:
+    """Whether a file in a zip is one that a system has put there beside a person's."""
+    return name.startswith("__MACOSX/") or name.rsplit("/")[-1].startswith(".")
 
 
 def _unpack_xz(packed: bytes, most: int) -> bytes:
@@ -208,18 +242,32 @@ def file_sha256(path: Path) -> str:
 
 def read_arrays(path: Path, what: str, option: str = "data-dir") -> dict[str, Array]:
     """Read every array of a NumPy archive; nothing in it is unpickled. Raises InputError on anything else."""
+    if path.is_dir():
+        raise InputError(option, str(path), f"is a folder, not {what}; name a file")
     with reading(path, what, option), path.open("rb") as file:
+        begin = file.read(20)
+        hold_kind(path, begin, "numpy.savez makes an archive", option)
+        if not begin.startswith(b"PK"):
+            raise ValueError("it is no archive made by numpy.savez")
+        file.seek(0)
         archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it is one array, not an archive made by numpy.savez")
         with zipfile.ZipFile(path) as members:
             total = sum(member.file_size for member in members.infolist())
         hold_size(path, total, path.stat().st_size, option)
-        return {name: _array(name, archive[name]) for name in archive.files}
+        return {name: _array(path, name, archive, option) for name in archive.files}
 
 
-def _array(name: str, value: Any) -> Array:
+def _array(path: Path, name: str, archive: Any, option: str) -> Array:
     """An array that an archive holds under that name; ValueError: it is none, or has examples without any bytes."""
+    try:
+        value = archive[name]
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            fault = (
+                f"{name} holds objects of Python, which are not read; give it a type by .astype(float) or .astype(str)"
+            )
+            raise InputError(option, str(path), fault) from error
+        raise ValueError(f"{name}: {error}") from error
     if not isinstance(value, np.ndarray):
         raise ValueError(f"{name} is no array")
     if value.ndim and value.nbytes < len(value):

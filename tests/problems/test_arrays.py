@@ -58,9 +58,24 @@ X, Y = np.zeros((3, 2), np.float32), np.array([0, 1, 1])
         ({"x": X, "y": np.array([0, np.inf, 1])}, {"task": "regression"}, ["y has inf in row 2"]),
         ({"x": X[:, 0], "y": Y}, {}, ["shape (3,)"]),
         ({"x": X, "y": Y}, {"tokens": True}, ["float32", "whole numbers"]),
+        ({"x": np.full((3, 2), 2**64 - 1, np.uint64), "y": Y}, {"tokens": True}, ["18446744073709551615", "63 bits"]),
+        ({"x": X.astype(int) + 2**53 + 1, "y": Y}, {}, ["above 2^53"]),
+        ({"x": X + np.longdouble("1e4000"), "y": Y}, {"standardize": True}, ["x has inf in row 1"]),
+        ({"x": X[:0], "y": Y[:0]}, {}, ["there is no example of x"]),
+        ({"x": X + np.nan, "y": Y}, {"missing": "drop"}, ["missing in every example of x"]),
+        ({"x": X, "y": Y, "x_test": X[:0], "y_test": Y[:0]}, {}, ["there is no example of x_test"]),
+        ({"x": X, "y": Y, "x_test": X.astype(np.uint8), "y_test": Y}, {}, ["x_test is uint8", "write both alike"]),
+        ({"x": X.astype(np.uint8), "y": Y, "x_test": X, "y_test": Y}, {}, ["x_test is float32", "write both alike"]),
+        ({"x": X, "y": Y, "x_test": X, "y_test": Y + 1}, {}, ["y_test has 2 in row 2", "label of no training"]),
+        ({"x": X, "y": np.eye(3)}, {}, ["y has shape (3, 3)", "argmax"]),
+        (
+            {"x": X, "y": Y, "x_test": X, "y_test": Y, "owner": Y, "owner_test": Y + 1},
+            {},
+            ["owner_test has 2 in row 2", "no training example"],
+        ),
         ({"x": np.full((3, 2), -1), "y": Y}, {"tokens": True}, ["token id -1"]),
         ({"x": np.array([["a"]] * 3), "y": Y}, {}, ["<U1"]),
-        ({"x": X, "y": np.array([None] * 3)}, {}, ["cannot be read as a NumPy archive"]),
+        ({"x": X, "y": np.array([None] * 3)}, {}, ["y holds objects of Python", ".astype"]),
     ],
 )
 def test_bad_archives_are_one_line_each(tmp_path, arrays, options, parts):
@@ -74,6 +89,41 @@ def test_what_is_no_archive_is_one_line(tmp_path):
         path.write_bytes(content)
         refusal(NPZ(path=str(path)), NOWHERE, "cannot be read as a NumPy archive")
     np.save(tmp_path / "one.npy", X)
-    refusal(NPZ(path=str(tmp_path / "one.npy")), NOWHERE, "it is one array, not an archive")
+    refusal(NPZ(path=str(tmp_path / "one.npy")), NOWHERE, "is one NumPy array")
     with pytest.raises(InputError, match="standardize"):
         NPZ(path="mine.npz", tokens=True, standardize=True)
+
+
+def test_files_of_other_kinds_are_called_what_they_are(tmp_path):
+    path = tmp_path / "mine.npz"
+    for content, kind in ((b"\x89HDF\r\n\x1a\n", "HDF5"), (b"MATLAB 5.0 MAT-file", "MATLAB"), (b"PAR1", "Parquet")):
+        path.write_bytes(content)
+        refusal(NPZ(path=str(path)), NOWHERE, kind)
+    refusal(NPZ(path=str(tmp_path)), NOWHERE, "is a folder")
+
+
+def test_a_validation_set_is_the_test_set_where_there_is_no_other(tmp_path):
+    parts = {"x_train": X, "y_train": Y, "x_val": X + 1, "y_val": Y}
+    data = NPZ(path=archive(tmp_path, **parts)).load(NOWHERE)
+    assert (data.x.tolist(), data.x_test.tolist()) == (X.tolist(), (X + 1).tolist())
+    path = archive(tmp_path, **parts, x_test=X + 2, y_test=Y)
+    assert NPZ(path=path).load(NOWHERE).x_test.tolist() == (X + 2).tolist()
+    for option, value in (("test_share", 0.5), ("split_seed", 1)):
+        refusal(NPZ(path=path, **{option: value}), NOWHERE, f"problem.dataset.{option} = {value}")
+    refusal(NPZ(path=archive(tmp_path, **parts, x_test=X)), NOWHERE, "x_test but no y_test")
+
+
+def test_numbers_of_any_size_are_standardised(tmp_path):
+    x = np.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]])
+    for factor in (1e-320, 1e-310, 1e300):
+        path = archive(tmp_path, x=x * factor, y=Y)
+        data = NPZ(path=path, standardize=True, test_share=0.0).load(NOWHERE)
+        np.testing.assert_allclose(
+            data.x[:, 0], [-(1.5**0.5), 0, 1.5**0.5], rtol=0.01, atol=1e-6
+        )  # few digits are left
+
+
+def test_owners_of_a_test_set_who_never_train_are_nobodys(tmp_path):
+    parts = {"x": X, "y": Y, "x_test": X, "y_test": Y, "owner": Y}
+    data = NPZ(path=archive(tmp_path, **parts, owner_test=Y + 7)).load(NOWHERE)
+    assert (data.owner.tolist(), data.owner_test, data.told["owners"]) == ([0, 1, 1], None, ["0", "1"])

@@ -14,7 +14,7 @@ from datafiles import NOWHERE, refusal
 
 from fedsim.core.errors import InputError
 from fedsim.problems.datasets import DataFolder
-from fedsim.problems.datasets.cells import MISSING
+from fedsim.problems.datasets.cells import MISSING, SAMPLE
 from fedsim.problems.datasets.tables import CSV
 
 
@@ -67,7 +67,7 @@ def test_csv_without_header_numbers_classes_as_numbers_and_splits_by_owner(tmp_p
         ("a,y\n1,2\n1e60,2\n", {"standardize": False}, ["column 'a' has 1e60 in row 2, too large"]),
         ("a,y\n1,2\ninf,2\n", {}, ["column 'a' has inf in row 2"]),
         ("a,y\n1,2\n,2\n", {}, ["column 'a' has no value in row 2"]),
-        ("a,b,y\n1,3,2\n1,3,2,2\n", {}, ["Expected 3 fields in line 3"]),
+        ("a,b,y\n1,3,2\n1,3,2,2\n", {}, ["row 2 has 4 fields", "3 columns"]),
         ('a,y\n1,"2\n', {}, ["EOF inside string"]),
         ("a,y\n1,2\n\0,2\n", {}, ["NUL at letter 9"]),
         (b"\xe9,y\n1,2\n", {}, ["not utf-8, byte 0", 'encoding = "latin-1"']),
@@ -94,6 +94,24 @@ def test_csv_without_header_numbers_classes_as_numbers_and_splits_by_owner(tmp_p
         ("a,y\n1,2\n", {"label": 2}, ["problem.dataset.label = 2", "2 columns"]),
         ("a,y\n1,2\n", {"owner": "z"}, ["problem.dataset.owner = z"]),
         ("a,y\n1,2\n", {"owner": "a"}, ["no column besides"]),
+        ("a,y\n1,2\n", {"drop": ["y"]}, ["problem.dataset.drop = y", "the label or the owner"]),
+        ("a,b,y\n1,2,3\n", {"drop": ["a", 0]}, ["problem.dataset.drop = a", "named twice"]),
+        ("a,y\n1,2\n", {"numbers": ["a"]}, ["problem.dataset.numbers = a", "no feature with codes"]),
+        ("a,b,y\n01,2,3\n", {"numbers": ["a"], "drop": ["a"]}, ["problem.dataset.numbers = a", "no feature"]),
+        ("a,b,y\n01,2,3\n", {"numbers": ["a"], "encode": {"a": "hash"}}, ["problem.dataset.numbers = a"]),
+        ("a,y\n1,2\n", {"label_ending": "."}, ["problem.dataset.label_ending = .", "no label"]),
+        ("a,y\n1,.\n", {"label_ending": "."}, ["no label in column 'y' ends so"]),
+        ("a,a,y\n1,2,3\n", {"header": True, "encode": {"a": "hash"}}, ["encode = a", "several columns"]),
+        ("a,b,y\n1,,3\n2,,3\n", {"missing": "drop"}, ["missing in every row", "column 'b' has no value at all"]),
+        ("a,b,y\n,1,2\n,1,2\n", {"missing": "fill"}, ["mine.csv", "drop = ['a']"]),
+        ("a,y\n1,x\n1,x,\n", {}, ["row 2 has 3 fields", "2 columns"]),
+        ("a,y\nx,1\n" * 2, {"encode": "hash", "hash_columns": 2**50}, ["hash_columns", "GiB"]),
+        (b"\xef\xbb\xbfa,y\n1,2\n", {"encoding": "latin-1"}, ["encoding = latin-1", "the mark of utf-8"]),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\0\0", {}, ["is a workbook of Excel; save it as CSV"]),
+        (b"PAR1\0\0PAR1", {}, ["is Parquet; save it as CSV"]),
+        ("<!DOCTYPE html><table></table>", {}, ["is HTML or XML, no table"]),
+        ('[{"a": 1}, {"a": 2}]', {}, ["is JSON, no table"]),
+        ('{"a": 1}\n{"a": 2}\n', {}, ["is JSON, no table"]),
     ],
 )
 def test_bad_tables_are_one_line_each(tmp_path, text, options, parts):
@@ -113,11 +131,16 @@ def test_own_paths_are_looked_for_in_the_current_and_the_data_folder(tmp_path, m
     assert loader.load(DataFolder(there)).x[0, 0] == 1
     missing = CSV(path="absent.csv", label="y")
     refusal(missing, DataFolder(there), str(here / "absent.csv"), str(there / "absent.csv"))
-    refusal(CSV(path=str(here), label="y"), NOWHERE, "cannot be read as CSV")
+    refusal(CSV(path=str(here), label="y"), NOWHERE, "is a folder, not CSV text")
     for refused, others in (
         ({"delimiter": ";;"}, {}),
         ({"delimiter": '"'}, {}),
         ({"comment": "//"}, {}),
+        ({"delimiter": "\u00a7"}, {}),
+        ({"comment": ",", "delimiter": ","}, {}),
+        ({"encoding": "utf\0-8"}, {}),
+        ({"encode": {}}, {}),
+        ({"hash_columns": 8, "encode": "one_hot"}, {}),
         ({"encoding": "klingon"}, {}),
         ({"encoding": "hex"}, {}),
         ({"owner_is_file": True}, {"owner": "a"}),
@@ -299,7 +322,7 @@ def test_columns_are_chosen_by_name_or_place(tmp_path):
     text = "a,b,c,y\n" + rows("{i},1,{c},{c}", 4)
     assert read(tmp_path, text, drop=["b", 0]).x.tolist() == [[0], [1], [0], [1]]
     assert read(tmp_path, text, features=["c", "a"]).x.tolist() == [[0, 0], [1, 1], [2, 0], [3, 1]]
-    assert read(tmp_path, text, drop=[2, "y"], label=3).x.tolist() == [[0, 1], [1, 1], [2, 1], [3, 1]]
+    assert read(tmp_path, text, drop=[2], label=3).x.tolist() == [[0, 1], [1, 1], [2, 1], [3, 1]]
     named = read(tmp_path, "id,a,y\n" + rows("{i},2,{c}", 4), features=["id", "a"])
     assert named.x.tolist() == [[0, 2], [1, 2], [2, 2], [3, 2]]
 
@@ -431,3 +454,80 @@ def test_an_ending_of_labels_is_taken_off(tmp_path):
     options = {"path": path, "test_path": "tests.csv", "label": 1, "header": False, "comment": "|"}
     data = CSV(**options, label_ending=".").load(DataFolder(tmp_path))
     assert (data.told["classes"], data.y_test.tolist()) == (["<=50K", ">50K"], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("place", "options"), [("first", {}), ("last", {"label": "y"}), ("last", {"header": False, "label": -1})]
+)
+def test_a_table_is_as_wide_as_its_rows_however_long_they_are(tmp_path, place, options):
+    # Of gene expressions a row has more letters than the sample by which the delimiter is found.
+    names = [f"gene_number_{number}_of{'_a_long' * 40}_name" for number in range(300)]
+    assert len(",".join(names)) > SAMPLE
+    rows = [] if options.get("header") is False else [",".join(["y", *names] if place == "first" else [*names, "y"])]
+    for kind in ("u", "v", "u"):
+        cells = [f"{number}.{'5' * 300}" for number in range(300)]
+        rows.append(",".join([kind, *cells] if place == "first" else [*cells, kind]))
+    data = read(tmp_path, "\n".join(rows) + "\n", **({"label": 0} | options))
+    assert (data.x.shape, data.y.tolist()) == ((3, 300), [0, 1, 0])
+    assert data.x[0, -1] == np.float32(299.5555)
+
+
+def test_a_long_text_beside_an_empty_cell_is_a_cell(tmp_path):
+    long = "x" * 200_000
+    data = read(tmp_path, f"a,b,y,c\n{long},1,u,2\ny,2,v,\n", encode="ordinal", missing="fill")
+    assert data.x.tolist() == [[0, 1, 2], [1, 2, 2]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,b,y\n1,2,u,\n3,4,v,\n",  # each row ends with a comma, but for the first
+        "a,b,y,\n1,2,u,\n3,4,v,\n",
+        "sep=,\na,b,y\n1,2,u\n3,4,v\n",
+        "sep=;\r\na;b;y\r\n1;2;u\r\n3;4;v\r\n",
+    ],
+)
+def test_what_programs_add_to_a_table_is_no_cell(tmp_path, text):
+    data = read(tmp_path, text)
+    assert (data.x.tolist(), data.told["classes"]) == ([[1, 2], [3, 4]], ["u", "v"])
+
+
+@pytest.mark.parametrize(
+    ("packed", "parts"),
+    [
+        ({"xl/workbook.xml": "", "[Content_Types].xml": ""}, ["is a workbook of Excel; save it as CSV text"]),
+        ({"content.xml": "", "mimetype": ""}, ["is a spreadsheet of OpenDocument"]),
+        ({"a.csv": "", "b.csv": ""}, ["packs 2 files"]),
+    ],
+)
+def test_a_zip_that_is_no_table_is_called_what_it_is(tmp_path, packed, parts):
+    with zipfile.ZipFile(tmp_path / "mine.csv", "w") as archive:
+        for name, content in packed.items():
+            archive.writestr(name, content)
+    refusal(CSV(path=str(tmp_path / "mine.csv"), label="y"), NOWHERE, *parts)
+
+
+def test_what_a_system_packs_beside_a_table_does_not_count(tmp_path):
+    with zipfile.ZipFile(tmp_path / "mine.csv", "w") as archive:
+        for name, content in {"a.csv": "a,y\n1,u\n", ".DS_Store": "", "__MACOSX/._a.csv": ""}.items():
+            archive.writestr(name, content)
+    assert CSV(path=str(tmp_path / "mine.csv"), label="y", standardize=False).load(NOWHERE).x.tolist() == [[1]]
+
+
+def test_markers_of_what_is_missing_are_compared_as_cells_are(tmp_path):
+    data = read(tmp_path, "a,y\n1,u\n - ,u\n", missing="drop", missing_values=[" - "])
+    assert data.x.tolist() == [[1]]
+
+
+def test_a_test_file_is_neither_trained_on_nor_split_nor_empty(tmp_path):
+    text = "a,y\n1,u\n2,v\n"
+    path, tests = table(tmp_path, text), table(tmp_path, text, "tests.csv")
+    both = CSV(path=str(tmp_path / "*.csv"), label="y", test_path=tests)
+    refusal(both, NOWHERE, "problem.dataset.test_path", "tests.csv is trained on, too")
+    (tmp_path / "link.csv").symlink_to(path)
+    refusal(CSV(path=path, label="y", test_path=str(tmp_path / "link.csv")), NOWHERE, "is trained on, too")
+    for option, value in (("test_share", 0.5), ("split_seed", 1)):
+        loader = CSV(path=path, label="y", test_path=tests, **{option: value})
+        refusal(loader, NOWHERE, f"problem.dataset.{option} = {value}", "nothing is split off")
+    empty = table(tmp_path, "a,y\n,u\n", "empty.csv")
+    refusal(CSV(path=path, label="y", test_path=empty, missing="drop"), NOWHERE, "in every row", "empty.csv")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import zlib
 
 import numpy as np
 import pytest
@@ -174,24 +175,28 @@ def test_what_is_no_picture_is_passed_over_and_what_is_no_class_is_refused(tmp_p
         (["train", "val"], (4, 2), []),
         (["train", "valid"], (4, 2), []),
         (["train", "test", "val"], (4, 2), ["val"]),
+        (["Train", "Test"], (4, 2), []),
+        (["training", "Validation"], (4, 2), []),
         (["train"], (4, 0), []),
     ],
 )
 def test_folders_of_training_and_test_set(tmp_path, parts, sizes, left_out):
     for part in parts:
         for kind in ("x", "y"):
-            for number in range(2 if part == "train" else 1):
+            for number in range(2 if part.lower().startswith("train") else 1):
                 picture(tmp_path / part / kind / f"{number}.png", (number, 0, 0))
-    loader = ImageFolder(path=str(tmp_path), test_share=0.0)
+    loader = ImageFolder(path=str(tmp_path)) if len(parts) > 1 else ImageFolder(path=str(tmp_path), test_share=0.0)
     data = loader.load(NOWHERE)
     assert (len(data.x), len(data.x_test)) == sizes
     assert (data.told["classes"], data.told["left_out"]) == (["x", "y"], left_out)
     picture(tmp_path / "unsorted" / "1.png", (1, 1, 1))
-    refusal(loader, NOWHERE, "unsorted lies beside train")
+    refusal(loader, NOWHERE, f"unsorted lies beside {parts[0]}")
     (tmp_path / "unsorted" / "1.png").unlink()
     if len(parts) > 1:
         picture(tmp_path / parts[1] / "z" / "1.png", (1, 1, 1))
         refusal(loader, NOWHERE, "the class 'z', of which there is none to train")
+        for option, value in (("test_share", 0.5), ("split_seed", 1)):
+            refusal(ImageFolder(path=str(tmp_path), **{option: value}), NOWHERE, f"problem.dataset.{option} = {value}")
 
 
 def test_images_of_many_sizes_are_scaled(tmp_path):
@@ -212,3 +217,27 @@ def test_what_does_not_fit_into_memory_is_said_beforehand(tmp_path, monkeypatch)
     monkeypatch.undo()
     monkeypatch.setattr(os, "sysconf", lambda name: 10)
     refusal(loader, NOWHERE, "problem.dataset.resize", "2 x 1 x 6 x 8 numbers")
+    monkeypatch.undo()
+    # No image of this size is made first: this alone would take terabytes.
+    refusal(ImageFolder(path=loader.path, resize=2**20), NOWHERE, "problem.dataset.resize = 1048576", "GiB")
+    refusal(ImageFolder(path=loader.path, size=2**20), NOWHERE, "problem.dataset.size = 1048576", "GiB")
+
+
+def test_a_folder_of_tests_without_any_is_refused(tmp_path):
+    picture(tmp_path / "train" / "a" / "1.png", (1, 1, 1))
+    (tmp_path / "test").mkdir()
+    refusal(ImageFolder(path=str(tmp_path)), NOWHERE, "has no image")
+
+
+def test_pictures_that_pillow_would_start_a_program_for_are_named(tmp_path):
+    picture(tmp_path / "a" / "1.png", (1, 1, 1))
+    (tmp_path / "a" / "2.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0")
+    refusal(ImageFolder(path=str(tmp_path)), NOWHERE, "2.eps", "of a kind that is not read")
+
+
+def test_a_bomb_without_an_ending_is_one_line(tmp_path):
+    picture(tmp_path / "a" / "1.png", (1, 1, 1))
+    header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (60_000).to_bytes(4) * 2 + b"\x01\0\0\0\0"
+    start = zlib.crc32(header[12:]).to_bytes(4) + b"\0\0\0\0IDAT"
+    (tmp_path / "a" / "bomb").write_bytes(header + start + zlib.crc32(b"IDAT").to_bytes(4))
+    refusal(ImageFolder(path=str(tmp_path)), NOWHERE, "bomb", "pixels")

@@ -10,9 +10,9 @@ import numpy as np
 from fedsim.core.data_files import TABLE, Array, DataFolder, read_arrays
 from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeInt, options
-from fedsim.problems.datasets.base import Dataset, Indices, Task, finite, split_off, unit_scale
+from fedsim.problems.datasets.base import SHARE, Dataset, Indices, Task, finite, hold_unsplit, split_off, unit_scale
 from fedsim.problems.datasets.labels import no_classes
-from fedsim.problems.datasets.scaling import standardised
+from fedsim.problems.datasets.scaling import EXACT, standardised
 
 PATH = f"{TABLE}.path"
 USUAL = (
@@ -28,6 +28,8 @@ USUAL = (
 """How inputs and labels are usually called, in one of these forms."""
 FORMS = ("{}", "{}_train", "train_{}")
 CHANNELS = (1, 3, 4)
+TESTS = ("test", "val", "valid", "validation")
+"""What the arrays of the test set are called beside those of training: the first that are there."""
 
 
 @options
@@ -35,8 +37,8 @@ class NPZ:
     """Arrays of a NumPy archive: inputs and labels, perhaps those of a test set, perhaps owners.
 
     Found by their usual names: `x` and `y`, `X` and `y`, `data` and `target` or `labels`, `images` and `labels`, as
-    they are or as `x_train`, `train_x`; those of the test set as `x_test`, `test_x`. Images of bytes become numbers
-    from 0 to 1.
+    they are or as `x_train`, `train_x`; those of the test set as `x_test`, `test_x`, or else `x_val`. Images of bytes
+    become numbers from 0 to 1.
     """
 
     path: str
@@ -55,7 +57,7 @@ class NPZ:
     """What becomes of an example of which a feature is missing (NaN): refuse the archive; drop the example; fill in
     the mean of the training examples.
     """
-    test_share: Fraction = 0.2
+    test_share: Fraction = SHARE
     """Share that is the test set, of each owner, or else of each class, where the archive has none."""
     split_seed: NonNegativeInt = 0
     """Which examples are the test set then; it does not follow the run's seed."""
@@ -79,15 +81,21 @@ class NPZ:
             kept = np.flatnonzero(~np.isnan(x.reshape(len(x), -1)).any(axis=1))
             training = int(np.searchsorted(kept, training))
             x, y, owner = x[kept], y[kept], None if owner is None else owner[kept]
-        targets, classes = _targets(y, training, self.task, path, names["y"][0])
-        owners, owner_names = (None, []) if owner is None else _codes(owner, path, names["owner"][0])
-        if len(names["x"]) > 1:
+        several = len(names["x"]) > 1
+        for count, part in ((training, 0), (len(x) - training, -1)):
+            if not count and (part == 0 or several):
+                missing = "something is missing in every example" if self.missing == "drop" else "there is no example"
+                raise InputError(PATH, str(path), f"{missing} of {names['x'][part]}")
+        targets, classes = _targets(y, training, self.task, path, names["y"])
+        owners, owner_names = (None, []) if owner is None else _owners(owner, training, path, names["owner"])
+        if several:
+            hold_unsplit(self.test_share, self.split_seed, f"{names['x'][1]} is of")
             train, test = np.arange(training), np.arange(training, len(x))
         else:
             strata = owners if owners is not None else (targets if classes else None)
             train, test = split_off(strata, training, self.test_share, self.split_seed)
         inputs, inputs_test, told = self._treated(x[train], x[test], path, names["x"][0])
-        owned = owners is not None and len(names["owner"]) == len(names["x"])
+        owned = owners is not None and len(names["owner"]) == len(names["x"]) and not (owners[test] < 0).any()
         return Dataset(
             path.stem,
             inputs,
@@ -99,7 +107,7 @@ class NPZ:
             owners[test] if owners is not None and owned else None,
             vocabulary=int(x.max(initial=0)) + 1 if self.tokens else 0,
             told={"arrays": names, "features": told, "classes": classes, "owners": owner_names},
-            drawn=len(names["x"]) == 1,
+            drawn=not several,
         )
 
     def _names(self, arrays: dict[str, Array], path: Path) -> dict[str, list[str]]:
@@ -124,10 +132,11 @@ class NPZ:
         if owner is not None and owner not in arrays:
             raise InputError(f"{TABLE}.owner", owner, f"the archive has no such array; {held}")
         names = {"x": [x], "y": [y]} | ({} if owner is None else {"owner": [owner]})
-        tests = {part: _of_test(one, arrays) for part, (one,) in names.items()}
+        kinds = [kind for kind in TESTS if any(_of_test(kind, one, arrays) for one in (x, y))]
+        tests = {part: _of_test(kinds[0], one, arrays) if kinds else None for part, (one,) in names.items()}
         for part, other in (("x", "y"), ("y", "x")):
             if tests[part] is not None and tests[other] is None:
-                fault = f"the archive has {tests[part]} but no {_test_names(names[other][0])[0]}; {held}"
+                fault = f"the archive has {tests[part]} but no {_test_names(kinds[0], names[other][0])[0]}; {held}"
                 raise InputError(PATH, str(path), fault)
         return {part: [*own, *(test for test in [tests[part]] if test is not None)] for part, own in names.items()}
 
@@ -140,9 +149,18 @@ class NPZ:
         if 0 in values.shape[1:]:
             raise InputError(PATH, str(path), f"{key} has shape {values.shape}: an example holds nothing")
         if self.tokens:
-            if values.min(initial=0) < 0:
-                raise InputError(PATH, str(path), f"{key} has the token id {values.min()}; they begin at 0")
+            if values.min(initial=0) < 0 or values.max(initial=0) >= 2**63:
+                strange = values.min() if values.min(initial=0) < 0 else values.max()
+                raise InputError(
+                    PATH, str(path), f"{key} has the token id {strange}; they begin at 0, and have 63 bits"
+                )
             return values.astype(np.int64)
+        if values.dtype.kind in "iu" and max(int(values.max(initial=0)), -int(values.min(initial=0))) > EXACT:
+            fault = f"{key} has whole numbers above 2^53, such as ids, which floating-point numbers do not tell apart"
+            raise InputError(PATH, str(path), f"{fault}; encode them, or leave them out")
+        if values.dtype.itemsize > 8:
+            with np.errstate(over="ignore"):
+                values = values.astype(np.float64)
         if values.dtype == np.uint8 and values.ndim in (3, 4):
             values = unit_scale(values)
             if values.ndim == 3:
@@ -166,13 +184,22 @@ class NPZ:
         return _single(x, path, key), _single(x_test, path, key), told
 
 
-def _of_test(name: str, arrays: dict[str, Array]) -> str | None:
-    """What the array of the test set is called that belongs to one of the training set; None: there is none."""
-    return next((test for test in _test_names(name) if test in arrays), None)
+def _of_test(kind: str, name: str, arrays: dict[str, Array]) -> str | None:
+    """What the array of a test set is called that belongs to one of the training set; None: there is none."""
+    return next((test for test in _test_names(kind, name) if test in arrays), None)
 
 
-def _test_names(name: str) -> list[str]:
-    return [name.replace("train", "test")] if "train" in name else [f"{name}_test", f"test_{name}"]
+def _test_names(kind: str, name: str) -> list[str]:
+    return [name.replace("train", kind)] if "train" in name else [f"{name}_{kind}", f"{kind}_{name}"]
+
+
+def _is_text(kind: np.dtype[Any]) -> bool:
+    return kind.kind == "U"
+
+
+def _is_bytes(kind: np.dtype[Any]) -> bool:
+    """Whether numbers are of the kind that is scaled to 0 .. 1 where they are images."""
+    return kind == np.uint8
 
 
 def _joined(
@@ -186,12 +213,16 @@ def _joined(
                 arrays[key] = arrays[key][:, 0]
             if part != "x" and (arrays[key].shape != count or not count):
                 fault = f"{key} has shape {arrays[key].shape}, {inputs} {count} examples; one for each"
+                if part == "y" and arrays[key].ndim == 2 and arrays[key].shape[:1] == count:
+                    fault += " (of one-hot rows argmax(axis=1))"
                 raise InputError(PATH, str(path), fault)
         first = arrays[own[0]]
         for key in own[1:]:
             other = arrays[key]
-            if other.shape[1:] != first.shape[1:] or (other.dtype.kind == "U") != (first.dtype.kind == "U"):
+            alike = all((one(first.dtype) == one(other.dtype)) for one in (_is_text, _is_bytes))
+            if other.shape[1:] != first.shape[1:] or not alike:
                 fault = f"{key} is {other.dtype} of shape {other.shape}, {own[0]} {first.dtype} of shape {first.shape}"
+                fault += "" if alike else "; write both alike"
                 raise InputError(PATH, str(path), fault)
     x, y = (np.concatenate([arrays[key] for key in names[part]]) for part in ("x", "y"))
     owner = np.concatenate([arrays[key] for key in names["owner"]]) if "owner" in names else None
@@ -224,21 +255,40 @@ def _single(values: Array, path: Path, what: str) -> Array:
     return single
 
 
-def _targets(labels: Array, training: int, task: Task, path: Path, what: str) -> tuple[Array, list[str]]:
+def _targets(labels: Array, training: int, task: Task, path: Path, names: list[str]) -> tuple[Array, list[str]]:
     """Return classes int64 [n] and their names, or float32 [n] targets and none."""
+    what = names[0]
     if task == "regression":
         if labels.dtype.kind not in "fiub":
             raise InputError(PATH, str(path), f"{what} is {labels.dtype}; give numbers")
         return _single(labels, path, what), []
-    codes, classes = _codes(labels, path, what)
+    codes, classes = _codes(labels, training, path, what)
+    if (codes < 0).any():
+        row = int(np.argmax(codes < 0))
+        fault = f"{names[-1]} has {labels[row]} in row {row - training + 1}, the label of no training example"
+        raise InputError(PATH, str(path), fault)
     reason = no_classes(labels[:training])
     if reason is not None:
         raise InputError(PATH, str(path), f"{what} {reason}")
     return codes, classes
 
 
-def _codes(labels: Array, path: Path, what: str) -> tuple[Indices, list[str]]:
-    """Number the distinct values from 0, in the order of numbers where all are, else of text; and their names."""
+def _owners(values: Array, training: int, path: Path, names: list[str]) -> tuple[Indices, list[str]]:
+    """The owners of all examples, -1 for those of a test set none of whom has a training example, and their names."""
+    codes, owners = _codes(values, training, path, names[0])
+    strange = codes < 0
+    if strange.any() and not strange[training:].all():
+        row = int(np.argmax(strange))
+        fault = f"{names[-1]} has {values[row]} in row {row - training + 1}, who has no training example"
+        raise InputError(PATH, str(path), fault)
+    return codes, owners
+
+
+def _codes(labels: Array, training: int, path: Path, what: str) -> tuple[Indices, list[str]]:
+    """Number the distinct values of training examples from 0, in the order of numbers where all are, else of text.
+
+    -1: a value of a test example that no training example has. Then the names of the values.
+    """
     if labels.dtype.kind == "U":
         from fedsim.problems.datasets.cells import MISSING
         from fedsim.problems.datasets.labels import in_order, places
@@ -247,10 +297,11 @@ def _codes(labels: Array, path: Path, what: str) -> tuple[Indices, list[str]]:
         if missing.any():
             raise InputError(PATH, str(path), f"{what} has no value in row {np.flatnonzero(missing)[0] + 1}")
         texts = labels.astype(object)
-        distinct = in_order(texts)
+        distinct = in_order(texts[:training])
         return places(texts, distinct), distinct
     if labels.dtype.kind not in "fiub":
         raise InputError(PATH, str(path), f"{what} is {labels.dtype}; give numbers or text")
     finite(labels, path, what)
-    values, codes = np.unique(labels, return_inverse=True)
-    return codes.reshape(-1).astype(np.int64), [str(value) for value in values.tolist()]
+    values = np.unique(labels[:training])
+    at = np.minimum(np.searchsorted(values, labels), len(values) - 1)
+    return np.where(values[at] == labels, at, -1).astype(np.int64), [str(value) for value in values.tolist()]

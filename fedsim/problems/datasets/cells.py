@@ -9,8 +9,11 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import json
+import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,9 @@ import numpy as np
 import pandas
 from numpy.typing import NDArray
 
-from fedsim.core.data_files import TABLE, reading, unpacked
+from fedsim.core.data_files import TABLE, hold_kind, reading, unpacked
 from fedsim.core.errors import InputError
+from fedsim.problems.datasets.scaling import EXACT
 
 PATH = f"{TABLE}.path"
 MISSING: tuple[str, ...] = ("", "?", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND")
@@ -29,7 +33,9 @@ MISSING += ("1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan",
 DELIMITERS = (",", ";", "\t", "|")
 BLANKS = r"\s+"
 SAMPLE = 2**16
-"""Letters of a table by which the delimiter is found."""
+"""Letters of a table by which delimiter and number of columns are found; a row that begins in them is read whole."""
+EXCEL = re.compile(r'"?sep=(.)"?\r?\n', re.IGNORECASE)
+"""A line by which Excel is told the delimiter."""
 BYTE_ORDERS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -38,8 +44,6 @@ BYTE_ORDERS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """The encodings that the first bytes of a file announce; the longer ones first."""
-EXACT = 2.0**53
-"""The largest whole number below which floating-point numbers tell all whole numbers apart."""
 TRUTH = {"true": 1.0, "false": 0.0}
 Texts = Any
 """A column, pandas.Series of texts [n]; NaN where a value is missing."""
@@ -142,35 +146,45 @@ def _some(names: Sequence[str]) -> str:
 
 def _read(path: Path, writing: Writing) -> Cells:
     text = _decoded(path, writing.encoding)
-    with reading(path, "CSV text", PATH):
-        delimiter = writing.delimiter or _delimiter(path, text, writing.comment)
-        sample = [len(row) for row in _rows(text[:SAMPLE], delimiter, writing.comment)]
-        if not sample:
+    excel = EXCEL.match(text)
+    if excel is not None:
+        text = text[excel.end() :]
+    with reading(path, "CSV text", PATH), _long_fields(len(text)):
+        delimiter = writing.delimiter or (excel and excel[1]) or _delimiter(path, text, writing.comment)
+        first_rows = _first_rows(text, delimiter, writing.comment)
+        if not first_rows:
             raise InputError(PATH, str(path), "the table has no row of data")
-        frame = pandas.read_csv(
-            io.StringIO(text),
-            sep=delimiter,
-            header=None,
-            names=range(max(sample[:-1], default=sample[0])),
-            index_col=False,
-            dtype=str,
-            na_filter=False,
-            skipinitialspace=True,
-            comment=writing.comment,
-            on_bad_lines="error",
-        )
-    columns = [frame[name].str.strip() for name in frame]
+        width = len(first_rows[:2][-1])  # that of the second row: the first may lack a name
+        try:
+            frame = pandas.read_csv(
+                io.StringIO(text),
+                sep=delimiter,
+                header=None,
+                names=range(max(width, len(first_rows[0]))),
+                index_col=False,
+                dtype=str,
+                na_filter=False,
+                skipinitialspace=True,
+                comment=writing.comment,
+                on_bad_lines="error",
+            )
+        except pandas.errors.ParserError:
+            _hold_width(path, text, delimiter, writing, len(first_rows[0]), width)
+            raise
+        columns = [frame[name].str.strip() for name in frame]
+        if columns[-1].eq("").any():  # by which pandas fills up what is shorter than the others
+            _hold_width(path, text, delimiter, writing, len(first_rows[0]), width)
     first = [str(column.iloc[0]) for column in columns]
-    if len(sample) > 1 and sample[0] + 1 == len(first) == sample[1]:  # R does not name the names of its rows
-        first, named = ["", *first[:-1]], sample[0]
-    else:
-        named = len(first)
+    if len(first_rows) > 1 and len(first_rows[0]) + 1 == len(first):
+        if columns[-1].iloc[1:].eq("").all():  # each row ends with a delimiter, but for the first
+            first, columns = first[:-1], columns[:-1]
+        else:  # R does not name the names of its rows
+            first = ["", *first[:-1]]
     names = _names(path, first, writing)
     if writing.header is not False:
         columns = [column.iloc[1:].reset_index(drop=True) for column in columns]
     if not len(columns[0]):
         raise InputError(PATH, str(path), "the table has no row of data")
-    _hold_width(path, text, delimiter, writing, columns, named)
     columns = [column.mask(column.isin(writing.missing)) for column in columns]
     return Cells(names, columns, [path], [0])
 
@@ -178,7 +192,16 @@ def _read(path: Path, writing: Writing) -> Cells:
 def _decoded(path: Path, encoding: str | None) -> str:
     """The text of a file in an encoding; None: in the one that its first bytes announce, or else in UTF-8."""
     content = unpacked(path, "CSV text", PATH)
-    announced = next((name for mark, name in BYTE_ORDERS.items() if content.startswith(mark)), "utf-8")
+    hold_kind(path, content, "save it as CSV", PATH)
+    mark, announced = next(
+        ((mark, name) for mark, name in BYTE_ORDERS.items() if content.startswith(mark)), (b"", "utf-8")
+    )
+    if mark and encoding is not None and not codecs.lookup(encoding).name.startswith(announced.removesuffix("-sig")):
+        raise InputError(
+            f"{TABLE}.encoding",
+            encoding,
+            f"{path} begins with the mark of {announced.removesuffix('-sig')}; leave it out",
+        )
     try:
         text = content.decode(encoding or announced).removeprefix("\ufeff")
     except UnicodeError as error:
@@ -189,15 +212,53 @@ def _decoded(path: Path, encoding: str | None) -> str:
     if "\0" in text:
         fault = f"has a NUL at letter {text.index(chr(0)) + 1}, which no table has; name its encoding, if it is a table"
         raise InputError(PATH, str(path), f"cannot be read as CSV text: it {fault}")
+    other = _markup(text)
+    if other is not None:
+        raise InputError(PATH, str(path), f"is {other}, no table; save it as CSV")
     return text
 
 
-def _rows(text: str, delimiter: str, comment: str | None) -> list[list[str]]:
+def _markup(text: str) -> str | None:
+    """What a text is that people take for a table; None: nothing of the kind."""
+    begins = text[:200].lstrip().lower()
+    if begins.startswith(("<!doctype", "<html", "<?xml", "<table")):
+        return "HTML or XML"
+    if begins.startswith(("{", "[")):
+        for part in (text, begins and text.lstrip().splitlines()[0]):  # a document, or one a line
+            with suppress(ValueError, RecursionError):
+                json.loads(part)
+                return "JSON"
+    return None
+
+
+def _rows(text: str, delimiter: str, comment: str | None) -> Iterator[list[str]]:
     """The rows of a text that are not empty."""
     lines = (line for line in io.StringIO(text, newline=None) if comment is None or not line.startswith(comment))
     if delimiter == BLANKS:
-        return [fields for line in lines if (fields := line.split())]
-    return [row for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True) if row]
+        return (fields for line in lines if (fields := line.split()))
+    return (row for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True) if row)
+
+
+def _first_rows(text: str, delimiter: str, comment: str | None) -> list[list[str]]:
+    """The first rows of a text, whole: those that begin in its first `SAMPLE` letters, and three at least."""
+    rows: list[list[str]] = []
+    letters = 0
+    for row in _rows(text, delimiter, comment):
+        rows.append(row)
+        letters += sum(map(len, row)) + len(row)
+        if letters > SAMPLE and len(rows) >= 3:
+            break
+    return rows
+
+
+@contextmanager
+def _long_fields(most: int) -> Iterator[None]:
+    """Within this block Python's reader of tables takes fields of so many letters."""
+    before = csv.field_size_limit(most + 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _delimiter(path: Path, text: str, comment: str | None) -> str:
@@ -215,8 +276,7 @@ def _delimiter(path: Path, text: str, comment: str | None) -> str:
 
 def _divides(text: str, delimiter: str, comment: str | None, unnamed: int = 0) -> bool:
     """Whether the first rows have equally many columns. unnamed: how many of them the first row does not name."""
-    rows = _rows(text[:SAMPLE], delimiter, comment)
-    widths = [len(row) for row in rows[: -1 if len(text) > SAMPLE else None]]
+    widths = [len(row) for row in _first_rows(text, delimiter, comment)]
     return len(widths) > unnamed and widths[0] + unnamed > 1 and set(widths[1:]) <= {widths[0] + unnamed}
 
 
@@ -255,16 +315,14 @@ def as_numbers(texts: Texts, decimal: str = ".") -> tuple[NDArray[np.float64], N
     return found[0], found[1] & ~missing, np.append(exact.to_numpy(bool), False)[place]
 
 
-def _hold_width(path: Path, text: str, delimiter: str, writing: Writing, columns: Sequence[Texts], named: int) -> None:
-    """Refuse a table with a row that is shorter than the others, which pandas would fill up."""
-    if not columns[-1].eq("").any():
-        return
+def _hold_width(path: Path, text: str, delimiter: str, writing: Writing, named: int, width: int) -> None:
+    """Refuse a table with a row of other than `width` fields; a first one that has the names may have one less."""
     names = writing.header is not False
     for number, row in enumerate(_rows(text, delimiter, writing.comment)):
-        wanted = named if names and number == 0 else len(columns)
+        wanted = named if names and number == 0 and named == width - 1 else width
         if len(row) != wanted:
             where = "the first row" if names and number == 0 else f"row {number + (not names)}"
-            raise InputError(PATH, str(path), f"{where} has {len(row)} fields, the table {len(columns)} columns")
+            raise InputError(PATH, str(path), f"{where} has {len(row)} fields, the table {width} columns")
 
 
 def first_of(wrong: NDArray[np.bool_]) -> int:

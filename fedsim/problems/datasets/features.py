@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from fedsim.core.data_files import TABLE, Array
+from fedsim.core.data_files import TABLE, Array, hold_memory
 from fedsim.core.errors import InputError
 from fedsim.problems.datasets.cells import PATH, Cells, Texts, as_numbers, first_of
 from fedsim.problems.datasets.labels import in_order
@@ -51,15 +52,21 @@ class Treatment:
     standardize: bool
 
 
-def features(cells: Cells, chosen: Sequence[int], treatment: Treatment) -> list[Feature]:
+def features(cells: Cells, chosen: Sequence[int], how: Treatment) -> list[Feature]:
     """The chosen columns, each as numbers or as texts that are encoded. InputError: one is neither."""
-    encode = treatment.encode
-    made = [_feature(cells, column, treatment) for column in chosen]
-    named = {one.name for one in made}
+    encode = how.encode
+    made = [_feature(cells, column, how) for column in chosen]
+    names = [one.name for one in made]
+    for name in how.numbers:
+        one = next((one for one in made if one.name == name), None)
+        if one is None or one.values is None or not as_numbers(one.texts, how.decimal)[2].any():
+            raise InputError(f"{TABLE}.numbers", name, "is no feature with codes that are to be numbers; leave it out")
     if isinstance(encode, Mapping):
         for name in encode:
-            if name not in named:
-                raise InputError(f"{TABLE}.encode", name, f"is no feature; these are: {', '.join(sorted(named)[:20])}")
+            if name not in names:
+                raise InputError(f"{TABLE}.encode", name, f"is no feature; these are: {', '.join(sorted(names)[:20])}")
+            if names.count(name) > 1:
+                raise InputError(f"{TABLE}.encode", name, "names several columns; give each a name of its own")
     elif encode is not None and all(one.encoding is None for one in made):
         raise InputError(f"{TABLE}.encode", encode, "every feature is a number already; leave it out")
     return made
@@ -109,7 +116,8 @@ def treated(
     What is done to a column is fitted on the rows `train`. InputError: a column has no value in any of them, too many
     categories, or numbers that are beyond what single precision holds.
     """
-    scales = [_scale(one, train) if how.standardize else 1.0 for one in wanted]
+    _hold_widths(cells, wanted, how)
+    scales = [_scale(cells.paths[0], one, train) if how.standardize else 1.0 for one in wanted]
     frame, frame_test = _frame(wanted, train, scales), _frame(wanted, test, scales)
     runs = []
     for encoding, run in groupby(range(len(wanted)), lambda number: wanted[number].encoding):
@@ -129,6 +137,18 @@ def treated(
     return _single(cells, x, train, of_column), _single(cells, x_test, test, of_column), told
 
 
+def _hold_widths(cells: Cells, wanted: Sequence[Feature], how: Treatment) -> None:
+    """Refuse encodings that make more numbers, of 8 bytes for a time, than fit into memory."""
+    widths = {
+        one.name: how.hash_columns if one.encoding == "hash" else min(one.texts.nunique(), MOST_CATEGORIES)
+        for one in wanted
+        if one.encoding in ("hash", "one_hot")
+    }
+    option, value = ("hash_columns", how.hash_columns) if how.hash_columns in widths.values() else ("encode", "one_hot")
+    if widths:
+        hold_memory((len(cells), 2 * sum(widths.values())), f"{TABLE}.{option}", value, "take fewer columns")
+
+
 def _single(cells: Cells, values: Array, rows: Array, of_column: Sequence[Feature]) -> Array:
     """In single precision, contiguous; refuse what is not finite there."""
     with np.errstate(over="ignore"):
@@ -144,13 +164,16 @@ def _single(cells: Cells, values: Array, rows: Array, of_column: Sequence[Featur
     return single
 
 
-def _scale(feature: Feature, train: Array) -> float:
+def _scale(path: Path, feature: Feature, train: Array) -> float:
     """A power of two that keeps a column's squares within the range of numbers."""
     if feature.values is None:
         return 1.0
     values = feature.values[train]
     if np.isnan(values).all():
-        raise InputError(PATH, feature.name, f"column {feature.name!r} has no value in any training example; drop it")
+        fault = (
+            f"column {feature.name!r} has no value in any training example; leave it out by drop = [{feature.name!r}]"
+        )
+        raise InputError(PATH, str(path), fault)
     return float(moderate(np.nanmax(np.abs(values))))
 
 

@@ -12,21 +12,21 @@ import numpy as np
 
 from fedsim.core.data_files import TABLE, Array, DataFolder, hold_memory, reading
 from fedsim.core.errors import InputError
-from fedsim.core.files import reason
 from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, options
-from fedsim.problems.datasets.base import Dataset, split_dataset, standardise, unit_scale
+from fedsim.problems.datasets.base import SHARE, Dataset, hold_unsplit, split_dataset, standardise, unit_scale
 
 if TYPE_CHECKING:
     from PIL import Image
 
 PATH = f"{TABLE}.path"
-TESTS = ("test", "val", "valid", "validation")
-"""Folders that are the test set beside `train`: the first that is there."""
+TRAINS = ("train", "training")
+TESTS = ("test", "testing", "val", "valid", "validation")
+"""Folders that are training and test set, however they use capitals: the first that is there."""
 SYSTEM = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information")
 """What systems put beside a person's files, in small letters; and all that begins with a dot."""
 FOREIGN = (
     *(".heic", ".heif", ".svg", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".jxl", ".exr", ".hdr"),
-    *(".dcm", ".nii", ".npy", ".npz", ".mp4", ".avi", ".mov", ".mkv", ".webm"),
+    *(".eps", ".ps", ".dcm", ".nii", ".npy", ".npz", ".mp4", ".avi", ".mov", ".mkv", ".webm"),
 )
 """Pictures of kinds that are not read here unless Pillow has a plug-in for them."""
 STARTING = ("EPS",)
@@ -55,7 +55,7 @@ class ImageFolder:
     """Width and height that each image is scaled to, in pixels, by bilinear interpolation. Not given: none is."""
     animated: Literal["refuse", "first"] = "refuse"
     """What is done with files of several images: refuse them, or take the first image."""
-    test_share: Fraction = 0.2
+    test_share: Fraction = SHARE
     """Share of each class that is the test set, where there is no folder of it."""
     split_seed: NonNegativeInt = 0
     """Which examples are the test set then; it does not follow the run's seed."""
@@ -71,6 +71,12 @@ class ImageFolder:
         root = folder.resolve(self.path)
         parts, left_out = _parts(root)
         found = [_classes(part) for part in parts]
+        if len(parts) > 1:
+            hold_unsplit(self.test_share, self.split_seed, f"{parts[1]} is")
+            if not found[1]:
+                raise InputError(
+                    PATH, str(parts[1]), "is the folder of the test set and has no image; fill or remove it"
+                )
         classes = sorted(found[0])
         for part, held in zip(parts, found, strict=True):
             empty = sorted(name for name in held if not held[name])
@@ -99,18 +105,17 @@ class ImageFolder:
 
     def _pixels(self, files: list[Path]) -> Array:
         """All images: float32 [n, channels, height, width]."""
-        found = np.empty(0, np.float32)
-        shape = None if self.size is None else (self.size, self.size)
+        side = self.resize or self.size
+        shape = self._image(files[0]).shape[:2] if side is None else (side, side)
+        wanted = (len(files), 3 if self.color == "rgb" else 1, *shape)
+        option = "resize" if self.size is None else "size"
+        hold_memory(wanted, f"{TABLE}.{option}", side, "make the images smaller by resize")
+        found = np.empty(wanted, np.float32)
         for number, file in enumerate(files):
             values = self._image(file)
-            shape = shape or values.shape[:2]
             if values.shape[:2] != shape:
                 fault = f"is {values.shape[1]} x {values.shape[0]} pixels, not {shape[1]} x {shape[0]}"
                 raise InputError(PATH, str(file), f"{fault}; give all images one size, or say resize = 64")
-            if number == 0:
-                wanted = (len(files), 3 if self.color == "rgb" else 1, *shape)
-                hold_memory(wanted, f"{TABLE}.resize", self.resize, "make the images smaller by it")
-                found = np.empty(wanted, np.float32)
             pixels = values.reshape(*shape, -1).transpose(2, 0, 1)
             found[number] = unit_scale(pixels) if pixels.dtype == np.uint8 else pixels
         return found
@@ -185,15 +190,19 @@ def _parts(root: Path) -> tuple[list[Path], list[str]]:
     """The folders of training and test set, or the folder itself; and the names of those that are left out."""
     if not root.is_dir():
         raise InputError(PATH, str(root), "is a file; name the folder in which there is one folder a class")
-    train = root / "train"
-    if not train.is_dir() or not any(map(_is_folder, train.iterdir())):
+    folders = [place for place in sorted(root.iterdir()) if _is_folder(place)]
+    trains, tests = (
+        [place for name in names for place in folders if place.name.lower() == name] for names in (TRAINS, TESTS)
+    )
+    if not trains or not any(map(_is_folder, trains[0].iterdir())):
         return [root], []
-    tests = [root / name for name in TESTS if (root / name).is_dir()]
-    beside = [place for place in sorted(root.iterdir()) if _is_folder(place) and place.name not in ("train", *TESTS)]
+    beside = [place for place in folders if place not in (trains[0], *tests)]
     for place in beside:
         if next(_images(place), None) is not None:
-            raise InputError(PATH, str(root), f"{place.name} lies beside train and has images; move it elsewhere")
-    return [train, *tests[:1]], [place.name for place in tests[1:]]
+            raise InputError(
+                PATH, str(root), f"{place.name} lies beside {trains[0].name} and has images; move it elsewhere"
+            )
+    return [trains[0], *tests[:1]], [place.name for place in tests[1:]]
 
 
 def _classes(part: Path) -> dict[str, list[Path]]:
@@ -232,16 +241,15 @@ def _is_image(file: Path) -> bool:
     if not file.is_file():
         raise InputError(PATH, str(file), "is neither a file nor a folder; remove it")
     Image.init()
-    if Image.registered_extensions().get(suffix) in Image.OPEN:
+    if Image.registered_extensions().get(suffix) in _formats():
         return True
     if suffix in FOREIGN:
         raise InputError(
             PATH, str(file), "is a picture of a kind that is not read; make a PNG of it, or move it elsewhere"
         )
-    try:
-        with _quiet(), Image.open(file, formats=_formats()):
-            return True
-    except UnidentifiedImageError:
-        return False
-    except OSError as error:
-        raise InputError(PATH, str(file), f"cannot be read: {reason(error)}") from error
+    with reading(file, "an image", PATH), _quiet():
+        try:
+            with Image.open(file, formats=_formats()):
+                return True
+        except UnidentifiedImageError:
+            return False

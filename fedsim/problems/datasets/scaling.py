@@ -8,6 +8,8 @@ import numpy as np
 
 from fedsim.core.data_files import Array
 
+EXACT = 2.0**53
+"""The largest whole number below which floating-point numbers tell all whole numbers apart."""
 EXTREME = 1e100
 """Numbers beyond this, or all below its inverse, have squares that leave the range of floating-point numbers."""
 
@@ -18,7 +20,7 @@ def moderate(largest: Any) -> Array:
     largest: the largest magnitude of each column, [k].
     """
     extreme = (largest >= EXTREME) | ((largest <= 1 / EXTREME) & (largest > 0))
-    return np.where(extreme, np.ldexp(1.0, -np.frexp(largest)[1]), 1.0)
+    return np.where(extreme, np.ldexp(1.0, np.minimum(-np.frexp(largest)[1], 1023)), 1.0)
 
 
 def standardised(x: Array, x_test: Array) -> tuple[Array, Array, dict[str, Any]]:

@@ -14,7 +14,7 @@ from pydantic import Field
 from fedsim.core.data_files import TABLE, Array, DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, options
-from fedsim.problems.datasets.base import Dataset, Indices, Task, split_off
+from fedsim.problems.datasets.base import SHARE, Dataset, Indices, Task, hold_unsplit, split_off
 
 if TYPE_CHECKING:
     from fedsim.problems.datasets.cells import Cells
@@ -24,6 +24,7 @@ Encoding = Literal["one_hot", "ordinal", "hash"]
 Columns = Annotated[tuple[str | int, ...], Field(strict=False)]
 """Columns by their names or places; a TOML array."""
 Markers = Annotated[tuple[str, ...], Field(strict=False)]
+HASH_COLUMNS = 16
 UNNAMED = "Unnamed: 0"
 """How pandas calls a column without a name when it reads one, and then writes it."""
 ROWS = ("id", "index", "no", "row", "row_id", "rowid", "rownames")
@@ -68,7 +69,7 @@ class CSV:
     their order; hash: `hash_columns` of them. For all, or a table by column, which may name columns of numbers too. Not
     given: texts are refused.
     """
-    hash_columns: PositiveInt = 16
+    hash_columns: PositiveInt = HASH_COLUMNS
     """Into how many numbers hash encodes a column."""
     missing: Literal["refuse", "drop", "fill"] = "refuse"
     """What becomes of an example of which something is missing: refuse the table; drop the example; fill in the mean of
@@ -84,7 +85,7 @@ class CSV:
     """classification numbers the distinct labels in their order from 0; regression takes them as numbers."""
     test_path: str | None = None
     """The file, or files, of the test examples, with the same columns. Not given: `test_share` are split off."""
-    test_share: Fraction = 0.2
+    test_share: Fraction = SHARE
     """Share that is the test set, of each owner, or else of each class, where no file is."""
     split_seed: NonNegativeInt = 0
     """Which examples are the test set then; it does not follow the run's seed."""
@@ -98,13 +99,23 @@ class CSV:
             raise InputError("delimiter", self.delimiter, "this character has a meaning of its own in a table")
         if self.comment is not None and len(self.comment) != 1:
             raise InputError("comment", self.comment, "give one character")
+        for option, given in (("delimiter", self.delimiter), ("comment", self.comment)):
+            if given is not None and not given.isascii():
+                raise InputError(option, given, "give a character of ASCII")
+        if self.comment is not None and self.comment == self.delimiter:
+            raise InputError("comment", self.comment, "delimiter is the same; leave one of the two out")
         if self.encoding is not None:
             try:
                 " ".encode(self.encoding)
-            except (LookupError, UnicodeError) as error:
+            except (LookupError, ValueError) as error:
                 raise InputError("encoding", self.encoding, "Python knows no such encoding of text") from error
         if self.owner is not None and self.owner_is_file:
             raise InputError("owner_is_file", True, "owner names a column already; leave one of the two out")
+        encodings = set(self.encode.values()) if isinstance(self.encode, dict) else {self.encode}
+        if not encodings:
+            raise InputError("encode", "{}", "names no column; leave it out")
+        if self.hash_columns != HASH_COLUMNS and "hash" not in encodings:
+            raise InputError("hash_columns", self.hash_columns, "nothing is encoded by hash; leave it out")
         if self.features is not None and self.drop:
             raise InputError("drop", list(self.drop), "features says which columns are used; leave one of the two out")
 
@@ -119,7 +130,9 @@ class CSV:
             header=self.header,
             encoding=self.encoding,
             comment=self.comment,
-            missing=written.MISSING if self.missing_values is None else ("", *self.missing_values),
+            missing=written.MISSING
+            if self.missing_values is None
+            else ("", *(mark.strip() for mark in self.missing_values)),
         )
         paths = folder.resolve_all(self.path)
         cells = written.read_cells(paths, writing)
@@ -128,15 +141,26 @@ class CSV:
         chosen = self._features(cells, [label] if owned is None else [label, owned])
         training = len(cells)
         if self.test_path is not None:
+            hold_unsplit(self.test_share, self.split_seed, "test_path names")
             tests = folder.resolve_all(self.test_path, f"{TABLE}.test_path")
+            trained = {path.resolve() for path in paths}
+            both = next((path for path in tests if path.resolve() in trained), None)
+            if both is not None:
+                fault = f"{both} is trained on, too; leave it out of one of path and test_path"
+                raise InputError(f"{TABLE}.test_path", self.test_path, fault)
             cells = written.appended(cells, written.read_cells(tests, writing), [label, *chosen])
         rows = np.arange(len(cells))
         if self.missing == "drop":
             needed = [label, *chosen, *([] if owned is None else [owned])]
             rows = np.flatnonzero(~np.any([cells.columns[column].isna() for column in needed], axis=0))
             training = int(np.searchsorted(rows, training))
-            if not training:
-                raise InputError(f"{TABLE}.missing", self.missing, f"something is missing in every row of {paths[0]}")
+            for count, option, path in (
+                (training, "path", paths[0]),
+                (len(rows) - training, "test_path", cells.paths[-1]),
+            ):
+                if not count and (option == "path" or self.test_path is not None):
+                    fault = f"something is missing in every row of {path}{_empty(cells, needed)}"
+                    raise InputError(f"{TABLE}.missing", self.missing, fault)
             cells = cells.taken(rows)
         y, classes = self._targets(cells, label, training)
         owner, owners = self._owners(cells, owned, paths, training)
@@ -191,7 +215,12 @@ class CSV:
                     fault = "is the label, the owner, or named twice; name each feature once"
                     raise InputError(f"{TABLE}.features", cells.names[place], fault)
         else:
-            left = {*taken, *(self._column("drop", one, cells) for one in self.drop)}
+            dropped = [self._column("drop", one, cells) for one in self.drop]
+            for place in dropped:
+                if place in taken or dropped.count(place) > 1:
+                    fault = "is the label or the owner, no feature anyway, or named twice; leave it out"
+                    raise InputError(f"{TABLE}.drop", cells.names[place], fault)
+            left = {*taken, *dropped}
             chosen = [column for column in range(len(cells.names)) if column not in left]
             if self.header is not False:
                 chosen = [column for column in chosen if not self._counts_rows(cells, column)]
@@ -226,7 +255,10 @@ class CSV:
                 row, f'column {name!r} has no value in row {cells.number(row)}; remove it, or say missing = "drop"'
             )
         if self.label_ending:
-            texts = texts.str.removesuffix(self.label_ending)
+            ended = texts.str.endswith(self.label_ending) & (texts.str.len() > len(self.label_ending))
+            if not ended.any():
+                raise InputError(f"{TABLE}.label_ending", self.label_ending, f"no label in column {name!r} ends so")
+            texts = texts.where(~ended, texts.str.removesuffix(self.label_ending))
         values, wrong, _ = as_numbers(texts, self.decimal)
         if self.task == "regression":
             with np.errstate(over="ignore"):
@@ -294,3 +326,9 @@ class CSV:
 
 def _unnamed(name: str) -> bool:
     return name == "" or name.startswith(UNNAMED)
+
+
+def _empty(cells: Cells, needed: Sequence[int]) -> str:
+    """Which of the columns is always missing, in words; nothing, if none is."""
+    names = [cells.names[column] for column in needed if cells.columns[column].isna().all()]
+    return f": column {names[0]!r} has no value at all; leave it out by drop" if names else ""
