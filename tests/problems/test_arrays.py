@@ -108,8 +108,7 @@ def test_a_validation_set_is_the_test_set_where_there_is_no_other(tmp_path):
     assert (data.x.tolist(), data.x_test.tolist()) == (X.tolist(), (X + 1).tolist())
     path = archive(tmp_path, **parts, x_test=X + 2, y_test=Y)
     assert NPZ(path=path).load(NOWHERE).x_test.tolist() == (X + 2).tolist()
-    for option, value in (("test_share", 0.5), ("split_seed", 1)):
-        refusal(NPZ(path=path, **{option: value}), NOWHERE, f"problem.dataset.{option} = {value}")
+    refusal(NPZ(path=path, test_share=0.5), NOWHERE, "problem.dataset.test_share = 0.5")
     refusal(NPZ(path=archive(tmp_path, **parts, x_test=X)), NOWHERE, "x_test but no y_test")
 
 

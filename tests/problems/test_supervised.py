@@ -63,6 +63,13 @@ def test_a_split_that_cannot_follow_the_seed_is_refused(tmp_path, table, change,
     assert str(caught.value) == f"problem.split = seed: {words}"
 
 
+def test_a_seed_of_a_split_that_is_not_made_is_refused(tmp_path, table):
+    (tmp_path / "more.csv").write_text(TABLE, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        built(dataset=table | {"test_path": str(tmp_path / "more.csv"), "split_seed": 1})
+    assert str(caught.value) == "problem.dataset.split_seed = 1: heart has a test set of its own; remove it"
+
+
 def test_clients_keep_the_names_of_their_owners(tmp_path, table):
     assert built(dataset=table, partition={"kind": "natural"}).names == ["$Basel", "Zürich", "cleveland"]
     kept = built(dataset=table, partition={"kind": "natural", "clients": 2})

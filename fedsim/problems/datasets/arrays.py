@@ -89,7 +89,7 @@ class NPZ:
         targets, classes = _targets(y, training, self.task, path, names["y"])
         owners, owner_names = (None, []) if owner is None else _owners(owner, training, path, names["owner"])
         if several:
-            hold_unsplit(self.test_share, self.split_seed, f"{names['x'][1]} is of")
+            hold_unsplit(self.test_share, f"{names['x'][1]} is of")
             train, test = np.arange(training), np.arange(training, len(x))
         else:
             strata = owners if owners is not None else (targets if classes else None)

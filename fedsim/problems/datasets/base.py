@@ -116,13 +116,12 @@ SHARE = 0.2
 """The share of the examples that is the test set, where nothing else is said."""
 
 
-def hold_unsplit(share: float, seed: int, what: str) -> None:
-    """Refuse options of a split where there is none. what: has the test set, such as "test_path names"."""
-    for option, value, usual in (("test_share", share, SHARE), ("split_seed", seed, 0)):
-        if value != usual:
-            raise InputError(
-                f"{TABLE}.{option}", value, f"{what} the test set, so that nothing is split off; leave it out"
-            )
+def hold_unsplit(share: float, what: str) -> None:
+    """Refuse the share of a split where there is none. what: has the test set, such as "test_path names"."""
+    if share != SHARE:
+        raise InputError(
+            f"{TABLE}.test_share", share, f"{what} the test set, so that nothing is split off; leave it out"
+        )
 
 
 def split_off(strata: Array | None, count: int, share: float, seed: int) -> tuple[Indices, Indices]:

@@ -72,7 +72,7 @@ class ImageFolder:
         parts, left_out = _parts(root)
         found = [_classes(part) for part in parts]
         if len(parts) > 1:
-            hold_unsplit(self.test_share, self.split_seed, f"{parts[1]} is")
+            hold_unsplit(self.test_share, f"{parts[1]} is")
             if not found[1]:
                 raise InputError(
                     PATH, str(parts[1]), "is the folder of the test set and has no image; fill or remove it"

@@ -141,7 +141,7 @@ class CSV:
         chosen = self._features(cells, [label] if owned is None else [label, owned])
         training = len(cells)
         if self.test_path is not None:
-            hold_unsplit(self.test_share, self.split_seed, "test_path names")
+            hold_unsplit(self.test_share, "test_path names")
             tests = folder.resolve_all(self.test_path, f"{TABLE}.test_path")
             trained = {path.resolve() for path in paths}
             both = next((path for path in tests if path.resolve() in trained), None)
