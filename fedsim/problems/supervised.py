@@ -118,7 +118,7 @@ class SupervisedOptions(HasPlugins):
         dataset = replace(dataset, told={**dataset.told, "files": files})
         if self.split == "seed" and not dataset.drawn:
             raise InputError("problem.split", self.split, f"{dataset.name} has a test set of its own; remove it")
-        if not dataset.drawn and getattr(loader, "split_seed", 0):
+        if not dataset.drawn and hasattr(loader, "split_seed") and loader.split_seed:
             fault = f"{dataset.name} has a test set of its own; remove it"
             raise InputError("problem.dataset.split_seed", loader.split_seed, fault)
         return dataset

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedsim.core.data_files import TABLE, Array, DataFolder, hold_memory, reading
 from fedsim.core.errors import InputError
+from fedsim.core.files import reason
 from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, options
 from fedsim.problems.datasets.base import SHARE, Dataset, hold_unsplit, split_dataset, standardise, unit_scale
 
@@ -253,3 +254,5 @@ def _is_image(file: Path) -> bool:
                 return True
         except UnidentifiedImageError:
             return False
+        except OSError as error:
+            raise InputError(PATH, str(file), f"cannot be read: {reason(error)}") from error
