@@ -164,14 +164,20 @@ def table_of(made: type[Any]) -> BeforeValidator:
 def first_error(error: ValidationError, prefix: str, cls: type[Any]) -> InputError:
     """The first of pydantic's complaints about a `cls` as one line; `prefix` is the table the option stands in."""
     first = error.errors(include_url=False)[0]
-    # Pydantic adds the kinds that a union tried, such as `constrained-int`, which nobody has written.
-    tag = re.compile(r"constrained-|function-|.*\[")
-    named = [str(part) for part in first["loc"] if isinstance(part, int) or not tag.match(part)]
+    unknown = first["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+    # Pydantic adds the kinds that a union tried, such as `constrained-int`, which nobody has written; the name of an
+    # unknown option, at the end, somebody has, whatever it is like.
+    tag, last = re.compile(r"constrained-|function-|.*\["), len(first["loc"]) - unknown
+    named = [
+        str(part)
+        for place, part in enumerate(first["loc"])
+        if place >= last or isinstance(part, int) or not tag.match(part)
+    ]
     path = ".".join(part for part in (prefix, *named) if part != "")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return InputError(f"{path}.{cause.option}" if path else cause.option, cause.value, cause.remedy)
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if unknown:
         near = meant(named[-1], [field.name for field in dataclasses.fields(cls)])
         return InputError(path, first["input"], f"no such option here; remove it or correct its name{near}")
     if first["type"] in ("missing", "missing_argument"):

@@ -182,6 +182,13 @@ def test_a_transform_with_neither_encode_nor_apply_is_refused():
         fedsim.experiment(transforms=[Nothing()])
 
 
+@pytest.mark.parametrize("name", ["\x1b[31m", "lr[", "constrained-lr", "function-"])
+def test_an_unknown_option_may_be_called_like_a_tag_of_pydantic(name):
+    with pytest.raises(InputError, match=r"= 1: no such option here; remove it or correct its name") as caught:
+        fedsim.experiment(client={"kind": "sgd", "epochs": 1, name: 1})
+    assert caught.value.option == f"client.{name}"
+
+
 def test_a_class_of_nearly_that_name_is_offered():
     with pytest.raises(InputError, match=r"strategies\.fedavg has no FedAvgg; did you mean FedAvg\?$"):
         fedsim.experiment(strategy="strategies.fedavg:FedAvgg")
