@@ -22,7 +22,8 @@ class GoneError(StorageError):
     """The run's folder is not where it was: somebody has deleted or moved it."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, OSError(errno.ENOENT, "the run's folder was deleted or moved"))
+        otherwise = "" if path.is_absolute() else ", or what runs has changed the current folder"
+        super().__init__(path, OSError(errno.ENOENT, f"the run's folder was deleted or moved{otherwise}"))
 
 
 def write_whole(path: Path, *content: bytes | memoryview) -> None:

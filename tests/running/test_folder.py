@@ -135,6 +135,15 @@ def test_a_folder_that_is_gone_is_said_at_the_next_row(tmp_path, how):
         other.close()
 
 
+def test_a_current_folder_that_is_changed_is_a_cause_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with RunFolder.create(Path("run"), "x") as folder:
+        folder.append({"round": 1})
+        monkeypatch.chdir("/")
+        with pytest.raises(GoneError, match=r"was deleted or moved, or what runs has changed the current folder$"):
+            folder.append({"round": 2})
+
+
 def test_a_link_is_not_gone_on_with(unfinished, tmp_path):
     """It may lead to a file that no run has written, and which would be cut."""
     (unfinished / METRICS).rename(tmp_path / "mine.txt")
