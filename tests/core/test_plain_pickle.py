@@ -66,7 +66,7 @@ class Own:
         Calls(np.dtype, "V8"),
         Calls(np.dtype, "M8[s]"),
         Calls(np.dtype, [("a", "O")]),
-        Calls(np.dtype, "f8", state=(3, "|", None, ("f",), {"f": (np.dtype("O"), 0)}, 8, 1, 0)),
+        Calls(np.dtype, "f8", state=(3, "|", None, ("f",), {"f": (np.dtype("u1"), 0)}, 8, 1, 0)),
         Calls(np.load, "x"),
         Calls(np.frombuffer, b"x"),
         np.array([None]),

@@ -126,3 +126,100 @@ def test_owners_of_a_test_set_who_never_train_are_nobodys(tmp_path):
     parts = {"x": X, "y": Y, "x_test": X, "y_test": Y, "owner": Y}
     data = NPZ(path=archive(tmp_path, **parts, owner_test=Y + 7)).load(NOWHERE)
     assert (data.owner.tolist(), data.owner_test, data.told["owners"]) == ([0, 1, 1], None, ["0", "1"])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "tested"),
+    [
+        ("x", "y", ("x_test", "y_test")),
+        ("X", "y", ("X_test", "y_test")),
+        ("x_train", "y_train", ("x_test", "y_test")),
+        ("X_train", "Y_train", ("X_test", "Y_test")),
+        ("data", "target", None),
+        ("data", "labels", None),
+        ("images", "labels", None),
+        ("train_images", "train_labels", ("test_images", "test_labels")),
+    ],
+)
+def test_arrays_are_found_by_their_usual_names(tmp_path, x, y, tested):
+    arrays = {x: X, y: Y, "class_names": np.array(["no", "yes"]), "x_val": X}
+    arrays |= {} if tested is None else {tested[0]: X[:1] + 1, tested[1]: Y[:1]}
+    split = {"test_share": 0.0} if tested is None else {}
+    data = NPZ(path=archive(tmp_path, **arrays), **split).load(NOWHERE)
+    assert (data.x.shape, data.y.tolist(), len(data.x_test)) == ((3, 2), [0, 1, 1], 0 if tested is None else 1)
+    assert data.told["arrays"]["x"] == [x] if tested is None else [x, tested[0]]
+
+
+def test_arrays_are_named_where_their_names_are_others_or_several(tmp_path):
+    path = archive(tmp_path, inputs=X, results=Y, data=X + 1, target=Y[::-1], who=np.array(["b", "a", "b"]))
+    refusal(NPZ(path=archive(tmp_path, a=X, b=Y)), NOWHERE, "no array x", "it holds a, b", "say by x and y")
+    refusal(NPZ(path=archive(tmp_path, x=X, y=Y, X=X)), NOWHERE, "('x', 'y') and ('X', 'y')")
+    path = archive(tmp_path, inputs=X, results=Y, who=np.array(["b", "a", "b"]))
+    data = NPZ(path=path, x="inputs", y="results", owner="who", test_share=0.0).load(NOWHERE)
+    assert (data.y.tolist(), data.owner.tolist(), data.told["owners"]) == ([0, 1, 1], [1, 0, 1], ["a", "b"])
+    refusal(NPZ(path=path, x="inputs", y="results", owner="what"), NOWHERE, "problem.dataset.owner = what")
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((3, 5, 6), (1, 5, 6)), ((3, 5, 6, 3), (3, 5, 6)), ((3, 3, 5, 6), (3, 5, 6)), ((3, 5, 6, 1), (1, 5, 6))],
+)
+def test_images_of_bytes_are_those_of_a_folder(tmp_path, shape, expected):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    data = NPZ(path=archive(tmp_path, x=pixels, y=Y[:, None]), test_share=0.0).load(NOWHERE)
+    assert data.x.shape[1:] == expected
+    moved = np.moveaxis(pixels, 3, 1) if len(shape) == 4 and shape[1] != 3 else pixels
+    np.testing.assert_array_equal(data.x.reshape(3, -1), moved.reshape(3, -1).astype(np.float32) / 255)
+    # Other bytes are numbers, and other numbers no bytes.
+    assert NPZ(path=archive(tmp_path, x=pixels.reshape(3, -1), y=Y)).load(NOWHERE).x.max() > 1
+    assert NPZ(path=archive(tmp_path, x=pixels.astype(np.int32), y=Y)).load(NOWHERE).x.max() > 1
+
+
+def test_what_is_missing_is_filled_in_by_training_examples_or_left_out(tmp_path):
+    x, x_test = np.array([[1, np.nan], [3, 4], [8, 6]]), np.array([[np.nan, 1.0]])
+    path = archive(tmp_path, x=x, y=Y, x_test=x_test, y_test=Y[:1])
+    refusal(NPZ(path=path), NOWHERE, "x has nan in row 1")
+    filled = NPZ(path=path, missing="fill").load(NOWHERE)
+    assert (filled.x.tolist(), filled.x_test.tolist()) == ([[1, 5], [3, 4], [8, 6]], [[4, 1]])
+    refusal(NPZ(path=path, missing="drop"), NOWHERE, "something is missing in every example of x_test")
+    dropped = NPZ(path=archive(tmp_path, x=x, y=Y), missing="drop", test_share=0.0).load(NOWHERE)
+    assert (dropped.x.tolist(), dropped.y.tolist()) == ([[3, 4], [8, 6]], [0, 0])
+    refusal(NPZ(path=archive(tmp_path, x=x * [1, np.nan], y=Y), missing="fill"), NOWHERE, "feature 1 of x has no value")
+    with pytest.raises(InputError, match="missing"):
+        NPZ(path=path, tokens=True, missing="fill")
+
+
+def test_large_numbers_are_standardised_in_double_precision(tmp_path):
+    seconds = 1_700_000_000.0 + np.arange(60)[:, None]
+    path = archive(tmp_path, x=seconds, y=np.arange(60) % 2)
+    data = NPZ(path=path, standardize=True, test_share=0.0).load(NOWHERE)
+    np.testing.assert_allclose(data.x[:, 0], (np.arange(60) - 29.5) / np.sqrt(3599 / 12), rtol=1e-5)
+
+
+def test_real_numbers_are_no_classes(tmp_path):
+    path = archive(tmp_path, x=np.zeros((40, 2)), y=np.arange(40) + 0.5)
+    refusal(NPZ(path=path), NOWHERE, "40 different numbers", 'task = "regression"')
+    assert NPZ(path=path, task="regression").load(NOWHERE).y.dtype == np.float32
+    assert NPZ(path=archive(tmp_path, x=np.zeros((40, 2)), y=np.arange(40) % 2 / 2)).load(NOWHERE).num_classes == 2
+
+
+@pytest.mark.parametrize(
+    ("arrays", "part"),
+    [
+        ({"x": X, "y": Y, "x_test": X[:, :1], "y_test": Y}, "x_test is float32 of shape (3, 1)"),
+        ({"x": X, "y": Y, "x_test": X, "y_test": np.array(["0", "1", "1"])}, "y_test is <U1"),
+        ({"x": np.zeros((3, 0)), "y": Y}, "examples of float64 and no content"),
+        ({"x": X, "y": np.array(["a", " NA ", "b"])}, "y has no value in row 2"),
+        ({"x": X.astype("M8[s]"), "y": Y}, "x is datetime64[s]"),
+        ({"x": X.astype(complex), "y": Y}, "x is complex128"),
+        ({"x": np.zeros(3, "f4,f4")[:, None], "y": Y}, "not numbers"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_one_line(tmp_path, arrays, part):
+    refusal(NPZ(path=archive(tmp_path, **arrays)), NOWHERE, part)
+
+
+def test_an_archive_that_would_be_large_is_refused_beforehand(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedsim.core.data_files.EXPANDED", 10_000)
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros((100_000, 2)), y=np.zeros(100_000))
+    refusal(NPZ(path=str(tmp_path / "bomb.npz")), NOWHERE, "bytes that unpack to more than")

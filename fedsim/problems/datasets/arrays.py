@@ -233,7 +233,7 @@ def _filled(x: Array, x_test: Array, path: Path, key: str) -> tuple[Array, Array
     """Both with the training mean of a feature in place of NaN, and how many numbers that were."""
     from sklearn.impute import SimpleImputer
 
-    flat, flat_test = (values.reshape(len(values), -1).astype(np.float64) for values in (x, x_test))
+    flat, flat_test = (values.reshape(len(values), x[0].size).astype(np.float64) for values in (x, x_test))
     empty = np.isnan(flat).all(axis=0)
     if empty.any():
         fault = f"feature {int(np.argmax(empty))} of {key} has no value in any training example; leave it out"
