@@ -70,8 +70,9 @@ class NamedDropout(nn.Module):
         uniform = draw.streams.uniform(
             f"dropout/{self.name}/{call}", draw.clients, rows.shape[1:], turn=draw.turn, step=draw.step
         )
+        share = 1.0 - self.p or 1.0  # of those that are kept; where none is, all are zero
         kept = (uniform >= self.p).to(x.dtype).view_as(x)
-        return x.mul_(kept).div_(1.0 - self.p) if self.inplace else x * kept / (1.0 - self.p)
+        return x.mul_(kept).div_(share) if self.inplace else x * kept / share
 
 
 def prepare(model: nn.Module) -> nn.Module:

@@ -24,6 +24,8 @@ from fedsim.problems.evaluators import Answer, BlackBoxError, Failure, Functions
 
 AT_ONCE = 2**24
 """Coordinates at which functions are evaluated at once when F is."""
+WIDTHS = (1e-100, 1e100)
+"""How wide a box is at least and at most, so that squares of distances in it are numbers."""
 OnError = Literal["stop", "nan"]
 
 
@@ -268,6 +270,9 @@ def _checked_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] |
         raise InputError("bounds", bounds, "give two numbers, lower and upper, or None") from error
     if not (math.isfinite(lower) and math.isfinite(upper) and lower < upper):
         raise InputError("bounds", bounds, "give two finite numbers, the lower one first, or None")
+    if not WIDTHS[0] <= upper - lower <= WIDTHS[1]:
+        fault = f"a box is {WIDTHS[0]:g} to {WIDTHS[1]:g} wide; scale what the functions are asked"
+        raise InputError("bounds", bounds, fault)
     return lower, upper
 
 

@@ -30,7 +30,7 @@ class Failure:
 
     reason: str
     wrong: bool = False
-    cause: Exception | None = None
+    cause: BaseException | None = None
 
 
 class Answer(NamedTuple):
@@ -244,7 +244,7 @@ def attempt(function: Callable[..., Any], *given: Any) -> Any:
     """What the function returns, or a Failure that says what it raised."""
     try:
         return function(*given)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Failure(f"raised {named_line(error)}", cause=error)
 
 
@@ -256,6 +256,8 @@ def real(found: object, shape: tuple[int, ...]) -> np.ndarray | Failure:
     if isinstance(found, Failure):
         return found
     try:
+        if np.ma.is_masked(found):
+            return misfit("an array with masked values", shape)
         array = np.asarray(found)
     except Exception:
         return misfit(type(found).__name__, shape)

@@ -131,13 +131,18 @@ def _called(model: nn.Module, x: Tensor, fault: str) -> Tensor:
     name = type(model).__name__
     try:
         found = model(x)
-    except Exception as error:  # of whatever kind is in a forward pass that somebody has written
+    except (Exception, SystemExit) as error:  # of whatever kind is in a forward pass that somebody has written
         if no_room(error):
             raise InputError("problem.model", name, too_large(error)) from error
         raise InputError("problem.model", name, f"{fault}: {one_line(named_line(error), 200)}") from error
     if not isinstance(found, Tensor) or not found.is_floating_point():
         kind = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise InputError("problem.model", name, f"gives {kind}; its forward is to return floats, a tensor [B, outputs]")
+    own = next(model.parameters()).dtype
+    if found.dtype != own:
+        given, wanted = (str(kind).removeprefix("torch.") for kind in (found.dtype, own))
+        fault = f"gives {given}, and its parameters are {wanted}; its forward is not to convert, as autocast does"
+        raise InputError("problem.model", name, fault)
     if found.dim() != 2 or len(found) != len(x):
         shape = f"gives outputs of shape {tuple(found.shape)} for inputs of shape {tuple(x.shape)}"
         raise InputError("problem.model", name, f"{shape}; it is to be ({len(x)}, outputs)")

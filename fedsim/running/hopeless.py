@@ -54,14 +54,14 @@ class Patience:
             text = f"nothing has come of waiting {RESTS} times in a row (virtual time {seconds(now):g} s)"
             raise StalledError(text)
 
-    def replied(self, number: int, usable: int, failed: int, bearable: int) -> None:
+    def replied(self, number: int, usable: int, failed: int, bearable: int, remedy: str) -> None:
         """Count updates of round `number`: those that can be used, and those that clients have computed in vain.
 
-        DivergedError: so many that failed, one after the other, are no longer bearable.
+        DivergedError: so many that failed, one after the other, are no longer bearable; remedy: what to do then.
         """
         self.failed = 0 if usable else self.failed + failed
         if self.failed >= bearable:
-            raise DivergedError(f"none of the {self.failed} updates of round {number} is finite; lower client.lr")
+            raise DivergedError(f"none of the {self.failed} updates of round {number} is finite; {remedy}")
 
     def took(self, usable: int, spoiled: int, at_work: int) -> None:
         """Count the replies of a window, those that can be used and others; `at_work` orders go on."""
@@ -105,7 +105,7 @@ class Patience:
         return f"the model is the one that the run began with: {vain}"
 
 
-def hold_finite(number: int, params: Tensor, metrics: Mapping[str, float]) -> None:
+def hold_finite(number: int, params: Tensor, metrics: Mapping[str, float], remedy: str) -> None:
     """End a run that cannot get better, with what to do about it."""
     if not math.isfinite(float(params.sum())):
         raise DivergedError(
@@ -113,4 +113,4 @@ def hold_finite(number: int, params: Tensor, metrics: Mapping[str, float]) -> No
         )
     loss = metrics.get("train_loss", 0.0)
     if not math.isfinite(loss):
-        raise DivergedError(f"train_loss is {loss} in round {number}; lower client.lr")
+        raise DivergedError(f"train_loss is {loss} in round {number}; {remedy}")

@@ -75,6 +75,9 @@ class Simulation:
         self._judge = Judge(parts, self._wall)
         self._patience = Patience()
         self._first = state.params
+        self._remedy = "lower client.lr"
+        if parts.problem.oracle is not None:
+            self._remedy += ", if there is one, or see whether the functions give NaN or infinity"
         self._ending: BaseException | None = None
 
     @property
@@ -216,7 +219,7 @@ class Simulation:
             metrics.update(observed)
         if parts.problem.may_fail:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        hold_finite(number, server.state.params, metrics)
+        hold_finite(number, server.state.params, metrics, self._remedy)
         self._server, self._patience.waits = server, 0
         self._patience.moved(not torch.equal(server.state.params, self._first))
         self._patience.hold_fruitful(engine.in_flight, self._at_work)
@@ -328,7 +331,7 @@ class Simulation:
                 if orders.counts:
                     bearable = 1 if orders.late == "cancel" else self._at_work
                     failed = len(replies.failed) - replies.spoiled
-                    self._patience.replied(self.round + 1, len(replies), failed, bearable)
+                    self._patience.replied(self.round + 1, len(replies), failed, bearable, self._remedy)
                     self._patience.took(len(replies), len(replies.failed), engine.in_flight)
                 return server, replies
             stuck = isinstance(window, First) and orders.late == "keep" and engine.in_flight < window.count

@@ -134,6 +134,13 @@ def test_two_calls_of_a_dropout_layer_draw_two_masks():
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_dropout_layer_that_keeps_nothing_gives_zeros(inplace):
+    layer = prepare(nn.Sequential(nn.Dropout(1.0, inplace)))[0]
+    with drawing(Draw(Streams(0), torch.arange(2), 0, 0), stacked=True):
+        assert layer(torch.ones(2, 3)).tolist() == [[0.0] * 3] * 2
+
+
 def test_one_clients_bad_example_is_its_own():
     """Example 0 of the data is NaN; only its owner fails, in a stack as in the loop."""
     for executor in ("stacked", "loop"):

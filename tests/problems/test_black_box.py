@@ -2,11 +2,13 @@
 
 import importlib
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+import fedsim
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.streams import Streams
 from fedsim.problems.black_box import BlackBox
@@ -216,6 +218,7 @@ def test_gradients_are_found_where_functions_are_differentiable():
         ("scalar", lambda x: x, r"client 2: returned float64 of shape \(2,\), not real numbers of shape \(\)"),
         ("scalar", lambda x: 1j, r"client 2: returned complex128 of shape \(\)"),
         ("scalar", lambda x: "1", "client 2: returned str"),
+        ("numpy", lambda x: np.ma.masked_array(x.sum(-1), x.sum(-1) > 0), "client 2: returned an array with masked"),
     ],
 )
 def test_a_wrong_answer_is_an_error_that_names_the_client(kind, function, told, on_error):
@@ -261,6 +264,22 @@ def test_a_function_that_raises_stops_the_run_or_gives_nan(kind, functions, answ
     found = ask(made(functions, kind=kind, clients=clients, on_error="nan"), [2, 0], X)
     assert torch.equal(found.isnan(), torch.tensor(answers).isnan())
     assert found.nan_to_num().tolist() == torch.tensor(answers).nan_to_num().tolist()
+
+
+def test_a_function_that_wants_to_end_the_process_has_failed():
+    with pytest.raises(BlackBoxError, match="client 0: raised SystemExit: 3"):
+        ask(scalars([lambda x: sys.exit(3)]), [0], [[[0.0]]])
+    assert ask(scalars([lambda x: sys.exit(3)], on_error="nan"), [0], [[[0.0]]]).isnan().all()
+
+
+def test_a_search_that_is_told_nothing_finite_says_where_to_look():
+    problem = made(lambda clients, x: x.sum(-1) * math.nan)
+    parts = {"strategy": {"kind": "cma_es"}, "client": {"kind": "values"}, "selection": {"kind": "uniform", "count": 4}}
+    result = fedsim.run(problem=problem, rounds=1, save=False, **parts)
+    assert result.status == "diverged"
+    assert result.reason.endswith(
+        "is finite; lower client.lr, if there is one, or see whether the functions give NaN or infinity"
+    )
 
 
 def test_an_interrupt_is_no_failure():
@@ -363,6 +382,8 @@ def test_a_process_that_dies_once_costs_no_value(pick, tmp_path, monkeypatch):
         ({"function": rows, "kind": "scalar", "clients": None}, "functions"),
         ({"function": [rows, 3], "kind": "scalar", "clients": None}, "functions"),
         ({"function": [], "kind": "scalar", "clients": None}, "functions"),
+        ({"bounds": (0.0, 1e-320)}, "bounds"),
+        ({"bounds": (-1e308, 1e308)}, "bounds"),
         ({"function": [rows], "kind": "scalar", "clients": 1}, "clients"),
         ({"function": [abs], "kind": "scalar", "clients": None, "timeout": 1.0}, "timeout"),
         ({"function": [abs], "kind": "scalar", "clients": None, "workers": 1, "timeout": 0.0}, "timeout"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,9 @@ MODELS = {
     "squeezed": (lambda: Forward(lambda m, x: m(x).squeeze()), r"shape \(3,\) for inputs of shape \(1, 4\)"),
     "no gradient": (lambda: Forward(lambda m, x: m(x).detach()), "no gradient"),
     "another layer's": (lambda: Forward(lambda m, x: x[:, :3] * torch.ones(3, requires_grad=True)), "depend on none"),
+    "in double": (lambda: Forward(lambda m, x: m(x).double()), "gives float64, and its parameters are float32"),
+    "in half": (lambda: Forward(lambda m, x: m(x).bfloat16()), "gives bfloat16, and its parameters are float32"),
+    "exiting": (lambda: Forward(lambda m, x: sys.exit(3)), "SystemExit: 3"),
     "raising": (lambda: Forward(raising), "KeyError: 'weight'"),
     "writing its inputs": (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)), "changes its inputs"),
 }
