@@ -114,6 +114,8 @@ class SupervisedOptions(HasPlugins):
             loader = replace(loader, split_seed=streams.derive("split") >> 1)  # 63 bits, as whole numbers of TOML have
         dataset: Dataset = loader.load(folder)
         hold_returned("problem.dataset", "datasets", loader, "load", dataset, Dataset)
+        if dataset.num_classes == 1:
+            raise InputError("problem.dataset", dataset.name, "all examples are of one class; nothing can be learnt")
         files = [place for place in dict.fromkeys(folder.found) if place.is_file()]
         dataset = replace(dataset, told={**dataset.told, "files": files})
         if self.split == "seed" and not dataset.drawn:

@@ -63,6 +63,12 @@ def test_a_split_that_cannot_follow_the_seed_is_refused(tmp_path, table, change,
     assert str(caught.value) == f"problem.split = seed: {words}"
 
 
+def test_examples_of_one_class_are_refused(tmp_path, table):
+    (tmp_path / "heart.csv").write_text("age,sick,hospital\n60,yes,a\n61,yes,b\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"^problem\.dataset = heart: all examples are of one class"):
+        built(dataset=table)
+
+
 def test_a_seed_of_a_split_that_is_not_made_is_refused(tmp_path, table):
     (tmp_path / "more.csv").write_text(TABLE, encoding="utf-8")
     with pytest.raises(InputError) as caught:
