@@ -112,10 +112,11 @@ def copies() -> Tensor:
 
 
 def rounds(simulation: Simulation) -> None:
-    """Rounds in which the client evaluates its model, and finds nothing."""
+    """Rounds in which the client evaluates its model, as often as it has declared, and finds nothing."""
 
     def evaluated(cohort: Cohort, batch: Batch, x: Tensor, z: Directions, mu: float) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-        values = cohort.evaluate(cohort.stack(x), batch)
+        for _ in range(2):
+            values = cohort.evaluate(cohort.stack(x), batch)
         return torch.zeros_like(values), values
 
     with patch.object(client, "slopes_along", evaluated):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -203,15 +200,3 @@ def test_what_cannot_be_is_refused_in_one_line(options, message):
 def test_covertype_that_is_not_on_the_disk_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"^problem.dataset = covertype: is not on this disk"):
         Covertype().load(DataFolder(tmp_path))
-
-
-def test_covertype_counts_its_classes_from_0(tmp_path, monkeypatch):
-    x, y = np.arange(42, dtype=np.float64).reshape(21, 2), np.repeat(np.arange(1, 8), 3)
-    asked = {}
-    stand_in = SimpleNamespace(fetch_covtype=lambda **settings: asked.update(settings) or (x, y))
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", stand_in)
-    data = Covertype(test_share=0.34).load(DataFolder(tmp_path))
-    assert asked == {"data_home": tmp_path, "download_if_missing": False, "return_X_y": True}
-    assert (np.bincount(data.y).tolist(), np.bincount(data.y_test).tolist()) == ([2] * 7, [1] * 7)
-    assert data.num_classes == 7
-    assert data.x.dtype == np.float32
