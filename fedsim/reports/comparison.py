@@ -125,7 +125,7 @@ def compare(
     no measure of any run, or no run has what curves are to be drawn against.
     """
     found: dict[Path | int, Run] = {}
-    for given in [runs] if isinstance(runs, Compared) else runs:
+    for given in [runs] if isinstance(runs, Compared) or not isinstance(runs, Iterable) else runs:
         if isinstance(given, Result) and given.folder is None:
             found[id(given)] = _in_memory(given)
         else:

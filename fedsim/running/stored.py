@@ -98,7 +98,7 @@ class StoredRun:
     def ended(self) -> str | None:
         """How the run has ended, one of `ENDED`; None: it has not, or has been interrupted."""
         summary = self.summary()
-        status = "" if summary is None else str(summary["status"])
+        status = "" if summary is None else summary["status"]
         if summary is None or status not in ENDED or (status == "finished" and self._is_to_have_more(summary)):
             return None
         return status
@@ -118,9 +118,9 @@ class StoredRun:
             found = parse_json(read_bytes(self.path / SUMMARY, LARGEST))
         except (OSError, ValueError):
             return None
-        if not isinstance(found, dict) or not all(
-            isinstance(found.get(name, ""), str) for name in ("status", "reason")
-        ):
+        if not isinstance(found, dict) or not isinstance(found.get("status"), str):
+            return None
+        if not isinstance(found.get("reason", ""), str):
             return None
         return found if all(is_number(value) for name, value in found.items() if is_measure(name)) else None
 

@@ -18,7 +18,7 @@ import math
 import re
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,11 +99,14 @@ def expand(
     """
     from fedsim.configuration.tables import Experiment, experiment, load, override
 
-    grid = grid or {}
+    grid = {} if grid is None else grid
+    _hold_grid(grid)
     if "seed" in grid:
         raise InputError("grid", "seed", "runs that differ in their seed are one point of a grid; pass --seeds")
     points = []
-    several = [experiments] if isinstance(experiments, Experiment | Path | str) else list(experiments)
+    several: list[Any] = [experiments]
+    if not isinstance(experiments, Experiment | Path | str) and isinstance(experiments, Iterable):
+        several = list(experiments)
     number = len(several) * math.prod(map(len, grid.values())) * max(length(seeds), 1)
     hold_few("seeds" if seeds else "grid", "(all combinations)", number)
     for given in several:
@@ -125,6 +128,15 @@ def expand(
             group = Path(out) / loaded.name / _folder_name(combination)
             points += [Point(loaded.with_seed(seed), group / f"seed-{seed}") for seed in seeds or [loaded.seed]]
     return points
+
+
+def _hold_grid(grid: object) -> None:
+    """Refuse what is no options with at least one value each."""
+    if not isinstance(grid, Mapping):
+        raise InputError("grid", type(grid).__name__, "name options with their values: {'client.lr': [0.1, 0.3]}")
+    for name, values in grid.items():
+        if not isinstance(values, Collection) or isinstance(values, str | Mapping) or not len(values):
+            raise InputError("grid", f"{name}: {values!r}", "give a list of at least one value")
 
 
 def sweep(

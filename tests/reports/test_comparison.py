@@ -419,9 +419,10 @@ def test_a_comparison_shows_itself(tmp_path):
     assert compared.plot()._repr_png_().startswith(b"\x89PNG")
 
 
-def test_what_is_neither_a_result_nor_a_path_is_refused():
+@pytest.mark.parametrize("runs", [3, [3]])
+def test_what_is_neither_a_result_nor_a_path_is_refused(runs):
     with pytest.raises(InputError, match="runs = int: hand over results, or name run folders"):
-        fedsim.compare([3])
+        fedsim.compare(runs)
 
 
 def test_rows_that_lack_what_runs_write_are_compared_by_what_they_have(tmp_path):

@@ -498,6 +498,8 @@ def test_one_process_at_a_time_writes_to_a_run(unfinished):
         ('{"status": "interrupted"}', None),
         ('{"status": "fin', None),
         ("[]", None),
+        ('{"reason": "none"}', None),
+        ('{"status": []}', None),
         (None, None),
     ],
 )

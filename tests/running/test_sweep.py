@@ -368,6 +368,26 @@ def test_examples_are_not_stacked(tmp_path):
         run_points([point(tmp_path / "seed-0")], stack=True)
 
 
+@pytest.mark.parametrize(
+    ("grid", "line"),
+    [
+        (5, "grid = int: name options with their values"),
+        ({"rounds": 5}, "grid = rounds: 5: give a list of at least one value"),
+        ({"client.lr": "0.1"}, "grid = client.lr: '0.1': give a list"),
+        ({"rounds": []}, "grid = rounds: \\[\\]: give a list"),
+    ],
+)
+def test_what_is_no_grid_is_refused(tmp_path, grid, line):
+    with pytest.raises(InputError, match=line):
+        expand([DIGITS], out=tmp_path, grid=grid)
+
+
+def test_what_is_no_experiment_is_refused_alone_or_among_others(tmp_path):
+    for given in (5, [DIGITS, 5]):
+        with pytest.raises(InputError, match="experiments = int: name files, or hand over experiments"):
+            expand(given, out=tmp_path)
+
+
 def test_from_python_a_sweep_takes_experiments_and_gives_what_is_compared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = fedsim.experiment(name="small", rounds=1, client=Sgd(epochs=1), partition={"kind": "iid", "clients": 3})
