@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate
@@ -305,7 +306,7 @@ def _line(rows: Sequence[Row], column: str, along: Along) -> Line:
     points = {
         place: row[column]
         for place, row in zip(_places(rows, along), rows, strict=True)
-        if all(isinstance(found, (int, float)) and np.isfinite(found) for found in (place, row.get(column)))
+        if all(isinstance(found, (int, float)) and math.isfinite(found) for found in (place, row.get(column)))
     }
     return np.array(list(points.items()), dtype=np.float64).reshape(-1, 2).T
 

@@ -105,6 +105,7 @@ FOREIGN = {
     "a round that is negative": {"metrics.jsonl": '{"round": -1}\n'},
     "a list as a number": {"metrics.jsonl": '{"round": 1, "time": []}\n'},
     "400 digits": {"metrics.jsonl": '{"round": 1, "train_loss": ' + "9" * 400 + "}\n{}\n"},
+    "30 digits": {"metrics.jsonl": '{"round": 1, "time": 1.0, "train_loss": 1.0, "bytes_up": ' + "9" * 30 + "}\n{}\n"},
     "a name that is not printable": {"metrics.jsonl": '{"round": 1, "a\\u001b_loss": 1}\n'},
     "a seed that is a list": {"config.toml": "seed = [1]"},
     "a config that is deep": {"config.toml": f"a = {'[' * 5_000}{']' * 5_000}"},
