@@ -8,7 +8,6 @@ runs that are finished in --runs, by `python -m experiments.fzoos --out <runs>/f
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from experiments.fzoos import applications
 from experiments.fzoos import study as fzoos
 from experiments.one_byte import study as one_byte
 from experiments.studies import run_all
+from fedsim.core.machine import processor
 from fedsim.running.runner import versions
 
 HERE = Path(__file__).parent
@@ -225,18 +225,9 @@ CLAIMS = (
 
 
 def machine() -> str:
-    """Cores, processor and versions of the machine that measures."""
+    """Processor, cores and versions of the machine that measures."""
     listed = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}, {listed}"
-
-
-def _processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
+    return f"{processor()}, Python {platform.python_version()}, {listed}"
 
 
 def render(outcomes: dict[str, Outcome], before: str = "") -> str:

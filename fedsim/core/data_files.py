@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from fedsim.core.errors import InputError
 from fedsim.core.files import expanded, look
+from fedsim.core.memory import room
 
 Array = NDArray[Any]
 TABLE = "problem.dataset"
@@ -278,8 +279,8 @@ def _array(path: Path, name: str, archive: Any, option: str) -> Array:
 def hold_memory(shape: tuple[int, ...], option: str, value: object, remedy: str) -> None:
     """Refuse numbers in single precision, of this shape, that do not fit into the machine's memory."""
     needed = 4 * math.prod(shape)
-    if hasattr(os, "sysconf") and needed > (has := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
-        sizes = f"take {needed / 2**30:.0f} GiB, and this machine has {has / 2**30:.0f}"
+    if needed > room():
+        sizes = f"take {needed / 2**30:.0f} GiB, and this machine has {room() / 2**30:.0f}"
         fault = f"{' x '.join(map(str, shape))} numbers {sizes}"
         raise InputError(option, value, f"{fault}; {remedy}")
 

@@ -259,7 +259,7 @@ def real(found: object, shape: tuple[int, ...]) -> np.ndarray | Failure:
         if np.ma.is_masked(found):
             return misfit("an array with masked values", shape)
         array = np.asarray(found)
-    except Exception:
+    except Exception:  # of whatever array NumPy cannot make: the Failure says what was returned
         return misfit(type(found).__name__, shape)
     if array.dtype.kind not in "iuf" or array.shape != shape:
         plain = array.dtype.kind == "O" or isinstance(found, str | bytes)

@@ -120,13 +120,13 @@ def read_rows(path: Path) -> list[Row]:
         for name, value in row.items():
             if not name.isprintable():
                 raise InputError("metrics", str(path), f"line {number} has a name that no measure has: {name}")
-            if not is_number(value) or (name == "round" and not (isinstance(value, int) and value >= 0)):
+            if not fits_row(value) or (name == "round" and not (isinstance(value, int) and value >= 0)):
                 raise InputError("metrics", str(path), f"line {number} has no number as its {name}")
         rows.append(row)
     return rows
 
 
-def is_number(value: Any) -> bool:
+def fits_row(value: Any) -> bool:
     """Whether a value may stand in a row: one that 64 bits hold, or null where one was not finite."""
     if isinstance(value, int):
         return -(2**63) <= value < 2**63

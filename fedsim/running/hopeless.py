@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fedsim.core.clock import seconds
@@ -90,9 +91,12 @@ class Patience:
             said += [f"{self.wasted} replies came in {self.skipped} rounds that were skipped ({self.why})"]
         return f"{ended} orders{row} brought no reply that was used: {'; '.join(said)}"
 
-    def moved(self, moved: bool) -> None:
-        """Count a round, and whether the model is another than the first. StalledError: it never is."""
-        if self.still < 0 or moved:
+    def saw(self, params: Tensor, first: Tensor) -> None:
+        """Count a round that leaves these parameters [d]; of the first that differ from `first` on it looks no more.
+
+        StalledError: they never do.
+        """
+        if self.still < 0 or not torch.equal(params, first):
             self.still = -1
             return
         self.still += 1

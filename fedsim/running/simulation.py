@@ -221,7 +221,7 @@ class Simulation:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         hold_finite(number, server.state.params, metrics, self._remedy)
         self._server, self._patience.waits = server, 0
-        self._patience.moved(not torch.equal(server.state.params, self._first))
+        self._patience.saw(server.state.params, self._first)
         self._patience.hold_fruitful(engine.in_flight, self._at_work)
         self._judge.after_round(server.state, metrics, count, keeps=keeps)
         self.whole = True

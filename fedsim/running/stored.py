@@ -33,7 +33,7 @@ from fedsim.core.files import look, read_bytes, reason
 from fedsim.core.measures import is_measure
 from fedsim.problems.base import ADVERSARIAL, PARTITION
 from fedsim.running.endings import ENDED
-from fedsim.running.history import History, Row, is_number, read_rows
+from fedsim.running.history import History, Row, fits_row, read_rows
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
 TRACE, CURVES, TRACEBACK = "trace.json", "curves.png", "traceback.txt"
@@ -122,7 +122,7 @@ class StoredRun:
             return None
         if not isinstance(found.get("reason", ""), str):
             return None
-        return found if all(is_number(value) for name, value in found.items() if is_measure(name)) else None
+        return found if all(fits_row(value) for name, value in found.items() if is_measure(name)) else None
 
     @property
     def is_ours(self) -> bool:
