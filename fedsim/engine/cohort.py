@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError, one_line
+from fedsim.core.finite import surely_finite
 from fedsim.core.streams import Index, Streams
 from fedsim.engine.batches import Course, Plan, plan_batches, steps_of
 from fedsim.engine.job import Job
@@ -140,7 +141,8 @@ class Cohort:
             values = torch.empty(x.shape[:2], dtype=x.dtype, device=x.device)
             for part, y, data in self._repeated(x, batch, asking):
                 values[:, part] = self.network.values(y, data).view(len(x), -1)
-        self.failed_queries[asking] += (~torch.isfinite(values)).sum(dim=1)
+        if not surely_finite(values):
+            self.failed_queries[asking] += (~torch.isfinite(values)).sum(dim=1)
         return values
 
     def differentiate(self, x: Tensor, v: Tensor, batch: Batch | None = None) -> tuple[Tensor, Tensor]:
@@ -170,7 +172,8 @@ class Cohort:
         """Values [k] of f_c on a batch at the k rows of a stack, each counted; no copy of the parameters is made."""
         self.queries[: len(y)] += 1
         values = self.network.values(y, batch)
-        self.failed_queries[: len(y)] += ~torch.isfinite(values)
+        if not surely_finite(values):
+            self.failed_queries[: len(y)] += ~torch.isfinite(values)
         return values
 
     def truth(self, x: Tensor) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,20 +99,21 @@ class Judged:
     def client_scores(self, name: str, outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, float]:
         """Statistics of the clients' accuracies, or losses. rows: theirs, one after the other; count: of each, [N]."""
         kind = self.kinds()[-1]
-        means = self.by_client(outputs, rows, count)[kind][count > 0]
+        means = self.by_client((kind,), outputs, rows, count)[kind][count > 0]
         bad, worst = (0.9, means.max()) if kind == "loss" else (0.1, means.min())
         values = (means.mean(), torch.quantile(means, bad), worst)
         return {name: float(value) for name, value in zip(self.client_measures(name), values, strict=True)}
 
-    def by_client(self, outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, Tensor]:
-        """The mean loss and accuracy of each client, float64 [N], NaN without examples; see `client_scores`."""
+    def by_client(self, kinds: Sequence[str], outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, Tensor]:
+        """The means of each client, float64 [N], NaN without examples, of some of `kinds`; see `client_scores`."""
         owner = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
-        scores = self.loss.examples(outputs, rows.targets), self.loss.correct(outputs, rows.targets)
+        score = {"loss": self.loss.examples, "accuracy": self.loss.correct}
         found = {}
-        for name, score in zip(("loss", "accuracy"), scores, strict=True):
-            if score is not None:
-                sums = torch.zeros(len(count), dtype=torch.float64, device=count.device)
-                found[name] = sums.index_add_(0, owner, score.double()) / count
+        for kind in kinds:
+            of_examples = score[kind](outputs, rows.targets)
+            assert of_examples is not None
+            sums = torch.zeros(len(count), dtype=torch.float64, device=count.device)
+            found[kind] = sums.index_add_(0, owner, of_examples.double()) / count
         return found
 
 

@@ -258,7 +258,7 @@ class Supervised:
     def client_measures(self, params: Tensor) -> dict[str, Tensor]:
         """How many examples each client is judged on, int64 [N], and their mean loss and accuracy, float64 [N]."""
         own, count = self.judged.own()
-        return {"examples": count, **self.judged.by_client(self._outputs(params, own), own, count)}
+        return {"examples": count, **self.judged.by_client(self.judged.kinds(), self._outputs(params, own), own, count)}
 
     def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:
         """Loss and accuracy of the global model under attacks; see `fedsim.problems.attacked`."""

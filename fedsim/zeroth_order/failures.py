@@ -10,12 +10,16 @@ import math
 import torch
 from torch import Tensor
 
+from fedsim.core.finite import surely_finite
 
-def told(slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes [k, Q] with 0 in place of those that failed; and by what a mean over Q is to be multiplied, [k, 1].
+
+def told(slopes: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Slopes [k, Q] with 0 in place of those that failed; and by what a mean over Q is to be multiplied, 1 or [k, 1].
 
     That is Q over the number that came, so that the mean is over these; where none came, it is 0.
     """
+    if surely_finite(slopes):
+        return slopes, 1.0
     came = torch.isfinite(slopes)
     share = slopes.shape[1] / came.sum(dim=1, keepdim=True).clamp(min=1).to(slopes.dtype)
     return torch.where(came, slopes, 0.0), share
@@ -23,6 +27,8 @@ def told(slopes: Tensor) -> tuple[Tensor, Tensor]:
 
 def mean_told(values: Tensor) -> Tensor:
     """Means [k] of those of the values [k, n] that came; NaN where none did."""
+    if surely_finite(values):
+        return values.mean(dim=1)
     came = torch.isfinite(values)
     partial = torch.where(came, values, 0.0).sum(dim=1) / came.sum(dim=1)
     return torch.where(came.all(dim=1), values.mean(dim=1), partial)
@@ -33,7 +39,7 @@ def based(base: Tensor, around: Tensor) -> Tensor:
 
     Of an estimate along random directions any number that does not depend on them may take the base's place.
     """
-    return torch.where(torch.isfinite(base), base, mean_told(around))
+    return base if surely_finite(base) else torch.where(torch.isfinite(base), base, mean_told(around))
 
 
 def ranked_last(values: Tensor) -> Tensor:
