@@ -26,7 +26,7 @@ from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.forms import Form
 from fedsim.exchange.messages import Free, Order, Replies, joined, untold_rows
 from fedsim.exchange.windows import All, Every, First, Window
-from fedsim.flower.nodes import EXECUTES, GridError, Sent, content_of, meet, pauses, receive, send, silence
+from fedsim.flower.nodes import EXECUTES, GridError, Sent, answered, content_of, meet, pauses, receive, send, silence
 from fedsim.flower.records import (
     ARRAYS,
     CLIENTS,
@@ -264,12 +264,12 @@ class GridEngine:
         if not self._flights:
             return
         for reply in self.grid.pull_messages([sent.name for sent in self._flights]):
-            answered = next((sent for sent in self._flights if sent.is_answered_by(reply)), None)
-            if answered is None:
+            sent = answered(reply, self._flights)
+            if sent is None:
                 self.trace.complained(f"a reply of node {reply.metadata.src_node_id} answers nothing that it was sent")
                 self.trace.strays += 1
                 continue
-            flight = self._flights.pop(answered)
+            flight = self._flights.pop(sent)
             self._land(flight, content_of(reply, f"partition {flight.partition}"))
             self._heard = self.now
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -101,12 +101,17 @@ class Sent(NamedTuple):
     run: int
     kind: str
 
-    def is_answered_by(self, reply: Message) -> bool:
-        """Whether a reply is from that node, in that run; what Flower itself says of a message is from nobody."""
-        said = reply.metadata
-        if said.reply_to_message_id != self.name:
-            return False
-        return reply.has_error() or (said.src_node_id, said.run_id, said.message_type) == self[1:]
+
+def answered(reply: Message, waiting: Collection[Sent]) -> Sent | None:
+    """Which of the messages that wait for one a reply answers: that node, in that run; None: none of them.
+
+    What Flower itself says of a message is from nobody.
+    """
+    said = reply.metadata
+    if reply.has_error():
+        return next((sent for sent in waiting if sent.name == said.reply_to_message_id), None)
+    found = Sent(said.reply_to_message_id, said.src_node_id, said.run_id, said.message_type)
+    return found if found in waiting else None
 
 
 def send(grid: Grid, contents: Sequence[tuple[int, RecordDict]], kind: str, group: str = "") -> list[Sent]:
@@ -132,9 +137,9 @@ def receive(
     end = time.monotonic_ns() + ticks(timeout)
     for pause in pauses():
         for reply in grid.pull_messages([sent.name for sent in waiting]):
-            answered = next((sent for sent in waiting if sent.is_answered_by(reply)), None)
-            if answered is not None:
-                sender = waiting.pop(answered)
+            sent = answered(reply, waiting)
+            if sent is not None:
+                sender = waiting.pop(sent)
                 found[sender] = content_of(reply, f"{whose} {sender}")
         if not waiting:
             break

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -230,12 +231,12 @@ class BlackBox:
         found, place = list[Tensor](), 0
         with one_core_an_operation():
             for answer in self.functions.ask(clients, x):
-                found.append(self._numbers(answer, int(clients[place // x.shape[1]])).reshape(-1))
+                found.append(self._numbers(answer, clients, place // x.shape[1]).reshape(-1))
                 place += len(found[-1])
         return torch.cat(found).reshape(x.shape[:2])
 
-    def _numbers(self, answer: Answer, client: int) -> Tensor:
-        """The values of one answer, of which a client's is the first; NaN for a failure that may be one."""
+    def _numbers(self, answer: Answer, clients: Tensor, row: int) -> Tensor:
+        """The values of one answer, of which the client in a row of `clients` is the first; NaN for failures."""
         found, shape = answer.found, answer.shape
         if isinstance(found, Tensor):
             numeric = not (found.is_complex() or found.dtype == torch.bool)
@@ -247,18 +248,18 @@ class BlackBox:
             return torch.from_numpy(values).to(self.device, self.dtype)
         if values.wrong or self.on_error == "stop":
             raise BlackBoxError(f"{answer.who}: {values.reason}") from values.cause
-        self._complaints.setdefault(client, values.reason)
+        self._complaints.setdefault(int(clients[row]), values.reason)
         return torch.full(shape, torch.nan, dtype=self.dtype, device=self.device)
 
 
 def is_whole(value: object, least: int) -> bool:
     """Whether a value is a whole number, Python's or NumPy's, of so much at least."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def is_number(value: object) -> bool:
     """Whether a value is a real number, Python's or NumPy's."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _checked_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
