@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ class Judged:
         """What is said of a set: its loss, and where predictions are right or wrong its accuracy."""
         return ("loss", "accuracy")[: 1 + self.has_accuracy]
 
-    @property
+    @cached_property
     def has_accuracy(self) -> bool:
         """Whether predictions are right or wrong."""
         return self.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is not None
