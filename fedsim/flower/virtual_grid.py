@@ -118,7 +118,8 @@ class VirtualGrid(Grid):
 
     A message whose time to live is shorter than its node takes is answered by Flower's error, as one that is not known
     is. `send_and_receive` waits in virtual time, at most `timeout`; `pull_messages` hands over what is there, and where
-    nothing is, waits for the first. A node handles its messages one after the other, in the order in which they came.
+    nothing is, waits for the first; `wait` waits for the first up to a tick, and hands over nothing. A node handles its
+    messages one after the other, in the order in which they came.
 
     exchanges: all messages that were handled. errors: those whose reply is an error. outcomes: what strategies came to.
     now: the virtual tick.
@@ -241,6 +242,21 @@ class VirtualGrid(Grid):
                 self.now = max(self.now, min(self._flights[name].due for name in known))
             return replies + self._taken(known)
 
+    def wait(self, message_ids: Iterable[str], until: int | None = None) -> list[str]:
+        """Let time go on until the first of these messages' replies is there, at most to the tick `until`.
+
+        Where none of them is due by then, or no message is named, the clock stands at `until`; one that is past leaves
+        it as it is. Of the messages those whose replies are there now, in the order in which these came; nothing is
+        handed over, so that a server can look without pulling time forward. Messages that are unknown, or whose replies
+        were handed over before, are ignored.
+        """
+        with self._lock:
+            self._work()
+            known = [name for name in dict.fromkeys(message_ids) if name in self._flights]
+            ends = [self._flights[name].due for name in known] + ([] if until is None else [until])
+            self.now = max(self.now, min(ends, default=self.now))
+            return [flight.message.metadata.message_id for flight in self._there(known)]
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and hand over the replies that are there after `timeout` virtual seconds; all, where None."""
         with self._lock:
@@ -330,11 +346,15 @@ class VirtualGrid(Grid):
             )
         )
 
+    def _there(self, names: Iterable[str]) -> list[_Flight]:
+        """Those of these flights whose replies are there, in the order in which they came."""
+        flights = [self._flights[name] for name in names if self._flights[name].due <= self.now]
+        return sorted(flights, key=lambda flight: (flight.due, flight.number))
+
     def _taken(self, names: Iterable[str]) -> list[Message]:
         """Take the replies that are there out of the grid, in the order in which they came."""
-        flights = [self._flights[name] for name in names if self._flights[name].due <= self.now]
         replies = []
-        for flight in sorted(flights, key=lambda flight: (flight.due, flight.number)):
+        for flight in self._there(names):
             del self._flights[flight.message.metadata.message_id]
             assert flight.reply is not None
             replies.append(flight.reply)

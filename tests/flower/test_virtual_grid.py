@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 
 import numpy as np
 import pytest
@@ -268,6 +269,65 @@ def test_an_app_that_polls_for_all_it_ever_sent_ends_too():
     # At 0, 2 and 4 seconds; what was handed over before is an error, as on Flower.
     assert [partitions(reply for reply in replies if reply.has_content()) for replies in polled] == [[0], [1], [2]]
     assert [sum(reply.has_error() for reply in replies) for replies in polled] == [0, 1, 2]
+
+
+SECOND = 10**9
+
+
+def test_a_server_looks_without_pulling_time_forward():
+    with VirtualGrid(app_of(partition_of), 3, durations={0: 7.0, 1: 3.0, 2: 3.0}) as grid:
+        slow, *quick = grid.push_messages(asked(grid))
+        names = [*reversed(quick), slow]
+
+        def waited(ids, until=None):
+            return [names.index(name) for name in grid.wait(ids, until)], grid.now / SECOND
+
+        # The replies are there after 3, 3 and 7 seconds: of nodes 2, 1 and 0 here, and node 1 was asked before node 2.
+        assert waited(names, 2 * SECOND) == ([], 2.0)
+        assert waited(names, 1 * SECOND) == ([], 2.0)  # the past leaves the clock as it is
+        assert waited([], 5 * SECOND // 2) == ([], 2.5)
+        assert waited([]) == ([], 2.5)
+        assert waited([names[2]], 3 * SECOND - 1) == ([], 3.0 - 1e-9)
+        assert waited(names, 9 * SECOND) == ([1, 0], 3.0)
+        assert waited(names) == ([1, 0], 3.0)  # nothing was taken, and the clock waits for nobody else
+        assert partitions(grid.pull_messages(names)) == [1, 2]
+        # What was handed over, and what is unknown, is ignored.
+        assert waited([*names, "unknown"], 4 * SECOND) == ([], 4.0)
+        assert waited(["unknown", names[0]]) == ([], 4.0)
+        assert waited([names[2], names[2]]) == ([2], 7.0)
+        assert waited([names[2]], 6 * SECOND) == ([2], 7.0)
+        assert partitions(grid.pull_messages(names[2:])) == [0]
+
+
+def test_a_wait_begins_with_what_was_sent_meanwhile_and_knows_whose_node_is_busy_and_whose_time_is_over():
+    with VirtualGrid(app_of(partition_of), 2, durations={0: 2.0, 1: 5.0}) as grid:
+        first, second = grid.push_messages(asked(grid, partitions=[0, 0]))
+        (brief,) = grid.push_messages(asked(grid, partitions=[1], ttl=3.0))
+        # Node 0 is done after 2 and 4 seconds; the message to node 1 lives for 3 of the 5 that it would take.
+        assert grid.wait([second, brief, first], 10 * SECOND) == [first]
+        assert grid.now == 2 * SECOND
+        assert grid.wait([second, brief]) == [brief]
+        assert grid.now == 3 * SECOND
+        assert grid.pull_messages([brief])[0].error.code == 3
+        (third,) = grid.push_messages(asked(grid, partitions=[0]))
+        assert grid.wait([third, second], 20 * SECOND) == [second]
+        assert grid.now == 4 * SECOND
+        assert grid.wait([third]) == [third]
+        assert grid.now == 6 * SECOND
+        assert len(grid.pull_messages([first, second, third])) == 3
+
+
+def test_a_wait_lasts_as_long_as_a_call_takes_where_time_is_real():
+    def sleep(message, context):
+        time.sleep(0.02)
+        return partition_of(message, context)
+
+    with VirtualGrid(app_of(sleep), 1, real_time=True) as grid:
+        names = grid.push_messages(asked(grid))
+        assert grid.wait(names, SECOND // 100) == []
+        assert grid.now == SECOND // 100
+        assert grid.wait(names, 10**4 * SECOND) == names
+        assert grid.now / SECOND == grid.exchanges[0].due >= 0.02
 
 
 def test_a_node_does_one_thing_after_the_other():
