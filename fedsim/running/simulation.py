@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +49,27 @@ class _Server(NamedTuple):
     selector: SelectorState
     sending: dict[str, Tensor]
     asked: int = 0
+
+
+@dataclass
+class UnderWay:
+    """A round between its beginning and its end.
+
+    server: what it knows by now. before: how patient the run was when the round began.
+    orders, window: what was sent last, and when it is looked again. answered: who has answered the last window; None:
+    there was none. count, failed: replies so far, and updates that were not finite. keeps: clients work on.
+    """
+
+    server: _Server
+    before: Patience
+    orders: Order = field(init=False)
+    window: Window = field(init=False)
+    answered: Tensor | None = None
+    count: int = 0
+    failed: int = 0
+    keeps: bool = False
+    metrics: dict[str, float] = field(default_factory=dict)
+    done: bool = False
 
 
 class Simulation:
@@ -185,45 +206,64 @@ class Simulation:
 
         What the server knows changes at the end, so that an interruption leaves that of the round before.
         """
-        parts, engine, self.whole, before = self.parts, self.parts.engine, False, replace(self._patience)
-        server, count, failed, done, keeps = self._server, 0, 0, False, False
-        number, metrics = self.round + 1, dict[str, float]()
-        answered: Tensor | None = None
-        while not done:
-            if answered is None:
-                server, chosen = self._choose(server)
-            else:
-                chosen = answered[torch.from_numpy(engine.free().mask)[answered]]
-            server, orders, window = self._send(server, chosen, further=answered is not None)
-            server, replies = self._collect(server, orders, window)
-            answered, keeps = replies.clients, orders.late == "keep"
-            count, failed = count + len(replies) * orders.counts, failed + len(replies.failed)
-            selector = server.selector
-            if orders.counts:
-                learnt = parts.selector.observe(selector, replies)
-                selector = promises.selector_state(parts.selector, learnt, "observe", selector)
-            try:
-                state, observed, done = self._tell(server.state, replies)
-            except InputError as error:  # too few replies for a robust aggregator
-                if _would_do(replies, 0):
-                    raise  # or something else
-                everybody = parts.steady and isinstance(window, All)  # as many will answer the next time
-                if everybody or _would_do(replies, len(replies.failed) - replies.spoiled):
-                    why = f", {failed} updates not finite" if failed else f", with {count} replies"
-                    raise DivergedError(f"round {number}{why}: {error}") from error
-                engine.trace.skipped += 1
-                self._patience.skips(before, count, failed, str(error))
-                nobody = torch.zeros(len(replies), dtype=torch.bool)
-                state, observed, done = self._tell(server.state, replies.where(nobody))
-            server = _Server(state, selector, server.sending, server.asked)
-            metrics.update(observed)
-        if parts.problem.may_fail:
+        current = self.begin()
+        while not current.done:
+            self.ask(current)
+            self.tell(current)
+        self.complete(current)
+
+    def begin(self) -> UnderWay:
+        """Begin a round: `ask` and `tell` go from window to window, until it is done, and `complete` ends it."""
+        self.whole = False
+        return UnderWay(self._server, replace(self._patience))
+
+    def ask(self, current: UnderWay) -> Order:
+        """Choose clients for the round's next window and send them what the strategy asks: the order as it crosses."""
+        server, answered = current.server, current.answered
+        if answered is None:
+            server, chosen = self._choose(server)
+        else:
+            chosen = answered[torch.from_numpy(self.parts.engine.free().mask)[answered]]
+        current.server, current.orders, current.window = self._send(server, chosen, further=answered is not None)
+        return current.orders
+
+    def tell(self, current: UnderWay) -> None:
+        """Wait for the close of the window that `ask` has opened, and tell the selector and the strategy what came."""
+        parts, orders, window = self.parts, current.orders, current.window
+        server, replies = self._collect(current.server, orders, window)
+        current.answered, current.keeps = replies.clients, orders.late == "keep"
+        current.count += len(replies) * orders.counts
+        current.failed += len(replies.failed)
+        selector = server.selector
+        if orders.counts:
+            learnt = parts.selector.observe(selector, replies)
+            selector = promises.selector_state(parts.selector, learnt, "observe", selector)
+        try:
+            state, observed, current.done = self._tell(server.state, replies)
+        except InputError as error:  # too few replies for a robust aggregator
+            if _would_do(replies, 0):
+                raise  # or something else
+            everybody = parts.steady and isinstance(window, All)  # as many will answer the next time
+            if everybody or _would_do(replies, len(replies.failed) - replies.spoiled):
+                why = f", {current.failed} updates not finite" if current.failed else f", with {current.count} replies"
+                raise DivergedError(f"round {self.round + 1}{why}: {error}") from error
+            parts.engine.trace.skipped += 1
+            self._patience.skips(current.before, current.count, current.failed, str(error))
+            nobody = torch.zeros(len(replies), dtype=torch.bool)
+            state, observed, current.done = self._tell(server.state, replies.where(nobody))
+        current.server = _Server(state, selector, server.sending, server.asked)
+        current.metrics.update(observed)
+
+    def complete(self, current: UnderWay) -> None:
+        """End a round that is done: what the server knows is from now on what it has learnt in it."""
+        engine, metrics = self.parts.engine, current.metrics
+        if self.parts.problem.may_fail:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        hold_finite(number, server.state.params, metrics, self._remedy)
-        self._server, self._patience.waits = server, 0
-        self._patience.saw(server.state.params, self._first)
+        hold_finite(self.round + 1, current.server.state.params, metrics, self._remedy)
+        self._server, self._patience.waits = current.server, 0
+        self._patience.saw(self.state.params, self._first)
         self._patience.hold_fruitful(engine.in_flight, self._at_work)
-        self._judge.after_round(server.state, metrics, count, keeps=keeps)
+        self._judge.after_round(self.state, metrics, current.count, keeps=current.keeps)
         self.whole = True
 
     def _tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:

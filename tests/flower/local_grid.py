@@ -90,7 +90,7 @@ def engine_of(experiment, grid, problem=None, **kwargs):
 
 
 class Clock:
-    """What `grid` and `nodes` know of the module `time`: it goes on while somebody sleeps, and only then."""
+    """What `windows` and `nodes` know of the module `time`: it goes on while somebody sleeps, and only then."""
 
     def __init__(self):
         self.now = 0

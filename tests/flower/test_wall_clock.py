@@ -29,7 +29,7 @@ ALL = {"kind": "uniform", "fraction": 1.0}
 def clock(monkeypatch):
     """Time that passes in steps of 10 ms, of which all that happens here is a multiple."""
     made = Clock()
-    monkeypatch.setattr("fedsim.flower.grid.time", made)
+    monkeypatch.setattr("fedsim.flower.windows.time", made)
     monkeypatch.setattr("fedsim.flower.nodes.time", made)
     monkeypatch.setattr("fedsim.flower.nodes.PAUSES", (0.01, 0.01))
     return made
