@@ -8,7 +8,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from contextvars import ContextVar
+from functools import lru_cache, wraps
+from inspect import isfunction
 from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -124,16 +126,11 @@ def unavailable(name: str, run: int, now: float) -> Message:
 def watched(grid: Grid, note: Callable[[Outcome], None], stall: Callable[[int | None], NoReturn]) -> Iterator[None]:
     """Within this block Flower's server side works on nodes that are all there and answer at once.
 
-    Strategies and legacy servers hand what they came to also to `note`. Who would wait for nodes calls `stall`, with
-    their number where it is known. A legacy server asks its clients as one batch, in order, instead of each in a thread
-    of its own, whose replies would come in any order.
+    Strategies, those too that override `start`, and legacy servers hand what they came to also to `note`. Who would
+    wait for nodes calls `stall`, with their number where it is known. A legacy server asks its clients as one batch, in
+    order, instead of each in a thread of its own, whose replies would come in any order.
     """
-    start, start_grid = Strategy.start, vars(apps)["start_grid"]
-
-    def started(self: Strategy, *given: Any, **named: Any) -> Result:
-        result = start(self, *given, **named)
-        note(result)
-        return result
+    start_grid = vars(apps)["start_grid"]
 
     def started_grid(**named: Any) -> History:
         history: History = start_grid(**named)
@@ -147,14 +144,77 @@ def watched(grid: Grid, note: Callable[[Outcome], None], stall: Callable[[int | 
 
     with ExitStack() as stack:
         for owner, name, value in (
-            (Strategy, "start", started),
             (apps, "start_grid", started_grid),
             (sampling, "sleep", lambda _: stall(None)),
             (SimpleClientManager, "wait_for", waits),
             (legacy, "concurrent", _InTurn(grid)),
         ):
             stack.enter_context(_replaced(owner, name, value))
+        stack.enter_context(_started(note))
         yield
+
+
+@contextmanager
+def _started(note: Callable[[Outcome], None]) -> Iterator[None]:
+    """Within this block each strategy's `start` hands its result to `note`, once, whoever has written it.
+
+    A `start` that calls another one, its base class's or another strategy's, speaks for both: what counts is what it
+    returns, or, where that is no Result, the last that was returned within it. Classes that come into being within the
+    block are like the others. At the end each class has its own function again.
+    """
+    theirs: dict[Callable[..., Any], Callable[..., Any]] = {}
+    found: ContextVar[list[Result] | None] = ContextVar("found", default=None)
+
+    def noting(start: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(start)
+        def begun(*given: Any, **named: Any) -> Any:
+            outer = found.get()
+            results: list[Result] = [] if outer is None else outer
+            token = found.set(results)
+            try:
+                outcome = start(*given, **named)
+            finally:
+                found.reset(token)
+            if isinstance(outcome, Result):
+                results.append(outcome)
+            if outer is None and results:
+                note(results[-1])
+            return outcome
+
+        theirs[begun] = start
+        return begun
+
+    def watch(kind: type[Any]) -> None:
+        owner, start = _start_of(kind)
+        if isfunction(start) and start not in theirs:
+            owner.start = noting(start)
+
+    def made(kind: type[Any], /, **named: Any) -> None:
+        super(Strategy, kind).__init_subclass__(**named)
+        watch(kind)
+
+    for kind in _kinds(Strategy):
+        watch(kind)
+    Strategy.__init_subclass__ = classmethod(made)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del Strategy.__init_subclass__
+        for kind in _kinds(Strategy):
+            owner, start = _start_of(kind)
+            if isfunction(start) and start in theirs:
+                owner.start = theirs[start]
+
+
+def _kinds(kind: type[Any]) -> set[type[Any]]:
+    """A class and all that are derived from it."""
+    return {kind}.union(*map(_kinds, kind.__subclasses__()))
+
+
+def _start_of(kind: type[Any]) -> tuple[Any, Any]:
+    """What a class of strategies begins with, and the class that has it: one that is no strategy, too."""
+    owner = next(owner for owner in kind.__mro__ if "start" in vars(owner))
+    return owner, vars(owner)["start"]
 
 
 @contextmanager

@@ -121,6 +121,7 @@ def test_strategies_begin_in_one_place_and_return_their_result():
         made = getattr(strategies, name)
         if name != "Result":
             assert made.start is strategies.Strategy.start, name
+    assert "__init_subclass__" not in vars(strategies.Strategy)
     assert sampling.sleep is time.sleep
     assert vars(apps)["start_grid"].__name__ == "start_grid"
 

@@ -1,5 +1,6 @@
 """Flower apps, unchanged: what they come to, in one process and in several, from Python and from the command line."""
 
+import inspect
 import logging
 import random
 import shutil
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from flwr.common import ndarrays_to_parameters
 from flwr.server import ServerAppComponents, ServerConfig
 from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.serverapp import ServerApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from local_grid import tiny
 
 import fedsim
@@ -91,6 +92,115 @@ def test_a_strategys_result_and_history_are_the_apps():
     assert (len(result.exchanges), result.errors) == (20, [])
     assert list(result.seconds) == [1, 2]
     assert 0 < sum(result.seconds.values()) <= result.wall
+
+
+def run(strategy, **kwargs):
+    """What is noted when an app starts what `strategy()` makes, and what its `start` returned."""
+    app, returned = ServerApp(), []
+
+    @app.main()
+    def main(grid, context):
+        returned.append(strategy().start(grid, ArrayRecord([np.zeros(1)]), num_rounds=2, **kwargs))
+        noted.extend(grid.outcomes)
+
+    noted = []
+    return simulate(app, pull(), nodes=3), noted, returned[0]
+
+
+class Own(FedAvg):
+    """A strategy that begins in its own way, without Flower's."""
+
+    def start(self, grid, initial_arrays, num_rounds=1, **named):
+        """Train once, whatever was asked."""
+        sent = self.configure_train(1, initial_arrays, ConfigRecord(), grid)
+        arrays, metrics = self.aggregate_train(1, grid.send_and_receive(sent))
+        return Result(arrays, {1: metrics})
+
+
+class Timed(FedAvg):
+    """A strategy that does more before and after Flower's own start."""
+
+    def start(self, *given, **named):
+        return replace(super().start(*given, **named), train_metrics_clientapp={7: MetricRecord({"all": 1})})
+
+
+class Silent(Timed):
+    """A strategy that forgets to return what it came to."""
+
+    def start(self, *given, **named):
+        super().start(*given, **named)
+
+
+class Turns:
+    """What begins a strategy, and is none itself."""
+
+    def start(self, grid, initial_arrays, **named):
+        first = FedAvg().start(grid, initial_arrays, num_rounds=1)
+        return FedAvg().start(grid, first.arrays, num_rounds=1)
+
+
+class InTurn(Turns, FedAvg):
+    """A strategy whose start comes from elsewhere, and lets others do the work."""
+
+
+def late():
+    @dataclass(slots=True)  # which makes the class twice
+    class Late(Own):
+        def __init__(self):
+            FedAvg.__init__(self)
+
+        def start(self, *given, **named):
+            return replace(Own.start(self, *given, **named), evaluate_metrics_serverapp={0: MetricRecord({"late": 1})})
+
+    made.append(Late)
+    return Late()
+
+
+made = []
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rounds"),
+    [(Own, [1]), (Timed, [7]), (InTurn, [1]), (late, [1]), (FedAvg, [1, 2])],
+    ids=lambda row: getattr(row, "__name__", ""),
+)
+def test_whatever_start_a_strategy_has_its_result_is_noted_once(strategy, rounds):
+    before = {kind: vars(kind)["start"] for kind in (Own, Timed, Turns, Strategy)}
+    result, noted, returned = run(strategy)
+    assert list(result.history["train"]) == rounds
+    assert noted == [returned]
+    assert result.result is returned
+    assert {kind: vars(kind)["start"] for kind in before} == before
+    assert "__init_subclass__" not in vars(Strategy)
+    assert [vars(kind)["start"].__module__ for kind in made] == [__name__] * len(made)
+    assert [hasattr(vars(kind)["start"], "__wrapped__") for kind in made] == [False] * len(made)
+    made.clear()
+
+
+def test_a_strategy_that_returns_nothing_came_to_what_flowers_start_did():
+    result, noted, returned = run(Silent)
+    assert (returned, noted) == (None, [result.result])
+    assert list(result.history["train"]) == [7]
+
+
+def test_a_start_that_fails_is_not_noted_and_hides_none_that_follows():
+    class Failing(Own):
+        def start(self, grid, *given, **named):
+            FedAvg().start(grid, *given, **named)
+            raise LookupError
+
+    def main(grid, context):
+        assert list(inspect.signature(FedAvg.start).parameters)[:3] == ["self", "grid", "initial_arrays"]
+        with pytest.raises(LookupError):
+            Failing().start(grid, ArrayRecord([np.zeros(1)]), num_rounds=2)
+        assert grid.outcomes == []
+        for _ in range(2):
+            Own().start(grid, ArrayRecord([np.zeros(1)]))
+        assert len(grid.outcomes) == 2
+
+    app = ServerApp()
+    app.main()(main)
+    assert list(simulate(app, pull(), nodes=3).history["train"]) == [1]
 
 
 def test_an_app_without_a_strategy_has_no_result():
