@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from fedsim.devices import Devices
 from fedsim.devices.faults import Faults
 from fedsim.engine.client import Client
 from fedsim.engine.options import EngineOptions
-from fedsim.exchange.transforms import Chain
+from fedsim.exchange.transforms import Chain, Transform
 from fedsim.server.strategy import Strategy
 
 Table = Mapping[str, Any]
@@ -192,7 +192,7 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     for part in TRANSFORMS:
         for number, transform in enumerate(made[part]):
             hold_base(f"{part}.{number}", "transforms", transform)
-    _check_pair(checked)
+    hold_pair(checked.strategy, checked.client, checked.transforms)
     return checked
 
 
@@ -319,16 +319,15 @@ def _without_default(part: str, table: Table, option: str) -> dict[str, Any]:
     return {name: value for name, value in table.items() if name != other or default is None or value != default}
 
 
-def _check_pair(checked: Experiment) -> None:
-    """Refuse a strategy and a client that do not speak of the same things."""
-    strategy, client = checked.strategy, checked.client
-    names = {part: kind_of(PLUGINS[part][0], getattr(checked, part)) for part in ("strategy", "client")}
+def hold_pair(strategy: Strategy, client: Client, transforms: Sequence[Transform] = ()) -> None:
+    """Refuse a strategy and a client that do not speak of the same things, or transforms of what is not sent."""
+    names = {"strategy": kind_of("strategies", strategy), "client": kind_of("clients", client)}
     fault = _misfit(strategy, client)
     if fault is not None:
         fitting = [name for name in plugins.names("clients") if _fits(strategy, name, client)]
         advice = f"; take client.kind = {' or '.join(fitting)}" if fitting else ""
         raise InputError("client.kind", names["client"], f"with strategy {names['strategy']} {fault}{advice}")
-    Chain(checked.transforms).check(strategy.up, strategy.up)
+    Chain(tuple(transforms)).check(strategy.up, strategy.up)
     with naming("client"):
         client.check(strategy.down)
 

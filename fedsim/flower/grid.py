@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,9 +14,7 @@ from torch import Tensor
 
 from fedsim.core.clock import ticks
 from fedsim.engine.executor import Executor
-from fedsim.engine.job import JobResult
 from fedsim.engine.ledger import Ledger
-from fedsim.exchange.actions import REPORT_UTILITY, SCORE
 from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.forms import Form
 from fedsim.exchange.messages import Order, Replies, untold_rows
@@ -34,7 +32,7 @@ from fedsim.flower.records import (
     digest_of,
     record,
 )
-from fedsim.flower.replies import Asked, RefusedError, state_of
+from fedsim.flower.replies import Asked, Asking, RefusedError, state_of
 from fedsim.flower.windows import GridWindows, Landed, WallClock
 
 
@@ -80,7 +78,7 @@ class GridEngine(GridWindows[_Flight]):
         """Nobody is at work."""
         super()._begin()
         self._idle = (self.executor.problem.sizes > 0).numpy().copy()
-        self._known: dict[Hashable, JobResult] = {}  # of nobody, by what an order says that it asks for
+        self._asking = Asking(self.executor)
 
     def submit(self, orders: Order) -> None:
         """Send the nodes the orders for their clients. GridError: these clients cannot be served so."""
@@ -90,7 +88,7 @@ class GridEngine(GridWindows[_Flight]):
         self._latest = orders
         if not len(orders.clients):
             return
-        payload, asked = record(orders.payload), self._asked(orders)
+        payload, asked = record(orders.payload), self._asking(orders)
         config = ConfigRecord({ROUND: orders.round + 1, **orders.config})
         flights, contents = [], []
         for partition, clients in self._groups(orders):
@@ -212,23 +210,7 @@ class GridEngine(GridWindows[_Flight]):
 
     def _nothing(self, orders: Order) -> dict[str, Tensor]:
         """See `GridWindows`."""
-        return dict(self._asked(orders).nothing.payload)
-
-    def _asked(self, orders: Order) -> Asked:
-        """What an order asks for, of nobody yet."""
-        executor, nobody = self.executor, torch.zeros(0, dtype=torch.int64)
-        shapes = tuple((name, tuple(vector.shape)) for name, vector in sorted(orders.payload.items()))
-        kind = (orders.action, tuple(sorted(orders.config.items())), shapes)
-        job = executor.assign(replace(orders, clients=nobody))
-        if kind not in self._known:
-            self._known[kind] = executor.execute(job)
-        asked = job.cost.queries
-        if executor.network is None:
-            asked += (orders.action == SCORE) + bool(orders.config.get(REPORT_UTILITY))
-        # With transforms what a reply takes may depend on its numbers.
-        least = 0 if executor.transforms.transforms else job.encoded
-        queries, nbytes = (asked, asked + job.cost.first), (least, job.encoded)
-        return Asked(nobody, nobody, self._known[kind], queries, job.cost.extra, nbytes)
+        return dict(self._asking(orders).nothing.payload)
 
     def _ask(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, RecordDict]:
         """Ask nodes, and wait for all answers; both by partition."""

@@ -7,7 +7,7 @@ since the process that answers the next message may be another one.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -107,11 +107,23 @@ def introduce(recipe: Recipe | None, message: Message, context: Context) -> Reco
 def execute(recipe: Recipe | None, message: Message, context: Context) -> RecordDict:
     """Execute an order for this node's clients; keep what they remember."""
     node = _node(_recipe(recipe, context))
-    executor, content = node.executor, message.content
+    return carry_out(node.executor, node.fresh, message.content, context, STATE)
+
+
+def carry_out(
+    executor: Executor, fresh: Mapping[str, Tensor], content: RecordDict, context: Context, memory: str
+) -> RecordDict:
+    """Execute the order of a message; its clients remember what lies in the node's state under the name `memory`.
+
+    fresh: what the executor's store holds before anybody has taken part; another node may have used it since.
+    """
     order, config = content.config_records[ORDER], dict(content.config_records[CONFIG])
     number = int(str(config.pop(ROUND))) - 1
     clients = torch.tensor(order[CLIENTS], dtype=torch.int64)
-    _recall(node, context)
+    store = executor.store
+    if store.shapes:
+        held = context.state.array_records.get(memory)
+        store.restore(fresh if held is None else tensors(held, store.device))
     orders = Order(
         action=str(order["action"]),
         clients=clients,
@@ -122,8 +134,8 @@ def execute(recipe: Recipe | None, message: Message, context: Context) -> Record
         turn=int(str(order[TURN])),
     )
     work = executor.execute(executor.assign(orders))
-    if executor.store.shapes:
-        context.state[STATE] = record(executor.store.snapshot())
+    if store.shapes:
+        context.state[memory] = record(store.snapshot())
     examples = executor.problem.sizes[clients]
     counted = {CLIENTS: clients, EXAMPLES: examples, NBYTES: work.nbytes, QUERIES: work.queries}
     return RecordDict(
@@ -149,11 +161,3 @@ def take_over(recipe: Recipe | None, message: Message, context: Context) -> Reco
 
 def _recipe(recipe: Recipe | None, context: Context) -> Recipe:
     return Recipe.configured(context.run_config, context.node_config) if recipe is None else recipe
-
-
-def _recall(node: _Node, context: Context) -> None:
-    """Give the store what this node's clients remember; another node may have used it last."""
-    store = node.executor.store
-    if store.shapes:
-        held = context.state.array_records.get(STATE)
-        store.restore(node.fresh if held is None else tensors(held, store.device))

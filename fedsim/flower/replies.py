@@ -5,16 +5,18 @@ Counts that go into the ledger are the server's own where the order settles them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
+from fedsim.engine.executor import Executor
 from fedsim.engine.job import JobResult
+from fedsim.exchange.actions import REPORT_UTILITY, SCORE
 from fedsim.exchange.forms import Form, forms_of, misfit
-from fedsim.exchange.messages import usable_rows
+from fedsim.exchange.messages import Order, usable_rows
 from fedsim.flower.records import (
     ARRAYS,
     CLIENT_METRICS,
@@ -87,6 +89,30 @@ class Asked:
         count = len(self.clients)
         ours = {name: Form("int64", (count,)) for name in (CLIENTS, EXAMPLES, NBYTES)}
         return forms_of(self.nothing.metrics, count) | ours | {QUERIES: Form("int64", (count, 3))}
+
+
+class Asking:
+    """What orders ask for, of nobody yet. executor: says what they come to; it does no work of clients."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._nothing: dict[Hashable, JobResult] = {}  # by what an order says that it asks for
+
+    def __call__(self, orders: Order) -> Asked:
+        """What an order asks for."""
+        executor, nobody = self._executor, torch.zeros(0, dtype=torch.int64)
+        shapes = tuple((name, tuple(vector.shape)) for name, vector in sorted(orders.payload.items()))
+        kind = (orders.action, tuple(sorted(orders.config.items())), shapes)
+        job = executor.assign(replace(orders, clients=nobody))
+        if kind not in self._nothing:
+            self._nothing[kind] = executor.execute(job)
+        asked = job.cost.queries
+        if executor.network is None:
+            asked += (orders.action == SCORE) + bool(orders.config.get(REPORT_UTILITY))
+        # With transforms what a reply takes may depend on its numbers.
+        least = 0 if executor.transforms.transforms else job.encoded
+        queries, nbytes = (asked, asked + job.cost.first), (least, job.encoded)
+        return Asked(nobody, nobody, self._nothing[kind], queries, job.cost.extra, nbytes)
 
 
 def _read(held: ArrayRecord | None, forms: Mapping[str, Form]) -> dict[str, Tensor]:
