@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -237,27 +238,59 @@ def populations(turns: int) -> Table:
     return table
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Seconds on the wall and of the processor, the system's among them."""
+
+    wall: float
+    cpu: float
+
+
+def watched(command: Sequence[str], rows: Path) -> tuple[Cost, Cost]:
+    """What a command takes until the first line is in the file `rows`, and until its end; the same if none ever is."""
+    began, first = time.perf_counter(), None
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while first is None and os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.002)
+        if rows.is_file() and rows.stat().st_size:
+            first = Cost(time.perf_counter() - began, _cpu_so_far(process.pid))
+    _, status, used = os.wait4(process.pid, 0)
+    whole = Cost(time.perf_counter() - began, used.ru_utime + used.ru_stime)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return first or whole, whole
+
+
+def _cpu_so_far(process: int) -> float:
+    """Seconds of the processor that a process has taken, in steps of the system's clock (10 ms)."""
+    used = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+
+
 def starts(turns: int) -> Table:
-    """The whole process of the main job, and its imports alone, warm."""
-    table = Table(title="from the shell, warm")
-    table.add_column("command")
-    table.add_column("seconds", justify="right")
-    imports = "import fedsim.cli.main, fedsim.running.runner, fedsim.plots, sklearn.datasets, matplotlib.figure"
+    """The main job from the shell until its first round and until its end, beside PyTorch's import alone, warm."""
+    found: dict[str, list[Cost]] = {"import torch": [], "until the first round": [], "until the end": []}
     with tempfile.TemporaryDirectory() as folder:
-        commands = {
-            "imports": [sys.executable, "-c", imports],
-            "fedsim run experiments/digits_fedavg.toml": [
-                *(sys.executable, "-m", "fedsim", "run", "experiments/digits_fedavg.toml"),
-                *("--force", "--out", f"{folder}/run"),
-            ],
-        }
-        for name, command in commands.items():
-            seconds = []
-            for _ in range(turns + 1):
-                before = time.perf_counter()
-                subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE)
-                seconds.append(time.perf_counter() - before)
-            table.add_row(name, f"{statistics.median(seconds[1:]):.2f}")
+        out = Path(folder) / "run"
+        ours = ("-m", "fedsim", "run", "experiments/digits_fedavg.toml", "--out", str(out))
+        for turn in range(turns + 1):
+            torch, _ = watched([sys.executable, "-c", "import torch"], out / "metrics.jsonl")
+            first, whole = watched([sys.executable, *ours], out / "metrics.jsonl")
+            shutil.rmtree(out)
+            if turn:
+                for costs, cost in zip(found.values(), (torch, first, whole), strict=True):
+                    costs.append(cost)
+    table = Table(title="fedsim run experiments/digits_fedavg.toml, warm; ratios within turns")
+    for column in ("", "seconds", "times import torch", "CPU seconds", "times import torch"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, costs in found.items():
+        cells = []
+        for kind in ("wall", "cpu"):
+            own, base = ([getattr(cost, kind) for cost in of] for of in (costs, found["import torch"]))
+            ratio = statistics.median(ours / theirs for ours, theirs in zip(own, base, strict=True))
+            cells += [f"{statistics.median(own):.2f}", f"{ratio:.2f}"]
+        table.add_row(name, *cells)
     return table
 
 

@@ -207,13 +207,13 @@ class EvasionProblem(BlackBox):
         """The names that `evaluate` gives."""
         return [*super().measures(clients, on), "attack_success", "success_share"]
 
-    def illustrate(self, place: Callable[[str], Path], params: Tensor | None) -> None:
-        """Draw the image before and after, where inputs are images or square, at the end."""
+    def illustrate(self, place: Callable[[str], Path], params: Tensor) -> None:
+        """Draw the image before and after, where inputs are images or square."""
         from fedsim.plots.evasion import Outcome, Verdict, adversarial
 
         side = math.isqrt(self.image.numel())
         shape = self.image.shape if self.image.dim() == 3 else (1, side, side)
-        if params is None or math.prod(shape) != self.image.numel():
+        if math.prod(shape) != self.image.numel():
             return
         after = perturbed(self.image.unsqueeze(0), params.to(self.image), self.epsilon)
         both, count = torch.cat((self.image.unsqueeze(0), after)), len(self.ensemble.params)

@@ -218,8 +218,8 @@ class Problem(ProblemView, Protocol):
         """Parameters [d] by name, as they are saved."""
         ...
 
-    def illustrate(self, place: Callable[[str], Path], params: Tensor | None) -> None:
-        """Draw the problem's own pictures into the run folder, before the first round (no params) and at the end."""
+    def illustrate(self, place: Callable[[str], Path], params: Tensor) -> None:
+        """Draw the problem's own pictures into the run folder, when all rounds are done. params: the last ones, [d]."""
         ...
 
 

@@ -207,7 +207,7 @@ class BlackBox:
         """The point by name, as it is saved."""
         return {"x": params}
 
-    def illustrate(self, place: Callable[[str], Path], params: Tensor | None) -> None:
+    def illustrate(self, place: Callable[[str], Path], params: Tensor) -> None:
         """Draw nothing: any function looks different."""
 
     def close(self) -> None:

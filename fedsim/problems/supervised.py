@@ -207,15 +207,14 @@ class Supervised:
         """The state dict of the model with the parameters of a vector [d]."""
         return self.module(params).state_dict()
 
-    def illustrate(self, place: Callable[[str], Path], params: Tensor | None) -> None:
-        """Draw which classes the clients have, before the first round."""
+    def illustrate(self, place: Callable[[str], Path], params: Tensor) -> None:  # noqa: ARG002
+        """Draw which classes the clients have."""
         from fedsim import plots
 
-        if params is None:
-            data, split = self.dataset, self.partition
-            kinds = data.told.get("classes") or [str(label) for label in range(data.num_classes)]
-            dealt = plots.Dealt(data.y, split.offset, split.order, kinds, self.names)
-            plots.label_distribution(dealt, place(PARTITION))
+        data, split = self.dataset, self.partition
+        kinds = data.told.get("classes") or [str(label) for label in range(data.num_classes)]
+        dealt = plots.Dealt(data.y, split.offset, split.order, kinds, self.names)
+        plots.label_distribution(dealt, place(PARTITION))
 
     @cached_property
     def names(self) -> list[str] | None:

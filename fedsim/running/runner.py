@@ -208,9 +208,6 @@ def drive(
     best = None if folder is None or keeps_best is None else Best(keeps_best, problem, folder, rows)
     status, reason = "finished", ""
     try:
-        if folder is not None and simulation.round == 0:
-            with _not_needed("a picture"):
-                problem.illustrate(folder.place, None)
         for row in simulation:
             rows.append(row)
             if folder is not None:
@@ -308,11 +305,11 @@ def _finish(
     if ENDED.get(summary["status"]) and problem.evaluates_clients(experiment.evaluation.clients):
         with _not_needed(CLIENTS):
             write_clients(problem, params, folder)
+    folder.sync()  # pictures come after all that counts: to load what draws them takes longer than many a round
     with _not_needed("a picture"):
         curves(rows, folder.place(CURVES))
     with _not_needed("a picture"):
         problem.illustrate(folder.place, params)
-    folder.sync()  # before it is said that the run has ended, and what it could go on from is removed
     folder.write_summary(summary)
     if summary["status"] in ENDED:
         try:

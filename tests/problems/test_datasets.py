@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.util
 import io
 import lzma
 import os
@@ -9,17 +10,19 @@ import pickle
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import joblib
 import numpy as np
 import pytest
 import torch
 from datafiles import NOWHERE, refusal, write_all
+from sklearn import datasets as published
 
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
-from fedsim.problems.datasets import DataFolder, Dataset
+from fedsim.problems.datasets import DataFolder, Dataset, embedded
 from fedsim.problems.datasets.base import split_off, standardise
 from fedsim.problems.datasets.cifar import CIFAR10
 from fedsim.problems.datasets.covertype import Covertype
@@ -173,6 +176,21 @@ def test_digits_are_the_published_ones_split_by_class():
     assert data.x.dtype == np.float32
     assert data.x.shape[1:] == (64,)
     assert (data.x.min(), data.x.max()) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "load"),
+    [(Digits(), "digits", published.load_digits), (BreastCancer(), "breast_cancer", published.load_breast_cancer)],
+)
+def test_what_scikit_learn_carries_is_as_its_own_loader_has_it(made, name, load, monkeypatch, tmp_path):
+    x, y = load(return_X_y=True)
+    read, labels = embedded.carried(name)
+    assert read.dtype == x.dtype
+    assert read.tobytes() == x.tobytes()
+    assert labels.tolist() == y.tolist()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: SimpleNamespace(submodule_search_locations=[tmp_path]))
+    with pytest.raises(InputError, match=rf"^problem\.dataset = {name}: scikit-learn .* does not carry"):
+        made.load(NOWHERE)
 
 
 def test_the_split_follows_its_seed_and_share_only():

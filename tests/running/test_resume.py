@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -771,15 +771,16 @@ def test_a_run_has_ended_when_the_disk_has_its_metrics(tmp_path, whole, monkeypa
 
 
 def test_a_run_is_held_from_before_its_first_row(tmp_path, monkeypatch):
-    rows: list[int] = []
+    rows, append = [], RunFolder.append
 
-    def at_the_ends(*_: object) -> None:
+    def watched(folder: RunFolder, row: Mapping[str, Any]) -> None:
         rows.append(lines(tmp_path / "run" / METRICS))
         with pytest.raises(InputError, match="another process is writing to it"):
             RunFolder.reopen(tmp_path / "run")
+        append(folder, row)
 
-    monkeypatch.setattr(Supervised, "illustrate", at_the_ends)
-    run(own(rounds=1), out=tmp_path / "run")
+    monkeypatch.setattr(RunFolder, "append", watched)
+    run(own(rounds=2), out=tmp_path / "run")
     assert rows == [0, 1]
 
 

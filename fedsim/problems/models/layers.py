@@ -29,10 +29,9 @@ def materialise(module: Built) -> Built:
     needed = 4 * sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
     if needed > room():
         raise MemoryError(f"it takes {needed / 2**30:.0f} GiB to train, and {room() / 2**30:.0f} are all there is")
-    module.to_empty(device="cpu")
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.zero_()
+    # `to_empty` asks a meta tensor for its like, and PyTorch imports SymPy to answer.
+    zeros = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in module.state_dict().items()}
+    module.load_state_dict(zeros, assign=True)
     return module
 
 
