@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.engine.executor import Executor
+from fedsim.engine.job import JobResult
 from fedsim.exchange.messages import Order
 from fedsim.flower.recipe import Recipe, identity
 from fedsim.flower.records import (
@@ -107,36 +108,46 @@ def introduce(recipe: Recipe | None, message: Message, context: Context) -> Reco
 def execute(recipe: Recipe | None, message: Message, context: Context) -> RecordDict:
     """Execute an order for this node's clients; keep what they remember."""
     node = _node(_recipe(recipe, context))
-    return carry_out(node.executor, node.fresh, message.content, context, STATE)
+    orders = read_order(message.content, node.executor.problem.device)
+    work = carry_out(node.executor, node.fresh, orders, context, STATE)
+    return written(work, orders.clients, node.executor.problem.sizes)
 
 
-def carry_out(
-    executor: Executor, fresh: Mapping[str, Tensor], content: RecordDict, context: Context, memory: str
-) -> RecordDict:
-    """Execute the order of a message; its clients remember what lies in the node's state under the name `memory`.
-
-    fresh: what the executor's store holds before anybody has taken part; another node may have used it since.
-    """
+def read_order(content: RecordDict, device: torch.device | str = "cpu") -> Order:
+    """The order that a message of our own server carries."""
     order, config = content.config_records[ORDER], dict(content.config_records[CONFIG])
     number = int(str(config.pop(ROUND))) - 1
-    clients = torch.tensor(order[CLIENTS], dtype=torch.int64)
-    store = executor.store
-    if store.shapes:
-        held = context.state.array_records.get(memory)
-        store.restore(fresh if held is None else tensors(held, store.device))
-    orders = Order(
+    return Order(
         action=str(order["action"]),
-        clients=clients,
-        payload=tensors(content.array_records[ARRAYS], executor.problem.device),
+        clients=torch.tensor(order[CLIENTS], dtype=torch.int64),
+        payload=tensors(content.array_records[ARRAYS], device),
         config=config,  # type: ignore[arg-type]  # the server sends scalars only
         round=number,
         late=order[LATE],  # type: ignore[arg-type]  # one of its values, as the server has it
         turn=int(str(order[TURN])),
     )
+
+
+def carry_out(
+    executor: Executor, fresh: Mapping[str, Tensor], orders: Order, context: Context, memory: str
+) -> JobResult:
+    """Execute an order; its clients remember what lies in the node's state under the name `memory`.
+
+    fresh: what the executor's store holds before anybody has taken part; another node may have used it since.
+    """
+    store = executor.store
+    if store.shapes:
+        held = context.state.array_records.get(memory)
+        store.restore(fresh if held is None else tensors(held, store.device))
     work = executor.execute(executor.assign(orders))
     if store.shapes:
         context.state[memory] = record(store.snapshot())
-    examples = executor.problem.sizes[clients]
+    return work
+
+
+def written(work: JobResult, clients: Tensor, sizes: Tensor) -> RecordDict:
+    """What clients, int64 [k], have done, as it is sent. sizes: examples of each client of all, int64 [N]."""
+    examples = sizes[clients]
     counted = {CLIENTS: clients, EXAMPLES: examples, NBYTES: work.nbytes, QUERIES: work.queries}
     return RecordDict(
         {

@@ -12,6 +12,7 @@ from fedsim.core.measures import HIGHER, attack_of
 from fedsim.core.near import name_one
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
+from fedsim.engine.client import Client
 from fedsim.problems.attacked import check_attack
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
@@ -46,7 +47,7 @@ def check_own(experiment: Experiment, problem: Problem) -> None:
 def check(experiment: Experiment, problem: Problem) -> None:
     """Refuse what does not fit the problem."""
     if not isinstance(problem, Supervised):
-        _check_asking(experiment)
+        check_asking(experiment.client)
     on = experiment.evaluation.on
     if problem.data is None and on != ("test",):
         raise InputError("evaluation.on", ", ".join(on), "the clients of a black box have no examples; leave it out")
@@ -130,9 +131,8 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
         raise InputError("client.adversarial", kind_of("defences", defence), remedy)
 
 
-def _check_asking(experiment: Experiment) -> None:
-    """Refuse clients that want more of a black box than values."""
-    client = experiment.client
+def check_asking(client: Client) -> None:
+    """Refuse a client that wants more of a black box than values."""
     if not client.values_only:
         if not isinstance(client, EstimatedSearch):
             kind = kind_of("clients", client)

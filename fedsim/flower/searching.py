@@ -1,0 +1,256 @@
+"""Search with values alone over Flower's messages: an app offers a function, and has our zeroth-order clients.
+
+The app's side is `searcher`: one call. The server's side is `Search`: it writes the orders of a strategy that sends
+more than a model (FedES, DeComFL, FedKSeed, Just One Byte, FZooS, SCAFFOLD on black boxes) as messages of the type
+`query.search`, one a client, and reads what comes back, which is held to what the client says that it answers. Draws
+are named by the run's seed, the client's number and the order's turn, so that a run is that of `fedsim.run` on the
+same functions.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from fedsim.configuration.tables import hold_pair
+from fedsim.core import plugins
+from fedsim.core.errors import InputError
+from fedsim.core.streams import Streams
+from fedsim.engine.client import Client
+from fedsim.engine.executor import Executor
+from fedsim.engine.job import JobResult
+from fedsim.exchange.messages import Order
+from fedsim.flower.node import carry_out, read_order, written
+from fedsim.flower.records import (
+    ARRAYS,
+    CLIENTS,
+    CONFIG,
+    EXAMPLES,
+    LATE,
+    METRICS,
+    ORDER,
+    PARTITION,
+    PARTITIONS,
+    ROUND,
+    TURN,
+    record,
+)
+from fedsim.flower.replies import Asking
+from fedsim.flower.vectors import filled, flat
+from fedsim.problems.black_box import BlackBox, OnError
+from fedsim.problems.evaluators import Stacked
+from fedsim.problems.own_functions import Kind, black_box
+from fedsim.running.checks import check_asking
+from fedsim.server.strategy import Strategy
+
+SEARCH = "query.search"
+"""The type of the messages that carry orders."""
+CANDIDATES, VALUES = "candidates", "values"
+"""What a message of the type `query` asks about, arrays [n, *shape] by the model's names, and a list of n answers."""
+EVALUATED = "eval_loss"
+"""The metric of an answer to `evaluate`."""
+LOSS = "train_loss"
+"""The metric of an answer to `train`: the mean of the values that were found on the way."""
+MEMORY = "fedsim.search"
+"""Where in a node's state its client's memory lies."""
+POPULATION, SEED, DIMENSION, DTYPE = "population", "seed", "dimension", "dtype"
+"""In an order: how many clients there are, the run's seed, and what a model is: d numbers of a type."""
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+Function = Callable[[Any, Context], Any]
+"""function(points, context): the values, lower being better, at points [Q, d] or, of kind "scalar", at one [d]."""
+
+
+class Search:
+    """The server's side: a strategy's orders as messages, and what the apps of `searcher` answer to them.
+
+    client: what these have, with the same options: it says what a reply is made of. params: the model, [d], of single
+    or double precision. seed: the run's. InputError: the client does not go with the strategy, or with black boxes.
+    """
+
+    def __init__(self, strategy: Strategy, client: Client | Mapping[str, Any] | str, params: Tensor, seed: int) -> None:
+        made = _made(client)
+        hold_pair(strategy, made)
+        nobody = BlackBox(Stacked(_unasked, 1), dimension=len(params), bounds=None, dtype=params.dtype)
+        dtype = str(params.dtype).removeprefix("torch.")
+        self._about: dict[str, int | str] = {SEED: seed, DIMENSION: len(params), DTYPE: dtype}
+        self.asked = Asking(Executor(nobody, made, Streams(seed)))
+
+    def questions(self, orders: Order, population: int) -> list[RecordDict]:
+        """The messages of an order, one for each of its clients, int64 [C]. population: how many clients there are."""
+        payload = record(orders.payload)
+        config = ConfigRecord({ROUND: orders.round + 1, **orders.config})
+        questions = []
+        for client in orders.clients.tolist():
+            order = ConfigRecord({"action": orders.action, TURN: orders.turn, LATE: orders.late, **self._about})
+            order[CLIENTS], order[POPULATION] = [client], population
+            questions.append(RecordDict({ARRAYS: payload, CONFIG: config, ORDER: order}))
+        return questions
+
+    def answer(self, content: RecordDict, orders: Order, client: int) -> JobResult:
+        """What one client answers to an order, C = 1; what is not finite is marked. RefusedError: it is no answer."""
+        own = replace(self.asked(orders), clients=torch.tensor([client]), examples=torch.ones(1, dtype=torch.int64))
+        return own.read(content, torch.device("cpu"))
+
+
+def searcher(
+    app: ClientApp,
+    client: Client | Mapping[str, Any] | str,
+    function: Function,
+    *,
+    kind: Kind = "vectorised",
+    bounds: tuple[float, float] | None = None,
+    on_error: OnError = "stop",
+    seed: int = 0,
+) -> None:
+    """Have a ClientApp answer as one of our zeroth-order clients would that asks for values of a function.
+
+    It registers `query.search` for strategies that send orders of their own; `query`, which answers values at
+    candidates; `evaluate`, which answers the value at the model; and, for a client that needs the model alone (FedZO),
+    `train`. The app registers none of these itself. What the client remembers lies in the node's state.
+
+    client: as in an experiment: a plug-in, its table or its kind. function(points, context): the values [Q], lower
+    being better, at points [Q, d], the model's float arrays one after the other; which partition's, and from which
+    settings, its context says. It gives the same value for the same point each time. kind: points are tensors
+    ("vectorised"), arrays ("numpy"), or one array [d] whose value is a number ("scalar"). bounds: the box to which
+    points belong, the same for all coordinates; None: R^d. on_error: when a function raises, the reply is an error
+    ("stop"), or the value is NaN, and the search goes on with the others ("nan"). seed: of what is drawn for `train`,
+    whose messages carry none; there the node's `partition-id` names the draws, too.
+
+    InputError: the client needs more than values, or the function does not take points and a context.
+    """
+    made = _made(client)
+    if kind not in ("vectorised", "numpy", "scalar"):
+        raise InputError("kind", kind, "name one of: vectorised, numpy, scalar")
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise InputError("function", name, "has to take two arguments, the points and the node's context") from error
+    own = _Searcher(made, function, kind, bounds, on_error, seed)
+    own.black_box(1, 1, torch.float64, _nowhere())  # refuses options before anything runs
+    app.query("search")(own.search)
+    app.query()(own.query)
+    app.evaluate()(own.evaluate)
+    if made.requires == {"params"}:
+        app.train()(own.train)
+
+
+@dataclass(frozen=True)
+class _Searcher:
+    """What an app of `searcher` has, and its answers. Nodes differ in their context alone."""
+
+    client: Client
+    function: Function
+    kind: Kind
+    bounds: tuple[float, float] | None
+    on_error: OnError
+    seed: int
+
+    def search(self, message: Message, context: Context) -> Message:
+        """Carry out an order of our own server."""
+        orders, about = read_order(message.content), message.content.config_records[ORDER]
+        dtype = DTYPES[str(about[DTYPE])]
+        problem = self.black_box(int(str(about[POPULATION])), int(str(about[DIMENSION])), dtype, context)
+        work = self._work(problem, orders, int(str(about[SEED])), context)
+        return Message(written(work, orders.clients, problem.sizes), reply_to=message)
+
+    def train(self, message: Message, context: Context) -> Message:
+        """Search from the model that was sent, and answer the one that was found."""
+        name, sent = _sent(message, ARRAYS)
+        x, (partition, partitions) = flat(sent), _partition(context)
+        problem = self.black_box(partitions, len(x), x.dtype, context)
+        clients, number = torch.tensor([partition]), _round(message)
+        work = self._work(problem, Order("train", clients, {"params": x}, round=number), self.seed, context)
+        metrics = MetricRecord({EXAMPLES: 1, LOSS: float(work.metrics["loss"][0])})
+        found = filled(sent, x + work.payload["delta"][0])
+        return Message(RecordDict({name: found, METRICS: metrics}), reply_to=message)
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Answer the value at the model."""
+        x = flat(_sent(message, ARRAYS)[1])
+        metrics = MetricRecord({EXAMPLES: 1, EVALUATED: self._values(x.unsqueeze(0), context)[0]})
+        return Message(RecordDict({METRICS: metrics}), reply_to=message)
+
+    def query(self, message: Message, context: Context) -> Message:
+        """Answer values at candidates, as they come."""
+        values = self._values(flat(_sent(message, CANDIDATES)[1], rows=True), context)
+        return Message(RecordDict({METRICS: MetricRecord({VALUES: values})}), reply_to=message)
+
+    def black_box(self, clients: int, dimension: int, dtype: torch.dtype, context: Context) -> BlackBox:
+        """The problem of a node: whichever client it is, it has the one function."""
+
+        def own(x: Any) -> Any:
+            return self.function(x, context)
+
+        return black_box(
+            [own] * clients,
+            dimension=dimension,
+            kind=self.kind,
+            bounds=self.bounds,
+            on_error=self.on_error,
+            device="cpu",
+            dtype=dtype,
+        )
+
+    def _work(self, problem: BlackBox, orders: Order, seed: int, context: Context) -> JobResult:
+        executor = Executor(problem, self.client, Streams(seed), participants=1)
+        return carry_out(executor, executor.store.snapshot(), orders, context, MEMORY)
+
+    def _values(self, x: Tensor, context: Context) -> list[float]:
+        """Values at points [Q, d]."""
+        problem = self.black_box(1, x.shape[1], x.dtype, context)
+        values = problem.query(torch.zeros(1, dtype=torch.int64), x.unsqueeze(0), Streams(self.seed), 0, 0)[0]
+        found: list[float] = values.tolist()
+        return found
+
+
+def _made(client: Client | Mapping[str, Any] | str) -> Client:
+    """A client that asks for values only. InputError: it is none."""
+    made = plugins.make("clients", client, "client")
+    check_asking(made)
+    found: Client = made
+    return found
+
+
+def _unasked(clients: Tensor, x: Tensor) -> Tensor:
+    raise AssertionError(f"the server has no function to ask of {len(clients)} clients at {list(x.shape)}")
+
+
+def _nowhere() -> Context:
+    """A context of no node, before there is one."""
+    return Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
+
+
+def _sent(message: Message, name: str) -> tuple[str, ArrayRecord]:
+    """The arrays that a message is about, and the name of their record: this one, or the only one."""
+    records = message.content.array_records
+    if name not in records and len(records) != 1:
+        found = ", ".join(records) or "(nothing)"
+        raise InputError("message", found, f"send the arrays in a record {name!r}, or in one alone")
+    name = name if name in records else next(iter(records))
+    return name, records[name]
+
+
+def _round(message: Message) -> int:
+    """The round of a message, from 0. InputError: it says none."""
+    for settings in message.content.config_records.values():
+        if isinstance(number := settings.get(ROUND), int):
+            return number - 1
+    raise InputError(ROUND, "(nothing)", "draws are named by the round; send it among the settings")
+
+
+def _partition(context: Context) -> tuple[int, int]:
+    """Which partition a node has, of how many. InputError: it does not know."""
+    found = [context.node_config.get(name) for name in (PARTITION, PARTITIONS)]
+    if not all(isinstance(number, int) for number in found):
+        remedy = "start the node with --node-config 'partition-id=0 num-partitions=2', ids differing"
+        raise InputError(PARTITION, found[0], remedy)
+    return int(str(found[0])), int(str(found[1]))
