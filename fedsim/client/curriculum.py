@@ -8,7 +8,6 @@ Learning?", data curriculum; scores are about examples as they are, not as an ad
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Annotated, Literal
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, Rate, options, table_of
-from fedsim.core.pacing import Linear, Schedule
+from fedsim.core.pacing import Linear, Schedule, passes
 from fedsim.engine.batches import Course
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.transforms import Shapes
@@ -86,7 +85,7 @@ class SampleCurriculum:
 
     def steps(self, examples: Tensor, epochs: int, batch_size: int | None) -> Tensor:
         """Local steps of clients with so many examples: int64 [C]."""
-        found = [_passes(self, count, epochs, batch_size)[1] for count in examples.tolist()]
+        found = [self._passes(count, epochs, batch_size)[1] for count in examples.tolist()]
         return torch.tensor(found, dtype=torch.int64, device=examples.device)
 
     def judgements(self) -> int:
@@ -100,7 +99,7 @@ class SampleCurriculum:
         examples = cohort.examples
         rank = self._rank(cohort)
         inside = torch.arange(rank.shape[1], device=rank.device) < examples.unsqueeze(1)
-        made = [_passes(self, count, epochs, batch_size) for count in examples.tolist()]
+        made = [self._passes(count, epochs, batch_size) for count in examples.tolist()]
         return Course(
             rank=rank[inside],
             passes=_whole([len(taken) for taken, _ in made], rank.device),
@@ -112,6 +111,9 @@ class SampleCurriculum:
         """Have clients remember the models [C, d] that they ended with, where these will score."""
         if self.remembers:
             cohort.keep(**{MODEL: params, TRAINED: torch.ones_like(params[:, 0])})
+
+    def _passes(self, count: int, epochs: int, batch_size: int | None) -> tuple[tuple[int, ...], int]:
+        return passes(self.pacing, self.floor, self.budget == "published", count, epochs, batch_size)
 
     def _rank(self, cohort: Cohort) -> Tensor:
         """Where each example stands in its client's order, int64 [C, largest]; beyond the last what comes after it."""
@@ -155,19 +157,3 @@ class SampleCurriculum:
 
 def _whole(numbers: list[int], device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64, device=device)  # of no numbers it would be another type
-
-
-@lru_cache(maxsize=4096)
-def _passes(
-    curriculum: SampleCurriculum, count: int, epochs: int, batch_size: int | None
-) -> tuple[tuple[int, ...], int]:
-    """Over how many of a client's N = count examples each of its passes is, and its local steps."""
-    width = count if batch_size is None else batch_size
-    published = curriculum.budget == "published"
-    total = epochs * (count // width + 1 if published else -(-count // width))
-    taken, step = [], 0
-    while step < total:
-        items = min(max(curriculum.pacing.items(step, total, count), curriculum.floor), count)
-        taken.append(items)
-        step += -(-items // width)
-    return tuple(taken), step if published else total

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import Annotated
 
 from fedsim.core.options import Share, one_of, options
@@ -101,3 +102,22 @@ Schedule = Annotated[
     ),
 ]
 """A pacing function, or its name, or a table with `kind`, a and b."""
+
+
+@lru_cache(maxsize=4096)
+def passes(
+    pacing: Pacing, floor: int, published: bool, count: int, epochs: int, batch_size: int | None
+) -> tuple[tuple[int, ...], int]:
+    """Over how many of N = count examples each pass of a client is, and its local steps.
+
+    floor: n(t) is at least that. batch_size: examples of a step, None: all. published: there are E (floor(N / B) + 1)
+    steps and the last pass is completed; else E ceil(N / B) steps, after which the last pass is cut off.
+    """
+    width = count if batch_size is None else batch_size
+    total = epochs * (count // width + 1 if published else -(-count // width))
+    taken, step = [], 0
+    while step < total:
+        items = min(max(pacing.items(step, total, count), floor), count)
+        taken.append(items)
+        step += -(-items // width)
+    return tuple(taken), step if published else total

@@ -1,32 +1,26 @@
 """Named random streams: a draw has a name, not a turn.
 
-One counter-based generator, Philox4x32-10 (Salmon et al. 2011), on integer tensors. The numbers of client `c`
+One counter-based generator, Philox4x32-10 (see `fedsim.core.philox`), on integer tensors. The numbers of client `c`
 depend only on (run seed, purpose, turn, step, c) and on their position in the draw: not on which
 other clients are drawn for in the same call, on what was drawn before, or on the device. No global generator
 is read or written.
-
-The 64-bit key is a hash of (seed, purpose); the four counter words are (block, client, turn, step).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.core.philox import MASK, key_of, mixed
+
 SERVER = 2**32 - 1
 """The client id under which the server draws."""
-MASK = 0xFFFFFFFF
-# Multipliers and Weyl increments of Philox4x32 (Random123).
-M0, M1 = 0xD2511F53, 0xCD9E8D57
-W0, W1 = 0x9E3779B9, 0xBB67AE85
 
 Index = int | Tensor
 
@@ -39,7 +33,7 @@ class Streams:
 
     def derive(self, purpose: str, *, turn: int = 0, step: int = 0) -> int:
         """A 64-bit seed for a library that wants one, named like a draw."""
-        return _hash(self.seed, f"{purpose}/{turn}/{step}")
+        return key_of(self.seed, f"{purpose}/{turn}/{step}")
 
     def generator(self, purpose: str, *, turn: int = 0, step: int = 0) -> np.random.Generator:
         """A NumPy generator of its own for work on the host that is not per client, such as a partition."""
@@ -51,7 +45,7 @@ class Streams:
         name: what is hashed with the seed. The words of the key are numbers, or of the owners' shape where the runs of
         several seeds draw together (see `fedsim.running.lockstep`).
         """
-        key = _hash(self.seed, name)
+        key = key_of(self.seed, name)
         return owners, key & MASK, key >> 32
 
     def bits(
@@ -176,16 +170,7 @@ def philox(
     """
     x0, x1, x2, x3 = (_words(counter, c1.device) for counter in (c0, c1, c2, c3))
     k0, k1 = (_words(key, c1.device) if isinstance(key, Tensor) else key for key in (k0, k1))
-    for _ in range(rounds):
-        # In int64 the product wraps; its low 64 bits are those of the unsigned product.
-        p0, p1 = x0 * M0, x2 * M1
-        x0, x1, x2, x3 = (
-            ((p1 >> 32) & MASK) ^ x1 ^ k0,
-            p1 & MASK,
-            ((p0 >> 32) & MASK) ^ x3 ^ k1,
-            p0 & MASK,
-        )
-        k0, k1 = (k0 + W0) & MASK, (k1 + W1) & MASK
+    x0, x1, x2, x3 = mixed(x0, x1, x2, x3, k0, k1, rounds)
     if isinstance(x0, Tensor):
         return x0, x1, x2, x3
     first, second, third, fourth = (torch.from_numpy(words.view(np.int64)) for words in (x0, x1, x2, x3))
@@ -198,12 +183,6 @@ def _words(counter: Index, device: torch.device) -> Any:
         return torch.as_tensor(counter, device=device)
     numbers = counter.numpy() if isinstance(counter, Tensor) else np.full(1, counter)
     return numbers.astype(np.uint64)
-
-
-@lru_cache(maxsize=1024)
-def _hash(seed: int, purpose: str) -> int:
-    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 def _column(index: Index) -> Index:

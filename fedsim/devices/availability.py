@@ -19,7 +19,8 @@ from pydantic import Field
 from fedsim.core.clock import SECOND, ticks
 from fedsim.core.errors import InputError
 from fedsim.core.options import Seconds, options
-from fedsim.core.streams import MASK, Streams
+from fedsim.core.philox import MASK
+from fedsim.core.streams import Streams
 from fedsim.devices.traces import File, read_trace
 
 DRAW = "devices/availability"

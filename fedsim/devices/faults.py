@@ -28,7 +28,8 @@ from torch import Tensor
 from fedsim.core.clock import ticks
 from fedsim.core.errors import InputError
 from fedsim.core.options import LONGEST, NonNegativeInt, Seconds, Share, options
-from fedsim.core.streams import MASK, Streams
+from fedsim.core.philox import MASK
+from fedsim.core.streams import Streams
 
 Payload = Mapping[str, Tensor]
 """Tensors of one client's reply, by name."""

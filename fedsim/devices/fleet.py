@@ -17,8 +17,9 @@ from pydantic import Field
 from fedsim.core.clock import SECOND, ticks
 from fedsim.core.errors import InputError
 from fedsim.core.options import LONGEST, PositiveFloat, Seconds, options, table_of
+from fedsim.core.philox import MASK
 from fedsim.core.plugins import HasPlugins, hold_returned, kind_of
-from fedsim.core.streams import MASK, Streams
+from fedsim.core.streams import Streams
 from fedsim.devices.availability import Always, Presence
 from fedsim.devices.census import Census, Spread
 from fedsim.devices.compute import Pace

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.streams import MASK, SERVER, Index, Streams, philox
+from fedsim.core.philox import MASK
+from fedsim.core.streams import SERVER, Index, Streams, philox
 from fedsim.exchange.aggregation import halving_sum
 
 Kind = Literal["gaussian", "rademacher", "sphere", "segmented", "orthonormal", "coordinate"]

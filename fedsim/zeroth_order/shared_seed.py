@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.core.streams import MASK, Streams
+from fedsim.core.philox import MASK
+from fedsim.core.streams import Streams
 from fedsim.zeroth_order.codec import OneByte, Sign
 from fedsim.zeroth_order.directions import DRAWS, Keys, Sliceable
 from fedsim.zeroth_order.replay import replay_

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.core.streams import MASK, Streams, philox
+from fedsim.core.philox import MASK, words
+from fedsim.core.streams import Streams, philox
 
 CLIENTS = torch.arange(1000)
 
 
 @pytest.mark.parametrize(
-    ("counter", "key", "words"),
+    ("counter", "key", "published"),
     [  # Random123's known answers for philox4x32, 10 rounds
         ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
         ((MASK,) * 4, (MASK,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
@@ -23,9 +24,15 @@ CLIENTS = torch.arange(1000)
         ),
     ],
 )
-def test_philox_gives_the_published_words(counter, key, words):
+def test_philox_gives_the_published_words(counter, key, published):
     found = philox(*(torch.tensor([word]) for word in counter), *key)
-    assert tuple(int(word) for word in found) == words
+    assert tuple(int(word) for word in found) == published
+
+
+def test_numpy_alone_draws_the_same_words():
+    drawn = Streams(3).bits("a", torch.tensor([2**32 - 1, 5]), 7, turn=2)
+    assert [words(3, "a", client, 7, turn=2).tolist() for client in (2**32 - 1, 5)] == drawn.tolist()
+    assert words(3, "a", 5, 0).tolist() == []
 
 
 def draws(streams: Streams, clients: torch.Tensor) -> list[torch.Tensor]:

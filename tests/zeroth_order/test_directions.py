@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fedsim.core.errors import InputError
-from fedsim.core.streams import MASK, Streams, philox
+from fedsim.core.philox import MASK
+from fedsim.core.streams import Streams, philox
 from fedsim.zeroth_order import directions
 from fedsim.zeroth_order.directions import KINDS, Keys, check, draw, dual, part, scale, second_moment
 
