@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fedsim.client import (
@@ -22,7 +21,7 @@ from fedsim.client import (
     Order,
     Size,
     Update,
-    in_whole_registers,
+    normaliser,
     options,
 )
 
@@ -82,18 +81,5 @@ class Sgd(LocalTraining):
             )
 
     def normaliser(self, steps: Tensor, lr: float, mu: float) -> Tensor:
-        """nu_i, the l1 norm of the gradients' weights after `steps` [C] steps, float64 [C].
-
-        tau steps of plain SGD: tau. Momentum rho: (tau - rho (1 - rho^tau) / (1 - rho)) / (1 - rho). Proximal mu:
-        (1 - (1 - lr mu)^tau) / (lr mu).
-        """
-        tau, rho = steps.double(), self.momentum
-
-        def power(base: float) -> Tensor:
-            return in_whole_registers(lambda exponents: torch.pow(base, exponents), tau)
-
-        if rho:
-            return (tau - rho * (1.0 - power(rho)) / (1.0 - rho)) / (1.0 - rho)
-        if mu and lr:
-            return (1.0 - power(1.0 - lr * mu)) / (lr * mu)
-        return tau
+        """nu_i after `steps` [C] steps, float64 [C]."""
+        return normaliser(steps, momentum=self.momentum, shrinkage=lr * mu)

@@ -3,6 +3,7 @@
 from fedsim.attacks.attack import Attack, Victim
 from fedsim.attacks.losses import Divergence, divergence
 from fedsim.client.defence import Armed, Defence, victim
+from fedsim.client.normaliser import normaliser
 from fedsim.client.training import LocalTraining, Trained
 from fedsim.core.errors import InputError
 from fedsim.core.options import (
@@ -61,6 +62,7 @@ __all__ = [
     "Victim",
     "divergence",
     "in_whole_registers",
+    "normaliser",
     "options",
     "products",
     "victim",

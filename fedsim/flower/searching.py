@@ -19,6 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from fedsim.configuration.bases import hold_base
 from fedsim.configuration.tables import hold_pair
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
@@ -26,24 +27,25 @@ from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
 from fedsim.engine.executor import Executor
 from fedsim.engine.job import JobResult
+from fedsim.exchange.forms import Form
 from fedsim.exchange.messages import Order
+from fedsim.flower.app_side import filled, flat, partition_of, round_of, sent_record
 from fedsim.flower.node import carry_out, read_order, written
 from fedsim.flower.records import (
     ARRAYS,
+    CLIENT_METRICS,
     CLIENTS,
     CONFIG,
     EXAMPLES,
     LATE,
     METRICS,
     ORDER,
-    PARTITION,
-    PARTITIONS,
     ROUND,
     TURN,
+    decoded,
     record,
 )
-from fedsim.flower.replies import Asking
-from fedsim.flower.vectors import filled, flat
+from fedsim.flower.replies import Asking, RefusedError
 from fedsim.problems.black_box import BlackBox, OnError
 from fedsim.problems.evaluators import Stacked
 from fedsim.problems.own_functions import Kind, black_box
@@ -94,9 +96,19 @@ class Search:
             questions.append(RecordDict({ARRAYS: payload, CONFIG: config, ORDER: order}))
         return questions
 
-    def answer(self, content: RecordDict, orders: Order, client: int) -> JobResult:
-        """What one client answers to an order, C = 1; what is not finite is marked. RefusedError: it is no answer."""
-        own = replace(self.asked(orders), clients=torch.tensor([client]), examples=torch.ones(1, dtype=torch.int64))
+    def answer(self, content: RecordDict, orders: Order) -> JobResult:
+        """What one of an order's clients answers, C = 1; what is not finite is marked. RefusedError: it is no answer.
+
+        Whose answer it is its node knows, and a grid: what it says of that only has to be one of them.
+        """
+        said = content.array_records.get(CLIENT_METRICS, ArrayRecord()).get(CLIENTS)
+        try:
+            whose = None if said is None else decoded(said, Form("int64", (1,)))
+        except ValueError as error:
+            raise RefusedError(f"{CLIENTS}: {error}") from error
+        if whose is None or not bool(torch.isin(whose, orders.clients)):
+            raise RefusedError("it does not say which of the order's clients has answered")
+        own = replace(self.asked(orders), clients=whose, examples=torch.ones(1, dtype=torch.int64))
         return own.read(content, torch.device("cpu"))
 
 
@@ -164,10 +176,10 @@ class _Searcher:
 
     def train(self, message: Message, context: Context) -> Message:
         """Search from the model that was sent, and answer the one that was found."""
-        name, sent = _sent(message, ARRAYS)
-        x, (partition, partitions) = flat(sent), _partition(context)
+        name, sent = sent_record(message, ARRAYS)
+        x, (partition, partitions) = flat(sent), partition_of(context)
         problem = self.black_box(partitions, len(x), x.dtype, context)
-        clients, number = torch.tensor([partition]), _round(message)
+        clients, number = torch.tensor([partition]), round_of(message)
         work = self._work(problem, Order("train", clients, {"params": x}, round=number), self.seed, context)
         metrics = MetricRecord({EXAMPLES: 1, LOSS: float(work.metrics["loss"][0])})
         found = filled(sent, x + work.payload["delta"][0])
@@ -175,13 +187,13 @@ class _Searcher:
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Answer the value at the model."""
-        x = flat(_sent(message, ARRAYS)[1])
+        x = flat(sent_record(message, ARRAYS)[1])
         metrics = MetricRecord({EXAMPLES: 1, EVALUATED: self._values(x.unsqueeze(0), context)[0]})
         return Message(RecordDict({METRICS: metrics}), reply_to=message)
 
     def query(self, message: Message, context: Context) -> Message:
         """Answer values at candidates, as they come."""
-        values = self._values(flat(_sent(message, CANDIDATES)[1], rows=True), context)
+        values = self._values(flat(sent_record(message, CANDIDATES)[1], rows=True), context)
         return Message(RecordDict({METRICS: MetricRecord({VALUES: values})}), reply_to=message)
 
     def black_box(self, clients: int, dimension: int, dtype: torch.dtype, context: Context) -> BlackBox:
@@ -214,10 +226,10 @@ class _Searcher:
 
 def _made(client: Client | Mapping[str, Any] | str) -> Client:
     """A client that asks for values only. InputError: it is none."""
-    made = plugins.make("clients", client, "client")
+    made: Client = plugins.make("clients", client, "client")
+    hold_base("client", "clients", made)
     check_asking(made)
-    found: Client = made
-    return found
+    return made
 
 
 def _unasked(clients: Tensor, x: Tensor) -> Tensor:
@@ -227,30 +239,3 @@ def _unasked(clients: Tensor, x: Tensor) -> Tensor:
 def _nowhere() -> Context:
     """A context of no node, before there is one."""
     return Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
-
-
-def _sent(message: Message, name: str) -> tuple[str, ArrayRecord]:
-    """The arrays that a message is about, and the name of their record: this one, or the only one."""
-    records = message.content.array_records
-    if name not in records and len(records) != 1:
-        found = ", ".join(records) or "(nothing)"
-        raise InputError("message", found, f"send the arrays in a record {name!r}, or in one alone")
-    name = name if name in records else next(iter(records))
-    return name, records[name]
-
-
-def _round(message: Message) -> int:
-    """The round of a message, from 0. InputError: it says none."""
-    for settings in message.content.config_records.values():
-        if isinstance(number := settings.get(ROUND), int):
-            return number - 1
-    raise InputError(ROUND, "(nothing)", "draws are named by the round; send it among the settings")
-
-
-def _partition(context: Context) -> tuple[int, int]:
-    """Which partition a node has, of how many. InputError: it does not know."""
-    found = [context.node_config.get(name) for name in (PARTITION, PARTITIONS)]
-    if not all(isinstance(number, int) for number in found):
-        remedy = "start the node with --node-config 'partition-id=0 num-partitions=2', ids differing"
-        raise InputError(PARTITION, found[0], remedy)
-    return int(str(found[0])), int(str(found[1]))

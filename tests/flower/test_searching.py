@@ -80,7 +80,7 @@ class ByMessages(Executor):
         reply = pickle.loads(pickle.dumps(self.app(sent(content, "query.search"), context)))
         self.contexts[client] = context
         self.sent += 1
-        return self.search.answer(reply.content, orders, client)
+        return self.search.answer(reply.content, orders)
 
 
 def problem_of(dtype=torch.float64, on_error="stop", function=squares):
@@ -225,23 +225,25 @@ def changed(content, record, **arrays):
 def test_an_answer_is_held_to_what_its_client_answers():
     search, orders = fedes_search()
     content = app_of("fedes")(sent(search.questions(orders, 4)[1], "query.search"), context_of(2)).content
-    good = search.answer(content, orders, 2)
+    good = search.answer(content, orders)
     assert good.payload["losses"].shape == (1, 6)
     assert good.finite.tolist() == [True]
     assert good.queries.tolist() == [[6, 0, 0]]
     spoilt = np.full((1, 6), np.nan)
-    assert search.answer(changed(content, "arrays", losses=spoilt), orders, 2).finite.tolist() == [False]
+    assert search.answer(changed(content, "arrays", losses=spoilt), orders).finite.tolist() == [False]
     for bad, why in (
-        (RecordDict(), "a record is missing"),
+        (RecordDict(), "it does not say which of the order's clients has answered"),
+        (RecordDict({**content, "arrays": ConfigRecord()}), "a record is missing"),
         (changed(content, "arrays", losses=None), "losses is missing"),
         (changed(content, "arrays", delta=np.zeros((1, 3))), "nobody has asked for 'delta'"),
         (changed(content, "arrays", losses=np.zeros((1, 7))), "losses is float64 [1, 7], not float64 [1, 6]"),
         (changed(content, "arrays", losses=np.zeros((1, 6), np.float32)), "losses is float32 [1, 6], not float64"),
-        (changed(content, "client-metrics", clients=np.array([0])), "it is of clients [0], not [2]"),
+        (changed(content, "client-metrics", clients=np.array([1])), "it does not say which of the order's clients"),
+        (changed(content, "client-metrics", clients=np.array([0, 2])), "clients: its bytes are not int64 [1]"),
         (changed(content, "client-metrics", queries=np.array([[5, 0, 0]])), "its queries are [5], not 6"),
     ):
         with pytest.raises(RefusedError, match=re.escape(why)):
-            search.answer(bad, orders, 2)
+            search.answer(bad, orders)
 
 
 def one_argument(points):
