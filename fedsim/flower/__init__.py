@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from fedsim.flower.grid import GridEngine
     from fedsim.flower.nodes import GridError
     from fedsim.flower.recipe import Recipe
-    from fedsim.flower.searching import searcher
     from fedsim.flower.simulation import AppResult, simulate
     from fedsim.flower.virtual_grid import Exchange, VirtualGrid
 
@@ -33,7 +32,6 @@ _HOMES = {
     "VirtualGrid": "fedsim.flower.virtual_grid",
     "client_app": "fedsim.flower.apps",
     "run_on_ray": "fedsim.flower.apps",
-    "searcher": "fedsim.flower.searching",
     "server_app": "fedsim.flower.apps",
     "simulate": "fedsim.flower.simulation",
 }
@@ -48,7 +46,6 @@ __all__ = [
     "VirtualGrid",
     "client_app",
     "run_on_ray",
-    "searcher",
     "server_app",
     "simulate",
 ]

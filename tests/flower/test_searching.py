@@ -19,7 +19,7 @@ from fedsim.engine.executor import Executor
 from fedsim.engine.job import JobResult, gathered
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.messages import Order
-from fedsim.flower import searcher
+from fedsim.flower.local import searcher
 from fedsim.flower.replies import RefusedError
 from fedsim.flower.searching import MEMORY, Search
 from fedsim.running.build import build_fleet, build_simulation
