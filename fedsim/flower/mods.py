@@ -25,7 +25,8 @@ from fedsim.configuration.bases import hold_base
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.core.near import name_one
-from fedsim.core.streams import MASK, Streams
+from fedsim.core.philox import MASK
+from fedsim.core.streams import Streams
 from fedsim.exchange.forms import Form
 from fedsim.exchange.messages import Size
 from fedsim.exchange.transforms import Chain, Sender, Transform
