@@ -46,6 +46,8 @@ class _Correction(ABC):
 
         self._used, found = True, {}
         for name, parameter, gradient in self._sent.with_gradients(model):
+            if name not in self._held:
+                continue
             held = self._placed.get(name)
             if held is None or held[0].device != parameter.device:
                 held = tuple(torch.from_numpy(array).to(parameter.device) for array in self._held[name])
@@ -107,7 +109,7 @@ class Scaffold(_Correction):
             return {}
         if not (lr >= 0.0 and steps >= 0 and np.isfinite(lr * steps)):
             raise InputError("lr", lr, f"with steps = {steps} it is no way; neither may be negative")
-        return dict.fromkeys(y, lr * steps)
+        return dict.fromkeys(y.keys() & self._own.keys(), lr * steps)
 
 
 class _Penalty(_Correction):
@@ -165,16 +167,16 @@ class Proximal(_Penalty):
 def scaffold(message: Message, context: Context) -> Scaffold:
     """SCAFFOLD's part in a client app: the server's c is in the message, the client's c_i in the context's state.
 
-    In single precision at least. InputError: the message has no control variate, or it does not fit the model.
+    In single precision at least. What c leaves out, such as arrays that the server freezes, is not corrected.
+    InputError: the message has no control variate, or it does not fit the model.
     """
     record = message.content.array_records.get(CONTROL)
     if record is None:
         raise InputError(CONTROL, "(nothing)", "the server sends no control variate; take its strategy scaffold")
     sent, control = Sent(message, beside={CONTROL}), {name: widened(array) for name, array in floats(record).items()}
-    shapes = {name: array.shape for name, array in sent.floats.items()}
-    if {name: array.shape for name, array in control.items()} != shapes:
-        raise InputError(CONTROL, ", ".join([*control][:3]), "does not fit the model that was sent with it")
-    control = {name: control[name] for name in shapes}
+    for name, array in control.items():
+        if name not in sent.floats or array.shape != sent.floats[name].shape:
+            raise InputError(CONTROL, f"{name} {array.shape}", "does not fit the model that was sent with it")
     return Scaffold(sent, control, remembered(context, OWN_CONTROL, control), context)
 
 

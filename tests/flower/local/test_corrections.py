@@ -203,6 +203,18 @@ def test_what_is_frozen_or_has_no_gradient_stays_as_it_was_and_so_does_its_contr
     assert moved == ["used.weight", "head.weight", "head.bias"]
 
 
+def test_what_the_server_freezes_has_no_control_and_is_not_corrected():
+    model = linear()
+    sent = message(state(model), control={"bias": np.ones(1, np.float32)})
+    helper, by_hand = scaffold(sent, context()), scaffold(sent, context())
+    squares(model(X), Y).backward()
+    before = model.weight.grad.clone()
+    helper.correct(model, torch.optim.SGD(model.parameters(), lr=LR))
+    assert torch.equal(model.weight.grad, before)
+    assert [*by_hand.correction()] == [*helper.finish(model)["control-delta"]] == ["bias"]
+    assert [*by_hand.finish(model, lr=LR, steps=1)["control-delta"]] == ["bias"]
+
+
 def test_half_precision_is_corrected_in_single_and_whole_numbers_have_no_control():
     model = linear(torch.float16)
     sent = {**state(model), "steps": np.array(3)}
@@ -274,7 +286,8 @@ def test_without_a_factor_a_proximal_loop_is_the_plain_one():
     ("call", "said"),
     [
         (lambda m: scaffold(message(state(m)), context()), r"^control = \(nothing\): .*strategy scaffold$"),
-        (lambda m: scaffold(message(state(m), control={"weight": np.ones((1, 2))}), context()), "^control = weight: "),
+        (lambda m: scaffold(message(state(m), control={"bias": np.ones(2)}), context()), "^control = bias .2,.: "),
+        (lambda m: scaffold(message(state(m), control={"w": np.ones(1)}), context()), "^control = w .1,.: "),
         (lambda m: feddyn(message(state(m)), context()), r"^feddyn-alpha = \(nothing\): .*strategy feddyn$"),
         (lambda m: feddyn(message(state(m), {"feddyn-alpha": np.inf}), context()), "^feddyn-alpha = inf: "),
         (lambda m: proximal(message(state(m), {"proximal-mu": -1.0})), r"^proximal-mu = -1\.0: "),
