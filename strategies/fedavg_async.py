@@ -27,10 +27,12 @@ from fedsim.server import (
     Weights,
     Window,
     counting,
+    extended,
     hold_needed,
     observed,
     observed_weights,
     options,
+    recounted,
     refuse_waiting,
     shares,
 )
@@ -77,6 +79,15 @@ class FedAvgAsync(Averaging):
             raise InputError("frequency", self.frequency, "durations are random or unknown here; use observed")
         weights = state.memory["shares"] * durations * (1.0 / durations).sum()
         return replace(state, memory={"weights": weights.to(state.params.dtype)})
+
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        """Renew p_i, and count new clients, too, if that is needed; d_i that are all the same are so for them."""
+        if self.weights == "identical":
+            weights = extended(state.memory["weights"], problem.num_clients, 1.0)
+            return replace(state, memory={**state.memory, "weights": weights})
+        if "weights" in state.memory:
+            raise InputError("frequency", self.frequency, "clients that come later have declared nothing; use observed")
+        return recounted(state, problem, self.weighting)
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Look again at the next reply."""

@@ -33,6 +33,7 @@ from fedsim.server import (
     observed,
     observed_weights,
     options,
+    recounted,
 )
 
 
@@ -68,6 +69,10 @@ class FedBuff(Averaging):
         if self.weights == "identical":
             return state
         return replace(state, memory=counting(problem, self.weighting))
+
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        """Renew p_i, and count new clients, too, if that is needed."""
+        return state if self.weights == "identical" else recounted(state, problem, self.weighting)
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Look again when the buffer is full."""

@@ -30,6 +30,7 @@ from fedsim.server import (
     Strategy,
     Streams,
     Window,
+    extended,
     observed,
     options,
 )
@@ -71,6 +72,15 @@ class FedCBO(Strategy):
         """The state with a seed for the choice of peers."""
         seed = torch.tensor(streams.derive("fedcbo") >> 1)  # of 64 bits those that int64 has room for
         return replace(state, memory={**state.memory, "seed": seed})
+
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        """Those that come have sent no model, and all scores of theirs, and of others with them, are 1."""
+        memory, count = dict(state.memory), problem.num_clients
+        for name, value in (("models", 0.0), ("known", False)):
+            memory[name] = extended(memory[name], count, value)
+        later = count - len(memory["scores"])
+        memory["scores"] = torch.nn.functional.pad(memory["scores"], (0, later, 0, later), value=1.0)
+        return replace(state, memory=memory)
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Have them train, new ones from the model that all begin with; then send each the models of its peers."""

@@ -43,6 +43,15 @@ class FedDyn(Strategy):
         memory = {"drift": torch.zeros_like(params), "clients": torch.tensor(problem.num_clients)}
         return ServerState(params, memory=memory)
 
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        """Keep h the mean of what the clients remember, sum_i L_i / N: new ones begin with L_i = 0.
+
+        As it was it would never be that mean again, and the model would not end at the optimum.
+        """
+        count = torch.tensor(problem.num_clients)
+        drift = state.memory["drift"] * (int(state.memory["clients"]) / int(count))
+        return replace(state, memory={**state.memory, "drift": drift, "clients": count})
+
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the model and alpha; wait for everybody."""
         config = {"feddyn-alpha": self.alpha}

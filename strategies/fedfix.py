@@ -33,6 +33,7 @@ from fedsim.server import (
     observed,
     observed_weights,
     options,
+    recounted,
     refuse_waiting,
     shares,
     ticks,
@@ -80,6 +81,12 @@ class FedFix(Averaging):
             raise InputError("frequency", self.frequency, "durations are random or unknown here; use observed")
         arrivals = sum(1.0 / self._windows(ticks(duration)) for duration in durations.tolist())
         return replace(state, memory={**state.memory, "identical": torch.tensor(1.0 / arrivals, dtype=torch.float64)})
+
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        """Renew p_i, and count new clients, too, if that is needed."""
+        if "identical" in state.memory and problem.num_clients > len(state.memory["shares"]):
+            raise InputError("frequency", self.frequency, "clients that come later have declared nothing; use observed")
+        return recounted(state, problem, self.weighting)
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Look again when the window is over."""

@@ -16,7 +16,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.server import All, InputError, Metrics, Order, ProblemView, Replies, Scalar, ServerState, Window, options
+from fedsim.server import (
+    All,
+    InputError,
+    Metrics,
+    Order,
+    ProblemView,
+    Replies,
+    Scalar,
+    ServerState,
+    Window,
+    extended,
+    options,
+)
 from fedsim.zeroth_order import LARGEST_SLOPE, SEED, SharedSeed, importance, mean_loss, rebuilt, summed
 
 
@@ -56,6 +68,11 @@ class FedKSeed(SharedSeed):
         if self.sampling == "importance":
             memory |= {"sizes": sums.double(), "counts": sums.double()}
         return ServerState(params, memory=memory)
+
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        """Those that come have not joined."""
+        joined = extended(state.memory["joined"], problem.num_clients, False)
+        return replace(state, memory={**state.memory, "joined": joined})
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the coefficients; wait for everybody."""

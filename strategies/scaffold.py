@@ -30,9 +30,16 @@ class Scaffold(Averaging):
     def init(self, problem: ProblemView) -> ServerState:
         """All control variates begin at zero; N, or the number of all examples, is kept to weigh the cohort against."""
         state = super().init(problem)
-        control = torch.zeros_like(state.params)
-        whole = problem.sizes.sum().cpu() if self.weighting == "examples" else torch.tensor(problem.num_clients)
-        return replace(state, memory={"control": control, "whole": whole})
+        return replace(state, memory={"control": torch.zeros_like(state.params), "whole": self._whole(problem)})
+
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        """Keep c = sum_i p_i c_i: new clients, and those whose examples are news, begin with c_i = 0.
+
+        Where a client with another c_i is found to have other examples, c_i counts by what was known of it before.
+        """
+        whole = self._whole(problem)
+        control = state.memory["control"] * (int(state.memory["whole"]) / int(whole))
+        return replace(state, memory={**state.memory, "control": control, "whole": whole})
 
     def message(self, state: ServerState) -> Mapping[str, Tensor]:
         """The model and the control variate."""
@@ -45,3 +52,7 @@ class Scaffold(Averaging):
         change = replies.combine(replies.weights(self.weighting), share, name="control-delta")
         control = state.memory["control"] + change
         return self.advance(state, replies, self.change(state, replies), control=control), observed(replies), True
+
+    def _whole(self, problem: ProblemView) -> Tensor:
+        """What the p_i are shares of: N, or the number of all examples."""
+        return problem.sizes.sum().cpu() if self.weighting == "examples" else torch.tensor(problem.num_clients)

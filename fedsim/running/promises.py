@@ -103,6 +103,18 @@ def begun(strategy: Strategy, given: Any, problem: Problem, method: str) -> Serv
     return state
 
 
+def resized(strategy: Strategy, given: Any, before: ServerState) -> ServerState:
+    """The state for other clients, as `resize` has returned it. before: what it was handed."""
+    state = _state(strategy, given, "resize")
+    kind, had = (state.params.shape, state.params.dtype), (before.params.shape, before.params.dtype)
+    if state.params is not before.params and not (kind == had and torch.equal(state.params, before.params)):
+        raise _strategy(strategy, "resize changes the model, which stays what it is whoever comes")
+    if (state.round, state.phase) != (before.round, before.phase):
+        fault = f"resize leaves round {state.round} and phase {state.phase} after {before.round} and {before.phase}"
+        raise _strategy(strategy, f"{fault}; they stay")
+    return state
+
+
 def asked(strategy: Strategy, given: Any, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
     """What a strategy wants to be sent to the chosen clients, and when it looks again."""
     if not isinstance(given, tuple) or len(given) != 2:

@@ -8,6 +8,7 @@ weights are called unbiased then, and identical if they are the same for all cli
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -50,17 +51,41 @@ def counting(problem: ProblemView, weighting: Weighting) -> dict[str, Tensor]:
     return {"shares": shares(problem, weighting), "counts": torch.zeros(problem.num_clients, dtype=torch.int64)}
 
 
+def extended(column: Tensor, population: int, value: float) -> Tensor:
+    """A column of clients [n, ...] with rows for those that came later, which hold `value`: [N, ...]."""
+    later = column.new_full((population - len(column), *column.shape[1:]), value)
+    return torch.cat((column, later)) if len(later) else column
+
+
+def recounted(state: ServerState, problem: ProblemView, weighting: Weighting) -> ServerState:
+    """The state of a server that counts, `counting`, or knows p_i alone, where more clients or examples are known.
+
+    p_i are those of the problem. Nobody has heard of the new clients: `counts` 0; and where rounds went by without
+    them, `since`, int64 [N], has for each client the round in which it came.
+    """
+    memory = {**state.memory, "shares": shares(problem, weighting)}
+    if "counts" in memory:
+        before, population = len(memory["counts"]), problem.num_clients
+        memory["counts"] = extended(memory["counts"], population, 0)
+        if state.round and population > before:
+            since = memory.get("since", torch.zeros(before, dtype=torch.int64))
+            memory["since"] = extended(since, population, state.round)
+    return replace(state, memory=memory)
+
+
 def observed_weights(
     weights: Weights, state: ServerState, replies: Replies, floor: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weights [k] of replies by how often their clients took part so far, this round included; the new counts.
 
-    unbiased: p_i / max(f_i, floor). identical: 1 / (replies a round). state: with the memory that `counting` begins.
+    unbiased: p_i / max(f_i, floor), with f_i the share of the rounds since the client came. identical: 1 / (replies a
+    round). state: with the memory that `counting` begins.
     """
     clients, rounds = replies.clients, state.round + 1
     counts = state.memory["counts"].index_add(0, clients, torch.ones_like(clients))
     if weights == "identical":
         found = torch.full((len(clients),), rounds / max(int(counts.sum()), 1), dtype=torch.float64)
     else:
-        found = state.memory["shares"][clients] / (counts[clients].double() / rounds).clamp(min=floor)
+        there = rounds - state.memory["since"][clients] if "since" in state.memory else rounds
+        found = state.memory["shares"][clients] / (counts[clients].double() / there).clamp(min=floor)
     return found, {"counts": counts}

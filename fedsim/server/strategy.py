@@ -108,6 +108,17 @@ class Strategy(ABC):
         """
         return state
 
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:  # noqa: ARG002
+        """The state where there are more clients than before, or their numbers of examples are better known.
+
+        problem: as it is now. Clients of before keep their numbers; new ones follow, and begin with nothing. It may
+        come between any two calls: before `tell`, where replies were the first to say how many examples there are. The
+        model, the round and the phase stay. Before the first round it comes to what `init` makes of the problem. A
+        strategy that remembers something of each client, or of how many there are, says here what becomes of it; by
+        default the state stays as it is. InputError: options do not go with clients that come later.
+        """
+        return state
+
     @abstractmethod
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """What to send to the chosen clients, int64 [C], and when to look again."""

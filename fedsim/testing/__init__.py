@@ -24,15 +24,16 @@ Of strategies and clients, which are paired with `fedavg` or `sgd`, or with `cli
 - an interrupted run ends like an uninterrupted one, and another seed gives other bytes;
 - a window of nobody, a cohort of one, a client that fails, a late reply, updates that are NaN or infinite and metrics
   that are NaN leave what they should;
+- clients may come later, or tell later how many examples they have;
 - the bytes that are counted are those of the payloads, and the questions those that were asked;
 - with `pytest --fedsim-ray`, or `-m ray`, and the extra `ray`: Flower's own engine comes to the same.
 
 Of selectors: who is chosen is free, ascending, and as many as are wanted; draws are named; what it remembers can be
-stored, and does not depend on the order of replies; runs go on after an interruption. Of aggregators: neither the
-order of rows nor the sum of weights matters, nor threads, nor how rows lie in memory; equal rows give that row; too
-few are refused, and huge ones have a centre. Of transforms: a client is transformed alike in any company, and the
-bytes are those that what arrives takes at least. Of data sets: arrays fit each other, damaged and absent files are
-one line, and a model is trained on them.
+stored, and does not depend on the order of replies; clients may come later; runs go on after an interruption. Of
+aggregators: neither the order of rows nor the sum of weights matters, nor threads, nor how rows lie in memory; equal
+rows give that row; too few are refused, and huge ones have a centre. Of transforms: a client is transformed alike in
+any company, and the bytes are those that what arrives takes at least. Of data sets: arrays fit each other, damaged and
+absent files are one line, and a model is trained on them.
 
 Beside these an author wants a test of the rule itself, at best against a closed form: see `Quadratics`. `simulate`
 runs a plug-in on a small problem; `blobs`, `mlp`, `small_problem`, `small_functions` and `small_experiment` are what

@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 
 from fedsim.configuration.tables import experiment
 from fedsim.core.clock import ticks
+from fedsim.core.errors import InputError
 from fedsim.core.generators import seeded_globals
 from fedsim.exchange.messages import payload_bytes
 from fedsim.exchange.windows import All, Every
+from fedsim.running import promises
 from fedsim.running.simulation import Simulation
+from fedsim.server.strategy import ProblemView, ServerState
 from fedsim.testing.draws import drawing, global_states
-from fedsim.testing.problems import small_experiment
+from fedsim.testing.problems import Fewer, small_experiment
 from fedsim.testing.questions import questions
 from fedsim.testing.rounds import (
     Completed,
@@ -288,6 +291,45 @@ def queries_are_what_was_asked(subject: Subject) -> None:
             assert window.queries == window.declared, f"{window.queries} are asked for, and {window.declared} declared"
 
 
+def a_population_may_grow(subject: Subject) -> None:
+    """Before the first round `resize` comes to what `init` makes of everybody; whenever clients come, they take part.
+
+    Where its options do not go with that, `resize` says so, with an InputError.
+    """
+    simulation = subject.simulation()
+    parts, clients = simulation.parts, everybody(simulation)
+    first = clients[: len(clients) // 2 + 1]
+
+    def begun(problem: ProblemView) -> ServerState:
+        return parts.strategy.seeded(parts.strategy.init(problem), parts.streams)
+
+    whole, sizes = begun(parts.problem), parts.problem.sizes[first]
+    grown = _resized(simulation, begun(Fewer(parts.problem, torch.ones_like(sizes))))
+    if grown is None:
+        return
+    for name, found in _known(grown).items():
+        assert same(found, _known(whole)[name]), f"the {name} are not those with which a run of everybody begins"
+    durations = parts.engine.declared(parts.strategy.ask(whole, clients)[0])
+    few = parts.strategy.plan(begun(Fewer(parts.problem, sizes)), None if durations is None else durations[first])
+    for window in range(_windows(subject.described, subject.values_only)):
+        simulation, state, chosen = subject.simulation(), few, first
+        while state.round < 2:
+            _, replies = exchange(simulation, state, chosen)
+            if (state.round, state.phase) == (1, window):
+                grown = _resized(simulation, state)
+                if grown is None:
+                    return
+                state = grown
+            state, _, done = parts.strategy.tell(state, replies)
+            chosen = first if done else replies.clients
+        again = _resized(simulation, state)
+        assert again is not None
+        assert same(_known(again), _known(state)), "resize changes a state that has grown already"
+        found = go_round(simulation, state=go_round(simulation, state=state).state)
+        assert found.replies[0].clients.tolist() == clients.tolist(), "clients that came later have not taken part"
+        assert torch.isfinite(found.state.params).all(), "clients came later, and the model is not finite"
+
+
 CHECKS: tuple[Check, ...] = (
     the_same_seed_gives_the_same_bytes,  # first, for who breaks it breaks most of the others
     inputs_stay_as_they_were,
@@ -306,6 +348,7 @@ CHECKS: tuple[Check, ...] = (
     a_metric_that_is_nan_leaves_the_model_finite,
     bytes_are_those_of_the_payloads,
     queries_are_what_was_asked,
+    a_population_may_grow,
 )
 ON_FUNCTIONS: tuple[Check, ...] = (
     loop_equals_stacked,
@@ -322,6 +365,7 @@ OF_SERVERS: tuple[Check, ...] = (
     a_late_reply_is_taken_later_or_left,
     an_update_that_is_not_finite_is_left_out_and_counted,
     a_metric_that_is_nan_leaves_the_model_finite,
+    a_population_may_grow,
 )
 OF_CLIENTS: tuple[Check, ...] = (
     the_order_of_clients_in_an_order_does_not_matter,
@@ -357,12 +401,27 @@ def _unheard(described: str, values_only: bool, window: int) -> dict[str, Any]:
 def _found(simulation: Simulation, done: Completed) -> dict[str, Any]:
     """What a round has come to, in words: the model, what the strategy remembers, and what it then asks for."""
     orders, _ = simulation.parts.strategy.ask(done.state, everybody(simulation))
+    return {**_known(done.state), "next orders": copied(orders)}
+
+
+def _known(state: ServerState) -> dict[str, Any]:
+    """What a server knows, in words."""
     return {
-        "parameters": copied(done.state.params),
-        "server optimizer's numbers": copied(dict(done.state.optimizer)),
-        "strategy's numbers": copied(dict(done.state.memory)),
-        "next orders": copied(orders),
+        "parameters": copied(state.params),
+        "server optimizer's numbers": copied(dict(state.optimizer)),
+        "strategy's numbers": copied(dict(state.memory)),
     }
+
+
+def _resized(simulation: Simulation, state: ServerState) -> ServerState | None:
+    """The state for everybody; None where the strategy's options do not go with clients that come later."""
+    strategy, before = simulation.parts.strategy, _known(state)
+    try:
+        given = strategy.resize(state, simulation.parts.problem)
+    except InputError:
+        return None
+    assert same(_known(state), before), "resize has changed the state that it was handed"
+    return promises.resized(strategy, given, state)
 
 
 def _hold_spoiled(subject: Subject, value: float) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.configuration.tables import Experiment
 from fedsim.configuration.tables import experiment as checked
@@ -24,6 +24,7 @@ from fedsim.problems.black_box import BlackBox
 from fedsim.problems.own_data import supervised
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation, setting_of
+from fedsim.server.strategy import ProblemView
 
 DEVICE = os.environ.get("FEDSIM_TEST_DEVICE", "cpu")
 """Where the kit computes: `FEDSIM_TEST_DEVICE=cuda pytest` runs it on a GPU."""
@@ -59,6 +60,28 @@ def mlp(inputs: int = 6, classes: int = 3, activation: type[nn.Module] = nn.ReLU
 def small_problem(dtype: torch.dtype = torch.float64, model: nn.Module | None = None, **settings: Any) -> Supervised:
     """The examples of `blobs(**settings)` for a model, by default `mlp()`, whose d is 83."""
     return supervised(**blobs(**settings), model=mlp() if model is None else model, dtype=dtype, device=DEVICE)
+
+
+@dataclass
+class Fewer:
+    """What a strategy knows of a problem while it has heard of its first clients alone. sizes: theirs, int64 [n]."""
+
+    whole: ProblemView
+    sizes: Tensor
+
+    @property
+    def num_clients(self) -> int:
+        """How many they are."""
+        return len(self.sizes)
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Those of the problem."""
+        return self.whole.bounds
+
+    def initial(self) -> Tensor:
+        """The problem's parameters to start from, [d]."""
+        return self.whole.initial()
 
 
 def small_functions(dtype: torch.dtype = torch.float64) -> BlackBox:

@@ -15,6 +15,7 @@ from fedsim.core.graph import decode, encode
 from fedsim.core.streams import Streams
 from fedsim.exchange.actions import UTILITY
 from fedsim.exchange.messages import Free, Replies
+from fedsim.running import promises
 from fedsim.running.build import build_simulation
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.testing.draws import drawing
@@ -80,11 +81,13 @@ class Choosing(Specimen):
         return int(self.plugin.of(len(SIZES)))
 
 
-def turn(number: int, wanted: int, *, seed: int = 0, free: Iterable[int] | None = None) -> Turn:
-    """A turn of a round from 0. free: who is, by default four fifths, others in each round."""
-    mask = np.zeros(len(SIZES), dtype=np.bool_)
-    mask[[c for c in range(len(SIZES)) if c % 5 != number % 5] if free is None else list(free)] = True
-    mask &= SIZES.numpy() > 0
+def turn(
+    number: int, wanted: int, *, seed: int = 0, free: Iterable[int] | None = None, population: int = len(SIZES)
+) -> Turn:
+    """A turn of a round from 0. free: who is, by default four fifths, others in each round. population: of so many."""
+    mask = np.zeros(population, dtype=np.bool_)
+    mask[[c for c in range(population) if c % 5 != number % 5] if free is None else list(free)] = True
+    mask &= SIZES[:population].numpy() > 0
     mask.flags.writeable = False
     return Turn(Streams(seed), number, Free(mask, int(mask.sum())), wanted)
 
@@ -246,6 +249,45 @@ def losses_are_asked_of_the_free_alone(specimen: Choosing) -> None:
             assert selection.turn.free.mask[selection.chosen].all()
 
 
+def a_population_may_grow(specimen: Choosing) -> None:
+    """What it has learnt stays; new clients are as if they had been there and had never answered, and are chosen.
+
+    Before the first selection `resize` comes to what `start` gives of the sizes that are known then.
+    """
+    selector, few = specimen.plugin, SIZES[:SMALL]
+    grown, begun = _resized(selector, selector.start(torch.ones_like(few))), selector.start(SIZES.clone())
+    for name, kept in begun.items():
+        assert same(copied(grown[name]), copied(kept)), f"{name} is not what start gives where more clients are known"
+    learnt, whole = selector.start(few.clone()), selector.start(SIZES.clone())
+    for number in range(4):
+        told = replies(torch.arange(number % 2, SMALL, 2), number)
+        learnt, whole = selector.observe(learnt, told), selector.observe(whole, told)
+    grown = _resized(selector, learnt)
+    for name, kept in whole.items():
+        equal = grown[name].shape == kept.shape and torch.allclose(grown[name].double(), kept.double(), equal_nan=True)
+        assert equal, f"{name} is not as if the new clients had been there and had never answered"
+    state = selector.start(few.clone())
+    for number in range(4):
+        selection = specimen.select(state, turn(number, int(selector.of(SMALL)), population=SMALL))
+        state = selector.observe(selection.after, replies(selection.chosen, number))
+    state = _resized(selector, state)
+    for number, free in enumerate((range(SMALL, len(SIZES)), None, None), start=4):
+        now = turn(number, specimen.wanted, free=free)
+        chosen = (selection := specimen.select(state, now)).chosen
+        assert len(chosen), "nobody is chosen where clients that have come later are free"
+        assert now.free.mask[chosen].all(), f"of {chosen.tolist()} some are not free"
+        state = selector.observe(selection.after, replies(chosen, number))
+
+
+def _resized(selector: Any, state: SelectorState) -> SelectorState:
+    """The state for all clients."""
+    before, sizes = copied(state), SIZES.clone()
+    given = promises.selector_state(selector, selector.resize(state, sizes), "resize", state)
+    assert same(copied(state), before), "resize has changed the state that it was handed"
+    assert torch.equal(sizes, SIZES), "resize has changed the sizes that it was handed"
+    return given
+
+
 def it_selects_in_runs(specimen: Choosing) -> None:
     """Synchronous ones and others, which go on after an interruption as if there had been none."""
     unknown = specimen.plugin.reports - {UTILITY}
@@ -282,5 +324,6 @@ CHECKS = (
     the_order_of_replies_does_not_matter,
     nobodys_replies_teach_nothing,
     losses_are_asked_of_the_free_alone,
+    a_population_may_grow,
     it_selects_in_runs,
 )

@@ -15,6 +15,7 @@ from fedsim.core.options import PositiveInt, Rate, options
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Order, Replies, Scalar
 from fedsim.exchange.windows import All, Window
+from fedsim.server.participation import extended
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, Strategy, observed
 from fedsim.zeroth_order.directions import Sliceable
 from fedsim.zeroth_order.shared_seed import Join, Rows
@@ -69,6 +70,11 @@ class ReplicaServer(SharedSeed):
         known = {"synced": torch.full((problem.num_clients,), -1), "first": torch.tensor(0)}
         start = {"start": params} if self.join == "replay" else {}
         return ServerState(params, memory={**log, **known, **start, **memory})
+
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        """Those that come have not joined."""
+        synced = extended(state.memory["synced"], problem.num_clients, -1)
+        return replace(state, memory={**state.memory, "synced": synced})
 
     def order(
         self,

@@ -53,6 +53,13 @@ class GuardedStep(Averaging):
         """The state before the first round."""
         return replace(super().init(problem), memory={"clients": torch.tensor(problem.num_clients)})
 
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        """Of more clients F is another function, of which nothing is known yet."""
+        if problem.num_clients == int(state.memory["clients"]):
+            return state
+        memory = {name: kept for name, kept in state.memory.items() if name != "value"}
+        return replace(state, memory={**memory, "clients": torch.tensor(problem.num_clients)})
+
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send what the window is about; wait for everybody."""
         action = self.windows(state)[state.phase]
@@ -106,7 +113,7 @@ class GuardedStep(Averaging):
             return replace(state, memory=memory), 0.0
         values = replies.combine(replies.weights(self.weighting), name="values")
         if len(values) == 1 and len(replies) < int(memory["clients"]):
-            del memory["value"]  # it was everybody's
+            memory.pop("value", None)  # it was everybody's, or of those before somebody came
             return replace(state, memory=memory), 0.0
         before = values[0] if len(values) == 2 else memory["value"]
         accepted = bool(values[-1] < before)

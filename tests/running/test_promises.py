@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from fedsim.exchange.messages import BrokenPromiseError, Order, Size, Update
 from fedsim.exchange.transforms import Transform, Vector
 from fedsim.exchange.windows import All, First
 from fedsim.problems.partitions.library import IID
+from fedsim.running import promises
 from fedsim.server.selection.uniform import Uniform
 from fedsim.server.strategy import ServerState
 from fedsim.testing.problems import TRAINING, small_experiment, small_problem
@@ -234,6 +236,30 @@ def test_what_a_strategy_returns(case):
     assert SERVER[case][1] in line
     named = "client.kind = sgd: " if case in ("ask action", "ask nothing") else "strategy.kind = "
     assert line.startswith(named)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda state: None, "resize returns None, not a ServerState whose params are a tensor"),
+        (lambda state: replace(state, memory={"clients": 6}), "resize keeps clients as 6, not as a tensor"),
+        (lambda state: replace(state, params=state.params + 1.0), "resize changes the model, which stays what it is"),
+        (lambda state: replace(state, params=state.params.float()), "resize changes the model, which stays"),
+        (lambda state: replace(state, round=0), "resize leaves round 0 and phase 1 after 3 and 1; they stay"),
+        (lambda state: replace(state, phase=0), "resize leaves round 3 and phase 0 after 3 and 1; they stay"),
+    ],
+    ids=["none", "memory", "model", "type", "round", "phase"],
+)
+def test_what_a_strategy_returns_for_other_clients(given, words):
+    state = ServerState(torch.arange(3.0, dtype=torch.float64), round=3, phase=1)
+    with pytest.raises(BrokenPromiseError, match=re.escape(words)):
+        promises.resized(FedAvg(), given(state), state)
+
+
+def test_an_equal_model_is_the_model():
+    state = ServerState(torch.arange(3.0, dtype=torch.float64), round=3)
+    told = replace(state, params=state.params.clone())
+    assert promises.resized(FedAvg(), told, state) is told
 
 
 @options

@@ -16,7 +16,7 @@ from fedsim.core.options import PositiveFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Cost, Order, Replies, Update
 from fedsim.exchange.windows import Window
-from fedsim.server.strategy import ServerState
+from fedsim.server.strategy import ProblemView, ServerState
 from strategies.fedavg import FedAvg
 from strategies.fedfix import FedFix
 
@@ -243,3 +243,17 @@ class CountsFewerThanItAsks(AsksMoreThanItSays):
         update = super().train(cohort)
         cohort.queries -= 1
         return update
+
+
+@options
+class KeepsItsPopulation(FedAvg):
+    """Counts replies by client, of those that there were at the beginning."""
+
+    def init(self, problem: ProblemView) -> ServerState:
+        state = super().init(problem)
+        return replace(state, memory={"counts": torch.zeros(problem.num_clients, dtype=torch.int64)})
+
+    def tell(self, state: ServerState, replies: Replies) -> Any:
+        counts = state.memory["counts"].index_add(0, replies.clients, torch.ones_like(replies.clients))
+        delta = replies.combine(replies.weights(self.weighting))
+        return self.advance(state, replies, delta, counts=counts), {}, True

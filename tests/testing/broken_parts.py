@@ -23,6 +23,7 @@ from fedsim.server.selection.draws import Draws, evenly
 from fedsim.server.selection.fastest import Fastest
 from fedsim.server.selection.power_of_choice import PowerOfChoice
 from fedsim.server.selection.uniform import Uniform
+from fedsim.server.selection.weighted import Weighted
 
 # --- Selectors
 
@@ -179,6 +180,27 @@ class LosesAnOption(Uniform):
     """None is what it is by default when it is read again."""
 
     scale: PositiveFloat | None = 1.0
+
+
+@options
+class KeepsItsPopulation(Fastest):
+    """Has a duration for those alone that were there at the beginning."""
+
+    def resize(self, state: SelectorState, sizes: Tensor) -> SelectorState:
+        return state
+
+
+@options
+class ForgetsWhatItHasLearnt(Fastest):
+    def resize(self, state: SelectorState, sizes: Tensor) -> SelectorState:
+        return self.start(sizes)
+
+
+@options
+class KnowsTheFirstSizes(Weighted):
+    """Adds the sizes up once."""
+
+    of_sizes: ClassVar[frozenset[str]] = frozenset()
 
 
 # --- Aggregators

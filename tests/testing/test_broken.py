@@ -50,6 +50,7 @@ BROKEN = {
     broken.DrawsInCohorts(epochs=1, batch_size=4): {*TOGETHER, *UNANSWERED, *SHUFFLED},
     broken.RemembersOnItself(epochs=1, batch_size=4): RESUMED,
     broken.DrawsByClient(epochs=1, batch_size=4): {"another_seed_gives_other_bytes"},
+    broken.KeepsItsPopulation(): {"a_population_may_grow"},
     broken.CountsFewerThanItAsks(steps=2): {"queries_are_what_was_asked"},
 }
 

@@ -26,6 +26,7 @@ SELECTORS = {
     broken.TakesTheBusy(count=4): {
         "who_is_chosen_is_free",
         "losses_are_asked_of_the_free_alone",
+        "a_population_may_grow",
         "it_selects_in_runs",
     },
     broken.LastFirst(count=4): {"who_is_chosen_is_free", "it_selects_in_runs"},
@@ -40,11 +41,13 @@ SELECTORS = {
     broken.RemembersNumbers(count=4): {
         "what_it_remembers_can_be_stored",
         "the_order_of_replies_does_not_matter",
+        "a_population_may_grow",
         "it_selects_in_runs",
     },
     broken.RemembersLater(count=4): {
         "what_it_remembers_can_be_stored",
         "the_order_of_replies_does_not_matter",
+        "a_population_may_grow",
         "it_selects_in_runs",
     },
     broken.LearnsFromTheLast(count=4): {"the_order_of_replies_does_not_matter"},
@@ -54,6 +57,9 @@ SELECTORS = {
     broken.WantsWhatNobodySends(count=4): {"it_selects_in_runs"},
     broken.HasMemoryOnItself(count=4): {"the_same_again", *RESUMED},
     broken.LosesAnOption(count=4, scale=None): {"options_survive_toml"},
+    broken.KeepsItsPopulation(count=4): {"a_population_may_grow"},
+    broken.ForgetsWhatItHasLearnt(count=4): {"a_population_may_grow"},
+    broken.KnowsTheFirstSizes(count=4): {"a_population_may_grow"},
 }
 AGGREGATORS = {
     broken.HasTwoDimensions(): {"a_centre_is_one_row", "it_combines_in_runs"},

@@ -145,6 +145,17 @@ def test_some_judge_by_their_own_functions() -> None:
     assert torch.equal(state.params, candidates[1])
 
 
+def test_of_more_clients_both_points_are_measured_again() -> None:
+    """The mean of three functions is another one than that of two, whose value at the model was known."""
+    server, params = GuardedStep(guard=True), torch.zeros(D, dtype=torch.float64)
+    memory = {"clients": torch.tensor(2), "candidate": params + 1.0, "value": torch.tensor(1.0, dtype=torch.float64)}
+    for count, points in ((2, 1), (3, 2)):
+        problem = black_box(bowls, dimension=D, clients=count, bounds=None, start=3.0)
+        state = server.resize(ServerState(params, phase=1, memory=memory), problem)
+        orders, _ = server.ask(state, torch.arange(count))
+        assert len(orders.payload["candidates"]) == points
+
+
 def test_nobody_answers_and_the_model_stays() -> None:
     server, nothing = GuardedStep(guard=True), torch.zeros(0, D, dtype=torch.float64)
     state = server.init(black_box(bowls, dimension=D, clients=N, bounds=None, start=3.0))

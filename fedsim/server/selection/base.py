@@ -41,9 +41,11 @@ class Selector(ABC):
 
     reports: names that the clients' replies are to carry for it beside what their algorithm sends: `utility`, [k, 1],
     the root of the mean squared loss of the client's examples under the model that it was sent (4 bytes up).
+    of_sizes: names in its state that `start` makes of the numbers of examples, and that nothing changes later.
     """
 
     reports: ClassVar[frozenset[str]] = frozenset()
+    of_sizes: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -72,6 +74,19 @@ class Selector(ABC):
         """
         return {"selections": torch.zeros((), dtype=torch.int64)}
 
+    def resize(self, state: SelectorState, sizes: Tensor) -> SelectorState:
+        """Give the state where there are more clients than before, or their numbers of examples are better known.
+
+        sizes: as they are now, int64 [N]; clients of before keep their numbers, and new ones follow. Before the first
+        selection it comes to what `start` gives. By default new clients have what `start` gives them; what `of_sizes`
+        names comes anew, and everything else stays. Columns of clients are known by their length, which is N in a state
+        that begins: who remembers the clients otherwise, such as a queue of all, says here what becomes of it.
+        """
+        begun = self.start(sizes)
+        return {
+            name: begun[name] if name in self.of_sizes else _over(begun[name], kept) for name, kept in state.items()
+        }
+
     def candidates(self, state: SelectorState, turn: Turn) -> Tensor | None:  # noqa: ARG002
         """Whose loss under the current model to ask for first: free clients, int64 [m] ascending; None: nobody's."""
         return None
@@ -87,3 +102,12 @@ class Selector(ABC):
     def observe(self, state: SelectorState, replies: Replies) -> SelectorState:  # noqa: ARG002
         """Learn from a window's replies: the new state; by default nothing is learnt."""
         return state
+
+
+def _over(begun: Tensor, kept: Tensor) -> Tensor:
+    """What is kept, in the first places of what begins where that is larger."""
+    if begun.dim() != kept.dim() or any(most < had for most, had in zip(begun.shape, kept.shape, strict=True)):
+        return kept
+    whole = begun.clone()
+    whole[tuple(slice(had) for had in kept.shape)] = kept
+    return whole

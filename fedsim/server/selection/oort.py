@@ -41,6 +41,7 @@ class Oort(FixedSize):
     """
 
     reports: ClassVar[frozenset[str]] = frozenset({"utility"})
+    of_sizes: ClassVar[frozenset[str]] = frozenset({"sizes"})
 
     exploration: Share = 0.9
     """Share of clients that are explored in the first round."""

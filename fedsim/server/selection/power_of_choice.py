@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ class PowerOfChoice(FixedSize):
     The larger d, the faster and the more biased towards clients that are hard to fit. Cho, Wang and Joshi 2022. There
     all replies have the same weight.
     """
+
+    of_sizes: ClassVar[frozenset[str]] = frozenset({"ends"})
 
     pool: PositiveInt
     """d, at least as many as are selected; with as many it is `weighted`, and nobody is asked."""

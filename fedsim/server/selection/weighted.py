@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ class Weighted(FixedSize):
 
     A few of many cost O(wanted log N) after an O(N) start; otherwise O(N).
     """
+
+    of_sizes: ClassVar[frozenset[str]] = frozenset({"ends"})
 
     def start(self, sizes: Tensor) -> SelectorState:
         """Add up the sizes: `ends`, int64 [N]."""
