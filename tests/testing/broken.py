@@ -16,6 +16,7 @@ from fedsim.core.options import PositiveFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Cost, Order, Replies, Update
 from fedsim.exchange.windows import Window
+from fedsim.server.participation import extended
 from fedsim.server.strategy import ProblemView, ServerState
 from strategies.fedavg import FedAvg
 from strategies.fedfix import FedFix
@@ -257,3 +258,27 @@ class KeepsItsPopulation(FedAvg):
         counts = state.memory["counts"].index_add(0, replies.clients, torch.ones_like(replies.clients))
         delta = replies.combine(replies.weights(self.weighting))
         return self.advance(state, replies, delta, counts=counts), {}, True
+
+
+@options
+class ForgetsItsPopulation(KeepsItsPopulation):
+    """Counts from the beginning, as often as it is asked."""
+
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        return replace(state, memory=self.init(problem).memory)
+
+
+@options
+class GrowsInPlace(KeepsItsPopulation):
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        memory: Any = state.memory
+        memory["counts"] = extended(memory["counts"], problem.num_clients, 0)
+        return state
+
+
+@options
+class CreditsNewClients(KeepsItsPopulation):
+    """With a reply that they have never sent."""
+
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        return replace(state, memory={"counts": extended(state.memory["counts"], problem.num_clients, 1)})

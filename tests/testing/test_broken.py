@@ -51,6 +51,9 @@ BROKEN = {
     broken.RemembersOnItself(epochs=1, batch_size=4): RESUMED,
     broken.DrawsByClient(epochs=1, batch_size=4): {"another_seed_gives_other_bytes"},
     broken.KeepsItsPopulation(): {"a_population_may_grow"},
+    broken.ForgetsItsPopulation(): {"a_population_may_grow"},
+    broken.GrowsInPlace(): {"a_population_may_grow"},
+    broken.CreditsNewClients(): {"a_population_may_grow"},
     broken.CountsFewerThanItAsks(steps=2): {"queries_are_what_was_asked"},
 }
 
