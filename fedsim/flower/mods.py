@@ -86,10 +86,8 @@ class _Transformed:
         self.chain.check(vectors, vectors)
         arrived = self._sent(vectors, message, context)
         for name, vector in vectors.items():
-            if not torch.equal(arrived[name], vector):
-                own = name if name != self.chain.usual else model
-                # Where nothing has changed no bit does: y is not the sum of x and y - x.
-                there = arrived[name] if own != model else torch.where(arrived[name] == vector, y, x + arrived[name])
+            if not torch.equal(arrived[name], vector):  # else no bit changes: y is not the sum of x and y - x
+                own, there = (model, x + arrived[name]) if name == self.chain.usual else (name, arrived[name])
                 reply.content[own] = filled(held[own], there)
         return reply
 
