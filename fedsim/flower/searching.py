@@ -66,6 +66,8 @@ POPULATION, SEED, DIMENSION, DTYPE = "population", "seed", "dimension", "dtype"
 """In an order: how many clients there are, the run's seed, and what a model is: d numbers of a type."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
+Given = Client | Mapping[str, Any] | str
+"""A client: a plug-in, its table or its kind."""
 Function = Callable[[Any, Context], Any]
 """function(points, context): the values, lower being better, at points [Q, d] or, of kind "scalar", at one [d]."""
 
@@ -77,7 +79,7 @@ class Search:
     or double precision. seed: the run's. InputError: the client does not go with the strategy, or with black boxes.
     """
 
-    def __init__(self, strategy: Strategy, client: Client | Mapping[str, Any] | str, params: Tensor, seed: int) -> None:
+    def __init__(self, strategy: Strategy, client: Given, params: Tensor, seed: int) -> None:
         made = _made(client)
         hold_pair(strategy, made)
         nobody = BlackBox(Stacked(_unasked, 1), dimension=len(params), bounds=None, dtype=params.dtype)
@@ -114,7 +116,7 @@ class Search:
 
 def searcher(
     app: ClientApp,
-    client: Client | Mapping[str, Any] | str,
+    client: Given | Callable[[Context], Given],
     function: Function,
     *,
     kind: Kind = "vectorised",
@@ -124,21 +126,20 @@ def searcher(
 ) -> None:
     """Have a ClientApp answer as one of our zeroth-order clients would that asks for values of a function.
 
-    It registers `query.search` for strategies that send orders of their own; `query`, which answers values at
-    candidates; `evaluate`, which answers the value at the model; and, for a client that needs the model alone (FedZO),
-    `train`. The app registers none of these itself. What the client remembers lies in the node's state.
+    It registers `query.search` for strategies that send orders of their own; `train`, where a client needs the model
+    alone (FedZO); `query`, which answers values at candidates; and `evaluate`, which answers the value at the model.
+    The app registers none of these itself. What the client remembers lies in the node's state.
 
-    client: as in an experiment: a plug-in, its table or its kind. function(points, context): the values [Q], lower
-    being better, at points [Q, d], the model's float arrays one after the other; which partition's, and from which
-    settings, its context says. It gives the same value for the same point each time. kind: points are tensors
-    ("vectorised"), arrays ("numpy"), or one array [d] whose value is a number ("scalar"). bounds: the box to which
-    points belong, the same for all coordinates; None: R^d. on_error: when a function raises, the reply is an error
-    ("stop"), or the value is NaN, and the search goes on with the others ("nan"). seed: of what is drawn for `train`,
-    whose messages carry none; there the node's `partition-id` names the draws, too.
+    client: as in an experiment, a plug-in, its table or its kind; or what says that of a node's context, where the
+    run's configuration decides. function(points, context): the values [Q], lower being better, at points [Q, d], the
+    model's float arrays one after the other; which partition's, and by which settings, its context says. kind: points
+    are tensors ("vectorised"), arrays ("numpy"), or one array [d] whose value is a number ("scalar"). bounds: the box
+    to which points belong, the same for all coordinates; None: R^d. on_error: when a function raises, the reply is an
+    error ("stop"), or the value is NaN, and the search goes on with the others ("nan"). seed: of what is drawn for
+    `train`, whose messages carry none; there the node's `partition-id` names the draws, too.
 
     InputError: the client needs more than values, or the function does not take points and a context.
     """
-    made = _made(client)
     if kind not in ("vectorised", "numpy", "scalar"):
         raise InputError("kind", kind, "name one of: vectorised, numpy, scalar")
     try:
@@ -146,20 +147,21 @@ def searcher(
     except TypeError as error:
         name = getattr(function, "__name__", type(function).__name__)
         raise InputError("function", name, "has to take two arguments, the points and the node's context") from error
-    own = _Searcher(made, function, kind, bounds, on_error, seed)
+    chosen: Any = client
+    by_context = callable(chosen) and not isinstance(chosen, type | Client)
+    own = _Searcher(chosen if by_context else _made(chosen), function, kind, bounds, on_error, seed)
     own.black_box(1, 1, torch.float64, _nowhere())  # refuses options before anything runs
     app.query("search")(own.search)
+    app.train()(own.train)
     app.query()(own.query)
     app.evaluate()(own.evaluate)
-    if made.requires == {"params"}:
-        app.train()(own.train)
 
 
 @dataclass(frozen=True)
 class _Searcher:
     """What an app of `searcher` has, and its answers. Nodes differ in their context alone."""
 
-    client: Client
+    client: Client | Callable[[Context], Given]
     function: Function
     kind: Kind
     bounds: tuple[float, float] | None
@@ -176,6 +178,10 @@ class _Searcher:
 
     def train(self, message: Message, context: Context) -> Message:
         """Search from the model that was sent, and answer the one that was found."""
+        lacks = self._client(context).requires - {"params"}
+        if lacks:
+            remedy = "give as_flower_strategy the client, client=, so that orders are sent as they are"
+            raise InputError("train", "the model alone", f"lacks {', '.join(sorted(lacks))}; {remedy}")
         name, sent = sent_record(message, ARRAYS)
         x, (partition, partitions) = flat(sent), partition_of(context)
         problem = self.black_box(partitions, len(x), x.dtype, context)
@@ -212,8 +218,11 @@ class _Searcher:
             dtype=dtype,
         )
 
+    def _client(self, context: Context) -> Client:
+        return self.client if isinstance(self.client, Client) else _made(self.client(context))
+
     def _work(self, problem: BlackBox, orders: Order, seed: int, context: Context) -> JobResult:
-        executor = Executor(problem, self.client, Streams(seed), participants=1)
+        executor = Executor(problem, self._client(context), Streams(seed), participants=1)
         return carry_out(executor, executor.store.snapshot(), orders, context, MEMORY)
 
     def _values(self, x: Tensor, context: Context) -> list[float]:
@@ -224,7 +233,7 @@ class _Searcher:
         return found
 
 
-def _made(client: Client | Mapping[str, Any] | str) -> Client:
+def _made(client: Given) -> Client:
     """A client that asks for values only. InputError: it is none."""
     made: Client = plugins.make("clients", client, "client")
     hold_base("client", "clients", made)

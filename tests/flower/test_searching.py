@@ -280,7 +280,20 @@ def test_messages_that_lack_what_names_draws_are_refused():
             app(sent(RecordDict(content), "train"), context)
 
 
-def test_an_app_registers_train_where_the_model_is_all_that_its_client_needs():
+def test_a_client_that_needs_more_than_the_model_cannot_train_it():
     content = RecordDict({"arrays": model_of(), "config": ConfigRecord({"server-round": 1})})
-    with pytest.raises(ValueError, match="No train function"):
+    why = "train = the model alone: lacks antithetic, .*give as_flower_strategy the client"
+    with pytest.raises(InputError, match=why):
         app_of("fedes")(sent(content, "train"), context_of(0))
+
+
+def test_a_nodes_context_may_say_which_client_it_is():
+    search, orders = fedes_search()
+    question = sent(search.questions(orders, 4)[0], "query.search")
+    app, context = app_of(lambda context: {"kind": context.run_config["method"]}), context_of(0)
+    context.run_config["method"] = "fedes"
+    own = app_of("fedes")(question, context_of(0)).content
+    assert app(question, context).content["arrays"]["losses"].data == own["arrays"]["losses"].data
+    context.run_config["method"] = "scaffold"
+    with pytest.raises(InputError, match=r"client.epochs = None"):
+        app(question, context)
