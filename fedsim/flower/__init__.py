@@ -1,7 +1,9 @@
-"""fedsim and Flower, in both directions: the only part of fedsim that imports `flwr`; no other part imports it.
+"""fedsim and Flower, in all directions: the only part of fedsim that imports `flwr`; no other part imports it.
 
 Our experiments on Flower: `flwr run .` runs an experiment on its simulation engine, SuperLink and SuperNodes run it
 for real, and `run_on_ray` runs it on Ray from Python. Whatever the number of nodes, the result is that of `fedsim.run`.
+
+Our strategies in anybody's Flower app: `as_flower_strategy` makes one of Flower's of them.
 
 Flower's apps in this process: `simulate` and `fedsim flower run` run one, unchanged, over a `VirtualGrid`.
 """
@@ -13,7 +15,10 @@ from typing import TYPE_CHECKING
 from fedsim.core.lazy import lazily
 
 if TYPE_CHECKING:
+    from fedsim.flower.app_options import AppOptions
     from fedsim.flower.apps import client_app, run_on_ray, server_app
+    from fedsim.flower.as_strategy import as_flower_strategy
+    from fedsim.flower.flower_strategy import FlowerStrategy
     from fedsim.flower.folder import AppFolder
     from fedsim.flower.grid import GridEngine
     from fedsim.flower.nodes import GridError
@@ -24,12 +29,15 @@ if TYPE_CHECKING:
 # Loaded when first asked for: neither side needs what the other one imports.
 _HOMES = {
     "AppFolder": "fedsim.flower.folder",
+    "AppOptions": "fedsim.flower.app_options",
     "AppResult": "fedsim.flower.simulation",
+    "FlowerStrategy": "fedsim.flower.flower_strategy",
     "Exchange": "fedsim.flower.virtual_grid",
     "GridEngine": "fedsim.flower.grid",
     "GridError": "fedsim.flower.nodes",
     "Recipe": "fedsim.flower.recipe",
     "VirtualGrid": "fedsim.flower.virtual_grid",
+    "as_flower_strategy": "fedsim.flower.as_strategy",
     "client_app": "fedsim.flower.apps",
     "run_on_ray": "fedsim.flower.apps",
     "server_app": "fedsim.flower.apps",
@@ -38,12 +46,15 @@ _HOMES = {
 
 __all__ = [
     "AppFolder",
+    "AppOptions",
     "AppResult",
     "Exchange",
+    "FlowerStrategy",
     "GridEngine",
     "GridError",
     "Recipe",
     "VirtualGrid",
+    "as_flower_strategy",
     "client_app",
     "run_on_ray",
     "server_app",

@@ -20,7 +20,7 @@ import flwr.server.server as legacy
 import flwr.serverapp.server_app as apps
 import flwr.serverapp.strategy.strategy_utils as sampling
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Error, Message, Metadata, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.common.config import flatten_dict, fuse_dicts, get_project_config, parse_config_args
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.server.client_manager import SimpleClientManager
@@ -349,6 +349,11 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+def combined_metrics(contents: list[RecordDict], weight: str) -> MetricRecord:
+    """The metrics of replies as Flower's strategies combine them: means, weighted by a metric of that name."""
+    return sampling.aggregate_metricrecords(contents, weight)
 
 
 def project(folder: Path) -> Mapping[str, Any]:

@@ -6,6 +6,8 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -62,18 +64,38 @@ def announced(held: ArrayRecord) -> dict[str, Form]:
     return {name: Form(array.dtype, tuple(array.shape)) for name, array in held.items()}
 
 
-def decoded(array: Array, form: Form) -> Tensor:
-    """An array that nobody has looked at, as a tensor of a form. ValueError: it is none, and why.
+def opened(array: Array) -> np.ndarray:
+    """The numbers of an array that nobody has looked at, not to be written to. ValueError: it is none, and why.
 
-    Memory is taken for no more numbers than the form has, and nothing of the description is evaluated.
+    Nothing of its description is evaluated, and no memory is taken.
     """
     data = array.data
     begin = 10 + int.from_bytes(data[8:10], "little")
-    head = HEADER.fullmatch(data[10:begin]) if begin <= BYTES_BESIDE else None
-    if array.stype != NUMPY or data[:8] != MAGIC or head is None:
+    described = _described(data[10:begin]) if begin <= BYTES_BESIDE else None
+    if array.stype != NUMPY or data[:8] != MAGIC or described is None:
         raise ValueError("its bytes are no array of numbers as NumPy writes one")
-    dtype, shape = np.dtype(head[1].decode()), tuple(map(int, head[3].replace(b",", b" ").split()))
-    if (dtype.name, shape) != form or len(data) - begin != dtype.itemsize * math.prod(shape):
+    dtype, shape, order = described
+    if len(data) - begin != dtype.itemsize * math.prod(shape):
+        raise ValueError(f"its {len(data) - begin} bytes of numbers are not {Form(dtype.name, shape)}")
+    return np.frombuffer(data, dtype, offset=begin).reshape(shape, order=order)
+
+
+@lru_cache(maxsize=4096)
+def _described(head: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Literal["F", "C"]] | None:
+    """The type, the shape and the order of numbers that describe themselves so; None: none do."""
+    found = HEADER.fullmatch(head)
+    if found is None:
+        return None
+    shape = tuple(map(int, found[3].replace(b",", b" ").split()))
+    return np.dtype(found[1].decode()), shape, "F" if found[2] == b"True" else "C"
+
+
+def decoded(array: Array, form: Form) -> Tensor:
+    """An array that nobody has looked at, as a tensor of a form. ValueError: it is none, and why.
+
+    Memory is taken for no more numbers than the form has.
+    """
+    values = opened(array)
+    if (values.dtype.name, values.shape) != form:
         raise ValueError(f"its bytes are not {form}")
-    values = np.frombuffer(data, dtype, offset=begin).reshape(shape, order="F" if head[2] == b"True" else "C")
     return torch.from_numpy(values.copy(order="C"))

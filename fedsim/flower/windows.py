@@ -26,6 +26,7 @@ from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.messages import Free, Order, Replies, joined
 from fedsim.exchange.windows import All, Every, First, Window
 from fedsim.flower.nodes import GridError, Sent, answered, pauses
+from fedsim.flower.virtual_grid import VirtualGrid
 
 
 class Flight(Protocol):
@@ -47,7 +48,7 @@ class Landed:
     """Replies to an order that are in and that no window has taken yet.
 
     due: the tick at which they came. finite: bool [k]. spoiled: bool [k], those whose failure is no divergence. nbytes,
-    queries: int64 [k] and [k, 3], as of `JobResult`.
+    queries: int64 [k] and [k, 3], as of `JobResult`. beside: what else an engine keeps of each; empty: nothing.
     """
 
     orders: Order
@@ -57,15 +58,19 @@ class Landed:
     spoiled: Tensor
     nbytes: Tensor
     queries: Tensor
+    beside: tuple[object, ...] = ()
 
     def where(self, kept: Tensor) -> Landed:
         """Those where `kept`, bool [k], says so."""
         rows = {name: getattr(self, name)[kept] for name in ("finite", "spoiled", "nbytes", "queries")}
-        return replace(self, replies=self.replies.where(kept), **rows)
+        beside = tuple(one for one, keep in zip(self.beside, kept.tolist(), strict=bool(self.beside)) if keep)
+        return replace(self, replies=self.replies.where(kept), beside=beside, **rows)
 
 
 class Clock(Protocol):
-    """What time it is, in ticks since a grid's run began, and what has come by then."""
+    """What time it is, in ticks since a grid's run began, and what has come by then. real: it is the wall's."""
+
+    real: bool
 
     def start(self, now: int) -> None:
         """Say that it is tick `now`."""
@@ -87,6 +92,8 @@ class Clock(Protocol):
 class WallClock:
     """The wall's time: who waits looks again after a pause."""
 
+    real = True
+
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self.start(0)
@@ -106,6 +113,33 @@ class WallClock:
     def wait(self, names: Sequence[str], pause: float, until: int | None) -> None:  # noqa: ARG002
         """See `Clock`."""
         time.sleep(pause if until is None else max(0.0, min(pause, seconds(until - self.read()))))
+
+
+class GridClock:
+    """The time of a virtual grid, which goes on while somebody waits, and only then."""
+
+    real = False
+
+    def __init__(self, grid: VirtualGrid) -> None:
+        self._grid = grid
+        self.start(0)
+
+    def start(self, now: int) -> None:
+        """See `Clock`."""
+        self._origin = self._grid.now - now
+
+    def read(self) -> int:
+        """See `Clock`."""
+        return self._grid.now - self._origin
+
+    def pull(self, names: Sequence[str]) -> Iterable[Message]:
+        """See `Clock`."""
+        there = self._grid.wait(names, self._grid.now)
+        return self._grid.pull_messages(there) if there else ()
+
+    def wait(self, names: Sequence[str], pause: float, until: int | None) -> None:  # noqa: ARG002
+        """See `Clock`."""
+        self._grid.wait(names, None if until is None else until + self._origin)
 
 
 class GridWindows(ABC, Generic[OnItsWay]):

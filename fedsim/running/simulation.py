@@ -42,7 +42,7 @@ TURNS = 2**31
 
 
 @storable("server")
-class _Server(NamedTuple):
+class Server(NamedTuple):
     """What the server knows. sending: state of the orders' transforms. asked: how often it has sent orders."""
 
     state: ServerState
@@ -60,7 +60,7 @@ class UnderWay:
     there was none. count, failed: replies so far, and updates that were not finite. keeps: clients work on.
     """
 
-    server: _Server
+    server: Server
     before: Patience
     orders: Order = field(init=False)
     window: Window = field(init=False)
@@ -90,7 +90,7 @@ class Simulation:
             for name, shape in parts.order_transforms.state(Size.of(state.params)).items()
         }
         remembered = promises.selector_state(parts.selector, parts.selector.start(parts.problem.sizes), "start")
-        self._server = _Server(state, remembered, sending)
+        self._server = Server(state, remembered, sending)
         self._at_work = promises.at_once(parts.selector, len(parts.problem.sizes))
         self._wall = WallClock()
         self._judge = Judge(parts, self._wall)
@@ -251,7 +251,7 @@ class Simulation:
             self._patience.skips(current.before, current.count, current.failed, str(error))
             nobody = torch.zeros(len(replies), dtype=torch.bool)
             state, observed, current.done = self._tell(server.state, replies.where(nobody))
-        current.server = _Server(state, selector, server.sending, server.asked)
+        current.server = Server(state, selector, server.sending, server.asked)
         current.metrics.update(observed)
 
     def complete(self, current: UnderWay) -> None:
@@ -273,7 +273,7 @@ class Simulation:
         promises.hold_unchanged(strategy, "tell", state.params, version)
         return promises.told(strategy, given, state)
 
-    def _choose(self, server: _Server) -> tuple[_Server, Tensor]:
+    def _choose(self, server: Server) -> tuple[Server, Tensor]:
         """Whom to start now; waits while nobody is at work or free."""
         engine, selector = self.parts.engine, self.parts.selector
         while True:
@@ -295,9 +295,9 @@ class Simulation:
         chosen, state = promises.selected(selector, given, free, turn.wanted, server.selector)
         if scores is not None:  # while they were waited for, some may have failed or fallen asleep
             chosen = chosen[torch.from_numpy(engine.free().mask)[chosen]]
-        return _Server(server.state, state, server.sending, server.asked), chosen
+        return Server(server.state, state, server.sending, server.asked), chosen
 
-    def _score(self, server: _Server, candidates: Tensor) -> tuple[_Server, Tensor]:
+    def _score(self, server: Server, candidates: Tensor) -> tuple[Server, Tensor]:
         """The mean losses of these clients under the current model, float64 [m]; NaN where none came."""
         payload, examples = {"params": server.state.params}, self.parts.selector.score_examples
         config = {} if examples is None else {SCORE_EXAMPLES: examples}
@@ -311,8 +311,8 @@ class Simulation:
         return server, scores
 
     def _send(
-        self, server: _Server, chosen: Tensor, *, again: bool = False, further: bool = False
-    ) -> tuple[_Server, Order, Window]:
+        self, server: Server, chosen: Tensor, *, again: bool = False, further: bool = False
+    ) -> tuple[Server, Order, Window]:
         """Send what the strategy asks. again: from a version sent before. further: a later window of the round."""
         version = server.state.params._version
         given = self.parts.strategy.ask(server.state, chosen)
@@ -326,7 +326,7 @@ class Simulation:
         server, orders = self._submit(server, orders)
         return server, orders, window
 
-    def _submit(self, server: _Server, orders: Order) -> tuple[_Server, Order]:
+    def _submit(self, server: Server, orders: Order) -> tuple[Server, Order]:
         """Send orders as their transforms leave them."""
         sending, chain = server.sending, self.parts.order_transforms
         if chain.transforms:
@@ -338,9 +338,9 @@ class Simulation:
             orders, sending = replace(orders, payload=payload, encoded=int(crossed.nbytes)), crossed.state
         self.parts.engine.submit(orders)
         self._patience.sent += len(orders.clients) * orders.counts
-        return _Server(server.state, server.selector, sending, server.asked + 1), orders
+        return Server(server.state, server.selector, sending, server.asked + 1), orders
 
-    def _collect(self, server: _Server, orders: Order, window: Window) -> tuple[_Server, Replies]:
+    def _collect(self, server: Server, orders: Order, window: Window) -> tuple[Server, Replies]:
         """The window's replies; with `refill`, clients start again while it is open."""
         if not (isinstance(window, First) and window.refill):
             return self._await(server, orders, window)
@@ -360,7 +360,7 @@ class Simulation:
                 server = self._top_up(server)
         return server, joined(parts)
 
-    def _await(self, server: _Server, orders: Order, window: Window) -> tuple[_Server, Replies]:
+    def _await(self, server: Server, orders: Order, window: Window) -> tuple[Server, Replies]:
         """The window's replies; meanwhile the model is judged when it is time to."""
         engine = self.parts.engine
         while True:
@@ -386,7 +386,7 @@ class Simulation:
         self._patience.waited_in_vain(engine.now)
         self._patience.hold_fruitful(engine.in_flight, self._at_work)
 
-    def _top_up(self, server: _Server) -> _Server:
+    def _top_up(self, server: Server) -> Server:
         """Start clients in a window that is open, from the model that it opened with."""
         server, chosen = self._choose(server)
         return self._send(server, chosen, again=True)[0] if len(chosen) else server

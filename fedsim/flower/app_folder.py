@@ -1,0 +1,106 @@
+"""The folder of a strategy in an app: rows, checkpoints and what it came to, as of any run."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord
+
+from fedsim.configuration.tables import Checkpointing
+from fedsim.core.errors import DivergedError, InputError, StalledError
+from fedsim.flower.records import tensors
+from fedsim.flower.served import Served
+from fedsim.plots import curves
+from fedsim.running.checkpoint import Keeper, newest
+from fedsim.running.folder import RunFolder
+from fedsim.running.history import Row
+from fedsim.running.runner import recording, versions
+from fedsim.running.stored import CURVES, is_run
+from fedsim.running.summary import summarise
+
+FREE = ("rounds", "duration", "checkpoint", "resolved", "versions")
+"""What may be another when a server goes on."""
+
+
+class AppFolder:
+    """Where a served run leaves its rows and checkpoints. rows: of the whole run, those before a restart among them."""
+
+    def __init__(self, folder: RunFolder, run: Served, when: Checkpointing) -> None:
+        self._folder, self._run = folder, run
+        self.rows: list[Row] = [
+            {name: math.nan if value is None else value for name, value in row.items()} for row in folder.rows()
+        ]
+        self._keeper = run.between = Keeper(folder, run, when)
+
+    def add(self, row: Row) -> None:
+        """Write down a row."""
+        self.rows.append(row)
+        self._folder.append(row)
+
+    def end(self, status: str, reason: str, arrays: ArrayRecord) -> None:
+        """Write down what the run came to; the summary is the last."""
+        folder, run = self._folder, self._run
+        if status == "interrupted":
+            self._keeper.last()
+        sizes = run.parts.problem.sizes.double()
+        engine = run.parts.engine
+        folder.write_trace(engine.trace.summary((sizes / sizes.sum()).tolist(), engine.now))
+        folder.write_model({name: tensor.contiguous() for name, tensor in tensors(arrays).items()})
+        curves(self.rows, folder.place(CURVES))
+        folder.sync()
+        folder.write_summary(summarise(self.rows, status, reason) | run.counts)
+        if status in ("finished", "stopped"):
+            folder.tidy()
+
+
+@contextmanager
+def kept_in(path: Path, name: str, config: Mapping[str, Any], run: Served, when: Checkpointing) -> Iterator[AppFolder]:
+    """The folder of a run that begins, or, where the same has been interrupted, goes on from its last checkpoint.
+
+    config: the tables of config.toml. InputError: another run is there, or one that has ended.
+    """
+    if is_run(path):
+        with RunFolder.reopen(path) as folder, recording(folder):
+            _hold_same(path, folder, config)
+            found, damaged = newest(folder)
+            if found is None:
+                folder.rewind()
+            else:
+                run.restore(found.snapshot)
+                folder.rewind(found.position, found.rows, damaged)
+            yield AppFolder(folder, run, when)
+        return
+    with RunFolder.create(path, name) as folder, recording(folder):
+        folder.write_config(
+            {**config, "versions": {"python": platform.python_version(), **versions(), "flwr": version("flwr")}}
+        )
+        folder.begin()
+        yield AppFolder(folder, run, when)
+
+
+def _hold_same(path: Path, folder: RunFolder, config: Mapping[str, Any]) -> None:
+    ended = folder.ended()
+    if ended is not None:
+        raise InputError("checkpoint", str(path), f"the run in it has {ended}; name another folder")
+    before = folder.config()
+    for option in {**before, **config}:
+        if option not in FREE and before.get(option) != config.get(option):
+            remedy = f"the run in {path} has {before.get(option, '(nothing)')!r}; take that, or another folder"
+            raise InputError(option, config.get(option, "(nothing)"), remedy)
+
+
+def status_of(run: Served, error: BaseException | None) -> tuple[str, str]:
+    """How a run has ended, and why."""
+    if error is None:
+        return run.vain or ("finished", "")
+    if isinstance(error, DivergedError):
+        return "diverged", str(error)
+    if isinstance(error, StalledError):
+        return "stalled", str(error)
+    return "interrupted", f"interrupted after round {run.round}"

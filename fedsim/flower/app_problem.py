@@ -1,0 +1,108 @@
+"""What strategies may know of an app's clients: how many there are, how many examples each has, and the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.problems.base import Trial
+
+
+class AppProblem:
+    """Somebody else's clients, as a `fedsim.problems.base.Problem`, of which they tell as they come.
+
+    How many examples a client has is known when it has answered; until then it counts with the mean of the others.
+    Nothing is measured here: the app judges its model itself.
+
+    params: the model to start from, [d]. census: counts the changes of who there is and of what they have.
+    """
+
+    data = model = oracle = bounds = names = None
+    may_fail = True
+
+    def __init__(self, params: Tensor) -> None:
+        self._params, self.device, self.dtype = params, params.device, params.dtype
+        self.census = -1
+        self.know(np.zeros(0))
+
+    @property
+    def num_clients(self) -> int:
+        """N, how many have come so far."""
+        return len(self.known)
+
+    @property
+    def dimension(self) -> int:
+        """d, how many parameters are in the vector."""
+        return self._params.numel()
+
+    def initial(self) -> Tensor:
+        """The parameters to start from, [d]."""
+        return self._params
+
+    def grow(self, population: int) -> None:
+        """Say that there are so many clients now, of whom nobody has left for good."""
+        self.know(np.concatenate((self.known, np.zeros(population - len(self.known)))))
+
+    def learn(self, examples: Mapping[int, float]) -> None:
+        """Take in how many examples clients have, by their numbers."""
+        known = self.known.copy()
+        known[list(examples)] = list(examples.values())
+        if not np.array_equal(known, self.known):
+            self.know(known)
+
+    def know(self, examples: Sequence[float] | np.ndarray) -> None:
+        """Say how many examples each client has, [N]; 0: that is not known."""
+        known = np.asarray(examples, np.float64)
+        told = known[known > 0]
+        mean = told.mean() if len(told) else 1.0
+        self.known, self.census = known, self.census + 1
+        self.sizes = torch.from_numpy(np.maximum(np.rint(np.where(known > 0, known, mean)), 1).astype(np.int64))
+        self.sizes_on_device, self.largest = self.sizes.to(self.device), max(self.sizes.tolist(), default=0)
+
+    def losses(self, *given: Any) -> Tensor:
+        """Nobody can say."""
+        raise NotImplementedError("an app's clients are asked for their losses, by messages")
+
+    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str]) -> dict[str, float]:  # noqa: ARG002
+        """Nothing: the app judges the model itself."""
+        return {}
+
+    def client_measures(self, params: Tensor) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """None."""
+        return {}
+
+    def evaluates_clients(self, wanted: bool | str) -> bool:  # noqa: ARG002
+        """No."""
+        return False
+
+    def measures(self, clients: bool | str, on: Collection[str]) -> list[str]:  # noqa: ARG002
+        """None."""
+        return []
+
+    def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:  # noqa: ARG002
+        """Nothing."""
+        return {}
+
+    def attacked_measures(self, trial: Trial) -> list[str]:  # noqa: ARG002
+        """None."""
+        return []
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Nothing is known of the data."""
+        return {}
+
+    def labels(self) -> np.ndarray | None:
+        """Nobody knows."""
+        return None
+
+    def tensors(self, params: Tensor) -> Mapping[str, Tensor]:
+        """The parameters as one vector."""
+        return {"params": params}
+
+    def illustrate(self, place: Callable[[str], Path], params: Tensor | None) -> None:
+        """Nothing is drawn."""

@@ -1,0 +1,78 @@
+"""Our strategies in anybody's Flower app: a `Strategy` of Flower's whose rounds are ours.
+
+    strategy = as_flower_strategy(FedBuff(size=5), selection={"kind": "oort", "count": 20}, aggregator="median")
+    result = strategy.start(grid=grid, initial_arrays=ArrayRecord(model.state_dict()), num_rounds=100)
+
+`start` runs the loop of `fedsim.run` over the app's nodes, by the wall clock, or over a `VirtualGrid` in its time. The
+methods of a round, `configure_train` and those that follow, are the same loop in pieces, for whoever holds a strategy
+and sends its messages himself: Flower's own loop, or a strategy around this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsim.configuration.bases import hold_base
+from fedsim.configuration.tables import PLUGINS
+from fedsim.core import plugins
+from fedsim.core.files import path_of
+from fedsim.engine.client import Client
+from fedsim.exchange.transforms import Chain
+from fedsim.flower.app_options import AppOptions
+from fedsim.flower.dialect import SPOKEN, unspoken
+from fedsim.flower.flower_strategy import FlowerStrategy
+from fedsim.flower.internals import combined_metrics
+from fedsim.flower.served import Combine
+from fedsim.server.selection.base import Selector
+from fedsim.server.strategy import Strategy
+
+
+def as_flower_strategy(
+    strategy: Strategy | Mapping[str, Any] | str,
+    *,
+    selection: Selector | Mapping[str, Any] | str | None = None,
+    aggregator: Any = "mean",
+    transforms: Sequence[Any] = (),
+    client: Client | Mapping[str, Any] | str | None = None,
+    checkpoint: Path | str | None = None,
+    train_metrics_aggr_fn: Combine | None = None,
+    evaluate_metrics_aggr_fn: Combine | None = None,
+    **settings: Any,
+) -> FlowerStrategy:
+    """A strategy of ours for a Flower ServerApp, whose ClientApp stays as it is.
+
+    strategy, selection, aggregator, transforms: objects, names, or tables as in an experiment. selection: by default
+    all nodes. transforms: of the clients' changes, as the server receives them. client: for strategies that search with
+    values alone, the client that the app has by `fedsim.flower.local.searcher`, with its options. checkpoint: a folder
+    for rows and checkpoints, in which a server that was killed goes on when it is started again. train_metrics_aggr_fn,
+    evaluate_metrics_aggr_fn: as of Flower's strategies; by default means weighted by `weighted_by_key`. settings: the
+    fields of `AppOptions`.
+
+    InputError: an option cannot be used, or the strategy sends what no client app of others understands.
+    """
+    parts = {
+        "strategy": plugins.make("strategies", strategy, "strategy"),
+        "selection": plugins.make("selectors", selection or PLUGINS["selection"][1], "selection"),
+        "aggregation": plugins.make("aggregators", aggregator, "aggregator"),
+    }
+    for part, made in parts.items():
+        hold_base(part, PLUGINS[part][0], made)
+    chain = tuple(plugins.make("transforms", one, f"transforms.{number}") for number, one in enumerate(transforms))
+    for number, one in enumerate(chain):
+        hold_base(f"transforms.{number}", "transforms", one)
+    own: Strategy = parts["strategy"]
+    Chain(chain).check(own.up, own.up)
+    if client is None and not own.up <= SPOKEN:
+        raise unspoken(own.up - SPOKEN)
+    return FlowerStrategy(
+        own,
+        parts["selection"],
+        parts["aggregation"],
+        chain,
+        client,
+        AppOptions(**settings),
+        None if checkpoint is None else path_of(checkpoint, "checkpoint"),
+        {"train": train_metrics_aggr_fn or combined_metrics, "evaluate": evaluate_metrics_aggr_fn or combined_metrics},
+    )

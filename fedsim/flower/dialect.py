@@ -1,0 +1,343 @@
+"""What crosses between a strategy of ours and a client app that does not know us, by Flower's own conventions.
+
+An order becomes a message that such apps understand, `train`, `evaluate` or `query`, and a reply the rows that the
+strategy asked for. A node is not trusted: what it sends is held to the names, types and shapes that were asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.core.errors import InputError
+from fedsim.exchange.actions import REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
+from fedsim.exchange.messages import Order
+from fedsim.flower.records import EXAMPLES, METRICS, ROUND, record
+from fedsim.flower.replies import RefusedError
+from fedsim.flower.searching import SEARCH, Search
+from fedsim.flower.state_dict import Kept, StateDict
+
+JUDGE = "judge"
+"""The action of the global model's evaluation by nodes, of which the metrics are kept as they come."""
+DIFFERS = {"feddyn-alpha": "fedsim.flower.local.feddyn"}
+"""Settings without which clients minimise something else than the strategy believes, and what follows them."""
+HELP = {
+    "control-delta": "fedsim.flower.local.scaffold",
+    "nu": "the mod fedsim.flower.mods.steps",
+    "values": "an answer to query messages",
+}
+"""What in a client app makes a part of a reply that plain apps do not have."""
+FOLLOWED = {"proximal-mu": "fedsim.flower.local.proximal, or such a term of its own"}
+"""Settings by Flower's own names, which clients follow or not, as with Flower's strategies."""
+TRAINED = frozenset({"delta", "control-delta", "nu", "last-loss", UTILITY})
+"""What a reply to `train` can have."""
+VECTORS = frozenset({"delta", "control-delta"})
+"""Those of them that are like the model."""
+OBSERVED = ("cosine", "difficulty")
+"""Further metrics that strategies report; see `fedsim.server.strategy.observed`."""
+Rows = Mapping[str, NDArray[np.floating]]
+"""Room for replies, [k, ...] by name."""
+SPOKEN = TRAINED | {"values"}
+"""What replies of apps can have."""
+SENT = frozenset({"params", "control", "candidates"})
+"""What orders to apps can have."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """How an app calls its records and its metrics: of messages arrays and config, of replies weight and losses."""
+
+    arrays: str = "arrays"
+    config: str = "config"
+    weight: str = EXAMPLES
+    loss: str = "train_loss"
+    evaluate_loss: str = "eval_loss"
+
+
+@dataclass
+class Answer:
+    """What a reply says beside its vectors.
+
+    examples: what it weighs; None: not said. whole: its whole numbers. queries: evaluations that it asked for, outside
+    the published count, and without a value.
+    """
+
+    examples: float | None
+    metrics: dict[str, float] = field(default_factory=dict)
+    whole: Kept = field(default_factory=dict)
+    queries: tuple[int, int, int] = (0, 0, 0)
+
+
+class Question(ABC):
+    """What an order asks app clients. kind: of the messages. nbytes: of arrays, that each client is sent."""
+
+    kind: str
+    nbytes: int = 0
+
+    @abstractmethod
+    def contents(self, clients: Sequence[int]) -> list[RecordDict]:
+        """What each of these clients is sent."""
+
+    @abstractmethod
+    def rows(self, count: int) -> dict[str, Tensor]:
+        """Room for so many replies, [count, ...] by name."""
+
+    @abstractmethod
+    def read(self, content: RecordDict, rows: Rows, place: int) -> Answer:
+        """Write a reply's vectors into their place in the rows. RefusedError: it is no reply to this, and why."""
+
+    def finish(self, rows: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Make of the rows, when all replies are read, what the strategy asked for."""
+
+
+@dataclass
+class Dialect:
+    """Makes questions of orders.
+
+    up: what the strategy reads from replies. kept: the whole numbers of the model, as nodes are sent them. search: how
+    our own clients are spoken to, where the app has such; None: it has its own.
+    """
+
+    model: StateDict
+    keys: Keys
+    train_config: ConfigRecord
+    evaluate_config: ConfigRecord
+    up: frozenset[str]
+    kept: Kept
+    search: Search | None = None
+
+    def question(self, orders: Order, population: int) -> Question:
+        """What an order asks of app clients. InputError: what none of them understands."""
+        if orders.action in (SCORE, JUDGE):
+            return Evaluation(self, orders)
+        if self.search is not None:
+            return Searching(self.search, orders, population)
+        unknown = sorted(orders.payload.keys() - SENT)
+        if unknown:
+            raise unspoken(unknown)
+        if "candidates" in orders.payload:
+            return Values(self, orders)
+        return Training(self, orders)
+
+    def record(self, params: Tensor) -> ArrayRecord:
+        """A model [d] as nodes and the app's server know it."""
+        return self.model.record(params, self.kept)
+
+    def config(self, given: ConfigRecord, orders: Order) -> ConfigRecord:
+        """The settings of a message: the app's own, the round, and the strategy's."""
+        own = {name: value for name, value in orders.config.items() if name not in (REPORT_UTILITY, SCORE_EXAMPLES)}
+        return ConfigRecord({**given, ROUND: orders.round + 1, **own})
+
+
+class Training(Question):
+    """Train the model that is sent: of the reply the change counts, against what the node was sent."""
+
+    kind = MessageType.TRAIN
+
+    def __init__(self, dialect: Dialect, orders: Order) -> None:
+        self._dialect, self._orders, model = dialect, orders, dialect.model
+        self._sent = model.arrived(orders.payload["params"].cpu())
+        records = {dialect.keys.arrays: dialect.record(orders.payload["params"])}
+        records |= {name: model.floats(vector) for name, vector in orders.payload.items() if name != "params"}
+        self.nbytes = sum(map(size_of, records.values()))
+        self._content = RecordDict({**records, dialect.keys.config: dialect.config(dialect.train_config, orders)})
+        self._up = (dialect.up & TRAINED) | {"delta"} | ({UTILITY} if orders.config.get(REPORT_UTILITY) else set())
+
+    def contents(self, clients: Sequence[int]) -> list[RecordDict]:
+        """See `Question`: the same for all."""
+        return [self._content] * len(clients)
+
+    def rows(self, count: int) -> dict[str, Tensor]:
+        """See `Question`: to begin with the model that was sent, in the place of the change."""
+        like, lengths = self._sent, {"control-delta": (len(self._sent),), "nu": ()}
+        others = {name: like.new_zeros((count, *lengths.get(name, (1,)))) for name in sorted(self._up - {"delta"})}
+        return {"delta": like.repeat(count, 1), **others}
+
+    def finish(self, rows: Mapping[str, Tensor]) -> None:
+        """See `Question`."""
+        rows["delta"].sub_(self._sent)
+
+    def read(self, content: RecordDict, rows: Rows, place: int) -> Answer:
+        """See `Question`."""
+        keys, model, held = self._dialect.keys, self._dialect.model, arrays_of(content)
+        metrics = metrics_of(content)
+        examples = weight_of(metrics, keys.weight)
+        for name in DIFFERS.keys() & self._orders.config.keys():
+            if metrics.get(name) != self._orders.config[name]:
+                raise RefusedError(f"its metrics do not say {name} as it was sent: the app needs {DIFFERS[name]}")
+        if "control-delta" in rows:
+            control = held.pop("control-delta", None)
+            if control is None:
+                raise lacking("control-delta")
+            model.read(control, rows["control-delta"][place], whole=True)
+        if len(held) != 1:
+            raise RefusedError(
+                f"it has {len(held)} records of arrays ({', '.join(held) or 'none'}), not the model alone"
+            )
+        whole = model.read(next(iter(held.values())), rows["delta"][place])
+        loss = number(metrics, keys.loss)
+        for name in rows.keys() - VECTORS:
+            value = number(metrics, name, None if name == "nu" else loss)
+            if value is None:
+                raise lacking(name, f"; {keys.loss} would do" if name != "nu" else "")
+            rows[name][place] = abs(value) if name == UTILITY else value
+        told = {} if loss is None else {"loss": loss}
+        for name in OBSERVED:
+            value = number(metrics, name) if name in metrics else None
+            told |= {} if value is None else {name: value}
+        return Answer(examples, told, whole)
+
+
+class Evaluation(Question):
+    """Evaluate the model that is sent; of the reply the loss counts, where a selector asks for it."""
+
+    kind = MessageType.EVALUATE
+
+    def __init__(self, dialect: Dialect, orders: Order) -> None:
+        self._key = dialect.keys.evaluate_loss if orders.action == SCORE else None
+        self._weight, self._like = dialect.keys.weight, orders.payload["params"]
+        arrays = dialect.record(self._like)
+        self.nbytes = size_of(arrays)
+        settings = dialect.config(dialect.evaluate_config, orders)
+        self._content = RecordDict({dialect.keys.arrays: arrays, dialect.keys.config: settings})
+
+    def contents(self, clients: Sequence[int]) -> list[RecordDict]:
+        """See `Question`: the same for all."""
+        return [self._content] * len(clients)
+
+    def rows(self, count: int) -> dict[str, Tensor]:
+        """See `Question`."""
+        return {"loss": self._like.new_zeros((count, 1), device="cpu")}
+
+    def read(self, content: RecordDict, rows: Rows, place: int) -> Answer:
+        """See `Question`."""
+        metrics = metrics_of(content)
+        if self._key is not None:
+            loss = number(metrics, self._key)
+            if loss is None:
+                raise lacking(self._key)
+            rows["loss"][place] = loss
+        return Answer(weight_of(metrics, self._weight))
+
+
+class Values(Question):
+    """Values of the node's function at some points [n, d], which its `query` answers."""
+
+    kind = MessageType.QUERY
+
+    def __init__(self, dialect: Dialect, orders: Order) -> None:
+        points = orders.payload["candidates"]
+        arrays = dialect.model.floats(points)
+        self._weight, self._like = dialect.keys.weight, points
+        self.nbytes = size_of(arrays)
+        settings = dialect.config(ConfigRecord(), orders)
+        self._content = RecordDict({"candidates": arrays, dialect.keys.config: settings})
+
+    def contents(self, clients: Sequence[int]) -> list[RecordDict]:
+        """See `Question`: the same for all."""
+        return [self._content] * len(clients)
+
+    def rows(self, count: int) -> dict[str, Tensor]:
+        """See `Question`."""
+        return {"values": self._like.new_zeros((count, len(self._like)), device="cpu")}
+
+    def read(self, content: RecordDict, rows: Rows, place: int) -> Answer:
+        """See `Question`."""
+        metrics = metrics_of(content)
+        values, wanted = metrics.get("values"), len(self._like)
+        if values is None:
+            raise lacking("values")
+        if not isinstance(values, list) or len(values) != wanted:
+            raise RefusedError(f"its values are not a list of {wanted} numbers")
+        rows["values"][place] = values
+        mean = math.fsum(values) / wanted
+        return Answer(number(metrics, self._weight), {"loss": mean}, queries=(wanted, 0, 0))
+
+
+class Searching(Question):
+    """What our own zeroth-order clients are ordered to do, which the app has by `searcher`."""
+
+    kind = SEARCH
+
+    def __init__(self, search: Search, orders: Order, population: int) -> None:
+        self._search, self._orders, self._population = search, orders, population
+        self.nbytes = size_of(record(orders.payload))
+
+    def contents(self, clients: Sequence[int]) -> list[RecordDict]:  # noqa: ARG002
+        """See `Question`: an order names its client."""
+        return self._search.questions(self._orders, self._population)
+
+    def rows(self, count: int) -> dict[str, Tensor]:
+        """See `Question`."""
+        nothing = self._search.asked(self._orders).nothing.payload
+        return {name: one.new_zeros((count, *one.shape[1:])) for name, one in nothing.items()}
+
+    def read(self, content: RecordDict, rows: Rows, place: int) -> Answer:
+        """See `Question`."""
+        found = self._search.answer(content, self._orders)
+        asked, extra, failed = found.queries[0].tolist()
+        if asked and failed == asked:
+            raise RefusedError(f"none of its {asked} evaluations has a finite value")
+        for name, row in found.payload.items():
+            rows[name][place] = row[0].numpy()
+        metrics = {name: float(value[0]) for name, value in found.metrics.items()}
+        return Answer(None, metrics, queries=(asked, extra, failed))
+
+
+def unspoken(names: Collection[str]) -> InputError:
+    """What to raise where a strategy exchanges what client apps do not know."""
+    remedy = (
+        "client apps of others know no such thing; a search with values goes with client=, what the app's searcher has"
+    )
+    return InputError("strategy", ", ".join(sorted(names)), remedy)
+
+
+def metrics_of(content: RecordDict) -> MetricRecord:
+    """The metrics of a reply: its only record of them, or the one of that name. RefusedError: there is none."""
+    held = {name: record for name, record in content.items() if isinstance(record, MetricRecord)}
+    if len(held) == 1:
+        return next(iter(held.values()))
+    if METRICS not in held:
+        raise RefusedError(f"it has {len(held)} records of metrics, of which none is called {METRICS}")
+    return held[METRICS]
+
+
+def arrays_of(content: RecordDict) -> dict[str, ArrayRecord]:
+    """The records of arrays of a message; Flower's own view of them takes twenty times as long to make."""
+    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+
+
+def number(metrics: MetricRecord, name: str, otherwise: float | None = None) -> float | None:
+    """A metric that is one number; what it is otherwise, where it is not there. RefusedError: it is a list."""
+    value = metrics.get(name)
+    if isinstance(value, list):
+        raise RefusedError(f"{name} is a list, not a number")
+    return otherwise if value is None else float(value)
+
+
+def weight_of(metrics: MetricRecord, name: str) -> float:
+    """What a reply weighs. RefusedError: it does not say, or not with a number above 0."""
+    value = number(metrics, name)
+    if value is None:
+        raise RefusedError(f"its metrics have no {name}")
+    if not 0.0 < value < math.inf:
+        raise RefusedError(f"its {name} is {value:g}")
+    return value
+
+
+def lacking(name: str, further: str = "") -> RefusedError:
+    """What to raise where a reply lacks something, with what would make it."""
+    need = f": the app needs {HELP[name]}" if name in HELP else ""
+    return RefusedError(f"{name} is missing{need}{further}")
+
+
+def size_of(arrays: ArrayRecord) -> int:
+    """Bytes of the numbers of some arrays, as they are encoded."""
+    return sum(len(array.data) for array in arrays.values())

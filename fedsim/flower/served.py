@@ -1,0 +1,156 @@
+"""The loop over somebody else's app: its model, its nodes, and what Flower's `Result` has of each round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedsim.core.streams import SERVER
+from fedsim.exchange.actions import SCORE
+from fedsim.exchange.messages import Order, Replies
+from fedsim.exchange.windows import All, Window
+from fedsim.flower.app_engine import AppEngine, Heard
+from fedsim.flower.app_problem import AppProblem
+from fedsim.flower.dialect import JUDGE
+from fedsim.running import promises
+from fedsim.running.setup import Setup
+from fedsim.running.simulation import Server, Simulation, UnderWay
+
+Combine = Callable[[list[RecordDict], str], MetricRecord]
+"""Makes one record of the metrics in some replies, of which each weighs what it has under a name."""
+
+
+class Served(Simulation):
+    """A run over an `AppEngine`, whose population may change between two rounds.
+
+    integers: whose whole numbers the model has after a round: of the reply with most examples, or of the latest.
+    combine, weight: how the metrics of a round's replies become one record. metrics: of rounds, by kind and number.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        engine: AppEngine,
+        problem: AppProblem,
+        *,
+        integers: Literal["largest", "latest"],
+        combine: Combine,
+        weight: str,
+    ) -> None:
+        self.engine, self._problem, self._census = engine, problem, problem.census
+        self._integers, self._combine, self._weight = integers, combine, weight
+        self.metrics: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "evaluate": {}, "server": {}}
+        super().__init__(setup)
+        everybody = torch.arange(problem.num_clients)
+        self._keeps = setup.strategy.ask(self.state, everybody)[0].late == "keep"
+        self._remedy = "lower the learning rate of the clients"
+
+    @property
+    def record(self) -> ArrayRecord:
+        """The global model as the app knows it."""
+        return self.engine.dialect.record(self.state.params)
+
+    def take(self, arrays: ArrayRecord, config: ConfigRecord) -> None:
+        """Go on with another model, as somebody between the rounds has made it, and with other settings for clients."""
+        dialect, state = self.engine.dialect, self.state
+        params = dialect.model.vector(arrays).to(state.params.device)
+        dialect.train_config = ConfigRecord(dict(config))
+        if not torch.equal(dialect.model.arrived(state.params), params):
+            self._server = self._server._replace(state=replace(state, params=params))
+
+    def snapshot(self, *, copy: bool = True) -> dict[str, Any]:
+        """See `Simulation`."""
+        return super().snapshot(copy=copy) | {"metrics": self.metrics}
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """See `Simulation`."""
+        super().restore(saved)
+        self.metrics, self._census = saved["metrics"], -1
+
+    def complete(self, current: UnderWay) -> None:
+        """See `Simulation`; what replies were beside their vectors is taken in, too."""
+        super().complete(current)
+        heard = sorted(self._heard(), key=lambda one: one.client)
+        if not heard:
+            return
+        latest = self._integers == "latest"
+        whose = max(heard, key=lambda one: (one.due, one.client) if latest else (one.examples, -one.client))
+        self.engine.dialect.kept = {**self.engine.dialect.kept, **whose.whole}
+        told: dict[str, Any] = dict(self._combine([one.content for one in heard], self._weight))
+        told |= {name: value for name, value in current.metrics.items() if name not in told}
+        told |= {"replies": len(heard), "failed": current.failed}
+        told["staleness"] = sum(one.staleness for one in heard) / len(heard)
+        self.metrics["train"][self.round] = told
+
+    @property
+    def keeps(self) -> bool:
+        """Whether clients work on from one round to the next."""
+        return self._keeps
+
+    def judge_by_nodes(self, fraction: float, least: int, combine: Combine) -> None:
+        """Have a share of the free nodes, and at least so many if there are, evaluate the global model."""
+        clients = self._evaluators(fraction, least)
+        if not len(clients):
+            return
+        engine, number = self.engine, self.round
+        engine.submit(Order(JUDGE, clients, {"params": self.state.params}, round=number - 1, counts=False))
+        engine.collect(All(), number)
+        heard = sorted(engine.heard.pop(JUDGE, []), key=lambda one: one.client)
+        if heard:
+            self.metrics["evaluate"][number] = dict(combine([one.content for one in heard], self._weight))
+
+    def evaluation_of(
+        self, arrays: ArrayRecord, config: ConfigRecord, number: int, fraction: float, least: int
+    ) -> list[Message]:
+        """What somebody else is to send the nodes that evaluate his model after a round."""
+        dialect, engine = self.engine.dialect, self.engine
+        dialect.evaluate_config = ConfigRecord(dict(config))
+        params = dialect.model.vector(arrays)
+        orders = Order(JUDGE, self._evaluators(fraction, least), {"params": params}, round=number - 1, counts=False)
+        return engine.messages(orders, dialect.question(orders, self._problem.num_clients))
+
+    def _evaluators(self, fraction: float, least: int) -> Tensor:
+        """Who evaluates after this round: int64 [k], ascending."""
+        free = self.engine.free()
+        wanted = min(max(int(fraction * free.count), least), free.count)
+        there = torch.from_numpy(free.mask).nonzero().flatten()
+        owner = torch.tensor([SERVER])
+        drawn = self.parts.streams.permutation("federated-evaluation", owner, free.count, turn=self.round)[0]
+        return there[drawn[:wanted]].sort().values
+
+    def _choose(self, server: Server) -> tuple[Server, Tensor]:
+        """See `Simulation`: of whoever is there now."""
+        self.engine.meet()
+        return super()._choose(self._resized(server))
+
+    def _collect(self, server: Server, orders: Order, window: Window) -> tuple[Server, Replies]:
+        """See `Simulation`: how many examples clients have is known before the strategy is told what has come."""
+        server, replies = super()._collect(server, orders, window)
+        if orders.counts:
+            self._problem.learn(dict(zip(replies.clients.tolist(), replies.examples.tolist(), strict=True)))
+        return self._resized(server), replies
+
+    def _resized(self, server: Server) -> Server:
+        """What the server knows, for the clients that there are now and the examples that they have."""
+        if self._problem.census == self._census:
+            return server
+        self._census = self._problem.census
+        strategy, selector, sizes = self.parts.strategy, self.parts.selector, self._problem.sizes
+        state = promises.resized(strategy, strategy.resize(server.state, self._problem), server.state)
+        given = selector.resize(server.selector, sizes)
+        self._at_work = promises.at_once(selector, len(sizes))
+        return server._replace(
+            state=state, selector=promises.selector_state(selector, given, "resize", server.selector)
+        )
+
+    def _heard(self) -> list[Heard]:
+        """What was heard in this round of those that take part in it."""
+        held = self.engine.heard
+        actions = [action for action in held if action not in (SCORE, JUDGE)]
+        held.pop(SCORE, None)
+        return [one for action in actions for one in held.pop(action)]

@@ -1,0 +1,174 @@
+"""Anybody's model, a record of named arrays such as a PyTorch state dict, as the vector [d] of strategies, and back.
+
+The vector has the arrays of floats that are not frozen, in the record's order and in the widest of their types. Whole
+numbers, such as how many batches a normalisation has seen, are not averaged: the server takes those of one client.
+Frozen arrays stay as they are.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.core.errors import InputError
+from fedsim.core.near import meant
+from fedsim.flower.records import opened
+from fedsim.flower.replies import RefusedError
+from fedsim.nets.stack import Layout
+
+Kept = Mapping[str, Array]
+"""The arrays of whole numbers, by name."""
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """What the arrays of a model are. names: of all, in their order. layout: where floats lie in the vector.
+
+    types: of these, in the same order. whole: types and shapes of whole numbers and truths, by name. frozen: the arrays
+    that stay as they are.
+    """
+
+    names: tuple[str, ...]
+    layout: Layout
+    types: tuple[np.dtype[np.floating], ...]
+    whole: Mapping[str, tuple[np.dtype[np.generic], tuple[int, ...]]]
+    frozen: Kept
+
+    @classmethod
+    def of(cls, arrays: ArrayRecord, frozen: Sequence[str] = ()) -> StateDict:
+        """What a model's first arrays say. frozen: names, or patterns such as `encoder.*`.
+
+        InputError: there is nothing to train, an array is not of numbers, or a pattern fits no name.
+        """
+        for pattern in frozen:
+            if not fnmatch.filter(arrays, pattern):
+                remedy = (
+                    f"is no array of the model{meant(pattern, list(arrays))}; write a name, or a pattern as encoder.*"
+                )
+                raise InputError("frozen", pattern, remedy)
+        shapes, types = dict[str, tuple[int, ...]](), list[np.dtype[np.floating]]()
+        whole, still = dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]](), dict[str, Array]()
+        for name, array in arrays.items():
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in frozen):
+                still[name] = array
+                continue
+            try:
+                values = opened(array)
+            except ValueError as error:
+                raise InputError("initial_arrays", name, f"{error}; give numbers, or freeze it") from error
+            if values.dtype.kind == "f":
+                shapes[name] = values.shape
+                types.append(values.dtype)
+            else:
+                whole[name] = (values.dtype, values.shape)
+        if not shapes:
+            raise InputError("initial_arrays", ", ".join(arrays) or "(nothing)", "there are no floats to train in it")
+        return cls(tuple(arrays), Layout(tuple(shapes), tuple(shapes.values())), tuple(types), whole, still)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type of the vector: float32, or float64 where an array has it."""
+        return torch.float64 if any(dtype.itemsize > 4 for dtype in self.types) else torch.float32
+
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether all arrays have the vector's own type, so that nothing is rounded as it crosses."""
+        size = 8 if self.dtype == torch.float64 else 4
+        return all(dtype.itemsize == size for dtype in self.types)
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[slice, tuple[int, ...]]]:
+        """Where each array of floats lies in the vector, and its shape."""
+        ends = np.cumsum(self.layout.sizes).tolist()
+        layout = zip(self.layout.names, ends, self.layout.sizes, self.layout.shapes, strict=True)
+        return {name: (slice(end - size, end), shape) for name, end, size, shape in layout}
+
+    def vector(self, arrays: ArrayRecord) -> Tensor:
+        """The floats of a record of ours, [d]."""
+        row = np.empty(self.layout.dimension, str(self.dtype).removeprefix("torch."))
+        for name, (place, _) in self._places.items():
+            row[place] = opened(arrays[name]).reshape(-1)
+        return torch.from_numpy(row)
+
+    def kept(self, arrays: ArrayRecord) -> dict[str, Array]:
+        """The whole numbers of a record of ours."""
+        return {name: arrays[name] for name in self.whole}
+
+    def stored(self, kept: Kept) -> dict[str, bytes]:
+        """Whole numbers as a checkpoint takes them."""
+        return {name: opened(array).tobytes() for name, array in kept.items()}
+
+    def restored(self, stored: Mapping[str, bytes]) -> dict[str, Array]:
+        """The same back from a checkpoint."""
+        kinds = {name: self.whole[name] for name in stored}
+        return {
+            name: Array(np.frombuffer(stored[name], dtype).reshape(shape)) for name, (dtype, shape) in kinds.items()
+        }
+
+    def record(self, vector: Tensor, kept: Kept) -> ArrayRecord:
+        """A model [d] as the arrays that an app knows: all names, in their order, in their types and shapes."""
+        floats = self.floats(vector)
+        held = {**floats, **kept, **self.frozen}
+        return ArrayRecord({name: held[name] for name in self.names})
+
+    def floats(self, vectors: Tensor) -> ArrayRecord:
+        """A vector [d] as the model's arrays of floats; vectors [n, d] as arrays of n rows each."""
+        values, lead = vectors.detach().cpu().numpy(), vectors.shape[:-1]
+        made = ArrayRecord()
+        for (name, (place, shape)), dtype in zip(self._places.items(), self.types, strict=True):
+            part = np.array(values[..., place].reshape((*lead, *shape)), dtype, order="C")
+            made[name] = Array(part)
+        return made
+
+    def arrived(self, vector: Tensor) -> Tensor:
+        """What a node has of a vector [d] that it is sent: rounded where arrays have narrower types."""
+        if self._alike:
+            return vector
+        parts = torch.split(vector, self.layout.sizes)
+        narrow = {2: torch.float16, 4: torch.float32, 8: torch.float64}
+        kinds = zip(parts, self.types, strict=True)
+        return torch.cat([part.to(narrow[dtype.itemsize]).to(vector.dtype) for part, dtype in kinds])
+
+    def read(self, held: ArrayRecord, row: NDArray[np.floating], *, whole: bool = False) -> dict[str, Array]:
+        """Write a reply's floats over a row [d] of what its node was sent, and return its whole numbers.
+
+        What it leaves out stays as it was sent; frozen arrays are passed over. whole: nothing may be left out.
+        RefusedError: it is not of this model, and why. A row that was begun may be half written then.
+        """
+        found, trained = dict[str, Array](), 0
+        for name, array in held.items():
+            if name in self.frozen:
+                continue
+            if name not in self._places and name not in self.whole:
+                raise RefusedError(f"nobody has asked for {name[:40]!r}")
+            try:
+                values = opened(array)
+            except ValueError as error:
+                raise RefusedError(f"{name}: {error}") from error
+            if name in self.whole:
+                found[name] = self._whole(name, array, values)
+                continue
+            place, shape = self._places[name]
+            if values.dtype.kind != "f" or values.shape != shape:
+                raise RefusedError(f"{name} is {values.dtype} {list(values.shape)}, not floats {list(shape)}")
+            row[place] = values.reshape(-1)
+            trained += 1
+        if trained == 0 or (whole and trained < len(self._places)):
+            lacks = next(name for name in self._places if name not in held)
+            raise RefusedError(f"{lacks} is missing" if trained else "it has none of the model's arrays")
+        return found
+
+    def _whole(self, name: str, array: Array, values: NDArray[np.generic]) -> Array:
+        """A reply's array of whole numbers, in the model's type. RefusedError: it has another shape, or fractions."""
+        dtype, shape = self.whole[name]
+        if values.dtype.kind not in "biu" or values.shape != shape:
+            raise RefusedError(f"{name} is {values.dtype} {list(values.shape)}, not {dtype} {list(shape)}")
+        return array if values.dtype == dtype else Array(values.astype(dtype))
