@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING
 from fedsim.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from fedsim.flower.app_options import AppOptions
     from fedsim.flower.apps import client_app, run_on_ray, server_app
     from fedsim.flower.as_strategy import as_flower_strategy
-    from fedsim.flower.flower_strategy import FlowerStrategy
     from fedsim.flower.folder import AppFolder
     from fedsim.flower.grid import GridEngine
     from fedsim.flower.nodes import GridError
     from fedsim.flower.recipe import Recipe
+    from fedsim.flower.serving.options import AppOptions
+    from fedsim.flower.serving.strategy import FlowerStrategy
     from fedsim.flower.simulation import AppResult, simulate
     from fedsim.flower.virtual_grid import Exchange, VirtualGrid
 
 # Loaded when first asked for: neither side needs what the other one imports.
 _HOMES = {
     "AppFolder": "fedsim.flower.folder",
-    "AppOptions": "fedsim.flower.app_options",
+    "AppOptions": "fedsim.flower.serving.options",
     "AppResult": "fedsim.flower.simulation",
-    "FlowerStrategy": "fedsim.flower.flower_strategy",
+    "FlowerStrategy": "fedsim.flower.serving.strategy",
     "Exchange": "fedsim.flower.virtual_grid",
     "GridEngine": "fedsim.flower.grid",
     "GridError": "fedsim.flower.nodes",

@@ -20,11 +20,11 @@ from fedsim.core import plugins
 from fedsim.core.files import path_of
 from fedsim.engine.client import Client
 from fedsim.exchange.transforms import Chain
-from fedsim.flower.app_options import AppOptions
-from fedsim.flower.dialect import SPOKEN, unspoken
-from fedsim.flower.flower_strategy import FlowerStrategy
 from fedsim.flower.internals import combined_metrics
-from fedsim.flower.served import Combine
+from fedsim.flower.serving.dialect import SPOKEN, unspoken
+from fedsim.flower.serving.options import AppOptions
+from fedsim.flower.serving.run import Combine
+from fedsim.flower.serving.strategy import FlowerStrategy
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
 

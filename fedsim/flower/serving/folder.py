@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord
 from fedsim.configuration.tables import Checkpointing
 from fedsim.core.errors import DivergedError, InputError, StalledError
 from fedsim.flower.records import tensors
-from fedsim.flower.served import Served
+from fedsim.flower.serving.run import Served
 from fedsim.plots import curves
 from fedsim.running.checkpoint import Keeper, newest
 from fedsim.running.folder import RunFolder

@@ -22,7 +22,7 @@ from fedsim.exchange.messages import Order
 from fedsim.flower.records import EXAMPLES, METRICS, ROUND, record
 from fedsim.flower.replies import RefusedError
 from fedsim.flower.searching import SEARCH, Search
-from fedsim.flower.state_dict import Kept, StateDict
+from fedsim.flower.serving.state_dict import Kept, StateDict
 
 JUDGE = "judge"
 """The action of the global model's evaluation by nodes, of which the metrics are kept as they come."""

@@ -24,15 +24,15 @@ from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
 from fedsim.exchange.transforms import Chain
 from fedsim.exchange.windows import All
-from fedsim.flower.app_engine import LOOK, AppEngine
-from fedsim.flower.app_folder import AppFolder, kept_in, status_of
-from fedsim.flower.app_options import AppOptions
-from fedsim.flower.app_problem import AppProblem
-from fedsim.flower.dialect import DIFFERS, FOLLOWED, HELP, Dialect, Keys
 from fedsim.flower.nodes import partitions_of
 from fedsim.flower.searching import Search
-from fedsim.flower.served import Combine, Served
-from fedsim.flower.state_dict import StateDict
+from fedsim.flower.serving.dialect import DIFFERS, FOLLOWED, HELP, Dialect, Keys
+from fedsim.flower.serving.engine import LOOK, AppEngine
+from fedsim.flower.serving.folder import AppFolder, kept_in, status_of
+from fedsim.flower.serving.options import AppOptions
+from fedsim.flower.serving.problem import AppProblem
+from fedsim.flower.serving.run import Combine, Served
+from fedsim.flower.serving.state_dict import StateDict
 from fedsim.flower.virtual_grid import VirtualGrid
 from fedsim.flower.windows import GridClock, WallClock
 from fedsim.running.history import Row

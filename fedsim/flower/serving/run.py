@@ -14,9 +14,9 @@ from fedsim.core.streams import SERVER
 from fedsim.exchange.actions import SCORE
 from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, Window
-from fedsim.flower.app_engine import AppEngine, Heard
-from fedsim.flower.app_problem import AppProblem
-from fedsim.flower.dialect import JUDGE
+from fedsim.flower.serving.dialect import JUDGE
+from fedsim.flower.serving.engine import AppEngine, Heard
+from fedsim.flower.serving.problem import AppProblem
 from fedsim.running import promises
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Server, Simulation, UnderWay

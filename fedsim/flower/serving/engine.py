@@ -26,11 +26,11 @@ from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.messages import Free, Order, Replies, Size, finite_rows
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.exchange.windows import Window
-from fedsim.flower.app_problem import AppProblem
-from fedsim.flower.dialect import Answer, Dialect, Question, Rows, arrays_of, size_of
 from fedsim.flower.nodes import Sent
 from fedsim.flower.replies import RefusedError
-from fedsim.flower.state_dict import Kept
+from fedsim.flower.serving.dialect import Answer, Dialect, Question, Rows, arrays_of, size_of
+from fedsim.flower.serving.problem import AppProblem
+from fedsim.flower.serving.state_dict import Kept
 from fedsim.flower.windows import Clock, GridWindows, Landed
 
 LOOK = 0.2
