@@ -6,7 +6,7 @@ proximal: grad f_i(y) + mu (y - theta)
 theta is the model in the message, y the model in training, K the number of steps; the arithmetic is that of
 `clients/scaffold.py`, `clients/feddyn.py` and `clients/sgd.py`. Gradients are corrected before the step: to correct a
 model after its steps is another method, for a step depends on those before it. Under a gradient scaler, correct what
-it has unscaled.
+it has unscaled. A model is a module, or its parameters by the names that were sent, where it is wrapped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, Message
 
 from fedsim.core.errors import InputError
-from fedsim.flower.local.models import Arrays, Model, Sent, floats, record_of, remembered, setting, widened
+from fedsim.flower.local.models import Arrays, Model, Parameters, Sent, floats, record_of, remembered, setting, widened
 
 if TYPE_CHECKING:
     from torch import nn, optim
@@ -40,7 +40,7 @@ class _Correction(ABC):
     def _added(self, y: Any, *held: Any) -> Any:
         """What is added to the gradient of one array y; arrays in, an array out, or tensors in, a tensor out."""
 
-    def _correct(self, model: nn.Module) -> dict[str, nn.Parameter]:
+    def _correct(self, model: Parameters) -> dict[str, nn.Parameter]:
         """Add it to the gradients of a module; the parameters whose gradients these are."""
         import torch
 
@@ -72,7 +72,7 @@ class Scaffold(_Correction):
         """By name c - c_i, the same in all steps: for loops that add it themselves, and tell `finish` lr and steps."""
         return {name: shift.copy() for name, (shift,) in self._held.items()}
 
-    def correct(self, model: nn.Module, optimizer: optim.Optimizer) -> None:
+    def correct(self, model: Parameters, optimizer: optim.Optimizer) -> None:
         """Add c - c_i to the gradients, between `loss.backward()` and `optimizer.step()`, and count the step.
 
         InputError: the optimizer is not plain SGD, for which alone c_i+ is a mean of gradients.
@@ -121,7 +121,7 @@ class _Penalty(_Correction):
         y = self._sent.trained(model)
         return {name: np.asarray(self._added(y[name], *held)) for name, held in self._held.items() if name in y}
 
-    def correct(self, model: nn.Module) -> None:
+    def correct(self, model: Parameters) -> None:
         """Add it to the gradients, between `loss.backward()` and `optimizer.step()`."""
         self._correct(model)
 

@@ -20,6 +20,9 @@ Arrays = dict[str, NDArray[Any]]
 Model = Union["nn.Module", Mapping[str, Any], Sequence[Any]]
 """A model as an app has it: a module, arrays or tensors by name, or a list of them as `to_numpy_ndarrays` gives it."""
 
+Parameters = Union["nn.Module", Mapping[str, "nn.Parameter"]]
+"""A module, or its parameters under the names that were sent, where a wrapper gives them others."""
+
 
 def floats(record: ArrayRecord) -> Arrays:
     """The arrays of a record that are of floating point."""
@@ -71,12 +74,12 @@ class Sent:
         """Whether any of these is another than was sent."""
         return any(not np.array_equal(array, self.floats[name]) for name, array in arrays.items())
 
-    def with_gradients(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    def with_gradients(self, model: Parameters) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         """Name, parameter and gradient of what is about to make a step. InputError: it is another model, or too early.
 
         Frozen parameters are left out, and those that were not sent.
         """
-        named = dict(model.named_parameters())
+        named = dict(model if isinstance(model, Mapping) else model.named_parameters())
         known = {name: parameter for name, parameter in named.items() if name in self.floats}
         self._hold(named, {name: tuple(parameter.shape) for name, parameter in known.items()})
         if all(parameter.grad is None for parameter in known.values()):
@@ -90,7 +93,7 @@ class Sent:
         if not shapes:
             sent = ", ".join([*self.floats][:3])
             raise InputError(
-                "model", ", ".join([*names][:3]), f"names were sent like {sent}; give the model that is not wrapped"
+                "model", ", ".join([*names][:3]), f"was sent with names like {sent}; give parameters by these names"
             )
         for name, shape in shapes.items():
             if shape != self.floats[name].shape:

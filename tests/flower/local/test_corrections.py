@@ -6,10 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedsim.core.errors import InputError
+from fedsim.flower import VirtualGrid, as_flower_strategy
 from fedsim.flower.internals import copied_context
 from fedsim.flower.local import feddyn, proximal, scaffold
 from fedsim.problems.own_data import supervised
@@ -132,6 +134,27 @@ def test_round_after_round_a_client_comes_to_what_our_own_comes_to(method, kind,
     if method != "fedprox":  # and what is remembered is no zero
         (record,) = contexts[0].state.array_records.values()
         assert all(np.abs(array.numpy()).max() > 1e-3 for array in record.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_twenty_rounds_over_a_grid_come_to_what_they_come_to_here(method):
+    made, (strategy, client), app = small_quadratics(), METHODS[method], ClientApp()
+
+    @app.train()
+    def train(sent, ctx):
+        own = made.clients[ctx.node_config["partition-id"]]
+        w, told = with_numpy(method, sent, ctx, None, None, torch.tensor(made.x[own]), torch.tensor(made.y[own]))
+        metrics = MetricRecord({"num-examples": len(own), "train_loss": 0.0, **(told if method == "feddyn" else {})})
+        content = {"y": ArrayRecord([w["weight"]]), "metrics": metrics, **(told if method == "scaffold" else {})}
+        return Message(RecordDict(content), reply_to=sent)
+
+    with VirtualGrid(app, 6) as grid:
+        ours = as_flower_strategy(strategy, fraction_evaluate=0.0)
+        found = ours.start(grid, ArrayRecord([np.zeros((1, 3))]), num_rounds=20).arrays.to_numpy_ndarrays()[0][0]
+    settings = {**client, "steps": STEPS, "batch_size": "full", "lr": LR}
+    here, shorter = (made.run(rounds, strategy, settings) for rounds in (20, 19))
+    assert np.abs(found - here).max() < 1e-9
+    assert np.abs(found - shorter).max() > 1e-5
 
 
 def test_each_step_is_corrected_and_not_the_model_after_its_steps():
@@ -296,7 +319,7 @@ def test_without_a_factor_a_proximal_loop_is_the_plain_one():
         (lambda m: proximal(message(state(m))).correction([np.ones(1)]), "^model = 1 arrays: 2 were sent"),
         (
             lambda m: proximal(message(state(m))).correction({"w": np.ones(1)}),
-            "^model = w: names were sent like w",
+            "^model = w: was sent with names like w",
         ),
         (lambda m: proximal(message(state(m))).correction({"weight": np.ones(1)}), r"^weight = \(1,\): was sent as"),
     ],
@@ -324,10 +347,22 @@ def test_control_variates_need_plain_sgd(optimizer, said):
 
 def test_a_wrapped_model_and_gradients_that_are_not_there_are_told():
     model = linear()
-    with pytest.raises(InputError, match=r"^model = 0\.weight, 0\.bias: names were sent like weight, bias"):
+    with pytest.raises(InputError, match=r"^model = 0\.weight, 0\.bias: was sent with names like weight, bias"):
         descend(nn.Sequential(model), squares, X, Y, controlled().correct)
     with pytest.raises(InputError, match=r"^model = no gradients\b"):
         controlled().correct(linear(), torch.optim.SGD(model.parameters(), lr=LR))
+
+
+def test_the_parameters_of_a_wrapped_model_can_be_given_by_the_names_that_were_sent():
+    found = []
+    for wrapped in (False, True):
+        model = linear()
+        outer = nn.Sequential(model)
+        given = {name[2:]: value for name, value in outer.named_parameters()} if wrapped else model
+        helper = controlled(model)
+        descend(model, squares, X, Y, lambda _, optimizer, given=given, helper=helper: helper.correct(given, optimizer))
+        found.append([array.numpy() for array in helper.finish(given)["control-delta"].values()])
+    assert all(np.array_equal(one, other) and one.any() for one, other in zip(*found, strict=True))
 
 
 def test_steps_are_counted_once_and_by_somebody():
