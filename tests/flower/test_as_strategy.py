@@ -112,7 +112,9 @@ def test_a_round_that_nobody_aggregates_is_forgotten():
     def main(grid, context):
         arrays, config = with_numpy.initial(), ConfigRecord()
         list(held.configure_train(1, arrays, config, grid))
-        replies = grid.send_and_receive(held.configure_train(2, arrays, config, grid))
+        messages = held.configure_train(2, arrays, config, grid)
+        assert [message.content["config"]["server-round"] for message in messages] == [2] * NODES
+        replies = grid.send_and_receive(messages)
         kept.append(held.aggregate_train(2, replies))
         with pytest.raises(Exception, match="call configure_train first"):
             held.aggregate_train(2, replies)
@@ -127,6 +129,7 @@ def test_asynchronous_strategies_and_checkpoints_take_our_own_start(tmp_path):
     for strategy, option in (
         (as_flower_strategy(FedBuff(size=2)), "strategy"),
         (as_flower_strategy(FedAvg(first=2)), "strategy"),
+        (as_flower_strategy(FedAvg(deadline=2.0)), "strategy"),
         (as_flower_strategy(FedAvg(), checkpoint=tmp_path / "run"), "checkpoint"),
         (as_flower_strategy(FedAvg(), duration=3.0), "duration"),
     ):

@@ -19,9 +19,10 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.exchange.actions import REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
 from fedsim.exchange.messages import Order
-from fedsim.flower.records import EXAMPLES, METRICS, ROUND, record
+from fedsim.flower.records import METRICS, ROUND, record
 from fedsim.flower.replies import RefusedError
 from fedsim.flower.searching import SEARCH, Search
+from fedsim.flower.serving.options import AppOptions
 from fedsim.flower.serving.state_dict import Kept, StateDict
 
 JUDGE = "judge"
@@ -48,17 +49,6 @@ SPOKEN = TRAINED | {"values"}
 """What replies of apps can have."""
 SENT = frozenset({"params", "control", "candidates"})
 """What orders to apps can have."""
-
-
-@dataclass(frozen=True)
-class Keys:
-    """How an app calls its records and its metrics: of messages arrays and config, of replies weight and losses."""
-
-    arrays: str = "arrays"
-    config: str = "config"
-    weight: str = EXAMPLES
-    loss: str = "train_loss"
-    evaluate_loss: str = "eval_loss"
 
 
 @dataclass
@@ -106,7 +96,7 @@ class Dialect:
     """
 
     model: StateDict
-    keys: Keys
+    keys: AppOptions
     train_config: ConfigRecord
     evaluate_config: ConfigRecord
     up: frozenset[str]
@@ -144,10 +134,11 @@ class Training(Question):
     def __init__(self, dialect: Dialect, orders: Order) -> None:
         self._dialect, self._orders, model = dialect, orders, dialect.model
         self._sent = model.arrived(orders.payload["params"].cpu())
-        records = {dialect.keys.arrays: dialect.record(orders.payload["params"])}
+        records = {dialect.keys.arrayrecord_key: dialect.record(orders.payload["params"])}
         records |= {name: model.floats(vector) for name, vector in orders.payload.items() if name != "params"}
         self.nbytes = sum(map(size_of, records.values()))
-        self._content = RecordDict({**records, dialect.keys.config: dialect.config(dialect.train_config, orders)})
+        settings = dialect.config(dialect.train_config, orders)
+        self._content = RecordDict({**records, dialect.keys.configrecord_key: settings})
         self._up = (dialect.up & TRAINED) | {"delta"} | ({UTILITY} if orders.config.get(REPORT_UTILITY) else set())
 
     def contents(self, clients: Sequence[int]) -> list[RecordDict]:
@@ -168,7 +159,7 @@ class Training(Question):
         """See `Question`."""
         keys, model, held = self._dialect.keys, self._dialect.model, arrays_of(content)
         metrics = metrics_of(content)
-        examples = weight_of(metrics, keys.weight)
+        examples = weight_of(metrics, keys.weighted_by_key)
         for name in DIFFERS.keys() & self._orders.config.keys():
             if metrics.get(name) != self._orders.config[name]:
                 raise RefusedError(f"its metrics do not say {name} as it was sent: the app needs {DIFFERS[name]}")
@@ -182,11 +173,11 @@ class Training(Question):
                 f"it has {len(held)} records of arrays ({', '.join(held) or 'none'}), not the model alone"
             )
         whole = model.read(next(iter(held.values())), rows["delta"][place])
-        loss = number(metrics, keys.loss)
+        loss = number(metrics, keys.loss_key)
         for name in rows.keys() - VECTORS:
             value = number(metrics, name, None if name == "nu" else loss)
             if value is None:
-                raise lacking(name, f"; {keys.loss} would do" if name != "nu" else "")
+                raise lacking(name, f"; {keys.loss_key} would do" if name != "nu" else "")
             rows[name][place] = abs(value) if name == UTILITY else value
         told = {} if loss is None else {"loss": loss}
         for name in OBSERVED:
@@ -201,12 +192,12 @@ class Evaluation(Question):
     kind = MessageType.EVALUATE
 
     def __init__(self, dialect: Dialect, orders: Order) -> None:
-        self._key = dialect.keys.evaluate_loss if orders.action == SCORE else None
-        self._weight, self._like = dialect.keys.weight, orders.payload["params"]
+        self._key = dialect.keys.evaluate_loss_key if orders.action == SCORE else None
+        self._weight, self._like = dialect.keys.weighted_by_key, orders.payload["params"]
         arrays = dialect.record(self._like)
         self.nbytes = size_of(arrays)
         settings = dialect.config(dialect.evaluate_config, orders)
-        self._content = RecordDict({dialect.keys.arrays: arrays, dialect.keys.config: settings})
+        self._content = RecordDict({dialect.keys.arrayrecord_key: arrays, dialect.keys.configrecord_key: settings})
 
     def contents(self, clients: Sequence[int]) -> list[RecordDict]:
         """See `Question`: the same for all."""
@@ -235,10 +226,10 @@ class Values(Question):
     def __init__(self, dialect: Dialect, orders: Order) -> None:
         points = orders.payload["candidates"]
         arrays = dialect.model.floats(points)
-        self._weight, self._like = dialect.keys.weight, points
+        self._weight, self._like = dialect.keys.weighted_by_key, points
         self.nbytes = size_of(arrays)
         settings = dialect.config(ConfigRecord(), orders)
-        self._content = RecordDict({"candidates": arrays, dialect.keys.config: settings})
+        self._content = RecordDict({"candidates": arrays, dialect.keys.configrecord_key: settings})
 
     def contents(self, clients: Sequence[int]) -> list[RecordDict]:
         """See `Question`: the same for all."""

@@ -55,13 +55,18 @@ class Served(Simulation):
         """The global model as the app knows it."""
         return self.engine.dialect.record(self.state.params)
 
-    def take(self, arrays: ArrayRecord, config: ConfigRecord) -> None:
-        """Go on with another model, as somebody between the rounds has made it, and with other settings for clients."""
+    def take(self, number: int, arrays: ArrayRecord, config: ConfigRecord) -> None:
+        """Go on with round `number`, as somebody who sends the messages says, from his model and with his settings.
+
+        A round before of which nothing was handed in is forgotten.
+        """
         dialect, state = self.engine.dialect, self.state
+        self.engine.forget()
         params = dialect.model.vector(arrays).to(state.params.device)
         dialect.train_config = ConfigRecord(dict(config))
-        if not torch.equal(dialect.model.arrived(state.params), params):
-            self._server = self._server._replace(state=replace(state, params=params))
+        if torch.equal(dialect.model.arrived(state.params), params):
+            params = state.params
+        self._server = self._server._replace(state=replace(state, params=params, round=number - 1))
 
     def snapshot(self, *, copy: bool = True) -> dict[str, Any]:
         """See `Simulation`."""

@@ -26,7 +26,7 @@ from fedsim.exchange.transforms import Chain
 from fedsim.exchange.windows import All
 from fedsim.flower.nodes import partitions_of
 from fedsim.flower.searching import Search
-from fedsim.flower.serving.dialect import DIFFERS, FOLLOWED, HELP, Dialect, Keys
+from fedsim.flower.serving.dialect import DIFFERS, FOLLOWED, HELP, Dialect
 from fedsim.flower.serving.engine import LOOK, AppEngine
 from fedsim.flower.serving.folder import AppFolder, kept_in, status_of
 from fedsim.flower.serving.options import AppOptions
@@ -81,11 +81,7 @@ class FlowerStrategy(flower.Strategy):
     def summary(self) -> None:
         """Log what will be done, and what the app's clients must do for it."""
         for name, table in self._tables().items():
-            for one in table if isinstance(table, list) else [table]:
-                said = (
-                    ", ".join(f"{option} = {value}" for option, value in one.items()) if isinstance(one, dict) else one
-                )
-                _log("\t├──> %s: %s", name, said)
+            _log("\t├──> %s: %s", name, table)
         for name, need in needs(self.strategy).items():
             _log("\t├──> The client app needs %s (for %s)", need, name)
         _log("\t└──> Checkpoints: %s", self.checkpoint or "none")
@@ -144,19 +140,14 @@ class FlowerStrategy(flower.Strategy):
 
         InputError: the strategy is asynchronous, which only `start` can be; or there is a `checkpoint`.
         """
-        run = self._handed
-        if run is None or server_round <= 1:
-            for option in ("checkpoint", "duration"):
-                value = getattr(self, option, None) or getattr(self.settings, option, None)
-                if value is not None:
-                    raise InputError(option, str(value), "only start() keeps it; call that, or leave it out")
-            run = self._handed = self._serve(grid, arrays, TIMEOUT, config, None, None)
-            run.engine.hands_over = True
-        run.take(arrays, config)
-        run.engine.forget()
+        for option, value in (("checkpoint", self.checkpoint), ("duration", self.settings.duration)):
+            if value is not None:
+                raise InputError(option, str(value), "only start() keeps it; call that, or leave it out")
+        run = self._handing_over(grid, arrays, begins=server_round <= 1)
+        run.take(server_round, arrays, config)
         self._round = run.begin()
         order = run.ask(self._round)
-        if order.late == "keep" or not isinstance(self._round.window, All):
+        if order.late == "keep" or self._round.window != All():
             kind = kind_of("strategies", self.strategy)
             raise InputError("strategy", kind, "it does not wait for everybody, which takes its own start()")
         return run.engine.outbox
@@ -182,12 +173,11 @@ class FlowerStrategy(flower.Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Give the messages to the nodes that are to evaluate the model."""
-        if self._handed is None:
-            self._handed = self._serve(grid, arrays, TIMEOUT, None, config, None)
+        run = self._handing_over(grid, arrays)
         fraction = 1.0 if self.settings.fraction_evaluate is None else self.settings.fraction_evaluate
         if fraction == 0.0:
             return []
-        return self._handed.evaluation_of(arrays, config, server_round, fraction, self.settings.min_evaluate_nodes)
+        return run.evaluation_of(arrays, config, server_round, fraction, self.settings.min_evaluate_nodes)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:  # noqa: ARG002
         """Combine the metrics of the replies to what `configure_evaluate` gave."""
@@ -213,13 +203,7 @@ class FlowerStrategy(flower.Strategy):
         problem = AppProblem(model.vector(arrays))
         dialect = Dialect(
             model,
-            Keys(
-                settings.arrayrecord_key,
-                settings.configrecord_key,
-                settings.weighted_by_key,
-                settings.loss_key,
-                settings.evaluate_loss_key,
-            ),
+            settings,
             ConfigRecord(dict(train_config or {})),
             ConfigRecord(dict(evaluate_config or {})),
             self.strategy.up,
@@ -275,6 +259,13 @@ class FlowerStrategy(flower.Strategy):
             told = there
             time.sleep(LOOK)
 
+    def _handing_over(self, grid: Grid, arrays: ArrayRecord, *, begins: bool = False) -> Served:
+        """The run that is gone through in pieces; begins: a new one."""
+        if self._handed is None or begins:
+            self._handed = self._serve(grid, arrays, TIMEOUT, None, None, None)
+            self._handed.engine.hands_over = True
+        return self._handed
+
     def _under_way(self) -> tuple[Served, UnderWay]:
         """The run that is gone through in pieces, and its round. FedsimError: none has begun."""
         if self._handed is None or self._round is None:
@@ -289,7 +280,6 @@ class FlowerStrategy(flower.Strategy):
         return {
             "name": kind_of("strategies", self.strategy),
             "seed": app.pop("seed"),
-            "problem": {"kind": "own"},
             "strategy": described("strategies", self.strategy),
             "selection": described("selectors", self.selector),
             "aggregation": described("aggregators", self.aggregator),
@@ -310,6 +300,7 @@ class FlowerStrategy(flower.Strategy):
             )
         name = kind_of("strategies", self.strategy)
         config = self._tables() | ({} if rounds is None else {"rounds": rounds})
+        config["problem"] = {"kind": "own"}
         config["resolved"] = {"nodes": run.parts.problem.num_clients, "parameters": run.parts.problem.dimension}
         when = Checkpointing(every=self.settings.checkpoint_every, last=False)
         with kept_in(self.checkpoint, name, config, run, when) as folder:
