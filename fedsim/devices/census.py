@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -18,9 +19,9 @@ Spread = Annotated[float, Field(ge=0, le=10)]
 class Census:
     """What device models may know of N clients.
 
-    sizes: int64 [N], how many examples each has, on the CPU. labels: float64 [N], the mean label of each client's
-    examples, NaN where it has none; None where examples have no labels.
+    sizes: int64 [N], how many examples each has, on the CPU. labels: reckons the mean label of each client's examples,
+    float64 [N], NaN where it has none, by a pass over all of them; None where examples have no labels.
     """
 
     sizes: Tensor
-    labels: NDArray[np.float64] | None
+    labels: Callable[[], NDArray[np.float64] | None]

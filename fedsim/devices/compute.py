@@ -5,9 +5,11 @@ These are the plug-ins of the group `fedsim.speeds`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -71,7 +73,12 @@ class Fixed:
     def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:  # noqa: ARG002
         """Rank the clients; InputError: by label where there are none."""
         population = len(census.sizes)
-        keys = {"client": np.arange(population), "size": census.sizes.numpy(), "label": census.labels}[self.by]
+        ranked_by: dict[str, Callable[[], NDArray[Any] | None]] = {
+            "client": partial(np.arange, population),
+            "size": census.sizes.numpy,
+            "label": census.labels,
+        }
+        keys = ranked_by[self.by]()
         if keys is None:
             raise InputError(f"{TABLE}.by", self.by, "the examples have no labels; take client or size")
         rank = np.empty(population)

@@ -174,5 +174,5 @@ def build_engine(experiment: Experiment, problem: Problem, executor: Executor) -
 
 def build_fleet(experiment: Experiment, problem: Problem) -> Fleet:
     """The clients' devices, as the experiment describes them."""
-    census = Census(problem.sizes, problem.labels())
+    census = Census(problem.sizes, problem.labels)
     return experiment.devices.start(census, Streams(experiment.seed), experiment.data_dir)

@@ -18,7 +18,7 @@ RANDOM = [BERNOULLI, DIURNAL, MARKOV, RESTLESS]
 
 
 def fleet(availability, population=10, seed=0, data_dir=None):
-    census = Census(torch.full((population,), 5), None)
+    census = Census(torch.full((population,), 5), lambda: None)
     return Devices(availability=availability).start(census, Streams(seed), data_dir)
 
 

@@ -16,8 +16,8 @@ from fedsim.devices import Census, Devices
 from fedsim.devices.fleet import LAST
 
 
-def census(population, labels=None):
-    return Census(torch.full((population,), 5), labels)
+def census(population):
+    return Census(torch.full((population,), 5), lambda: None)
 
 
 def fleet(population=20, seed=0, data_dir=None, **options):
@@ -60,9 +60,16 @@ def test_by_default_everybody_takes_a_second():
     ],
 )
 def test_ranks(by, expected):
-    known = Census(torch.tensor([7, 2, 9, 2]), np.array([4.0, np.nan, 1.0, 4.0]))
+    asked = []
+
+    def labels():
+        asked.append(by)
+        return np.array([4.0, np.nan, 1.0, 4.0])
+
+    known = Census(torch.tensor([7, 2, 9, 2]), labels)
     made = Devices(compute={"kind": "fixed", "spread": 75.0, "by": by}).start(known, Streams(0))
     assert ask(made).tolist() == [ticks(seconds) for seconds in expected]
+    assert asked == (["label"] if by == "label" else [])  # which is a pass over all examples
 
 
 def test_no_rank_by_label_without_labels():

@@ -12,7 +12,7 @@ REPAIRS = [({}, None), ({"repair_seconds": 0.0}, 0), ({"repair_seconds": 1e-6}, 
 
 
 def fleet(population=4000, **options):
-    return Devices(**options).start(Census(torch.full((population,), 5), None), Streams(0))
+    return Devices(**options).start(Census(torch.full((population,), 5), lambda: None), Streams(0))
 
 
 def failures(made, seconds, turn=0):

@@ -10,6 +10,8 @@ Source: Li et al. 2020, Federated optimization in heterogeneous networks, sectio
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from fedsim.core.data_files import DataFolder
@@ -69,11 +71,15 @@ class Synthetic:
         for first in range(0, self.clients, CHUNK):
             part, part_tests = sizes[first : first + CHUNK], tests[first : first + CHUNK]
             drawn, label = self._draw(part, first // CHUNK)
-            rank = np.arange(len(label)) - np.repeat(np.cumsum(part) - part, part)
-            testing = rank < np.repeat(part_tests, part)
-            end, end_test = at + int((~testing).sum()), at_test + int(testing.sum())
-            x[at:end], y[at:end] = drawn[~testing], label[~testing]
-            x_test[at_test:end_test], y_test[at_test:end_test] = drawn[testing], label[testing]
+            end, end_test = at + int((part - part_tests).sum()), at_test + int(part_tests.sum())
+            # A client's first examples are its test.
+            testing = np.repeat(np.tile([True, False], len(part)), np.stack((part_tests, part - part_tests), 1).ravel())
+            for wanted, xs, ys in (
+                (~testing, x[at:end], y[at:end]),
+                (testing, x_test[at_test:end_test], y_test[at_test:end_test]),
+            ):
+                np.compress(wanted, drawn, axis=0, out=xs)
+                np.compress(wanted, label, out=ys)
             at, at_test = end, end_test
         ids = np.arange(self.clients)
         owner, owner_test = np.repeat(ids, sizes - tests), np.repeat(ids, tests)
@@ -105,8 +111,11 @@ class Synthetic:
         x *= deviation
         x += np.repeat(centre, sizes, axis=0)
         y = np.empty(len(x), np.int64)
-        for client, end in enumerate(np.cumsum(sizes)):
-            own = slice(end - sizes[client], end)
+        ends = np.cumsum(sizes)
+        # Neighbours with equally many examples are multiplied in one call, each by itself as ever.
+        for first, last in pairwise([0, *(np.flatnonzero(np.diff(sizes)) + 1), count]):
+            own = slice(ends[first] - sizes[first], ends[last - 1])
+            inputs = x[own].reshape(last - first, sizes[first], self.features)
             # The last row of a model is its bias.
-            y[own] = (x[own] @ model[client, :-1] + model[client, -1]).argmax(axis=1)
+            y[own] = (inputs @ model[first:last, :-1] + model[first:last, -1:]).argmax(axis=2).reshape(-1)
         return x, y

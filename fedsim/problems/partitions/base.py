@@ -196,9 +196,8 @@ def noisy_labels(y: NDArray[Any], num_classes: int, share: float, seed: int) -> 
     return noisy
 
 
-def sparse_rows(client: Indices, clients: int) -> tuple[Indices, Indices]:
+def sparse_rows(client: NDArray[np.signedinteger[Any]], clients: int) -> tuple[Indices, Indices]:
     """Examples by client in compressed sparse rows, (order, offset). client: whose each is, [n]; -1: nobody's."""
-    dealt = np.flatnonzero(client >= 0)
-    order = dealt[np.argsort(client[dealt], kind="stable")]
-    sizes = np.bincount(client[dealt], minlength=clients)
-    return order, np.concatenate(([0], np.cumsum(sizes)))
+    sizes = np.bincount(client + 1, minlength=clients + 1)
+    order = np.argsort(client, kind="stable")[sizes[0] :]
+    return order, np.concatenate(([0], np.cumsum(sizes[1:])))

@@ -39,7 +39,7 @@ class Natural(Shared):
                 owners = owners[np.argsort(-sizes[owners], kind="stable")]
             owners = np.sort(owners[: self.clients])
         last = max(int(ids.max(initial=0)) for ids in (data.owner, data.owner_test) if ids is not None)
-        client = np.full(last + 1, -1)
+        client = np.full(last + 1, -1, np.int32)
         client[owners] = np.arange(len(owners))
         rows = sparse_rows(client[data.owner], len(owners))
         tests = (None, None) if data.owner_test is None else sparse_rows(client[data.owner_test], len(owners))

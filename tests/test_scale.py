@@ -1,0 +1,71 @@
+"""A population of a million clients costs arrays, and no work in Python by client: counted here among few clients."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import fedsim
+from fedsim.running.build import build_problem, build_simulation
+from fedsim.running.simulation import Simulation
+
+FEATURES, EXAMPLES = 10, 20
+
+
+def built(clients: int) -> Simulation:
+    experiment = fedsim.experiment(
+        rounds=2,
+        problem={
+            "dataset": {"kind": "synthetic", "clients": clients, "examples_per_client": EXAMPLES, "test_share": 0.0}
+            | {"features": FEATURES},
+            "model": "logistic",
+        },
+        partition="natural",
+        selection={"kind": "uniform", "count": 10},
+        client={"kind": "sgd", "epochs": 1, "batch_size": 10},
+        evaluation={"every": 0},
+    )
+    return build_simulation(experiment, build_problem(experiment))
+
+
+def calls(work: Callable[[], Any]) -> int:
+    """How many functions, Python's and built-in ones, this calls."""
+    count = 0
+
+    def counted(_frame: object, event: str, _what: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(counted)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_ten_times_the_clients_are_not_built_by_more_calls():
+    built(100)  # what is made once for a process
+    assert calls(lambda: built(1000)) < 1.1 * calls(lambda: built(100))
+
+
+def test_a_round_among_ten_times_the_clients_makes_no_more_calls():
+    few, many = built(100), built(1000)
+    assert calls(many.step) < 1.1 * calls(few.step)
+
+
+def test_a_population_takes_little_more_memory_than_its_examples():
+    clients = 20_000
+    tracemalloc.start()
+    try:
+        made = built(clients)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # An example is its numbers, its label, its owner, and its place among the client's, of eight bytes each.
+    data = clients * EXAMPLES * (4 * FEATURES + 3 * 8)
+    assert made.parts.problem.num_clients == clients
+    assert held < 1.2 * data
+    assert peak < 1.5 * data
