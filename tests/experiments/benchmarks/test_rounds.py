@@ -49,6 +49,7 @@ def test_every_engine_has_an_interface():
 
 
 def test_a_population_runs():
-    seconds, memory = rounds.population(200, 3)
+    built, seconds, memory = rounds.population(200, 3)
+    assert built > 0
     assert len(seconds) == 3
     assert memory > 50
