@@ -7,7 +7,12 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pytest
+
 import fedsim
+from fedsim.problems.datasets import Dataset
+from fedsim.problems.partitions.library import IID, Dirichlet, Linear, Shards
 from fedsim.running.build import build_problem, build_simulation
 from fedsim.running.simulation import Simulation
 
@@ -54,6 +59,20 @@ def test_ten_times_the_clients_are_not_built_by_more_calls():
 def test_a_round_among_ten_times_the_clients_makes_no_more_calls():
     few, many = built(100), built(1000)
     assert calls(many.step) < 1.1 * calls(few.step)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(IID, {}), (Dirichlet, {"alpha": 0.5, "min_size": 0}), (Shards, {}), (Linear, {})],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_ten_times_the_clients_are_not_dealt_to_by_more_calls(kind, options):
+    count = 20_000
+    y, x = np.arange(count) % 10, np.zeros((count, 1), np.float32)
+    data = Dataset("labelled", x, y, x[:1], y[:1], 10)
+    few, many = (kind(clients=clients, **options) for clients in (19, 190))
+    few.split(data, 0)
+    assert calls(lambda: many.split(data, 0)) < 1.1 * calls(lambda: few.split(data, 0))
 
 
 def test_a_population_takes_little_more_memory_than_its_examples():

@@ -39,7 +39,7 @@ from fedsim.running.simulation import Simulation
 from fedsim.running.stored import CLIENTS, CURVES, TRACEBACK
 from fedsim.running.summary import summarise
 
-VERSIONED = ("torch", "numpy", "scikit-learn", "pandas", "pillow", "flwr-datasets")
+VERSIONED = ("torch", "numpy", "scikit-learn", "pandas", "pillow")
 
 
 def run(

@@ -23,7 +23,6 @@ from fedsim.cli.arguments import parse_seeds
 from fedsim.cli.main import main
 from fedsim.core.errors import InputError
 from fedsim.problems.base import ADVERSARIAL
-from fedsim.running.build import build_problem
 from fedsim.running.stored import BEST, CHECKPOINTS, CLIENTS, CONFIG, END, FILES, METRICS, MODEL, TRACE, TRACEBACK
 from fedsim.running.sweep import Outcome, Point
 
@@ -442,7 +441,6 @@ main()
 def test_the_first_round_waits_for_no_library_that_it_does_not_need(tmp_path):
     """Seconds of imports; and what draws is loaded when what a run came to is on the disk."""
     command = [sys.executable, "-c", WATCHED_RUN, "run", DIGITS, *QUICK, "--out", str(tmp_path / "run")]
-    build_problem(fedsim.load(DIGITS))  # whose partition lies in the cache from then on
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=120)
     written = " ".join(sorted({CLIENTS, CONFIG, END, METRICS, MODEL, TRACE}))
     assert done.stdout.splitlines()[:3] == ["[]", "[]", written]

@@ -1,7 +1,7 @@
 """Partitions: which training examples each client has.
 
 A partition plug-in is an `@options` class with `split(data, seed) -> Partition`, most easily a subclass of `Shared`.
-Most of ours deal through flwr-datasets (`library`), and are kept on the disk (`cached`).
+Most of ours deal as flwr-datasets does (`library`); one that takes long is kept on the disk (`cached`).
 
 n training examples, m test examples, C clients, K classes.
 """

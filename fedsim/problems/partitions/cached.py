@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import sys
@@ -27,7 +26,7 @@ def cached_partition(partitioner: Partitioner, data: Dataset, seed: int, folder:
     """Return `partitioner.split(data, seed)`, from the disk when it was made before.
 
     folder: where the files are; `FEDSIM_CACHE`, else `fedsim` in the user's cache folder when not given. A
-    file is named by a hash of labels, owners, options, seed, library versions and source, so none is ever
+    file is named by a hash of labels, owners, options, seed, NumPy's version and source, so none is ever
     stale, and where the source cannot be read there is none; a damaged one is made again, and a folder that cannot be
     written is done without.
     """
@@ -49,9 +48,8 @@ def _key(partitioner: Partitioner, data: Dataset, seed: int) -> str | None:
     source = sources((streams, base, sys.modules[__name__]), (kind,))
     if source is None:
         return None
-    versions = [importlib.metadata.version(package) for package in ("flwr-datasets", "numpy")]
     settings = dataclasses.asdict(partitioner)  # type: ignore[call-overload]
-    named = [kind.__module__, kind.__qualname__, settings, seed, versions, data.num_classes]
+    named = [kind.__module__, kind.__qualname__, settings, seed, np.__version__, data.num_classes]
     digest = hashlib.blake2b(json.dumps(named, sort_keys=True, default=repr).encode(), digest_size=20)
     digest.update(source)
     for array in (data.y, data.y_test, data.owner, data.owner_test):
