@@ -11,6 +11,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,17 +116,20 @@ class StateDict:
 
     def record(self, vector: Tensor, kept: Kept) -> ArrayRecord:
         """A model [d] as the arrays that an app knows: all names, in their order, in their types and shapes."""
-        floats = self.floats(vector)
-        held = {**floats, **kept, **self.frozen}
+        held = {**self._arrays(vector, self.types), **kept, **self.frozen}
         return ArrayRecord({name: held[name] for name in self.names})
 
     def floats(self, vectors: Tensor) -> ArrayRecord:
-        """A vector [d] as the model's arrays of floats; vectors [n, d] as arrays of n rows each."""
-        values, lead = vectors.detach().cpu().numpy(), vectors.shape[:-1]
-        made = ArrayRecord()
-        for (name, (place, shape)), dtype in zip(self._places.items(), self.types, strict=True):
-            part = np.array(values[..., place].reshape((*lead, *shape)), dtype, order="C")
-            made[name] = Array(part)
+        """A vector like the model, [d], as arrays by the names of its floats; vectors [n, d] as arrays of n rows each.
+
+        They have the vector's own type, for they need not fit into the model's.
+        """
+        return ArrayRecord(self._arrays(vectors, [vectors.numpy(force=True).dtype] * len(self.types)))
+
+    def _arrays(self, vectors: Tensor, types: Sequence[np.dtype[Any]]) -> dict[str, Array]:
+        values, made = vectors.numpy(force=True), dict[str, Array]()
+        for (name, (place, shape)), dtype in zip(self._places.items(), types, strict=True):
+            made[name] = Array(np.array(values[..., place].reshape((*values.shape[:-1], *shape)), dtype, order="C"))
         return made
 
     def arrived(self, vector: Tensor) -> Tensor:
