@@ -1,0 +1,1 @@
+"""Search with values alone, in the shape of a Flower quickstart."""
