@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.flower.records import PARTITION, PARTITIONS, ROUND
+from fedsim.flower.state_dict import StateDict
 
 
-def flat(held: ArrayRecord, *, rows: bool = False) -> Tensor:
-    """The floats of arrays, one after the other, [d]: of double precision where one of them is, else of single.
+def flat(held: ArrayRecord) -> Tensor:
+    """The floats of arrays, one after the other, [d], as of `StateDict`. InputError: there are none."""
+    return StateDict.of(held, option="arrays").vector(held)
 
-    Whole numbers, such as counts of batches, are no part of it.
-    rows: of arrays [n, *shape] instead, as [n, d].
-    """
-    found = [values for array in held.values() if (values := array.numpy()).dtype.kind == "f"]
-    if not found:
-        raise InputError("arrays", ", ".join(held) or "(nothing)", "send an array of floats at least")
-    if rows and len({values.shape[:1] for values in found}) > 1:
-        shapes = ", ".join(str(values.shape) for values in found)
-        raise InputError("arrays", shapes, "send as many rows of each array")
-    dtype = np.float64 if any(values.dtype == np.float64 for values in found) else np.float32
-    shaped = [values.astype(dtype).reshape((len(values), -1) if rows else -1) for values in found]
-    return torch.from_numpy(np.concatenate(shaped, axis=-1))
+
+def rows(held: ArrayRecord) -> Tensor:
+    """The floats of arrays [n, *shape], as [n, d]. InputError: they have not as many rows each."""
+    model = StateDict.of(held, option="arrays")
+    counts = {shape[:1] for shape in model.layout.shapes}
+    if len(counts) > 1 or counts == {()}:
+        raise InputError("arrays", ", ".join(map(str, model.layout.shapes)), "send as many rows of each array")
+    ((count,),) = counts
+    parts = torch.split(model.vector(held), list(model.layout.sizes))
+    return torch.cat([part.view(count, -1) for part in parts], dim=1)
 
 
 def filled(held: ArrayRecord, x: Tensor) -> ArrayRecord:
     """The same arrays, with the floats of a vector [d] in place of theirs, in their types."""
-    numbers, place, found = x.numpy(), 0, dict[str, Array]()
-    for name, array in held.items():
-        values = array.numpy()
-        if values.dtype.kind == "f":
-            values = numbers[place : place + values.size].astype(values.dtype).reshape(values.shape)
-            place += values.size
-            array = Array(values)
-        found[name] = array
-    return ArrayRecord(found)
+    model = StateDict.of(held, option="arrays")
+    return model.record(x, model.kept(held))
 
 
 def sent_record(message: Message, name: str) -> tuple[str, ArrayRecord]:

@@ -31,6 +31,7 @@ from fedsim.exchange.forms import Form
 from fedsim.exchange.messages import Size
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.flower.app_side import filled, flat, partition_of, round_of, sent_record
+from fedsim.flower.nodes import IDENTIFY
 from fedsim.flower.records import ARRAYS, CONFIG, EXAMPLES, METRICS, PARTITION, PARTITIONS, ROUND, record, tensors
 from fedsim.problems.black_box import is_number, is_whole
 
@@ -40,8 +41,6 @@ BESIDE = "control-delta"
 """Arrays of a reply that are not its model."""
 REPORT, NU = "report-nu", "nu"
 """The setting by which a server asks for FedNova's normaliser, and the metric that tells it."""
-IDENTIFY = "identify"
-"""The action of the message, of the type `query`, that asks a node who it is."""
 
 
 def transformed(*transforms: Transform | Mapping[str, Any] | str, seed: int = 0, arrayrecord_key: str = ARRAYS) -> Mod:
@@ -183,7 +182,7 @@ def identify(app: ClientApp) -> None:
     Node ids differ from run to run; partitions do not. A mod cannot answer this: an app's mods see what its functions
     are asked, and nothing else.
     """
-    app.query(IDENTIFY)(_identified)
+    app.query(IDENTIFY.partition(".")[2])(_identified)
 
 
 def _identified(message: Message, context: Context) -> Message:

@@ -29,7 +29,7 @@ from fedsim.engine.executor import Executor
 from fedsim.engine.job import JobResult
 from fedsim.exchange.forms import Form
 from fedsim.exchange.messages import Order
-from fedsim.flower.app_side import filled, flat, partition_of, round_of, sent_record
+from fedsim.flower.app_side import filled, flat, partition_of, round_of, rows, sent_record
 from fedsim.flower.node import carry_out, read_order, written
 from fedsim.flower.records import (
     ARRAYS,
@@ -199,8 +199,8 @@ class _Searcher:
 
     def query(self, message: Message, context: Context) -> Message:
         """Answer values at candidates, as they come."""
-        values = self._values(flat(sent_record(message, CANDIDATES)[1], rows=True), context)
-        return Message(RecordDict({METRICS: MetricRecord({VALUES: values})}), reply_to=message)
+        values = self._values(rows(sent_record(message, CANDIDATES)[1]), context)
+        return Message(RecordDict({METRICS: MetricRecord({EXAMPLES: 1, VALUES: values})}), reply_to=message)
 
     def black_box(self, clients: int, dimension: int, dtype: torch.dtype, context: Context) -> BlackBox:
         """The problem of a node: whichever client it is, it has the one function."""

@@ -1,13 +1,17 @@
 """Our zeroth-order clients in an app with a function of its own come to what they do in one process."""
 
+import importlib
 import pickle
 import re
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from contract import FEDES, ROWS
+from apps.own.running import start
+from contract import ALL, FEDES, ROWS
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -19,13 +23,16 @@ from fedsim.engine.executor import Executor
 from fedsim.engine.job import JobResult, gathered
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.messages import Order
+from fedsim.flower import as_flower_strategy, simulate
 from fedsim.flower.local import searcher
+from fedsim.flower.mods import identify
 from fedsim.flower.replies import RefusedError
 from fedsim.flower.searching import MEMORY, Search
 from fedsim.running.build import build_fleet, build_simulation
 
 pytestmark = pytest.mark.usefixtures("local_flower")
 
+ROOT = Path(__file__).parents[2]
 CENTRES = np.array([[0.2, 0.7, 0.4], [0.6, 0.1, 0.9], [0.5, 0.3, 0.3], [0.9, 0.8, 0.1]])
 BOX = (0.0, 1.0)
 
@@ -83,9 +90,11 @@ class ByMessages(Executor):
         return self.search.answer(reply.content, orders)
 
 
-def problem_of(dtype=torch.float64, on_error="stop", function=squares):
+def problem_of(dtype=torch.float64, on_error="stop", function=squares, bounds=BOX):
     functions = [partial(function, context=context_of(number)) for number in range(len(CENTRES))]
-    return fedsim.black_box(functions, dimension=3, kind="vectorised", bounds=BOX, dtype=dtype, on_error=on_error)
+    return fedsim.black_box(
+        functions, dimension=3, kind="vectorised", bounds=bounds, start=0.5, dtype=dtype, on_error=on_error
+    )
 
 
 def experiment_of(row, **tables):
@@ -154,6 +163,51 @@ def test_evaluations_that_fail_and_single_precision_are_those_of_one_process():
         assert [row[column] for row in rows] == list(ours.history[column]), column
 
 
+@pytest.fixture
+def example(monkeypatch):
+    """The modules of the example app, whose folder is where Python looks for them meanwhile."""
+    monkeypatch.syspath_prepend(str(ROOT / "experiments" / "flower_apps" / "search"))
+    before = set(sys.modules)
+    yield importlib.import_module("search.task")
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] == "search":
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("method", ["fedes", "fedzo", "scaffold_zo", "decomfl", "fedkseed", "one_byte", "fzoos"])
+def test_the_example_app_under_our_strategies_is_a_run_in_one_process(example, method):
+    config = {"method": method, "rounds": 3, "dimension": 4, "noise": 0.01, "seed": 5}
+    theirs = simulate("search.server_app:app", "search.client_app:app", 3, run_config=config)
+    assert theirs.errors == []
+    nodes = [Context(1, 1, {"partition-id": number}, RecordDict(), config) for number in range(3)]
+    functions = [partial(example.cost, context=node) for node in nodes]
+    problem = fedsim.black_box(functions, dimension=4, kind="numpy", bounds=example.BOX, start=0.2)
+    strategy, client = example.METHODS[method]
+    ours = fedsim.run(
+        fedsim.experiment(name="example", seed=5, rounds=3, strategy=strategy, client=client, selection=ALL),
+        problem=problem,
+        save=False,
+    )
+    assert (ours.params - 0.2).norm() > 1e-3
+    np.testing.assert_allclose(theirs.result.arrays["0"].numpy(), ours.params.numpy(), rtol=0.0, atol=1e-12)
+    server = theirs.result.evaluate_metrics_serverapp
+    assert server[3]["value"] < server[0]["value"]
+
+
+@pytest.mark.parametrize("method", ["fedzo", "cma_es"])
+def test_a_server_that_does_not_know_the_client_sends_what_any_app_understands(method):
+    """The model to train, or candidates to tell values of; draws are those of one process all the same."""
+    row = {**CASES[method], "selection": ALL}
+    app = app_of(row["client"], seed=3)
+    identify(app)
+    initial = ArrayRecord([np.full((1, 2), 0.5), np.full(1, 0.5)])
+    theirs = start(as_flower_strategy(row["strategy"], seed=3, identify=True), app, initial, rounds=4)
+    ours = fedsim.run(fedsim.experiment(name="s", seed=3, rounds=4, **row), problem=problem_of(bounds=None), save=False)
+    assert (ours.params - 0.5).norm() > 1e-3
+    found = np.concatenate([array.numpy().reshape(-1) for array in theirs.arrays.values()])
+    np.testing.assert_allclose(found, ours.params.numpy(), rtol=0.0, atol=1e-9)
+
+
 def model_of(dtype=np.float32):
     """A model of three numbers in two arrays, and a count."""
     arrays = {"w": np.array([[0.3], [0.4]], dtype), "steps": np.array(7), "b": np.array(0.5, dtype)}
@@ -191,10 +245,18 @@ def test_values_at_candidates_and_at_the_model(kind):
     app = app_of("values", total, kind=kind)
     w, b = np.array([[[1.0], [2.0]], [[4.0], [5.0]], [[0.0], [0.0]]]), np.array([3.0, 6.0, 0.0])
     content = RecordDict({"candidates": ArrayRecord({"w": Array(w), "b": Array(b)})})
-    assert dict(app(sent(content, "query"), context_of(1)).content["metrics"]) == {"values": [16.0, 25.0, 10.0]}
+    metrics = dict(app(sent(content, "query"), context_of(1)).content["metrics"])
+    assert metrics == {"num-examples": 1, "values": [16.0, 25.0, 10.0]}
     content = RecordDict({"arrays": model_of(np.float64), "config": ConfigRecord({"server-round": 1})})
     metrics = dict(app(sent(content, "evaluate"), context_of(1)).content["metrics"])
     assert metrics == {"num-examples": 1, "eval_loss": pytest.approx(11.2)}
+
+
+@pytest.mark.parametrize("w", [np.zeros((2, 1)), np.zeros(())])
+def test_candidates_of_different_numbers_are_refused(w):
+    content = RecordDict({"candidates": ArrayRecord({"w": Array(w), "b": Array(np.zeros(3))})})
+    with pytest.raises(InputError, match=r"arrays = .*send as many rows of each array"):
+        app_of("values")(sent(content, "query"), context_of(1))
 
 
 def test_what_a_client_remembers_lies_in_its_nodes_state():
@@ -269,12 +331,12 @@ def test_what_cannot_work_is_refused_in_one_line():
 def test_messages_that_lack_what_names_draws_are_refused():
     app, settings = app_of("fedzo"), ConfigRecord({"server-round": 1})
     nowhere = Context(1, 1, {}, RecordDict(), {})
-    two = {"arrays": model_of(), "config": settings}
+    two, whole_numbers = {"arrays": model_of(), "config": settings}, ArrayRecord({"n": Array(np.array([1]))})
     for content, context, why in (
         ({"arrays": model_of()}, context_of(0), "server-round = (nothing)"),
         (two, nowhere, "partition-id = None: start the node with"),
         ({"a": model_of(), "b": model_of(), "config": settings}, context_of(0), "message = a, b"),
-        ({"arrays": ArrayRecord({"n": Array(np.array([1]))}), "config": settings}, context_of(0), "arrays = n"),
+        ({"arrays": whole_numbers, "config": settings}, context_of(0), "arrays = n: there are no floats"),
     ):
         with pytest.raises(InputError, match=re.escape(why)):
             app(sent(RecordDict(content), "train"), context)

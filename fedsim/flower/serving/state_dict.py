@@ -44,8 +44,8 @@ class StateDict:
     frozen: Kept
 
     @classmethod
-    def of(cls, arrays: ArrayRecord, frozen: Sequence[str] = ()) -> StateDict:
-        """What a model's first arrays say. frozen: names, or patterns such as `encoder.*`.
+    def of(cls, arrays: ArrayRecord, frozen: Sequence[str] = (), option: str = "initial_arrays") -> StateDict:
+        """What a model's first arrays say. frozen: names, or patterns such as `encoder.*`. option: to blame for arrays.
 
         InputError: there is nothing to train, an array is not of numbers, or a pattern fits no name.
         """
@@ -64,14 +64,14 @@ class StateDict:
             try:
                 values = opened(array)
             except ValueError as error:
-                raise InputError("initial_arrays", name, f"{error}; give numbers, or freeze it") from error
+                raise InputError(option, name, f"{error}; give numbers, or freeze it") from error
             if values.dtype.kind == "f":
                 shapes[name] = values.shape
                 types.append(values.dtype)
             else:
                 whole[name] = (values.dtype, values.shape)
         if not shapes:
-            raise InputError("initial_arrays", ", ".join(arrays) or "(nothing)", "there are no floats to train in it")
+            raise InputError(option, ", ".join(arrays) or "(nothing)", "there are no floats to train in it")
         return cls(tuple(arrays), Layout(tuple(shapes), tuple(shapes.values())), tuple(types), whole, still)
 
     @cached_property

@@ -12,11 +12,12 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
+    """Run the method that the run configuration names."""
     config = context.run_config
     strategy, client = METHODS[config["method"]]
     nodes = len(list(grid.get_node_ids()))
 
-    def evaluate(server_round, arrays):
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:  # noqa: ARG001
         (x,) = arrays.to_numpy_ndarrays()
         return MetricRecord({"value": float(np.mean([distances(x, partition) for partition in range(nodes)]))})
 
