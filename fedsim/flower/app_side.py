@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.flower.records import PARTITION, PARTITIONS, ROUND
-from fedsim.flower.state_dict import StateDict
+from fedsim.flower.serving.state_dict import StateDict
 
 
 def flat(held: ArrayRecord) -> Tensor:
