@@ -90,19 +90,24 @@ class FedKSeed(SharedSeed):
         return Order("train", chosen, payload, config, state.round, encoded=every + once * fresh.long()), All()
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
-        """Add the mean of the sums; the model is rebuilt from the first one."""
+        """Add the mean of the sums; the model is rebuilt from the first one.
+
+        A pair of a direction that is none of the pool's counts for nothing.
+        """
         if not len(replies):
             return replace(state, round=state.round + 1), {}, True
         memory = dict(state.memory)
         if self.reply == "pairs":
             places, scalars = replies.payload["places"].long(), replies.payload["scalars"]
+            known = (places >= 0) & (places < self.pool)  # a client on another machine may name any
+            places, scalars = torch.where(known, places, 0), torch.where(known, scalars, 0.0)
             rows = summed(places, scalars, self.pool)
         else:
             rows = replies.payload["sums"]
         if self.sampling == "importance":
             found = scalars.double().abs().clamp(max=LARGEST_SLOPE)
             memory["sizes"] = memory["sizes"] + summed(places, found, self.pool).sum(dim=0)
-            memory["counts"] = memory["counts"] + summed(places, torch.ones_like(found), self.pool).sum(dim=0)
+            memory["counts"] = memory["counts"] + summed(places, known.to(found.dtype), self.pool).sum(dim=0)
         memory["sums"] = memory["sums"] + replies.combine(rows.new_full((len(replies),), 1.0 / len(replies)), rows=rows)
         memory["joined"] = memory["joined"].clone()
         memory["joined"][replies.clients] = True

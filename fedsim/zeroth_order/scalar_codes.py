@@ -62,11 +62,11 @@ def packed(codec: OneByte | Sign | Float32, codes: Tensor) -> Tensor:
 
 
 def unpacked(codec: OneByte | Sign | Float32, payload: Tensor, count: int) -> Tensor:
-    """The codes [k, count] that crossed as a payload of `packed`."""
+    """The codes [k, count] that crossed as a payload of `packed`. Two bits that are no sign's are a 0."""
     if not isinstance(codec, Sign):
         return payload
     parts = torch.stack([payload >> shift & 3 for shift in (0, 2, 4, 6)], dim=2).flatten(1)
-    return parts[:, :count].to(torch.int8) - 1
+    return torch.where(parts == 3, 1, parts)[:, :count].to(torch.int8) - 1
 
 
 def finite(values: Tensor) -> Tensor:

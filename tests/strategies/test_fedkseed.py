@@ -172,3 +172,19 @@ def test_chunks_restored_runs_and_the_loop(monkeypatch: pytest.MonkeyPatch) -> N
 def test_importance_needs_pairs() -> None:
     with pytest.raises(InputError, match="reply"):
         fedkseed({"sampling": "importance", "reply": "dense"})
+
+
+@pytest.mark.parametrize("forged", [16, -1, 2**31 - 1])
+def test_directions_that_are_none_of_the_pools_count_for_nothing(forged: int) -> None:
+    """What a client on another machine sends has the right form, and any numbers: as if it had said 0 there."""
+    simulated = fedkseed({"sampling": "importance"})
+    state, strategy = simulated.state, simulated.parts.strategy
+    _, replies = play(simulated, 0, 2)
+    places, scalars = replies.payload["places"].clone(), replies.payload["scalars"].clone()
+    places[1, 2], scalars[1, 2] = forged, 1e6
+    found, _, _ = strategy.tell(state, replace(replies, payload={"places": places, "scalars": scalars}))
+    places[1, 2], scalars[1, 2] = 0, 0.0
+    wanted, _, _ = strategy.tell(state, replace(replies, payload={"places": places, "scalars": scalars}))
+    assert torch.equal(found.params, wanted.params)
+    assert torch.equal(found.memory["sums"], wanted.memory["sums"])
+    assert float(found.memory["counts"].sum()) == 9

@@ -9,6 +9,7 @@ import torch
 
 from fedsim.core.errors import InputError
 from fedsim.zeroth_order.codec import OneByte, Sign
+from fedsim.zeroth_order.scalar_codes import unpacked
 
 DELTA = 1 / 8
 CODES = torch.arange(-127, 128, dtype=torch.int8)
@@ -125,3 +126,9 @@ def test_shapes_and_precision_are_kept():
 def test_grids_that_cannot_be_used_are_refused(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         OneByte(**bad)
+
+
+def test_two_bits_that_are_no_signs_are_a_zero():
+    # Of a byte 0b11100100 the pairs are, from the lowest, 0, 1, 2 and 3: the codes -1, 0 and 1, and none.
+    payload = torch.tensor([[0b11100100, 0b11111110]], dtype=torch.uint8)
+    assert unpacked(Sign(), payload, 6).tolist() == [[-1, 0, 1, 0, 1, 0]]
