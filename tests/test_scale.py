@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -14,7 +15,9 @@ import fedsim
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.partitions.library import IID, Dirichlet, Linear, Shards
 from fedsim.running.build import build_problem, build_simulation
+from fedsim.running.history import read_rows
 from fedsim.running.simulation import Simulation
+from fedsim.running.stored import METRICS
 
 FEATURES, EXAMPLES = 10, 20
 
@@ -73,6 +76,23 @@ def test_ten_times_the_clients_are_not_dealt_to_by_more_calls(kind, options):
     few, many = (kind(clients=clients, **options) for clients in (19, 190))
     few.split(data, 0)
     assert calls(lambda: many.split(data, 0)) < 1.1 * calls(lambda: few.split(data, 0))
+
+
+def test_rows_are_read_one_after_the_other(tmp_path):
+    row = {"round": 0, "train_loss": 0.125, "test_accuracy": 0.5, "bytes_up": 1 << 20}
+    file = tmp_path / METRICS
+    file.write_text("".join(f"{json.dumps(row | {'round': number})}\n" for number in range(5_000)))
+    read_rows(file)
+    tracemalloc.start()
+    try:
+        rows = read_rows(file)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [row["round"] for row in rows] == list(range(5_000))
+    # Beside the rows there are a block of the file and a line of it at a time; and all rows share the names.
+    assert peak < held + 100_000 < held + file.stat().st_size / 2
+    assert all(name is first for row in rows for name, first in zip(row, rows[0], strict=True))
 
 
 def test_a_population_takes_little_more_memory_than_its_examples():

@@ -6,9 +6,13 @@ import errno
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
 from fedsim.core.errors import FedsimError, InputError
+
+TOO_LARGE = "it has more than the {:,} bytes that are read"
 
 
 class StorageError(FedsimError):
@@ -47,14 +51,29 @@ def write_whole(path: Path, *content: bytes | memoryview) -> None:
 
 def read_bytes(path: Path, most: int) -> bytes:
     """Read a file. OSError: it cannot be read, is none (a pipe, a device, a folder), or has more than `most` bytes."""
+    with _opened(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, TOO_LARGE.format(most))
+    return content
+
+
+def read_lines(path: Path, most: int) -> Iterator[bytes]:
+    """The lines of a file, one after the other, with their ends. OSError: as `read_bytes`."""
+    read = 0
+    with _opened(path) as file:
+        while line := file.readline(most + 1):
+            read += len(line)
+            if read > most:
+                raise OSError(errno.EFBIG, TOO_LARGE.format(most))
+            yield line
+
+
+def _opened(path: Path) -> BufferedReader:
     try:
-        with open(path, "rb", opener=regular) as file:
-            content = file.read(most + 1)
+        return open(path, "rb", opener=regular)
     except ValueError as error:  # a path with a NUL
         raise OSError(errno.EINVAL, str(error)) from error
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"it has more than the {most:,} bytes that are read")
-    return content
 
 
 def regular(path: str, flags: int) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedsim.core.documents import parse_json
 from fedsim.core.errors import FedsimError, InputError
-from fedsim.core.files import read_bytes, reason
+from fedsim.core.files import read_lines, reason
 from fedsim.core.html import cell, html_table
 from fedsim.core.near import meant
 
@@ -96,38 +96,53 @@ class History:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read the rows of a metrics.jsonl; an absent file has none.
+    """Read the rows of a metrics.jsonl, line by line; an absent file has none.
 
     A last line that was cut off (a full disk, a killed process) is dropped. InputError: the file cannot be
     read, or another line is not a JSON object of numbers.
     """
+    rows: list[Row] = []
+    names: dict[str, str] = {}
+    lines = read_lines(path, LARGEST)
     try:
-        lines = read_bytes(path, LARGEST).splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                found = parse_json(line)
+            except ValueError as error:
+                if next(lines, None) is None:
+                    break
+                raise InputError("metrics", str(path), f"line {number} is not JSON") from error
+            if fault := _fault(found, names):
+                raise InputError("metrics", str(path), f"line {number} {fault}")
+            rows.append({names[name]: value for name, value in found.items()})
     except FileNotFoundError:
         return []
     except OSError as error:
         raise InputError("metrics", str(path), f"cannot be read: {reason(error)}") from error
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise InputError("metrics", str(path), f"line {number} is not JSON") from error
-        if not isinstance(row, dict):
-            raise InputError("metrics", str(path), f"line {number} is not a JSON object")
-        for name, value in row.items():
-            if not name.isprintable():
-                raise InputError("metrics", str(path), f"line {number} has a name that no measure has: {name}")
-            if not fits_row(value) or (name == "round" and not (isinstance(value, int) and value >= 0)):
-                raise InputError("metrics", str(path), f"line {number} has no number as its {name}")
-        rows.append(row)
     return rows
+
+
+def _fault(row: Any, names: dict[str, str]) -> str:
+    """What is wrong with a row; empty: nothing. names: those of earlier rows, which those of this one join.
+
+    A row has them from there, for a text a value would be most of what a long run takes of the memory.
+    """
+    if not isinstance(row, dict):
+        return "is not a JSON object"
+    for name, value in row.items():
+        if name not in names:
+            if not name.isprintable():
+                return f"has a name that no measure has: {name}"
+            names[name] = name
+        if not fits_row(value):
+            return f"has no number as its {name}"
+    if "round" in row and not (isinstance(row["round"], int) and row["round"] >= 0):
+        return "has no number as its round"
+    return ""
 
 
 def fits_row(value: Any) -> bool:
     """Whether a value may stand in a row: one that 64 bits hold, or null where one was not finite."""
-    if isinstance(value, int):
-        return -(2**63) <= value < 2**63
-    return value is None or (isinstance(value, float) and math.isfinite(value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or (isinstance(value, int) and -(2**63) <= value < 2**63)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from fedsim.core.documents import DEPTH, parse_json, parse_toml, read_toml
 from fedsim.core.errors import InputError
-from fedsim.core.files import expanded, look, read_bytes
+from fedsim.core.files import expanded, look, read_bytes, read_lines
 
 
 def nested(opening: str, inner: str, closing: str, depth: int) -> str:
@@ -53,10 +54,17 @@ def test_only_files_are_read_and_no_more_than_was_said(tmp_path):
     assert read_bytes(file, 5) == b"12345"
     with pytest.raises(OSError, match="more than the 4 bytes"):
         read_bytes(file, 4)
+    file.write_bytes(b"1\n23\n4")
+    assert list(read_lines(file, 6)) == [b"1\n", b"23\n", b"4"]
+    for most in (1, 4, 5):
+        with pytest.raises(OSError, match=f"more than the {most} bytes"):
+            list(read_lines(file, most))
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", "/dev/zero", "/dev/null"):  # a pipe without a writer would be waited for
         with pytest.raises(OSError, match="no regular file"):
             read_bytes(path, 5)
+        with pytest.raises(OSError, match="no regular file"):
+            list(read_lines(Path(path), 5))
     with pytest.raises(IsADirectoryError):
         read_bytes(tmp_path, 5)
     with pytest.raises(OSError, match="null byte"):
