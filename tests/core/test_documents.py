@@ -40,6 +40,12 @@ def test_what_is_shallow_is_read(depth):
     assert str(parse_json(nested("[", "", "]", depth).encode())) == nested("[", "", "]", depth)
 
 
+def test_the_depth_is_that_of_what_stands_innermost():
+    assert str(parse_json(nested("[", "1", "]", DEPTH).encode())) == nested("[", "1", "]", DEPTH)
+    with pytest.raises(ValueError, match=f"more than {DEPTH} times"):
+        parse_json(nested("[", "1", "]", DEPTH + 1).encode())
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, nested("[", "", "]", DEPTH + 2), "9" * 5_000, "NaN", "[Infinity]", "\xff", "", "{"]
 )
