@@ -74,6 +74,12 @@ class FedKSeed(SharedSeed):
         joined = extended(state.memory["joined"], problem.num_clients, False)
         return replace(state, memory={**state.memory, "joined": joined})
 
+    def forget(self, state: ServerState, clients: Tensor) -> ServerState:
+        """They have to join again."""
+        joined = state.memory["joined"].clone()
+        joined[clients] = False
+        return replace(state, memory={**state.memory, "joined": joined})
+
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Send the coefficients; wait for everybody."""
         memory, itemsize = state.memory, state.params.element_size()

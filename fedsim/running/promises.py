@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -103,14 +103,16 @@ def begun(strategy: Strategy, given: Any, problem: Problem, method: str) -> Serv
     return state
 
 
-def resized(strategy: Strategy, given: Any, before: ServerState) -> ServerState:
-    """The state for other clients, as `resize` has returned it. before: what it was handed."""
-    state = _state(strategy, given, "resize")
+def resized(
+    strategy: Strategy, given: Any, before: ServerState, method: Literal["resize", "forget"] = "resize"
+) -> ServerState:
+    """The state for other clients, as a method has returned it. before: what it was handed."""
+    state = _state(strategy, given, method)
     kind, had = (state.params.shape, state.params.dtype), (before.params.shape, before.params.dtype)
     if state.params is not before.params and not (kind == had and torch.equal(state.params, before.params)):
-        raise _strategy(strategy, "resize changes the model, which stays what it is whoever comes")
+        raise _strategy(strategy, f"{method} changes the model, which stays what it is whoever comes")
     if (state.round, state.phase) != (before.round, before.phase):
-        fault = f"resize leaves round {state.round} and phase {state.phase} after {before.round} and {before.phase}"
+        fault = f"{method} leaves round {state.round} and phase {state.phase} after {before.round} and {before.phase}"
         raise _strategy(strategy, f"{fault}; they stay")
     return state
 

@@ -119,6 +119,14 @@ class Strategy(ABC):
         """
         return state
 
+    def forget(self, state: ServerState, clients: Tensor) -> ServerState:  # noqa: ARG002
+        """The state where clients, int64 [k], no longer remember anything: they began anew, or others came.
+
+        The model, the round and the phase stay. A strategy that sends clients no more than they lack says here that
+        these lack everything; by default the state stays as it is.
+        """
+        return state
+
     @abstractmethod
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """What to send to the chosen clients, int64 [C], and when to look again."""

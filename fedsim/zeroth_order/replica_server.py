@@ -76,6 +76,12 @@ class ReplicaServer(SharedSeed):
         synced = extended(state.memory["synced"], problem.num_clients, -1)
         return replace(state, memory={**state.memory, "synced": synced})
 
+    def forget(self, state: ServerState, clients: Tensor) -> ServerState:
+        """They have to join again."""
+        synced = state.memory["synced"].clone()
+        synced[clients] = -1
+        return replace(state, memory={**state.memory, "synced": synced})
+
     def order(
         self,
         state: ServerState,

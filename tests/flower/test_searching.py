@@ -5,7 +5,9 @@ import pickle
 import re
 import sys
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +30,8 @@ from fedsim.flower.local import searcher
 from fedsim.flower.mods import identify
 from fedsim.flower.replies import RefusedError
 from fedsim.flower.searching import MEMORY, Search
+from fedsim.flower.serving.engine import AppEngine
+from fedsim.flower.serving.problem import AppProblem
 from fedsim.running.build import build_fleet, build_simulation
 
 pytestmark = pytest.mark.usefixtures("local_flower")
@@ -104,14 +108,14 @@ def experiment_of(row, **tables):
     )  # fmt: skip
 
 
-def by_messages(experiment, problem, **options):
+def by_messages(experiment, problem, rounds=None, **options):
     app = app_of(experiment.client, options.pop("function", squares), bounds=BOX, **options)
     search = Search(experiment.strategy, experiment.client, problem.initial(), experiment.seed)
     executor = ByMessages(problem, experiment.client, Streams(experiment.seed))
     executor.begin(app, search)
     engine = VirtualEngine(executor, experiment.aggregation, build_fleet(experiment, problem))
     simulation = build_simulation(experiment, problem, lambda *_: engine)
-    rows = list(simulation)
+    rows = list(islice(simulation, rounds))
     return simulation, rows, executor
 
 
@@ -161,6 +165,59 @@ def test_evaluations_that_fail_and_single_precision_are_those_of_one_process():
     torch.testing.assert_close(theirs.params, ours.params, rtol=0.0, atol=0.0)
     for column in (*COLUMNS, "failed_queries"):
         assert [row[column] for row in rows] == list(ours.history[column]), column
+
+
+@pytest.mark.parametrize("name", ["decomfl", "fedes_losses", "fedkseed", "one_byte", "one_byte_float"])
+def test_clients_that_have_forgotten_begin_again(name):
+    """As if they had not, to the last bit: what they lack is sent again."""
+    experiment = experiment_of(CASES[name])
+    ours = fedsim.run(experiment, problem=problem_of(), save=False)
+    for forgetful in ([0, 1, 2, 3], [2]):
+        simulation, rows, executor = by_messages(experiment, problem_of(), rounds=2)
+        for client in forgetful:
+            executor.contexts[client] = context_of(client)
+        server = simulation._server
+        state = experiment.strategy.forget(server.state, torch.tensor(forgetful))
+        simulation._server = server._replace(state=state)
+        assert len([*rows, *simulation]) == 4
+        torch.testing.assert_close(simulation.params, ours.params, rtol=0.0, atol=0.0)
+
+
+def test_a_node_in_anothers_place_has_forgotten_what_that_knew():
+    grid = SimpleNamespace(ids=[11, 12, 13], get_node_ids=lambda: grid.ids)
+    clock = SimpleNamespace(real=False, read=lambda: 0, start=lambda tick: None)
+    problem = AppProblem(torch.zeros(2))
+    places = {11: 0, 12: 1, 13: 2, 14: 1}
+    engine = AppEngine(grid, clock, problem, None, None, Streams(0), partitions=lambda new: {n: places[n] for n in new})
+    engine.meet()
+    assert problem.renewed == set()
+    grid.ids = [11, 13]
+    engine.meet()
+    grid.ids = [11, 14, 13]  # whoever was 12 is back, under another name
+    engine.meet()
+    assert problem.renewed == {1}
+
+
+def test_a_search_goes_on_where_its_server_was_killed(tmp_path):
+    """In a new run, whose nodes remember nothing of the old one."""
+
+    def searched(rounds, end=None, folder=None):
+        def evaluate(number, arrays):
+            if number == end:
+                raise RuntimeError("the machine is gone")
+
+        app = app_of("decomfl")
+        identify(app)
+        named = {"checkpoint": folder, "checkpoint_every": 1, "fraction_evaluate": 0.0}
+        strategy = as_flower_strategy({"kind": "decomfl", "lr": 0.1}, client="decomfl", seed=3, identify=True, **named)
+        initial = ArrayRecord([np.full(3, 0.5)])
+        return start(strategy, app, initial, rounds=rounds, evaluate_fn=evaluate).arrays["0"].numpy()
+
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        searched(5, end=3, folder=tmp_path / "run")
+    found = searched(5, folder=tmp_path / "run")
+    assert found.tobytes() == searched(5).tobytes()
+    assert abs(found - 0.5).max() > 1e-3
 
 
 @pytest.fixture

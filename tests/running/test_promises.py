@@ -260,6 +260,8 @@ def test_an_equal_model_is_the_model():
     state = ServerState(torch.arange(3.0, dtype=torch.float64), round=3)
     told = replace(state, params=state.params.clone())
     assert promises.resized(FedAvg(), told, state) is told
+    with pytest.raises(BrokenPromiseError, match="forget leaves round 0"):
+        promises.resized(FedAvg(), replace(state, round=0), state, "forget")
 
 
 @options

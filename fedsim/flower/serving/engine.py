@@ -141,7 +141,8 @@ class AppEngine(GridWindows[AppFlight]):
     def _name(self, node: int, number: int) -> None:
         """Give a node a client's number, which another node may have had."""
         self._nodes += [0] * (number + 1 - len(self._nodes))
-        self._number.pop(self._nodes[number], None)
+        if self._number.pop(self._nodes[number], None) is not None:
+            self.problem.renew([number])
         self._nodes[number], self._number[node] = node, number
         grown = len(self._nodes) - len(self._idle)
         if grown > 0:
@@ -252,6 +253,7 @@ class AppEngine(GridWindows[AppFlight]):
         self._nodes = list(saved["nodes"])
         self._number = {node: number for number, node in enumerate(self._nodes)}
         self.problem.know(saved["known"])
+        self.problem.renew(range(len(self._nodes)))  # what a node remembers is its run's, and this is another one
         self.clock.start(self.now)
         self._begin()
         self.dialect.kept = self.dialect.model.restored(saved["kept"])

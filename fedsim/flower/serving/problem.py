@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ class AppProblem:
     How many examples a client has is known when it has answered; until then it counts with the mean of the others.
     Nothing is measured here: the app judges its model itself.
 
-    params: the model to start from, [d]. census: counts the changes of who there is and of what they have.
+    params: the model to start from, [d]. census: counts the changes of who there is and of what they have. renewed:
+    numbers of clients that have forgotten what they were sent, until somebody empties it.
     """
 
     data = model = oracle = bounds = names = None
@@ -27,7 +28,7 @@ class AppProblem:
 
     def __init__(self, params: Tensor) -> None:
         self._params, self.device, self.dtype = params, params.device, params.dtype
-        self.census = -1
+        self.census, self.renewed = -1, set[int]()
         self.know(np.zeros(0))
 
     @property
@@ -54,6 +55,11 @@ class AppProblem:
         known[list(examples)] = list(examples.values())
         if not np.array_equal(known, self.known):
             self.know(known)
+
+    def renew(self, clients: Iterable[int]) -> None:
+        """Say that clients have forgotten what they were sent: other nodes are in their places, or they began anew."""
+        self.renewed |= set(clients)
+        self.census += 1
 
     def know(self, examples: Sequence[float] | np.ndarray) -> None:
         """Say how many examples each client has, [N]; 0: that is not known."""

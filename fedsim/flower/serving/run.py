@@ -147,6 +147,10 @@ class Served(Simulation):
         self._census = self._problem.census
         strategy, selector, sizes = self.parts.strategy, self.parts.selector, self._problem.sizes
         state = promises.resized(strategy, strategy.resize(server.state, self._problem), server.state)
+        forgetful = torch.tensor(sorted(self._problem.renewed), dtype=torch.int64)
+        if len(forgetful):
+            state = promises.resized(strategy, strategy.forget(state, forgetful), state, "forget")
+            self._problem.renewed.clear()
         given = selector.resize(server.selector, sizes)
         self._at_work = promises.at_once(selector, len(sizes))
         return server._replace(
