@@ -21,7 +21,8 @@ from fedsim.core.files import path_of
 from fedsim.engine.client import Client
 from fedsim.exchange.transforms import Chain
 from fedsim.flower.internals import combined_metrics
-from fedsim.flower.serving.dialect import SPOKEN, unspoken
+from fedsim.flower.searching import searching_client
+from fedsim.flower.serving.dialect import PEERS, SPOKEN, unspoken
 from fedsim.flower.serving.options import AppOptions
 from fedsim.flower.serving.run import Combine
 from fedsim.flower.serving.strategy import FlowerStrategy
@@ -64,14 +65,17 @@ def as_flower_strategy(
         hold_base(f"transforms.{number}", "transforms", one)
     own: Strategy = parts["strategy"]
     Chain(chain).check(own.up, own.up)
+    if PEERS in own.down:
+        raise unspoken({PEERS})
     if client is None and not own.up <= SPOKEN:
         raise unspoken(own.up - SPOKEN)
+    searching = None if client is None else searching_client(own, client)
     return FlowerStrategy(
         own,
         parts["selection"],
         parts["aggregation"],
         chain,
-        client,
+        searching,
         AppOptions(**settings),
         None if checkpoint is None else path_of(checkpoint, "checkpoint"),
         {"train": train_metrics_aggr_fn or combined_metrics, "evaluate": evaluate_metrics_aggr_fn or combined_metrics},

@@ -80,8 +80,7 @@ class Search:
     """
 
     def __init__(self, strategy: Strategy, client: Given, params: Tensor, seed: int) -> None:
-        made = _made(client)
-        hold_pair(strategy, made)
+        made = searching_client(strategy, client)
         nobody = BlackBox(Stacked(_unasked, 1), dimension=len(params), bounds=None, dtype=params.dtype)
         dtype = str(params.dtype).removeprefix("torch.")
         self._about: dict[str, int | str] = {SEED: seed, DIMENSION: len(params), DTYPE: dtype}
@@ -112,6 +111,13 @@ class Search:
             raise RefusedError("it does not say which of the order's clients has answered")
         own = replace(self.asked(orders), clients=whose, examples=torch.ones(1, dtype=torch.int64))
         return own.read(content, torch.device("cpu"))
+
+
+def searching_client(strategy: Strategy, client: Given) -> Client:
+    """The client that a strategy's orders are for. InputError: it does not go with it, or needs more than values."""
+    made = _made(client)
+    hold_pair(strategy, made)
+    return made
 
 
 def searcher(

@@ -49,6 +49,8 @@ SPOKEN = TRAINED | {"values"}
 """What replies of apps can have."""
 SENT = frozenset({"params", "control", "candidates"})
 """What orders to apps can have."""
+PEERS = "models"
+"""In an order: models of other clients."""
 
 
 @dataclass
@@ -284,9 +286,11 @@ class Searching(Question):
 
 def unspoken(names: Collection[str]) -> InputError:
     """What to raise where a strategy exchanges what client apps do not know."""
-    remedy = (
-        "client apps of others know no such thing; a search with values goes with client=, what the app's searcher has"
-    )
+    remedy = "client apps of others know no such thing; "
+    if PEERS in names:
+        remedy += "it sends clients each other's models, so its clients are ours: run it with fedsim.run"
+    else:
+        remedy += "a search with values goes with client=, what the app's searcher has"
     return InputError("strategy", ", ".join(sorted(names)), remedy)
 
 

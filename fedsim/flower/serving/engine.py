@@ -28,7 +28,7 @@ from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.exchange.windows import Window
 from fedsim.flower.nodes import Sent
 from fedsim.flower.replies import RefusedError
-from fedsim.flower.serving.dialect import Answer, Dialect, Question, Rows, arrays_of, size_of
+from fedsim.flower.serving.dialect import JUDGE, Answer, Dialect, Question, Rows, arrays_of, metrics_of, size_of
 from fedsim.flower.serving.problem import AppProblem
 from fedsim.flower.serving.state_dict import Kept
 from fedsim.flower.windows import Clock, GridWindows, Landed
@@ -328,11 +328,12 @@ class AppEngine(GridWindows[AppFlight]):
             try:
                 with np.errstate(over="ignore"):  # what is too large for a narrower type is found to be not finite
                     answer = _read(flight, reply, views, place)
+                examples = answer.examples or float(self.problem.known[flight.number]) or 1.0
+                _weigh(reply, self.dialect.keys.weighted_by_key, examples)
             except RefusedError as error:
                 self._complain(flight, str(error))
                 heard.append(None)
                 continue
-            examples = answer.examples or float(self.problem.known[flight.number]) or 1.0
             heard.append(Heard(flight.number, self.now, examples, answer.whole, reply.content))
             nbytes[place] = sum(map(size_of, arrays_of(reply.content).values()))
             queries[place] = torch.tensor(answer.queries)
@@ -376,9 +377,13 @@ class AppEngine(GridWindows[AppFlight]):
             rows[name][usable] = block
 
     def _settle(self, landed: Landed, round: int) -> Replies:  # noqa: A002
-        """See `GridWindows`; what usable replies were beside their vectors is kept until somebody asks."""
+        """See `GridWindows`; what usable replies were beside their vectors is kept until somebody asks.
+
+        Not of orders within a round that its clients have besides, such as a selector's or a line search's.
+        """
+        told = landed.orders.counts or landed.orders.action == JUDGE
         for one, finite in zip(landed.beside, landed.finite.tolist(), strict=True):
-            if finite and isinstance(one, Heard):
+            if told and finite and isinstance(one, Heard):
                 self.heard[landed.orders.action].append(replace(one, staleness=round - landed.orders.round))
         return super()._settle(landed, round)
 
@@ -390,3 +395,10 @@ def _read(flight: AppFlight, reply: Message, rows: Rows, place: int) -> Answer:
     if reply.metadata.message_type != flight.question.kind:
         raise RefusedError(f"it answers {reply.metadata.message_type[:40]!r}, not {flight.question.kind}")
     return flight.question.read(reply.content, rows, place)
+
+
+def _weigh(reply: Message, name: str, examples: float) -> None:
+    """Say what a reply weighs among its metrics, where the reply does not: whoever combines them asks for it."""
+    metrics = metrics_of(reply.content)
+    if name not in metrics:
+        metrics[name] = examples

@@ -11,7 +11,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import Tensor
 
 from fedsim.core.streams import SERVER
-from fedsim.exchange.actions import SCORE
 from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, Window
 from fedsim.flower.serving.dialect import JUDGE
@@ -160,6 +159,4 @@ class Served(Simulation):
     def _heard(self) -> list[Heard]:
         """What was heard in this round of those that take part in it."""
         held = self.engine.heard
-        actions = [action for action in held if action not in (SCORE, JUDGE)]
-        held.pop(SCORE, None)
-        return [one for action in actions for one in held.pop(action)]
+        return [one for action in [action for action in held if action != JUDGE] for one in held.pop(action)]

@@ -63,7 +63,7 @@ class FlowerStrategy(flower.Strategy):
         selector: Selector,
         aggregator: Any,
         transforms: tuple[Any, ...],
-        client: Client | Mapping[str, Any] | str | None,
+        client: Client | None,
         settings: AppOptions,
         checkpoint: Path | None,
         combine: Mapping[str, Combine],
