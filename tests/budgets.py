@@ -22,6 +22,7 @@ SECONDS = {
     "tests/flower/test_ray.py": 60,
     "tests/flower/test_simulation.py": 25,
     "tests/flower/test_worlds.py": 12,
+    "tests/nets/test_fused.py": 25,
     "tests/parallel/test_workers.py": 25,
     "tests/plots/test_plots.py": 15,
     "tests/problems/test_evaluators.py": 25,

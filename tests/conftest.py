@@ -43,10 +43,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A cache that begins empty, but for kernels: under a hash of all that they come from, pytest keeps those."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    folder.mkdir()
+    if pytestconfig.cache is not None:
+        (folder / "kernels").symlink_to(pytestconfig.cache.mkdir("kernels").absolute())
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the user's cache, and none writes into the checkout."""
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("FEDSIM_CACHE", str(cache))
 
 
 @pytest.fixture

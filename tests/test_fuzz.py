@@ -11,6 +11,7 @@ import copy
 import json
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ BASES += [
     SMALL
     | {"devices": {"compute": {"kind": "lognormal", "median": 1.0, "sigma": 0.5}, "failure": {"mean_seconds": 2.0}}},
 ]
+if find_spec("numba") is not None:
+    BASES.append(SMALL | {"engine": {"executor": "fused"}})
 NUMBERS = [0, 1, -1, 2, 3, 7, 0.0, -0.0, 0.5, 1.5, 1e-300, 1e300, -1e9, 2**31, 2**63, -(2**63), 10**30]
 WORDS = [float("nan"), float("inf"), True, False, "", "x", "none", "auto", "mean", "../x", "a:b", "ä\n", "0.1"]
 SCALARS = st.sampled_from([*NUMBERS, *WORDS])

@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["core"],
-    ["parallel", "nets", "exchange", "devices", "plots"],
+    ["parallel"],
+    ["nets", "exchange", "devices", "plots"],
     ["attacks", "server"],
     ["problems"],
     ["engine"],

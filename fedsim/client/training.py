@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client.curriculum import SampleCurriculum
-from fedsim.client.defence import Defence
+from fedsim.client.defence import Armed, Defence
 from fedsim.core.errors import DivergedError, InputError
 from fedsim.core.options import (
     LARGEST,
@@ -33,10 +33,9 @@ from fedsim.engine.cohort import Cohort
 from fedsim.exchange.actions import FORWARD
 from fedsim.exchange.messages import Cost, Order, Size
 from fedsim.exchange.transforms import Shapes
+from fedsim.nets.descent import EPSILON, Descent, Loop, Rule
 from fedsim.nets.network import Batch
 from fedsim.nets.stack import Stack
-
-EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
@@ -201,20 +200,72 @@ class LocalTraining(HasPlugins, Client):
         decay and shift ([d] or [C, d]) are added to every gradient: grad f_i(y) + decay y - shift. report_last: tell
         the losses of the last epoch, too.
         """
-        batches = self._batches(cohort)
-        arm = None if self.defence is None else self.defence.arm(cohort)
-        y = cohort.stack(start)
-        fixed = None if shift is None else cohort.stack(shift)
-        rule = None if self.plain else self._rule(y)
-        lr = base = self.rate(cohort)
+        rule = self._rule(cohort, decay)
+        loop, arm = cohort.network.loop, None if self.defence is None else self.defence.arm(cohort)
+        if loop is not None and arm is None:
+            params, losses, history = self._at_once(cohort, loop, start, shift, rule)
+        else:
+            params, losses, history = self._step_by_step(cohort, start, shift, rule, arm)
+        if self.curriculum is not None:
+            self.curriculum.keep(cohort, params)
+        last = self._last(cohort, history) if report_last else None
+        return Trained(params, losses / cohort.steps_taken.clamp(min=1), last)
+
+    def _rule(self, cohort: Cohort, decay: float) -> Rule:
+        """How a step of the cohort follows from a gradient; its decay is added to our own."""
         coupled = decay + (self.weight_decay if self.optimizer != "lion" else 0.0)
         decoupled = self.weight_decay if self.optimizer == "lion" else 0.0
+        base = self.rate(cohort)
         if base * (coupled + decoupled) > LARGEST:
             raise DivergedError(f"a step of {base:.3g} times the decay {coupled + decoupled:.3g}; lower client.lr")
+        return Rule(
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            epsilon=self.epsilon,
+            clip_norm=self.clip_norm,
+            decay=coupled,
+            decoupled=decoupled,
+        )
+
+    def _at_once(
+        self, cohort: Cohort, loop: Loop, start: Tensor, shift: Tensor | None, rule: Rule
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Parameters [C, d], the sums of the losses [C], and the losses of each step: all steps in one."""
+        plan = cohort.plan(**self._passes(cohort))
+        base = self.rate(cohort)
+        found = loop.descend(
+            Descent(
+                start=start,
+                shift=shift,
+                x=cohort.data.x,
+                y=cohort.data.y,
+                index=plan.index,
+                count=plan.count,
+                begin=plan.start,
+                steps=cohort.steps_taken,
+                rates=[base * self._decay(step) for step in range(len(plan.active))],
+                rule=rule,
+            )
+        )
+        history = [found.losses[begin : begin + active] for begin, active in zip(plan.start, plan.active, strict=True)]
+        return found.params, found.total, history
+
+    def _step_by_step(
+        self, cohort: Cohort, start: Tensor, shift: Tensor | None, rule: Rule, arm: Armed | None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The same, each step a call of the network."""
+        y = cohort.stack(start)
+        fixed = None if shift is None else cohort.stack(shift)
+        take = None if rule.plain else self._taker(y)
+        lr = base = self.rate(cohort)
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
         history: list[Tensor] = []
         rows, fixed_rows = y, fixed
-        for step, batch in enumerate(batches):
+        padded = self.views > 1  # so that the second view's examples have the places, and the dropout, of a stack's
+        for step, batch in enumerate(cohort.batches(**self._passes(cohort), padded=padded)):
             active = len(batch)
             if active != len(rows):
                 rows, fixed_rows = y[:active], None if fixed is None else fixed[:active]
@@ -222,21 +273,16 @@ class LocalTraining(HasPlugins, Client):
                 lr = base * self._decay(step)
             if arm is not None:
                 batch = arm(rows, batch)
-            if rule is None:
-                loss = cohort.network.descend(rows, batch, lr, coupled, fixed_rows)
+            if take is None:
+                loss = cohort.network.descend(rows, batch, lr, rule.decay, fixed_rows)
             else:
-                loss, gradient = self._gradient(cohort, rows, batch, coupled, fixed_rows)
-                if decoupled:
-                    rows.mul_(1.0 - lr * decoupled)
-                rule(step, rows, gradient, lr)
+                loss, gradient = self._gradient(cohort, rows, batch, rule.decay, fixed_rows)
+                if rule.decoupled:
+                    rows.mul_(1.0 - lr * rule.decoupled)
+                take(step, rows, gradient, lr)
             losses[:active] += loss
-            if report_last:
-                history.append(loss)
-        params = y.flat()
-        if self.curriculum is not None:
-            self.curriculum.keep(cohort, params)
-        last = self._last(cohort, history) if report_last else None
-        return Trained(params, losses / cohort.steps_taken.clamp(min=1), last)
+            history.append(loss)
+        return y.flat(), losses, history
 
     def _last(self, cohort: Cohort, history: list[Tensor]) -> Tensor:
         """The mean loss of each client's last epoch [C]; of independent steps the mean of all."""
@@ -253,15 +299,15 @@ class LocalTraining(HasPlugins, Client):
         return max(1, math.floor(self.epochs * self.epochs_schedule.factor(round) + 0.5))
 
     def _decay(self, step: int) -> float:
-        return float((1.0 + self.inverse_decay * step) ** -self.inverse_power)
+        return float((1.0 + self.inverse_decay * step) ** -self.inverse_power) if self.inverse_decay else 1.0
 
-    def _batches(self, cohort: Cohort) -> Iterator[Batch]:
+    def _passes(self, cohort: Cohort) -> dict[str, Any]:
+        """What mini-batches the cohort takes, as arguments of `Cohort.plan`."""
         epochs = self.epochs if isinstance(self.epochs_schedule, Constant) else self._epochs(cohort.round)
-        padded = self.views > 1  # so that the second view's examples have the places, and the dropout, of a stack's
-        if self.curriculum is None or epochs is None:
-            return cohort.batches(epochs=epochs, steps=self.steps, batch_size=self._width, padded=padded)
-        course = self.curriculum.course(cohort, epochs, self._width)
-        return cohort.batches(batch_size=self._width, course=course, padded=padded)
+        course = None
+        if self.curriculum is not None and epochs is not None:
+            course, epochs = self.curriculum.course(cohort, epochs, self._width), None
+        return {"epochs": epochs, "steps": self.steps, "batch_size": self._width, "course": course}
 
     @property
     def _width(self) -> int | None:
@@ -283,7 +329,7 @@ class LocalTraining(HasPlugins, Client):
             gradient.add_(shift, alpha=-1.0)
         return loss, gradient
 
-    def _rule(self, y: Stack) -> Callable[[int, Stack, Stack, float], None]:
+    def _taker(self, y: Stack) -> Callable[[int, Stack, Stack, float], None]:
         """The elementwise step (step number, y, gradient, lr) of the chosen optimizer, with fresh memory."""
         first = Stack([torch.zeros_like(leaf) for leaf in y.leaves])
         second = Stack([torch.zeros_like(leaf) for leaf in y.leaves]) if self.optimizer == "adam" else first

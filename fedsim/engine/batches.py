@@ -25,11 +25,13 @@ from fedsim.core.streams import Index, Streams
 class Plan:
     """The mini-batches of a cohort; R is the sum over clients of their local steps.
 
-    index: int64 [R, B], examples by their number in the problem's data. weight: [R, B], 1/count or 0.
+    index: int64 [R, B], examples by their number in the problem's data, of which the first `count`, int64 [R], are
+    taken and the others are padding. weight: [R, B], 1/count or 0.
     active: how many rows work at each step. start: where the rows of each step begin.
     """
 
     index: Tensor
+    count: Tensor
     weight: Tensor
     active: list[int]
     start: list[int]
@@ -100,7 +102,7 @@ def plan_batches(
     )
     real = torch.arange(batch_size, device=clients.device) < count.unsqueeze(1)
     weight = real.to(dtype) / count.unsqueeze(1).to(dtype)
-    return Plan(order[begin[row].unsqueeze(1) + place], weight, active, start)
+    return Plan(order[begin[row].unsqueeze(1) + place], count, weight, active, start)
 
 
 def _passes(

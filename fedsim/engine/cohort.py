@@ -242,6 +242,11 @@ class Cohort:
 
         Batch s is for the first len(batch) rows of the cohort, those that have more than s steps to take.
         """
+        batches = self._gather(_at_least_two_wide(self.plan(epochs, steps, batch_size, course)))
+        yield from batches if self.network.stacked or padded else (batch.trimmed for batch in batches)
+
+    def plan(self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None) -> Plan:
+        """Which examples are in the same mini-batches, whose steps count as taken."""
         plan = plan_batches(
             self.streams,
             self.clients,
@@ -257,8 +262,7 @@ class Cohort:
         )
         taken = steps_of(self.examples, epochs, steps, batch_size) if course is None else course.steps
         self.steps_taken = self.steps_taken + taken
-        batches = self._gather(_at_least_two_wide(plan))
-        yield from batches if self.network.stacked or padded else (batch.trimmed for batch in batches)
+        return plan
 
     def _repeated(self, x: Tensor, batch: Batch | None, asking: slice | Tensor) -> Iterator[tuple[slice, Stack, Batch]]:
         """The points x [k, Q, d] in parts that fit into memory: which of Q, as a stack of rows, with their examples."""

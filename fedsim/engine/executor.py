@@ -1,8 +1,9 @@
 """Executing orders: cohorts are cut from the clients, run, and put back in the clients' order.
 
 How is chosen here and nowhere else. `stacked` runs as many clients at once as fit a fixed memory budget; `loop` runs
-one at a time through the module itself; `auto` takes the loop for LSTMs and large convolutions on a CPU, where it
-already runs at the speed of the arithmetic, and for models that cannot be stacked, and the stack for everything else.
+one at a time through the module itself; `fused` stacks, too, but has local training taken in one compiled loop a client
+(see `fedsim.nets.fused`); `auto` takes the loop for LSTMs and large convolutions on a CPU, where it already runs at the
+speed of the arithmetic, and for models that cannot be stacked, and the stack for everything else.
 Cohorts are spread over the cores of a CPU (see `fedsim.parallel.cores`), or with `process` over processes (see
 `fedsim.engine.process`).
 """
@@ -28,6 +29,7 @@ from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPL
 from fedsim.exchange.messages import Cost, Order, Size, Update, finite_rows, total_bytes, usable_rows
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.nets.dropout import Draw
+from fedsim.nets.fused import fused
 from fedsim.nets.lowering import Stackable, loses_to_a_loop
 from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.parallel.cores import cores, one_core_an_operation, spread
@@ -43,6 +45,12 @@ def choose_network(model: Model, data: Examples, choice: Choice, width: int = 1)
     slower = data.x.device.type == "cpu" and loses_to_a_loop(module, width * model.footprint.operations)
     if choice == "loop" or (choice == "auto" and slower):
         return "loop", PlainNetwork(module, layout, loss)
+    if choice == "fused":
+        loop = fused(module, layout, loss, data.x, data.y)
+        network: ChainNetwork | StackedNetwork = StackedNetwork(module, layout, loss)
+        network = ChainNetwork.of(module, layout, loss) or network
+        network.loop = loop
+        return "fused", network
     chain = ChainNetwork.of(module, layout, loss)
     if chain is not None:
         return "stacked", chain
@@ -99,6 +107,8 @@ class Executor:
             self.name, self.network = choose_network(problem.model, problem.data, choice, self._width)
         elif choice == "loop":
             self.name = choice
+        elif choice == "fused":
+            raise InputError("engine.executor", choice, "there is no model to train; take auto")
         self.memory = memory
         shapes = dict(remembered(client, client.state(problem.dimension)))
         shapes |= self.transforms.state(Size(problem.dimension, 8 * problem.dtype.itemsize))

@@ -7,7 +7,7 @@ from typing import Literal
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveInt, options
 
-Choice = Literal["auto", "stacked", "loop", "process"]
+Choice = Literal["auto", "stacked", "loop", "fused", "process"]
 
 
 @options
@@ -15,8 +15,9 @@ class EngineOptions:
     """On what device, in which precision, by which executor, and with how much memory."""
 
     executor: Choice = "auto"
-    """How clients are executed: stacked, many at once; loop, one at a time; process, in processes of their own; auto,
-    stacked or loop, whichever suits the model.
+    """How clients are executed: stacked, many at once; loop, one at a time; fused, stacked, but local training as one
+    compiled loop a client, of chains of linear layers on a CPU; process, in processes of their own; auto, stacked or
+    loop, whichever suits the model.
     """
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors lie; auto: on cuda where there is one."""

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedsim.nets import products
+from fedsim.nets.descent import Loop
 from fedsim.nets.dropout import Draw, drawing
 from fedsim.nets.functional import Functional
 from fedsim.nets.losses import Loss
@@ -63,11 +64,15 @@ class Batch:
 
 
 class Network(Protocol):
-    """What an executor computes with; see the module's text."""
+    """What an executor computes with; see the module's text.
+
+    loop: what takes all local steps at once instead of `descend`, where nothing has to be done between them.
+    """
 
     layout: Layout
     loss: Loss
     stacked: bool
+    loop: Loop | None
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients of the k clients of a batch."""
@@ -106,6 +111,7 @@ class _Autograd(ABC):
         """Outputs [k, B, K] under parameters in the shapes of the stack, in terms that can be differentiated."""
 
     loss: Loss
+    loop: Loop | None = None
 
     def _values(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         loss = self.loss if batch.loss is None else batch.loss
@@ -242,6 +248,7 @@ class ChainNetwork:
     """
 
     stacked = True
+    loop: Loop | None = None
 
     def __init__(self, layout: Layout, layers: list[tuple[str, str | None]], act: str, loss: Loss) -> None:
         self.layout, self.loss, self.act = layout, loss, act

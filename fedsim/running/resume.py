@@ -178,8 +178,9 @@ def _accept(folder: RunFolder, *, force: bool, more: bool = False) -> _Accepted:
         _hold_unchanged(path, config, found.config)
         _hold_rows(folder, found.rows)
     if not force:
+        deciding = (*DECIDING, "numba") if resolved.get("executor") == "fused" else DECIDING
         for table, before, now in (
-            ("versions", versions_before, {name: version for name, version in versions().items() if name in DECIDING}),
+            ("versions", versions_before, {name: version for name, version in versions().items() if name in deciding}),
             ("arithmetic", arithmetic_before, arithmetic()),
         ):
             _hold_unmoved(table, before, now)

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,9 @@ def _not_needed(what: str) -> Iterator[None]:
 
 def versions() -> dict[str, str]:
     """The versions of what computes, as config.toml notes them: ours under the name that is imported."""
-    return {"fedsim": importlib.metadata.version(DISTRIBUTION), **{n: importlib.metadata.version(n) for n in VERSIONED}}
+    compiler = ("numba",) if find_spec("numba") is not None else ()
+    found = {name: importlib.metadata.version(name) for name in (*VERSIONED, *compiler)}
+    return {"fedsim": importlib.metadata.version(DISTRIBUTION), **found}
 
 
 def _notes(experiment: Experiment, simulation: Simulation, problem: Problem) -> dict[str, Any]:

@@ -20,7 +20,7 @@ Of strategies and clients, which are paired with `fedavg` or `sgd`, or with `cli
 `small_problem`; where clients ask for values only, also on `small_functions`:
 
 - replies in any order give the same bytes; so do clients in any order;
-- one by one, stacked, and in cohorts of any size on any cores, clients come to the same;
+- one by one, stacked, compiled, and in cohorts of any size on any cores, clients come to the same;
 - an interrupted run ends like an uninterrupted one, and another seed gives other bytes;
 - a window of nobody, a cohort of one, a client that fails, a late reply, updates that are NaN or infinite and metrics
   that are NaN leave what they should;

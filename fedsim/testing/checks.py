@@ -30,6 +30,11 @@ from fedsim.running import promises
 from fedsim.running.simulation import Simulation
 from fedsim.server.strategy import ProblemView, ServerState
 from fedsim.testing.draws import drawing, global_states
+from fedsim.testing.executors import (
+    compiled_equals_stacked,
+    loop_equals_stacked,
+    the_size_of_chunks_and_the_cores_change_no_bit,
+)
 from fedsim.testing.problems import Fewer, small_experiment
 from fedsim.testing.questions import questions
 from fedsim.testing.rounds import (
@@ -98,32 +103,6 @@ def the_order_of_clients_in_an_order_does_not_matter(subject: Subject) -> None:
         for name, rows in replies.payload.items():
             assert torch.equal(work.payload[name], rows[shuffled]), f"a shuffled cohort tells another {name}"
         state, _, _ = simulation.parts.strategy.tell(state, replies)
-
-
-def loop_equals_stacked(subject: Subject) -> None:
-    """Executed one by one, clients come to what they come to together."""
-    once: dict[str, Any] = {"rounds": 1}
-    for dtype, rounds, tolerance in ((torch.float64, {}, 1e-9), (torch.float32, once, subject.tolerance)):
-        stacked = final(subject.simulation(dtype, **rounds)) if rounds else subject.end()
-        simulation = subject.simulation(dtype, engine={"executor": "loop"}, **rounds)
-        assert engine_of(simulation).executor.name == "loop"
-        loop = final(simulation)
-        bound, found = tolerance * float(loop.abs().max()), float((stacked - loop).abs().max())
-        assert found <= bound, f"the loop and the stack differ by {found:.2g}, which is more than {bound:.2g} ({dtype})"
-
-
-def the_size_of_chunks_and_the_cores_change_no_bit(subject: Subject) -> None:
-    """How many clients are stacked at once, and on how many cores, is of no consequence."""
-    twice: dict[str, Any] = {} if "rounds" in subject.tables else {"rounds": 2}  # enough to remember something
-    whole = subject.simulation(torch.float32, **twice)
-    engine_of(whole).executor.cores = 1
-    expected = final(whole)
-    for chunk in (1, 2, 4):
-        parts = subject.simulation(torch.float32, **twice)
-        executor = engine_of(parts).executor
-        executor.memory = chunk * executor._row_bytes
-        assert executor.chunk == chunk
-        assert torch.equal(final(parts), expected), f"cohorts of {chunk} end elsewhere than those of any size"
 
 
 def an_interrupted_run_ends_like_an_uninterrupted_one(subject: Subject) -> None:
@@ -336,6 +315,7 @@ CHECKS: tuple[Check, ...] = (
     replies_in_any_order_give_the_same_bytes,
     the_order_of_clients_in_an_order_does_not_matter,
     loop_equals_stacked,
+    compiled_equals_stacked,
     the_size_of_chunks_and_the_cores_change_no_bit,
     an_interrupted_run_ends_like_an_uninterrupted_one,
     another_seed_gives_other_bytes,
@@ -370,6 +350,7 @@ OF_SERVERS: tuple[Check, ...] = (
 OF_CLIENTS: tuple[Check, ...] = (
     the_order_of_clients_in_an_order_does_not_matter,
     loop_equals_stacked,
+    compiled_equals_stacked,
     the_size_of_chunks_and_the_cores_change_no_bit,
     queries_are_what_was_asked,
 )

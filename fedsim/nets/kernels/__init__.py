@@ -1,0 +1,11 @@
+"""Loops that numba compiles: a client's local training from its first to its last step.
+
+Only `fedsim.nets.fused` imports these files, when an experiment asks for them: numba takes half a second to come.
+
+`compiling`  how they are compiled, and where the results are kept.
+`tiles`      products, in vectors of a fixed length: explicit, so that every number is the same sum in the same order on
+             every processor, which a compiler's own vectors of sums are not.
+`pieces`     activations with their slopes, and losses with theirs: one function each.
+`rules`      what a step makes of a gradient.
+`chain`      the loop itself.
+"""

@@ -1,0 +1,77 @@
+"""How kernels are compiled, and where the results are kept.
+
+numba keeps what it has compiled beside a function's file and looks at that file alone: an edit of another file, whose
+functions are compiled into it, would go unnoticed. So the folder is named by a hash of all kernels' files, of numba's
+version and of the processor. A folder that cannot be written is done without, and a damaged file is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding
+import numba
+from numba.core import config as numba_config
+from numba.core.caching import FunctionCache
+
+from fedsim.core.cache import cache_folder
+
+jit: Any = numba.njit  # typed without some of its settings
+config: Any = numba_config  # typed as if it had none
+SETTINGS = {"nogil": True, "error_model": "numpy"}
+"""Other threads go on meanwhile; a division by zero gives infinity, as in tensors."""
+
+part = jit(**SETTINGS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""Of functions that are compiled into those that call them."""
+
+
+def key(folder: Path) -> str:
+    """The hash of all files of kernels in a folder, and of what they are compiled by and for."""
+    name = config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
+    features = config.CPU_FEATURES or llvmlite.binding.get_host_cpu_features().flatten()
+    by = f"{numba.__version__} {llvmlite.__version__} {name} {features}"
+    found = hashlib.blake2b(by.encode(), digest_size=16)
+    for file in sorted(folder.glob("*.py")):
+        text = file.read_bytes()
+        found.update(f"{file.name} {len(text)}".encode() + text)
+    return found.hexdigest()
+
+
+class _Kept(FunctionCache):
+    """numba's own files, without which everything goes on."""
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """What was compiled; None: nothing, or it cannot be read."""
+        try:
+            return super().load_overload(signature, context)
+        except Exception:  # of whatever kind is in a damaged pickle
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, signature: Any, data: Any) -> None:
+        """Keep it, if the disk lets us."""
+        with suppress(OSError):
+            super().save_overload(signature, data)
+
+
+def entry(function: Callable[..., None]) -> Any:
+    """Compile a function that Python calls, and keep what comes of it."""
+    made = jit(**SETTINGS)(function)
+    folder = cache_folder() / "kernels" / key(Path(function.__code__.co_filename).parent)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return made
+    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
+    try:
+        made._cache = _Kept(made.py_func)
+    except (OSError, RuntimeError):  # nothing can be written there
+        return made
+    finally:
+        config.CACHE_DIR = before
+    return made

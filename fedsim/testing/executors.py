@@ -1,0 +1,59 @@
+"""What is the same however clients are executed; see `fedsim.testing.checks`."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from fedsim.client.training import LocalTraining
+from fedsim.testing.rounds import engine_of
+from fedsim.testing.subject import Subject, final
+
+
+def loop_equals_stacked(subject: Subject) -> None:
+    """Executed one by one, clients come to what they come to together."""
+    once: dict[str, Any] = {"rounds": 1}
+    for dtype, rounds, tolerance in ((torch.float64, {}, 1e-9), (torch.float32, once, subject.tolerance)):
+        stacked = final(subject.simulation(dtype, **rounds)) if rounds else subject.end()
+        simulation = subject.simulation(dtype, engine={"executor": "loop"}, **rounds)
+        assert engine_of(simulation).executor.name == "loop"
+        loop = final(simulation)
+        bound, found = tolerance * float(loop.abs().max()), float((stacked - loop).abs().max())
+        assert found <= bound, f"the loop and the stack differ by {found:.2g}, which is more than {bound:.2g} ({dtype})"
+
+
+def compiled_equals_stacked(subject: Subject) -> None:
+    """Where local training is one compiled loop a client, clients come to the same, in cohorts of any size.
+
+    Of other clients, and where numba is not installed, nothing is compiled.
+    """
+    if not isinstance(subject.part(("client",)), LocalTraining) or find_spec("numba") is None:
+        return
+    compiled: dict[str, Any] = {"engine": {"executor": "fused"}}
+    once: dict[str, Any] = {"rounds": 1}
+    for dtype, rounds, tolerance in ((torch.float64, {}, 1e-9), (torch.float32, once, subject.tolerance)):
+        stacked = final(subject.simulation(dtype, **rounds)) if rounds else subject.end()
+        found = final(subject.simulation(dtype, **compiled, **rounds))
+        bound, away = tolerance * float(stacked.abs().max()), float((found - stacked).abs().max())
+        assert away <= bound, f"compiled, it differs by {away:.2g}, which is more than {bound:.2g} ({dtype})"
+        parts = subject.simulation(dtype, **compiled, **rounds)
+        executor = engine_of(parts).executor
+        assert executor.name == "fused"
+        executor.memory = 2 * executor._row_bytes
+        assert torch.equal(final(parts), found), "compiled, cohorts of 2 end elsewhere than those of any size"
+
+
+def the_size_of_chunks_and_the_cores_change_no_bit(subject: Subject) -> None:
+    """How many clients are stacked at once, and on how many cores, is of no consequence."""
+    twice: dict[str, Any] = {} if "rounds" in subject.tables else {"rounds": 2}  # enough to remember something
+    whole = subject.simulation(torch.float32, **twice)
+    engine_of(whole).executor.cores = 1
+    expected = final(whole)
+    for chunk in (1, 2, 4):
+        parts = subject.simulation(torch.float32, **twice)
+        executor = engine_of(parts).executor
+        executor.memory = chunk * executor._row_bytes
+        assert executor.chunk == chunk
+        assert torch.equal(final(parts), expected), f"cohorts of {chunk} end elsewhere than those of any size"

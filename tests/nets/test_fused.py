@@ -1,0 +1,345 @@
+"""Compiled local training held to autograd, to the plain loop, and to itself in any company and on any cores."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fedsim
+import fedsim.running.resume as resuming
+from fedsim.core.errors import InputError
+from fedsim.exchange.messages import Order
+from fedsim.nets import fused as module
+from fedsim.nets.descent import Descended, Descent, Rule
+from fedsim.nets.fused import ACTIVATIONS, Fused, chain_of, fused
+from fedsim.nets.losses import LOSSES, CrossEntropy, LabelSmoothing, Loss
+from fedsim.nets.stack import Layout
+from fedsim.running.build import build_executor
+from fedsim.running.runner import versions
+from fedsim.testing.problems import small_experiment as small
+from fedsim.testing.problems import small_problem
+
+pytest.importorskip("numba")  # which has no wheels for some machines
+from fedsim.nets.kernels import compiling
+from fedsim.nets.kernels.exponentials import exp, expm1
+
+pytestmark = pytest.mark.xdist_group("fused")  # so that one process compiles
+C, N, STEPS = 5, 9, 3
+"""Clients, examples of each, and their steps: the last client takes two of the three."""
+PLAIN = {
+    "optimizer": "sgd", "momentum": 0.0, "nesterov": False, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8,
+    "clip_norm": None, "decay": 0.0, "decoupled": 0.0,
+}  # fmt: skip
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).normal(size=shape))
+
+
+def chain(activation: nn.Module, *sizes: int) -> nn.Sequential:
+    """Linear layers of these sizes, the second without a bias."""
+    layers: list[nn.Module] = []
+    for number, (inputs, outputs) in enumerate(pairwise(sizes)):
+        layer = nn.Linear(inputs, outputs, bias=number != 1, dtype=torch.float64)
+        for seed, own in enumerate(layer.parameters()):
+            own.data = normal(*own.shape, seed=10 * number + seed) / inputs**0.5
+        layers += [layer, activation]
+    return nn.Sequential(*layers[:-1])
+
+
+def described(model: nn.Module, loss: Loss, width: int = 4, **options: Any) -> tuple[Fused, Descent]:
+    """The loop of a model, and what it is to do; every second batch is short of its last example."""
+    layout = Layout.of(dict(model.named_parameters()))
+    inputs, outputs = model[0].in_features, model[-1].out_features
+    x = normal(C * N, inputs, seed=5)
+    y = torch.arange(C * N) % outputs if isinstance(loss, CrossEntropy) else 2.0 * normal(C * N, seed=6)
+    rows = 2 * C + C - 1
+    index = torch.stack([(row % C) * N + torch.arange(row, row + width) % N for row in range(rows)])
+    count = torch.full((rows,), width)
+    count[::2] -= int(width > 1)
+    descent = Descent(
+        start=layout.flatten(dict(model.named_parameters())),
+        shift=None,
+        x=x,
+        y=y,
+        index=index,
+        count=count,
+        begin=[0, C, 2 * C],
+        steps=torch.tensor([3, 3, 3, 3, 2]),
+        rates=[0.3, 0.2, 0.1],
+        rule=Rule(**PLAIN | options),
+    )
+    return fused(model, layout, loss, x, y), descent
+
+
+def by_autograd(model: nn.Module, loss: Loss, descent: Descent) -> Descended:
+    """The same with the module itself, for plain steps."""
+    ends, losses = [], torch.empty(len(descent.index), dtype=torch.float64)
+    for client, steps in enumerate(descent.steps.tolist()):
+        y = descent.start.clone()
+        for step in range(steps):
+            row = descent.begin[step] + client
+            own = descent.index[row, : descent.count[row]]
+            torch.nn.utils.vector_to_parameters(y, model.parameters())
+            value = loss.examples(model(descent.x[own]), descent.y[own]).mean()
+            gradient = torch.cat([part.reshape(-1) for part in torch.autograd.grad(value, list(model.parameters()))])
+            losses[row] = value.detach()
+            y = y - descent.rates[step] * (gradient + descent.rule.decay * y)
+        ends.append(y)
+    return Descended(torch.stack(ends), losses, torch.zeros(C))
+
+
+def assert_close(found: Descended, wanted: Descended) -> None:
+    assert torch.allclose(found.params, wanted.params, rtol=0, atol=1e-13)
+    assert torch.allclose(found.losses, wanted.losses, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activations_have_the_derivatives_of_autograd(kind):
+    activation = kind(0.3) if kind in (nn.LeakyReLU, nn.ELU) else kind()
+    model = chain(activation, 6, 17, 5, 3)
+    loop, descent = described(model, LOSSES["cross_entropy"], decay=0.1)
+    assert_close(loop.descend(descent), by_autograd(model, LOSSES["cross_entropy"], descent))
+
+
+@pytest.mark.parametrize("loss", [*LOSSES.values(), LabelSmoothing(0.2)], ids=lambda loss: type(loss).__name__)
+def test_losses_have_the_derivatives_of_autograd(loss):
+    model = chain(nn.Tanh(), 6, 8, 4 if isinstance(loss, CrossEntropy) else 1)
+    loop, descent = described(model, loss)
+    assert_close(loop.descend(descent), by_autograd(model, loss, descent))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 2), (16, 4), (17, 33, 5), (40, 7, 31, 10)], ids=str)
+def test_sizes_that_fill_no_vector(sizes, width):
+    model = chain(nn.ReLU(), *sizes)
+    loop, descent = described(model, LOSSES["cross_entropy"], width)
+    assert_close(loop.descend(descent), by_autograd(model, LOSSES["cross_entropy"], descent))
+
+
+def test_the_sums_of_the_losses_are_those_of_each_client():
+    loop, descent = described(chain(nn.ReLU(), 6, 4), LOSSES["cross_entropy"])
+    found = loop.descend(descent)
+    rows = [[begin + client for begin in descent.begin[:steps]] for client, steps in enumerate(descent.steps.tolist())]
+    assert torch.allclose(found.total, torch.stack([found.losses[own].sum() for own in rows]), rtol=1e-14)
+
+
+def test_starts_and_shifts_of_each_client_are_its_own():
+    """As with those of one client for all, each by itself."""
+    loop, descent = described(chain(nn.ReLU(), 6, 4), LOSSES["cross_entropy"])
+    starts, shifts = (normal(C, len(descent.start), seed=seed) for seed in (7, 8))
+    each = loop.descend(changed(descent, start=starts, shift=shifts)).params
+    for client in range(C):
+        alone = loop.descend(changed(descent, start=starts[client], shift=shifts[client])).params
+        assert torch.equal(each[client], alone[client])
+    assert not torch.equal(each, loop.descend(changed(descent, start=starts)).params)
+
+
+def changed(descent: Descent, **parts: Any) -> Descent:
+    return Descent(**vars(descent) | parts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_number_of_cores_changes_no_bit(dtype, monkeypatch):
+    model = chain(nn.GELU(), 20, 33, 10)
+    loop, descent = described(model, LOSSES["cross_entropy"], decay=0.1)
+    single = {name: getattr(descent, name).to(dtype) for name in ("start", "x")}
+    descent = changed(descent, **single)
+    whole = loop.descend(descent)
+    seen = []
+    monkeypatch.setattr(module, "WORTH_A_CORE", 0)
+    monkeypatch.setattr(module, "spread", lambda train, parts: [*map(train, reversed(parts)), seen.append(len(parts))])
+    for cores in (1, 2, 3):
+        monkeypatch.setattr(module, "cores", lambda: cores)  # noqa: B023
+        found = loop.descend(descent)
+        assert torch.equal(found.params, whole.params)
+        assert torch.equal(found.losses, whole.losses)
+    assert seen == [4, 5, 5]
+
+
+def test_what_is_no_number_stays_with_its_client():
+    loop, descent = described(chain(nn.ReLU(), 6, 9, 4), LOSSES["cross_entropy"])
+    x = descent.x.clone()
+    x[2 * N : 3 * N, 1] = torch.nan
+    x[3 * N : 4 * N, 1] = torch.inf
+    clean, found = loop.descend(descent), loop.descend(changed(descent, x=x))
+    bad = torch.isin(torch.arange(C), torch.tensor([2, 3]))
+    assert not torch.isfinite(found.params[bad]).all(dim=1).any()
+    assert torch.equal(found.params[~bad], clean.params[~bad])
+
+
+CLIENTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "decay": {"weight_decay": 0.1},
+    "proximal": {"proximal_mu": 0.2, "inverse_decay": 0.5},
+    "one example": {"epochs": None, "steps": 5, "batch_size": 1},
+    "all examples": {"batch_size": "full"},
+    "momentum": {"momentum": 0.9, "proximal_mu": 0.2},
+    "nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+    "clipping": {"clip_norm": 0.05, "weight_decay": 0.1},
+    "adam": {"optimizer": "adam", "lr": 0.01, "beta1": 0.8, "weight_decay": 0.1},
+    "lion": {"optimizer": "lion", "lr": 0.01, "weight_decay": 0.1},
+    "curriculum": {"curriculum": {}},
+    "defence": {"adversarial": {"kind": "standard", "attack": {"kind": "fgsm", "epsilon": 0.1, "domain": "none"}}},
+}
+
+
+@pytest.mark.parametrize("name", [*CLIENTS, "scaffold", "feddyn"])
+def test_runs_are_those_of_the_plain_loop(name):
+    kind = name if name in ("scaffold", "feddyn") else "sgd"
+    client = {"kind": kind, "epochs": 2, "batch_size": 4, "lr": 0.1} | CLIENTS.get(name, {})
+    client = {option: value for option, value in client.items() if value is not None}
+    tables = {"client": client, "strategy": "fedavg" if kind == "sgd" else kind}
+
+    def ran(executor: str, dtype: torch.dtype) -> fedsim.Result:
+        problem = small_problem(dtype)
+        return fedsim.run(small(2, engine={"executor": executor}, **tables), problem=problem, save=False)
+
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        found, loop = ran("fused", dtype), ran("loop", dtype)
+        assert torch.allclose(found.params, loop.params, rtol=0, atol=tolerance)
+        losses = ([row["train_loss"] for row in one.history] for one in (found, loop))
+        assert np.allclose(*losses, rtol=tolerance)
+
+
+def test_exponentials_are_right_to_the_last_bit_but_one():
+    small_ones = -(10.0 ** np.linspace(-12, 2.8, 4096))
+    for dtype, least in ((np.float32, -86.0), (np.float64, -700.0)):
+        x = np.maximum(small_ones, least).astype(dtype)
+        for kernel, reference in ((exp, np.exp), (expm1, np.expm1)):
+            found = x.copy()
+            compiling.jit(lambda vector, kernel=kernel: kernel(vector))(found)
+            wanted = reference(x.astype(np.longdouble))
+            assert float(np.max(np.abs(found - wanted) / np.spacing(np.abs(wanted).astype(dtype)))) < 1.5
+
+
+def test_models_and_losses_without_a_loop_are_refused():
+    class Own(CrossEntropy):
+        pass
+
+    model = chain(nn.ReLU(), 6, 5, 3)
+    layout, x, y = Layout.of(dict(model.named_parameters())), normal(4, 6), torch.arange(4) % 3
+    with pytest.raises(InputError, match="does not know the loss Own; take stacked"):
+        fused(model, layout, Own(), x, y)
+    with pytest.raises(InputError, match=r"^problem\.model = 3: its outputs are too few for targets up to 3"):
+        fused(model, layout, LOSSES["cross_entropy"], x, y + 1)
+    assert chain_of(model, layout) is not None
+    for other in (
+        nn.Sequential(nn.Linear(6, 5), nn.ReLU()),
+        nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3)),
+        nn.Sequential(nn.Linear(6, 5), nn.GELU("tanh"), nn.Linear(5, 3)),
+        nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 3)),
+        nn.Sequential(nn.Flatten(0), nn.Linear(6, 5)),
+        nn.Linear(6, 3),
+    ):
+        with pytest.raises(
+            InputError, match=r"^engine\.executor = fused: it is for linear layers with ReLU, .*stacked$"
+        ):
+            fused(other, Layout.of(dict(other.named_parameters())), LOSSES["cross_entropy"], x, y)
+
+
+def test_a_layer_that_comes_twice_is_refused():
+    shared = nn.Linear(6, 6)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    assert chain_of(model, Layout.of(dict(model.named_parameters()))) is None
+
+
+def test_black_boxes_and_machines_without_numba_are_refused(monkeypatch):
+    with pytest.raises(InputError, match=r"^engine\.executor = fused: there is no model to train; take auto$"):
+        fedsim.run(
+            small(1, engine={"executor": "fused"}, client={"kind": "fedzo", "steps": 1}, strategy="fedzo"),
+            problem=fedsim.black_box([np.sum] * 6, kind="scalar", dimension=1, device="cpu"),
+            save=False,
+        )
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"^engine\.executor = fused: numba is not installed"):
+        fedsim.run(small(1, engine={"executor": "fused"}), problem=small_problem(), save=False)
+
+
+def test_a_run_goes_on_with_what_it_was_compiled_by(tmp_path, monkeypatch):
+    """Another version of numba is as another version of PyTorch."""
+
+    def interrupt(done: Any) -> None:
+        raise KeyboardInterrupt
+
+    made = small(2, engine={"executor": "fused"}, checkpoint={"every": 1}, problem={"dataset": "digits"})
+    assert fedsim.run(made, out=tmp_path / "run", callbacks=[interrupt]).status == "interrupted"
+    monkeypatch.setattr(resuming, "versions", lambda: versions() | {"numba": "0.1"})
+    with pytest.raises(InputError, match=r"^versions\.numba = 0\.1: the run began with \d"):
+        fedsim.resume(tmp_path / "run")
+    monkeypatch.undo()
+    assert fedsim.resume(tmp_path / "run").status == "finished"
+
+
+CALLER = """
+from callee import value
+from fedsim.nets.kernels.compiling import entry
+
+@entry
+def fill(x):
+    x[:] = value()
+"""
+CALLEE = "from fedsim.nets.kernels.compiling import part\n\n\n@part\ndef value():\n    return {}\n"
+
+
+def imported(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(folder))
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(__import__("sys").modules, name, found)
+    spec.loader.exec_module(found)
+    return found
+
+
+def filled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[float, bool]:
+    """What a kernel of these files gives, and whether it had been compiled before."""
+    imported(folder, "callee", monkeypatch)
+    kernel, x = imported(folder, "caller", monkeypatch).fill, np.zeros(1)
+    kernel(x)
+    return float(x[0]), bool(kernel.stats.cache_hits)
+
+
+def test_what_is_kept_follows_every_file_of_the_kernels(tmp_path, monkeypatch):
+    """An edit of the file of a function that is compiled into another's; numba looks at the other's file only."""
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+    (folder / "caller.py").write_text(CALLER)
+    (folder / "callee.py").write_text(CALLEE.format(1))
+    assert filled(folder, monkeypatch) == (1.0, False)
+    assert filled(folder, monkeypatch) == (1.0, True)
+    (folder / "callee.py").write_text(CALLEE.format(2))
+    shutil.rmtree(folder / "__pycache__", ignore_errors=True)
+    assert filled(folder, monkeypatch) == (2.0, False)
+
+
+def test_damaged_files_are_made_again_and_a_folder_that_cannot_be_is_done_without(tmp_path, monkeypatch):
+    folder, cache = tmp_path / "kernels", tmp_path / "cache"
+    folder.mkdir()
+    monkeypatch.setenv("FEDSIM_CACHE", str(cache))
+    (folder / "caller.py").write_text(CALLER)
+    (folder / "callee.py").write_text(CALLEE.format(1))
+    filled(folder, monkeypatch)
+    for damage in (b"", b"nonsense", os.urandom(200)):
+        for kept in (*cache.rglob("*.nbi"), *cache.rglob("*.nbc")):
+            kept.write_bytes(damage)
+        assert filled(folder, monkeypatch) == (1.0, False)
+        assert filled(folder, monkeypatch) == (1.0, True)
+    monkeypatch.setenv("FEDSIM_CACHE", str(folder / "caller.py"))
+    assert filled(folder, monkeypatch) == (1.0, False)
+
+
+def test_nobody_is_trained_in_no_time():
+    problem = small_problem(torch.float32)
+    executor = build_executor(small(1, engine={"executor": "fused"}), problem)
+    nobody = Order("train", torch.zeros(0, dtype=torch.int64), {"params": problem.initial()})
+    assert executor.execute(executor.assign(nobody)).payload["delta"].shape == (0, problem.dimension)
