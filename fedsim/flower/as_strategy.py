@@ -14,9 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flwr.serverapp.strategy as flower
+
 from fedsim.configuration.bases import hold_base
 from fedsim.configuration.tables import PLUGINS
 from fedsim.core import plugins
+from fedsim.core.errors import InputError
 from fedsim.core.files import path_of
 from fedsim.engine.client import Client
 from fedsim.exchange.transforms import Chain
@@ -28,6 +31,12 @@ from fedsim.flower.serving.run import Combine
 from fedsim.flower.serving.strategy import FlowerStrategy
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
+
+ELSEWHERE = {
+    "fraction_train": 'nodes are chosen by selection={"kind": "uniform", "fraction": 0.5}, or another selector',
+    "min_train_nodes": 'nodes are chosen by selection={"kind": "uniform", "count": 10}, or another selector',
+}
+"""What Flower's strategies have as options, and stands elsewhere here."""
 
 
 def as_flower_strategy(
@@ -53,6 +62,11 @@ def as_flower_strategy(
 
     InputError: an option cannot be used, or the strategy sends what no client app of others understands.
     """
+    for name in ELSEWHERE.keys() & settings.keys():
+        raise InputError(name, settings[name], ELSEWHERE[name])
+    if isinstance(strategy, flower.Strategy):
+        remedy = "it is Flower's own, and goes without; ours are in the package strategies"
+        raise InputError("strategy", type(strategy).__name__, remedy)
     parts = {
         "strategy": plugins.make("strategies", strategy, "strategy"),
         "selection": plugins.make("selectors", selection or PLUGINS["selection"][1], "selection"),
@@ -65,10 +79,9 @@ def as_flower_strategy(
         hold_base(f"transforms.{number}", "transforms", one)
     own: Strategy = parts["strategy"]
     Chain(chain).check(own.up, own.up)
-    if PEERS in own.down:
-        raise unspoken({PEERS})
-    if client is None and not own.up <= SPOKEN:
-        raise unspoken(own.up - SPOKEN)
+    unknown = own.down & {PEERS} or (own.up - SPOKEN if client is None else frozenset())
+    if unknown:
+        raise unspoken(plugins.kind_of("strategies", own), unknown)
     searching = None if client is None else searching_client(own, client)
     return FlowerStrategy(
         own,

@@ -93,10 +93,11 @@ class Question(ABC):
 class Dialect:
     """Makes questions of orders.
 
-    up: what the strategy reads from replies. kept: the whole numbers of the model, as nodes are sent them. search: how
-    our own clients are spoken to, where the app has such; None: it has its own.
+    strategy: its kind. up: what it reads from replies. kept: the whole numbers of the model, as nodes are sent them.
+    search: how our own clients are spoken to, where the app has such; None: it has its own.
     """
 
+    strategy: str
     model: StateDict
     keys: AppOptions
     train_config: ConfigRecord
@@ -113,7 +114,7 @@ class Dialect:
             return Searching(self.search, orders, population)
         unknown = sorted(orders.payload.keys() - SENT)
         if unknown:
-            raise unspoken(unknown)
+            raise unspoken(self.strategy, unknown)
         if "candidates" in orders.payload:
             return Values(self, orders)
         return Training(self, orders)
@@ -284,14 +285,16 @@ class Searching(Question):
         return Answer(None, metrics, queries=(asked, extra, failed))
 
 
-def unspoken(names: Collection[str]) -> InputError:
+def unspoken(strategy: str, names: Collection[str]) -> InputError:
     """What to raise where a strategy exchanges what client apps do not know."""
-    remedy = "client apps of others know no such thing; "
     if PEERS in names:
-        remedy += "it sends clients each other's models, so its clients are ours: run it with fedsim.run"
+        remedy = "it sends clients each other's models, so its clients are ours: run it with fedsim.run"
     else:
-        remedy += "a search with values goes with client=, what the app's searcher has"
-    return InputError("strategy", ", ".join(sorted(names)), remedy)
+        remedy = (
+            f"it exchanges {', '.join(sorted(names))}, of which client apps of others know nothing; where the app "
+            "searches by fedsim.flower.local.searcher, give client=, the client that it has there"
+        )
+    return InputError("strategy", strategy, remedy)
 
 
 def metrics_of(content: RecordDict) -> MetricRecord:

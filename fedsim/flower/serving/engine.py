@@ -20,6 +20,7 @@ from torch import Tensor
 from fedsim.core.clock import ticks
 from fedsim.core.errors import StalledError
 from fedsim.core.streams import Streams
+from fedsim.core.terminal import printable
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.store import ClientStore
 from fedsim.exchange.aggregation import Aggregator
@@ -290,7 +291,7 @@ class AppEngine(GridWindows[AppFlight]):
 
     def _complain(self, flight: AppFlight, why: str) -> None:
         """Tell, and keep, what is wrong with a node's reply."""
-        text = f"node {flight.node} (client {flight.number}), round {flight.orders.round + 1}: {why}"
+        text = printable(f"node {flight.node} (client {flight.number}), round {flight.orders.round + 1}: {why}")
         self.trace.complained(text)
         logging.getLogger("flwr").warning("left out: %s", text)
 
@@ -391,7 +392,8 @@ class AppEngine(GridWindows[AppFlight]):
 def _read(flight: AppFlight, reply: Message, rows: Rows, place: int) -> Answer:
     """Write what a client answers into its place. RefusedError: it has failed, or answers something else."""
     if reply.has_error():
-        raise RefusedError(f"it has failed: {reply.error.reason}")
+        said = (reply.error.reason or "").strip().partition("\n")[0]  # the rest is a traceback, which its node has
+        raise RefusedError(f"it has failed: {said or 'it does not say why'}")
     if reply.metadata.message_type != flight.question.kind:
         raise RefusedError(f"it answers {reply.metadata.message_type[:40]!r}, not {flight.question.kind}")
     return flight.question.read(reply.content, rows, place)

@@ -92,6 +92,12 @@ class Served(Simulation):
         self.metrics["train"][self.round] = told
 
     @property
+    def vain(self) -> tuple[str, str] | None:
+        """See `Simulation`; of replies that could not be used the reason says what was wrong first."""
+        found, failures = super().vain, self.engine.trace.failures
+        return (found[0], f"{found[1]}; the first: {failures[0]}") if found and failures else found
+
+    @property
     def keeps(self) -> bool:
         """Whether clients work on from one round to the next."""
         return self._keeps

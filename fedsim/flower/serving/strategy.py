@@ -82,6 +82,8 @@ class FlowerStrategy(flower.Strategy):
         """Log what will be done, and what the app's clients must do for it."""
         for name, table in self._tables().items():
             _log("\t├──> %s: %s", name, table)
+        if self.client is not None:
+            _log("\t├──> The client app needs fedsim.flower.local.searcher, with this client")
         for name, need in needs(self.strategy).items():
             _log("\t├──> The client app needs %s (for %s)", need, name)
         _log("\t└──> Checkpoints: %s", self.checkpoint or "none")
@@ -202,6 +204,7 @@ class FlowerStrategy(flower.Strategy):
         model = StateDict.of(arrays, settings.frozen)
         problem = AppProblem(model.vector(arrays))
         dialect = Dialect(
+            kind_of("strategies", self.strategy),
             model,
             settings,
             ConfigRecord(dict(train_config or {})),
@@ -282,6 +285,7 @@ class FlowerStrategy(flower.Strategy):
             "seed": app.pop("seed"),
             "strategy": described("strategies", self.strategy),
             "selection": described("selectors", self.selector),
+            **({} if self.client is None else {"client": described("clients", self.client)}),
             "aggregation": described("aggregators", self.aggregator),
             "transforms": [described("transforms", one) for one in self.transforms],
             "app": {name: value for name, value in app.items() if value is not None},
