@@ -93,7 +93,7 @@ def serve(connection: Connection, name: str, work_name: str, gpu: bool) -> None:
                 engine.round()
                 seconds.append(time.perf_counter() - before)
             connection.send(statistics.median(seconds))
-        connection.send(_peak_memory([os.getpid(), *getattr(engine, "processes", list)()]))
+        connection.send(peak_memory([os.getpid(), *getattr(engine, "processes", list)()]))
     except EOFError:
         print(f"{name}: the benchmark has ended early", file=sys.stderr)
     finally:
@@ -152,7 +152,7 @@ def _answer(connection: Connection, name: str) -> Any:
         raise RuntimeError(f"{name} has died; its traceback is above") from error
 
 
-def _peak_memory(processes: Sequence[int]) -> float:
+def peak_memory(processes: Sequence[int]) -> float:
     """The sum of the processes' peak resident memory, in MiB."""
     total = 0.0
     for process in processes:
@@ -184,63 +184,6 @@ def table_of(title: str, found: dict[str, Measured | str]) -> Table:
             f"{measured.memory:.0f}",
             f"{measured.accuracy:.4f}",
         )
-    return table
-
-
-def population(clients: int, turns: int) -> tuple[float, list[float], float]:
-    """Of a run of 100 among so many clients of 20 examples: seconds to build it, those of rounds, and the peak memory.
-
-    In a process of its own.
-    """
-    import fedsim
-    from fedsim.parallel.cores import one_core_an_operation
-    from fedsim.running.build import build_problem, build_simulation
-
-    experiment = fedsim.experiment(
-        rounds=10**6,
-        problem={
-            "dataset": {"kind": "synthetic", "clients": clients, "examples_per_client": 20, "test_share": 0.0}
-            | {"features": 10},
-            "model": "logistic",
-        },
-        partition={"kind": "natural"},
-        selection={"kind": "uniform", "count": 100},
-        client={"kind": "sgd", "epochs": 1, "batch_size": 10, "lr": 0.05},
-        evaluation={"every": 0},
-    )
-    began = time.perf_counter()
-    simulation = build_simulation(experiment, build_problem(experiment))
-    built = time.perf_counter() - began
-    seconds = []
-    for _ in range(turns):
-        before = time.perf_counter()
-        with one_core_an_operation():
-            simulation.step()
-        seconds.append(time.perf_counter() - before)
-    return built, seconds, _peak_memory([os.getpid()])
-
-
-def _population_process(connection: Connection, clients: int, turns: int) -> None:
-    connection.send(population(clients, turns))
-
-
-def populations(turns: int) -> Table:
-    """The same round among a thousand, a hundred thousand and a million clients."""
-    spawn = get_context("spawn")
-    table = Table(title="100 clients a round, 20 examples of 10 numbers each, logistic regression")
-    for column in ("population", "s to build", "ms a round", "ratio", "peak MiB"):
-        table.add_column(column, justify="right")
-    first = 0.0
-    for clients in (1_000, 100_000, 1_000_000):
-        here, there = spawn.Pipe()
-        process = spawn.Process(target=_population_process, args=(there, clients, turns))
-        process.start()
-        there.close()
-        built, seconds, memory = _answer(here, f"population {clients}")
-        process.join()
-        median = statistics.median(seconds[turns // 5 :])
-        first = first or median
-        table.add_row(f"{clients:,}", f"{built:.1f}", f"{1000 * median:.2f}", f"{median / first:.2f}", f"{memory:.0f}")
     return table
 
 
@@ -301,8 +244,8 @@ def starts(turns: int) -> Table:
 
 
 def main(
-    works: Annotated[str, typer.Option(help=f"{', '.join(WORKS)}, population, start; several with commas.")] = (
-        f"{','.join(WORKS)},population,start"
+    works: Annotated[str, typer.Option(help=f"{', '.join(WORKS)}, start; several with commas.")] = (
+        f"{','.join(WORKS)},start"
     ),
     turns: Annotated[int, typer.Option(min=4, help="Turns of each engine on the digits; a third elsewhere.")] = 25,
     only: Annotated[str, typer.Option(help="Engines to run, with commas; all by default.")] = "",
@@ -317,12 +260,10 @@ def main(
             count = turns if work == "digits" else max(4, turns // 3)
             able = names if work in ("digits", "images") else [name for name in names if name.startswith(OWN)]
             console.print(table_of(work, race(work, able, count, gpu)))
-        elif work == "population":
-            console.print(populations(10 * turns))
         elif work == "start":
             console.print(starts(3))
         else:
-            raise typer.BadParameter(f"{work} is none of {', '.join(WORKS)}, population, start")
+            raise typer.BadParameter(f"{work} is none of {', '.join(WORKS)}, start")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -48,8 +50,13 @@ def test_every_engine_has_an_interface():
             assert callable(getattr(engine, method))
 
 
-def test_a_population_runs():
-    built, seconds, memory = rounds.population(200, 3)
-    assert built > 0
-    assert len(seconds) == 3
-    assert memory > 50
+def test_a_command_is_watched_until_its_first_row_and_its_end(tmp_path):
+    rows = tmp_path / "metrics.jsonl"
+    script = f"import time; time.sleep(0.05); open({str(rows)!r}, 'w').write('row'); time.sleep(0.3)"
+    first, whole = rounds.watched([sys.executable, "-c", script], rows)
+    assert 0.05 < first.wall < whole.wall
+    assert first.cpu <= whole.cpu + 0.01  # in steps of the system's clock
+    rows.unlink()
+    assert len(set(rounds.watched([sys.executable, "-c", "pass"], rows))) == 1
+    with pytest.raises(subprocess.CalledProcessError):
+        rounds.watched([sys.executable, "-c", "exit(3)"], rows)
