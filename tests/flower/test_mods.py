@@ -2,10 +2,13 @@
 
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from apps.own import with_numpy
+from apps.own.running import start
 from codes import CHAIN
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,6 +18,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Size
 from fedsim.exchange.transforms import Chain, Clip, Noise, Sender
+from fedsim.flower import as_flower_strategy, simulate
 from fedsim.flower.mods import identify, steps, transformed
 
 pytestmark = pytest.mark.usefixtures("local_flower")
@@ -247,3 +251,45 @@ def test_a_mod_does_not_see_messages_that_no_function_answers():
     with pytest.raises(ValueError, match="No query function registered"):
         app(Message(RecordDict(), dst_node_id=7, message_type="query.identify"), context_of())
     assert not seen
+
+
+def numbers(arrays):
+    return np.concatenate([array.numpy().reshape(-1) for array in arrays.values()])
+
+
+def test_on_nodes_and_on_the_server_transforms_come_to_the_same():
+    chain = [{"kind": "clip", "max_norm": 0.2}, {"kind": "noise", "std": 0.05}]
+    app = with_numpy.client([transformed(*chain, seed=3)])
+    identify(app)
+    found = start(as_flower_strategy("fedavg"), app, with_numpy.initial(), rounds=3).arrays
+    plain = with_numpy.client()
+    identify(plain)
+    server = as_flower_strategy("fedavg", transforms=chain, seed=3, identify=True)
+    wanted = start(server, plain, with_numpy.initial(), rounds=3).arrays
+    np.testing.assert_allclose(numbers(found), numbers(wanted), rtol=0.0, atol=1e-12)
+    untransformed = start(as_flower_strategy("fedavg"), with_numpy.client(), with_numpy.initial(), rounds=3).arrays
+    assert np.abs(numbers(found) - numbers(untransformed)).max() > 0.01
+
+
+def test_fednova_takes_what_the_mod_reckons():
+    """Nodes have 6, 8, 10 and 12 examples, in batches of 8: of two epochs nu is 2, 2, 4 and 4."""
+    sizes, nu = np.array([6, 8, 10, 12]), np.array([2.0, 2.0, 4.0, 4.0])
+    app = with_numpy.client([steps(2, "batch")])
+    result = start(as_flower_strategy("fednova"), app, with_numpy.initial(), rounds=1, run_config={"batch": 8})
+    changes = np.stack([np.concatenate(with_numpy.moved(node, np.zeros(3), np.zeros(1))) for node in range(4)])
+    weights = sizes / sizes.sum()
+    wanted = (weights @ nu) * (weights / nu) @ changes
+    np.testing.assert_allclose(numbers(result.arrays), wanted, rtol=1e-12)
+    assert np.abs(wanted - weights @ changes).max() > 0.01
+
+
+def test_the_example_app_learns_and_says_how_much_work_it_was(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "experiments" / "flower_apps" / "mods"))
+    config = {"strategy": "fednova", "rounds": 3, "local-epochs": 2, "batch-size": 16, "lr": 0.1}
+    result = simulate("uneven.server_app:app", "uneven.client_app:app", 4, run_config=config)
+    assert result.errors == []
+    server = result.history["server"]
+    assert server[0]["accuracy"] < 0.2 < 0.7 < server[3]["accuracy"]
+    # Of 1,500 examples nodes have 1/10, 2/10, 3/10 and 4/10: in batches of 16 that is 10, 19, 29 and 38 steps an epoch.
+    work = (0.1 * 10 + 0.2 * 19 + 0.3 * 29 + 0.4 * 38) * 2
+    assert result.history["train"][1]["effective_steps"] == pytest.approx(work)

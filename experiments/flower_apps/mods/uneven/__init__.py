@@ -1,0 +1,1 @@
+"""What mods do to replies, in the shape of a Flower quickstart."""
