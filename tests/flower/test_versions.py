@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-NAMES = ("internals", "virtual_grid", "simulation", "worlds", "shapes", "stock", "grid", "wall_clock")
+NAMES = ("internals", "virtual_grid", "simulation", "worlds", "shapes", "stock", "grid", "wall_clock", "own_apps")
 TESTED = [str(TESTS / f"test_{name}.py") for name in NAMES]
 
 
