@@ -10,6 +10,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 NAMES = ("internals", "virtual_grid", "simulation", "worlds", "shapes", "stock", "grid", "wall_clock", "own_apps")
+NAMES += ("as_strategy", "as_strategy_flower")
 TESTED = [str(TESTS / f"test_{name}.py") for name in NAMES]
 
 

@@ -174,8 +174,9 @@ class FlowerStrategy(flower.Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Give the messages to the nodes that are to evaluate the model."""
+        """Give the messages to the nodes that are to evaluate the model; a round that nobody aggregated is over."""
         run = self._handing_over(grid, arrays)
+        run.engine.forget()
         fraction = 1.0 if self.settings.fraction_evaluate is None else self.settings.fraction_evaluate
         if fraction == 0.0:
             return []
