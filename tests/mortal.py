@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
     "one_byte": {"strategy": {"kind": "one_byte", "samples": 2}, "client": {"kind": "one_byte", "mu": 0.1}},
 }
+if find_spec("numba") is not None:
+    SCENARIOS["fused"] = {"engine": {"executor": "fused"}}
 POINTS = ("write", "fsync", "replace", "renamed", "unlink", "append", "between")
 """Where a child kills itself: in a checkpoint's own write, before the disk has it, before and after it has its name,
 before an old one is removed, within a line of the metrics, and between two rounds."""

@@ -143,9 +143,21 @@ class CohortResult:
 
 
 def gathered(parts: Sequence[Mapping[str, Tensor]], back: Tensor) -> dict[str, Tensor]:
-    """The parts' rows, one after the other, put back into the order of the clients."""
-    if not parts:
+    """The parts' rows, one after the other, put back into the order of the clients: the first is row back[0] of them.
+
+    Rows of a single part that are in order already are handed on as they are.
+    """
+    if not parts or not parts[0]:
         return {}
-    if len(parts) == 1:
-        return {name: value[back] for name, value in parts[0].items()}
-    return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+    order = torch.arange(len(back), device=back.device)
+    if len(parts) == 1 and back.device.type == "cpu" and torch.equal(back, order):
+        return dict(parts[0])
+    place = torch.empty_like(back)
+    place[back] = order
+    places = torch.split(place, [len(next(iter(part.values()))) for part in parts])
+    found = {}
+    for name, first in parts[0].items():
+        rows = found[name] = first.new_empty((len(back), *first.shape[1:]))
+        for part, own in zip(parts, places, strict=True):
+            rows[own] = part[name]
+    return found

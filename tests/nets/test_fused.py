@@ -23,6 +23,7 @@ from fedsim.nets.descent import Descended, Descent, Rule
 from fedsim.nets.fused import ACTIVATIONS, Fused, chain_of, fused
 from fedsim.nets.losses import LOSSES, CrossEntropy, LabelSmoothing, Loss
 from fedsim.nets.stack import Layout
+from fedsim.parallel import cores
 from fedsim.running.build import build_executor
 from fedsim.running.runner import versions
 from fedsim.testing.problems import small_experiment as small
@@ -158,12 +159,28 @@ def test_the_number_of_cores_changes_no_bit(dtype, monkeypatch):
     seen = []
     monkeypatch.setattr(module, "WORTH_A_CORE", 0)
     monkeypatch.setattr(module, "spread", lambda train, parts: [*map(train, reversed(parts)), seen.append(len(parts))])
-    for cores in (1, 2, 3):
-        monkeypatch.setattr(module, "cores", lambda: cores)  # noqa: B023
+    for count in (1, 2, 3):
+        monkeypatch.setattr(module, "cores", lambda: count)  # noqa: B023
         found = loop.descend(descent)
         assert torch.equal(found.params, whole.params)
         assert torch.equal(found.losses, whole.losses)
     assert seen == [4, 5, 5]
+
+
+def test_clients_on_threads_of_their_own_come_to_the_same(monkeypatch):
+    """Which none of them waits for: the loop holds no lock."""
+    loop, descent = described(chain(nn.Tanh(), 20, 33, 10), LOSSES["cross_entropy"])
+    whole = loop.descend(descent)
+    monkeypatch.setattr(module, "WORTH_A_CORE", 0)
+    monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr(cores, "cores", lambda: 2)
+    cores._pool.cache_clear()
+    try:
+        for _ in range(20):
+            assert torch.equal(loop.descend(descent).params, whole.params)
+    finally:
+        cores._pool().shutdown()
+        cores._pool.cache_clear()
 
 
 def test_what_is_no_number_stays_with_its_client():
