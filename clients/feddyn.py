@@ -26,6 +26,6 @@ class FedDyn(LocalTraining):
         theta, alpha = cohort.received("params"), float(cohort.config["feddyn-alpha"])
         own = cohort.state["gradient"]
         trained = self.descend(cohort, theta, decay=alpha, shift=own + alpha * theta)
-        delta = trained.params - theta
+        delta = trained.params.sub_(theta)
         cohort.keep(gradient=own - alpha * delta)
         return Update({"delta": delta}, {"loss": trained.loss})

@@ -51,7 +51,7 @@ class Sgd(LocalTraining):
         theta, mu = cohort.received("params"), self._mu(cohort)
         report_last = bool(cohort.config.get("report-loss"))
         trained = self.descend(cohort, theta, decay=mu, shift=mu * theta if mu else None, report_last=report_last)
-        payload = {"delta": trained.params - theta}
+        payload = {"delta": trained.params.sub_(theta)}
         if cohort.config.get("report-nu"):
             payload["nu"] = self.normaliser(cohort.steps_taken, self.rate(cohort), mu).to(theta.dtype)
         if trained.last_loss is not None:

@@ -110,7 +110,7 @@ class SampleCurriculum:
     def keep(self, cohort: Cohort, params: Tensor) -> None:
         """Have clients remember the models [C, d] that they ended with, where these will score."""
         if self.remembers:
-            cohort.keep(**{MODEL: params, TRAINED: torch.ones_like(params[:, 0])})
+            cohort.keep(**{MODEL: params.clone(), TRAINED: torch.ones_like(params[:, 0])})
 
     def _passes(self, count: int, epochs: int, batch_size: int | None) -> tuple[tuple[int, ...], int]:
         return passes(self.pacing, self.floor, self.budget == "published", count, epochs, batch_size)

@@ -42,7 +42,8 @@ from fedsim.nets.stack import Stack
 class Trained:
     """What local training comes to. params: y, [C, d]. loss: the mean over the steps, [C], taken before each step.
 
-    last_loss: the same over the steps of the last epoch, where it is asked for.
+    last_loss: the same over the steps of the last epoch, where it is asked for. Nobody else holds the parameters, so
+    that a client may turn them into their change in place.
     """
 
     params: Tensor
