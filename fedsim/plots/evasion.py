@@ -14,6 +14,8 @@ from fedsim.plots.style import BRIGHT, INK, plain, save
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+ADVERSARIAL = "adversarial.png"
+"""The picture of a run."""
 ROWS = 20
 """At most so many classifiers have a row."""
 ABOVE, BELOW = BRIGHT[0], BRIGHT[1]

@@ -16,6 +16,8 @@ from fedsim.plots.style import BRIGHT, INK, MUTED, plain, save, short
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PARTITION = "partition.png"
+"""The picture of a run."""
 BARS = 40
 """Up to so many clients get a bar each."""
 COLUMNS = 500

@@ -25,7 +25,7 @@ from fedsim.nets.functional import Functional
 from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import spread
 from fedsim.pretrained.classifiers import Fit, by_class, classifiers
-from fedsim.problems.base import ADVERSARIAL, EVALUATED_AT_ONCE, Setting
+from fedsim.problems.base import EVALUATED_AT_ONCE, Setting
 from fedsim.problems.black_box import BlackBox
 from fedsim.problems.datasets.base import Dataset
 from fedsim.problems.evaluators import Stacked
@@ -209,7 +209,7 @@ class EvasionProblem(BlackBox):
 
     def illustrate(self, place: Callable[[str], Path], params: Tensor) -> None:
         """Draw the image before and after, where inputs are images or square."""
-        from fedsim.plots.evasion import Outcome, Verdict, adversarial
+        from fedsim.plots.evasion import ADVERSARIAL, Outcome, Verdict, adversarial
 
         side = math.isqrt(self.image.numel())
         shape = self.image.shape if self.image.dim() == 3 else (1, side, side)

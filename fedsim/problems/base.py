@@ -223,9 +223,6 @@ class Problem(ProblemView, Protocol):
         ...
 
 
-PARTITION, ADVERSARIAL = "partition.png", "adversarial.png"
-
-
 EVALUATED_AT_ONCE = 2**24
 """Numbers that an evaluation's forward pass may make at once: with more they leave the cache, at twice the time."""
 CLIENTS_EVALUATED = 1_000

@@ -32,7 +32,6 @@ from fedsim.problems.attacked import attacked, attacked_measures
 from fedsim.problems.base import (
     CLIENTS_EVALUATED,
     EVALUATED_AT_ONCE,
-    PARTITION,
     Examples,
     Model,
     Setting,
@@ -210,6 +209,7 @@ class Supervised:
     def illustrate(self, place: Callable[[str], Path], params: Tensor) -> None:  # noqa: ARG002
         """Draw which classes the clients have."""
         from fedsim import plots
+        from fedsim.plots.labels import PARTITION
 
         data, split = self.dataset, self.partition
         kinds = data.told.get("classes") or [str(label) for label in range(data.num_classes)]

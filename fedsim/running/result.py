@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from fedsim.core.errors import FedsimError
 from fedsim.core.html import cell, html_table
 from fedsim.core.measures import FIRST
 from fedsim.plots import Picture, curves
-from fedsim.problems.base import Problem
-from fedsim.problems.supervised import Supervised
 from fedsim.running.history import History, Row
+
+# Who compares runs reads no tensors, and does not wait for PyTorch.
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fedsim.problems.base import Problem
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Result:
 
     def model(self) -> nn.Module:
         """The model with the final parameters, in evaluation mode. FedsimError: the problem has none."""
+        from fedsim.problems.supervised import Supervised
+
         if not isinstance(self.problem, Supervised):
             raise FedsimError("this problem has no model; its solution is Result.params")
         return self.problem.module(self.params)

@@ -31,7 +31,8 @@ from fedsim.core.documents import parse_json, read_toml
 from fedsim.core.errors import InputError
 from fedsim.core.files import look, read_bytes, reason
 from fedsim.core.measures import is_measure
-from fedsim.problems.base import ADVERSARIAL, PARTITION
+from fedsim.plots.evasion import ADVERSARIAL
+from fedsim.plots.labels import PARTITION
 from fedsim.running.endings import ENDED
 from fedsim.running.history import History, Row, fits_row, read_rows
 

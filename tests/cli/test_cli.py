@@ -22,7 +22,7 @@ from fedsim.cli import progress, words
 from fedsim.cli.arguments import parse_seeds
 from fedsim.cli.main import main
 from fedsim.core.errors import InputError
-from fedsim.problems.base import ADVERSARIAL
+from fedsim.plots.evasion import ADVERSARIAL
 from fedsim.running.stored import BEST, CHECKPOINTS, CLIENTS, CONFIG, END, FILES, METRICS, MODEL, TRACE, TRACEBACK
 from fedsim.running.sweep import Outcome, Point
 
@@ -471,8 +471,16 @@ def test_a_shell_completes_files_groups_and_kinds(monkeypatch, capsys, typed, co
     assert told.err == ""
 
 
-def test_commands_that_need_no_tensors_do_not_wait_for_them():
-    code = "import sys, fedsim.cli.main; print([name for name in ('torch', 'numpy', 'flwr') if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("loaded", "absent"),
+    [
+        ("fedsim.cli.main", ("torch", "numpy", "flwr")),
+        ("fedsim.reports.pictures, fedsim.reports.table", ("torch", "matplotlib", "pandas")),
+    ],
+    ids=["any", "compare"],
+)
+def test_commands_that_need_no_tensors_do_not_wait_for_them(loaded, absent):
+    code = f"import sys, {loaded}; print([name for name in {absent} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
     )

@@ -12,10 +12,10 @@ from torch import nn
 
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
+from fedsim.plots.evasion import ADVERSARIAL
 from fedsim.pretrained import classifiers
 from fedsim.pretrained.classifiers import Fit, by_class
 from fedsim.pretrained.evasion import Ensemble, Evasion, EvasionProblem, Goal, perturbed
-from fedsim.problems.base import ADVERSARIAL
 from fedsim.problems.datasets import DataFolder, Dataset
 from fedsim.problems.datasets.embedded import Digits
 from fedsim.problems.models.dense import MLP

@@ -9,7 +9,7 @@ import pytest
 
 import fedsim
 from fedsim.core.errors import InputError
-from fedsim.problems.base import PARTITION
+from fedsim.plots.labels import PARTITION
 from fedsim.running.build import build_problem
 from fedsim.running.stored import TRACE
 

@@ -17,7 +17,7 @@ import fedsim
 from clients.sgd import Sgd
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
-from fedsim.problems.base import ADVERSARIAL
+from fedsim.plots.evasion import ADVERSARIAL
 from fedsim.running.stored import BEST, CONFIG, FILES, METRICS, MODEL, SUMMARY, TRACEBACK
 from fedsim.running.sweep import LONGEST, Outcome, Point, expand, parse_grid, run_points
 
