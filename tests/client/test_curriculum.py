@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.client.curriculum import SampleCurriculum
+from fedsim.client.curriculum import MODEL, SampleCurriculum
 from fedsim.core.errors import InputError
 from fedsim.engine.batches import steps_of
 from fedsim.engine.cohort import Cohort
@@ -73,6 +73,15 @@ def test_the_own_model_scores_once_there_is_one():
         assert torch.allclose(local[client, :size], s_l, rtol=0, atol=1e-12)
         assert torch.allclose(both[client, :size], s_g + s_l, rtol=0, atol=1e-12)
         assert both[client, size:].isnan().all()
+
+
+def test_what_is_remembered_is_the_model_at_the_end_of_training():
+    made = problem()
+    executor = build_executor(experiment(score="self"), made)
+    work = executor.execute(executor.assign(Order("train", torch.arange(len(SIZES)), {"params": made.initial()})))
+    remembered = executor.store.read(torch.arange(len(SIZES)))[MODEL]
+    assert torch.allclose(remembered, made.initial() + work.payload["delta"], rtol=0, atol=1e-12)
+    assert not torch.allclose(remembered, work.payload["delta"])
 
 
 def test_errors_instead_of_losses():
