@@ -77,7 +77,7 @@ def test_the_own_model_scores_once_there_is_one():
 
 def test_what_is_remembered_is_the_model_at_the_end_of_training():
     made = problem()
-    executor = build_executor(experiment(score="self"), made)
+    executor = build_executor(experiment(score="local"), made)
     work = executor.execute(executor.assign(Order("train", torch.arange(len(SIZES)), {"params": made.initial()})))
     remembered = executor.store.read(torch.arange(len(SIZES)))[MODEL]
     assert torch.allclose(remembered, made.initial() + work.payload["delta"], rtol=0, atol=1e-12)
