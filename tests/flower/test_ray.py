@@ -109,6 +109,46 @@ def test_an_app_comes_to_the_same_here(world, monkeypatch, workers):
     assert [float(number) for number in line.split()[1:]] == pytest.approx(expected, rel=1e-12)
 
 
+# The two servers differ in two lines: the import, and the one that makes the strategy. Flower's selects unseeded, so
+# all nodes train in each round.
+TWO = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from flwr.app import ConfigRecord
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg as FlowersFedAvg
+from flwr.simulation import run_simulation
+from apps.own import with_torch
+from fedsim.flower import as_flower_strategy
+from strategies.fedavg import FedAvg
+server = ServerApp()
+@server.main()
+def main(grid, context):
+    models = []
+    for strategy in (FlowersFedAvg(), as_flower_strategy(FedAvg())):
+        result = strategy.start(
+            grid=grid, initial_arrays=with_torch.initial(), num_rounds=10, train_config=ConfigRecord({"lr": 0.1})
+        )
+        models.append(torch.cat([tensor.flatten() for tensor in result.arrays.to_torch_state_dict().values()]))
+    begun = torch.cat([tensor.flatten() for tensor in with_torch.initial().to_torch_state_dict().values()])
+    print("found", float((models[1] - models[0]).abs().max()), float((models[0] - begun).abs().max()))
+run_simulation(server, with_torch.app, num_supernodes=4)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_two_lines_of_a_server_change_nothing_where_the_method_is_flowers(world):
+    tests = Path(__file__).parent
+    world.environment["PYTHONPATH"] = str(tests)
+    said = world.run([sys.executable, "-c", TWO, str(tests)], tests, 120)
+    (line,) = [line for line in said.splitlines() if line.startswith("found ")]
+    difference, learnt = map(float, line.split()[1:])
+    assert learnt > 0.05
+    assert difference < 1e-6
+
+
 # Client 0 sleeps twelve times as long as the others; each has a node of its own. Of two actors it leaves one to them.
 SLEEPERS = """
 import time
