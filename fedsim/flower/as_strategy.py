@@ -23,11 +23,10 @@ from fedsim.core.errors import InputError
 from fedsim.core.files import path_of
 from fedsim.engine.client import Client
 from fedsim.exchange.transforms import Chain
-from fedsim.flower.internals import combined_metrics
 from fedsim.flower.searching import searching_client
 from fedsim.flower.serving.dialect import PEERS, SPOKEN, unspoken
 from fedsim.flower.serving.options import AppOptions
-from fedsim.flower.serving.run import Combine
+from fedsim.flower.serving.run import Combine, combined
 from fedsim.flower.serving.strategy import FlowerStrategy
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
@@ -91,5 +90,5 @@ def as_flower_strategy(
         searching,
         AppOptions(**settings),
         None if checkpoint is None else path_of(checkpoint, "checkpoint"),
-        {"train": train_metrics_aggr_fn or combined_metrics, "evaluate": evaluate_metrics_aggr_fn or combined_metrics},
+        {"train": train_metrics_aggr_fn or combined, "evaluate": evaluate_metrics_aggr_fn or combined},
     )

@@ -20,7 +20,7 @@ import flwr.server.server as legacy
 import flwr.serverapp.server_app as apps
 import flwr.serverapp.strategy.strategy_utils as sampling
 import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, Metadata, RecordDict
 from flwr.common.config import flatten_dict, fuse_dicts, get_project_config, parse_config_args
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.server.client_manager import SimpleClientManager
@@ -42,6 +42,8 @@ RAISED, CRASHED, EXPIRED = (
     ErrorCode.MESSAGE_UNAVAILABLE,
 )
 """Codes of errors: of an exception in a client app, of a process that died, of a message whose time was over."""
+UNANSWERED = frozenset({EXPIRED, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE})
+"""Codes by which Flower itself says that nobody answers: the message's time is over, or its node has gone."""
 Ended = RunNotRunningException
 """What Flower's threads end at when they look for nodes and the run is over."""
 Outcome = Result | History
@@ -349,11 +351,6 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
-
-
-def combined_metrics(contents: list[RecordDict], weight: str) -> MetricRecord:
-    """The metrics of replies as Flower's strategies combine them: means, weighted by a metric of that name."""
-    return sampling.aggregate_metricrecords(contents, weight)
 
 
 def project(folder: Path) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.core.clock import ticks
-from fedsim.core.errors import FedsimError, InputError, one_line
+from fedsim.core.errors import FedsimError
 from fedsim.flower.recipe import identity
 from fedsim.flower.records import CONFIG, DATA, PARTITION, PARTITIONS
 
@@ -20,8 +20,6 @@ EXECUTES = ("executor", "network", "chunk", "device")
 """What a node says of how it executes orders."""
 IDENTIFY = "query.identify"
 """The type of the messages that ask an app's nodes which partition they are."""
-MOST = 10**7
-"""Partitions that there can be: for each the server keeps a place."""
 PAUSES = (0.01, 0.5)
 """Seconds between two looks for replies: at first, and at most."""
 
@@ -95,24 +93,6 @@ def _refuse_stranger(node: int, said: Introduction, own: Mapping[str, str], expe
         )
     if said[DATA] != data:
         raise GridError(f"the clients of node {node} have other examples than the server's; give all the same data")
-
-
-def partitions_of(grid: Grid, nodes: Sequence[int], timeout: float) -> dict[int, int]:
-    """Which partition each of these nodes of an app is, as it says when it is asked. InputError: one does not."""
-    sent = send(grid, [(node, RecordDict()) for node in nodes], IDENTIFY)
-    remedy = "does not say which partition it is; call fedsim.flower.mods.identify(app) in its client app"
-    try:
-        answers = receive(grid, dict(zip(sent, nodes, strict=True)), timeout, "node")
-    except GridError as error:
-        raise InputError("identify", True, f"a node {remedy} ({one_line(error, 120)})") from error
-    found = dict[int, int]()
-    for node, content in answers.items():
-        said = content.config_records.get(CONFIG, ConfigRecord())
-        partition, total = said.get(PARTITION), said.get(PARTITIONS)
-        if type(partition) is not int or type(total) is not int or not 0 <= partition < total <= MOST:
-            raise InputError("identify", True, f"node {node} {remedy}")
-        found[node] = partition
-    return found
 
 
 class Sent(NamedTuple):

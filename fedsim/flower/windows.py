@@ -242,11 +242,15 @@ class GridWindows(ABC, Generic[OnItsWay]):
         for reply in self.clock.pull([sent.name for sent in flights]) if flights else ():
             sent = answered(reply, flights)
             if sent is None:
-                self.trace.complained(f"a reply of node {reply.metadata.src_node_id} answers nothing that it was sent")
+                self._tell(f"a reply of node {reply.metadata.src_node_id} answers nothing that it was sent")
                 self.trace.strays += 1
             else:
                 found.append((flights.pop(sent), reply))
         return found
+
+    def _tell(self, text: str) -> None:
+        """Keep what is wrong with a reply."""
+        self.trace.complained(text)
 
     def _is_full(self, window: Window, orders: Order) -> bool:
         """Whether the window need not stay open for its time. StalledError: it has none and nobody can fill it."""

@@ -187,8 +187,8 @@ def test_a_node_in_anothers_place_has_forgotten_what_that_knew():
     grid = SimpleNamespace(ids=[11, 12, 13], get_node_ids=lambda: grid.ids)
     clock = SimpleNamespace(real=False, read=lambda: 0, start=lambda tick: None)
     problem = AppProblem(torch.zeros(2))
-    places = {11: 0, 12: 1, 13: 2, 14: 1}
-    engine = AppEngine(grid, clock, problem, None, None, Streams(0), partitions=lambda new: {n: places[n] for n in new})
+    engine = AppEngine(grid, clock, problem, None, None, Streams(0), identify=True)
+    engine.register._said = {11: 0, 12: 1, 13: 2, 14: 1}
     engine.meet()
     assert problem.renewed == set()
     grid.ids = [11, 13]

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
@@ -250,8 +251,8 @@ class Values(Question):
             raise lacking("values")
         if not isinstance(values, list) or len(values) != wanted:
             raise RefusedError(f"its values are not a list of {wanted} numbers")
-        rows["values"][place] = values
-        mean = math.fsum(values) / wanted
+        rows["values"][place] = [number({"values": value}, "values") for value in values]
+        mean = float(rows["values"][place].mean())
         return Answer(number(metrics, self._weight), {"loss": mean}, queries=(wanted, 0, 0))
 
 
@@ -312,12 +313,15 @@ def arrays_of(content: RecordDict) -> dict[str, ArrayRecord]:
     return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
 
 
-def number(metrics: MetricRecord, name: str, otherwise: float | None = None) -> float | None:
-    """A metric that is one number; what it is otherwise, where it is not there. RefusedError: it is a list."""
+def number(metrics: Mapping[str, Any], name: str, otherwise: float | None = None) -> float | None:
+    """A metric that is one number; what it is otherwise, where it is not there. RefusedError: it is no such number."""
     value = metrics.get(name)
     if isinstance(value, list):
         raise RefusedError(f"{name} is a list, not a number")
-    return otherwise if value is None else float(value)
+    try:
+        return otherwise if value is None else float(value)
+    except OverflowError as error:
+        raise RefusedError(f"{name} is no number of 64 bits") from error
 
 
 def weight_of(metrics: MetricRecord, name: str) -> float:

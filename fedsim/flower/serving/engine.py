@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsim.core.clock import ticks
-from fedsim.core.errors import StalledError
+from fedsim.core.errors import StalledError, one_line
 from fedsim.core.streams import Streams
 from fedsim.core.terminal import printable
 from fedsim.engine.ledger import Ledger
@@ -27,15 +27,17 @@ from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.messages import Free, Order, Replies, Size, finite_rows
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.exchange.windows import Window
+from fedsim.flower.internals import UNANSWERED
 from fedsim.flower.nodes import Sent
 from fedsim.flower.replies import RefusedError
 from fedsim.flower.serving.dialect import JUDGE, Answer, Dialect, Question, Rows, arrays_of, metrics_of, size_of
 from fedsim.flower.serving.problem import AppProblem
+from fedsim.flower.serving.register import LOOK, Register
 from fedsim.flower.serving.state_dict import Kept
 from fedsim.flower.windows import Clock, GridWindows, Landed
 
-LOOK = 0.2
-"""Seconds of the wall clock between two looks at who is connected."""
+TOLD = 10_000
+"""Different complaints that are remembered, so that each is told once."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class AppEngine(GridWindows[AppFlight]):
     which Flower takes no reply to it either. Who has left is not free, and keeps its number for when it comes back.
     What is no reply to what was asked, an error among that, is left out, counted and told.
 
-    partitions: asks nodes which partition they are, whose number is then the client's; None: clients are numbered as
-    the grid lists them. heard: by action the usable replies that windows have taken, until somebody empties it.
+    identify: number nodes by their partitions, for which they are asked; see `Register`. heard: by action the usable
+    replies that windows have taken, until somebody empties it.
     hands_over: the messages of a round are not sent, but put into the `outbox`, for somebody else who sends them and
     hands in what comes of them by `deliver`.
     """
@@ -98,15 +100,14 @@ class AppEngine(GridWindows[AppFlight]):
         *,
         transforms: Sequence[Transform] = (),
         ttl: float = 3600.0,
-        partitions: Callable[[Sequence[int]], Mapping[int, int]] | None = None,
+        identify: bool = False,
     ) -> None:
-        self.problem, self.dialect, self._streams, self._partitions = problem, dialect, streams, partitions
+        self.problem, self.dialect, self._streams = problem, dialect, streams
         self._chain = Chain(tuple(transforms))
         shapes = self._chain.state(Size.of(problem.initial()))
         self._store = ClientStore(shapes, 0, problem.device, problem.dtype, 0)
-        self._nodes: list[int] = []
-        self._number: dict[int, int] = {}
-        self._looked = -math.inf
+        self.register = Register(grid, clock, identify, ttl, self._tell, problem.renew)
+        self._told: set[str] = set()
         self.heard: dict[str, list[Heard]] = defaultdict(list)
         self.hands_over, self.outbox = False, list[Message]()
         super().__init__(grid, clock, aggregator, 0, ttl)
@@ -114,60 +115,42 @@ class AppEngine(GridWindows[AppFlight]):
     def _begin(self) -> None:
         """Nobody is at work, and nobody is known to be there."""
         super()._begin()
-        self._idle = np.ones(len(self._nodes), dtype=np.bool_)
+        self._idle = np.ones(len(self.register.nodes), dtype=np.bool_)
         self._forgotten: dict[Sent, AppFlight] = {}
-        self._present: list[int] = []
 
     def meet(self) -> int:
-        """Look who is connected, and say how many are; newcomers get the next numbers.
-
-        On the wall clock not more often than `LOOK`.
-        """
-        now = time.monotonic()
-        if self._present and self.clock.real and now - self._looked < LOOK:
-            return len(self._present)
-        self._looked, there = now, list(self.grid.get_node_ids())
-        new = [node for node in there if node not in self._number]
-        if new and self._partitions is not None:
-            for node, partition in self._partitions(new).items():
-                self._name(node, partition)
-        elif new:
-            # Where nobody who had a number is there any more, the run goes on with others in their places.
-            begin = len(self._nodes) if any(node in self._number for node in there) else 0
-            for place, node in enumerate(new):
-                self._name(node, begin + place)
-        self._present = sorted(self._number[node] for node in there if node in self._number)
-        return len(self._present)
-
-    def _name(self, node: int, number: int) -> None:
-        """Give a node a client's number, which another node may have had."""
-        self._nodes += [0] * (number + 1 - len(self._nodes))
-        if self._number.pop(self._nodes[number], None) is not None:
-            self.problem.renew([number])
-        self._nodes[number], self._number[node] = node, number
-        grown = len(self._nodes) - len(self._idle)
+        """Look who is connected, and say how many clients are; newcomers get numbers."""
+        register = self.register
+        register.look(lambda: {flight.node for flight in self._alive()})
+        grown = len(register.nodes) - len(self._idle)
         if grown > 0:
             self._idle = np.concatenate((self._idle, np.ones(grown, dtype=np.bool_)))
-            self.trace.participation += [0] * (len(self._nodes) - len(self.trace.participation))
-            self.problem.grow(len(self._nodes))
+            self.trace.participation += [0] * (len(register.nodes) - len(self.trace.participation))
+            self.problem.grow(len(register.nodes))
+        return len(register.present)
+
+    def _alive(self) -> Iterable[AppFlight]:
+        """The orders that nodes may still be at."""
+        return chain(self._flights.values(), self._forgotten.values())
 
     def free(self) -> Free:
         """Who could start now: whoever is connected and not at work."""
         self.meet()
         there = np.zeros_like(self._idle)
-        there[self._present] = True
+        there[self.register.present] = True
         there &= self._idle
         return Free(there, int(there.sum()))
 
     def submit(self, orders: Order) -> None:
         """Send orders."""
         self._look(None)
-        self._latest, self._question = orders, self.dialect.question(orders, len(self._nodes))
+        nodes = self.register.nodes
+        self._latest, self._question = orders, self.dialect.question(orders, len(nodes))
         clients = orders.clients.tolist()
         if not clients:
             return
         question, expires = self._question, self.now + ticks(self.timeout)
-        flights = [AppFlight(client, self._nodes[client], orders, question, self.now, expires) for client in clients]
+        flights = [AppFlight(client, nodes[client], orders, question, self.now, expires) for client in clients]
         messages = self.messages(orders, question)
         self._idle[clients] = False
         self.in_flight += len(clients)
@@ -188,9 +171,9 @@ class AppEngine(GridWindows[AppFlight]):
 
     def messages(self, orders: Order, question: Question) -> list[Message]:
         """What is sent to each client."""
-        clients = orders.clients.tolist()
+        clients, nodes, group = orders.clients.tolist(), self.register.nodes, str(orders.round + 1)
         return [
-            Message(content, self._nodes[client], question.kind, ttl=self.timeout, group_id=str(orders.round + 1))
+            Message(content, nodes[client], question.kind, ttl=self.timeout, group_id=group)
             for client, content in zip(clients, question.contents(clients), strict=True)
         ]
 
@@ -224,15 +207,21 @@ class AppEngine(GridWindows[AppFlight]):
         try:
             return super().collect(window, round, until)
         except _StarvedError:
-            if not self.rest(until):
+            if not self.free().count and not self.rest(until):
                 raise StalledError("no node is at work and none will ever be free again") from None
             return None
 
     def rest(self, until: int | None = None) -> bool:
         """Let time pass, at most to tick `until`, to where somebody may become free; False: nobody ever will."""
-        if not self.clock.real and not self._forgotten:
+        register = self.register
+        away = len(register.present) < sum(map(bool, register.nodes))
+        if not self.clock.real and not self._forgotten and not register.asked and not away:
             return False
-        self.clock.wait([sent.name for sent in self._forgotten], LOOK, until)
+        ends = [] if until is None else [until]
+        if away:  # they may be back the next time that somebody looks
+            ends.append(self.now + ticks(LOOK))
+        ends += [flight.expires for flight in self._forgotten.values()]
+        self.clock.wait([sent.name for sent in (*self._forgotten, *register.asked)], LOOK, min(ends, default=None))
         self._look(until)
         return True
 
@@ -242,7 +231,7 @@ class AppEngine(GridWindows[AppFlight]):
             "now": self.now,
             "ledger": asdict(self.ledger),
             "trace": deepcopy(self.trace),
-            "nodes": list(self._nodes),
+            "nodes": list(self.register.nodes),
             "known": self.problem.known.tolist(),
             "kept": self.dialect.model.stored(self.dialect.kept),
             "store": self._store.snapshot(),
@@ -251,10 +240,9 @@ class AppEngine(GridWindows[AppFlight]):
     def restore(self, saved: dict[str, Any]) -> None:
         """Go back to a snapshot; whoever was at work is sent orders anew."""
         self.now, self.ledger, self.trace = saved["now"], Ledger(**saved["ledger"]), deepcopy(saved["trace"])
-        self._nodes = list(saved["nodes"])
-        self._number = {node: number for number, node in enumerate(self._nodes)}
+        self.register.restore(saved["nodes"])
         self.problem.know(saved["known"])
-        self.problem.renew(range(len(self._nodes)))  # what a node remembers is its run's, and this is another one
+        self.problem.renew(range(len(saved["nodes"])))  # what a node remembers is its run's, and this is another one
         self.clock.start(self.now)
         self._begin()
         self.dialect.kept = self.dialect.model.restored(saved["kept"])
@@ -262,7 +250,7 @@ class AppEngine(GridWindows[AppFlight]):
 
     def describe(self) -> dict[str, Any]:
         """How orders are executed."""
-        return {"nodes": len(self._nodes), "executor": "app"}
+        return {"nodes": len(self.register.nodes), "executor": "app"}
 
     def _look(self, stop: int | None) -> None:
         """See `GridWindows`; whose time is over is given up, and whom nobody waits for any more is free again."""
@@ -290,10 +278,17 @@ class AppEngine(GridWindows[AppFlight]):
         self._complain(flight, why)
 
     def _complain(self, flight: AppFlight, why: str) -> None:
-        """Tell, and keep, what is wrong with a node's reply."""
-        text = printable(f"node {flight.node} (client {flight.number}), round {flight.orders.round + 1}: {why}")
-        self.trace.complained(text)
-        logging.getLogger("flwr").warning("left out: %s", text)
+        """Tell, and keep, what is wrong with a node's reply; the same of the same node once."""
+        node = f"node {flight.node} (client {flight.number})"
+        self._tell(f"{node}, round {flight.orders.round + 1}: {why}", f"{node}: {why}")
+
+    def _tell(self, text: str, known_by: str = "") -> None:
+        """See `GridWindows`. known_by: what is told once, where that is not the text."""
+        fault = known_by or text
+        if fault not in self._told:
+            self._told |= {fault} if len(self._told) < TOLD else set()
+            super()._tell(text := printable(text))
+            logging.getLogger("flwr").warning("left out: %s", text)
 
     def _cancel(self, orders: Order) -> None:
         """See `GridWindows`: a node that is late works on for nothing, and is not free before it has answered."""
@@ -314,6 +309,9 @@ class AppEngine(GridWindows[AppFlight]):
         """See `GridWindows`."""
         groups: dict[int, list[tuple[AppFlight, Message]]] = {}
         for flight, reply in arrived:
+            if reply.has_error() and reply.error.code in UNANSWERED:
+                self._give_up(flight, f"has not answered: {_reason(reply)}")
+                continue
             groups.setdefault(id(flight.orders), []).append((flight, reply))
         for group in groups.values():
             self._put_by(sorted(group, key=lambda pair: pair[0].number))
@@ -349,6 +347,8 @@ class AppEngine(GridWindows[AppFlight]):
         if first.orders.counts and self._chain.transforms and bool(finite.any()):
             self._transform(rows, clients, finite, first.orders.turn)
             finite &= finite_rows(list(rows.values()))
+        for place in (read & ~finite).nonzero().flatten().tolist():
+            self._complain(group[place][0], "its numbers are not finite")
         weights = np.array([1.0 if one is None else one.examples for one in heard])
         replies = Replies(
             clients=clients,
@@ -392,8 +392,7 @@ class AppEngine(GridWindows[AppFlight]):
 def _read(flight: AppFlight, reply: Message, rows: Rows, place: int) -> Answer:
     """Write what a client answers into its place. RefusedError: it has failed, or answers something else."""
     if reply.has_error():
-        said = (reply.error.reason or "").strip().partition("\n")[0]  # the rest is a traceback, which its node has
-        raise RefusedError(f"it has failed: {said or 'it does not say why'}")
+        raise RefusedError(f"it has failed: {_reason(reply)}")
     if reply.metadata.message_type != flight.question.kind:
         raise RefusedError(f"it answers {reply.metadata.message_type[:40]!r}, not {flight.question.kind}")
     return flight.question.read(reply.content, rows, place)
@@ -404,3 +403,9 @@ def _weigh(reply: Message, name: str, examples: float) -> None:
     metrics = metrics_of(reply.content)
     if name not in metrics:
         metrics[name] = examples
+
+
+def _reason(reply: Message) -> str:
+    """What an error says, without where in the client's code it was."""
+    said = (reply.error.reason or "").strip() or "no reason given"
+    return one_line(said.splitlines()[0], 200)

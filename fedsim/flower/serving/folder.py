@@ -102,5 +102,5 @@ def status_of(run: Served, error: BaseException | None) -> tuple[str, str]:
     if isinstance(error, DivergedError):
         return "diverged", str(error)
     if isinstance(error, StalledError):
-        return "stalled", str(error)
+        return "stalled", run.blaming(str(error))
     return "interrupted", f"interrupted after round {run.round}"

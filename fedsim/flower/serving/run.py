@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from fedsim.core.streams import SERVER
 from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, Window
-from fedsim.flower.serving.dialect import JUDGE
+from fedsim.flower.serving.dialect import JUDGE, metrics_of, weight_of
 from fedsim.flower.serving.engine import AppEngine, Heard
 from fedsim.flower.serving.problem import AppProblem
 from fedsim.running import promises
@@ -22,6 +23,28 @@ from fedsim.running.simulation import Server, Simulation, UnderWay
 
 Combine = Callable[[list[RecordDict], str], MetricRecord]
 """Makes one record of the metrics in some replies, of which each weighs what it has under a name."""
+
+
+def combined(contents: list[RecordDict], weight: str) -> MetricRecord:
+    """The means of the metrics in some replies, each weighing what it has under a name, as Flower's strategies do.
+
+    A metric that not all have is averaged over those that do; one whose values are not alike, numbers or lists of the
+    same length, is left out.
+    """
+    held = [(weight_of(metrics, weight), metrics) for metrics in map(metrics_of, contents)]
+    found: dict[str, list[tuple[float, Any]]] = {}
+    for share, metrics in held:
+        for name, value in metrics.items():
+            if name != weight:
+                found.setdefault(name, []).append((share, value))
+    made = MetricRecord()
+    for name, given in found.items():
+        shares, values = zip(*given, strict=True)
+        if len({len(value) if isinstance(value, list) else None for value in values}) == 1:
+            factors = np.array(shares) / np.sum(shares)
+            mean = (np.array(values, np.float64).T * factors).T.sum(axis=0)
+            made[name] = mean.tolist()
+    return made
 
 
 class Served(Simulation):
@@ -93,9 +116,14 @@ class Served(Simulation):
 
     @property
     def vain(self) -> tuple[str, str] | None:
-        """See `Simulation`; of replies that could not be used the reason says what was wrong first."""
-        found, failures = super().vain, self.engine.trace.failures
-        return (found[0], f"{found[1]}; the first: {failures[0]}") if found and failures else found
+        """See `Simulation`."""
+        found = super().vain
+        return (found[0], self.blaming(found[1])) if found else None
+
+    def blaming(self, reason: str) -> str:
+        """The reason why a run came to nothing, and of what could not be used what was wrong first."""
+        failures = self.engine.trace.failures
+        return f"{reason}; the first: {failures[0]}" if failures else reason
 
     @property
     def keeps(self) -> bool:

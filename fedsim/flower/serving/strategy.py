@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,13 @@ from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
 from fedsim.exchange.transforms import Chain
 from fedsim.exchange.windows import All
-from fedsim.flower.nodes import partitions_of
 from fedsim.flower.searching import Search
 from fedsim.flower.serving.dialect import DIFFERS, FOLLOWED, HELP, Dialect
-from fedsim.flower.serving.engine import LOOK, AppEngine
+from fedsim.flower.serving.engine import AppEngine
 from fedsim.flower.serving.folder import AppFolder, kept_in, status_of
 from fedsim.flower.serving.options import AppOptions
 from fedsim.flower.serving.problem import AppProblem
+from fedsim.flower.serving.register import LOOK
 from fedsim.flower.serving.run import Combine, Served
 from fedsim.flower.serving.state_dict import StateDict
 from fedsim.flower.virtual_grid import VirtualGrid
@@ -125,10 +124,10 @@ class FlowerStrategy(flower.Strategy):
             status, reason = status_of(run, error)
             if folder is not None:
                 folder.end(status, reason, run.record)
+        if status == "stalled":
+            raise StalledError(reason) from error
         if error is not None:
             raise error
-        if status != "finished":
-            raise StalledError(reason)
         result.arrays = run.record
         for part, kind in RESULTS.items():
             getattr(result, part).update({number: MetricRecord(told) for number, told in run.metrics[kind].items()})
@@ -225,7 +224,7 @@ class FlowerStrategy(flower.Strategy):
             streams,
             transforms=self.transforms,
             ttl=timeout,
-            partitions=partial(partitions_of, grid, timeout=timeout) if settings.identify else None,
+            identify=settings.identify,
         )
         self._wait_for_nodes(engine, timeout)
         clock.start(0)
@@ -252,16 +251,21 @@ class FlowerStrategy(flower.Strategy):
         return Served(setup, engine, problem, integers=integers, combine=combine, weight=settings.weighted_by_key)
 
     def _wait_for_nodes(self, engine: AppEngine, timeout: float) -> None:
-        """Wait until enough nodes are connected. StalledError: they never are."""
+        """Wait until enough nodes are connected, and have said who they are where they are asked.
+
+        StalledError: they never are. InputError: one does not say it.
+        """
         wanted = self.settings.min_available_nodes or getattr(self.selector, "count", None) or LEAST
-        end, told = time.monotonic() + timeout, -1
-        while (there := engine.meet()) < wanted:
-            if not engine.clock.real or time.monotonic() >= end:
+        register, clock, end, told = engine.register, engine.clock, time.monotonic() + timeout, -1
+        while (there := engine.meet()) < wanted or register.asked or register.refused:
+            if register.refused:
+                raise InputError("identify", True, next(iter(register.refused.values())))
+            if not register.asked and (not clock.real or time.monotonic() >= end):
                 raise StalledError(f"{there} nodes are connected, and {wanted} are needed; see min_available_nodes")
-            if there != told:
+            if there != told and there < wanted:
                 _log("Waiting for nodes to connect: %d connected (minimum required: %d).", there, wanted)
             told = there
-            time.sleep(LOOK)
+            clock.wait([sent.name for sent in register.asked], LOOK, min(register.asked.values(), default=None))
 
     def _handing_over(self, grid: Grid, arrays: ArrayRecord, *, begins: bool = False) -> Served:
         """The run that is gone through in pieces; begins: a new one."""
