@@ -22,7 +22,7 @@ from fedsim.running.stored import METRICS
 FEATURES, EXAMPLES = 10, 20
 
 
-def built(clients: int) -> Simulation:
+def built(clients: int, cohort: int = 10) -> Simulation:
     experiment = fedsim.experiment(
         rounds=2,
         problem={
@@ -31,7 +31,7 @@ def built(clients: int) -> Simulation:
             "model": "logistic",
         },
         partition="natural",
-        selection={"kind": "uniform", "count": 10},
+        selection={"kind": "uniform", "count": cohort},
         client={"kind": "sgd", "epochs": 1, "batch_size": 10},
         evaluation={"every": 0},
     )
@@ -62,6 +62,12 @@ def test_ten_times_the_clients_are_not_built_by_more_calls():
 def test_a_round_among_ten_times_the_clients_makes_no_more_calls():
     few, many = built(100), built(1000)
     assert calls(many.step) < 1.1 * calls(few.step)
+
+
+def test_a_client_more_in_a_cohort_costs_few_calls():
+    few, many = (built(clients, cohort=clients) for clients in (500, 1500))
+    few.step()
+    assert calls(many.step) - calls(few.step) < 40 * 1000
 
 
 @pytest.mark.parametrize(
