@@ -20,6 +20,16 @@ from fedsim.core.near import name_one
 from fedsim.core.plugins import names
 from fedsim.core.terminal import tell
 
+PROJECT: Mapping[str, str] = {
+    "$name/pyproject.toml": "pyproject.toml",
+    "$name/README.md": "readme.md",
+    "$name/.gitignore": "ignore",
+    "$name/$name/__init__.py": "package.py",
+    "$name/$name/strategy.py": "strategy.py",
+    "$name/tests/test_strategy.py": "strategy_test.py",
+    "$name/$name.toml": "experiment.toml",
+}
+"""What is written of a project, as of each kind below."""
 SCAFFOLDS: Mapping[str, Mapping[str, str]] = {
     **{
         kind: {"$name.py": f"{kind}.py", "test_$name.py": f"{kind}_test.py", "$name.toml": "experiment.toml"}
@@ -29,18 +39,20 @@ SCAFFOLDS: Mapping[str, Mapping[str, str]] = {
         "test_$name.py": "experiment_test.py",
         "$name.toml": "experiment.toml",
     },
-    "project": {
-        "$name/pyproject.toml": "pyproject.toml",
-        "$name/README.md": "readme.md",
-        "$name/.gitignore": "ignore",
-        "$name/$name/__init__.py": "package.py",
-        "$name/$name/strategy.py": "strategy.py",
-        "$name/tests/test_strategy.py": "strategy_test.py",
-        "$name/$name.toml": "experiment.toml",
+    "project": PROJECT,
+    "app": {
+        **PROJECT,
+        "$name/README.md": "app_readme.md",
+        "$name/$name/task.py": "app_task.py",
+        "$name/$name/client_app.py": "app_client.py",
+        "$name/$name/server_app.py": "app_server.py",
+        "$name/tests/test_app.py": "app_test.py",
     },
 }
 """What is written of each kind, and from which file of the folder `templates`."""
-KINDS = tuple(kind for kind in SCAFFOLDS if kind != "flower")
+KINDS = tuple(kind for kind in SCAFFOLDS if kind not in ("flower", "app"))
+PROJECTS = ("project", "app")
+"""Those that are a folder of their own."""
 LONGEST = 30
 """Characters of a name: lines that it stands in are made for that."""
 SKEWED = """kind = "dirichlet"        # each class is shared out in proportions drawn from Dir(alpha)
@@ -56,11 +68,32 @@ PLAIN: Mapping[str, str] = {
     "strategy": '[strategy]\nkind = "fedavg"',
     "client": '[client]\nkind = "sgd"',
     "more": "",
+    "flower": "",
 }
 """What stands in the experiment of a scaffold for its words, unless this is what is written."""
+INSTALLED = '[strategy]\nkind = "$name"\ndecay = 0.001'
+APP = """# What `fedsim flower run .` and `flwr run .` read.
+[tool.flwr.app]
+publisher = "$name"
+
+[tool.flwr.app.components]
+serverapp = "$name.server_app:app"
+clientapp = "$name.client_app:app"
+
+[tool.flwr.app.config]
+num-server-rounds = 10
+fraction-train = 1.0
+local-epochs = 1
+lr = 0.1
+decay = 0.001
+seed = 0
+out = ""                  # a folder for rows and checkpoints, in which a server that was killed goes on
+
+"""
 OWN: Mapping[str, Mapping[str, str]] = {
     "strategy": {"strategy": '[strategy]\nkind = "$file"\ndecay = 0.001'},
-    "project": {"strategy": '[strategy]\nkind = "$name"\ndecay = 0.001'},
+    "project": {"strategy": INSTALLED},
+    "app": {"strategy": INSTALLED, "flower": APP},
     "flower": {"strategy": '[strategy]\nkind = "flwr:$file"\nrate = 0.5'},
     "client": {"client": '[client]\nkind = "$file"\nthreshold = 0.001'},
     "selector": {"selection": 'kind = "$file"\nshare = 0.5'},
@@ -84,16 +117,24 @@ Kind = Annotated[
 ]
 Name = Annotated[str, typer.Argument(help="In lower case, as of a Python module: my_mean.")]
 Flower = Annotated[bool, typer.Option("--flower", help="A strategy of Flower's, which runs here and there.")]
+FlowerStrategy = Annotated[
+    bool, typer.Option("--flower-strategy", help="A project with a Flower app, in which its strategy runs.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 
 
-def new(kind: Kind, name: Name, flower: Flower = False, force: Force = False) -> None:
+def new(
+    kind: Kind, name: Name, flower: Flower = False, flower_strategy: FlowerStrategy = False, force: Force = False
+) -> None:
     """Write a plug-in with its test and an experiment, an experiment, or a project, in this folder."""
     if kind not in KINDS:
         raise InputError("kind", kind, name_one(kind, KINDS))
     if flower and kind != "strategy":
         raise InputError("flower", True, "only a strategy can be one of Flower's; leave it out")
-    texts = scaffold("flower" if flower else kind, name)
+    if flower_strategy and kind != "project":
+        raise InputError("flower-strategy", True, "only a project has an app; leave it out")
+    chosen = "flower" if flower else "app" if flower_strategy else kind
+    texts = scaffold(chosen, name)
     if kind == "project" and name in names("strategies"):
         raise InputError("name", name, f"{name} is an installed strategy already; choose another name")
     present = [path for path in (*texts, *([name] if kind == "project" else [])) if Path(path).exists()]
@@ -106,7 +147,7 @@ def new(kind: Kind, name: Name, flower: Flower = False, force: Force = False) ->
         except OSError as error:
             raise InputError("name", name, f"{path} cannot be written: {error.strerror}") from error
         tell(path)
-    tell(f"next: {_next(kind, name)}")
+    tell(f"next: {_next(chosen, name)}")
 
 
 def scaffold(kind: str, name: str) -> dict[str, str]:
@@ -114,7 +155,7 @@ def scaffold(kind: str, name: str) -> dict[str, str]:
     title = "".join(part.capitalize() for part in name.split("_"))
     templates = {path: _template(file) for path, file in SCAFFOLDS[kind].items()}
     _check(name, title, " ".join(templates.values()))
-    project = kind == "project"
+    project = kind in PROJECTS
     words = {"name": name, "title": title, "file": f"./{name}.py:{title}"}
     words |= {"module": f"{name}.strategy" if project else name, "up": "s[1]" if project else ""}
     words |= {word: Template(text).substitute(words) for word, text in {**PLAIN, **OWN.get(kind, {})}.items()}
@@ -143,6 +184,7 @@ def _check(name: str, title: str, text: str) -> None:
 
 
 def _next(kind: str, name: str) -> str:
-    if kind == "project":
-        return f"cd {name}, then pip install -e '.[dev]', pytest, fedsim run {name}.toml"
+    if kind in PROJECTS:
+        then = "fedsim flower run ." if kind == "app" else f"fedsim run {name}.toml"
+        return f"cd {name}, then pip install -e '.[dev]', pytest, {then}"
     return f"pytest test_{name}.py, fedsim run {name}.toml"

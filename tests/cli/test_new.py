@@ -9,13 +9,14 @@ import sys
 import tomllib
 import venv
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from fedsim.cli.main import app
-from fedsim.cli.new import LONGEST, SCAFFOLDS, scaffold
+from fedsim.cli.new import LONGEST, PROJECTS, SCAFFOLDS, scaffold
 from fedsim.core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -29,9 +30,12 @@ NAMES = {
     "experiment": ("trial", "my_trial"),
     "project": ("drifting", "my_package"),
     "flower": ("halfway", "my_flower"),
+    "app": ("gentle", "my_app"),
 }
 """Of each kind a short name, and one of two words."""
-FILES = tuple(kind for kind in SCAFFOLDS if kind != "project")
+FILES = tuple(kind for kind in SCAFFOLDS if kind not in PROJECTS)
+FLAGS = {"flower": ("strategy", "--flower"), "app": ("project", "--flower-strategy")}
+"""What is typed for the scaffolds that are no kind of their own."""
 
 
 def new(*arguments: str) -> str:
@@ -42,11 +46,17 @@ def new(*arguments: str) -> str:
     return result.stdout
 
 
+def words(kind: str, name: str) -> list[str]:
+    """What is typed for a scaffold."""
+    typed, *flags = FLAGS.get(kind, (kind,))
+    return [typed, name, *flags]
+
+
 def made(kind: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Scaffold in a folder; where its tests are to be run."""
     monkeypatch.chdir(folder)
-    new(*(["strategy", name, "--flower"] if kind == "flower" else [kind, name]))
-    return folder / name if kind == "project" else folder
+    new(*words(kind, name))
+    return folder / name if kind in PROJECTS else folder
 
 
 def python(folder: Path, *arguments: str, python: str = sys.executable, path: str = "") -> str:
@@ -101,13 +111,35 @@ def test_a_project_passes_its_own_tests_and_its_experiment_runs(tmp_path, monkey
     assert said.startswith("finished: 2 rounds")
 
 
+def test_an_app_passes_its_own_tests_and_runs_as_a_folder_of_flowers(tmp_path, monkeypatch):
+    """What it has beside a project; the rest of it is one. In this process, which has PyTorch."""
+    alone, app_ = (scaffold(kind, "my_app") for kind in ("project", "app"))
+    folder = made("app", "my_app", tmp_path, monkeypatch)
+    monkeypatch.syspath_prepend(folder)
+    tests = [test for name, test in run_path(folder / "tests" / "test_app.py").items() if name.startswith("test_")]
+    assert len(tests) == 3
+    for test in tests:
+        test()
+    assert "my_app" not in sys.modules
+    differ = {"my_app/README.md", "my_app/pyproject.toml"}
+    assert {path: text for path, text in alone.items() if path not in differ}.items() <= app_.items()
+    theirs = tomllib.loads((folder / "pyproject.toml").read_text())
+    assert theirs["tool"].pop("flwr")["app"]["components"]["serverapp"] == "my_app.server_app:app"
+    assert theirs == tomllib.loads(alone["my_app/pyproject.toml"])
+    told = CliRunner().invoke(
+        app, ["flower", "run", "my_app", "--nodes", "2", "--run-config", "num-server-rounds=2 out='kept'"]
+    )
+    assert told.exit_code == 0, told.output
+    assert (tmp_path / "kept" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("kind", SCAFFOLDS)
 def test_what_is_written_is_as_the_linter_wants_it(kind, tmp_path, monkeypatch):
     """Under this project's own settings; the longest name and a short one, which wrap lines differently."""
     for number, name in enumerate((NAMES[kind][0], "a" * LONGEST)):
         (tmp_path / str(number)).mkdir()
         folder = made(kind, name, tmp_path / str(number), monkeypatch)
-        settings = () if kind == "project" else ("--config", str(ROOT / "pyproject.toml"))
+        settings = () if kind in PROJECTS else ("--config", str(ROOT / "pyproject.toml"))
         python(folder, "-m", "ruff", "check", "--no-cache", *settings, ".")
         python(folder, "-m", "ruff", "format", "--no-cache", "--check", *settings, ".")
 
@@ -147,11 +179,10 @@ def test_nothing_is_overwritten_unless_it_is_asked_for(kind, tmp_path, monkeypat
             file.unlink()
     last.write_text("mine")
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    words = ["strategy", name, "--flower"] if kind == "flower" else [kind, name]
     with pytest.raises(InputError, match=rf"^name = {name}: .*exists; choose another name or pass --force"):
-        new(*words)
+        new(*words(kind, name))
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
-    new(*words, "--force")
+    new(*words(kind, name), "--force")
     assert last.read_text().startswith(f"# {name}: ")
 
 
@@ -190,6 +221,10 @@ def test_it_says_what_it_wrote_and_what_to_do_next(tmp_path, monkeypatch):
             "kind = model: name one of: strategy, client, selector, aggregator, transform, ",
         ),
         (["client", "mine", "--flower"], "flower = True: only a strategy can be one of Flower's"),
+        (["strategy", "mine", "--flower-strategy"], "flower-strategy = True: only a project has an app"),
+        (["strategy", "mine", "--flower", "--flower-strategy"], "flower-strategy = True: only a project has an app"),
+        (["project", "mine", "--flower", "--flower-strategy"], "flower = True: only a strategy can be one of Flower's"),
+        (["project", "array_record", "--flower-strategy"], "name = array_record: ArrayRecord is needed"),
     ],
 )
 def test_what_cannot_be_begun_is_one_line(words, line, tmp_path, monkeypatch):
@@ -218,7 +253,8 @@ def test_the_wheel_has_what_scaffolds_are_made_of():
 
 
 @pytest.mark.slow
-def test_a_project_in_a_fresh_environment(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", PROJECTS)
+def test_a_project_in_a_fresh_environment(kind, tmp_path, monkeypatch):
     """From a wheel of this project: what a reader does, beside folders that have the names of our packages.
 
     Dependencies are those of this environment; only the two projects are installed.
@@ -238,7 +274,7 @@ def test_a_project_in_a_fresh_environment(tmp_path, monkeypatch):
     ours = {str(Path(file).parent.parent) for file in (pytest.__file__, torch.__file__)}
     (packages / "dependencies.pth").write_text("\n".join(ours))
     assert str(place) in python(tmp_path, "-P", "-c", "import fedsim; print(fedsim.__file__)", python=fresh)
-    python(tmp_path, "-m", "fedsim", "new", "project", "my_package", python=fresh)
+    python(tmp_path, "-m", "fedsim", "new", *words(kind, "my_package"), python=fresh)
     python(folder, "-m", "pip", "install", "-q", "--no-deps", "-e", ".", python=fresh)
     python(folder, "-m", "pytest", "-q", python=fresh)
     python(folder, "-m", "ruff", "check", ".", python=fresh)
