@@ -1,6 +1,5 @@
 """A strategy of ours is one run, whether its clients are a stack, or nodes that are sent messages."""
 
-
 import pytest
 
 from experiments.flower_strategies import agreement

@@ -228,3 +228,44 @@ def test_a_pytorch_app_is_trained():
     losses = [result.evaluate_metrics_clientapp[number]["eval_loss"] for number in (1, 3)]
     assert losses[1] < losses[0]
     assert all(torch.isfinite(tensor).all() for tensor in result.arrays.to_torch_state_dict().values())
+
+
+def asked(values):
+    """An app that answers `query` messages with values(partition, points [n, 4]), and says nothing else."""
+    app = ClientApp()
+
+    @app.query()
+    def query(message, context):
+        parts = [array.numpy() for array in message.content["candidates"].values()]
+        points = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+        told = [float(value) for value in values(context.node_config["partition-id"], points)]
+        return Message(RecordDict({"metrics": MetricRecord({"values": told})}), reply_to=message)
+
+    return app
+
+
+@pytest.mark.parametrize("failed", [np.nan, np.inf])
+def test_a_value_that_failed_ranks_last_and_nobody_needs_to_say_what_it_weighs(failed):
+    seen = []
+
+    def bowl(partition, points):
+        seen.append(points)
+        found = ((points - 0.5) ** 2).sum(axis=1) + partition
+        return np.where(found == found.min(), failed, found)
+
+    # So large an alpha takes the best particle alone.
+    strategy = {"kind": "cbo", "particles": 20, "alpha": 1e5, "spread": 1.0}
+    result = start(as_flower_strategy(strategy, fraction_evaluate=0.0), asked(bowl), with_numpy.initial(), rounds=1)
+    order = np.argsort(((seen[0] - 0.5) ** 2).sum(axis=1))
+    np.testing.assert_allclose(np.concatenate(numbers(result.arrays)), seen[0][order[1]], atol=1e-9)
+    assert result.train_metrics_clientapp[1]["replies"] == NODES
+    assert "values" not in result.train_metrics_clientapp[1]
+
+
+def test_who_has_no_value_at_all_is_left_out():
+    def mute(partition, points):
+        return np.full(len(points), np.nan) if partition == 2 else (points**2).sum(axis=1)
+
+    strategy = as_flower_strategy({"kind": "cbo", "particles": 5}, fraction_evaluate=0.0)
+    result = start(strategy, asked(mute), with_numpy.initial(), rounds=2)
+    assert (result.train_metrics_clientapp[2]["replies"], result.train_metrics_clientapp[2]["failed"]) == (3, 1)

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
@@ -22,9 +22,10 @@ from fedsim.exchange.actions import REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILI
 from fedsim.exchange.messages import Order
 from fedsim.flower.records import METRICS, ROUND, record
 from fedsim.flower.replies import RefusedError
-from fedsim.flower.searching import SEARCH, Search
+from fedsim.flower.searching import CANDIDATES, SEARCH, VALUES, Search
 from fedsim.flower.serving.options import AppOptions
 from fedsim.flower.serving.state_dict import Kept, StateDict
+from fedsim.zeroth_order.failures import outranked, ranked_last
 
 JUDGE = "judge"
 """The action of the global model's evaluation by nodes, of which the metrics are kept as they come."""
@@ -33,7 +34,7 @@ DIFFERS = {"feddyn-alpha": "fedsim.flower.local.feddyn"}
 HELP = {
     "control-delta": "fedsim.flower.local.scaffold",
     "nu": "the mod fedsim.flower.mods.steps",
-    "values": "an answer to query messages",
+    VALUES: "an answer to query messages",
 }
 """What in a client app makes a part of a reply that plain apps do not have."""
 FOLLOWED = {"proximal-mu": "fedsim.flower.local.proximal, or such a term of its own"}
@@ -46,9 +47,9 @@ OBSERVED = ("cosine", "difficulty")
 """Further metrics that strategies report; see `fedsim.server.strategy.observed`."""
 Rows = Mapping[str, NDArray[np.floating]]
 """Room for replies, [k, ...] by name."""
-SPOKEN = TRAINED | {"values"}
+SPOKEN = TRAINED | {VALUES}
 """What replies of apps can have."""
-SENT = frozenset({"params", "control", "candidates"})
+SENT = frozenset({"params", "control", CANDIDATES})
 """What orders to apps can have."""
 PEERS = "models"
 """In an order: models of other clients."""
@@ -116,7 +117,7 @@ class Dialect:
         unknown = sorted(orders.payload.keys() - SENT)
         if unknown:
             raise unspoken(self.strategy, unknown)
-        if "candidates" in orders.payload:
+        if CANDIDATES in orders.payload:
             return Values(self, orders)
         return Training(self, orders)
 
@@ -228,12 +229,14 @@ class Values(Question):
     kind = MessageType.QUERY
 
     def __init__(self, dialect: Dialect, orders: Order) -> None:
-        points = orders.payload["candidates"]
+        points = orders.payload[CANDIDATES]
         arrays = dialect.model.floats(points)
         self._weight, self._like = dialect.keys.weighted_by_key, points
+        # As our own clients tell values that failed: to servers that search, and to those whose clients do.
+        self._told = outranked if "delta" in dialect.up else ranked_last
         self.nbytes = size_of(arrays)
         settings = dialect.config(ConfigRecord(), orders)
-        self._content = RecordDict({"candidates": arrays, dialect.keys.configrecord_key: settings})
+        self._content = RecordDict({CANDIDATES: arrays, dialect.keys.configrecord_key: settings})
 
     def contents(self, clients: Sequence[int]) -> list[RecordDict]:
         """See `Question`: the same for all."""
@@ -241,19 +244,27 @@ class Values(Question):
 
     def rows(self, count: int) -> dict[str, Tensor]:
         """See `Question`."""
-        return {"values": self._like.new_zeros((count, len(self._like)), device="cpu")}
+        return {VALUES: self._like.new_zeros((count, len(self._like)), device="cpu")}
 
     def read(self, content: RecordDict, rows: Rows, place: int) -> Answer:
         """See `Question`."""
         metrics = metrics_of(content)
-        values, wanted = metrics.get("values"), len(self._like)
+        values, wanted = metrics.get(VALUES), len(self._like)
         if values is None:
-            raise lacking("values")
+            raise lacking(VALUES)
         if not isinstance(values, list) or len(values) != wanted:
             raise RefusedError(f"its values are not a list of {wanted} numbers")
-        rows["values"][place] = [number({"values": value}, "values") for value in values]
-        mean = float(rows["values"][place].mean())
-        return Answer(number(metrics, self._weight), {"loss": mean}, queries=(wanted, 0, 0))
+        found = [number({VALUES: value}, VALUES, 0.0) for value in values]
+        told = [value for value in found if math.isfinite(value)]
+        if not told:
+            raise RefusedError("none of its values is finite")
+        rows[VALUES][place] = found
+        queries = (wanted, 0, wanted - len(told))
+        return Answer(number(metrics, self._weight), {"loss": math.fsum(told) / len(told)}, queries=queries)
+
+    def finish(self, rows: Mapping[str, Tensor]) -> None:
+        """See `Question`."""
+        rows[VALUES].copy_(self._told(rows[VALUES]))
 
 
 class Searching(Question):
@@ -313,6 +324,10 @@ def arrays_of(content: RecordDict) -> dict[str, ArrayRecord]:
     return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
 
 
+@overload
+def number(metrics: Mapping[str, Any], name: str, otherwise: float) -> float: ...
+@overload
+def number(metrics: Mapping[str, Any], name: str, otherwise: float | None = None) -> float | None: ...
 def number(metrics: Mapping[str, Any], name: str, otherwise: float | None = None) -> float | None:
     """A metric that is one number; what it is otherwise, where it is not there. RefusedError: it is no such number."""
     value = metrics.get(name)

@@ -14,7 +14,9 @@ from torch import Tensor
 from fedsim.core.streams import SERVER
 from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, Window
-from fedsim.flower.serving.dialect import JUDGE, metrics_of, weight_of
+from fedsim.flower.records import METRICS
+from fedsim.flower.searching import VALUES
+from fedsim.flower.serving.dialect import JUDGE, arrays_of, metrics_of, weight_of
 from fedsim.flower.serving.engine import AppEngine, Heard
 from fedsim.flower.serving.problem import AppProblem
 from fedsim.running import promises
@@ -108,7 +110,7 @@ class Served(Simulation):
         latest = self._integers == "latest"
         whose = max(heard, key=lambda one: (one.due, one.client) if latest else (one.examples, -one.client))
         self.engine.dialect.kept = {**self.engine.dialect.kept, **whose.whole}
-        told: dict[str, Any] = dict(self._combine([one.content for one in heard], self._weight))
+        told: dict[str, Any] = dict(self._combine([weighed(one, self._weight) for one in heard], self._weight))
         told |= {name: value for name, value in current.metrics.items() if name not in told}
         told |= {"replies": len(heard), "failed": current.failed}
         told["staleness"] = sum(one.staleness for one in heard) / len(heard)
@@ -140,7 +142,9 @@ class Served(Simulation):
         engine.collect(All(), number)
         heard = sorted(engine.heard.pop(JUDGE, []), key=lambda one: one.client)
         if heard:
-            self.metrics["evaluate"][number] = dict(combine([one.content for one in heard], self._weight))
+            self.metrics["evaluate"][number] = dict(
+                combine([weighed(one, self._weight) for one in heard], self._weight)
+            )
 
     def evaluation_of(
         self, arrays: ArrayRecord, config: ConfigRecord, number: int, fraction: float, least: int
@@ -194,3 +198,12 @@ class Served(Simulation):
         """What was heard in this round of those that take part in it."""
         held = self.engine.heard
         return [one for action in [action for action in held if action != JUDGE] for one in held.pop(action)]
+
+
+def weighed(heard: Heard, weight: str) -> RecordDict:
+    """A reply's content with metrics alone that are such: it says what it weighs, and values are none of them."""
+    metrics = metrics_of(heard.content)
+    if weight in metrics and VALUES not in metrics:
+        return heard.content
+    own = {name: value for name, value in metrics.items() if name != VALUES}
+    return RecordDict({**arrays_of(heard.content), METRICS: MetricRecord({weight: heard.examples, **own})})
