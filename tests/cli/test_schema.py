@@ -25,7 +25,7 @@ from fedsim.testing.subject import Subject
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 COMMITTED = EXPERIMENTS / "fedsim.schema.json"
-FILES = sorted(EXPERIMENTS.rglob("*.toml"))
+FILES = sorted(path for path in EXPERIMENTS.rglob("*.toml") if path.name != "pyproject.toml")
 RENEW = "FEDSIM_RENEW"
 
 

@@ -16,7 +16,11 @@ UNANSWERED = {
     "a_late_reply_is_taken_later_or_left",
 }
 SPOILED = {"an_update_that_is_not_finite_is_left_out_and_counted"}
-TOGETHER = {"loop_equals_stacked", "the_size_of_chunks_and_the_cores_change_no_bit"}
+TOGETHER = {
+    "loop_equals_stacked",
+    "compiled_equals_stacked",
+    "the_size_of_chunks_and_the_cores_change_no_bit",
+}
 SHUFFLED = {"the_order_of_clients_in_an_order_does_not_matter"}
 RESUMED = {"an_interrupted_run_ends_like_an_uninterrupted_one"}
 TWINS = {
