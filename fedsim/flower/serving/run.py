@@ -128,6 +128,11 @@ class Served(Simulation):
         return f"{reason}; the first: {failures[0]}" if failures else reason
 
     @property
+    def over(self) -> bool:
+        """Whether no round follows."""
+        return self._ended()
+
+    @property
     def keeps(self) -> bool:
         """Whether clients work on from one round to the next."""
         return self._keeps

@@ -316,7 +316,9 @@ class FlowerStrategy(flower.Strategy):
             yield folder
 
     def _evaluate(self, run: Served, evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None) -> None:
-        """Have the model judged, by nodes and by the app's server, unless it has been after this round."""
+        """Have the model judged, by nodes and by the app's server, if it is time to and it has not been already."""
+        if run.round % self.settings.evaluate_every and not run.over:
+            return
         fraction = self.settings.fraction_evaluate
         if fraction is None:
             fraction = 0.0 if run.keeps else 1.0
