@@ -8,6 +8,7 @@ Frozen arrays stay as they are.
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,17 +50,19 @@ class StateDict:
 
         InputError: there is nothing to train, an array is not of numbers, or a pattern fits no name.
         """
+        still = dict[str, Array]()
         for pattern in frozen:
-            if not fnmatch.filter(arrays, pattern):
+            fitting = [pattern] if pattern in arrays else fnmatch.filter(arrays, pattern)
+            still |= {name: arrays[name] for name in fitting}
+            if not fitting:
                 remedy = (
                     f"is no array of the model{meant(pattern, list(arrays))}; write a name, or a pattern as encoder.*"
                 )
                 raise InputError("frozen", pattern, remedy)
         shapes, types = dict[str, tuple[int, ...]](), list[np.dtype[np.floating]]()
-        whole, still = dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]](), dict[str, Array]()
+        whole = dict[str, tuple[np.dtype[np.generic], tuple[int, ...]]]()
         for name, array in arrays.items():
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in frozen):
-                still[name] = array
+            if name in still:
                 continue
             try:
                 values = opened(array)
@@ -70,7 +73,7 @@ class StateDict:
                 types.append(values.dtype)
             else:
                 whole[name] = (values.dtype, values.shape)
-        if not shapes:
+        if not any(math.prod(shape) for shape in shapes.values()):
             raise InputError(option, ", ".join(arrays) or "(nothing)", "there are no floats to train in it")
         return cls(tuple(arrays), Layout(tuple(shapes), tuple(shapes.values())), tuple(types), whole, still)
 
@@ -93,10 +96,13 @@ class StateDict:
         return {name: (slice(end - size, end), shape) for name, end, size, shape in layout}
 
     def vector(self, arrays: ArrayRecord) -> Tensor:
-        """The floats of a record of ours, [d]."""
+        """The floats of a record of ours, [d]. InputError: it is of another model, and what is wrong with it."""
         row = np.empty(self.layout.dimension, str(self.dtype).removeprefix("torch."))
-        for name, (place, _) in self._places.items():
-            row[place] = opened(arrays[name]).reshape(-1)
+        try:
+            self.read(arrays, row, whole=True)
+        except RefusedError as error:
+            remedy = f"{error}; hand over all arrays of the model that it began with"
+            raise InputError("arrays", f"{len(arrays)} arrays", remedy) from error
         return torch.from_numpy(row)
 
     def kept(self, arrays: ArrayRecord) -> dict[str, Array]:
@@ -158,7 +164,7 @@ class StateDict:
             except ValueError as error:
                 raise RefusedError(f"{name}: {error}") from error
             if name in self.whole:
-                found[name] = self._whole(name, array, values)
+                found[name] = self._whole(name, values)
                 continue
             place, shape = self._places[name]
             if values.dtype.kind != "f" or values.shape != shape:
@@ -170,9 +176,12 @@ class StateDict:
             raise RefusedError(f"{lacks} is missing" if trained else "it has none of the model's arrays")
         return found
 
-    def _whole(self, name: str, array: Array, values: NDArray[np.generic]) -> Array:
-        """A reply's array of whole numbers, in the model's type. RefusedError: it has another shape, or fractions."""
+    def _whole(self, name: str, values: NDArray[np.generic]) -> Array:
+        """A reply's array of whole numbers, in the model's type. RefusedError: it is none such, or does not fit in."""
         dtype, shape = self.whole[name]
         if values.dtype.kind not in "biu" or values.shape != shape:
             raise RefusedError(f"{name} is {values.dtype} {list(values.shape)}, not {dtype} {list(shape)}")
-        return array if values.dtype == dtype else Array(values.astype(dtype))
+        made = np.array(values, dtype, order="C")  # what the reply's description says is not passed on
+        if not np.array_equal(made, values):
+            raise RefusedError(f"{name} has numbers that are no {dtype}")
+        return Array(made)
