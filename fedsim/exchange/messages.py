@@ -159,7 +159,9 @@ class Replies:
         return self.round - self.versions
 
     def where(self, kept: Tensor) -> Replies:
-        """The replies where `kept`, bool [k] on the CPU, says so."""
+        """The replies where `kept`, bool [k] on the CPU, says so; these themselves, where it says so of all."""
+        if bool(kept.all()):
+            return self  # a copy of all vectors would take longer than their sum
         return replace(
             self,
             clients=self.clients[kept],

@@ -108,6 +108,11 @@ def test_a_part_of_the_replies_has_its_own_rows_of_everything():
     assert part.sent("params").tolist() == [[2.5, 2.5], [0.5, 0.5]]
 
 
+def test_all_of_the_replies_are_these_themselves_and_their_rows_are_not_copied():
+    whole = replies([1, 2], [[1.0, 2.0], [3.0, 4.0]])
+    assert whole.where(torch.tensor([True, True])) is whole
+
+
 def test_replies_of_several_windows_as_those_of_one():
     """Client 3 is in two windows and keeps their order; windows without replies count, too."""
     late = replies(

@@ -96,11 +96,15 @@ def test_replies_that_do_not_fit_are_as_good_as_none(strategy, app, told):
 
 
 def test_part_of_the_arrays_leaves_the_rest_as_it_was_sent():
-    found, _ = run("fedavg", {(1, 1): "part of the arrays"}, with_numpy, 1)
-    # 6, 8, 10 and 12 examples; of partition 1 only the constant has come.
-    models = [with_numpy.moved(node, np.zeros(3), np.zeros(1)) for node in range(4)]
-    models[1] = np.zeros(3), models[1][1]
-    for name, parts in zip("01", zip(*models, strict=True), strict=True):
-        expected = sum(count * part for count, part in zip((6, 8, 10, 12), parts, strict=True)) / 36
-        assert found.arrays[name].numpy() == pytest.approx(expected)
-    assert counts(found, "failed") == [0]
+    found, _ = run("fedavg", {(1, 2): "part of the arrays"}, with_numpy, 2)
+    w, c = np.zeros(3), np.zeros(1)
+    for number in (1, 2):
+        models = [list(with_numpy.moved(node, w, c)) for node in range(4)]
+        if number == 2:
+            models[1][0] = w  # of partition 1 only the constant has come
+        # 6, 8, 10 and 12 examples.
+        shares = np.array([6, 8, 10, 12]) / 36
+        w, c = (np.tensordot(shares, np.stack(parts), 1) for parts in zip(*models, strict=True))
+    assert found.arrays["0"].numpy() == pytest.approx(w)
+    assert found.arrays["1"].numpy() == pytest.approx(c)
+    assert counts(found, "failed") == [0, 0]

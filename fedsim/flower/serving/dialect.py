@@ -151,10 +151,10 @@ class Training(Question):
         return [self._content] * len(clients)
 
     def rows(self, count: int) -> dict[str, Tensor]:
-        """See `Question`: to begin with the model that was sent, in the place of the change."""
+        """See `Question`: the models that come, in the place of the changes."""
         like, lengths = self._sent, {"control-delta": (len(self._sent),), "nu": ()}
         others = {name: like.new_zeros((count, *lengths.get(name, (1,)))) for name in sorted(self._up - {"delta"})}
-        return {"delta": like.repeat(count, 1), **others}
+        return {"delta": like.new_empty((count, len(like))), **others}
 
     def finish(self, rows: Mapping[str, Tensor]) -> None:
         """See `Question`."""
@@ -172,12 +172,12 @@ class Training(Question):
             control = held.pop("control-delta", None)
             if control is None:
                 raise lacking("control-delta")
-            model.read(control, rows["control-delta"][place], whole=True)
+            model.read(control, rows["control-delta"][place])
         if len(held) != 1:
             raise RefusedError(
                 f"it has {len(held)} records of arrays ({', '.join(held) or 'none'}), not the model alone"
             )
-        whole = model.read(next(iter(held.values())), rows["delta"][place])
+        whole = model.read(next(iter(held.values())), rows["delta"][place], self._sent.numpy())
         loss = number(metrics, keys.loss_key)
         for name in rows.keys() - VECTORS:
             value = number(metrics, name, None if name == "nu" else loss)

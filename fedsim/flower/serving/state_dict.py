@@ -99,7 +99,7 @@ class StateDict:
         """The floats of a record of ours, [d]. InputError: it is of another model, and what is wrong with it."""
         row = np.empty(self.layout.dimension, str(self.dtype).removeprefix("torch."))
         try:
-            self.read(arrays, row, whole=True)
+            self.read(arrays, row)
         except RefusedError as error:
             remedy = f"{error}; hand over all arrays of the model that it began with"
             raise InputError("arrays", f"{len(arrays)} arrays", remedy) from error
@@ -147,12 +147,17 @@ class StateDict:
         kinds = zip(parts, self.types, strict=True)
         return torch.cat([part.to(narrow[dtype.itemsize]).to(vector.dtype) for part, dtype in kinds])
 
-    def read(self, held: ArrayRecord, row: NDArray[np.floating], *, whole: bool = False) -> dict[str, Array]:
-        """Write a reply's floats over a row [d] of what its node was sent, and return its whole numbers.
+    def read(
+        self, held: ArrayRecord, row: NDArray[np.floating], sent: NDArray[np.floating] | None = None
+    ) -> dict[str, Array]:
+        """Write a reply's floats into a row [d], and return its whole numbers.
 
-        What it leaves out stays as it was sent; frozen arrays are passed over. whole: nothing may be left out.
-        RefusedError: it is not of this model, and why. A row that was begun may be half written then.
+        sent: what its node was sent, [d], of which that stays what it leaves out; None: nothing may be left out. Frozen
+        arrays are passed over. RefusedError: it is not of this model, and why. A row may be half written then.
         """
+        lacks = next((name for name in self._places if name not in held), None)
+        if lacks is not None and sent is not None:
+            row[:] = sent
         found, trained = dict[str, Array](), 0
         for name, array in held.items():
             if name in self.frozen:
@@ -171,8 +176,7 @@ class StateDict:
                 raise RefusedError(f"{name} is {values.dtype} {list(values.shape)}, not floats {list(shape)}")
             row[place] = values.reshape(-1)
             trained += 1
-        if trained == 0 or (whole and trained < len(self._places)):
-            lacks = next(name for name in self._places if name not in held)
+        if trained == 0 or (sent is None and lacks is not None):
             raise RefusedError(f"{lacks} is missing" if trained else "it has none of the model's arrays")
         return found
 

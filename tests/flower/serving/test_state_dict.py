@@ -274,11 +274,11 @@ def test_bytes_count_and_not_what_is_said_of_them():
     model = StateDict.of(record(MODEL))
     row = np.zeros(model.layout.dimension)
     lying = described(np.array(9, np.int64), dtype="float32", shape=[5])
-    whole = model.read(ArrayRecord({"a": Array(MODEL["a"]), "count": lying}), row)
+    whole = model.read(ArrayRecord({"a": Array(MODEL["a"]), "count": lying}), row, row)
     assert (whole["count"].dtype, whole["count"].shape, whole["count"].numpy()) == ("int64", (), 9)
     for wrong in (described(MODEL["a"], stype="pickle"), described(MODEL["a"], data=Array(MODEL["a"]).data[:-1])):
         with pytest.raises(RefusedError, match=r"^a: its"):
-            model.read(ArrayRecord({"a": wrong}), row)
+            model.read(ArrayRecord({"a": wrong}), row, row)
 
 
 def test_whole_numbers_of_narrower_and_wider_types_are_taken():
@@ -289,7 +289,8 @@ def test_whole_numbers_of_narrower_and_wider_types_are_taken():
         "steps": np.array([3, 255], np.int64),
         "mask": np.array([1, 0]),
     }
-    whole = model.read(record(sent), np.zeros(model.layout.dimension))
+    row = np.zeros(model.layout.dimension)
+    whole = model.read(record(sent), row, row)
     assert {name: (array.dtype, array.numpy().tolist()) for name, array in whole.items()} == {
         "count": ("int64", 9),
         "steps": ("uint8", [3, 255]),
