@@ -27,6 +27,10 @@ from typer.testing import CliRunner
 import fedsim
 from fedsim.cli import reference
 from fedsim.cli.main import app
+from fedsim.core import plugins
+from fedsim.core.errors import InputError
+from fedsim.flower import AppOptions, as_flower_strategy
+from fedsim.flower.serving.strategy import needs
 
 ROOT = Path(__file__).parent.parent
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -146,17 +150,41 @@ def of_the_commands() -> str:
     return page[page.index("**Usage**") :]
 
 
+def of_strategies_in_apps() -> str:
+    """Which strategies need what in a Flower app: a row for each need."""
+    found: dict[str, list[str]] = {}
+    for kind in sorted(plugins.ours("strategies")):
+        try:
+            need = " and ".join(needs(as_flower_strategy(kind).strategy).values()) or "nothing: any app will do"
+        except InputError as error:
+            searcher = "fedsim.flower.local.searcher, and the argument `client=`"
+            need = searcher if "client=" in error.remedy else f"refused: {error.remedy}"
+        found.setdefault(re.sub(r"fedsim\.[\w.]+\w", r"`\g<0>`", need), []).append(f"`{kind}`")
+    rows = [f"| {need} | {', '.join(kinds)} |" for need, kinds in sorted(found.items(), key=lambda row: -len(row[1]))]
+    return "\n".join(["| the app needs | strategies |", "|---|---|", *rows])
+
+
+def of_app_options() -> str:
+    """The options of a strategy in a Flower app."""
+    return "\n".join(reference.table(reference.options_of(AppOptions)))
+
+
 @pytest.mark.parametrize(
     ("name", "made"),
-    [("reference.md", lambda: "\n".join(reference.markdown())), ("commands.md", of_the_commands)],
-    ids=["reference", "commands"],
+    [
+        ("reference.md", [lambda: "\n".join(reference.markdown())]),
+        ("commands.md", [of_the_commands]),
+        ("flower_strategies.md", [of_app_options, of_strategies_in_apps]),
+    ],
+    ids=["reference", "commands", "flower_strategies"],
 )
 def test_a_generated_page_is_that_of_the_code(name, made) -> None:
     page = DOCS / name
     text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    wanted = "\n".join([before + BEGIN, "", made(), "", END + after])
+    first, *pieces = text.split(BEGIN)
+    wanted = first
+    for make, piece in zip(made, pieces, strict=True):
+        wanted += "\n".join([BEGIN, "", make(), "", END + piece.partition(END)[2]])
     if os.environ.get(RENEW):
         page.write_text(wanted, encoding="utf-8")
     assert text == wanted, f"the code has changed: run {RENEW}=1 pytest tests/test_pages.py, read the change, commit it"

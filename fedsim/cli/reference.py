@@ -110,9 +110,14 @@ def _section(heading: str, made: type[Any]) -> Iterator[str]:
         yield "No options."
     if own:
         yield ""
-        yield "| option | default | values | meaning |"
-        yield "|---|---|---|---|"
-    for option in own:
+        yield from table(own)
+
+
+def table(options: Iterable[Option]) -> Iterator[str]:
+    """Lines of a table of options."""
+    yield "| option | default | values | meaning |"
+    yield "|---|---|---|---|"
+    for option in options:
         name = f"**`{option.name}`**" if option.default is None else f"`{option.name}`"
         default = f"`{option.default}`" if option.default else ""
         yield f"| {name} | {default} | {_escaped(option.values)} | {_escaped(option.text)} |"
