@@ -10,8 +10,9 @@ import pytest
 
 TESTS = Path(__file__).parent
 NAMES = ("internals", "virtual_grid", "simulation", "worlds", "shapes", "stock", "grid", "wall_clock", "own_apps")
-NAMES += ("as_strategy", "as_strategy_flower")
-TESTED = [str(TESTS / f"test_{name}.py") for name in NAMES]
+OURS = ("as_strategy", "as_strategy_flower", "as_strategy_faults", "as_strategy_reasons", "every_strategy")
+TESTED = [str(TESTS / f"test_{name}.py") for name in (*NAMES, *OURS, "searching", "mods")]
+TESTED += [str(TESTS / "serving"), str(TESTS / "local")]
 
 
 def pip(*arguments):
