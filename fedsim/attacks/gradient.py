@@ -307,7 +307,7 @@ class Cube:
     @cached_property
     def faces(self) -> tuple[Tensor, Tensor]:
         """The least and the greatest inputs."""
-        reach = self.x.new_tensor(self.epsilon + SLACK)
+        reach = self.x.new_full((), self.epsilon + SLACK)
         least = _towards(self.x, self.x - self.epsilon, reach)
         greatest = _towards(self.x, self.x + self.epsilon, reach)
         return _clipped(least, self.domain), _clipped(greatest, self.domain)

@@ -180,7 +180,8 @@ def philox(
 def _words(counter: Index, device: torch.device) -> Any:
     """A word as numbers to compute with: unsigned and NumPy's on the CPU, else a tensor."""
     if device.type != "cpu":
-        return torch.as_tensor(counter, device=device)
+        # Made where it is needed: a number that is sent there would be waited for.
+        return counter if isinstance(counter, Tensor) else torch.full((), counter, device=device)
     numbers = counter.numpy() if isinstance(counter, Tensor) else np.full(1, counter)
     return numbers.astype(np.uint64)
 

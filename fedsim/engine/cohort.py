@@ -242,8 +242,14 @@ class Cohort:
 
         Batch s is for the first len(batch) rows of the cohort, those that have more than s steps to take.
         """
-        batches = self._gather(_at_least_two_wide(self.plan(epochs, steps, batch_size, course)))
-        yield from batches if self.network.stacked or padded else (batch.trimmed for batch in batches)
+        plan = _at_least_two_wide(self.plan(epochs, steps, batch_size, course))
+        batches = self._gather(plan)
+        if self.network.stacked or padded:
+            yield from batches
+            return
+        # Padding follows the examples of the one client, whose step s is row s: asked for once, not at each step.
+        counts: list[int] = torch.count_nonzero(plan.weight, dim=1).tolist()
+        yield from (batch.cut(count) for batch, count in zip(batches, counts, strict=True))
 
     def plan(self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None) -> Plan:
         """Which examples are in the same mini-batches, whose steps count as taken."""

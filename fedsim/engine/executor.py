@@ -219,7 +219,7 @@ class Executor:
             return None
 
         def places(client: int) -> Tensor:
-            owner = torch.tensor([client], device=self.problem.device)
+            owner = torch.full((1,), client, device=self.problem.device)
             count = int(self.problem.sizes[client])
             return self.streams.permutation("score", owner, count, turn=orders.turn)[0, : int(limit)]
 

@@ -54,10 +54,8 @@ class Batch:
     def __len__(self) -> int:
         return len(self.y)
 
-    @property
-    def trimmed(self) -> Batch:
-        """Of a single client's batch the examples without the padding, which follows them."""
-        count = int(torch.count_nonzero(self.weight[0]))
+    def cut(self, count: int) -> Batch:
+        """The first `count` examples of each client."""
         if count == self.weight.shape[1]:
             return self
         return replace(self, x=self.x[:, :count], y=self.y[:, :count], weight=self.weight[:, :count])

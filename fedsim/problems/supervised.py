@@ -280,10 +280,10 @@ class Supervised:
         clients: int64 [C]. sampled: which of a client's examples, by their places; None: all. Every client by itself,
         so that its numbers do not depend on who else is asked. There is no noise to be drawn.
         """
-        data, loss = self.data, self.model.loss
+        data, loss, offset = self.data, self.model.loss, self.partition.offset
 
         def losses(client: int) -> Tensor:
-            index = data.order[data.begin[client] : data.begin[client] + data.count[client]]
+            index = data.order[int(offset[client]) : int(offset[client + 1])]
             index = index if sampled is None else index[sampled(client)]
             outputs = self._forward(params, data.x[index])
             found = loss.examples(outputs, data.y[index]).double()

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -50,7 +50,7 @@ class Keys:
     """Names of J directions: each field is one number for all, or int64 [J].
 
     owner: a client's id below 2^32, or SERVER for directions that everyone shares. turn: below 2^32. step and draw:
-    below 2^16, else InputError.
+    below 2^16, else InputError; of tensors on a GPU, which would be waited for, who makes them sees to that.
     """
 
     purpose: str
@@ -61,35 +61,43 @@ class Keys:
 
     def __post_init__(self) -> None:
         for name, number in (("step", self.step), ("draw", self.draw)):
-            low, high = (number, number) if isinstance(number, int) else _extremes(number)
-            if low < 0 or high >= DRAWS:
-                raise InputError(name, high if high >= DRAWS else low, f"stay within 0 and {DRAWS - 1} in a round")
+            _hold(name, *((number, number) if isinstance(number, int) else _extremes(number)))
 
     def __len__(self) -> int:
         """J; one where every field is a single number."""
-        lengths = {len(field) for field in self._fields if isinstance(field, Tensor)} - {1}
+        lengths = {len(field) for field in self._fields.values() if isinstance(field, Tensor)} - {1}
         if len(lengths) > 1:
             raise ValueError(f"keys have one length, not {sorted(lengths)}")
         return lengths.pop() if lengths else 1
 
     def __getitem__(self, chosen: slice | Tensor) -> Keys:
         """Some of the names: a slice, indices or a mask."""
-        owner, turn_, step, draw = (
-            torch.as_tensor(field, dtype=torch.int64).expand(len(self))[chosen] for field in self._fields
-        )
-        return replace(self, owner=owner, turn=turn_, step=step, draw=draw)
+        count, fields = len(self), self._fields
+        if not any(isinstance(field, Tensor) for field in fields.values()):
+            fields["owner"] = torch.as_tensor(self.owner, dtype=torch.int64)
+        own = {name: field.expand(count)[chosen] for name, field in fields.items() if isinstance(field, Tensor)}
+        return Keys(self.purpose, **{**fields, **own})
 
     @property
-    def _fields(self) -> tuple[Index, Index, Index, Index]:
-        return self.owner, self.turn, self.step, self.draw
+    def _fields(self) -> dict[str, Index]:
+        return {"owner": self.owner, "turn": self.turn, "step": self.step, "draw": self.draw}
 
     def counters(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """The three counter words beside the block's: int64 [J, 1] each."""
+        count = len(self)
         owner, turn_, step, draw = (
-            torch.as_tensor(field, dtype=torch.int64, device=device).reshape(-1, 1).expand(len(self), 1)
-            for field in self._fields
+            field.to(device, torch.int64).reshape(-1, 1).expand(count, 1)
+            if isinstance(field, Tensor)
+            else torch.full((count, 1), field, dtype=torch.int64, device=device)
+            for field in self._fields.values()
         )
         return owner, turn_, step * DRAWS + draw
+
+
+def numbered(count: int, owners: int, device: torch.device) -> Tensor:
+    """The draws 0, 1, ... of each of so many owners, `count` each: int64 [owners count]. InputError: too many."""
+    _hold("draw", 0, count - 1)
+    return torch.arange(count, device=device).repeat(owners)
 
 
 def check(kind: Kind, count: int, dimension: int, option: str = "queries") -> None:
@@ -143,7 +151,7 @@ def draw(
     check(kind, count, dimension)
     if kind == "coordinate":
         return _coordinates(streams, purpose, clients, count, dimension, turn, step, dtype)
-    each = torch.arange(count, device=clients.device).repeat(len(clients))
+    each = numbered(count, len(clients), clients.device)
     owner, turn_, step_ = (
         field.reshape(-1).repeat_interleave(count) if isinstance(field, Tensor) else field
         for field in (clients, turn, step)
@@ -246,8 +254,14 @@ def _of(word: Index, rows: slice) -> Index:
     return word[rows] if isinstance(word, Tensor) else word
 
 
+def _hold(name: str, low: int, high: int) -> None:
+    """Refuse steps or draws that have no names of their own."""
+    if low < 0 or high >= DRAWS:
+        raise InputError(name, high if high >= DRAWS else low, f"stay within 0 and {DRAWS - 1} in a round")
+
+
 def _extremes(numbers: Tensor) -> tuple[int, int]:
-    if not len(numbers):
+    if not len(numbers) or numbers.device.type != "cpu":
         return 0, 0
     low, high = numbers.aminmax()
     return int(low), int(high)

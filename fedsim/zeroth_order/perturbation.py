@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim.core.streams import Streams
 from fedsim.zeroth_order.directions import Keys, Sliceable, part
-from fedsim.zeroth_order.replay import BLOCK, add_, nonzero_rows
+from fedsim.zeroth_order.replay import BLOCK, add_, moved_rows
 
 
 def perturb_(
@@ -38,8 +38,11 @@ def perturb_(
     if len(keys) not in (1, count):
         raise ValueError(f"{len(keys)} keys do not name the directions of {count} rows")
     leaf = leaves[0]
-    steps = torch.as_tensor(scale, dtype=torch.float64, device=leaf.device).to(leaf.dtype).expand(count)
-    chosen = nonzero_rows(steps)
+    if isinstance(scale, Tensor):
+        steps = scale.to(leaf.device, torch.float64).to(leaf.dtype).expand(count)
+    else:
+        steps = torch.full((count,), scale, dtype=torch.float64, device=leaf.device).to(leaf.dtype)
+    chosen = moved_rows(steps)
     if chosen is not None and not len(chosen):
         return
     width = max(1, block // len(keys))

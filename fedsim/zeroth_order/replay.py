@@ -42,9 +42,10 @@ def replay_(
     steps = (steps.unsqueeze(1) if steps.dim() == 1 else steps).expand(-1, count)
     if len(keys) != len(steps):
         raise ValueError(f"{len(keys)} keys do not name {len(steps)} contributions")
-    live = (steps != 0).any(dim=1)
-    steps, keys = steps[live], keys[live.cpu()]
-    chosen = [nonzero_rows(step) for step in steps]
+    if rows.device.type == "cpu":
+        live = (steps != 0).any(dim=1)
+        steps, keys = steps[live], keys[live]
+    chosen = [moved_rows(step) for step in steps]
     width = min(dimension, block)
     together = max(1, block // max(1, width))
     for start in range(0, dimension, max(1, width)):
@@ -57,8 +58,10 @@ def replay_(
     return rows
 
 
-def nonzero_rows(steps: Tensor) -> Tensor | None:
-    """The rows with steps [k] other than 0: None for all of them, else int64."""
+def moved_rows(steps: Tensor) -> Tensor | None:
+    """The rows with steps [k] other than 0: None for all of them, else int64; on a GPU, not to wait, bool [k]."""
+    if steps.device.type != "cpu":
+        return steps != 0
     chosen = steps.nonzero().squeeze(1)
     return None if len(chosen) == len(steps) else chosen
 
@@ -70,10 +73,14 @@ def add_(rows: Tensor, steps: Tensor, vectors: Tensor, chosen: Tensor | None) ->
     """
     # Product and sum are rounded one after the other: a fused kernel may round once or twice by the place in memory.
     height = max(1, 4 * BLOCK // max(1, rows.shape[1]))
-    if chosen is None:
+    if chosen is None or chosen.dtype == torch.bool:
         for start in range(0, len(rows), height):
             group = slice(start, start + height)
-            rows[group].add_(steps[group].unsqueeze(1) * (vectors[group] if vectors.dim() == 2 else vectors))
+            product = steps[group].unsqueeze(1) * (vectors[group] if vectors.dim() == 2 else vectors)
+            if chosen is None:
+                rows[group].add_(product)
+            else:
+                rows[group] = torch.where(chosen[group].unsqueeze(1), product.add_(rows[group]), rows[group])
     else:
         for some in torch.split(chosen, height):
             product = steps[some].unsqueeze(1) * (vectors[some] if vectors.dim() == 2 else vectors)

@@ -21,7 +21,7 @@ from torch import Tensor
 from fedsim.core.philox import MASK
 from fedsim.core.streams import Streams
 from fedsim.zeroth_order.codec import OneByte, Sign
-from fedsim.zeroth_order.directions import DRAWS, Keys, Sliceable
+from fedsim.zeroth_order.directions import DRAWS, Keys, Sliceable, numbered
 from fedsim.zeroth_order.replay import replay_
 from fedsim.zeroth_order.scalar_codes import Float32
 
@@ -106,7 +106,7 @@ def of_losses(seed: Tensor, log: Rows, shape: Population) -> Contributions:
 
 def population_keys(rounds: Tensor, count: int) -> Keys:
     """Names of the `count` directions of each of the rounds int64 [L], one round after the other."""
-    draws = torch.arange(count, device=rounds.device).repeat(len(rounds))
+    draws = numbered(count, len(rounds), rounds.device)
     return Keys("fedes", turn=rounds.repeat_interleave(count), draw=draws)
 
 
@@ -146,15 +146,15 @@ class Population:
 
 def seeded_keys(seeds: Tensor, draws: int = 1) -> Keys:
     """Names, under `PUBLIC`, of so many directions of each seed, int64 [K] from 0, one seed after the other."""
-    each = torch.arange(draws, device=seeds.device).repeat(len(seeds))
+    each = numbered(draws, len(seeds), seeds.device)
     seeds = seeds.repeat_interleave(draws)
     return Keys("shared-seed", owner=seeds & MASK, turn=seeds >> 32, draw=each)
 
 
 def pool_keys(seed: Tensor, places: Tensor) -> Keys:
     """Names, under `PUBLIC`, of the directions at `places` int64 [J], below 2^32, of the pool of one seed."""
-    owner, round_ = int(seed) & MASK, int(seed) >> 32
-    return Keys("pool", owner=owner, turn=round_, step=places // DRAWS, draw=places % DRAWS)
+    seed = seed.reshape(1).to(places.device)
+    return Keys("pool", owner=seed & MASK, turn=seed >> 32, step=places // DRAWS, draw=places % DRAWS)
 
 
 def rebuilt(start: Tensor, seed: Tensor, sums: Tensor, rate: float, kind: Sliceable) -> Tensor:

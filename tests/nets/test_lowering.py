@@ -237,7 +237,7 @@ def executed(make: Callable[[], nn.Module], shape: tuple[int, ...] | None) -> st
     outputs = network.outputs(stack, problem.data.x[rows])
     for client in range(C):
         own = slice(client, client + 1)
-        trimmed = batch(own).trimmed
+        trimmed = batch(own).cut(5 if client != 1 else 2)
         loss, expected = plain.gradients(stack[own], trimmed)
         torch.testing.assert_close(losses[own], loss, rtol=0, atol=1e-10)
         for found, right in zip(gradient.leaves, expected.leaves, strict=True):

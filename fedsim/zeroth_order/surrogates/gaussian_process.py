@@ -132,7 +132,7 @@ def fit(
     scales: float64 [L], the length scales to choose from by the largest marginal likelihood; by default
     `length_scales(d)`. O(C L n^3 + C n^2 d), and a few times C n^2 numbers of memory.
     """
-    grid = length_scales(points.shape[2]).to(points.device) if scales is None else scales
+    grid = length_scales(points.shape[2]) if scales is None else scales
     kept = usable(points, values, counts)
     center, moved = _centered(points, kept)
     squares = (moved * moved).sum(dim=2)
@@ -145,7 +145,7 @@ def fit(
 
     # One scale at a time: its matrices stay in the processor's cache, which halves the time, and leave the memory.
     evidence = torch.stack([_evidence(kernel.value(distances, one), targets, kept, noise) for one in grid.tolist()])
-    length_scale = grid[evidence.argmax(dim=0)]
+    length_scale = grid.to(points.device)[evidence.argmax(dim=0)]
     factor, used = factorise(kernel.value(distances, length_scale.reshape(-1, 1, 1)), kept, noise)
     weights = torch.cholesky_solve(targets.unsqueeze(2), factor).squeeze(2) * scale.unsqueeze(1)
     return GaussianProcess(

@@ -176,7 +176,7 @@ def draw(
     streams: Streams, number: int, dimension: int, *, length_scale: float = 1.0, device: torch.device | str = "cpu"
 ) -> RandomFeatures:
     """Draw `number` features, M, of the RBF kernel in d dimensions, as the server: the same from the same streams."""
-    owner = torch.tensor([SERVER], device=device)
+    owner = torch.full((1,), SERVER, device=device)
     normal = streams.normal("feature-frequencies", owner, (number, dimension), dtype=torch.float64)
     uniform = streams.uniform("feature-phases", owner, (number,), dtype=torch.float64)
     return RandomFeatures(normal[0] / length_scale, uniform[0] * (2.0 * math.pi))

@@ -48,11 +48,15 @@ class Trajectory:
         which = torch.arange(len(self.count), device=self.count.device) if rows is None else rows
         number, length = told.cumsum(dim=1), self.points.shape[1]
         # Of more pairs than there are rows the last ones stay: no row is written twice.
-        client, pair = (told & (number > number[:, -1:] - length)).nonzero(as_tuple=True)
-        place = (self.count[which].long().unsqueeze(1) + number - 1) % length
-        owner = which[client]
-        self.points[owner, place[client, pair]] = points[client, pair]
-        self.values[owner, place[client, pair]] = values[client, pair]
+        stay = told & (number > number[:, -1:] - length)
+        order = torch.argsort(~stay, dim=1, stable=True)[:, :length]
+        # As many rows for each client, so that nobody has to know how many: beyond its pairs they keep what they hold.
+        taken, each = stay.gather(1, order), torch.arange(order.shape[1], device=order.device)
+        first = self.count[which].long() + number[:, -1] - stay.sum(dim=1)
+        at = which.unsqueeze(1), (first.unsqueeze(1) + each) % length
+        new = points.gather(1, order.unsqueeze(2).expand(-1, -1, points.shape[2])), values.gather(1, order)
+        self.points[at] = torch.where(taken.unsqueeze(2), new[0], self.points[at])
+        self.values[at] = torch.where(taken, new[1], self.values[at])
         self.count.index_add_(0, which, told.sum(dim=1).to(self.count.dtype))
 
     def nearest(self, center: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:

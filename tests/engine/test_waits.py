@@ -1,0 +1,137 @@
+"""Nothing within the local steps of a cohort makes the host wait for a GPU, and another device gives the CPU's bits.
+
+On a device that is pretended (see `elsewhere`), for clients that train and that search: as many waits with two local
+steps or epochs as with more, and with few clients as with many.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from contract import ROWS
+from elsewhere import DEVICE, pretended
+
+from fedsim.problems.supervised import Supervised
+from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
+from fedsim.testing.problems import TRAINING, mlp, small_experiment, small_problem
+
+FIT = ("factorise", "_repeated", "fit")
+"""Of Gaussian processes: whether a factorisation has failed decides whether another is made, and the numbers of points
+are looked at where they are so close that they may be the same; done for nothing, either takes longer than a wait.
+"""
+ONCE = {
+    "clients/fedes.py": {"train"},
+    "clients/fedkseed.py": {"train"},
+    "clients/fzoos.py": {"share", "train"},
+    "clients/one_byte.py": {"train"},
+    "fedsim/client/curriculum.py": {"_whole", "course", "steps"},
+    "fedsim/core/streams.py": {"ragged_bits"},
+    "fedsim/engine/batches.py": {"<genexpr>", "_draws", "_first_steps", "_passes", "_prefixes", "plan_batches"},
+    "fedsim/engine/cohort.py": {"batches", "class_counts", "judge"},
+    "fedsim/engine/executor.py": {"<dictcomp>", "_remember", "assign"},
+    "fedsim/engine/flights.py": {"_rows", "job_of"},
+    "fedsim/engine/job.py": {"<dictcomp>", "_of_each", "asked", "crossed", "received", "sound"},
+    "fedsim/engine/returned.py": {"done"},
+    "fedsim/engine/store.py": {"_rows", "admit"},
+    "fedsim/engine/virtual.py": {"submit"},
+    "fedsim/zeroth_order/replica.py": {"caught_up"},
+    "fedsim/zeroth_order/shared_seed.py": {"of_codes", "of_losses", "rebuilt"},
+    "fedsim/zeroth_order/surrogates/gaussian_process.py": set(FIT),
+    "fedsim/zeroth_order/surrogates/random_features.py": {"_rows", "fit", "weights"},
+}
+"""What waits in a cohort's work, by file: when it is planned, when its results are taken, and when surrogates are
+fitted; the features' fit for each client, the others for all at once.
+"""
+COHORTS = ("clients/", "fedsim/client/", "fedsim/core/", "fedsim/engine/", "fedsim/nets/", "fedsim/zeroth_order/")
+SERVERS = ("fedsim/zeroth_order/server.py", "fedsim/zeroth_order/replica_server.py")
+QUICK = (
+    *("fedavg", "scaffold", "feddyn", "momentum", "adam", "lion", "steps", "fedprox", "standard", "curriculum"),
+    *("fedcbo", "fedzo", "fedzo_batches", "coordinates", "forward_gradient", "prior", "scaffold_zo", "fzoos"),
+    *("fedkseed", "decomfl"),
+)  # fmt: skip
+"""One of each kind of client; the others once a day."""
+
+
+def longer(row: str, times: int) -> dict[str, Any] | None:
+    """The tables of a row whose clients take so many local steps or epochs; None: there is no such number."""
+    tables = copy.deepcopy(ROWS[row])
+    client = tables.setdefault("client", {"kind": "sgd", **TRAINING})
+    for table in (client, tables.get("strategy", {})):
+        for name in ("epochs", "steps"):
+            if name in table:
+                table[name] = times
+                return tables
+    return None
+
+
+def simulated(tables: dict[str, Any], device: torch.device, **others: Any) -> Simulation:
+    """A simulation of `small_problem` on a device."""
+    like = small_problem()
+    problem = Supervised(like.dataset, like.partition, mlp(), device=device, dtype=torch.float64)
+    defaults = {"rounds": 2, "engine": {"executor": "stacked"}}
+    return build_simulation(small_experiment(**{**tables, **defaults, **others}), problem)
+
+
+def run(simulation: Simulation) -> torch.Tensor:
+    """The parameters after all rounds."""
+    for _ in simulation:
+        pass
+    return simulation.state.params
+
+
+def waited(tables: dict[str, Any], **others: Any) -> tuple[Counter[str], torch.Tensor]:
+    """How often the host waits in all rounds, by where; and the last parameters, on the CPU."""
+    with pretended() as waits:
+        simulation = simulated(tables, DEVICE, **others)
+        waits.clear()
+        params = run(simulation)
+        found = Counter(waits)
+        return found, params.cpu()
+
+
+def of_cohorts(waits: Counter[str]) -> Counter[str]:
+    """The waits in the work of cohorts."""
+    return Counter(
+        {place: count for place, count in waits.items() if place.startswith(COHORTS) and not place.startswith(SERVERS)}
+    )
+
+
+def not_fitting(waits: Counter[str]) -> Counter[str]:
+    """Those of cohorts without the waits of fitted processes, which are one of a kind."""
+    fitted = tuple(f"fedsim/zeroth_order/surrogates/gaussian_process.py {name}:" for name in FIT)
+    return Counter({place: count for place, count in of_cohorts(waits).items() if not place.startswith(fitted)})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, marks=() if row in QUICK else pytest.mark.slow) for row in ROWS if longer(row, 2) is not None],
+)
+def test_local_steps_do_not_wait(row: str) -> None:
+    few, many = longer(row, 2), longer(row, 5)
+    assert few is not None
+    assert many is not None
+    found, params = waited(many)
+    assert not_fitting(found) == not_fitting(waited(few)[0])
+    assert torch.equal(params, run(simulated(many, torch.device("cpu"))))
+    for place in of_cohorts(found):
+        path, function = place.split(": ")[0].split(" ")
+        assert function in ONCE.get(path, ()), place
+
+
+@pytest.mark.parametrize("executor", ["stacked", "loop"])
+def test_no_step_of_either_executor_waits(executor: str) -> None:
+    few, many = ({"client": {"kind": "sgd", **TRAINING, "epochs": times}} for times in (2, 20))
+    engine = {"engine": {"executor": executor}}
+    found, params = waited(many, **engine)
+    assert found == waited(few, **engine)[0]
+    assert torch.equal(params, run(simulated(many, torch.device("cpu"), **engine)))
+
+
+def test_clients_of_a_stack_do_not_wait_one_by_one() -> None:
+    few, many = (waited({}, selection={"kind": "uniform", "count": count})[0] for count in (2, 6))
+    assert few == many
