@@ -13,7 +13,11 @@ import fedsim
 from experiments import check
 
 FOLDER = Path(check.__file__).parent
-FILES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.toml"))
+FILES = sorted(
+    path.relative_to(FOLDER).with_suffix("").as_posix()
+    for path in FOLDER.rglob("*.toml")
+    if path.name != "pyproject.toml"  # of an app
+)
 SMALL = [
     name
     for name in FILES
