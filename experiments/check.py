@@ -24,6 +24,7 @@ from experiments.curriculum import study as curriculum
 from experiments.fal import study as fal
 from experiments.faults import study as faults
 from experiments.fedfix import study as fedfix
+from experiments.flower_strategies import agreement, sleeping
 from experiments.fzoos import applications
 from experiments.fzoos import study as fzoos
 from experiments.one_byte import study as one_byte
@@ -174,6 +175,29 @@ def of_faults(claim: faults.Claim) -> Claim:
     return Claim(claim.name, f"faults/: {claim.text}", lambda place: Outcome(*claim.judge(fault_results(place))))
 
 
+@cache
+def sleeping_results(place: Place) -> sleeping.Results:
+    """The runs of asynchronous strategies over nodes that sleep."""
+    return sleeping.measure((place.runs / "flower_strategies" / "sleeping").absolute())
+
+
+def of_sleeping(name: str) -> Claim:
+    """A claim about them."""
+    text, judge = sleeping.CLAIMS[name]
+
+    def measure(place: Place) -> Outcome:
+        told, held = judge(sleeping_results(place))
+        return Outcome(told, held, observed=held is None)
+
+    return Claim(name, f"flower_strategies/: {text}", measure)
+
+
+def flower_agreement(place: Place) -> Outcome:
+    """The same strategies in one process, on a virtual grid, on Ray and on SuperNodes."""
+    results = agreement.measure((place.runs / "flower_strategies" / "agreement").absolute())
+    return Outcome(*agreement.judge(results))
+
+
 def of_fal(claim: fal.Claim[fal.Read], read: Callable[[Place], fal.Read], needs_data: bool) -> Claim:
     """A claim about one of them."""
 
@@ -221,6 +245,8 @@ CLAIMS = (
     of_fal(fal.RELATIVES, fal_relatives, needs_data=True),
     *map(of_curriculum, curriculum.CLAIMS),
     *map(of_faults, faults.CLAIMS),
+    Claim("flower_agreement", f"flower_strategies/: {agreement.CLAIM}", flower_agreement),
+    *map(of_sleeping, sleeping.CLAIMS),
 )
 
 

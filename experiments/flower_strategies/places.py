@@ -22,6 +22,8 @@ from fedsim.core.errors import FedsimError
 from fedsim.flower import AppFolder, simulate
 
 APP = Path(__file__).parents[1] / "flower_apps" / "linear"
+WORK = "work.json"
+"""What each method's folder has at its end."""
 LIMIT = 1800.0
 """Seconds that a run may take."""
 
@@ -33,10 +35,14 @@ def written(config: Mapping[str, Any]) -> str:
 
 
 def virtually(nodes: int, config: Mapping[str, Any], seconds: Mapping[int, float] | None = None) -> None:
-    """Run the app on a virtual grid. seconds: virtual ones, that each node takes."""
-    folder = AppFolder.read(APP, (written({**config, "nodes": nodes}),))
-    with folder.on_path():
-        simulate(folder.server, folder.client, nodes, run_config=folder.run_config, worlds=1, durations=seconds)
+    """Run the app on virtual grids, one a method, whose nodes are at work for nobody else.
+
+    seconds: virtual ones, that each node takes.
+    """
+    for method in config["methods"].split():
+        folder = AppFolder.read(APP, (written({**config, "nodes": nodes, "methods": method}),))
+        with folder.on_path():
+            simulate(folder.server, folder.client, nodes, run_config=folder.run_config, worlds=1, durations=seconds)
 
 
 def on_ray(nodes: int, config: Mapping[str, Any]) -> None:
@@ -73,7 +79,7 @@ def _run(name: str, environment: Mapping[str, str], config: Mapping[str, Any], f
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
     folders = [Path(config["out"]) / method for method in config["methods"].split()]
-    lost = [folder.name for folder in folders if not (folder / "work.json").is_file()]
+    lost = [folder.name for folder in folders if not (folder / WORK).is_file()]
     if done.returncode or lost:
         raise FedsimError(f"flwr run: {', '.join(lost)} did not finish\n{done.stdout[-5000:]}")
 

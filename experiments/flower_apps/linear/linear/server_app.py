@@ -16,8 +16,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "FedAvgM": {"strategy": {"kind": "fedavg", "server_lr": 0.3, "server_optimizer": {"kind": "sgd", "momentum": 0.9}}},
     "SCAFFOLD": {"strategy": {"kind": "scaffold"}},
     "median": {"strategy": {"kind": "fedavg"}, "aggregator": "median"},
-    "FedFix": {"strategy": {"kind": "fedfix", "window": 0.5}},
-    "FedBuff": {"strategy": {"kind": "fedbuff", "size": 4}},
+    "FedFix": {"strategy": {"kind": "fedfix", "window": 1.0}},
+    "FedBuff": {"strategy": {"kind": "fedbuff", "size": 3, "weights": "unbiased"}},
+    "FedBuff-2": {"strategy": {"kind": "fedbuff", "size": 2}},
 }
 
 app = ServerApp()
