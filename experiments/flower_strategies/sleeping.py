@@ -80,9 +80,9 @@ def measure(out: Path) -> Results:
     return Results(
         {name: history["time"] for name, history in rows.items()},
         {name: history["test_accuracy"] for name, history in rows.items()},
-        {name: (_waited(asleep / name), _waited_by_nodes(asleep / name)) for name in METHODS},
-        {name: _uses(out / "apart" / name) for name in PAIRED},
-        {name: _uses(out / "virtual" / name) for name in PAIRED},
+        {name: (waited(asleep / name), waited_by_nodes(asleep / name)) for name in METHODS},
+        {name: uses(out / "apart" / name) for name in PAIRED},
+        {name: uses(out / "virtual" / name) for name in PAIRED},
     )
 
 
@@ -181,7 +181,7 @@ def _timeline(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _waited(folder: Path) -> float:
+def waited(folder: Path) -> float:
     """The longest time between a node's reply and its next order, as the server saw it."""
     by_node = defaultdict[int, list[Any]](list)
     for entry in _timeline(folder):
@@ -192,7 +192,7 @@ def _waited(folder: Path) -> float:
     return max(waits)
 
 
-def _waited_by_nodes(folder: Path) -> float:
+def waited_by_nodes(folder: Path) -> float:
     """The same as the nodes themselves saw it, of work whose result was taken."""
     by_node = defaultdict[int, list[tuple[float, float]]](list)
     for entry in json.loads((folder / WORK).read_text(encoding="utf-8")):
@@ -200,7 +200,7 @@ def _waited_by_nodes(folder: Path) -> float:
     return max(later[0] - former[1] for each in by_node.values() for former, later in pairwise(sorted(each)))
 
 
-def _uses(folder: Path) -> list[Use]:
+def uses(folder: Path) -> list[Use]:
     """The replies that were taken, in the order of the versions that they moved, and of partitions."""
     steps = dict[int, float]()
     for row in History(folder / METRICS):  # the last may be of the end of the time, and of no step
