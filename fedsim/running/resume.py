@@ -209,7 +209,7 @@ def _noted(path: Path, config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _hold_unchanged(path: Path, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
     """Refuse a config.toml that is another than when the checkpoint was written, naming what differs first."""
-    for option, wanted, found in _differences(now, before):
+    for option, wanted, found in differences(now, before):
         if option.partition(".")[0] not in (*FREE, *NOTES):
             remedy = f"in {path / CONFIG} this was {found!r} so far; change it back, or run it in a new folder"
             raise InputError(option, wanted, remedy)
@@ -224,20 +224,20 @@ def _pinned(made: Experiment, resolved: Mapping[str, Any]) -> Experiment:
 
 def _hold_same(path: Path, here: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse another experiment than the one that is run here, naming what differs first."""
-    for option, wanted, found in _differences(given, here):
+    for option, wanted, found in differences(given, here):
         if option.partition(".")[0] in FREE:
             continue
         raise InputError(option, wanted, f"the run in {path} has {found!r}; leave this out, or run it in a new folder")
 
 
-def _differences(first: Any, second: Any, name: str = "") -> Iterable[tuple[str, Any, Any]]:
+def differences(first: Any, second: Any, name: str = "") -> Iterable[tuple[str, Any, Any]]:
     """What differs in two values of TOML: the names, and both values."""
     if isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
         first, second = (dict(enumerate(values)) for values in (first, second))
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         for key in {**first, **second}:
             inner = f"{name}.{key}" if name else str(key)
-            yield from _differences(first.get(key, "(nothing)"), second.get(key, "(nothing)"), inner)
+            yield from differences(first.get(key, "(nothing)"), second.get(key, "(nothing)"), inner)
     elif first != second:
         yield name, first, second
 

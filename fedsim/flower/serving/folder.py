@@ -17,15 +17,18 @@ from fedsim.core.errors import DivergedError, InputError, StalledError
 from fedsim.flower.records import tensors
 from fedsim.flower.serving.run import Served
 from fedsim.plots import curves
-from fedsim.running.checkpoint import Keeper, newest
-from fedsim.running.folder import RunFolder
+from fedsim.running.checkpoint import Keeper, UnusableError, newest
+from fedsim.running.folder import EXISTS, RunFolder
 from fedsim.running.history import Row
+from fedsim.running.resume import differences
 from fedsim.running.runner import recording, versions
 from fedsim.running.stored import CURVES, is_run
 from fedsim.running.summary import summarise
 
-FREE = ("rounds", "duration", "checkpoint", "resolved", "versions")
-"""What may be another when a server goes on."""
+FREE = ("name", "rounds", "app.duration", "app.checkpoint_every", "app.min_available_nodes", "resolved", "versions")
+"""What may be another when a server goes on: tables and options."""
+CALLED = {"app": "", "aggregation": "aggregator."}
+"""Tables whose options are called otherwise by who makes a strategy."""
 
 
 class AppFolder:
@@ -63,36 +66,51 @@ class AppFolder:
 def kept_in(path: Path, name: str, config: Mapping[str, Any], run: Served, when: Checkpointing) -> Iterator[AppFolder]:
     """The folder of a run that begins, or, where the same has been interrupted, goes on from its last checkpoint.
 
-    config: the tables of config.toml. InputError: another run is there, or one that has ended.
+    config: the tables of config.toml. InputError: another run is there, one that has ended, or something else.
     """
-    if is_run(path):
-        with RunFolder.reopen(path) as folder, recording(folder):
-            _hold_same(path, folder, config)
-            found, damaged = newest(folder)
-            if found is None:
-                folder.rewind()
-            else:
-                run.restore(found.snapshot)
-                folder.rewind(found.position, found.rows, damaged)
+    try:
+        if is_run(path):
+            with RunFolder.reopen(path) as folder, recording(folder):
+                _hold_same(path, folder, config)
+                found, damaged = newest(folder)
+                if found is None:
+                    folder.rewind()
+                else:
+                    run.restore(found.snapshot)
+                    folder.rewind(found.position, found.rows, damaged)
+                yield AppFolder(folder, run, when)
+            return
+        with RunFolder.create(path, name) as folder, recording(folder):
+            folder.write_config(
+                {**config, "versions": {"python": platform.python_version(), **versions(), "flwr": version("flwr")}}
+            )
+            folder.begin()
             yield AppFolder(folder, run, when)
-        return
-    with RunFolder.create(path, name) as folder, recording(folder):
-        folder.write_config(
-            {**config, "versions": {"python": platform.python_version(), **versions(), "flwr": version("flwr")}}
-        )
-        folder.begin()
-        yield AppFolder(folder, run, when)
+    except InputError as error:
+        if error.option not in ("out", "resume", "run"):  # as commands call it
+            raise
+        remedy = "there is something else in it; name another folder" if error.remedy == EXISTS else error.remedy
+        if isinstance(error, UnusableError):
+            remedy = f"{error.__cause__}; name another folder, or remove this one to begin again"
+        raise InputError("checkpoint", str(path), remedy) from error
 
 
 def _hold_same(path: Path, folder: RunFolder, config: Mapping[str, Any]) -> None:
     ended = folder.ended()
     if ended is not None:
         raise InputError("checkpoint", str(path), f"the run in it has {ended}; name another folder")
-    before = folder.config()
-    for option in {**before, **config}:
-        if option not in FREE and before.get(option) != config.get(option):
-            remedy = f"the run in {path} has {before.get(option, '(nothing)')!r}; take that, or another folder"
-            raise InputError(option, config.get(option, "(nothing)"), remedy)
+    held = folder.config()
+    if "model" not in held:
+        raise InputError("checkpoint", str(path), "the run in it is not that of an app's server; name another folder")
+    for option, given, before in differences(config, held):
+        table, _, rest = option.partition(".")
+        if table in FREE or option in FREE:
+            continue
+        if table == "model":
+            remedy = f"the run in {path} has other arrays, by name, type and shape, or others are frozen in it"
+            raise InputError("initial_arrays", f"{config['model']['arrays']} arrays", f"{remedy}; take those")
+        called = CALLED.get(table, f"{table}.") + rest if rest else option
+        raise InputError(called, given, f"the run in {path} has {before!r}; take that, or another folder")
 
 
 def status_of(run: Served, error: BaseException | None) -> tuple[str, str]:

@@ -8,6 +8,7 @@ Frozen arrays stay as they are.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,17 @@ class StateDict:
         ends = np.cumsum(self.layout.sizes).tolist()
         layout = zip(self.layout.names, ends, self.layout.sizes, self.layout.shapes, strict=True)
         return {name: (slice(end - size, end), shape) for name, end, size, shape in layout}
+
+    def described(self) -> dict[str, int | str]:
+        """What tells models apart, as a table: by names, types and shapes, and by the numbers of what is frozen."""
+        found = hashlib.blake2b(digest_size=16)
+        floats = zip(self.layout.names, self.types, self.layout.shapes, strict=True)
+        forms = {name: (dtype.str, shape) for name, dtype, shape in floats}
+        forms |= {name: (dtype.str, shape) for name, (dtype, shape) in self.whole.items()}
+        for name in self.names:
+            found.update(repr((name, forms.get(name))).encode())
+            found.update(self.frozen[name].data if name in self.frozen else b"")
+        return {"arrays": len(self.names), "digest": found.hexdigest()}
 
     def vector(self, arrays: ArrayRecord) -> Tensor:
         """The floats of a record of ours, [d]. InputError: it is of another model, and what is wrong with it."""

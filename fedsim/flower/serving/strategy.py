@@ -309,7 +309,9 @@ class FlowerStrategy(flower.Strategy):
             )
         name = kind_of("strategies", self.strategy)
         config = self._tables() | ({} if rounds is None else {"rounds": rounds})
-        config["problem"] = {"kind": "own"}
+        dialect = run.engine.dialect
+        config |= {"problem": {"kind": "own"}, "model": dialect.model.described()}
+        config |= {name: _for_toml(getattr(dialect, name)) for name in ("train_config", "evaluate_config")}
         config["resolved"] = {"nodes": run.parts.problem.num_clients, "parameters": run.parts.problem.dimension}
         when = Checkpointing(every=self.settings.checkpoint_every, last=False)
         with kept_in(self.checkpoint, name, config, run, when) as folder:
@@ -334,6 +336,17 @@ class FlowerStrategy(flower.Strategy):
 def needs(strategy: Strategy) -> dict[str, str]:
     """What a client app must have for a strategy beside training, by what it is for."""
     return {name: need for name, need in (HELP | DIFFERS | FOLLOWED).items() if name in strategy.up | strategy.down}
+
+
+def _for_toml(settings: ConfigRecord) -> dict[str, Any]:
+    """Settings as a table, bytes in hexadecimal digits."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return list(map(plain, value))
+        return value.hex() if isinstance(value, bytes) else value
+
+    return {name: plain(value) for name, value in settings.items()}
 
 
 def measured(run: Served) -> Row:

@@ -179,7 +179,7 @@ def test_the_model_is_judged_as_often_as_is_asked_and_at_the_end(strategy):
         return MetricRecord({"loss": float(number)})
 
     made = as_flower_strategy(strategy, evaluate_every=3, fraction_evaluate=1.0)
-    options = {"rounds": 8, "durations": DURATIONS, "evaluate_fn": evaluate}
+    options = {"rounds": 8, "durations": DURATIONS, "start": {"evaluate_fn": evaluate}}
     found, _ = watched(made, with_numpy.app, with_numpy.initial(), **options)
     assert [number for number, _ in seen] == [0, 3, 6, 8] == list(found.evaluate_metrics_serverapp)
     assert list(found.evaluate_metrics_clientapp) == [3, 6, 8]

@@ -114,7 +114,7 @@ def test_who_does_not_answer_in_time_is_given_up():
     # Node 0 would take 100 s; the others' rounds last until its time is over.
     durations = DURATIONS | {0: 100.0}
     result, engine = watched(
-        ours(FedAvg()), with_numpy.app, with_numpy.initial(), rounds=3, durations=durations, timeout=10.0
+        ours(FedAvg()), with_numpy.app, with_numpy.initial(), rounds=3, durations=durations, start={"timeout": 10.0}
     )
     assert (engine.ledger.crashed, engine.ledger.clients, engine.now) == (3, 9, 30 * 10**9)
     assert [told["replies"] for told in result.train_metrics_clientapp.values()] == [3, 3, 3]

@@ -77,7 +77,7 @@ def test_no_node_is_given_an_order_while_it_has_one(kind, seed):
     durations, away = schedule(seed)
     strategy = as_flower_strategy(made(), fraction_evaluate=0.7, seed=seed, **options)
     options = {"nodes": 6, "rounds": 15, "durations": durations, "away": away, "kind": Guarded}
-    result, engine = watched(strategy, with_numpy.app, with_numpy.initial(), timeout=4.0 + seed, **options)
+    result, engine = watched(strategy, with_numpy.app, with_numpy.initial(), start={"timeout": 4.0 + seed}, **options)
     assert len(result.train_metrics_clientapp) >= 10
     assert {"train", "evaluate"} == engine.grid.kinds
     assert 2 <= engine.grid.most <= 6

@@ -26,21 +26,13 @@ def start(strategy, app, initial, nodes=4, rounds=10, config=None, evaluate_fn=N
     return run(main, app, nodes, **options)
 
 
-def watched(
-    strategy,
-    app,
-    initial,
-    nodes=4,
-    rounds=10,
-    kind=VirtualGrid,
-    durations=None,
-    timeout=3600.0,
-    evaluate_fn=None,
-    **options,
-):
-    """What a strategy of ours comes to on a grid of its own, and the engine over it. options: of the grid."""
+def watched(strategy, app, initial, nodes=4, rounds=10, kind=VirtualGrid, durations=None, start=None, **options):
+    """What a strategy of ours comes to on a grid of its own, and the engine over it.
+
+    start: further arguments of the strategy's start. options: of the grid.
+    """
     with kind(app, nodes, durations=durations, **options) as grid:
-        return watched_on(grid, strategy, initial, rounds, timeout=timeout, evaluate_fn=evaluate_fn)
+        return watched_on(grid, strategy, initial, rounds, **(start or {}))
 
 
 def watched_on(grid, strategy, initial, rounds=10, **named):
