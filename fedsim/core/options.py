@@ -48,6 +48,8 @@ Name = Annotated[str, Field(min_length=1, pattern=r"^[^/\x00-\x1f]+$")]
 """A name that can be a folder's."""
 Counts = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 """Several counts; a TOML array."""
+Texts = Annotated[tuple[str, ...], Field(strict=False)]
+"""Several texts; a TOML array, in Python a list or a tuple."""
 
 BatchSize = PositiveInt | Literal["full"]
 """How many examples a step is about; full: all that the client has."""

@@ -9,9 +9,10 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from torch import Tensor
 
+from fedsim.core.errors import one_line
 from fedsim.engine.executor import Executor
 from fedsim.engine.job import JobResult
 from fedsim.exchange.actions import REPORT_UTILITY, SCORE
@@ -31,6 +32,12 @@ from fedsim.flower.records import (
 
 class RefusedError(ValueError):
     """A reply that is not what was asked for: in what, in words without its sender."""
+
+
+def reason_of(reply: Message) -> str:
+    """What an error reply says, without where in the client's code it was."""
+    said = (reply.error.reason or "").strip() or "no reason given"
+    return one_line(said.splitlines()[0], 200)
 
 
 @dataclass(frozen=True)

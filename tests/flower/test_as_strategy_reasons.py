@@ -34,6 +34,33 @@ def test_what_does_not_go_is_one_line_when_it_is_made(strategy, options, line):
         as_flower_strategy(strategy, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"selection": {"kind": "uniform", "count": 5}}, r"5 are needed \(selection.count\)"),
+        ({"selection": {"kind": "uniform", "count": 5}, "min_available_nodes": 3}, r"3 are needed \(min_available"),
+        ({"min_available_nodes": 5}, r"5 are needed \(min_available_nodes\)"),
+    ],
+)
+def test_whoever_waits_for_too_many_is_told_which_option_says_so(options, told):
+    with pytest.raises(StalledError, match=f"^2 nodes are connected, and {told}"):
+        start(as_flower_strategy("fedavg", **options), with_numpy.client(), with_numpy.initial(), nodes=2)
+
+
+def test_who_is_not_identified_is_told_so_without_a_traceback():
+    with pytest.raises(
+        InputError, match=r"(?m)call fedsim\.flower\.mods\.identify.* registered with name 'identify'\)$"
+    ):
+        start(as_flower_strategy("fedavg", identify=True), with_numpy.client(), with_numpy.initial(), nodes=2)
+
+
+@pytest.mark.parametrize("names", [["0"], ("0",)], ids=["list", "tuple"])
+def test_frozen_arrays_are_named_in_a_list_or_a_tuple(names):
+    result = start(as_flower_strategy("fedavg", frozen=names), with_numpy.client(), with_numpy.initial(), rounds=1)
+    moved = [bool(array.numpy().any()) for array in result.arrays.values()]
+    assert moved == [False, True]
+
+
 def failing():
     app = ClientApp()
 

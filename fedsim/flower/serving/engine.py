@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedsim.core.clock import ticks
-from fedsim.core.errors import StalledError, one_line
+from fedsim.core.errors import StalledError
 from fedsim.core.streams import Streams
 from fedsim.core.terminal import printable
 from fedsim.engine.ledger import Ledger
@@ -29,7 +29,7 @@ from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.exchange.windows import Window
 from fedsim.flower.internals import UNANSWERED
 from fedsim.flower.nodes import Sent
-from fedsim.flower.replies import RefusedError
+from fedsim.flower.replies import RefusedError, reason_of
 from fedsim.flower.serving.dialect import JUDGE, Answer, Dialect, Question, Rows, arrays_of, metrics_of, size_of
 from fedsim.flower.serving.problem import AppProblem
 from fedsim.flower.serving.register import LOOK, Register
@@ -310,7 +310,7 @@ class AppEngine(GridWindows[AppFlight]):
         groups: dict[int, list[tuple[AppFlight, Message]]] = {}
         for flight, reply in arrived:
             if reply.has_error() and reply.error.code in UNANSWERED:
-                self._give_up(flight, f"has not answered: {_reason(reply)}")
+                self._give_up(flight, f"has not answered: {reason_of(reply)}")
                 continue
             groups.setdefault(id(flight.orders), []).append((flight, reply))
         for group in groups.values():
@@ -392,7 +392,7 @@ class AppEngine(GridWindows[AppFlight]):
 def _read(flight: AppFlight, reply: Message, rows: Rows, place: int) -> Answer:
     """Write what a client answers into its place. RefusedError: it has failed, or answers something else."""
     if reply.has_error():
-        raise RefusedError(f"it has failed: {_reason(reply)}")
+        raise RefusedError(f"it has failed: {reason_of(reply)}")
     if reply.metadata.message_type != flight.question.kind:
         raise RefusedError(f"it answers {reply.metadata.message_type[:40]!r}, not {flight.question.kind}")
     return flight.question.read(reply.content, rows, place)
@@ -403,9 +403,3 @@ def _weigh(reply: Message, name: str, examples: float) -> None:
     metrics = metrics_of(reply.content)
     if name not in metrics:
         metrics[name] = examples
-
-
-def _reason(reply: Message) -> str:
-    """What an error says, without where in the client's code it was."""
-    said = (reply.error.reason or "").strip() or "no reason given"
-    return one_line(said.splitlines()[0], 200)

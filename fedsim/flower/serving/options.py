@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedsim.core.options import NonNegativeInt, PositiveInt, Seconds, Share, options
+from fedsim.core.options import NonNegativeInt, PositiveInt, Seconds, Share, Texts, options
 
 
 @options
@@ -35,7 +35,7 @@ class AppOptions:
     """The loss in the metrics of `train` replies."""
     evaluate_loss_key: str = "eval_loss"
     """The loss in the metrics of `evaluate` replies, which selectors ask for."""
-    frozen: tuple[str, ...] = ()
+    frozen: Texts = ()
     """Arrays that stay as they are, by names, or patterns such as `encoder.*`."""
     integers: Literal["largest", "latest"] = "largest"
     """Whose whole numbers, such as a normalisation's count of batches, the model has: those of the reply with most

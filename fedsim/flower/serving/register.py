@@ -10,9 +10,9 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.core.clock import ticks
-from fedsim.core.errors import one_line
 from fedsim.flower.nodes import IDENTIFY, Sent, answered
 from fedsim.flower.records import CONFIG, PARTITION, PARTITIONS
+from fedsim.flower.replies import reason_of
 from fedsim.flower.windows import Clock
 
 LOOK = 0.2
@@ -120,7 +120,7 @@ class Register:
     def _hear(self, node: int, reply: Message) -> None:
         """Take in which partition a node says that it is."""
         if reply.has_error():
-            self._refuse(node, f"node {node} {UNKNOWN} ({one_line(reply.error.reason, 120)})")
+            self._refuse(node, f"node {node} {UNKNOWN} ({reason_of(reply)})")
             return
         said = reply.content.config_records.get(CONFIG, ConfigRecord())
         partition, total = said.get(PARTITION), said.get(PARTITIONS)

@@ -255,13 +255,15 @@ class FlowerStrategy(flower.Strategy):
 
         StalledError: they never are. InputError: one does not say it.
         """
-        wanted = self.settings.min_available_nodes or getattr(self.selector, "count", None) or LEAST
+        least, count = self.settings.min_available_nodes, getattr(self.selector, "count", None)
+        option = "selection.count" if count and least is None else "min_available_nodes"
+        wanted = least or count or LEAST
         register, clock, end, told = engine.register, engine.clock, time.monotonic() + timeout, -1
         while (there := engine.meet()) < wanted or register.asked or register.refused:
             if register.refused:
                 raise InputError("identify", True, next(iter(register.refused.values())))
             if not register.asked and (not clock.real or time.monotonic() >= end):
-                raise StalledError(f"{there} nodes are connected, and {wanted} are needed; see min_available_nodes")
+                raise StalledError(f"{there} nodes are connected, and {wanted} are needed ({option})")
             if there != told and there < wanted:
                 _log("Waiting for nodes to connect: %d connected (minimum required: %d).", there, wanted)
             told = there
