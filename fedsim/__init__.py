@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # See `fedsim.parallel.arithmetic`. MKL reads it at its first product, so it must stand before that.
 os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
+# A GPU's products, which are otherwise summed in an order that differs from call to call.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # Loaded when first asked for, so that a command that needs no tensors does not wait for them.
 _HOMES = {

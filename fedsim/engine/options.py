@@ -23,6 +23,8 @@ class EngineOptions:
     """Where tensors lie; auto: on cuda where there is one."""
     precision: Literal["float32", "float64"] = "float32"
     """The numbers that data and parameters are made of."""
+    tf32: bool = False
+    """On a GPU, round what is multiplied to the 10 bits of TF32: faster, to some three digits. Of float32 only."""
     workers: PositiveInt | None = None
     """How many processes execute clients with executor = process. Not given: one a core."""
     memory_mib: PositiveInt = 256
@@ -33,3 +35,5 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.workers is not None and self.executor != "process":
             raise InputError("workers", self.workers, f"executor {self.executor} has none; take process, or remove it")
+        if self.tf32 and self.precision != "float32":
+            raise InputError("tf32", True, f"{self.precision} is not rounded so; take float32, or remove it")

@@ -2,13 +2,14 @@
 
 MKL otherwise picks kernels by the alignment of memory and the number of matrices in a batch, so that a client's numbers
 would depend on who else is in its cohort. `fedsim/__init__.py` sets MKL_CBWR, which MKL reads at its first product and
-never again.
+never again. A GPU's products are pinned by CUBLAS_WORKSPACE_CONFIG, which is set there too, and by `settle`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,23 @@ def hold_pinned() -> None:
         raise InputError("MKL_CBWR", found, f"{remedy}; leave it unset, or set AVX2,STRICT or COMPATIBLE")
 
 
+def settle(device: torch.device, tf32: bool) -> None:
+    """Have this process compute on a GPU in full precision, unless tf32 is asked for, and to the same bits each time.
+
+    Where an operation has no such way PyTorch warns, by its name. Nothing is changed where the device is none.
+    InputError: tf32 is asked for there.
+    """
+    if device.type != "cuda":
+        if tf32:
+            raise InputError("engine.tf32", True, f"there is no such rounding on {device.type}; remove it")
+        return
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = False  # which takes the kernel that happened to be the fastest
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic: Any = torch.utils.deterministic  # typed as if it could not be set
+    deterministic.fill_uninitialized_memory = False  # nothing reads it, and filling takes time
+
+
 def arithmetic() -> dict[str, str]:
     """How this process computes: settings by name, and the hash of what some operations give here."""
     settings = {
@@ -57,8 +75,9 @@ def arithmetic() -> dict[str, str]:
         "default": str(torch.get_default_dtype()).removeprefix("torch."),
     }
     if torch.cuda.is_available():
-        products, filters = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        settings |= {"cuda": torch.cuda.get_device_name(), "tf32": f"products {products}, filters {filters}".lower()}
+        # Neither TF32 nor deterministic ways, which follow from the experiment; see `settle`.
+        workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG", UNKNOWN)
+        settings |= {"cuda": torch.cuda.get_device_name(), "workspace": workspace}
     return settings | {"probe": _probe()}
 
 

@@ -13,7 +13,7 @@ import torch
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.parallel import arithmetic as place
-from fedsim.parallel.arithmetic import UNKNOWN, arithmetic, hold_pinned, kernels
+from fedsim.parallel.arithmetic import UNKNOWN, arithmetic, hold_pinned, kernels, settle
 
 ROOT = Path(__file__).parents[2]
 MKL = pytest.mark.skipif(kernels() == UNKNOWN, reason="PyTorch has no MKL here, or one that does not say")
@@ -71,3 +71,42 @@ def test_settings_of_the_process_are_told(monkeypatch):
     finally:
         torch.set_flush_denormal(False)
     assert arithmetic()["probe"] == before["probe"]
+
+
+@pytest.fixture
+def as_before():
+    """What is set for GPUs is as PyTorch has it at first, and again afterwards."""
+    homes = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    yield homes
+    torch.set_float32_matmul_precision("highest")
+    homes[1].allow_tf32, homes[1].benchmark = True, False
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_gpu_rounds_to_tf32_only_if_asked_and_repeats_itself(as_before, asked):
+    products, filters = as_before
+    products.allow_tf32 = filters.allow_tf32 = not asked
+    filters.benchmark = True
+    settle(torch.device("cuda"), asked)
+    assert (products.allow_tf32, filters.allow_tf32) == (asked, asked)
+    assert not filters.benchmark
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.is_deterministic_algorithms_warn_only_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_on_a_cpu_nothing_is_set_and_there_is_no_tf32(as_before, tmp_path):
+    _, filters = as_before
+    fedsim.run(fedsim.experiment(rounds=1, engine={"device": "cpu"}), out=tmp_path / "run")
+    assert filters.allow_tf32
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(InputError, match=r"^engine\.tf32 = True: there is no such rounding on cpu"):
+        fedsim.run(fedsim.experiment(rounds=1, engine={"device": "cpu", "tf32": True}), out=tmp_path / "other")
+    with pytest.raises(InputError, match=r"^engine\.tf32 = True: float64 is not rounded so"):
+        fedsim.experiment(rounds=1, engine={"precision": "float64", "tf32": True})
+
+
+def test_products_of_a_gpu_have_a_workspace_of_a_fixed_size():
+    assert said("import fedsim, os; print(os.environ['CUBLAS_WORKSPACE_CONFIG'])") == ":4096:8"
