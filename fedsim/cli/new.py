@@ -74,7 +74,7 @@ PLAIN: Mapping[str, str] = {
 INSTALLED = '[strategy]\nkind = "$name"\ndecay = 0.001'
 APP = """# What `fedsim flower run .` and `flwr run .` read.
 [tool.flwr.app]
-publisher = "$name"
+publisher = "$distribution"
 
 [tool.flwr.app.components]
 serverapp = "$name.server_app:app"
@@ -157,6 +157,7 @@ def scaffold(kind: str, name: str) -> dict[str, str]:
     _check(name, title, " ".join(templates.values()))
     project = kind in PROJECTS
     words = {"name": name, "title": title, "file": f"./{name}.py:{title}"}
+    words["distribution"] = name.replace("_", "-")  # as Flower wants an app to be called
     words |= {"module": f"{name}.strategy" if project else name, "up": "s[1]" if project else ""}
     words |= {word: Template(text).substitute(words) for word, text in {**PLAIN, **OWN.get(kind, {})}.items()}
     words["client"] += f"\n{TRAINING}"

@@ -124,6 +124,7 @@ def test_an_app_passes_its_own_tests_and_runs_as_a_folder_of_flowers(tmp_path, m
     differ = {"my_app/README.md", "my_app/pyproject.toml"}
     assert {path: text for path, text in alone.items() if path not in differ}.items() <= app_.items()
     theirs = tomllib.loads((folder / "pyproject.toml").read_text())
+    assert re.fullmatch(r"[a-zA-Z][a-zA-Z0-9-]{,31}", theirs["project"]["name"]), "flwr run would refuse the app"
     assert theirs["tool"].pop("flwr")["app"]["components"]["serverapp"] == "my_app.server_app:app"
     assert theirs == tomllib.loads(alone["my_app/pyproject.toml"])
     told = CliRunner().invoke(
