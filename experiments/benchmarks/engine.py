@@ -14,10 +14,15 @@ from fedsim.running.build import build_simulation
 
 
 class Fedsim:
-    """Federated averaging of a `Work` in this process, under one executor. strategy: what averages."""
+    """Federated averaging of a `Work` in this process, under one executor.
 
-    def __init__(self, work: Work, executor: str, device: str = "cpu", strategy: str = "fedavg") -> None:
-        self.work, self.executor, self.device, self.strategy = work, executor, device, strategy
+    strategy: what averages. tf32: round what a GPU multiplies.
+    """
+
+    def __init__(
+        self, work: Work, executor: str, device: str = "cpu", strategy: str = "fedavg", *, tf32: bool = False
+    ) -> None:
+        self.work, self.executor, self.device, self.strategy, self.tf32 = work, executor, device, strategy, tf32
 
     @staticmethod
     def missing() -> str | None:
@@ -39,7 +44,7 @@ class Fedsim:
             client={"kind": "sgd", **training},
             selection={"kind": "uniform", "count": work.cohort_size},
             evaluation={"every": 0},
-            engine={"executor": self.executor, "device": self.device},
+            engine={"executor": self.executor, "device": self.device, "tf32": self.tf32},
         )
         self.problem = fedsim.supervised(
             work.x,

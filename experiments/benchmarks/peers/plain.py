@@ -14,11 +14,11 @@ from experiments.benchmarks.peers.work import Pgd, Work, threads
 class PlainLoop:
     """`nn.Module`, `loss.backward()`, `torch.optim.SGD`; batches are parts of a shuffled order.
 
-    threads: how many threads PyTorch may use.
+    threads: how many threads PyTorch may use. device: where the model and all examples lie.
     """
 
-    def __init__(self, work: Work, threads: int) -> None:
-        self.work, self.threads = work, threads
+    def __init__(self, work: Work, threads: int, device: str = "cpu") -> None:
+        self.work, self.threads, self.device = work, threads, torch.device(device)
         self.rounds = 0
 
     @staticmethod
@@ -28,9 +28,10 @@ class PlainLoop:
 
     def start(self) -> None:
         """Make the module and copy out each client's examples."""
-        self.model = self.work.model()
+        self.model = self.work.model().to(self.device)
         self.state = _copy(self.model.state_dict())
-        self.data = [self.work.examples(client) for client in range(len(self.work.clients))]
+        examples = (self.work.examples(client) for client in range(len(self.work.clients)))
+        self.data = [(x.to(self.device), y.to(self.device)) for x, y in examples]
 
     def round(self) -> None:
         """Train the chosen clients one after the other and average their state dicts by examples."""
@@ -41,7 +42,8 @@ class PlainLoop:
             for client in chosen:
                 x, y = self.data[client]
                 self.model.load_state_dict(self.state)
-                train(self.model, x, y, self.work.orders(self.rounds, client), self.work)
+                orders = (order.to(self.device) for order in self.work.orders(self.rounds, client))
+                train(self.model, x, y, orders, self.work)
                 for name, value in self.model.state_dict().items():
                     average[name].add_(value, alpha=len(y) / total)
         self.state = average
