@@ -50,6 +50,8 @@ Counts = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 """Several counts; a TOML array."""
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 """Several texts; a TOML array, in Python a list or a tuple."""
+Box = Annotated[tuple[float, float], Field(strict=False)]
+"""A lower and an upper bound; a TOML array, in Python a list or a tuple."""
 
 BatchSize = PositiveInt | Literal["full"]
 """How many examples a step is about; full: all that the client has."""

@@ -23,11 +23,12 @@ from fedsim.core.errors import InputError
 from fedsim.core.files import path_of
 from fedsim.engine.client import Client
 from fedsim.exchange.transforms import Chain
-from fedsim.flower.searching import searching_client
+from fedsim.flower.searching import CANDIDATES, searching_client
 from fedsim.flower.serving.dialect import PEERS, SPOKEN, unspoken
 from fedsim.flower.serving.options import AppOptions
 from fedsim.flower.serving.run import Combine, combined
 from fedsim.flower.serving.strategy import FlowerStrategy
+from fedsim.problems.black_box import checked_bounds
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
 
@@ -82,13 +83,17 @@ def as_flower_strategy(
     if unknown:
         raise unspoken(plugins.kind_of("strategies", own), unknown)
     searching = None if client is None else searching_client(own, client)
+    options = AppOptions(**settings)
+    if checked_bounds(options.bounds) is not None and own.down != {CANDIDATES}:
+        remedy = "it keeps to no box, or its clients do, by the bounds of searcher; leave it out"
+        raise InputError("bounds", options.bounds, remedy)
     return FlowerStrategy(
         own,
         parts["selection"],
         parts["aggregation"],
         chain,
         searching,
-        AppOptions(**settings),
+        options,
         None if checkpoint is None else path_of(checkpoint, "checkpoint"),
         {"train": train_metrics_aggr_fn or combined, "evaluate": evaluate_metrics_aggr_fn or combined},
     )

@@ -71,7 +71,7 @@ class BlackBox:
             raise InputError("on_error", on_error, "name one of: stop, nan")
         if dtype not in (torch.float32, torch.float64):
             raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
-        self.functions, self.dimension, self.bounds = functions, dimension, _checked_bounds(bounds)
+        self.functions, self.dimension, self.bounds = functions, dimension, checked_bounds(bounds)
         self.optimum, self.noise, self.on_error = optimum, noise, on_error
         self.device, self.dtype = torch.device(device), dtype
         self.sizes = torch.ones(functions.num_clients, dtype=torch.int64)
@@ -262,7 +262,8 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _checked_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+def checked_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Lower and upper bounds of a box, the same for every coordinate, or None. InputError: they are none."""
     if bounds is None:
         return None
     try:

@@ -91,10 +91,10 @@ def squares(points, context=None, partition=None):
     return (away**2).sum(1) + 0.1 * torch.cos(5.0 * away).sum(1)
 
 
-def functions(bounds):
+def functions():
     """The same functions in one process."""
     each = [partial(squares, partition=partition) for partition in range(NODES)]
-    return fedsim.black_box(each, dimension=3, kind="vectorised", bounds=bounds, dtype=torch.float64)
+    return fedsim.black_box(each, dimension=3, kind="vectorised", bounds=BOX, dtype=torch.float64)
 
 
 def experiment_of(row):
@@ -162,14 +162,28 @@ def small(name):
 
 @pytest.mark.parametrize("name", [*SEARCHED, *PLAIN])
 def test_clients_that_search(name):
-    """The box of the functions is their clients' affair; a server that chooses the points itself knows of none."""
+    """The box of the functions is their clients' affair, but where the server chooses the points."""
     row = small(name)
-    bounds = None if row["client"]["kind"] == "values" else BOX
-    own = fedsim.run(experiment_of(row), problem=functions(bounds), save=False)
+    own = fedsim.run(experiment_of(row), problem=functions(), save=False)
     app = ClientApp()
-    searcher(app, row["client"], squares, bounds=bounds, seed=SEED)
+    searcher(app, row["client"], squares, bounds=BOX, seed=SEED)
     named = {"client": row["client"]} if name in SEARCHED else {}
-    assert_alike(in_an_app(row, app, functions(bounds), **named), own)
+    if row["client"]["kind"] == "values":
+        named["bounds"] = BOX
+    assert_alike(in_an_app(row, app, functions(), **named), own)
+
+
+def test_a_box_is_for_what_keeps_to_it():
+    for strategy, bounds, why in (
+        ("fedavg", BOX, "keeps to no box"),
+        ({"kind": "fedzo", "guard": True}, BOX, "by the bounds of searcher"),
+        ("cbo", (1.0, 0.0), "the lower one first"),
+        ("cbo", (1.0,), "no default"),
+    ):
+        with pytest.raises(InputError, match=f"^bounds.*{why}"):
+            as_flower_strategy(strategy, bounds=bounds)
+    with pytest.raises(InputError, match=r"initial_arrays = a number outside: the box is \[0.6, 1.0\]"):
+        in_an_app(small("cbo"), ClientApp(), functions(), bounds=(0.6, 1.0))
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedsim.core.options import NonNegativeInt, PositiveInt, Seconds, Share, Texts, options
+from fedsim.core.options import Box, NonNegativeInt, PositiveInt, Seconds, Share, Texts, options
 
 
 @options
@@ -35,6 +35,10 @@ class AppOptions:
     """The loss in the metrics of `train` replies."""
     evaluate_loss_key: str = "eval_loss"
     """The loss in the metrics of `evaluate` replies, which selectors ask for."""
+    bounds: Box | None = None
+    """Of searches that choose the points themselves: the box that these are in, a lower and an upper bound of every
+    number. Not given: anywhere.
+    """
     frozen: Texts = ()
     """Arrays that stay as they are, by names, or patterns such as `encoder.*`."""
     integers: Literal["largest", "latest"] = "largest"

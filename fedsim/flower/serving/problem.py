@@ -19,15 +19,16 @@ class AppProblem:
     How many examples a client has is known when it has answered; until then it counts with the mean of the others.
     Nothing is measured here: the app judges its model itself.
 
-    params: the model to start from, [d]. census: counts the changes of who there is and of what they have. renewed:
-    numbers of clients that have forgotten what they were sent, until somebody empties it.
+    params: the model to start from, [d]. bounds: of the box that searches keep to; None: R^d. census: counts the
+    changes of who there is and of what they have. renewed: numbers of clients that have forgotten what they were sent,
+    until somebody empties it.
     """
 
-    data = model = oracle = bounds = names = None
+    data = model = oracle = names = None
     may_fail = True
 
-    def __init__(self, params: Tensor) -> None:
-        self._params, self.device, self.dtype = params, params.device, params.dtype
+    def __init__(self, params: Tensor, bounds: tuple[float, float] | None = None) -> None:
+        self._params, self.bounds, self.device, self.dtype = params, bounds, params.device, params.dtype
         self.census, self.renewed = -1, set[int]()
         self.know(np.zeros(0))
 

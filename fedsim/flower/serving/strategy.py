@@ -202,7 +202,10 @@ class FlowerStrategy(flower.Strategy):
         if rounds is not None and rounds < 1:
             raise InputError("num_rounds", rounds, "one round at least")
         model = StateDict.of(arrays, settings.frozen)
-        problem = AppProblem(model.vector(arrays))
+        params, box = model.vector(arrays), settings.bounds
+        if box is not None and not bool(((params >= box[0]) & (params <= box[1])).all()):
+            raise InputError("initial_arrays", "a number outside", f"the box is {list(box)}; start in it")
+        problem = AppProblem(params, box)
         dialect = Dialect(
             kind_of("strategies", self.strategy),
             model,
