@@ -340,8 +340,6 @@ class AppEngine(GridWindows[AppFlight]):
                 metrics.setdefault(name, torch.full((count,), math.nan, dtype=torch.float64))[place] = value
         first.question.finish(rows)
         read = torch.tensor([one is not None for one in heard])
-        for block in rows.values():
-            block[~read] = 0
         finite = finite_rows(list(rows.values())) & read
         clients = torch.tensor([flight.number for flight, _ in group])
         if first.orders.counts and self._chain.transforms and bool(finite.any()):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from apps.own import with_numpy
-from apps.own.misbehaving import Leaving, misbehaving
+from apps.own.misbehaving import Guarded, Leaving, misbehaving
 from apps.own.running import watched, watched_on
 from flwr.serverapp import Grid
 from local_grid import Clock
@@ -164,3 +164,18 @@ def test_a_duration_is_of_the_wall(clock):
     found, engine, _ = by_the_wall(clock, ours(FedBuff(size=2), duration=60.0), rounds=None)
     assert engine.now == 60 * SECOND
     assert 8 <= len(found.train_metrics_clientapp) <= 12
+
+
+def test_who_has_lost_its_number_finishes_what_it_is_at_before_it_gets_another(clock):
+    # Nodes 0 and 1 take 20 s and 15 s for an order that a deadline ends after 3 s; then 2 and 3 alone are listed, and
+    # get their numbers; from 6 s on all are there, and 0 and 1 are at work.
+    class Returning(Guarded):
+        def get_node_ids(self):
+            found = list(self._nodes)
+            return found[:2] if self.now < 3 * SECOND else found[2:] if self.now < 6 * SECOND else found
+
+    _, engine, _ = by_the_wall(clock, ours(FedAvg(deadline=3.0)), kind=Returning, rounds=12)
+    ids = list(engine.grid.inner._nodes)
+    assert engine.register.nodes == [ids[2], ids[3], ids[1], ids[0]]
+    assert engine.trace._selected[:2] == [0, 1]
+    assert len(engine.trace._selected) > 8

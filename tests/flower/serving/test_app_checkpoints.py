@@ -88,6 +88,7 @@ SYNCHRONOUS = {
     "momentum": (FedAvg(server_optimizer={"kind": "sgd", "momentum": 0.9}), {}),
     "oort": (FedAvg(), {"selection": {"kind": "oort", "count": 2}}),
     "power of choice": (FedProx(proximal_mu=0.1), {"selection": {"kind": "power_of_choice", "pool": 3, "count": 2}}),
+    "memory": (FedAvg(), {"transforms": [{"kind": "codes:Largest", "share": 0.5}]}),
     "robust and noisy": (FedAvg(), {"aggregator": "median", "transforms": [{"kind": "noise", "std": 0.01}]}),
 }
 

@@ -6,10 +6,9 @@ import random
 import numpy as np
 import pytest
 from apps.own import with_numpy
-from apps.own.misbehaving import Leaving
-from apps.own.running import watched, watched_on
+from apps.own.misbehaving import Guarded
+from apps.own.running import watched
 
-from fedsim.core.clock import ticks
 from fedsim.core.errors import InputError
 from fedsim.flower import VirtualGrid, as_flower_strategy
 from fedsim.flower.mods import identify
@@ -19,35 +18,6 @@ from strategies.fedbuff import FedBuff
 from strategies.fedfix import FedFix
 
 DURATIONS = {0: 2.0, 1: 1.5, 2: 1.0, 3: 0.5}
-
-
-class Guarded(Leaving):
-    """Holds that no node is sent an order of which it has another: neither answered, nor over its time to live."""
-
-    def __init__(self, *given, away=None, **named):
-        super().__init__(*given, away=away or {}, **named)
-        self.alive, self.most, self.kinds = {}, 0, set()
-
-    def push_messages(self, messages):
-        messages = list(messages)
-        for message in messages:
-            node = message.metadata.dst_node_id
-            self.alive = {name: end for name, end in self.alive.items() if end[1] > self.now}
-            assert node not in [held for held, _ in self.alive.values()], f"{node} has an order already"
-            assert not self._is_away(self._nodes[node].partition, self.now, self.now)
-        names = super().push_messages(messages)
-        for name, message in zip(names, messages, strict=True):
-            expires = self.now + ticks(message.metadata.ttl)
-            self.alive[name] = message.metadata.dst_node_id, expires
-            self.kinds.add(message.metadata.message_type)
-        self.most = max(self.most, len(self.alive))
-        return names
-
-    def _taken(self, names):
-        replies = super()._taken(names)
-        for reply in replies:
-            self.alive.pop(reply.metadata.reply_to_message_id, None)
-        return replies
 
 
 def schedule(seed, nodes=6):
@@ -245,22 +215,3 @@ def test_others_take_the_places_of_those_who_have_all_gone():
     _, engine = watched(strategy, with_numpy.app, with_numpy.initial(), rounds=6, **options)
     assert engine.register.nodes == list(engine.grid._nodes)[2:]
     assert engine.trace.participation == [6, 6]
-
-
-def test_who_has_lost_its_number_finishes_what_it_is_at_before_it_gets_another():
-    # Nodes 0 and 1 take 5 s for an order that a deadline ends after 1 s; then only 2 and 3 are there, from 2 s on all.
-    class Returning(Guarded):
-        def get_node_ids(self):
-            found = list(self._nodes)
-            return found[:2] if self.now < 10**9 else found[2:] if self.now < 2 * 10**9 else found
-
-    strategy = as_flower_strategy(FedAvg(deadline=1.0), fraction_evaluate=0.0)
-    durations = {0: 5.0, 1: 5.0, 2: 0.5, 3: 0.5}
-    result, engine = watched_on_grid(Returning, strategy, durations)
-    assert len(engine.register.nodes) == 4
-    assert len(result.train_metrics_clientapp) >= 5
-
-
-def watched_on_grid(kind, strategy, durations):
-    with kind(with_numpy.app, 4, durations=durations) as grid:
-        return watched_on(grid, strategy, with_numpy.initial(), 10, timeout=100.0)

@@ -153,3 +153,32 @@ class Leaving(VirtualGrid):
             flight.reply = unavailable(name, self.run.run_id, 0.0)
             flight.reply.error = Error(NODE_UNAVAILABLE, "the node is not there")
             flight.due = max(flight.sent, self.away[partition][0])
+
+
+class Guarded(Leaving):
+    """Holds that no node is sent an order of which it has another: neither answered, nor over its time to live."""
+
+    def __init__(self, *given, away=None, **named):
+        super().__init__(*given, away=away or {}, **named)
+        self.alive, self.most, self.kinds = {}, 0, set()
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        for message in messages:
+            node = message.metadata.dst_node_id
+            self.alive = {name: end for name, end in self.alive.items() if end[1] > self.now}
+            assert node not in [held for held, _ in self.alive.values()], f"{node} has an order already"
+            assert not self._is_away(self._nodes[node].partition, self.now, self.now)
+        names = super().push_messages(messages)
+        for name, message in zip(names, messages, strict=True):
+            expires = self.now + ticks(message.metadata.ttl)
+            self.alive[name] = message.metadata.dst_node_id, expires
+            self.kinds.add(message.metadata.message_type)
+        self.most = max(self.most, len(self.alive))
+        return names
+
+    def _taken(self, names):
+        replies = super()._taken(names)
+        for reply in replies:
+            self.alive.pop(reply.metadata.reply_to_message_id, None)
+        return replies
