@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from fedsim.flower import AppFolder, simulate
 APP = Path(__file__).parents[1] / "flower_apps" / "linear"
 WORK = "work.json"
 """What each method's folder has at its end."""
+PATIENCE = 20.0
+"""Seconds that a process has for its end, before it is killed."""
 LIMIT = 1800.0
 """Seconds that a run may take."""
 
@@ -105,21 +107,25 @@ def _flower() -> Iterator[tuple[dict[str, str], int]]:
     try:
         yield {**os.environ, **given, **off}, port
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _end_all(given["FLWR_HOME"])
+        shutil.rmtree(folder)
 
 
 @contextmanager
 def _process(command: list[str], environment: Mapping[str, str]) -> Iterator[None]:
     """A process, and all that it starts, until the end of this block."""
     with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
-        )
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         try:
             time.sleep(2.0)  # those who look for it look again
             yield
         finally:
-            _end(process)
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @contextmanager
@@ -132,17 +138,25 @@ def _processes(commands: list[list[str]], environment: Mapping[str, str]) -> Ite
         yield
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Have a process end, and those that it has started."""
+def _end_all(home: str) -> None:
+    """Have all processes end that have this FLWR_HOME, whatever became their parent, and wait until they have."""
     for mark in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, mark)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(20.0)
-        except subprocess.TimeoutExpired:
-            continue
+        end = time.monotonic() + PATIENCE
+        for number in _of(home):
+            with suppress(ProcessLookupError):
+                os.kill(number, mark)
+        while _of(home) and time.monotonic() < end:
+            time.sleep(0.1)
+
+
+def _of(home: str) -> list[int]:
+    """The numbers of the living processes with this FLWR_HOME."""
+    found, mark = [], f"FLWR_HOME={home}".encode()
+    for place in Path("/proc").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if place.name.isdigit() and mark in (place / "environ").read_bytes().split(b"\0"):
+                found.append(int(place.name))
+    return found
 
 
 def _ports(count: int) -> list[int]:
