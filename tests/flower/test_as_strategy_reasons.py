@@ -2,6 +2,7 @@
 
 import logging
 import tomllib
+from contextlib import suppress
 
 import pytest
 from apps.own import with_numpy
@@ -105,6 +106,28 @@ def test_what_a_node_says_steers_no_terminal(caplog):
 def test_who_needs_help_that_the_app_has_not_is_told_which():
     with pytest.raises(StalledError, match=r"the app needs fedsim\.flower\.local\.scaffold"):
         start(as_flower_strategy("scaffold"), with_numpy.client(), with_numpy.initial(), rounds=1, nodes=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"weighted_by_key": "n"}, "its metrics have no n; weighted_by_key says"),
+        (
+            {"selection": {"kind": "oort", "count": 2}, "loss_key": "l"},
+            "; l would do, or what loss_key names",
+        ),
+        (
+            {"selection": {"kind": "power_of_choice", "count": 1, "pool": 2}, "evaluate_loss_key": "l"},
+            "l is missing; evaluate_loss_key says",
+        ),
+    ],
+)
+def test_a_metric_that_is_missing_is_told_with_the_option_that_names_it(options, told, caplog):
+    caplog.set_level(logging.WARNING, "flwr")
+    with suppress(StalledError):  # where a selector alone lacks it, the run goes on
+        start(as_flower_strategy("fedavg", **options), with_numpy.client(), with_numpy.initial(), rounds=1, nodes=2)
+    assert all(told in record.getMessage() for record in caplog.records if "left out" in record.getMessage())
+    assert any(told in record.getMessage() for record in caplog.records)
 
 
 def test_the_summary_says_what_clients_need(caplog):

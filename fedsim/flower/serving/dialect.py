@@ -182,7 +182,7 @@ class Training(Question):
         for name in rows.keys() - VECTORS:
             value = number(metrics, name, None if name == "nu" else loss)
             if value is None:
-                raise lacking(name, f"; {keys.loss_key} would do" if name != "nu" else "")
+                raise lacking(name, f"; {keys.loss_key} would do, or what loss_key names" if name != "nu" else "")
             rows[name][place] = abs(value) if name == UTILITY else value
         told = {} if loss is None else {"loss": loss}
         for name in OBSERVED:
@@ -218,7 +218,7 @@ class Evaluation(Question):
         if self._key is not None:
             loss = number(metrics, self._key)
             if loss is None:
-                raise lacking(self._key)
+                raise lacking(self._key, "; evaluate_loss_key says what the app calls it")
             rows["loss"][place] = loss
         return Answer(weight_of(metrics, self._weight))
 
@@ -343,7 +343,7 @@ def weight_of(metrics: MetricRecord, name: str) -> float:
     """What a reply weighs. RefusedError: it does not say, or not with a number above 0."""
     value = number(metrics, name)
     if value is None:
-        raise RefusedError(f"its metrics have no {name}")
+        raise RefusedError(f"its metrics have no {name}; weighted_by_key says what the app calls it")
     if not 0.0 < value < math.inf:
         raise RefusedError(f"its {name} is {value:g}")
     return value
