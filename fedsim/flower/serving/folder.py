@@ -62,13 +62,23 @@ class AppFolder:
             folder.tidy()
 
 
+def hold_usable(path: Path, name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a folder in which no run can begin, and none that was interrupted go on. InputError: as of `kept_in`."""
+    with _calling_it_checkpoint(path):
+        if is_run(path):
+            with RunFolder.reopen(path) as folder:
+                _hold_same(path, folder, config)
+        else:
+            RunFolder.check(path, name)
+
+
 @contextmanager
 def kept_in(path: Path, name: str, config: Mapping[str, Any], run: Served, when: Checkpointing) -> Iterator[AppFolder]:
     """The folder of a run that begins, or, where the same has been interrupted, goes on from its last checkpoint.
 
     config: the tables of config.toml. InputError: another run is there, one that has ended, or something else.
     """
-    try:
+    with _calling_it_checkpoint(path):
         if is_run(path):
             with RunFolder.reopen(path) as folder, recording(folder):
                 _hold_same(path, folder, config)
@@ -86,6 +96,13 @@ def kept_in(path: Path, name: str, config: Mapping[str, Any], run: Served, when:
             )
             folder.begin()
             yield AppFolder(folder, run, when)
+
+
+@contextmanager
+def _calling_it_checkpoint(path: Path) -> Iterator[None]:
+    """Within this block what is wrong with the folder is said under the name of its option here."""
+    try:
+        yield
     except InputError as error:
         if error.option not in ("out", "resume", "run"):  # as commands call it
             raise

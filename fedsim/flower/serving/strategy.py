@@ -26,7 +26,7 @@ from fedsim.exchange.windows import All
 from fedsim.flower.searching import Search
 from fedsim.flower.serving.dialect import DIFFERS, FOLLOWED, HELP, Dialect
 from fedsim.flower.serving.engine import AppEngine
-from fedsim.flower.serving.folder import AppFolder, kept_in, status_of
+from fedsim.flower.serving.folder import AppFolder, hold_usable, kept_in, status_of
 from fedsim.flower.serving.options import AppOptions
 from fedsim.flower.serving.problem import AppProblem
 from fedsim.flower.serving.register import LOOK
@@ -216,6 +216,7 @@ class FlowerStrategy(flower.Strategy):
             model.kept(arrays),
             None if self.client is None else Search(self.strategy, self.client, problem.initial(), settings.seed),
         )
+        self._hold_keepable(dialect, rounds)
         clock = GridClock(grid) if isinstance(grid, VirtualGrid) else WallClock(grid)
         streams = Streams(settings.seed)
         engine = AppEngine(
@@ -301,25 +302,32 @@ class FlowerStrategy(flower.Strategy):
             "app": {name: value for name, value in app.items() if value is not None},
         }
 
+    def _config(self, dialect: Dialect, rounds: int | None) -> dict[str, Any]:
+        """The tables of config.toml, as far as nodes have no part in them."""
+        config = self._tables() | ({} if rounds is None else {"rounds": rounds})
+        config |= {"problem": {"kind": "own"}, "model": dialect.model.described()}
+        return config | {name: _for_toml(getattr(dialect, name)) for name in ("train_config", "evaluate_config")}
+
+    def _hold_keepable(self, dialect: Dialect, rounds: int | None) -> None:
+        """Refuse a folder before anything is asked of nodes."""
+        if self.checkpoint is None:
+            return
+        name = kind_of("strategies", self.strategy)
+        if self.strategy.unresumable is not None:
+            remedy = f"a run of {name} cannot go on: {self.strategy.unresumable}"
+            raise InputError("checkpoint", str(self.checkpoint), remedy)
+        hold_usable(self.checkpoint, name, self._config(dialect, rounds))
+
     @contextmanager
     def _folder(self, run: Served, rounds: int | None) -> Iterator[AppFolder | None]:
         """Where the run is kept, if it is."""
         if self.checkpoint is None:
             yield None
             return
-        if self.strategy.unresumable is not None:
-            kind = kind_of("strategies", self.strategy)
-            raise InputError(
-                "checkpoint", str(self.checkpoint), f"a run of {kind} cannot go on: {self.strategy.unresumable}"
-            )
-        name = kind_of("strategies", self.strategy)
-        config = self._tables() | ({} if rounds is None else {"rounds": rounds})
-        dialect = run.engine.dialect
-        config |= {"problem": {"kind": "own"}, "model": dialect.model.described()}
-        config |= {name: _for_toml(getattr(dialect, name)) for name in ("train_config", "evaluate_config")}
-        config["resolved"] = {"nodes": run.parts.problem.num_clients, "parameters": run.parts.problem.dimension}
+        problem, config = run.parts.problem, self._config(run.engine.dialect, rounds)
+        config["resolved"] = {"nodes": problem.num_clients, "parameters": problem.dimension}
         when = Checkpointing(every=self.settings.checkpoint_every, last=False)
-        with kept_in(self.checkpoint, name, config, run, when) as folder:
+        with kept_in(self.checkpoint, config["name"], config, run, when) as folder:
             yield folder
 
     def _evaluate(self, run: Served, evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None) -> None:

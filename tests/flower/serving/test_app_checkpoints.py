@@ -15,7 +15,10 @@ from apps.own import with_numpy, with_torch
 from apps.own.misbehaving import misbehaving
 from apps.own.running import watched
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from typer.testing import CliRunner
 
+import fedsim
+from fedsim.cli.main import app as commands
 from fedsim.core.errors import InputError
 from fedsim.flower import VirtualGrid, as_flower_strategy
 from fedsim.flower.mods import identify
@@ -56,16 +59,12 @@ def served(
     options = {"checkpoint_every": 1, "seed": 3, "fraction_evaluate": 0.5} | options
     made = as_flower_strategy(strategy, checkpoint=folder, **options)
     named = {"evaluate_fn": evaluate if judge else None, "train_config": ConfigRecord(config or {"lr": 0.1})}
-    return watched(
-        made,
-        app or with_numpy.app,
-        initial or with_numpy.initial(),
-        nodes=nodes,
-        rounds=rounds,
-        durations={node: DURATIONS[node] for node in range(nodes)},
-        seed=grid,
-        start=named,
-    )
+    durations = {node: DURATIONS[node] for node in range(nodes)}
+    given = made, app or with_numpy.app, initial or with_numpy.initial(), nodes, rounds
+    try:
+        return watched(*given, durations=durations, seed=grid, start=named)
+    except InputError as error:
+        return error, None
 
 
 def killed_in(deaths, folder, strategy, **options):
@@ -297,6 +296,25 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(tmp_path, monkeypatch, cap
     assert told.count("no checkpoint of round") == 1
     assert "the run goes on" in told
     assert whole(found) == whole(served(FedAvg())[0])
+
+
+def test_a_folder_is_refused_before_nodes_are_waited_for(tmp_path):
+    served(FedAvg(), tmp_path / "run", rounds=1)
+    found, engine = served(FedAvg(), tmp_path / "run", rounds=1, min_available_nodes=9)
+    assert (str(found).partition(": ")[2], engine) == ("the run in it has finished; name another folder", None)
+
+
+def test_a_run_of_an_app_is_compared_with_others_and_goes_on_in_its_app_alone(tmp_path):
+    served(FedAvg(), tmp_path / "whole")
+    with pytest.raises(KilledError):
+        served(FedBuff(size=2), tmp_path / "killed", killed=3)
+    with pytest.raises(InputError, match="on Flower's nodes; start it there again"):
+        fedsim.resume(tmp_path / "killed")
+    folders = [str(tmp_path / name) for name in ("whole", "killed")]
+    told = CliRunner().invoke(commands, ["compare", *folders, "--out", str(tmp_path / "both.png")]).output
+    assert "evaluate_eval_loss, final" in told
+    assert "strategy.size" in told
+    assert (tmp_path / "both-timeline.png").is_file()
 
 
 def test_a_folder_that_cannot_be_made_is_refused():
