@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class Elsewhere(Tensor):
     """A tensor of the pretended device; `inner` has its numbers."""
 
     inner: Tensor
+    waits: ClassVar[Counter[str]] = Counter()
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> Elsewhere:
@@ -70,10 +71,10 @@ class Elsewhere(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute where no mode is active, as in another thread."""
-        return computed(func, args, kwargs or {}, Counter())
+        return computed(func, args, kwargs or {})
 
 
-def computed(func: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str]) -> Any:
+def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What an operation gives; where the host would wait for the device, that is counted by where it was asked for."""
     flat = tree_flatten((args, kwargs))[0]
     elsewhere = [one for one in flat if isinstance(one, Elsewhere)]
@@ -88,10 +89,10 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any], waits: Counter[str]) 
         indexed = packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
         if not indexed:
             raise RuntimeError(f"{func} mixes tensors of two devices")
-        waits[_where(f"{packet} by indices of the CPU")] += 1
+        Elsewhere.waits[_where(f"{packet} by indices of the CPU")] += 1
     crosses = (bool(elsewhere) and target == CPU) or (copies and bool(here))
     if packet in READ or crosses or _follows(packet, elsewhere, kwargs):
-        waits[_where(str(packet))] += 1
+        Elsewhere.waits[_where(str(packet))] += 1
     if target is not None:
         kwargs = {**kwargs, "device": CPU}
     if packet is aten._efficientzerotensor:  # a thing of forward mode that has no memory
@@ -137,12 +138,8 @@ def _where(what: str) -> str:
 
 
 class _Counting(TorchDispatchMode):
-    def __init__(self, waits: Counter[str]) -> None:
-        super().__init__()
-        self.waits = waits
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return computed(func, args, kwargs or {}, self.waits)
+        return computed(func, args, kwargs or {})
 
 
 class _Sending(TorchFunctionMode):
@@ -158,6 +155,6 @@ class _Sending(TorchFunctionMode):
 @contextmanager
 def pretended() -> Iterator[Counter[str]]:
     """Within this block the device computes; how often the host has waited for it, by where."""
-    waits: Counter[str] = Counter()
-    with _Sending(), _Counting(waits):
-        yield waits
+    Elsewhere.waits = Counter()
+    with _Sending(), _Counting():
+        yield Elsewhere.waits

@@ -35,10 +35,14 @@ ONCE = {
     "fedsim/engine/cohort.py": {"batches", "class_counts", "judge"},
     "fedsim/engine/executor.py": {"<dictcomp>", "_remember", "assign"},
     "fedsim/engine/flights.py": {"_rows", "job_of"},
-    "fedsim/engine/job.py": {"<dictcomp>", "_of_each", "asked", "crossed", "received", "sound"},
+    "fedsim/engine/job.py": {"<dictcomp>", "_of_each", "asked", "crossed", "gathered", "received", "sound"},
     "fedsim/engine/returned.py": {"done"},
     "fedsim/engine/store.py": {"_rows", "admit"},
     "fedsim/engine/virtual.py": {"submit"},
+    "fedsim/exchange/aggregation.py": {"__call__", "_shares"},
+    "fedsim/exchange/messages.py": {"<dictcomp>", "finite_rows", "mean", "weights"},
+    "fedsim/exchange/transforms.py": {"apply"},
+    "fedsim/problems/supervised.py": {"losses"},
     "fedsim/zeroth_order/replica.py": {"caught_up"},
     "fedsim/zeroth_order/shared_seed.py": {"of_codes", "of_losses", "rebuilt"},
     "fedsim/zeroth_order/surrogates/gaussian_process.py": set(FIT),
@@ -47,7 +51,10 @@ ONCE = {
 """What waits in a cohort's work, by file: when it is planned, when its results are taken, and when surrogates are
 fitted; the features' fit for each client, the others for all at once.
 """
-COHORTS = ("clients/", "fedsim/client/", "fedsim/core/", "fedsim/engine/", "fedsim/nets/", "fedsim/zeroth_order/")
+COHORTS = (
+    *("clients/", "fedsim/attacks/", "fedsim/client/", "fedsim/core/", "fedsim/engine/", "fedsim/exchange/"),
+    *("fedsim/nets/", "fedsim/problems/supervised.py", "fedsim/zeroth_order/"),
+)
 SERVERS = ("fedsim/zeroth_order/server.py", "fedsim/zeroth_order/replica_server.py")
 QUICK = (
     *("fedavg", "scaffold", "feddyn", "momentum", "adam", "lion", "steps", "fedprox", "standard", "curriculum"),
@@ -132,6 +139,10 @@ def test_no_step_of_either_executor_waits(executor: str) -> None:
     assert torch.equal(params, run(simulated(many, torch.device("cpu"), **engine)))
 
 
-def test_clients_of_a_stack_do_not_wait_one_by_one() -> None:
-    few, many = (waited({}, selection={"kind": "uniform", "count": count})[0] for count in (2, 6))
+@pytest.mark.parametrize("more", ["count", "pool"])
+def test_clients_do_not_wait_one_by_one(more: str) -> None:
+    """Neither those that train nor those that tell their loss."""
+    kind = {"count": "uniform", "pool": "power_of_choice"}[more]
+    few, many = (waited({}, selection={"kind": kind, "count": 2, more: number})[0] for number in (3, 6))
+    assert any("supervised.py losses" in place for place in few) is (more == "pool")
     assert few == many
