@@ -30,7 +30,17 @@ from fedsim.exchange.windows import Window
 from fedsim.flower.internals import UNANSWERED
 from fedsim.flower.nodes import Sent
 from fedsim.flower.replies import RefusedError, reason_of
-from fedsim.flower.serving.dialect import JUDGE, Answer, Dialect, Question, Rows, arrays_of, metrics_of, size_of
+from fedsim.flower.serving.dialect import (
+    JUDGE,
+    Answer,
+    Dialect,
+    Question,
+    Rows,
+    arrays_of,
+    metrics_of,
+    size_of,
+    weight_of,
+)
 from fedsim.flower.serving.problem import AppProblem
 from fedsim.flower.serving.register import LOOK, Register
 from fedsim.flower.serving.state_dict import Kept
@@ -201,6 +211,20 @@ class AppEngine(GridWindows[AppFlight]):
         for flight in self._flights.values():
             self._give_up(flight, "has not answered in time")
         self._flights.clear()
+
+    def readable(self, replies: Iterable[Message]) -> list[RecordDict]:
+        """The contents of replies that somebody else hands in, without those of no use, of which it is told why."""
+        found = list[RecordDict]()
+        for reply in replies:
+            try:
+                if reply.has_error():
+                    raise RefusedError(f"it has failed: {reason_of(reply)}")
+                weight_of(metrics_of(reply.content), self.dialect.keys.weighted_by_key)
+            except RefusedError as error:
+                self._tell(f"node {reply.metadata.src_node_id}, evaluation: {error}")
+            else:
+                found.append(reply.content)
+        return found
 
     def collect(self, window: Window, round: int, until: int | None = None) -> Replies | None:  # noqa: A002
         """See `GridWindows`; None also where nobody is at work and the window waits for more, so that others start."""

@@ -30,8 +30,8 @@ Combine = Callable[[list[RecordDict], str], MetricRecord]
 def combined(contents: list[RecordDict], weight: str) -> MetricRecord:
     """The means of the metrics in some replies, each weighing what it has under a name, as Flower's strategies do.
 
-    A metric that not all have is averaged over those that do; one whose values are not alike, numbers or lists of the
-    same length, is left out.
+    A metric that not all have is averaged over those that do, and of values that are not alike, numbers or lists of the
+    same length, over those that are like most.
     """
     held = [(weight_of(metrics, weight), metrics) for metrics in map(metrics_of, contents)]
     found: dict[str, list[tuple[float, Any]]] = {}
@@ -41,11 +41,11 @@ def combined(contents: list[RecordDict], weight: str) -> MetricRecord:
                 found.setdefault(name, []).append((share, value))
     made = MetricRecord()
     for name, given in found.items():
-        shares, values = zip(*given, strict=True)
-        if len({len(value) if isinstance(value, list) else None for value in values}) == 1:
-            factors = np.array(shares) / np.sum(shares)
-            mean = (np.array(values, np.float64).T * factors).T.sum(axis=0)
-            made[name] = mean.tolist()
+        kinds = [len(value) if isinstance(value, list) else None for _, value in given]
+        most = max(kinds, key=kinds.count)
+        shares, values = zip(*(pair for pair, kind in zip(given, kinds, strict=True) if kind == most), strict=True)
+        factors = np.array(shares) / np.sum(shares)
+        made[name] = (np.array(values, np.float64).T * factors).T.sum(axis=0).tolist()
     return made
 
 

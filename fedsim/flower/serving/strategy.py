@@ -183,7 +183,7 @@ class FlowerStrategy(flower.Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:  # noqa: ARG002
         """Combine the metrics of the replies to what `configure_evaluate` gave."""
-        contents = [reply.content for reply in replies if not reply.has_error()]
+        contents = [] if self._handed is None else self._handed.engine.readable(replies)
         return self.combine["evaluate"](contents, self.weighted_by_key) if contents else None
 
     def _serve(

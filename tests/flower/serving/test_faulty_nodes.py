@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from apps.own import with_numpy
 from apps.own.misbehaving import MISBEHAVIOUR, Leaving, Repeating, misbehaving
-from apps.own.running import watched
+from apps.own.running import run, watched
 from flwr.app import Context
+from flwr.serverapp.strategy import Strategy as FlowersStrategy
 
 from fedsim.core.errors import DivergedError, StalledError
 from fedsim.flower import as_flower_strategy
@@ -169,9 +170,11 @@ def test_metrics_of_any_kind_do_not_end_a_run():
     def mod(message, context, call_next):
         reply = call_next(message, context)
         metrics, partition = reply.content["metrics"], context.node_config["partition-id"]
-        metrics.update({"list": [1.0, float(partition)], "other lengths": [1.0] * (1 + partition % 2), "nan": math.nan})
+        metrics.update(
+            {"list": [1.0, float(partition)], "other lengths": [1.0] * (1 + partition // 3), "nan": math.nan}
+        )
         metrics.update({f"only {partition}": partition, "huge": 1.7e308, "train_loss": math.inf, "whole": 2**60})
-        metrics["other kinds"] = [1.0] if partition else 1.0
+        metrics["other kinds"] = [1.0] if partition else 5.0
         return reply
 
     result, _ = watched(ours(FedAvg()), with_numpy.client(mods=[mod]), with_numpy.initial(), rounds=2)
@@ -183,4 +186,35 @@ def test_metrics_of_any_kind_do_not_end_a_run():
     assert (told["only 3"], told["huge"], told["whole"]) == pytest.approx((3.0, 1.7e308, 2.0**60))
     assert math.isnan(told["nan"])
     assert told["train_loss"] == math.inf
-    assert not told.keys() & {"other lengths", "other kinds", "num-examples"}
+    assert (told["other lengths"], told["other kinds"]) == ([1.0], [1.0])
+    assert "num-examples" not in told
+
+
+BAD_METRICS = {
+    "none": lambda content: content.pop("metrics"),
+    "no weight": lambda content: content["metrics"].pop("num-examples"),
+    "a weight of nothing": lambda content: content["metrics"].update({"num-examples": 0}),
+    "weights": lambda content: content["metrics"].update({"num-examples": [1, 2]}),
+    "a weight that is no number": lambda content: content["metrics"].update({"num-examples": math.nan}),
+}
+
+
+@pytest.mark.parametrize("name", ["dies", *BAD_METRICS])
+def test_an_evaluation_that_cannot_be_used_is_left_out_by_either_loop(name, warnings):
+    def mod(message, context, call_next):
+        reply = call_next(message, context)
+        if message.metadata.message_type == "evaluate" and context.node_config["partition-id"] == 1:
+            BAD_METRICS[name](reply.content)  # or, where it has no such row, the client dies
+        return reply
+
+    app, initial = with_numpy.client(mods=[mod]), with_numpy.initial()
+    own, _ = watched(as_flower_strategy(FedAvg()), app, initial, rounds=2)
+    assert len(warnings()) == 1
+    held = run(lambda grid, _: FlowersStrategy.start(as_flower_strategy(FedAvg()), grid, initial, num_rounds=2), app)
+    w, c = own.arrays.to_numpy_ndarrays()
+    losses = [with_numpy.loss(node, w, c) for node in (0, 2, 3)]
+    for result in (own, held):
+        assert result.evaluate_metrics_clientapp[2]["eval_loss"] == pytest.approx(
+            np.average(losses, weights=[6, 10, 12])
+        )
+    assert len(warnings()) == 2
