@@ -101,6 +101,12 @@ class Served(Simulation):
         super().restore(saved)
         self.metrics, self._census = saved["metrics"], -1
 
+    def tell(self, current: UnderWay) -> None:
+        """See `Simulation`."""
+        skipped = self.engine.trace.skipped
+        super().tell(current)
+        self._skipped = self.engine.trace.skipped > skipped
+
     def complete(self, current: UnderWay) -> None:
         """See `Simulation`; what replies were beside their vectors is taken in, too."""
         super().complete(current)
@@ -109,7 +115,8 @@ class Served(Simulation):
             return
         latest = self._integers == "latest"
         whose = max(heard, key=lambda one: (one.due, one.client) if latest else (one.examples, -one.client))
-        self.engine.dialect.kept = {**self.engine.dialect.kept, **whose.whole}
+        if not self._skipped:  # else the model is the one before, and so are its whole numbers
+            self.engine.dialect.kept = {**self.engine.dialect.kept, **whose.whole}
         told: dict[str, Any] = dict(self._combine([weighed(one, self._weight) for one in heard], self._weight))
         told |= {name: value for name, value in current.metrics.items() if name not in told}
         told |= {"replies": len(heard), "failed": current.failed}

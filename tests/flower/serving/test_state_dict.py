@@ -185,6 +185,19 @@ def test_whole_numbers_stay_where_nobody_sends_them_and_are_of_who_was_not_left_
     assert engine.ledger.failed == 2
 
 
+def test_whole_numbers_of_a_round_that_is_skipped_are_not_taken():
+    def answer(arrays, partition, number):
+        if number == 2 and partition in (1, 2):
+            return {"other": arrays["a"]}  # so that Krum has too few
+        return {"count": arrays["count"] + 1, "a": arrays["a"] + np.float32(1)}
+
+    result, engine = trained(answer, nodes=5, rounds=2, aggregator={"kind": "krum", "malicious": 1})
+    assert engine.trace.skipped == 1
+    assert result.arrays["count"].numpy() == 8
+    np.testing.assert_array_equal(result.arrays["a"].numpy(), MODEL["a"] + np.float32(1))
+    assert [told["replies"] for told in result.train_metrics_clientapp.values()] == [5, 3]
+
+
 def test_frozen_arrays_stay_and_may_come_back_or_not():
     def answer(arrays, partition, number):
         answered = {name: array + array.dtype.type(1) if array.dtype.kind == "f" else array
