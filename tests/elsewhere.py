@@ -87,7 +87,9 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     copies = packet in (aten._to_copy, aten.copy_, aten.lift_fresh)
     if elsewhere and not copies and any(one.dim() for one in here):
         indexed = packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_)
-        if not indexed:
+        # Numbers may be at places that the CPU names; they may not be numbers of the CPU.
+        written = args[2] if indexed and len(args) > 2 else None
+        if not indexed or any(one is written or one is args[0] for one in here):
             raise RuntimeError(f"{func} mixes tensors of two devices")
         Elsewhere.waits[_where(f"{packet} by indices of the CPU")] += 1
     crosses = (bool(elsewhere) and target == CPU) or (copies and bool(here))
