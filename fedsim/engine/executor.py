@@ -3,7 +3,8 @@
 How is chosen here and nowhere else. `stacked` runs as many clients at once as fit a fixed memory budget; `loop` runs
 one at a time through the module itself; `fused` stacks, too, but has local training taken in one compiled loop a client
 (see `fedsim.nets.fused`); `auto` takes the loop for LSTMs and large convolutions on a CPU, where it already runs at the
-speed of the arithmetic, and for models that cannot be stacked, and the stack for everything else.
+speed of the arithmetic, and for models that cannot be stacked, the compiled loop where a round has enough to do for it,
+and the stack for everything else.
 Cohorts are spread over the cores of a CPU (see `fedsim.parallel.cores`), or with `process` over processes (see
 `fedsim.engine.process`).
 """
@@ -16,7 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError, one_line
+from fedsim.core.errors import InputError, one_line, warn
 from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
@@ -29,7 +30,7 @@ from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPL
 from fedsim.exchange.messages import Cost, Order, Size, Update, finite_rows, total_bytes, usable_rows
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.nets.dropout import Draw
-from fedsim.nets.fused import fused
+from fedsim.nets.fused import fits, fused, installed
 from fedsim.nets.lowering import Stackable, loses_to_a_loop
 from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.parallel.cores import cores, one_core_an_operation, spread
@@ -39,9 +40,23 @@ WORTH_A_THREAD = 20_000_000
 """Multiply-adds that a step must have, for each core, before threads win more than they lose to Python's lock."""
 
 
-def choose_network(model: Model, data: Examples, choice: Choice, width: int = 1) -> tuple[str, Network]:
-    """The executor's name and the network it computes with, on batches of this width."""
+WORTH_COMPILING = 50_000_000
+"""Multiply-adds of a round's local training from which `auto` has it compiled."""
+
+
+def choose_network(
+    model: Model, data: Examples, choice: Choice, width: int = 1, work: float = 0.0
+) -> tuple[str, Network]:
+    """The executor's name and the network it computes with, on batches of this width.
+
+    work: multiply-adds of the local training that a round declares, as far as a loop could take all of its steps.
+    """
     module, layout, loss = model.module, model.layout, model.loss
+    if choice == "auto" and work >= WORTH_COMPILING and fits(module, layout, loss, data.x):
+        if installed():
+            choice = "fused"
+        else:
+            warn("numba is not installed, with which local training would be compiled; clients are stacked")
     slower = data.x.device.type == "cpu" and loses_to_a_loop(module, width * model.footprint.operations)
     if choice == "loop" or (choice == "auto" and slower):
         return "loop", PlainNetwork(module, layout, loss)
@@ -83,7 +98,8 @@ class Executor:
     """Runs orders for any clients of a problem, here and now.
 
     memory: bytes that the stacked tensors of one cohort may take. participants: how many different clients may take
-    part in the whole run, for the estimate of the state's size, which may take `state_memory` bytes.
+    part in the whole run, for the estimate of the state's size, which may take `state_memory` bytes. work: see
+    `choose_network`.
     """
 
     def __init__(
@@ -97,6 +113,7 @@ class Executor:
         memory: int = 2**28,
         state_memory: int = 2**32,
         participants: int | None = None,
+        work: float = 0.0,
     ) -> None:
         self.problem, self.client, self.streams, self.transforms = problem, client, streams, Chain(tuple(transforms))
         self.network: Network | None = None
@@ -104,7 +121,7 @@ class Executor:
         asked = client.batch_size
         self._width = problem.largest if asked == "full" else min(asked, problem.largest)
         if problem.model is not None and problem.data is not None:
-            self.name, self.network = choose_network(problem.model, problem.data, choice, self._width)
+            self.name, self.network = choose_network(problem.model, problem.data, choice, self._width, work)
         elif choice == "loop":
             self.name = choice
         elif choice == "fused":

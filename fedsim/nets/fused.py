@@ -89,9 +89,20 @@ def chain_of(model: nn.Module, layout: Layout) -> list[Linear] | None:
     return found if named == sorted(layout.names) else None
 
 
+def fits(model: nn.Module, layout: Layout, loss: Loss, x: Tensor) -> bool:
+    """Whether there is a compiled loop for a model on inputs x, where numba is installed."""
+    known = type(loss) in LOSSES and chain_of(model, layout) is not None
+    return known and x.device.type == "cpu" and x.is_floating_point()
+
+
+def installed() -> bool:
+    """Whether there is something to compile with."""
+    return find_spec("numba") is not None
+
+
 def fused(model: nn.Module, layout: Layout, loss: Loss, x: Tensor, y: Tensor) -> Fused:
     """The compiled loop of a model on inputs x and targets y. InputError: there is none for it, or here."""
-    if find_spec("numba") is None:
+    if not installed():
         raise InputError("engine.executor", "fused", "numba is not installed, which compiles it; take stacked")
     if y.device.type != "cpu":
         raise InputError("engine.executor", "fused", "it is for CPUs; take stacked, or set engine.device = cpu")

@@ -102,7 +102,20 @@ def build_executor(experiment: Experiment, problem: Problem, kind: Callable[...,
         memory=options.memory_mib * 2**20,
         state_memory=options.state_mib * 2**20,
         participants=None if experiment.rounds is None else (experiment.rounds + 1) * working,
+        work=_work(experiment.client, problem, working),
     )
+
+
+def _work(client: Client, problem: Problem, working: int) -> float:
+    """Multiply-adds of local training in a round of so many clients of mean size; 0 where steps do not follow at once.
+
+    The steps are those of the first round: what is compiled must not change within a run.
+    """
+    if problem.model is None or not isinstance(client, LocalTraining) or client.defence is not None:
+        return 0.0
+    steps = working * float(client.local_steps(problem.sizes).double().mean())
+    width = problem.largest if client.batch_size == "full" else min(client.batch_size, problem.largest)
+    return 3.0 * steps * width * problem.model.footprint.operations
 
 
 def _offer_expert(client: Client, problem: Problem) -> None:

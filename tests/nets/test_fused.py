@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import fedsim
+import fedsim.engine.executor as executors
 import fedsim.running.resume as resuming
 from fedsim.core.errors import InputError
 from fedsim.exchange.messages import Order
@@ -360,3 +361,26 @@ def test_nobody_is_trained_in_no_time():
     executor = build_executor(small(1, engine={"executor": "fused"}), problem)
     nobody = Order("train", torch.zeros(0, dtype=torch.int64), {"params": problem.initial()})
     assert executor.execute(executor.assign(nobody)).payload["delta"].shape == (0, problem.dimension)
+
+
+def test_auto_compiles_what_is_worth_it(monkeypatch, capsys):
+    """Of 6 clients with 37 examples, 1 to 12 each, in batches of at most 4: 3 x 4 x 83 multiply-adds a step."""
+
+    def chosen(**tables: Any) -> str:
+        return build_executor(small(1, selection={"kind": "uniform", "fraction": 1.0}, **tables), problem).name
+
+    problem = small_problem()
+    client = {"kind": "sgd", "epochs": 2, "batch_size": 4, "lr": 0.1}
+    steps = 2 * sum(-(-size // 4) for size in problem.sizes.tolist())
+    monkeypatch.setattr(executors, "WORTH_COMPILING", 3 * 4 * 83 * steps)
+    assert chosen(client=client) == "fused"
+    assert chosen(client=client | {"epochs": 1}) == "stacked"
+    assert chosen(client=client, engine={"executor": "stacked"}) == "stacked"
+    attacked = {"adversarial": {"kind": "standard", "attack": {"kind": "fgsm", "epsilon": 0.1, "domain": "none"}}}
+    assert chosen(client=client | attacked) == "stacked"
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert chosen(client=client) == "stacked"
+    assert capsys.readouterr().err == (
+        "fedsim: warning: numba is not installed, with which local training would be compiled; clients are stacked\n"
+    )
