@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -204,12 +204,12 @@ class LocalTraining(HasPlugins, Client):
         rule = self._rule(cohort, decay)
         loop, arm = cohort.network.loop, None if self.defence is None else self.defence.arm(cohort)
         if loop is not None and arm is None:
-            params, losses, history = self._at_once(cohort, loop, start, shift, rule)
+            params, losses, steps = self._at_once(cohort, loop, start, shift, rule)
         else:
-            params, losses, history = self._step_by_step(cohort, start, shift, rule, arm)
+            params, losses, steps = self._step_by_step(cohort, start, shift, rule, arm)
         if self.curriculum is not None:
             self.curriculum.keep(cohort, params)
-        last = self._last(cohort, history) if report_last else None
+        last = self._last(cohort, steps) if report_last else None
         return Trained(params, losses / cohort.steps_taken.clamp(min=1), last)
 
     def _rule(self, cohort: Cohort, decay: float) -> Rule:
@@ -233,7 +233,7 @@ class LocalTraining(HasPlugins, Client):
 
     def _at_once(
         self, cohort: Cohort, loop: Loop, start: Tensor, shift: Tensor | None, rule: Rule
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, Iterable[Tensor]]:
         """Parameters [C, d], the sums of the losses [C], and the losses of each step: all steps in one."""
         plan = cohort.plan(**self._passes(cohort))
         base = self.rate(cohort)
@@ -251,12 +251,12 @@ class LocalTraining(HasPlugins, Client):
                 rule=rule,
             )
         )
-        history = [found.losses[begin : begin + active] for begin, active in zip(plan.start, plan.active, strict=True)]
-        return found.params, found.total, history
+        steps = zip(plan.start, plan.active, strict=True)
+        return found.params, found.total, (found.losses[begin : begin + active] for begin, active in steps)
 
     def _step_by_step(
         self, cohort: Cohort, start: Tensor, shift: Tensor | None, rule: Rule, arm: Armed | None
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, Iterable[Tensor]]:
         """The same, each step a call of the network."""
         y = cohort.stack(start)
         fixed = None if shift is None else cohort.stack(shift)
@@ -285,7 +285,7 @@ class LocalTraining(HasPlugins, Client):
             history.append(loss)
         return y.flat(), losses, history
 
-    def _last(self, cohort: Cohort, history: list[Tensor]) -> Tensor:
+    def _last(self, cohort: Cohort, history: Iterable[Tensor]) -> Tensor:
         """The mean loss of each client's last epoch [C]; of independent steps the mean of all."""
         steps = cohort.steps_taken
         epoch = steps if self.epochs is None else torch.minimum(steps_of(cohort.examples, 1, None, self._width), steps)

@@ -2,11 +2,11 @@
 
 Rows of a cohort are sorted by their number of local steps, longest first, so that the clients that are
 still at work at step s are the first `active[s]` rows. The plan is therefore packed: the batches of step s
-are rows `start[s] : start[s] + active[s]` of `index` and `weight`, and nothing is stored, gathered or
+are rows `start[s] : start[s] + active[s]` of `index` and `count`, and nothing is stored, gathered or
 multiplied for clients that have finished.
 
 Every client reshuffles its examples in each epoch with its own named draws; its last batch of an epoch may be
-partial, which each step says with a weight of 0 in the padded places and 1/count in the others. A `Course` has clients
+partial, and `Plan.weights` are 0 in the padded places and 1/count in the others. A `Course` has clients
 pass over some of their examples instead, as a curriculum does.
 """
 
@@ -26,15 +26,18 @@ class Plan:
     """The mini-batches of a cohort; R is the sum over clients of their local steps.
 
     index: int64 [R, B], examples by their number in the problem's data, of which the first `count`, int64 [R], are
-    taken and the others are padding. weight: [R, B], 1/count or 0.
-    active: how many rows work at each step. start: where the rows of each step begin.
+    taken and the others are padding. active: how many rows work at each step. start: where the rows of each step begin.
     """
 
     index: Tensor
     count: Tensor
-    weight: Tensor
     active: list[int]
     start: list[int]
+
+    def weights(self, dtype: torch.dtype) -> Tensor:
+        """What each place counts in its row's loss: [R, B], 1/count for examples and 0 for padding."""
+        real = torch.arange(self.index.shape[1], device=self.index.device) < self.count.unsqueeze(1)
+        return real.to(dtype) / self.count.unsqueeze(1).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,6 @@ def plan_batches(
     steps: int | None,
     batch_size: int,
     turn: Index,
-    dtype: torch.dtype,
     course: Course | None = None,
 ) -> Plan:
     """Shuffle and cut the examples of a cohort.
@@ -100,9 +102,7 @@ def plan_batches(
         torch.tensor(start, dtype=torch.int64, device=clients.device),
         torch.tensor(active, dtype=torch.int64, device=clients.device),
     )
-    real = torch.arange(batch_size, device=clients.device) < count.unsqueeze(1)
-    weight = real.to(dtype) / count.unsqueeze(1).to(dtype)
-    return Plan(order[begin[row].unsqueeze(1) + place], count, weight, active, start)
+    return Plan(order[begin[row].unsqueeze(1) + place], count, active, start)
 
 
 def _passes(

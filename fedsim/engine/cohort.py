@@ -248,7 +248,7 @@ class Cohort:
             yield from batches
             return
         # Padding follows the examples of the one client, whose step s is row s: asked for once, not at each step.
-        counts: list[int] = torch.count_nonzero(plan.weight, dim=1).tolist()
+        counts: list[int] = plan.count.tolist()
         yield from (batch.cut(count) for batch, count in zip(batches, counts, strict=True))
 
     def plan(self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None) -> Plan:
@@ -263,7 +263,6 @@ class Cohort:
             steps=steps,
             batch_size=min(batch_size or self.largest, self.largest),
             turn=self.turn,
-            dtype=self.dtype,
             course=course,
         )
         taken = steps_of(self.examples, epochs, steps, batch_size) if course is None else course.steps
@@ -295,7 +294,7 @@ class Cohort:
         return Batch(data.x[index], data.y[index], weight, draw)
 
     def _gather(self, plan: Plan) -> Iterator[Batch]:
-        x, y, shape = self.data.x, self.data.y, plan.index.shape
+        x, y, shape, weights = self.data.x, self.data.y, plan.index.shape, plan.weights(self.dtype)
         numbers = max(1, x[0].numel() * shape[1])
         step = 0
         while step < len(plan.active):
@@ -314,7 +313,7 @@ class Cohort:
                 yield Batch(
                     xs[rows],
                     ys[rows],
-                    plan.weight[begin : begin + count],
+                    weights[begin : begin + count],
                     Draw(self.streams, self.clients[:count], first(self.turn, count), number),
                 )
             step = last
@@ -328,8 +327,7 @@ def _at_least_two_wide(plan: Plan) -> Plan:
     """
     if plan.index.shape[1] != 1:
         return plan
-    weight = torch.cat((plan.weight, torch.zeros_like(plan.weight)), dim=1)
-    return replace(plan, index=plan.index.repeat(1, 2), weight=weight)
+    return replace(plan, index=plan.index.repeat(1, 2))
 
 
 def _each_repeated(batch: Batch, count: int) -> Batch:
