@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, Context, Message
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.flower.records import PARTITION, PARTITIONS, ROUND
+from fedsim.flower.names import PARTITION, PARTITIONS, ROUND
 from fedsim.flower.serving.state_dict import StateDict
 
 

@@ -23,7 +23,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.files import path_of
 from fedsim.engine.client import Client
 from fedsim.exchange.transforms import Chain
-from fedsim.flower.searching import CANDIDATES, searching_client
+from fedsim.flower.names import CANDIDATES
+from fedsim.flower.searching import searching_client
 from fedsim.flower.serving.dialect import PEERS, SPOKEN, unspoken
 from fedsim.flower.serving.options import AppOptions
 from fedsim.flower.serving.run import Combine, combined

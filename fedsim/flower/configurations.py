@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedsim.core.errors import InputError
-from fedsim.flower.records import PARTITION, PARTITIONS
+from fedsim.flower.names import PARTITION, PARTITIONS
 
 PLACE = re.compile(r"\{" + PARTITION + r"(:[^{}]*)?\}")
 """Where a partition's number goes in a text, and how it is written: `{partition-id}`, `{partition-id:03}`."""

@@ -19,19 +19,9 @@ from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.forms import Form
 from fedsim.exchange.messages import Order, Replies, untold_rows
 from fedsim.exchange.windows import All, Window
+from fedsim.flower.names import ARRAYS, CONFIG, ROUND
 from fedsim.flower.nodes import EXECUTES, GridError, content_of, meet, receive, send, silence
-from fedsim.flower.records import (
-    ARRAYS,
-    CLIENTS,
-    CONFIG,
-    LATE,
-    ORDER,
-    ROUND,
-    STATE,
-    TURN,
-    digest_of,
-    record,
-)
+from fedsim.flower.records import CLIENTS, LATE, ORDER, STATE, TURN, digest_of, record
 from fedsim.flower.replies import Asked, Asking, RefusedError, state_of
 from fedsim.flower.windows import GridWindows, Landed, WallClock
 

@@ -31,16 +31,24 @@ from fedsim.exchange.forms import Form
 from fedsim.exchange.messages import Size
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.flower.app_side import filled, flat, partition_of, round_of, sent_record
-from fedsim.flower.nodes import IDENTIFY
-from fedsim.flower.records import ARRAYS, CONFIG, EXAMPLES, METRICS, PARTITION, PARTITIONS, ROUND, record, tensors
+from fedsim.flower.names import (
+    ARRAYS,
+    CONFIG,
+    CONTROL_DELTA,
+    EXAMPLES,
+    IDENTIFY,
+    METRICS,
+    NU,
+    PARTITION,
+    PARTITIONS,
+    REPORT_NU,
+    ROUND,
+)
+from fedsim.flower.records import record, tensors
 from fedsim.problems.black_box import is_number, is_whole
 
 MEMORY = "fedsim.transforms"
 """How the names begin of what is remembered for transforms in a node's state; the type of the message follows."""
-BESIDE = "control-delta"
-"""Arrays of a reply that are not its model."""
-REPORT, NU = "report-nu", "nu"
-"""The setting by which a server asks for FedNova's normaliser, and the metric that tells it."""
 
 
 def transformed(*transforms: Transform | Mapping[str, Any] | str, seed: int = 0, arrayrecord_key: str = ARRAYS) -> Mod:
@@ -92,7 +100,7 @@ class _Transformed:
 
     def _model(self, held: Mapping[str, ArrayRecord]) -> str:
         """The name of the model's record in a reply: the only one that is nothing else."""
-        others = {BESIDE, *(name for one in self.chain.transforms for name in one.vectors or ())}
+        others = {CONTROL_DELTA, *(name for one in self.chain.transforms for name in one.vectors or ())}
         found = [name for name in held if name not in others]
         if len(found) != 1:
             raise InputError("transforms", ", ".join(held) or "(nothing)", "a reply has the model in one record alone")
@@ -161,7 +169,7 @@ class _Steps:
         for held in message.content.config_records.values():
             settings |= held
         reply = call_next(message, context)
-        if reply.has_error() or _category(message) != MessageType.TRAIN or not settings.get(REPORT):
+        if reply.has_error() or _category(message) != MessageType.TRAIN or not settings.get(REPORT_NU):
             return reply
         metrics = _metrics(reply.content)
         if NU in metrics:

@@ -19,22 +19,16 @@ from fedsim.core.errors import InputError
 from fedsim.engine.executor import Executor
 from fedsim.engine.job import JobResult
 from fedsim.exchange.messages import Order
+from fedsim.flower.names import ARRAYS, CONFIG, EXAMPLES, METRICS, PARTITION, PARTITIONS, ROUND
 from fedsim.flower.recipe import Recipe, identity
 from fedsim.flower.records import (
-    ARRAYS,
     CLIENT_METRICS,
     CLIENTS,
-    CONFIG,
     DATA,
-    EXAMPLES,
     LATE,
-    METRICS,
     NBYTES,
     ORDER,
-    PARTITION,
-    PARTITIONS,
     QUERIES,
-    ROUND,
     STATE,
     TURN,
     digest_of,

@@ -11,15 +11,14 @@ from flwr.serverapp import Grid
 
 from fedsim.core.clock import ticks
 from fedsim.core.errors import FedsimError
+from fedsim.flower.names import CONFIG, PARTITION, PARTITIONS
 from fedsim.flower.recipe import identity
-from fedsim.flower.records import CONFIG, DATA, PARTITION, PARTITIONS
+from fedsim.flower.records import DATA
 
 Introduction = Mapping[str, str]
 """What a node says of itself; see `fedsim.flower.node.introduce`."""
 EXECUTES = ("executor", "network", "chunk", "device")
 """What a node says of how it executes orders."""
-IDENTIFY = "query.identify"
-"""The type of the messages that ask an app's nodes which partition they are."""
 PAUSES = (0.01, 0.5)
 """Seconds between two looks for replies: at first, and at most."""
 

@@ -1,4 +1,4 @@
-"""Tensors in Flower's records, and the names under which they travel."""
+"""Tensors in Flower's records, and the names of what only our own nodes are sent and say."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from torch import Tensor
 
 from fedsim.exchange.forms import Form
 
-ARRAYS = "arrays"
-"""An order's payload, [...] by name, or the replies' payload, [C, ...] by name."""
 CLIENT_METRICS = "client-metrics"
 """The clients' metrics, [C] by name."""
 CLIENTS = "clients"
 """Which clients a record's rows belong to, int64 [C]; in an order, whom it is for."""
-CONFIG, ORDER, METRICS, STATE = "config", "order", "metrics", "state"
-EXAMPLES, ROUND, PARTITION, PARTITIONS = "num-examples", "server-round", "partition-id", "num-partitions"
+ORDER, STATE = "order", "state"
 DATA = "data"
 """A digest of how many examples each client has."""
 NBYTES = "payload-bytes"

@@ -18,16 +18,8 @@ from fedsim.engine.job import JobResult
 from fedsim.exchange.actions import REPORT_UTILITY, SCORE
 from fedsim.exchange.forms import Form, forms_of, misfit
 from fedsim.exchange.messages import Order, usable_rows
-from fedsim.flower.records import (
-    ARRAYS,
-    CLIENT_METRICS,
-    CLIENTS,
-    EXAMPLES,
-    NBYTES,
-    QUERIES,
-    announced,
-    decoded,
-)
+from fedsim.flower.names import ARRAYS, EXAMPLES
+from fedsim.flower.records import CLIENT_METRICS, CLIENTS, NBYTES, QUERIES, announced, decoded
 
 
 class RefusedError(ValueError):

@@ -30,21 +30,9 @@ from fedsim.engine.job import JobResult
 from fedsim.exchange.forms import Form
 from fedsim.exchange.messages import Order
 from fedsim.flower.app_side import filled, flat, partition_of, round_of, rows, sent_record
+from fedsim.flower.names import ARRAYS, CANDIDATES, CONFIG, EVALUATED, EXAMPLES, LOSS, METRICS, ROUND, VALUES
 from fedsim.flower.node import carry_out, read_order, written
-from fedsim.flower.records import (
-    ARRAYS,
-    CLIENT_METRICS,
-    CLIENTS,
-    CONFIG,
-    EXAMPLES,
-    LATE,
-    METRICS,
-    ORDER,
-    ROUND,
-    TURN,
-    decoded,
-    record,
-)
+from fedsim.flower.records import CLIENT_METRICS, CLIENTS, LATE, ORDER, TURN, decoded, record
 from fedsim.flower.replies import Asking, RefusedError
 from fedsim.problems.black_box import BlackBox, OnError
 from fedsim.problems.evaluators import Stacked
@@ -52,14 +40,6 @@ from fedsim.problems.own_functions import Kind, black_box
 from fedsim.running.checks import check_asking
 from fedsim.server.strategy import Strategy
 
-SEARCH = "query.search"
-"""The type of the messages that carry orders."""
-CANDIDATES, VALUES = "candidates", "values"
-"""What a message of the type `query` asks about, arrays [n, *shape] by the model's names, and a list of n answers."""
-EVALUATED = "eval_loss"
-"""The metric of an answer to `evaluate`."""
-LOSS = "train_loss"
-"""The metric of an answer to `train`: the mean of the values that were found on the way."""
 MEMORY = "fedsim.search"
 """Where in a node's state its client's memory lies."""
 POPULATION, SEED, DIMENSION, DTYPE = "population", "seed", "dimension", "dtype"

@@ -39,7 +39,7 @@ from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Order, Replies, Scalar
 from fedsim.exchange.windows import All, Window
 from fedsim.flower.internals import acting_as
-from fedsim.flower.records import ARRAYS, CONFIG, EXAMPLES, METRICS, ROUND
+from fedsim.flower.names import ARRAYS, CONFIG, EXAMPLES, METRICS, ROUND
 from fedsim.nets.stack import Layout
 from fedsim.problems.base import Problem
 from fedsim.server.strategy import Metrics, ProblemView, ServerState, Strategy

@@ -39,7 +39,7 @@ from fedsim.flower.internals import (
     unavailable,
     watched,
 )
-from fedsim.flower.records import ROUND
+from fedsim.flower.names import ROUND
 
 LEAST_CALL, LONGEST_CALL = 30.0, 1e6
 """Wall-clock seconds that a call may take where nobody says how many: at least, and at most."""

@@ -19,11 +19,11 @@ from flwr.app import ArrayRecord, Context, Message
 
 from fedsim.core.errors import InputError
 from fedsim.flower.local.models import Arrays, Model, Parameters, Sent, floats, record_of, remembered, setting, widened
+from fedsim.flower.names import ALPHA, CONTROL, CONTROL_DELTA, MU
 
 if TYPE_CHECKING:
     from torch import nn, optim
 
-CONTROL, CONTROL_DELTA, ALPHA, MU = "control", "control-delta", "feddyn-alpha", "proximal-mu"
 OWN_CONTROL, OWN_GRADIENT = "fedsim.local.scaffold", "fedsim.local.feddyn"
 """Where in the context's state a client keeps its c_i, and its L_i."""
 

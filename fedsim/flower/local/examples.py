@@ -15,8 +15,7 @@ from fedsim.core.options import BatchSize, NonNegativeInt, Passes, PositiveInt, 
 from fedsim.core.pacing import Linear, Schedule, passes
 from fedsim.core.philox import MASK, words
 from fedsim.flower.local.models import as_array, setting
-
-ROUND, PARTITION = "server-round", "partition-id"
+from fedsim.flower.names import PARTITION, ROUND
 
 
 @options

@@ -20,28 +20,29 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.exchange.actions import REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
 from fedsim.exchange.messages import Order
-from fedsim.flower.records import METRICS, ROUND, record
+from fedsim.flower.names import ALPHA, CANDIDATES, CONTROL, CONTROL_DELTA, METRICS, MU, NU, ROUND, SEARCH, VALUES
+from fedsim.flower.records import record
 from fedsim.flower.replies import RefusedError
-from fedsim.flower.searching import CANDIDATES, SEARCH, VALUES, Search
+from fedsim.flower.searching import Search
 from fedsim.flower.serving.options import AppOptions
 from fedsim.flower.serving.state_dict import Kept, StateDict
 from fedsim.zeroth_order.failures import outranked, ranked_last
 
 JUDGE = "judge"
 """The action of the global model's evaluation by nodes, of which the metrics are kept as they come."""
-DIFFERS = {"feddyn-alpha": "fedsim.flower.local.feddyn"}
+DIFFERS = {ALPHA: "fedsim.flower.local.feddyn"}
 """Settings without which clients minimise something else than the strategy believes, and what follows them."""
 HELP = {
-    "control-delta": "fedsim.flower.local.scaffold",
-    "nu": "the mod fedsim.flower.mods.steps",
+    CONTROL_DELTA: "fedsim.flower.local.scaffold",
+    NU: "the mod fedsim.flower.mods.steps",
     VALUES: "an answer to query messages",
 }
 """What in a client app makes a part of a reply that plain apps do not have."""
-FOLLOWED = {"proximal-mu": "fedsim.flower.local.proximal, or such a term of its own"}
+FOLLOWED = {MU: "fedsim.flower.local.proximal, or such a term of its own"}
 """Settings by Flower's own names, which clients follow or not, as with Flower's strategies."""
-TRAINED = frozenset({"delta", "control-delta", "nu", "last-loss", UTILITY})
+TRAINED = frozenset({"delta", CONTROL_DELTA, NU, "last-loss", UTILITY})
 """What a reply to `train` can have."""
-VECTORS = frozenset({"delta", "control-delta"})
+VECTORS = frozenset({"delta", CONTROL_DELTA})
 """Those of them that are like the model."""
 OBSERVED = ("cosine", "difficulty")
 """Further metrics that strategies report; see `fedsim.server.strategy.observed`."""
@@ -49,7 +50,7 @@ Rows = Mapping[str, NDArray[np.floating]]
 """Room for replies, [k, ...] by name."""
 SPOKEN = TRAINED | {VALUES}
 """What replies of apps can have."""
-SENT = frozenset({"params", "control", CANDIDATES})
+SENT = frozenset({"params", CONTROL, CANDIDATES})
 """What orders to apps can have."""
 PEERS = "models"
 """In an order: models of other clients."""
@@ -152,7 +153,7 @@ class Training(Question):
 
     def rows(self, count: int) -> dict[str, Tensor]:
         """See `Question`: the models that come, in the place of the changes."""
-        like, lengths = self._sent, {"control-delta": (len(self._sent),), "nu": ()}
+        like, lengths = self._sent, {CONTROL_DELTA: (len(self._sent),), NU: ()}
         others = {name: like.new_zeros((count, *lengths.get(name, (1,)))) for name in sorted(self._up - {"delta"})}
         return {"delta": like.new_empty((count, len(like))), **others}
 
@@ -168,11 +169,11 @@ class Training(Question):
         for name in DIFFERS.keys() & self._orders.config.keys():
             if metrics.get(name) != self._orders.config[name]:
                 raise RefusedError(f"its metrics do not say {name} as it was sent: the app needs {DIFFERS[name]}")
-        if "control-delta" in rows:
-            control = held.pop("control-delta", None)
+        if CONTROL_DELTA in rows:
+            control = held.pop(CONTROL_DELTA, None)
             if control is None:
-                raise lacking("control-delta")
-            model.read(control, rows["control-delta"][place])
+                raise lacking(CONTROL_DELTA)
+            model.read(control, rows[CONTROL_DELTA][place])
         if len(held) != 1:
             raise RefusedError(
                 f"it has {len(held)} records of arrays ({', '.join(held) or 'none'}), not the model alone"
@@ -180,9 +181,9 @@ class Training(Question):
         whole = model.read(next(iter(held.values())), rows["delta"][place], self._sent.numpy())
         loss = number(metrics, keys.loss_key)
         for name in rows.keys() - VECTORS:
-            value = number(metrics, name, None if name == "nu" else loss)
+            value = number(metrics, name, None if name == NU else loss)
             if value is None:
-                raise lacking(name, f"; {keys.loss_key} would do, or what loss_key names" if name != "nu" else "")
+                raise lacking(name, f"; {keys.loss_key} would do, or what loss_key names" if name != NU else "")
             rows[name][place] = abs(value) if name == UTILITY else value
         told = {} if loss is None else {"loss": loss}
         for name in OBSERVED:

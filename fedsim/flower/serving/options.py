@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fedsim.core.options import Box, NonNegativeInt, PositiveInt, Seconds, Share, Texts, options
+from fedsim.flower.names import ARRAYS, CONFIG, EVALUATED, EXAMPLES, LOSS
 
 
 @options
@@ -25,15 +26,15 @@ class AppOptions:
     """Wait for so many nodes before the first round. Not given: for as many as the selection counts, or two."""
     evaluate_every: PositiveInt = 1
     """Rounds between two evaluations; the last round has one in any case."""
-    weighted_by_key: str = "num-examples"
+    weighted_by_key: str = EXAMPLES
     """What replies weigh by, among their metrics."""
-    arrayrecord_key: str = "arrays"
+    arrayrecord_key: str = ARRAYS
     """The record of the model in messages."""
-    configrecord_key: str = "config"
+    configrecord_key: str = CONFIG
     """The record of settings in messages."""
-    loss_key: str = "train_loss"
+    loss_key: str = LOSS
     """The loss in the metrics of `train` replies."""
-    evaluate_loss_key: str = "eval_loss"
+    evaluate_loss_key: str = EVALUATED
     """The loss in the metrics of `evaluate` replies, which selectors ask for."""
     bounds: Box | None = None
     """Of searches that choose the points themselves: the box that these are in, a lower and an upper bound of every

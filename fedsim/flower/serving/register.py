@@ -10,8 +10,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.core.clock import ticks
-from fedsim.flower.nodes import IDENTIFY, Sent, answered
-from fedsim.flower.records import CONFIG, PARTITION, PARTITIONS
+from fedsim.flower.names import CONFIG, IDENTIFY, PARTITION, PARTITIONS
+from fedsim.flower.nodes import Sent, answered
 from fedsim.flower.replies import reason_of
 from fedsim.flower.windows import Clock
 

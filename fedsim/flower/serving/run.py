@@ -14,8 +14,7 @@ from torch import Tensor
 from fedsim.core.streams import SERVER
 from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, Window
-from fedsim.flower.records import METRICS
-from fedsim.flower.searching import VALUES
+from fedsim.flower.names import METRICS, VALUES
 from fedsim.flower.serving.dialect import JUDGE, arrays_of, metrics_of, weight_of
 from fedsim.flower.serving.engine import AppEngine, Heard
 from fedsim.flower.serving.problem import AppProblem
