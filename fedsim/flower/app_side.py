@@ -30,7 +30,7 @@ def rows(held: ArrayRecord) -> Tensor:
 def filled(held: ArrayRecord, x: Tensor) -> ArrayRecord:
     """The same arrays, with the floats of a vector [d] in place of theirs, in their types."""
     model = StateDict.of(held, option="arrays")
-    return model.record(x, model.kept(held))
+    return model.record(model.model_floats(x), model.kept(held))
 
 
 def sent_record(message: Message, name: str) -> tuple[str, ArrayRecord]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable, Mod
 from torch import Tensor
@@ -45,6 +45,7 @@ from fedsim.flower.names import (
     ROUND,
 )
 from fedsim.flower.records import record, tensors
+from fedsim.flower.replies import RefusedError, metrics_of
 from fedsim.problems.black_box import is_number, is_whole
 
 MEMORY = "fedsim.transforms"
@@ -171,7 +172,12 @@ class _Steps:
         reply = call_next(message, context)
         if reply.has_error() or _category(message) != MessageType.TRAIN or not settings.get(REPORT_NU):
             return reply
-        metrics = _metrics(reply.content)
+        try:
+            metrics = metrics_of(reply.content)
+        except RefusedError as error:
+            raise InputError(
+                METRICS, ", ".join(reply.content) or "(nothing)", f"report them in one record: {error}"
+            ) from error
         if NU in metrics:
             return reply
         examples = metrics.get(self.examples)
@@ -215,14 +221,6 @@ def _hold_alike(sent: Mapping[str, Array], found: Mapping[str, Array]) -> None:
         now = Form(array.dtype, tuple(array.shape))
         if now != was:
             raise InputError(name, str(now), f"a change is between arrays alike, and this was {was}")
-
-
-def _metrics(content: RecordDict) -> MetricRecord:
-    """The metrics of a reply: its only record of them, or the one of that name."""
-    held = content.metric_records
-    if METRICS not in held and len(held) != 1:
-        raise InputError(METRICS, ", ".join(held) or "(nothing)", "report metrics in one record")
-    return held[METRICS] if METRICS in held else next(iter(held.values()))
 
 
 def _setting(option: str, given: float | str, settings: Mapping[str, Any]) -> float:

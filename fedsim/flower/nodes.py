@@ -115,16 +115,26 @@ def answered(reply: Message, waiting: Collection[Sent]) -> Sent | None:
     return found if found in waiting else None
 
 
-def send(grid: Grid, contents: Sequence[tuple[int, RecordDict]], kind: str, group: str = "") -> list[Sent]:
-    """Send contents to node ids, and return what was sent."""
-    messages = [Message(content, dst_node_id=node, message_type=kind, group_id=group) for node, content in contents]
-    sent = list(grid.push_messages(messages))
-    if len(sent) < len(messages) or not all(sent):
-        raise GridError(f"Flower took {sum(map(bool, sent))} of {len(messages)} messages; are all nodes connected?")
+def push(grid: Grid, messages: Sequence[Message]) -> list[Sent | None]:
+    """Send messages, in one go, and return of each what was sent; None: Flower has not taken it.
+
+    Grids name the messages that they are handed; which of them were not taken, some leave out, and some name "".
+    """
+    taken = {name for name in grid.push_messages(messages) if name}
+    said = [message.metadata for message in messages]
     return [
-        Sent(name, message.metadata.dst_node_id, message.metadata.run_id, kind)
-        for name, message in zip(sent, messages, strict=True)
+        Sent(one.message_id, one.dst_node_id, one.run_id, one.message_type) if one.message_id in taken else None
+        for one in said
     ]
+
+
+def send(grid: Grid, contents: Sequence[tuple[int, RecordDict]], kind: str, group: str = "") -> list[Sent]:
+    """Send contents to node ids, and return what was sent. GridError: Flower has not taken all."""
+    messages = [Message(content, dst_node_id=node, message_type=kind, group_id=group) for node, content in contents]
+    sent = [one for one in push(grid, messages) if one is not None]
+    if len(sent) < len(messages):
+        raise GridError(f"Flower took {len(sent)} of {len(messages)} messages; are all nodes connected?")
+    return sent
 
 
 def receive(

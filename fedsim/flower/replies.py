@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedsim.core.errors import one_line
@@ -18,7 +18,7 @@ from fedsim.engine.job import JobResult
 from fedsim.exchange.actions import REPORT_UTILITY, SCORE
 from fedsim.exchange.forms import Form, forms_of, misfit
 from fedsim.exchange.messages import Order, usable_rows
-from fedsim.flower.names import ARRAYS, EXAMPLES
+from fedsim.flower.names import ARRAYS, EXAMPLES, METRICS
 from fedsim.flower.records import CLIENT_METRICS, CLIENTS, NBYTES, QUERIES, announced, decoded
 
 
@@ -112,6 +112,21 @@ class Asking:
         least = 0 if executor.transforms.transforms else job.encoded
         queries, nbytes = (asked, asked + job.cost.first), (least, job.encoded)
         return Asked(nobody, nobody, self._nothing[kind], queries, job.cost.extra, nbytes)
+
+
+def metrics_of(content: RecordDict) -> MetricRecord:
+    """The metrics of a reply: its only record of them, or the one of that name. RefusedError: there is none."""
+    held = {name: record for name, record in content.items() if isinstance(record, MetricRecord)}
+    if len(held) == 1:
+        return next(iter(held.values()))
+    if METRICS not in held:
+        raise RefusedError(f"it has {len(held)} records of metrics, of which none is called {METRICS}")
+    return held[METRICS]
+
+
+def arrays_of(content: RecordDict) -> dict[str, ArrayRecord]:
+    """The records of arrays of a message; Flower's own view of them takes twenty times as long to make."""
+    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
 
 
 def _read(held: ArrayRecord | None, forms: Mapping[str, Form]) -> dict[str, Tensor]:

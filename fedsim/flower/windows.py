@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -67,44 +67,46 @@ class Landed:
         return replace(self, replies=self.replies.where(kept), beside=beside, **rows)
 
 
-class Clock(Protocol):
+class Clock(ABC):
     """What time it is, in ticks since a grid's run began, and what has come by then. real: it is the wall's."""
 
-    real: bool
+    real: ClassVar[bool]
+
+    def __init__(self) -> None:
+        self.start(0)
+
+    @abstractmethod
+    def _ticks(self) -> int:
+        """What time it is, since whenever."""
 
     def start(self, now: int) -> None:
         """Say that it is tick `now`."""
-        ...
+        self._origin = self._ticks() - now
 
     def read(self) -> int:
         """What time it is."""
-        ...
+        return self._ticks() - self._origin
 
+    @abstractmethod
     def pull(self, names: Sequence[str]) -> Iterable[Message]:
         """The replies to these messages that are there; none comes again."""
-        ...
 
+    @abstractmethod
     def wait(self, names: Sequence[str], pause: float, until: int | None) -> None:
         """Let time go by until one of these replies may be there, at most to tick `until`."""
-        ...
 
 
-class WallClock:
+class WallClock(Clock):
     """The wall's time: who waits looks again after a pause."""
 
     real = True
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self.start(0)
+        super().__init__()
 
-    def start(self, now: int) -> None:
-        """See `Clock`."""
-        self._origin = time.monotonic_ns() - now
-
-    def read(self) -> int:
-        """See `Clock`."""
-        return time.monotonic_ns() - self._origin
+    def _ticks(self) -> int:
+        return time.monotonic_ns()
 
     def pull(self, names: Sequence[str]) -> Iterable[Message]:
         """See `Clock`."""
@@ -115,22 +117,17 @@ class WallClock:
         time.sleep(pause if until is None else max(0.0, min(pause, seconds(until - self.read()))))
 
 
-class GridClock:
+class GridClock(Clock):
     """The time of a virtual grid, which goes on while somebody waits, and only then."""
 
     real = False
 
     def __init__(self, grid: VirtualGrid) -> None:
         self._grid = grid
-        self.start(0)
+        super().__init__()
 
-    def start(self, now: int) -> None:
-        """See `Clock`."""
-        self._origin = self._grid.now - now
-
-    def read(self) -> int:
-        """See `Clock`."""
-        return self._grid.now - self._origin
+    def _ticks(self) -> int:
+        return self._grid.now
 
     def pull(self, names: Sequence[str]) -> Iterable[Message]:
         """See `Clock`."""

@@ -57,7 +57,8 @@ class UnderWay:
 
     server: what it knows by now. before: how patient the run was when the round began.
     orders, window: what was sent last, and when it is looked again. answered: who has answered the last window; None:
-    there was none. count, failed: replies so far, and updates that were not finite. keeps: clients work on.
+    there was none. count, failed: replies so far, and updates that were not finite. keeps: clients work on. skipped:
+    the replies of the last window were too few.
     """
 
     server: Server
@@ -68,6 +69,7 @@ class UnderWay:
     count: int = 0
     failed: int = 0
     keeps: bool = False
+    skipped: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     done: bool = False
 
@@ -238,6 +240,7 @@ class Simulation:
         if orders.counts:
             learnt = parts.selector.observe(selector, replies)
             selector = promises.selector_state(parts.selector, learnt, "observe", selector)
+        current.skipped = False
         try:
             state, observed, current.done = self._tell(server.state, replies)
         except InputError as error:  # too few replies for a robust aggregator
@@ -247,6 +250,7 @@ class Simulation:
             if everybody or _would_do(replies, len(replies.failed) - replies.spoiled):
                 why = f", {current.failed} updates not finite" if current.failed else f", with {current.count} replies"
                 raise DivergedError(f"round {self.round + 1}{why}: {error}") from error
+            current.skipped = True
             parts.engine.trace.skipped += 1
             self._patience.skips(current.before, current.count, current.failed, str(error))
             nobody = torch.zeros(len(replies), dtype=torch.bool)

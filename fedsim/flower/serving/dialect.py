@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
@@ -20,9 +20,9 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.exchange.actions import REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
 from fedsim.exchange.messages import Order
-from fedsim.flower.names import ALPHA, CANDIDATES, CONTROL, CONTROL_DELTA, METRICS, MU, NU, ROUND, SEARCH, VALUES
+from fedsim.flower.names import ALPHA, CANDIDATES, CONTROL, CONTROL_DELTA, MU, NU, ROUND, SEARCH, VALUES
 from fedsim.flower.records import record
-from fedsim.flower.replies import RefusedError
+from fedsim.flower.replies import RefusedError, arrays_of, metrics_of
 from fedsim.flower.searching import Search
 from fedsim.flower.serving.options import AppOptions
 from fedsim.flower.serving.state_dict import Kept, StateDict
@@ -108,6 +108,7 @@ class Dialect:
     up: frozenset[str]
     kept: Kept
     search: Search | None = None
+    _encoded: tuple[Tensor, ArrayRecord] | None = field(default=None, init=False)
 
     def question(self, orders: Order, population: int) -> Question:
         """What an order asks of app clients. InputError: what none of them understands."""
@@ -123,8 +124,13 @@ class Dialect:
         return Training(self, orders)
 
     def record(self, params: Tensor) -> ArrayRecord:
-        """A model [d] as nodes and the app's server know it."""
-        return self.model.record(params, self.kept)
+        """A model [d] as nodes and the app's server know it.
+
+        What was last asked for is at hand: a round sends the model to be trained and evaluated, and its server has it.
+        """
+        if self._encoded is None or self._encoded[0] is not params:
+            self._encoded = params, self.model.model_floats(params)
+        return self.model.record(self._encoded[1], self.kept)
 
     def config(self, given: ConfigRecord, orders: Order) -> ConfigRecord:
         """The settings of a message: the app's own, the round, and the strategy's."""
@@ -255,7 +261,7 @@ class Values(Question):
             raise lacking(VALUES)
         if not isinstance(values, list) or len(values) != wanted:
             raise RefusedError(f"its values are not a list of {wanted} numbers")
-        found = [number({VALUES: value}, VALUES, 0.0) for value in values]
+        found = [_real(value, VALUES) for value in values]
         told = [value for value in found if math.isfinite(value)]
         if not told:
             raise RefusedError("none of its values is finite")
@@ -310,32 +316,17 @@ def unspoken(strategy: str, names: Collection[str]) -> InputError:
     return InputError("strategy", strategy, remedy)
 
 
-def metrics_of(content: RecordDict) -> MetricRecord:
-    """The metrics of a reply: its only record of them, or the one of that name. RefusedError: there is none."""
-    held = {name: record for name, record in content.items() if isinstance(record, MetricRecord)}
-    if len(held) == 1:
-        return next(iter(held.values()))
-    if METRICS not in held:
-        raise RefusedError(f"it has {len(held)} records of metrics, of which none is called {METRICS}")
-    return held[METRICS]
-
-
-def arrays_of(content: RecordDict) -> dict[str, ArrayRecord]:
-    """The records of arrays of a message; Flower's own view of them takes twenty times as long to make."""
-    return {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
-
-
-@overload
-def number(metrics: Mapping[str, Any], name: str, otherwise: float) -> float: ...
-@overload
-def number(metrics: Mapping[str, Any], name: str, otherwise: float | None = None) -> float | None: ...
 def number(metrics: Mapping[str, Any], name: str, otherwise: float | None = None) -> float | None:
     """A metric that is one number; what it is otherwise, where it is not there. RefusedError: it is no such number."""
     value = metrics.get(name)
     if isinstance(value, list):
         raise RefusedError(f"{name} is a list, not a number")
+    return otherwise if value is None else _real(value, name)
+
+
+def _real(value: float, name: str) -> float:
     try:
-        return otherwise if value is None else float(value)
+        return float(value)
     except OverflowError as error:
         raise RefusedError(f"{name} is no number of 64 bits") from error
 

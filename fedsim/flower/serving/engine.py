@@ -28,16 +28,14 @@ from fedsim.exchange.messages import Free, Order, Replies, Size, finite_rows
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.exchange.windows import Window
 from fedsim.flower.internals import UNANSWERED
-from fedsim.flower.nodes import Sent
-from fedsim.flower.replies import RefusedError, reason_of
+from fedsim.flower.nodes import Sent, push
+from fedsim.flower.replies import RefusedError, arrays_of, metrics_of, reason_of
 from fedsim.flower.serving.dialect import (
     JUDGE,
     Answer,
     Dialect,
     Question,
     Rows,
-    arrays_of,
-    metrics_of,
     size_of,
     weight_of,
 )
@@ -172,12 +170,11 @@ class AppEngine(GridWindows[AppFlight]):
             self.outbox = messages
             self._flights |= {Sent("", flight.node, 0, question.kind): flight for flight in flights}
             return
-        for flight, message in zip(flights, messages, strict=True):
-            names = [name for name in self.grid.push_messages([message]) if name]
-            if names:
-                self._flights[Sent(names[0], flight.node, message.metadata.run_id, question.kind)] = flight
-            else:
+        for flight, sent in zip(flights, push(self.grid, messages), strict=True):
+            if sent is None:
                 self._give_up(flight, "could not be sent an order")
+            else:
+                self._flights[sent] = flight
 
     def messages(self, orders: Order, question: Question) -> list[Message]:
         """What is sent to each client."""

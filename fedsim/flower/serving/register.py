@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from fedsim.core.clock import ticks
 from fedsim.flower.names import CONFIG, IDENTIFY, PARTITION, PARTITIONS
-from fedsim.flower.nodes import Sent, answered
+from fedsim.flower.nodes import Sent, answered, push
 from fedsim.flower.replies import reason_of
 from fedsim.flower.windows import Clock
 
@@ -102,12 +102,11 @@ class Register:
         self.refused = {node: why for node, why in self.refused.items() if node in there}
         self.asked = {sent: end for sent, end in self.asked.items() if sent.node in there}
         waiting = {sent.node for sent in self.asked}
-        for node in new:
-            if node not in waiting and node not in self._said and node not in self.refused:
-                message = Message(RecordDict(), node, IDENTIFY, ttl=self.ttl)
-                for name in self.grid.push_messages([message]):
-                    if name:
-                        self.asked[Sent(name, node, message.metadata.run_id, IDENTIFY)] = now + ticks(self.ttl)
+        unknown = [node for node in new if not (node in waiting or node in self._said or node in self.refused)]
+        messages = [Message(RecordDict(), node, IDENTIFY, ttl=self.ttl) for node in unknown]
+        for sent in push(self.grid, messages) if messages else ():
+            if sent is not None:
+                self.asked[sent] = now + ticks(self.ttl)
         for reply in self.clock.pull([sent.name for sent in self.asked]) if self.asked else ():
             sent = answered(reply, self.asked)
             if sent is not None:

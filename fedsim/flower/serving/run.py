@@ -15,7 +15,8 @@ from fedsim.core.streams import SERVER
 from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, Window
 from fedsim.flower.names import METRICS, VALUES
-from fedsim.flower.serving.dialect import JUDGE, arrays_of, metrics_of, weight_of
+from fedsim.flower.replies import arrays_of, metrics_of
+from fedsim.flower.serving.dialect import JUDGE, weight_of
 from fedsim.flower.serving.engine import AppEngine, Heard
 from fedsim.flower.serving.problem import AppProblem
 from fedsim.running import promises
@@ -53,6 +54,7 @@ class Served(Simulation):
 
     integers: whose whole numbers the model has after a round: of the reply with most examples, or of the latest.
     combine, weight: how the metrics of a round's replies become one record. metrics: of rounds, by kind and number.
+    keeps: clients work on from one round to the next.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Served(Simulation):
         self.metrics: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "evaluate": {}, "server": {}}
         super().__init__(setup)
         everybody = torch.arange(problem.num_clients)
-        self._keeps = setup.strategy.ask(self.state, everybody)[0].late == "keep"
+        self.keeps = setup.strategy.ask(self.state, everybody)[0].late == "keep"
         self._remedy = "lower the learning rate of the clients"
 
     @property
@@ -100,12 +102,6 @@ class Served(Simulation):
         super().restore(saved)
         self.metrics, self._census = saved["metrics"], -1
 
-    def tell(self, current: UnderWay) -> None:
-        """See `Simulation`."""
-        skipped = self.engine.trace.skipped
-        super().tell(current)
-        self._skipped = self.engine.trace.skipped > skipped
-
     def complete(self, current: UnderWay) -> None:
         """See `Simulation`; what replies were beside their vectors is taken in, too."""
         super().complete(current)
@@ -114,7 +110,7 @@ class Served(Simulation):
             return
         latest = self._integers == "latest"
         whose = max(heard, key=lambda one: (one.due, one.client) if latest else (one.examples, -one.client))
-        if not self._skipped:  # else the model is the one before, and so are its whole numbers
+        if not current.skipped:  # else the model is the one before, and so are its whole numbers
             self.engine.dialect.kept = {**self.engine.dialect.kept, **whose.whole}
         told: dict[str, Any] = dict(self._combine([weighed(one, self._weight) for one in heard], self._weight))
         told |= {name: value for name, value in current.metrics.items() if name not in told}
@@ -137,11 +133,6 @@ class Served(Simulation):
     def over(self) -> bool:
         """Whether no round follows."""
         return self._ended()
-
-    @property
-    def keeps(self) -> bool:
-        """Whether clients work on from one round to the next."""
-        return self._keeps
 
     def judge_by_nodes(self, fraction: float, least: int, combine: Combine) -> None:
         """Have a share of the free nodes, and at least so many if there are, evaluate the global model."""

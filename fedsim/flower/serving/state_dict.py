@@ -132,9 +132,13 @@ class StateDict:
             name: Array(np.frombuffer(stored[name], dtype).reshape(shape)) for name, (dtype, shape) in kinds.items()
         }
 
-    def record(self, vector: Tensor, kept: Kept) -> ArrayRecord:
-        """A model [d] as the arrays that an app knows: all names, in their order, in their types and shapes."""
-        held = {**self._arrays(vector, self.types), **kept, **self.frozen}
+    def model_floats(self, vector: Tensor) -> ArrayRecord:
+        """The floats of a model [d], in their types and shapes."""
+        return ArrayRecord(self._arrays(vector, self.types))
+
+    def record(self, floats: Mapping[str, Array], kept: Kept) -> ArrayRecord:
+        """A model as an app knows it: floats, whole numbers and what is frozen, all names in their order."""
+        held = {**floats, **kept, **self.frozen}
         return ArrayRecord({name: held[name] for name in self.names})
 
     def floats(self, vectors: Tensor) -> ArrayRecord:

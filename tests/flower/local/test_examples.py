@@ -51,9 +51,9 @@ def test_the_batches_are_those_that_our_clients_take(options, batch_size):
         losses = SampleCurriculum().scores(cohort)[0, :size]
         plan = plan_batches(
             Streams(seed), cohort.clients, torch.arange(size), torch.tensor([0]), cohort.examples, epochs=None,
-            steps=None, batch_size=width or size, turn=turn, dtype=torch.float64, course=ours.course(cohort, 3, width),
+            steps=None, batch_size=width or size, turn=turn, course=ours.course(cohort, 3, width),
         )  # fmt: skip
-        expected = [row[weight > 0].tolist() for row, weight in zip(plan.index, plan.weight, strict=True)]
+        expected = [row[:count].tolist() for row, count in zip(plan.index, plan.count.tolist(), strict=True)]
         found = curriculum(
             message(turn + 1), context(client), losses, epochs=3, batch_size=batch_size, seed=seed, **options
         )

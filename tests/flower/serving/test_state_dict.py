@@ -73,7 +73,7 @@ def test_names_order_shapes_and_types_come_back():
     assert vector.tolist() == [
         float(number) for name in ("b.half", "a", "a.scale", "wide") for number in MODEL[name].reshape(-1)
     ]
-    same(arrays_of(model.record(vector, model.kept(record(MODEL)))), MODEL)
+    same(arrays_of(model.record(model.model_floats(vector), model.kept(record(MODEL)))), MODEL)
     without = {name: array for name, array in MODEL.items() if name != "wide"}
     assert StateDict.of(record(without)).dtype == torch.float32
 
@@ -84,7 +84,7 @@ def test_arrays_in_any_order_of_names_and_of_memory_are_read_as_they_are():
     fortran = {name: np.array(array, order="F") for name, array in moved.items()}
     row = np.zeros(model.layout.dimension)
     whole = model.read(record(fortran, order=sorted(fortran)), row)
-    same(arrays_of(model.record(torch.from_numpy(row), whole)), moved)
+    same(arrays_of(model.record(model.model_floats(torch.from_numpy(row)), whole)), moved)
 
 
 def test_nodes_are_sent_the_model_and_give_it_back():
@@ -217,7 +217,7 @@ def test_frozen_arrays_need_be_no_numbers_and_names_may_look_like_patterns():
     model = {"layers[0].w": np.ones(2), "layers0.w": np.ones(2), "words": np.array(["a", "b"])}
     held = StateDict.of(record(model), ["layers[0].w", "words"])
     assert held.layout.names == ("layers0.w",)
-    assert list(held.record(torch.zeros(2, dtype=torch.float64), {})) == list(model)
+    assert list(held.record(held.model_floats(torch.zeros(2, dtype=torch.float64)), {})) == list(model)
 
 
 def test_a_part_of_the_arrays_is_a_reply_that_leaves_the_others():
