@@ -128,29 +128,14 @@ class Trial:
     streams: Streams
 
 
-@runtime_checkable
-class Problem(ProblemView, Protocol):
-    """N clients, each with data or with a black-box function, and how the global model is judged.
+class Looped(ProblemView, Protocol):
+    """What the loop asks of a problem, wherever its clients are: what a strategy may know, and how a model is judged.
 
-    sizes: examples of each client, int64 [N] on the CPU, of black boxes one each; sizes_on_device: the same there.
-    largest: the largest of them. device, dtype: of the parameters. There are `data` and a `model`, or an `oracle`.
+    device, dtype: of the parameters.
     """
 
-    sizes: Tensor
-    sizes_on_device: Tensor
-    largest: int
     device: torch.device
     dtype: torch.dtype
-
-    @property
-    def data(self) -> Examples | None:
-        """The clients' examples; None: there are none."""
-        ...
-
-    @property
-    def model(self) -> Model | None:
-        """What is trained on them; None: nothing is."""
-        ...
 
     @property
     def oracle(self) -> Oracle | None:
@@ -167,6 +152,40 @@ class Problem(ProblemView, Protocol):
         """d, how many parameters there are."""
         ...
 
+    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str]) -> dict[str, float]:
+        """Measure the global model; nothing of this counts as a query."""
+        ...
+
+    def evaluates_clients(self, wanted: bool | str) -> bool:
+        """Whether `evaluate` is to measure clients too."""
+        ...
+
+    def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:
+        """Measure the global model under attacks."""
+        ...
+
+
+@runtime_checkable
+class Problem(Looped, Protocol):
+    """N clients, each with data or with a black-box function, and how the global model is judged.
+
+    sizes: examples of each client, int64 [N] on the CPU, of black boxes one each; sizes_on_device: the same there.
+    largest: the largest of them. device, dtype: of the parameters. There are `data` and a `model`, or an `oracle`.
+    """
+
+    sizes_on_device: Tensor
+    largest: int
+
+    @property
+    def data(self) -> Examples | None:
+        """The clients' examples; None: there are none."""
+        ...
+
+    @property
+    def model(self) -> Model | None:
+        """What is trained on them; None: nothing is."""
+        ...
+
     def losses(
         self, params: Tensor, clients: Tensor, sampled: Callable[[int], Tensor] | None, streams: Streams, turn: int
     ) -> Tensor:
@@ -177,24 +196,12 @@ class Problem(ProblemView, Protocol):
         """
         ...
 
-    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str]) -> dict[str, float]:
-        """Measure the global model; nothing of this counts as a query."""
-        ...
-
     def client_measures(self, params: Tensor) -> Mapping[str, Tensor]:
         """What parameters [d] come to on each client, by name: [N] each."""
         ...
 
-    def evaluates_clients(self, wanted: bool | str) -> bool:
-        """Whether `evaluate` is to measure clients too."""
-        ...
-
     def measures(self, clients: bool | str, on: Collection[str]) -> list[str]:
         """The names that `evaluate` gives."""
-        ...
-
-    def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:
-        """Measure the global model under attacks."""
         ...
 
     def attacked_measures(self, trial: Trial) -> list[str]:

@@ -122,6 +122,11 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+def finite_or_nan(rows: Iterable[Row]) -> list[Row]:
+    """Rows as the run had them: a number that was not finite is null in the file."""
+    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+
+
 def _fault(row: Any, names: dict[str, str]) -> str:
     """What is wrong with a row; empty: nothing. names: those of earlier rows, which those of this one join.
 

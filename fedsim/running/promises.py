@@ -19,7 +19,7 @@ from fedsim.engine.ledger import Ledger
 from fedsim.exchange.actions import UTILITY
 from fedsim.exchange.messages import BrokenPromiseError, Free, Order, broken, shown
 from fedsim.exchange.windows import All, Every, First, Window
-from fedsim.problems.base import Problem
+from fedsim.problems.base import Looped
 from fedsim.server.selection.base import Selector, SelectorState
 from fedsim.server.strategy import Metrics, ServerState, Strategy
 
@@ -93,7 +93,7 @@ def _clients(selector: Selector, given: Any, free: Free, verb: str) -> Tensor:
     return given
 
 
-def begun(strategy: Strategy, given: Any, problem: Problem, method: str) -> ServerState:
+def begun(strategy: Strategy, given: Any, problem: Looped, method: str) -> ServerState:
     """The state to begin with, as one of a strategy's methods has returned it."""
     state = _state(strategy, given, method)
     if state.params.shape != (problem.dimension,) or state.params.dtype != problem.dtype:

@@ -141,7 +141,7 @@ def _resume(
             if accepted.ended:
                 begin_again(folder, found, config)
             folder.rewind(found.position, found.rows, accepted.damaged)
-        return drive(made, simulation, config, callbacks, folder, keeps=True)
+        return drive(made, problem, simulation, config, callbacks, folder, keeps=True)
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import platform
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from fedsim.configuration.tables import Experiment, load
 from fedsim.configuration.tables import experiment as checked
@@ -34,7 +33,7 @@ from fedsim.running.checks import check_own
 from fedsim.running.clients import write_clients
 from fedsim.running.endings import ENDED
 from fedsim.running.folder import RunFolder
-from fedsim.running.history import History, Row
+from fedsim.running.history import History, Row, finite_or_nan
 from fedsim.running.result import Callback, Result, Round
 from fedsim.running.simulation import Simulation
 from fedsim.running.stored import CLIENTS, CURVES, TRACEBACK
@@ -109,13 +108,13 @@ def execute(
         if experiment.evaluation.keep_best is not None:
             remedy = "with save=False no model is kept; leave one of the two out"
             raise InputError("evaluation.keep_best", experiment.evaluation.keep_best, remedy)
-        return drive(experiment, simulation, config, callbacks)
+        return drive(experiment, problem, simulation, config, callbacks)
     with RunFolder.create(place, experiment.name, force=force) as folder, recording(folder):
         data = problem.provenance()
         config |= {"data": data} if data else {}
         folder.write_config(config)
         folder.begin()
-        return drive(experiment, simulation, config, callbacks, folder, keeps=engine is None)
+        return drive(experiment, problem, simulation, config, callbacks, folder, keeps=engine is None)
 
 
 def _hold_callable(callbacks: Any) -> None:
@@ -187,6 +186,7 @@ def _telling(place: Path | None, name: str, force: bool) -> Iterator[None]:
 
 def drive(
     experiment: Experiment,
+    problem: Problem,
     simulation: Simulation,
     config: Mapping[str, Any],
     callbacks: Sequence[Callback] = (),
@@ -198,10 +198,7 @@ def drive(
 
     config: the experiment's tables and notes. keeps: write checkpoints, if the strategy can be resumed.
     """
-    problem = simulation.parts.problem
-    # A number that was not finite is null in the file; rows of an earlier part of the run are read from there.
-    earlier = [] if folder is None else folder.rows()
-    rows: list[Row] = [{name: math.nan if value is None else value for name, value in row.items()} for row in earlier]
+    rows = finite_or_nan([] if folder is None else folder.rows())  # those of an earlier part of the run
     keeper = None
     if folder is not None and keeps and unresumable(experiment) is None:
         keeper = simulation.between = Keeper(folder, simulation, experiment.checkpoint)
@@ -239,23 +236,55 @@ def drive(
         status, reason = "interrupted", f"interrupted after round {simulation.round}"
         if keeper is not None:
             keeper.last()
-    ended = simulation.parts.engine
-    trace = ended.trace.summary((problem.sizes.double() / problem.sizes.sum()).tolist(), ended.now)
+    trace, summary = outcome(simulation, rows, status, reason)
     if problem.names is not None:
         trace["clients"] = list(problem.names)
-    summary = summarise(rows, status, reason) | simulation.counts
-    counted = ("lost_weight", "faults", "skipped", "failures", "strays")
-    summary |= {name: trace[name] for name in counted if name in trace}
     params = simulation.state.params
     if folder is not None:
         folder.write_trace(trace)
         if keeper is not None and status == "finished" and simulation.round == experiment.rounds:
             keeper.end()
-        _finish(experiment, problem, params, summary, rows, folder)
+        # One entry: safetensors writes several in no fixed order.
+        folder.write_model(problem.tensors(params), {"run": f"{experiment.name}, seed {experiment.seed}"})
+        if ENDED.get(status) and problem.evaluates_clients(experiment.evaluation.clients):
+            with _not_needed(CLIENTS):
+                write_clients(problem, params, folder)
+        finish(folder, rows, summary, partial(problem.illustrate, folder.place, params))
     history = History(rows) if folder is None else folder.history
     told = {name: table for name, table in config.items() if name != "resolved"}
     place = None if folder is None else folder.path
     return Result(params, problem, status, reason, summary, history, place, told, trace)
+
+
+def outcome(
+    simulation: Simulation, rows: Sequence[Row], status: str, reason: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What has happened in a run, as trace.json has it, and what it came to, as summary.json has it."""
+    engine, sizes = simulation.parts.engine, simulation.parts.problem.sizes.double()
+    trace = engine.trace.summary((sizes / sizes.sum()).tolist(), engine.now)
+    counted = ("lost_weight", "faults", "skipped", "failures", "strays")
+    told = {name: trace[name] for name in counted if name in trace}
+    return trace, summarise(rows, status, reason) | simulation.counts | told
+
+
+def finish(
+    folder: RunFolder, rows: Sequence[Row], summary: Mapping[str, Any], illustrate: Callable[[], None] | None = None
+) -> None:
+    """Draw the pictures of a run, and write the summary last: what has one is whole, and what has none goes on.
+
+    illustrate: draws further ones.
+    """
+    folder.sync()  # pictures come after all that counts: to load what draws them takes longer than many a round
+    for draw in (lambda: curves(rows, folder.place(CURVES)), illustrate):
+        if draw is not None:
+            with _not_needed("a picture"):
+                draw()
+    folder.write_summary(summary)
+    if summary["status"] in ENDED:
+        try:
+            folder.tidy()
+        except StorageError as error:
+            warn(str(error))
 
 
 def unresumable(experiment: Experiment) -> str | None:
@@ -292,30 +321,3 @@ def _notes(experiment: Experiment, simulation: Simulation, problem: Problem) -> 
 def _absolute(folder: Path | None) -> str:
     """A folder as it is found from anywhere; empty for none."""
     return "" if folder is None else str(folder.absolute())
-
-
-def _finish(
-    experiment: Experiment,
-    problem: Problem,
-    params: Tensor,
-    summary: dict[str, Any],
-    rows: Sequence[Row],
-    folder: RunFolder,
-) -> None:
-    """Write what a run came to. The summary is the last: what has one is whole, and what has none goes on."""
-    # One entry: safetensors writes several in no fixed order.
-    folder.write_model(problem.tensors(params), {"run": f"{experiment.name}, seed {experiment.seed}"})
-    if ENDED.get(summary["status"]) and problem.evaluates_clients(experiment.evaluation.clients):
-        with _not_needed(CLIENTS):
-            write_clients(problem, params, folder)
-    folder.sync()  # pictures come after all that counts: to load what draws them takes longer than many a round
-    with _not_needed("a picture"):
-        curves(rows, folder.place(CURVES))
-    with _not_needed("a picture"):
-        problem.illustrate(folder.place, params)
-    folder.write_summary(summary)
-    if summary["status"] in ENDED:
-        try:
-            folder.tidy()
-        except StorageError as error:
-            warn(str(error))

@@ -8,7 +8,7 @@ from fedsim.configuration.evaluation import Evaluation, Stopping
 from fedsim.core.streams import Streams
 from fedsim.engine.base import Engine
 from fedsim.exchange.transforms import Chain
-from fedsim.problems.base import Problem
+from fedsim.problems.base import Looped
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
 
@@ -20,7 +20,7 @@ class Setup:
     steady: whether all clients that are sent orders answer them, as far as their devices go.
     """
 
-    problem: Problem
+    problem: Looped
     strategy: Strategy
     selector: Selector
     engine: Engine

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,14 +15,12 @@ from fedsim.configuration.tables import Checkpointing
 from fedsim.core.errors import DivergedError, InputError, StalledError
 from fedsim.flower.records import tensors
 from fedsim.flower.serving.run import Served
-from fedsim.plots import curves
 from fedsim.running.checkpoint import Keeper, UnusableError, newest
 from fedsim.running.folder import EXISTS, RunFolder
-from fedsim.running.history import Row
+from fedsim.running.history import Row, finite_or_nan
 from fedsim.running.resume import differences
-from fedsim.running.runner import recording, versions
-from fedsim.running.stored import CURVES, is_run
-from fedsim.running.summary import summarise
+from fedsim.running.runner import finish, outcome, recording, versions
+from fedsim.running.stored import is_run
 
 FREE = ("name", "rounds", "app.duration", "app.checkpoint_every", "app.min_available_nodes", "resolved", "versions")
 """What may be another when a server goes on: tables and options."""
@@ -36,9 +33,7 @@ class AppFolder:
 
     def __init__(self, folder: RunFolder, run: Served, when: Checkpointing) -> None:
         self._folder, self._run = folder, run
-        self.rows: list[Row] = [
-            {name: math.nan if value is None else value for name, value in row.items()} for row in folder.rows()
-        ]
+        self.rows = finite_or_nan(folder.rows())
         self._keeper = run.between = Keeper(folder, run, when)
 
     def add(self, row: Row) -> None:
@@ -51,15 +46,10 @@ class AppFolder:
         folder, run = self._folder, self._run
         if status == "interrupted":
             self._keeper.last()
-        sizes = run.parts.problem.sizes.double()
-        engine = run.parts.engine
-        folder.write_trace(engine.trace.summary((sizes / sizes.sum()).tolist(), engine.now))
+        trace, summary = outcome(run, self.rows, status, reason)
+        folder.write_trace(trace)
         folder.write_model({name: tensor.contiguous() for name, tensor in tensors(arrays).items()})
-        curves(self.rows, folder.place(CURVES))
-        folder.sync()
-        folder.write_summary(summarise(self.rows, status, reason) | run.counts)
-        if status in ("finished", "stopped"):
-            folder.tidy()
+        finish(folder, self.rows, summary)
 
 
 def hold_usable(path: Path, name: str, config: Mapping[str, Any]) -> None:

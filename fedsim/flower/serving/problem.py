@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +12,7 @@ from fedsim.problems.base import Trial
 
 
 class AppProblem:
-    """Somebody else's clients, as a `fedsim.problems.base.Problem`, of which they tell as they come.
+    """Somebody else's clients, as a `fedsim.problems.base.Looped` problem, of which they tell as they come.
 
     How many examples a client has is known when it has answered; until then it counts with the mean of the others.
     Nothing is measured here: the app judges its model itself.
@@ -24,7 +22,7 @@ class AppProblem:
     until somebody empties it.
     """
 
-    data = model = oracle = names = None
+    oracle = None
     may_fail = True
 
     def __init__(self, params: Tensor, bounds: tuple[float, float] | None = None) -> None:
@@ -69,47 +67,15 @@ class AppProblem:
         mean = told.mean() if len(told) else 1.0
         self.known, self.census = known, self.census + 1
         self.sizes = torch.from_numpy(np.maximum(np.rint(np.where(known > 0, known, mean)), 1).astype(np.int64))
-        self.sizes_on_device, self.largest = self.sizes.to(self.device), max(self.sizes.tolist(), default=0)
-
-    def losses(self, *given: Any) -> Tensor:
-        """Nobody can say."""
-        raise NotImplementedError("an app's clients are asked for their losses, by messages")
 
     def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str]) -> dict[str, float]:  # noqa: ARG002
         """Nothing: the app judges the model itself."""
-        return {}
-
-    def client_measures(self, params: Tensor) -> Mapping[str, Tensor]:  # noqa: ARG002
-        """None."""
         return {}
 
     def evaluates_clients(self, wanted: bool | str) -> bool:  # noqa: ARG002
         """No."""
         return False
 
-    def measures(self, clients: bool | str, on: Collection[str]) -> list[str]:  # noqa: ARG002
-        """None."""
-        return []
-
     def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:  # noqa: ARG002
         """Nothing."""
         return {}
-
-    def attacked_measures(self, trial: Trial) -> list[str]:  # noqa: ARG002
-        """None."""
-        return []
-
-    def provenance(self) -> Mapping[str, Any]:
-        """Nothing is known of the data."""
-        return {}
-
-    def labels(self) -> np.ndarray | None:
-        """Nobody knows."""
-        return None
-
-    def tensors(self, params: Tensor) -> Mapping[str, Tensor]:
-        """The parameters as one vector."""
-        return {"params": params}
-
-    def illustrate(self, place: Callable[[str], Path], params: Tensor | None) -> None:
-        """Nothing is drawn."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from apps.own import with_numpy, with_torch
 from apps.own.misbehaving import misbehaving
-from apps.own.running import watched
+from apps.own.running import start, watched
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from typer.testing import CliRunner
 
@@ -355,3 +355,16 @@ def test_a_server_process_that_is_killed_goes_on(tmp_path):
     assert not (tmp_path / "run" / "summary.json").exists()
     found, _ = served(FedAvg(), tmp_path / "run", rounds=200, fraction_evaluate=0.0)
     assert whole(found) == whole(served(FedAvg(), rounds=200, fraction_evaluate=0.0)[0])
+
+
+def test_what_a_run_came_to_waits_for_no_picture_and_says_what_was_wrong(tmp_path, monkeypatch):
+    def broken(rows, place):
+        raise RuntimeError("no picture today")
+
+    monkeypatch.setattr("fedsim.running.runner.curves", broken)
+    app = with_numpy.client(mods=[misbehaving({(2, 1): "nan"})])
+    start(as_flower_strategy("fedavg", checkpoint=tmp_path / "run"), app, with_numpy.initial(), rounds=3)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["total_failed"] == 1
+    assert "not finite" in summary["failures"][0]
