@@ -68,7 +68,7 @@ def on_super_nodes(nodes: int, config: Mapping[str, Any]) -> None:
 
 
 def _supernode(node: int, nodes: int, port: int) -> list[str]:
-    (own,) = _ports(1)
+    (own,) = free_ports(1)
     command = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port", str(own)]
     return [*command, "--node-config", f"partition-id={node} num-partitions={nodes}"]
 
@@ -99,16 +99,22 @@ def _flower() -> Iterator[tuple[dict[str, str], int]]:
     """An environment for Flower's processes, and a port."""
     # Ray puts sockets there, whose paths have 107 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="fs"))
-    (port,) = _ports(1)
+    (port,) = free_ports(1)
+    apart = environment(folder)
+    try:
+        yield apart, port
+    finally:
+        _end_all(apart["FLWR_HOME"])
+        shutil.rmtree(folder)
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """An environment in which Flower and Ray keep to a folder, call nobody, and install nothing."""
     programs = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     given = {"PATH": programs, "FLWR_HOME": str(folder / "home"), "RAY_TMPDIR": str(folder)}
     off = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     off["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
-    try:
-        yield {**os.environ, **given, **off}, port
-    finally:
-        _end_all(given["FLWR_HOME"])
-        shutil.rmtree(folder)
+    return {**os.environ, **given, **off}
 
 
 @contextmanager
@@ -142,24 +148,27 @@ def _end_all(home: str) -> None:
     """Have all processes end that have this FLWR_HOME, whatever became their parent, and wait until they have."""
     for mark in (signal.SIGTERM, signal.SIGKILL):
         end = time.monotonic() + PATIENCE
-        for number in _of(home):
+        for number in living(home):
             with suppress(ProcessLookupError):
                 os.kill(number, mark)
-        while _of(home) and time.monotonic() < end:
+        while living(home) and time.monotonic() < end:
             time.sleep(0.1)
 
 
-def _of(home: str) -> list[int]:
-    """The numbers of the living processes with this FLWR_HOME."""
-    found, mark = [], f"FLWR_HOME={home}".encode()
+def living(home: str) -> dict[int, str]:
+    """The living processes with this FLWR_HOME: their command lines, by number."""
+    found, mark = dict[int, str](), f"FLWR_HOME={home}".encode()
     for place in Path("/proc").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
             if place.name.isdigit() and mark in (place / "environ").read_bytes().split(b"\0"):
-                found.append(int(place.name))
+                line = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if line:  # else it has ended
+                    found[int(place.name)] = line
     return found
 
 
-def _ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports on which nobody listens."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

@@ -3,15 +3,15 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
+
+from experiments.flower_strategies.places import environment, free_ports, living
 
 
 @pytest.fixture
@@ -29,16 +29,9 @@ class World:
         self.home = folder / "home"
         http, control = free_ports(2)
         self.environment = {
-            **os.environ,
-            "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
-            "FLWR_HOME": str(self.home),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            **environment(folder),
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
             "FLWR_LOCAL_CONTROL_API_PORT": str(control),
-            "RAY_TMPDIR": str(folder),
-            "RAY_USAGE_STATS_ENABLED": "0",
         }
 
     def run(self, command, folder, timeout):
@@ -52,16 +45,7 @@ class World:
 
     def processes(self):
         """Living processes of this world: command lines by id."""
-        mark, found = f"FLWR_HOME={self.home}".encode(), {}
-        for folder in Path("/proc").iterdir():
-            try:
-                if folder.name.isdigit() and mark in (folder / "environ").read_bytes().split(b"\0"):
-                    line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    if line:
-                        found[int(folder.name)] = line
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue
-        return found
+        return living(str(self.home))
 
     def left(self, seconds):
         """The processes that are still there after so long."""
@@ -86,14 +70,3 @@ def world():
             continue
     made.left(10.0)
     shutil.rmtree(folder)
-
-
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
