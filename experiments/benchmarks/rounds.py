@@ -47,7 +47,7 @@ def engines(gpu: bool) -> dict[str, Callable[[Any], Any]]:
 
     made: dict[str, Callable[[Any], Any]] = {
         FEDSIM: lambda work: Fedsim(work, "auto"),
-        "fedsim fused": lambda work: Fedsim(work, "fused"),
+        "fedsim stacked": lambda work: Fedsim(work, "stacked"),
         "fedsim loop": lambda work: Fedsim(work, "loop"),
         "plain loop (1)": lambda work: PlainLoop(work, 1),
         "plain loop (2)": lambda work: PlainLoop(work, 2),
