@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any, Protocol
 
 import numpy as np
@@ -24,7 +25,6 @@ from rich.table import Table
 
 from fedsim.flower import VirtualGrid, as_flower_strategy
 
-SHAPES = {"0.weight": (64, 64), "0.bias": (64,), "2.weight": (10, 64), "2.bias": (10,)}
 BARE, THEIRS = "messages alone", "Flower's FedAvg"
 OURS: dict[str, dict[str, Any]] = {
     "FedAvg": {"strategy": "fedavg"},
@@ -70,10 +70,15 @@ def made(name: str) -> Starting:
     return as_flower_strategy(**OURS[name], fraction_evaluate=0.0)
 
 
-def cost(name: str, nodes: int, rounds: int) -> float:
+def shapes(inputs: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """The arrays of a network with one hidden layer and ten outputs."""
+    return {"0.weight": (hidden, inputs), "0.bias": (hidden,), "2.weight": (10, hidden), "2.bias": (10,)}
+
+
+def cost(name: str, nodes: int, rounds: int, layers: Mapping[str, tuple[int, ...]]) -> float:
     """Seconds of the processor a round."""
     generator = np.random.default_rng(0)
-    arrays = {layer: Array(generator.normal(size=shape).astype(np.float32)) for layer, shape in SHAPES.items()}
+    arrays = {layer: Array(generator.normal(size=shape).astype(np.float32)) for layer, shape in layers.items()}
     with VirtualGrid(app, nodes) as grid:
         before = time.process_time()
         made(name).start(grid=grid, initial_arrays=ArrayRecord(arrays), num_rounds=rounds)
@@ -84,15 +89,17 @@ def main(
     nodes: Annotated[int, typer.Option(min=2, help="Of the grid, all of them in each round.")] = 1_000,
     rounds: Annotated[int, typer.Option(min=1, help="Of a turn.")] = 6,
     turns: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 4,
+    inputs: Annotated[int, typer.Option(min=1, help="Of the model.")] = 64,
+    hidden: Annotated[int, typer.Option(min=1, help="Units of its hidden layer.")] = 64,
 ) -> None:
     """Print the table."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    names = (BARE, THEIRS, *OURS)
+    names, layers = (BARE, THEIRS, *OURS), shapes(inputs, hidden)
     for name in names:
-        cost(name, 10, 1)  # what is made once for a process
-    found = [{name: cost(name, nodes, rounds) for name in names} for _ in range(turns)]
+        cost(name, 10, 1, layers)  # what is made once for a process
+    found = [{name: cost(name, nodes, rounds, layers) for name in names} for _ in range(turns)]
     least = {name: min(turn[name] for turn in found) for name in names}
-    table = Table(title=f"{nodes:,} nodes that do nothing, {sum(map(math.prod, SHAPES.values())):,} parameters")
+    table = Table(title=f"{nodes:,} nodes that do nothing, {sum(map(math.prod, layers.values())):,} parameters")
     for column in ("", "ms a round", "own cost, ms", "of Flower's"):
         table.add_column(column, justify="right" if column else "left")
     theirs = least[THEIRS] - least[BARE]

@@ -29,7 +29,6 @@ from fedsim.exchange.transforms import Chain
 from fedsim.exchange.windows import First
 from fedsim.parallel.arithmetic import settle
 from fedsim.parallel.cores import cores
-from fedsim.parallel.memory import keep_freed_memory
 from fedsim.parallel.workers import WorkerError, Workers, take_one_core
 from fedsim.pretrained.expert import expert_losses
 from fedsim.problems.base import Problem, Setting, choose_device
@@ -89,7 +88,6 @@ def build_problem(experiment: Experiment) -> Problem:
 
 def build_executor(experiment: Experiment, problem: Problem, kind: Callable[..., Executor] = Executor) -> Executor:
     """The experiment's executor, for all clients of the problem. kind: what makes it."""
-    keep_freed_memory()
     settle(problem.device, experiment.engine.tf32)
     options, working = experiment.engine, at_once(experiment.selection, problem.num_clients)
     _offer_expert(experiment.client, problem)

@@ -29,6 +29,7 @@ from fedsim.exchange.messages import Order, Replies, Size, joined
 from fedsim.exchange.transforms import Chain, Sender
 from fedsim.exchange.windows import All, First, Window
 from fedsim.parallel.cores import one_core_an_operation
+from fedsim.parallel.memory import keep_freed_memory
 from fedsim.running import promises
 from fedsim.running.history import Row
 from fedsim.running.hopeless import Patience, hold_finite
@@ -82,6 +83,7 @@ class Simulation:
     """
 
     def __init__(self, parts: Setup) -> None:
+        keep_freed_memory()
         self.parts = parts
         self.between: Callable[[], None] | None = None
         self.whole = True

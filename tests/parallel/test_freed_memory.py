@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedsim.parallel import memory
-from fedsim.running.build import build_executor
+from fedsim.running.build import build_simulation
 from fedsim.testing.problems import small_experiment, small_problem
 
 resource = pytest.importorskip("resource")
@@ -25,7 +25,7 @@ def faults(nbytes: int) -> int:
 def test_a_block_that_is_freed_and_made_again_takes_no_new_pages():
     """64 MiB are 16,384 pages of 4 KiB, or 32 of 2 MiB where the system gives those."""
     memory.keep_freed_memory.cache_clear()
-    build_executor(small_experiment(1), small_problem())
+    build_simulation(small_experiment(1), small_problem())
     assert memory.keep_freed_memory.cache_info().currsize == 1
     if not memory.keep_freed_memory():
         pytest.skip("another allocator, or one that is set otherwise")
