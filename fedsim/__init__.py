@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fedsim.server import Strategy
 
 # See `fedsim.parallel.arithmetic`. MKL reads it at its first product, so it must stand before that.
-os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 # A GPU's products, which are otherwise summed in an order that differs from call to call.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

@@ -2,7 +2,8 @@
 
 MKL otherwise picks kernels by the alignment of memory and the number of matrices in a batch, so that a client's numbers
 would depend on who else is in its cohort. `fedsim/__init__.py` sets MKL_CBWR, which MKL reads at its first product and
-never again. A GPU's products are pinned by CUBLAS_WORKSPACE_CONFIG, which is set there too, and by `settle`.
+never again, to the fastest kernels of the processor that do not. A GPU's products are pinned by
+CUBLAS_WORKSPACE_CONFIG, which is set there too, and by `settle`.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ def hold_pinned() -> None:
     found = kernels()
     if found == "OFF":
         remedy = "MKL multiplied before it was told which kernels to take; import fedsim before anything multiplies"
-        raise InputError("MKL_CBWR", found, f"{remedy}, or set MKL_CBWR=AVX2,STRICT before Python starts")
+        raise InputError("MKL_CBWR", found, f"{remedy}, or set MKL_CBWR=AUTO,STRICT before Python starts")
     if found not in (UNKNOWN, "COMPATIBLE") and not found.endswith(",STRICT"):
         remedy = "with these kernels of MKL results follow the alignment of memory"
-        raise InputError("MKL_CBWR", found, f"{remedy}; leave it unset, or set AVX2,STRICT or COMPATIBLE")
+        raise InputError("MKL_CBWR", found, f"{remedy}; leave it unset, or set AUTO,STRICT or COMPATIBLE")
 
 
 def settle(device: torch.device, tf32: bool) -> None:
