@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -40,9 +41,9 @@ Sliceable = Literal["gaussian", "rademacher", "segmented"]
 """Kinds whose numbers are independent, so that a part can be drawn without the rest."""
 DRAWS = 2**16
 """Steps of a round, and draws of a step, that have names: both share one 32-bit counter word."""
-PIECE = {"cpu": 2**14}
-"""Numbers drawn at a time, by type of device: on a CPU the temporaries (some 30 bytes a number) stay in the cache."""
-ELSEWHERE = 2**20
+PIECE = {"cpu": 2**19}
+"""Bytes of temporaries at a time, by type of device: on a CPU they stay in the cache."""
+ELSEWHERE = 2**25
 
 
 @dataclass(frozen=True)
@@ -182,12 +183,12 @@ def part(
     device: torch.device,
 ) -> Tensor:
     """Numbers `start` up to `stop` of each named direction: [J, stop - start], in pieces of bounded memory."""
-    make, grain = _MAKERS[kind]
+    make, grain, nbytes = _MAKERS[kind]
     first, last = start // grain, -(-stop // grain)
     drawn = torch.empty(len(keys), last - first, grain, dtype=dtype, device=device)
     owner, turn_, step = keys.counters(device)
     owner, low, high = streams.keyed(f"{keys.purpose}/0/0", owner)  # hashed to what `derive(purpose)` gives
-    at_once = PIECE.get(device.type, ELSEWHERE) // grain
+    at_once = PIECE.get(device.type, ELSEWHERE) // (nbytes * grain)
     width = max(1, min(last - first, at_once))
     height = max(1, at_once // width)
     for row in range(0, len(keys), height):
@@ -214,9 +215,15 @@ def _gaussian(words: Words, out: Tensor) -> None:
 
 def _rademacher(words: Words, out: Tensor) -> None:
     """One bit a sign: words [j, b] to numbers [j, b, 128]."""
-    places = torch.arange(32, device=out.device)
-    for number, word in enumerate(words):
-        out[..., 32 * number : 32 * number + 32] = 1 - 2 * (word.unsqueeze(2) >> places & 1)
+    octets = torch.stack(words, dim=2).unsqueeze(3) >> torch.arange(0, 32, 8, device=out.device) & 0xFF
+    out.copy_(_signs(out.dtype, out.device).index_select(0, octets.flatten()).view(out.shape))
+
+
+@lru_cache(maxsize=8)
+def _signs(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The signs that each octet stands for, [256, 8], its lowest bit first."""
+    bits = torch.arange(256, device=device).unsqueeze(1) >> torch.arange(8, device=device) & 1
+    return (1 - 2 * bits).to(dtype)
 
 
 def _segmented(words: Words, out: Tensor) -> None:
@@ -226,11 +233,12 @@ def _segmented(words: Words, out: Tensor) -> None:
         out[..., number] = torch.where(word > MASK >> 1, -magnitude, magnitude)
 
 
-_MAKERS: dict[Sliceable, tuple[Callable[[Words, Tensor], None], int]] = {
-    "gaussian": (_gaussian, 4),
-    "rademacher": (_rademacher, 128),
-    "segmented": (_segmented, 4),
+_MAKERS: dict[Sliceable, tuple[Callable[[Words, Tensor], None], int, int]] = {
+    "gaussian": (_gaussian, 4, 32),
+    "rademacher": (_rademacher, 128, 4),
+    "segmented": (_segmented, 4, 32),
 }
+"""What makes numbers of words, how many of a block of four, and roughly the bytes of temporaries of each."""
 
 
 def _coordinates(

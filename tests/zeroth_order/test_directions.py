@@ -124,6 +124,17 @@ def test_a_gaussian_number_is_box_and_mullers_of_its_block():
         assert float(drawn[0, number, place]) == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_sign_is_the_bit_of_its_place():
+    streams = Streams(5)
+    secret = streams.derive("a")
+    drawn = draw("rademacher", streams, "a", torch.tensor([9]), 2, 300, turn=4, step=6)
+    for number in (0, 1):
+        words = philox(torch.arange(3), torch.tensor([9]), 4, 6 * 2**16 + number, secret & MASK, secret >> 32)
+        for place in range(300):
+            word = int(words[place % 128 // 32][place // 128])
+            assert float(drawn[0, number, place]) == 1 - 2 * (word >> place % 32 & 1)
+
+
 def test_gaussian_numbers_are_normal():
     """200,000 numbers; five standard errors of the means of z, z^2 and z^4, whose variances are 1, 2 and 96."""
     drawn = draw("gaussian", Streams(0), "n", CLIENTS[:100], 2, 1000, dtype=torch.float64).flatten()
@@ -193,8 +204,8 @@ def test_a_part_has_the_bits_that_it_has_in_the_whole(kind, dtype):
 @pytest.mark.parametrize("kind", SLICEABLE)
 def test_pieces_do_not_show(kind, monkeypatch):
     whole = draw(kind, Streams(0), "a", CLIENTS[:9], 3, 1001)
-    for numbers in (128, 1024, 5000):
-        monkeypatch.setitem(directions.PIECE, "cpu", numbers)
+    for nbytes in (128, 1024, 5000):
+        monkeypatch.setitem(directions.PIECE, "cpu", nbytes)
         assert torch.equal(draw(kind, Streams(0), "a", CLIENTS[:9], 3, 1001), whole)
 
 
