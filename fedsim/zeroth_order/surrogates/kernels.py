@@ -38,14 +38,14 @@ class Matern52:
 
     def value(self, distance: Tensor, length_scale: float | Tensor) -> Tensor:
         """The kernel, of the shape of the distances and length scales together."""
-        ratio = distance * (math.sqrt(5.0) / length_scale)
-        # As 1 + r (1 + r/3), and with e^(-r) from a product: squares and quotients of torch take much longer.
-        return (ratio * (1.0 / 3.0)).add_(1.0).mul_(ratio).add_(1.0).mul_(ratio.mul_(-1.0).exp_())
+        less = distance * (-math.sqrt(5.0) / length_scale)
+        # Of -r, as 1 - r (-r/3 - 1): squares and quotients of torch take much longer.
+        return (less * (1.0 / 3.0)).sub_(1.0).mul_(less).add_(1.0).mul_(less.exp_())
 
     def slope(self, distance: Tensor, length_scale: float | Tensor) -> Tensor:
         """5 / (3 l^2) (1 + r) e^-r."""
-        ratio = distance * (math.sqrt(5.0) / length_scale)
-        return (ratio + 1.0).mul_(ratio.mul_(-1.0).exp_()).mul_(self.gradient_variance(length_scale))
+        less = distance * (-math.sqrt(5.0) / length_scale)
+        return (1.0 - less).mul_(less.exp_()).mul_(self.gradient_variance(length_scale))
 
     def gradient_variance(self, length_scale: LengthScale) -> LengthScale:
         """5 / (3 l^2)."""
