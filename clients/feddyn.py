@@ -25,7 +25,7 @@ class FedDyn(LocalTraining):
         """Train on the regularised loss and send the change."""
         theta, alpha = cohort.received("params"), float(cohort.config["feddyn-alpha"])
         own = cohort.state["gradient"]
-        trained = self.descend(cohort, theta, decay=alpha, shift=own + alpha * theta)
-        delta = trained.params.sub_(theta)
+        trained = self.descend(cohort, theta, decay=alpha, shift=own + alpha * theta, change=True)
+        delta = trained.params
         cohort.keep(gradient=own - alpha * delta)
         return Update({"delta": delta}, {"loss": trained.loss})

@@ -42,8 +42,8 @@ class Scaffold(LocalTraining):
     def train(self, cohort: Cohort) -> Update:
         """Train with the correction; send the changes of model and control variate."""
         theta, c, own = cohort.received("params"), cohort.received("control"), cohort.state["control"]
-        trained = self.descend(cohort, theta, shift=own - c)
-        delta, way = trained.params.sub_(theta), self.rates(cohort).to(own.dtype).unsqueeze(1)
+        trained = self.descend(cohort, theta, shift=own - c, change=True)
+        delta, way = trained.params, self.rates(cohort).to(own.dtype).unsqueeze(1)
         # At a rate of 0, where a schedule has ended, nothing was learnt about the gradients.
         renewed = own - c - delta / way if self.rate(cohort) else own
         cohort.keep(control=renewed)

@@ -50,8 +50,9 @@ class Sgd(LocalTraining):
         """Train from the server's model and send the change."""
         theta, mu = cohort.received("params"), self._mu(cohort)
         report_last = bool(cohort.config.get("report-loss"))
-        trained = self.descend(cohort, theta, decay=mu, shift=mu * theta if mu else None, report_last=report_last)
-        payload = {"delta": trained.params.sub_(theta)}
+        shift = mu * theta if mu else None
+        trained = self.descend(cohort, theta, decay=mu, shift=shift, report_last=report_last, change=True)
+        payload = {"delta": trained.params}
         if cohort.config.get("report-nu"):
             payload["nu"] = self.normaliser(cohort.steps_taken, self.rate(cohort), mu).to(theta.dtype)
         if trained.last_loss is not None:

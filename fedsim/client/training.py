@@ -40,10 +40,10 @@ from fedsim.nets.stack import Stack
 
 @dataclass(frozen=True)
 class Trained:
-    """What local training comes to. params: y, [C, d]. loss: the mean over the steps, [C], taken before each step.
+    """What local training comes to. params: y, [C, d], or y - start where the change is asked for.
 
-    last_loss: the same over the steps of the last epoch, where it is asked for. Nobody else holds the parameters, so
-    that a client may turn them into their change in place.
+    loss: the mean over the steps, [C], taken before each step. last_loss: the same over the steps of the last epoch,
+    where it is asked for. Nobody else holds the parameters: a client may write over them.
     """
 
     params: Tensor
@@ -195,21 +195,25 @@ class LocalTraining(HasPlugins, Client):
         decay: float = 0.0,
         shift: Tensor | None = None,
         report_last: bool = False,
+        change: bool = False,
     ) -> Trained:
         """Train from `start` ([d] or [C, d]) on f_i(y) + decay/2 |y|^2 - <shift, y>.
 
         decay and shift ([d] or [C, d]) are added to every gradient: grad f_i(y) + decay y - shift. report_last: tell
-        the losses of the last epoch, too.
+        the losses of the last epoch, too. change: give y - start for y.
         """
         rule = self._rule(cohort, decay)
         loop, arm = cohort.network.loop, None if self.defence is None else self.defence.arm(cohort)
+        direct = change and self.curriculum is None  # which looks at y itself
         if loop is not None and arm is None:
-            params, losses, steps = self._at_once(cohort, loop, start, shift, rule)
+            params, losses, last = self._at_once(cohort, loop, start, shift, rule, direct, report_last)
         else:
-            params, losses, steps = self._step_by_step(cohort, start, shift, rule, arm)
+            params, losses, history = self._step_by_step(cohort, start, shift, rule, arm)
+            last, direct = self._last(cohort, history) if report_last else None, False
         if self.curriculum is not None:
             self.curriculum.keep(cohort, params)
-        last = self._last(cohort, steps) if report_last else None
+        if change and not direct:
+            params.sub_(start)
         return Trained(params, losses / cohort.steps_taken.clamp(min=1), last)
 
     def _rule(self, cohort: Cohort, decay: float) -> Rule:
@@ -232,11 +236,18 @@ class LocalTraining(HasPlugins, Client):
         )
 
     def _at_once(
-        self, cohort: Cohort, loop: Loop, start: Tensor, shift: Tensor | None, rule: Rule
-    ) -> tuple[Tensor, Tensor, Iterable[Tensor]]:
-        """Parameters [C, d], the sums of the losses [C], and the losses of each step: all steps in one."""
-        plan = cohort.plan(**self._passes(cohort))
-        base = self.rate(cohort)
+        self,
+        cohort: Cohort,
+        loop: Loop,
+        start: Tensor,
+        shift: Tensor | None,
+        rule: Rule,
+        change: bool,
+        report_last: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Parameters [C, d] or their change, the sums of the losses [C], the means of the last epoch: all in one."""
+        plan = cohort.plan_clients(**self._passes(cohort), loop=loop)
+        base, longest = self.rate(cohort), int(plan.steps.max()) if len(cohort) else 0
         found = loop.descend(
             Descent(
                 start=start,
@@ -245,19 +256,25 @@ class LocalTraining(HasPlugins, Client):
                 y=cohort.data.y,
                 index=plan.index,
                 count=plan.count,
-                begin=plan.start,
-                steps=cohort.steps_taken,
-                rates=[base * self._decay(step) for step in range(len(plan.active))],
+                first=plan.first,
+                steps=plan.steps,
+                rates=[base * self._decay(step) for step in range(longest)],
                 rule=rule,
+                change=change,
             )
         )
-        steps = zip(plan.start, plan.active, strict=True)
-        return found.params, found.total, (found.losses[begin : begin + active] for begin, active in steps)
+        cohort.vouch(found.params, found.finite)
+        if not report_last:
+            return found.params, found.total, None
+        owner, epoch = torch.repeat_interleave(plan.steps), self._last_epoch(cohort)
+        late = torch.arange(len(owner)) - plan.first[owner] >= (plan.steps - epoch)[owner]
+        total = torch.zeros_like(found.total).index_add_(0, owner, torch.where(late, found.losses, 0.0))
+        return found.params, found.total, total / epoch.clamp(min=1)
 
     def _step_by_step(
         self, cohort: Cohort, start: Tensor, shift: Tensor | None, rule: Rule, arm: Armed | None
-    ) -> tuple[Tensor, Tensor, Iterable[Tensor]]:
-        """The same, each step a call of the network."""
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Parameters, the sums of the losses, and the losses of each step, which is a call of the network."""
         y = cohort.stack(start)
         fixed = None if shift is None else cohort.stack(shift)
         take = None if rule.plain else self._taker(y)
@@ -285,10 +302,14 @@ class LocalTraining(HasPlugins, Client):
             history.append(loss)
         return y.flat(), losses, history
 
+    def _last_epoch(self, cohort: Cohort) -> Tensor:
+        """How many of the steps taken are of the last epoch, int64 [C]; independent steps are of one."""
+        steps = cohort.steps_taken
+        return steps if self.epochs is None else torch.minimum(steps_of(cohort.examples, 1, None, self._width), steps)
+
     def _last(self, cohort: Cohort, history: Iterable[Tensor]) -> Tensor:
         """The mean loss of each client's last epoch [C]; of independent steps the mean of all."""
-        steps = cohort.steps_taken
-        epoch = steps if self.epochs is None else torch.minimum(steps_of(cohort.examples, 1, None, self._width), steps)
+        steps, epoch = cohort.steps_taken, self._last_epoch(cohort)
         total = torch.zeros(len(cohort), dtype=cohort.dtype, device=steps.device)
         for step, loss in enumerate(history):
             total[: len(loss)] += torch.where(step >= (steps - epoch)[: len(loss)], loss, 0.0)

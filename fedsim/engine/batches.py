@@ -5,6 +5,9 @@ still at work at step s are the first `active[s]` rows. The plan is therefore pa
 are rows `start[s] : start[s] + active[s]` of `index` and `count`, and nothing is stored, gathered or
 multiplied for clients that have finished.
 
+A loop that takes all steps of one client after the other has another plan: its rows go client by client, in whatever
+order the clients are.
+
 Every client reshuffles its examples in each epoch with its own named draws; its last batch of an epoch may be
 partial, and `Plan.weights` are 0 in the padded places and 1/count in the others. A `Course` has clients
 pass over some of their examples instead, as a curriculum does.
@@ -12,6 +15,7 @@ pass over some of their examples instead, as a curriculum does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,6 +23,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.streams import Index, Streams
+from fedsim.nets.descent import Loop, Shuffles
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,19 @@ class Plan:
         """What each place counts in its row's loss: [R, B], 1/count for examples and 0 for padding."""
         real = torch.arange(self.index.shape[1], device=self.index.device) < self.count.unsqueeze(1)
         return real.to(dtype) / self.count.unsqueeze(1).to(dtype)
+
+
+@dataclass(frozen=True)
+class ClientPlan:
+    """The same batches, client by client: rows first[c], first[c] + 1, ... are those of client c, int64 [C].
+
+    index: int64 [R, B] and count: int64 [R] as of `Plan`. steps: int64 [C].
+    """
+
+    index: Tensor
+    count: Tensor
+    first: Tensor
+    steps: Tensor
 
 
 @dataclass(frozen=True)
@@ -91,13 +109,13 @@ def plan_batches(
     per_client = steps_of(examples, epochs, steps, batch_size) if course is None else course.steps
     active, start, length = _prefixes(per_client)
     if steps is not None:
-        place, count = _draws(streams, clients, examples, steps, batch_size, turn)
+        place, count = (
+            part.transpose(0, 1).flatten(0, 1) for part in _draws(streams, clients, examples, steps, batch_size, turn)
+        )
     else:
-        passes = epochs if course is None else course.passes
-        assert passes is not None
-        count = examples * passes
-        keys = streams.ragged_bits("batches", clients, count, turn=turn)
-        place, count = _passes(examples, count, keys, batch_size, start, length, course)
+        begins = torch.tensor(start, dtype=torch.int64, device=clients.device)
+        keyed = _keyed(streams, clients, examples, epochs, course, turn)
+        place, count = _passes(examples, *keyed, batch_size, lambda step, row: begins[step] + row, length, course)
     row = torch.arange(length, device=clients.device) - torch.repeat_interleave(
         torch.tensor(start, dtype=torch.int64, device=clients.device),
         torch.tensor(active, dtype=torch.int64, device=clients.device),
@@ -105,12 +123,63 @@ def plan_batches(
     return Plan(order[begin[row].unsqueeze(1) + place], count, active, start)
 
 
+def plan_clients(
+    streams: Streams,
+    clients: Tensor,
+    order: Tensor,
+    begin: Tensor,
+    examples: Tensor,
+    *,
+    epochs: int | None,
+    steps: int | None,
+    batch_size: int,
+    turn: Index,
+    course: Course | None = None,
+    loop: Loop | None = None,
+) -> ClientPlan:
+    """The batches of `plan_batches`, client by client. loop: what shuffles whole epochs faster, to the same end."""
+    taken = steps_of(examples, epochs, steps, batch_size) if course is None else course.steps
+    first = taken.cumsum(0) - taken
+    length = int(taken.sum())
+    if loop is not None and epochs is not None and course is None:
+        owners, low, high = streams.keyed("batches", clients)
+        turns, low, high = (
+            word if isinstance(word, Tensor) else torch.full_like(clients, word) for word in (turn, low, high)
+        )
+        shuffles = Shuffles(owners, turns, low, high, order, begin, examples, first, length, epochs, batch_size)
+        index, count = loop.shuffle(shuffles)
+        return ClientPlan(index, count, first, taken)
+    if steps is not None:
+        place, count = (part.flatten(0, 1) for part in _draws(streams, clients, examples, steps, batch_size, turn))
+    else:
+        keyed = _keyed(streams, clients, examples, epochs, course, turn)
+        place, count = _passes(examples, *keyed, batch_size, lambda step, row: first[row] + step, length, course)
+    owner = torch.repeat_interleave(taken)
+    return ClientPlan(order[begin[owner].unsqueeze(1) + place], count, first, taken)
+
+
+def _keyed(
+    streams: Streams, clients: Tensor, examples: Tensor, epochs: int | None, course: Course | None, turn: Index
+) -> tuple[Tensor, Tensor]:
+    """How many examples the passes of each client have, int64 [C], and a key below 2^32 for each of them."""
+    passes = epochs if course is None else course.passes
+    assert passes is not None
+    count = examples * passes
+    return count, streams.ragged_bits("batches", clients, count, turn=turn)
+
+
 def _passes(
-    examples: Tensor, count: Tensor, keys: Tensor, width: int, start: list[int], length: int, course: Course | None
+    examples: Tensor,
+    count: Tensor,
+    keys: Tensor,
+    width: int,
+    row_of: Callable[[Tensor, Tensor], Tensor],
+    length: int,
+    course: Course | None,
 ) -> tuple[Tensor, Tensor]:
     """Of every row of the plan, which of its client's examples it has, [R, B] (0 in padding), and how many, [R].
 
-    count: int64 [C], the examples of each client's epochs. keys: below 2^32, one for each of them.
+    count, keys: of `_keyed`. row_of: the plan's row of a step of a client, by their numbers. length: R.
     """
     device = examples.device
     rows = torch.arange(len(examples), device=device)
@@ -135,7 +204,7 @@ def _passes(
     if course is not None:
         kept = (slot < size) & (step < course.steps[row])
         row, slot, size, shuffled, step = (values[kept] for values in (row, slot, size, shuffled, step))
-    packed = torch.tensor(start, dtype=torch.int64, device=device)[step] + row
+    packed = row_of(step, row)
     column = slot % width
     place = torch.zeros(length * width, dtype=torch.int64, device=device)
     place[packed * width + column] = shuffled
@@ -160,7 +229,7 @@ def _draws(
     width: int,
     turn: Index,
 ) -> tuple[Tensor, Tensor]:
-    """The same for independent batches: Floyd's sampling without replacement, one column after the other.
+    """The same for independent batches, [C, S, B] and [C, S]: Floyd's sampling without replacement, by columns.
 
     Column j of B draws t in 0 .. n-B+j and takes it, or n-B+j if t is taken already; every set of B is equally likely.
     """
@@ -177,9 +246,7 @@ def _draws(
     everything = torch.arange(width, device=clients.device).expand_as(place)
     few = (size <= width).unsqueeze(2)
     place = torch.where(few, torch.minimum(everything, (size - 1).unsqueeze(2)), place)
-    counts = examples.clamp(max=width).unsqueeze(1).expand(number, steps)
-    # Rows of the plan go step by step.
-    return place.transpose(0, 1).reshape(-1, width), counts.transpose(0, 1).reshape(-1)
+    return place, examples.clamp(max=width).unsqueeze(1).expand(number, steps)
 
 
 def _prefixes(steps: Tensor) -> tuple[list[int], list[int], int]:

@@ -17,10 +17,11 @@ from torch import Tensor
 from fedsim.core.errors import InputError, one_line
 from fedsim.core.finite import surely_finite
 from fedsim.core.streams import Index, Streams
-from fedsim.engine.batches import Course, Plan, plan_batches, steps_of
+from fedsim.engine.batches import ClientPlan, Course, Plan, plan_batches, plan_clients, steps_of
 from fedsim.engine.job import Job
 from fedsim.engine.scratch import Scratch
-from fedsim.exchange.messages import BrokenPromiseError, Scalar
+from fedsim.exchange.messages import BrokenPromiseError, Scalar, finite_rows
+from fedsim.nets.descent import Loop
 from fedsim.nets.dropout import Draw
 from fedsim.nets.network import Batch, Network
 from fedsim.nets.stack import Stack
@@ -62,6 +63,7 @@ class Cohort:
         self.metrics: dict[str, Tensor] = {}
         self.scratch = Scratch(0) if scratch is None else scratch
         self._asked = 0
+        self._vouched = self.clients, -1, self.clients
 
     def __len__(self) -> int:
         return len(self.clients)
@@ -254,11 +256,7 @@ class Cohort:
     def plan(self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None) -> Plan:
         """Which examples are in the same mini-batches, whose steps count as taken."""
         plan = plan_batches(
-            self.streams,
-            self.clients,
-            self.data.order,
-            self.data.begin[self.clients],
-            self.examples,
+            *(self.streams, self.clients, self.data.order, self.data.begin[self.clients], self.examples),
             epochs=epochs,
             steps=steps,
             batch_size=min(batch_size or self.largest, self.largest),
@@ -268,6 +266,34 @@ class Cohort:
         taken = steps_of(self.examples, epochs, steps, batch_size) if course is None else course.steps
         self.steps_taken = self.steps_taken + taken
         return plan
+
+    def plan_clients(
+        self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None, loop: Loop
+    ) -> ClientPlan:
+        """The same client by client, for a loop that takes all of a client's steps."""
+        plan = plan_clients(
+            *(self.streams, self.clients, self.data.order, self.data.begin[self.clients], self.examples),
+            epochs=epochs,
+            steps=steps,
+            batch_size=min(batch_size or self.largest, self.largest),
+            turn=self.turn,
+            course=course,
+            loop=loop,
+        )
+        self.steps_taken = self.steps_taken + plan.steps
+        return plan
+
+    def vouch(self, rows: Tensor, finite: Tensor) -> None:
+        """Note which rows of a vector [C, d] are finite, bool [C], so that nobody has to look at all of its numbers."""
+        self._vouched = rows, rows._version, finite
+
+    def finite(self, payload: Mapping[str, Tensor]) -> Tensor:
+        """Which clients' rows [C, ...] are finite in all of a payload, bool [C]."""
+        rows, version, finite = self._vouched
+        unknown = [value for value in payload.values() if value is not rows or value._version != version]
+        if len(unknown) == len(payload):
+            return finite_rows(unknown)
+        return finite & finite_rows(unknown) if unknown else finite
 
     def _repeated(self, x: Tensor, batch: Batch | None, asking: slice | Tensor) -> Iterator[tuple[slice, Stack, Batch]]:
         """The points x [k, Q, d] in parts that fit into memory: which of Q, as a stack of rows, with their examples."""

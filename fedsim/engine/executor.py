@@ -27,7 +27,7 @@ from fedsim.engine.returned import declared, done, remembered
 from fedsim.engine.scratch import Scratch
 from fedsim.engine.store import ClientStore
 from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
-from fedsim.exchange.messages import Cost, Order, Size, Update, finite_rows, total_bytes, usable_rows
+from fedsim.exchange.messages import Cost, Order, Size, Update, finite_rows, total_bytes, untold_rows
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.nets.dropout import Draw
 from fedsim.nets.fused import fits, fused, installed
@@ -275,7 +275,8 @@ class Executor:
         cohort.keep(**crossed.state)
         sent = Update(crossed.payload, {**cohort.metrics, **update.metrics})
         queries = torch.stack((cohort.queries, cohort.extra_queries, cohort.failed_queries), dim=1)
-        return CohortResult(part.clients, sent, cohort.state, crossed.nbytes, queries)
+        finite = cohort.finite(sent.payload) & untold_rows(queries).logical_not()
+        return CohortResult(part.clients, sent, cohort.state, finite, crossed.nbytes, queries)
 
     def _remember(self, result: CohortResult) -> Tensor:
         """Keep the state of the clients whose work is finite: one that has failed starts again from what it was.
@@ -283,7 +284,7 @@ class Executor:
         Returns which rows' payloads are finite; none where the work is lost, nor of clients all of whose evaluations
         have failed, which know nothing.
         """
-        finite = usable_rows(result.update.payload, result.queries) & (not result.lost)
+        finite = result.finite
         if self.store.shapes:
             sound = finite & finite_rows(list(result.state.values()))
             kept = {name: value[sound] for name, value in result.state.items()}

@@ -128,17 +128,17 @@ class JobResult:
 class CohortResult:
     """What one cohort came to, in its own order. clients: int64 [k]. update: as the transforms leave it.
 
-    state: what the clients are to remember, [k, ...] by name. nbytes, queries: as of `JobResult`, int64 [k] and [k, 3].
-    lost: nothing came of it at all, and the rest only has the shapes of what would have come. said: as of `JobResult`,
-    where it is known.
+    state: what the clients are to remember, [k, ...] by name. finite: bool [k], whose payload is finite, and who got a
+    value, where they have asked. nbytes, queries: as of `JobResult`, int64 [k] and [k, 3].
+    said: as of `JobResult`, where it is known.
     """
 
     clients: Tensor
     update: Update
     state: dict[str, Tensor]
+    finite: Tensor
     nbytes: Tensor
     queries: Tensor
-    lost: bool = False
     said: Mapping[int, str] = field(default_factory=dict)
 
 

@@ -78,8 +78,9 @@ class ProcessExecutor(Executor):
             return {name: value.new_zeros((len(part), *value.shape[1:])) for name, value in named.items()}
 
         update = Update(rows(nothing.update.payload), rows(nothing.update.metrics))
-        nbytes, queries = torch.full_like(part.clients, part.encoded), part.clients.new_zeros((len(part), 3))
-        return CohortResult(part.clients, update, rows(nothing.state), nbytes, queries, lost=True)
+        finite, nbytes = torch.zeros(len(part), dtype=torch.bool), torch.full_like(part.clients, part.encoded)
+        queries = part.clients.new_zeros((len(part), 3))
+        return CohortResult(part.clients, update, rows(nothing.state), finite, nbytes, queries)
 
 
 def _act(executor: Executor, task: tuple[Job, Mapping[str, Tensor]]) -> Any:

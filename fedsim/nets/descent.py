@@ -39,11 +39,12 @@ class Rule:
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """All local steps of C clients, sorted by their steps, longest first.
+    """All local steps of C clients.
 
     start: [d] or [C, d]; shift: the same, or None. x: [n, ...], y: [n], the examples. index: int64 [R, B], the first
-    `count`, int64 [R], of a row are the examples of a step; rows of the clients at step s are begin[s], begin[s] + 1,
-    ..., R rows in all. steps: int64 [C]. rates: the learning rate of each step.
+    `count`, int64 [R], of a row are the examples of a step; the rows of client c are first[c], first[c] + 1, ..., one a
+    step, R in all. first, steps: int64 [C]. rates: the learning rate of each step. change: whether it is asked how far
+    clients end from `start`, instead of where.
     """
 
     start: Tensor
@@ -52,19 +53,45 @@ class Descent:
     y: Tensor
     index: Tensor
     count: Tensor
-    begin: Sequence[int]
+    first: Tensor
     steps: Tensor
     rates: Sequence[float]
     rule: Rule
+    change: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Descended:
-    """Where clients end. params: [C, d]. losses: [R], of each row before its step. total: [C], their sums."""
+    """Where clients end. params: [C, d], or their change; finite: bool [C], whether a client's are.
+
+    losses: [R], of each row before its step. total: [C], their sums.
+    """
 
     params: Tensor
     losses: Tensor
     total: Tensor
+    finite: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Shuffles:
+    """E passes over the examples of C clients, each pass in an order of its own.
+
+    owners, turns, low, high: uint64 [C], the words by which a client's draws are named (see `fedsim.core.streams`).
+    order: int64 [n], of which client c has `examples` from `begin`, int64 [C]; its first step has row first[c] of R.
+    """
+
+    owners: Tensor
+    turns: Tensor
+    low: Tensor
+    high: Tensor
+    order: Tensor
+    begin: Tensor
+    examples: Tensor
+    first: Tensor
+    rows: int
+    epochs: int
+    width: int
 
 
 class Loop(Protocol):
@@ -72,4 +99,8 @@ class Loop(Protocol):
 
     def descend(self, descent: Descent) -> Descended:
         """Take them."""
+        ...
+
+    def shuffle(self, shuffles: Shuffles) -> tuple[Tensor, Tensor]:
+        """The examples of each step, int64 [R, B], and how many there are, int64 [R], as `fedsim.engine.batches`."""
         ...

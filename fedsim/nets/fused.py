@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError
-from fedsim.nets.descent import EPSILON, Descended, Descent, Rule
+from fedsim.nets.descent import EPSILON, Descended, Descent, Rule, Shuffles
 from fedsim.nets.losses import CrossEntropy, LabelSmoothing, LogCosh, Loss, SquaredError
 from fedsim.nets.lowering import has_hooks
 from fedsim.nets.stack import Layout
@@ -44,6 +44,8 @@ LOSSES: dict[type[Loss], str] = {
     SquaredError: "SQUARED_ERROR",
     LogCosh: "LOG_COSH",
 }
+WORTH_SHUFFLING = 20_000
+"""Examples of a cohort's steps from which their shuffling is spread over cores."""
 WORTH_A_CORE = 1_000_000
 """Multiply-adds that a cohort's training must have before its clients are spread over cores."""
 
@@ -142,15 +144,18 @@ class Fused:
         rule, start, clients = descent.rule, descent.start, len(descent.steps)
         dtype, rows = start.dtype, descent.index.shape[0]
         end, losses, total = (start.new_empty(shape) for shape in ((clients, start.shape[-1]), rows, clients))
+        finite = torch.empty(clients, dtype=torch.bool)
+        bits = end.view(torch.int32 if dtype == torch.float32 else torch.int64)
         layers, at = self._placed(descent.index.shape[1], start.element_size(), rule, descent.shift is not None)
         x = descent.x.reshape(len(descent.x), -1)
         nothing = torch.empty(0, dtype=dtype)
         real = descent.y.is_floating_point()
         shift = nothing.view(0, 1) if descent.shift is None else _rows(descent.shift)
         vectors = [
-            *(_rows(start), shift, end, losses, total, x),
+            *(_rows(start), shift, end, bits, finite, losses, total, x),
             *(torch.empty(0, dtype=torch.int64) if real else descent.y, descent.y if real else nothing),
-            *(descent.index, descent.count, torch.tensor(descent.begin, dtype=torch.int64), descent.steps),
+            *(descent.index, descent.count, torch.argsort(descent.steps, descending=True, stable=True), descent.first),
+            descent.steps,
             torch.tensor(descent.rates, dtype=torch.float64),
         ]
         arrays = [vector.contiguous().numpy() for vector in vectors]
@@ -161,10 +166,26 @@ class Fused:
             parts = max(1, min(4 * cores(), clients))  # more than cores, so that one that is late keeps nobody waiting
 
         def train(first: int) -> None:
-            self._chain.descend(first, parts, *arrays, at, settings)
+            self._chain.descend(first, parts, descent.change, *arrays, at, settings)
 
         spread(train, range(parts))
-        return Descended(end, losses, total)
+        return Descended(end, losses, total, finite)
+
+    def shuffle(self, shuffles: Shuffles) -> tuple[Tensor, Tensor]:
+        """Shuffle and cut the examples of all clients."""
+        from fedsim.nets.kernels.shuffles import shuffle
+
+        clients = len(shuffles.examples)
+        index = shuffles.order.new_empty((shuffles.rows, shuffles.width))
+        count = shuffles.order.new_empty(shuffles.rows)
+        words = [
+            word.numpy().view(np.uint64) for word in (shuffles.owners, shuffles.turns, shuffles.low, shuffles.high)
+        ]
+        others = (shuffles.order, shuffles.begin, shuffles.examples, shuffles.first, index, count)
+        arrays = [*words, *(vector.contiguous().numpy() for vector in others)]
+        parts = min(4 * cores(), clients) if index.numel() > WORTH_SHUFFLING else 1
+        spread(lambda part: shuffle(part, parts, *arrays, shuffles.epochs), range(parts))
+        return index, count
 
     def _settings(self, rule: Rule) -> Settings:
         from fedsim.nets.kernels import rules

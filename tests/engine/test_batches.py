@@ -6,9 +6,15 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
 from fedsim.core.streams import Streams
-from fedsim.engine.batches import Plan, plan_batches
+from fedsim.engine.batches import ClientPlan, Course, Plan, plan_batches, plan_clients
+from fedsim.nets import fused as module
+from fedsim.nets.fused import fused
+from fedsim.nets.losses import CrossEntropy
+from fedsim.nets.stack import Layout
+from fedsim.running.lockstep import JointStreams
 
 SIZES = torch.tensor([9, 7, 4, 1])
 ORDER = torch.arange(100, 121)
@@ -88,6 +94,63 @@ def test_rows_that_are_not_sorted_are_refused():
         plan_batches(
             Streams(0), CLIENTS, ORDER, BEGIN, SIZES.flip(0), epochs=1, steps=None, batch_size=2, turn=0,
         )  # fmt: skip
+
+
+COURSE = Course(
+    rank=torch.cat([torch.arange(size).flip(0) for size in SIZES.tolist()]),
+    passes=torch.tensor([2, 2, 1, 1]),
+    taken=torch.tensor([9, 3, 5, 7, 2, 1]),
+    steps=torch.tensor([4, 4, 1, 1]),
+)
+
+
+def by_client(made: Plan) -> list[tuple[list[list[int]], list[int]]]:
+    rows = [
+        torch.tensor([start + row for start, active in zip(made.start, made.active, strict=True) if row < active])
+        for row in range(len(SIZES))
+    ]
+    return [(made.index[own].tolist(), made.count[own].tolist()) for own in rows]
+
+
+def listed(made: ClientPlan) -> list[tuple[list[list[int]], list[int]]]:
+    each = zip(torch.split(made.index, made.steps.tolist()), torch.split(made.count, made.steps.tolist()), strict=True)
+    assert made.first.tolist() == [0, *made.steps.cumsum(0)[:-1].tolist()]
+    return [(index.tolist(), count.tolist()) for index, count in each]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 9])
+@pytest.mark.parametrize(
+    "passes", [{"epochs": 3}, {"steps": 6}, {"course": COURSE}], ids=["epochs", "steps", "course"]
+)  # fmt: skip
+def test_batches_client_by_client_are_those_step_by_step(passes, batch_size):
+    if "course" in passes and batch_size == 1:
+        batch_size = 2  # of one there would be more steps
+    settings = {"epochs": None, "steps": None, "batch_size": batch_size, **passes}
+    found = plan_clients(Streams(0), CLIENTS, ORDER, BEGIN, SIZES, turn=1, **settings)  # type: ignore[arg-type]
+    assert listed(found) == by_client(plan(**settings))
+
+
+@pytest.mark.xdist_group("fused")
+@pytest.mark.parametrize("batch_size", [1, 4, 400])
+@pytest.mark.parametrize("turn", [3, torch.tensor([2**31, 7, 7, 1, 0])], ids=["one", "each"])
+@pytest.mark.parametrize("streams", [Streams(5), JointStreams((4, 9), 50)], ids=["one", "joint"])
+def test_compiled_shuffles_are_the_plain_ones(streams, turn, batch_size, monkeypatch):
+    pytest.importorskip("numba")
+    sizes = torch.tensor([3, 0, 301, 1, 77])
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Linear(2, 2))
+    layout, x = Layout.of(dict(model.named_parameters())), torch.zeros(1, 2)
+    loop = fused(model, layout, CrossEntropy(), x, torch.zeros(1, dtype=torch.int64))
+    monkeypatch.setattr(module, "WORTH_SHUFFLING", 0)
+    plain, compiled = (
+        plan_clients(
+            *(streams, torch.tensor([5, 90, 8, 3, 61]), order, sizes.cumsum(0) - sizes, sizes),
+            epochs=3, steps=None, batch_size=batch_size, turn=turn, loop=own,
+        )
+        for own in (None, loop)
+    )  # fmt: skip
+    for name in ("index", "count", "first", "steps"):
+        assert torch.equal(getattr(plain, name), getattr(compiled, name))
 
 
 def test_independent_batches_are_fair_and_the_same_in_any_company():

@@ -36,7 +36,7 @@ from fedsim.nets.kernels.exponentials import exp, expm1
 
 pytestmark = pytest.mark.xdist_group("fused")  # so that one process compiles
 C, N, STEPS = 5, 9, 3
-"""Clients, examples of each, and their steps: the last client takes two of the three."""
+"""Clients, examples of each, and their steps: the third client takes two of the three."""
 PLAIN = {
     "optimizer": "sgd", "momentum": 0.0, "nesterov": False, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8,
     "clip_norm": None, "decay": 0.0, "decoupled": 0.0,
@@ -64,8 +64,11 @@ def described(model: nn.Module, loss: Loss, width: int = 4, **options: Any) -> t
     inputs, outputs = model[0].in_features, model[-1].out_features
     x = normal(C * N, inputs, seed=5)
     y = torch.arange(C * N) % outputs if isinstance(loss, CrossEntropy) else 2.0 * normal(C * N, seed=6)
-    rows = 2 * C + C - 1
-    index = torch.stack([(row % C) * N + torch.arange(row, row + width) % N for row in range(rows)])
+    steps = torch.tensor([3, 3, 2, 3, 3])
+    first = steps.cumsum(0) - steps
+    owner = torch.repeat_interleave(steps)
+    rows = len(owner)
+    index = torch.stack([own * N + torch.arange(row, row + width) % N for row, own in enumerate(owner)])
     count = torch.full((rows,), width)
     count[::2] -= int(width > 1)
     descent = Descent(
@@ -75,8 +78,8 @@ def described(model: nn.Module, loss: Loss, width: int = 4, **options: Any) -> t
         y=y,
         index=index,
         count=count,
-        begin=[0, C, 2 * C],
-        steps=torch.tensor([3, 3, 3, 3, 2]),
+        first=first,
+        steps=steps,
         rates=[0.3, 0.2, 0.1],
         rule=Rule(**PLAIN | options),
     )
@@ -89,7 +92,7 @@ def by_autograd(model: nn.Module, loss: Loss, descent: Descent) -> Descended:
     for client, steps in enumerate(descent.steps.tolist()):
         y = descent.start.clone()
         for step in range(steps):
-            row = descent.begin[step] + client
+            row = int(descent.first[client]) + step
             own = descent.index[row, : descent.count[row]]
             torch.nn.utils.vector_to_parameters(y, model.parameters())
             value = loss.examples(model(descent.x[own]), descent.y[own]).mean()
@@ -97,7 +100,7 @@ def by_autograd(model: nn.Module, loss: Loss, descent: Descent) -> Descended:
             losses[row] = value.detach()
             y = y - descent.rates[step] * (gradient + descent.rule.decay * y)
         ends.append(y)
-    return Descended(torch.stack(ends), losses, torch.zeros(C))
+    return Descended(torch.stack(ends), losses, torch.zeros(C), torch.ones(C, dtype=torch.bool))
 
 
 def assert_close(found: Descended, wanted: Descended) -> None:
@@ -131,8 +134,8 @@ def test_sizes_that_fill_no_vector(sizes, width):
 def test_the_sums_of_the_losses_are_those_of_each_client():
     loop, descent = described(chain(nn.ReLU(), 6, 4), LOSSES["cross_entropy"])
     found = loop.descend(descent)
-    rows = [[begin + client for begin in descent.begin[:steps]] for client, steps in enumerate(descent.steps.tolist())]
-    assert torch.allclose(found.total, torch.stack([found.losses[own].sum() for own in rows]), rtol=1e-14)
+    each = torch.split(found.losses, descent.steps.tolist())
+    assert torch.allclose(found.total, torch.stack([own.sum() for own in each]), rtol=1e-14)
 
 
 def test_starts_and_shifts_of_each_client_are_its_own():
@@ -144,6 +147,28 @@ def test_starts_and_shifts_of_each_client_are_its_own():
         alone = loop.descend(changed(descent, start=starts[client], shift=shifts[client])).params
         assert torch.equal(each[client], alone[client])
     assert not torch.equal(each, loop.descend(changed(descent, start=starts)).params)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_change_is_where_clients_end_less_where_they_began(dtype):
+    loop, descent = described(chain(nn.ReLU(), 6, 9, 4), LOSSES["cross_entropy"])
+    starts = normal(C, len(descent.start), seed=7).to(dtype)
+    for start in (starts, starts[0]):
+        descent = changed(descent, start=start, x=descent.x.to(dtype))
+        ends = loop.descend(descent).params
+        assert torch.equal(loop.descend(changed(descent, change=True)).params, ends - start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 1e38])
+def test_a_single_number_that_is_not_finite_is_seen(dtype, value):
+    """One that overflows: parameters are finite at both ends, and their difference is not."""
+    loop, descent = described(chain(nn.ReLU(), 6, 9, 4), LOSSES["cross_entropy"])
+    starts = normal(C, len(descent.start), seed=7).to(dtype)
+    starts[1, -1] = value
+    descent = changed(descent, start=starts, x=descent.x.to(dtype), rates=[0.0] * STEPS)
+    found = loop.descend(descent)
+    assert found.finite.tolist() == [True, np.isfinite(value), True, True, True]
 
 
 def changed(descent: Descent, **parts: Any) -> Descent:
@@ -192,6 +217,7 @@ def test_what_is_no_number_stays_with_its_client():
     clean, found = loop.descend(descent), loop.descend(changed(descent, x=x))
     bad = torch.isin(torch.arange(C), torch.tensor([2, 3]))
     assert not torch.isfinite(found.params[bad]).all(dim=1).any()
+    assert torch.equal(found.finite, ~bad)
     assert torch.equal(found.params[~bad], clean.params[~bad])
 
 

@@ -7,5 +7,6 @@ Only `fedsim.nets.fused` imports these files, when an experiment asks for them: 
              every processor, which a compiler's own vectors of sums are not.
 `pieces`     activations with their slopes, and losses with theirs: one function each.
 `rules`      what a step makes of a gradient.
+`shuffles`   the order of a client's examples.
 `chain`      the loop itself.
 """

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedsim.nets.kernels.compiling import entry, part
 from fedsim.nets.kernels.pieces import activate, loss_of
-from fedsim.nets.kernels.rules import ADAM, SGD, adam, add, clip, fill, lion, multiply, scale, sgd
+from fedsim.nets.kernels.rules import ADAM, SGD, adam, add, clip, fill, finite, lion, multiply, scale, sgd
 from fedsim.nets.kernels.tiles import AT_ONCE, WIDTH, broad, dots
 
 (
@@ -90,20 +90,26 @@ def load(block, flat, layers):
 
 
 @part
-def keep(block, flat, layers):
-    """The way back."""
+def keep(block, flat, layers, less, start):
+    """The way back; `less`: what is kept is the difference to `start`, another vector of all parameters."""
     for number in range(len(layers)):
         layer = layers[number]
         begin, place = layer[OWN_WEIGHT], layer[WEIGHT]
         for _ in range(layer[OUTPUTS]):
             row, own = block[place : place + layer[INPUTS]], flat[begin : begin + layer[INPUTS]]
-            for k in range(layer[INPUTS]):
-                own[k] = row[k]
+            if less:
+                away = start[begin : begin + layer[INPUTS]]
+                for k in range(layer[INPUTS]):
+                    own[k] = row[k] - away[k]
+            else:
+                for k in range(layer[INPUTS]):
+                    own[k] = row[k]
             begin += layer[INPUTS]
             place += layer[ROW]
         if layer[BIAS] >= 0:
             for k in range(layer[OUTPUTS]):
-                flat[layer[OWN_BIAS] + k] = block[layer[BIAS] + k]
+                own_bias = layer[OWN_BIAS] + k
+                flat[own_bias] = block[layer[BIAS] + k] - start[own_bias] if less else block[layer[BIAS] + k]
 
 
 @part
@@ -200,14 +206,16 @@ def step(w, at, layers, how, count, lr, number, shifted):
 
 @entry
 def descend(
-    first, stride, start, shift, end, losses, totals, x, labels, targets, index, count, begin, steps, rates, layers,
-    shapes, at, how,
+    part, stride, less, start, shift, end, bits, sound, losses, totals, x, labels, targets, index, count, ranked, begin,
+    steps, rates, layers, shapes, at, how,
 ):  # fmt: skip
-    """Train clients first, first + stride, ...: from rows of `start` [1 or C, d] to rows of `end` [C, d].
+    """Train clients ranked[part], ranked[part + stride], ...: from rows of `start` [1 or C, d] to rows of `end` [C, d].
 
-    shift: [0, 1 or C, d]. losses: [R] and totals: [C], their sums, are written; row begin[s] + c is client c's at step
-    s. x: [n, i]. labels: int64 [n], targets: [n]; the loss reads one of them. index: int64 [R, B]. count: int64 [R].
-    steps: int64 [C]. rates: float64 [S]. layers: int64 [L, FIELDS]. shapes: [L], numbers of activations.
+    less: these rows are differences to `start`. bits: the same memory as `end`, as integers. sound: bool [C], whether
+    all numbers of a row are finite. shift: [0, 1 or C, d]. losses: [R] and totals: [C], their sums, are written; row
+    begin[c] + s is client c's at step s. x: [n, i]. labels: int64 [n], targets: [n]; the loss reads one of them. index:
+    int64 [R, B]. count: int64 [R]. ranked, begin, steps: int64 [C]. rates: float64 [S]. layers: int64 [L, FIELDS].
+    shapes: [L], numbers of activations.
     """
     lanes = WIDTH // x.itemsize
     room = np.empty(at.size + lanes, x.dtype)
@@ -217,14 +225,16 @@ def descend(
     last = layers[len(layers) - 1]
     units, out_row = last[OUTPUTS], last[OUT_ROW]
     share = real(how.share)
-    for c in range(first, len(steps), stride):
+    for turn in range(part, len(ranked), stride):
+        c = ranked[turn]
+        own_start = start[c if len(start) > 1 else 0]
         fill(w)  # the memory of the rule, and what another client's bad numbers have left where rows are filled up
-        load(w[: at.block], start[c if len(start) > 1 else 0], layers)
+        load(w[: at.block], own_start, layers)
         if shifted:
             load(w[at.shift : at.shift + at.block], shift[c if len(shift) > 1 else 0], layers)
         totals[c] = 0
         for number in range(steps[c]):
-            row = begin[number] + c
+            row = begin[c] + number
             examples = count[row]
             gather(w[layers[0, HIDDEN] :], layers[0, ROW], x, index[row], examples)
             forward(w, layers, shapes, at.outputs, examples)
@@ -239,4 +249,5 @@ def descend(
             losses[row] = total
             totals[c] += total
             step(w, at, layers, how, examples, rates[number], number, shifted)
-        keep(w[: at.block], end[c], layers)
+        keep(w[: at.block], end[c], layers, less, own_start)
+        sound[c] = finite(bits[c])

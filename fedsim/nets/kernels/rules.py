@@ -60,6 +60,16 @@ def fill(p):
 
 
 @part
+def finite(bits):
+    """Whether all numbers are finite, by their bits as integers: the exponents of others are all ones."""
+    ones = bits.dtype.type(0x7F800000 if bits.itemsize == 4 else 0x7FF0000000000000)
+    bad = 0
+    for k in range(len(bits)):
+        bad |= (bits[k] & ones) == ones
+    return bad == 0
+
+
+@part
 def sgd(p, g, lr, velocity, momentum, nesterov):
     """Have v <- momentum v + g; p <- p - lr v, or in Nesterov's form p - lr (g + momentum v)."""
     for k in range(len(p)):
