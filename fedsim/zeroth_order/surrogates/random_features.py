@@ -167,7 +167,7 @@ class _Cosines:
         products = torch.zeros((len(cosines), len(known)), dtype=torch.float64, device=cosines.device)
         # Exact, so in any parts. New memory for each would take longer than what is computed with it.
         wide = torch.empty((len(known), BLOCK), dtype=torch.float64, device=cosines.device)
-        for some, own in zip(known.split(BLOCK, dim=1), cosines.split(BLOCK, dim=1), strict=True):
+        for some, own in zip(torch.split(known, BLOCK, dim=1), torch.split(cosines, BLOCK, dim=1), strict=True):
             products.addmm_(own, wide[:, : some.shape[1]].copy_(some).T)
         self._products[rows, : len(known)] = products
         self._products[: len(known), rows] = products.T
