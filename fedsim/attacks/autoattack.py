@@ -87,6 +87,12 @@ class AutoAttack:
         return self.name or described + ("_l2" if self.norm == "l2" else "")
 
     @property
+    def gradients(self) -> int:
+        """How many forward and backward passes an example that resists takes, three forward passes counted as one."""
+        each = {"apgd_ce": STEPS * STARTS, "apgd_dlr": STEPS * STARTS, "deepfool": STEPS, "square": SQUARES}
+        return sum(each[part] for part in self.parts)
+
+    @property
     def least_classes(self) -> int:
         """How many classes there must be: the ratio compares three logits."""
         return 3 if "apgd_dlr" in self.parts else 2

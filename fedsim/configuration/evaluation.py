@@ -40,8 +40,9 @@ class Evaluation(HasPlugins):
     lists: ClassVar[frozenset[str]] = frozenset({"attacks"})
 
     every: NonNegativeInt | None = None
-    """Rounds between two evaluations, the last round having one in any case; 0: only that. Not given: 1, without
-    every_seconds. Asynchronous strategies have rows, and call callbacks, at evaluations only; others in every round.
+    """Rounds between two evaluations, the last round having one in any case; 0: only that. Not given: so many
+    (1, 2, 5, 10, 20, ...) that they take a fifth of the work of training at most; 1 where that is cheap, and where
+    stopping or keep_best look at measures. Asynchronous strategies have rows only then.
     """
     every_seconds: Seconds | None = None
     """Instead, virtual seconds between two evaluations; the end has one in any case. Not given: rounds count."""
@@ -55,7 +56,7 @@ class Evaluation(HasPlugins):
     """Judge it also on examples attacked in these ways, measured as test_<attack>_loss and so on."""
     attacks_every: NonNegativeInt | None = None
     """Rounds between two evaluations under attack, a multiple of `every`, and one at the end; 0: only that. Not given:
-    at every evaluation.
+    so many times `every` that attacks take a tenth of the work of training at most, and the rest another.
     """
     examples: PositiveInt | None = None
     """Attack at most so many of each set, a sample drawn without replacement that is the same in all runs. Not given:

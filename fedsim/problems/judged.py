@@ -30,6 +30,17 @@ class Rows:
     y: Tensor
     index: Tensor | None
 
+    def __len__(self) -> int:
+        return len(self.x if self.index is None else self.index)
+
+    def covers(self, other: Rows) -> bool:
+        """Whether `of` finds the outputs for other examples among those for these."""
+        return self.source == other.source and (self.index is None or self.index is other.index)
+
+    def of(self, outputs: Tensor, other: Rows) -> Tensor:
+        """The outputs for other examples, of the outputs [n, K] for these."""
+        return outputs if self.index is other.index else outputs[other.numbers]
+
     @property
     def targets(self) -> Tensor:
         """Targets [n]."""

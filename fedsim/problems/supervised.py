@@ -247,12 +247,29 @@ class Supervised:
         global_train_accuracy. clients: also the accuracies of the clients' own examples, or their losses.
         """
         found: dict[str, float] = {}
+        made: list[tuple[Rows, Tensor]] = []
         for name, rows in self.judged.sets(on).items():
-            found |= self.judged.scores(name, self._outputs(params, rows), rows)
+            made.append((rows, self._outputs(params, rows)))
+            found |= self.judged.scores(name, made[-1][1], rows)
         if clients:
             own, count = self.judged.own()
-            found |= self.judged.client_scores("client", self._outputs(params, own), own, count)
+            known = (rows.of(outputs, own) for rows, outputs in made if rows.covers(own))
+            outputs = next(known, None)
+            if outputs is None:
+                outputs = self._outputs(params, own)
+            found |= self.judged.client_scores("client", outputs, own, count)
         return found
+
+    def judged_examples(self, on: Collection[str], *, clients: bool) -> int:
+        """How many examples `evaluate` sends through the model."""
+        sets, own = list(self.judged.sets(on).values()), self.judged.own()[0] if clients else None
+        return sum(map(len, sets)) + (0 if own is None or any(rows.covers(own) for rows in sets) else len(own))
+
+    def attacked_examples(self, trial: Trial) -> int:
+        """How many examples `attacked` attacks, by each attack."""
+        sets = self.judged.sets(trial.on).values()
+        most = [len(rows) if trial.examples is None else min(len(rows), trial.examples) for rows in sets]
+        return sum(most) + (len(self.judged.own()[0]) if trial.clients else 0)
 
     def client_measures(self, params: Tensor) -> dict[str, Tensor]:
         """How many examples each client is judged on, int64 [N], and their mean loss and accuracy, float64 [N]."""

@@ -34,6 +34,7 @@ from fedsim.pretrained.expert import expert_losses
 from fedsim.problems.base import Problem, Setting, choose_device
 from fedsim.problems.supervised import Supervised
 from fedsim.running.checks import check
+from fedsim.running.pace import pace
 from fedsim.running.promises import asked, at_once
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Simulation, hold_transformable
@@ -172,6 +173,7 @@ def build_simulation(
         raise InputError("aggregation.kind", combined, "this strategy averages nothing; leave the table out")
     if isinstance(window, First):
         aggregator.check(window.count)
+    simulation.judge_at(pace(experiment, problem, orders, window))
     budget = None if experiment.stopping is None else experiment.stopping.queries
     if budget is not None and isinstance(made, VirtualEngine):
         least = made.executor.assign(orders).cost.queries * experiment.selection.of(problem.num_clients)

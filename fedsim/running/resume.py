@@ -16,7 +16,7 @@ from typing import Any
 
 from fedsim.configuration.tables import NOTES, Experiment
 from fedsim.configuration.tables import experiment as checked
-from fedsim.core.errors import InputError, named_line
+from fedsim.core.errors import InputError, named_line, naming
 from fedsim.core.files import path_of
 from fedsim.parallel.arithmetic import arithmetic, hold_pinned
 from fedsim.problems.base import Problem
@@ -38,6 +38,8 @@ FREE = ("checkpoint",)
 OWN = {"kind": "own"}
 TEXTS = ("executor", "device", "data_dir")
 """What is noted as text."""
+JUDGED = {"every", "attacks_every"}
+"""What is noted of how often the model is judged."""
 
 
 def resume(
@@ -116,7 +118,7 @@ def _resume(
                 check_own(experiment, problem)
             rounds = more_rounds(made, experiment) if accepted.ended else None
             if rounds is not None:
-                hold_extensible(made, rounds)
+                hold_extensible(_pinned(made, accepted.resolved), rounds)
                 made = replace(made, rounds=rounds)
                 config = config | {"rounds": rounds}
             _hold_same(path, describe(made, problem), describe(experiment, problem))
@@ -219,7 +221,13 @@ def _pinned(made: Experiment, resolved: Mapping[str, Any]) -> Experiment:
     """The experiment, executed as the run was begun."""
     options: Any = made.engine
     executor, device = (resolved.get(name, getattr(options, name)) for name in ("executor", "device"))
-    return replace(made, engine=replace(options, executor=executor, device=device.partition(":")[0]))
+    engine = replace(options, executor=executor, device=device.partition(":")[0])
+    noted = resolved.get("evaluation", {})
+    if not isinstance(noted, dict) or not noted.keys() <= JUDGED:
+        raise InputError("resolved.evaluation", str(noted), "is not as the run has written it; change it back")
+    with naming("resolved.evaluation"):
+        judged = replace(made.evaluation, **noted)
+    return replace(made, engine=engine, evaluation=judged)
 
 
 def _hold_same(path: Path, here: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from fedsim.core.files import GoneError, StorageError, path_of, write_whole
 from fedsim.core.machine import processor
 from fedsim.core.memory import no_room
 from fedsim.core.plugins import DISTRIBUTION
+from fedsim.core.terminal import tell
 from fedsim.parallel.arithmetic import arithmetic, hold_pinned
 from fedsim.plots import curves
 from fedsim.problems.base import Problem
@@ -104,6 +105,8 @@ def execute(
             problem = build_problem(experiment)
         simulation = build_simulation(experiment, problem, engine, own=own)
     config = described | _notes(experiment, simulation, problem)
+    if (line := simulation.pace.line(experiment.evaluation)) is not None:
+        tell(f"fedsim: {line}", "stderr")
     if not save:
         if experiment.evaluation.keep_best is not None:
             remedy = "with save=False no model is kept; leave one of the two out"
@@ -312,6 +315,7 @@ def _notes(experiment: Experiment, simulation: Simulation, problem: Problem) -> 
     """What was decided when the run began, for its config.toml."""
     return {
         "resolved": simulation.parts.engine.describe()
+        | ({"evaluation": dict(noted)} if (noted := simulation.pace.notes) else {})
         | {"parameters": problem.dimension, "data_dir": _absolute(experiment.data_dir), "processor": processor()},
         "versions": {"python": platform.python_version(), **versions()},
         "arithmetic": arithmetic(),

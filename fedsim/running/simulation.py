@@ -34,6 +34,7 @@ from fedsim.running import promises
 from fedsim.running.history import Row
 from fedsim.running.hopeless import Patience, hold_finite
 from fedsim.running.judging import Judge, RunOverError, WallClock
+from fedsim.running.pace import Pace
 from fedsim.running.setup import Setup
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.strategy import Metrics, ServerState, Strategy
@@ -78,8 +79,9 @@ class UnderWay:
 class Simulation:
     """A run as a value: iterate for its rows; `snapshot` and `restore` between two of them.
 
-    params: the global model [d] that the last row is about. between: called before each round, when the rows of those
-    before have been taken and nothing is under way: the moment for a checkpoint. whole: no round is under way.
+    params: the global model [d] that the last row is about. pace: how often the model is judged. between: called before
+    each round, when the rows of those before have been taken and nothing is under way: the moment for a checkpoint.
+    whole: no round is under way.
     """
 
     def __init__(self, parts: Setup) -> None:
@@ -97,6 +99,7 @@ class Simulation:
         self._server = Server(state, remembered, sending)
         self._at_work = promises.at_once(parts.selector, len(parts.problem.sizes))
         self._wall = WallClock()
+        self.pace = Pace(parts.evaluation)
         self._judge = Judge(parts, self._wall)
         self._patience = Patience()
         self._first = state.params
@@ -104,6 +107,11 @@ class Simulation:
         if parts.problem.oracle is not None:
             self._remedy += ", if there is one, or see whether the functions give NaN or infinity"
         self._ending: BaseException | None = None
+
+    def judge_at(self, decided: Pace) -> None:
+        """Have the model judged as often as was decided, before the run has begun."""
+        self.pace, self.parts = decided, replace(self.parts, evaluation=decided.evaluation)
+        self._judge = Judge(self.parts, self._wall)
 
     @property
     def state(self) -> ServerState:
