@@ -24,8 +24,7 @@ class Fedsim:
     ) -> None:
         self.work, self.executor, self.device, self.strategy, self.tf32 = work, executor, device, strategy, tf32
 
-    @staticmethod
-    def missing() -> str | None:
+    def missing(self) -> str | None:
         """Never."""
         return None
 

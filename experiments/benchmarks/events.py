@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fedsim
-from experiments.benchmarks.peers.work import digits as make_digits
+from experiments.benchmarks.peers.works import digits as make_digits
 from fedsim.client import Client
 from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort

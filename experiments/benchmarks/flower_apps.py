@@ -23,7 +23,7 @@ from rich.table import Table
 
 from experiments.benchmarks.engine import Fedsim
 from experiments.benchmarks.peers.flower_ray import FlowerRay
-from experiments.benchmarks.peers.work import digits
+from experiments.benchmarks.peers.works import digits
 
 RAY = "Flower Ray (2 actors)"
 STOCK = "flwr:FedAvg, our clients"

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmarks.engine import Fedsim
-from experiments.benchmarks.peers import work as works
+from experiments.benchmarks.peers import works
 from experiments.benchmarks.peers.plain import PlainLoop
 from experiments.benchmarks.peers.work import Peer, Work
 

@@ -1,10 +1,11 @@
-"""The benchmark of rounds: `python -m experiments.benchmarks.rounds`.
+"""The benchmark of rounds: `python -m experiments.benchmarks.rounds`, with `--quick` in two minutes.
 
 Every engine has a process of its own. It first runs the rounds after which accuracies are compared, which warm it up;
 then the engines take turns, so that a machine that slows down slows all of them. A turn is one round, or as many as fit
-into a quarter of a second, and counts with its median. Reported: the median time of a round, the ratio to fedsim (the
-median over turns of the ratio within a turn), the seconds until an engine was ready, the peak memory of its processes,
-and the test accuracy after the same number of rounds.
+into a quarter of a second, and counts with its median. Reported: the median time of a round and its quartiles, the
+ratio to fedsim (the median over turns of the ratio within a turn), the seconds until an engine was ready and those of
+its first round, in which some compile, the peak memory of its processes, and the test accuracy after the same number
+of rounds. An engine with a (1) behind its name is held to one core, and `--cores one` holds all of them to it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,9 +31,26 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-WORKS = ("digits", "images", "adversarial_5", "adversarial_100", "curriculum")
+AVERAGING = (
+    "digits",
+    "digits_32",
+    "one_hidden",
+    "two_nn",
+    "images",
+    "lenet",
+    "fedavg_cnn",
+    "resnet",
+    "character_lstm",
+    "transformer",
+)
+ALTERED = ("adversarial_5", "adversarial_100", "curriculum")
+WORKS = (*AVERAGING, *ALTERED)
 OWN = ("fedsim", "plain loop")
 """Engines, by how their names begin, that train against attacks and by curricula; the others are left out there."""
+QUICK = {"digits": 12, "digits_32": 12, "two_nn": 4, "lenet": 4}
+"""Works of `--quick` and their turns."""
+QUICKLY = ("fedsim", "lean loop", "JAX", "pfl-research")
+"""Engines of `--quick`, by how their names begin."""
 FEDSIM = "fedsim auto"
 TURN = 0.25
 """Seconds that an engine's turn lasts at least: a turn is one round, or as many as fit."""
@@ -38,46 +58,50 @@ PATIENCE = 600.0
 """Seconds to wait for one answer of an engine."""
 
 
-def engines(gpu: bool) -> dict[str, Callable[[Any], Any]]:
-    """Makers of engines by their names in the table."""
+def engines(cores: int, gpu: bool) -> dict[str, Callable[[Any], Any]]:
+    """Makers of engines by their names in the table, on one core and on `cores`."""
     from experiments.benchmarks.engine import Fedsim
     from experiments.benchmarks.peers.flower_ray import FlowerRay
+    from experiments.benchmarks.peers.jax_hand import JaxHand
     from experiments.benchmarks.peers.pfl_research import PflResearch
     from experiments.benchmarks.peers.plain import LeanLoop, PlainLoop
 
     made: dict[str, Callable[[Any], Any]] = {
-        FEDSIM: lambda work: Fedsim(work, "auto"),
-        "fedsim stacked": lambda work: Fedsim(work, "stacked"),
-        "fedsim loop": lambda work: Fedsim(work, "loop"),
-        "plain loop (1)": lambda work: PlainLoop(work, 1),
-        "plain loop (2)": lambda work: PlainLoop(work, 2),
-        "lean loop (1)": lambda work: LeanLoop(work, 1),
-        "lean loop (2)": lambda work: LeanLoop(work, 2),
-        "pfl-research": lambda work: PflResearch(work, 1),
-        "Flower Ray (2 actors)": lambda work: FlowerRay(work, 2),
+        name: partial(Fedsim, executor=name.removeprefix("fedsim "))
+        for name in (FEDSIM, "fedsim fused", "fedsim stacked", "fedsim loop")
     }
+    counts = sorted({1, cores})
+    for name, engine in (("plain loop", PlainLoop), ("lean loop", LeanLoop)):
+        made |= {f"{name} ({count})": partial(engine, threads=count) for count in counts}
+    for form in ("vmap", "scan"):
+        made |= {f"JAX {form} ({count})": partial(JaxHand, form=form, cores=count) for count in counts}
+    made["pfl-research (1)"] = partial(PflResearch, threads=1)
+    made[f"Flower Ray ({cores})"] = partial(FlowerRay, cpus=cores)
     if gpu:
-        made["fedsim auto GPU"] = lambda work: Fedsim(work, "auto", "cuda")
-        made["fedsim loop GPU"] = lambda work: Fedsim(work, "loop", "cuda")
+        made["fedsim auto GPU"] = partial(Fedsim, executor="auto", device="cuda")
+        made["fedsim loop GPU"] = partial(Fedsim, executor="loop", device="cuda")
     return made
 
 
 @dataclass
 class Measured:
-    """What an engine's process reports: seconds of each round, seconds to start, accuracy, peak memory in MiB."""
+    """What an engine's process reports: seconds of each turn's round, to start, of the first round; MiB at most."""
 
     seconds: list[float] = field(default_factory=list)
     start: float = 0.0
+    first: float = 0.0
     accuracy: float = 0.0
     memory: float = 0.0
 
 
-def serve(connection: Connection, name: str, work_name: str, gpu: bool) -> None:
+def serve(connection: Connection, name: str, work_name: str, cores: int, gpu: bool) -> None:
     """An engine's process: do what is asked for until asked to stop."""
+    if cores == 1 or name.endswith("(1)"):
+        hold_to_one_core()
     began = time.perf_counter()
-    from experiments.benchmarks.peers import work as works
+    from experiments.benchmarks.peers import works
 
-    engine = engines(gpu)[name](getattr(works, work_name)())
+    engine = engines(cores, gpu)[name](getattr(works, work_name)())
     if (why := engine.missing()) is not None:
         connection.send(why)
         return
@@ -101,9 +125,14 @@ def serve(connection: Connection, name: str, work_name: str, gpu: bool) -> None:
         engine.stop()
 
 
-def race(work_name: str, names: Sequence[str], turns: int, gpu: bool) -> dict[str, Measured | str]:
+def hold_to_one_core() -> None:
+    """Let this process and all threads and processes that it starts run on the last of the cores that it may use."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def race(work_name: str, names: Sequence[str], turns: int, cores: int, gpu: bool) -> dict[str, Measured | str]:
     """Let engines take turns; for each what was measured, or why it could not run."""
-    from experiments.benchmarks.peers import work as works
+    from experiments.benchmarks.peers import works
 
     rounds = getattr(works, work_name)().rounds
     spawn = get_context("spawn")
@@ -113,7 +142,7 @@ def race(work_name: str, names: Sequence[str], turns: int, gpu: bool) -> dict[st
         for name in names:
             here, there = spawn.Pipe()
             # pfl-research sets itself up only in a process of this name.
-            process = spawn.Process(target=serve, args=(there, name, work_name, gpu), name="MainProcess")
+            process = spawn.Process(target=serve, args=(there, name, work_name, cores, gpu), name="MainProcess")
             process.start()
             there.close()
             running[name] = (here, process)
@@ -121,7 +150,8 @@ def race(work_name: str, names: Sequence[str], turns: int, gpu: bool) -> dict[st
             found[name] = ready if isinstance(ready, str) else Measured(start=ready)
         alive = {name: one for name, one in found.items() if isinstance(one, Measured)}
         for name, measured in alive.items():
-            for _ in range(rounds):
+            measured.first = _ask(running[name][0], "round", name)
+            for _ in range(rounds - 1):
                 _ask(running[name][0], "round", name)
             measured.accuracy = _ask(running[name][0], "accuracy", name)
         for _ in range(turns):
@@ -167,7 +197,8 @@ def peak_memory(processes: Sequence[int]) -> float:
 def table_of(title: str, found: dict[str, Measured | str]) -> Table:
     """The rows of one work."""
     table = Table(title=title)
-    for column in ("engine", "ms a round", "times fedsim auto", "start s", "peak MiB", "accuracy"):
+    columns = ("engine", "ms a round", "quartiles", "times fedsim auto", "start s", "first round s", "MiB", "accuracy")
+    for column in columns:
         table.add_column(column, justify="left" if column == "engine" else "right")
     base = found[FEDSIM]
     assert isinstance(base, Measured)
@@ -177,11 +208,14 @@ def table_of(title: str, found: dict[str, Measured | str]) -> Table:
             continue
         pairs = zip(measured.seconds, base.seconds, strict=True)
         ratio = statistics.median(own / ours for own, ours in pairs)
+        quarters = statistics.quantiles(measured.seconds, n=4, method="inclusive")
         table.add_row(
             name,
             f"{1000 * statistics.median(measured.seconds):.1f}",
+            " to ".join(f"{1000 * value:.1f}" for value in (quarters[0], quarters[2])),
             f"{ratio:.2f}",
             f"{measured.start:.1f}",
+            f"{measured.first:.2f}",
             f"{measured.memory:.0f}",
             f"{measured.accuracy:.4f}",
         )
@@ -244,27 +278,50 @@ def starts(turns: int) -> Table:
     return table
 
 
+class Cores(StrEnum):
+    """How many cores engines have."""
+
+    ONE = "one"
+    ALL = "all"
+
+
 def main(
     works: Annotated[str, typer.Option(help=f"{', '.join(WORKS)}, start; several with commas.")] = (
         f"{','.join(WORKS)},start"
     ),
     turns: Annotated[int, typer.Option(min=4, help="Turns of each engine on the digits; a third elsewhere.")] = 25,
     only: Annotated[str, typer.Option(help="Engines to run, with commas; all by default.")] = "",
+    cores: Annotated[
+        Cores, typer.Option(help="Hold all engines to one core, or only those of one thread.")
+    ] = Cores.ALL,
+    quick: Annotated[bool, typer.Option(help=f"In two minutes: {', '.join(QUICK)}, the fastest engines.")] = False,
     gpu: Annotated[bool, typer.Option(help="Add rows for fedsim on a CUDA device.")] = False,
 ) -> None:
     """Print the benchmark table."""
-    console = Console(width=110)
-    console.print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
-    names = [name for name in engines(gpu) if not only or name in [FEDSIM, *only.split(",")]]
-    for work in works.split(","):
+    console = Console(width=120)
+    count = 1 if cores is Cores.ONE else len(os.sched_getaffinity(0))
+    console.print(f"{processor()}, {count} of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    names = [name for name in engines(count, gpu) if not only or name in [FEDSIM, *only.split(",")]]
+    if quick:
+        names = [name for name in names if name.startswith(QUICKLY)]
+    for work in QUICK if quick else works.split(","):
         if work in WORKS:
-            count = turns if work == "digits" else max(4, turns // 3)
-            able = names if work in ("digits", "images") else [name for name in names if name.startswith(OWN)]
-            console.print(table_of(work, race(work, able, count, gpu)))
+            able = [name for name in names if work in AVERAGING or name.startswith(OWN)]
+            of_each = QUICK[work] if quick else turns if work.startswith("digits") else max(4, turns // 3)
+            console.print(table_of(work, race(work, able, of_each, count, gpu)))
         elif work == "start":
             console.print(starts(3))
         else:
             raise typer.BadParameter(f"{work} is none of {', '.join(WORKS)}, start")
+    console.print(f"load {os.getloadavg()[0]:.1f} at the end")
+
+
+def processor() -> str:
+    """The processor's name, where /proc tells it."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
 
 
 if __name__ == "__main__":

@@ -50,8 +50,7 @@ class FlowerRay:
         self.pipe: Connection[Any, Any] | None = None
         self.folder: Path | None = None
 
-    @staticmethod
-    def missing() -> str | None:
+    def missing(self) -> str | None:
         """Say whether Flower or Ray is absent."""
         return None if all(map(importlib.util.find_spec, ("flwr", "ray"))) else "not installed"
 

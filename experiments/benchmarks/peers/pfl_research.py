@@ -25,8 +25,7 @@ class PflResearch:
         self.work, self.threads = work, threads
         self.rounds = 0
 
-    @staticmethod
-    def missing() -> str | None:
+    def missing(self) -> str | None:
         """Say whether the package `pfl` is absent."""
         return None if importlib.util.find_spec("pfl") else "not installed"
 

@@ -21,8 +21,7 @@ class PlainLoop:
         self.work, self.threads, self.device = work, threads, torch.device(device)
         self.rounds = 0
 
-    @staticmethod
-    def missing() -> str | None:
+    def missing(self) -> str | None:
         """Say None: nothing but PyTorch is needed."""
         return None
 
@@ -120,8 +119,7 @@ class LeanLoop:
         self.work, self.threads = work, threads
         self.rounds = 0
 
-    @staticmethod
-    def missing() -> str | None:
+    def missing(self) -> str | None:
         """Say None: nothing but PyTorch is needed."""
         return None
 

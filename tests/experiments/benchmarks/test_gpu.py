@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from experiments.benchmarks import gpu
-from experiments.benchmarks.peers import work as works
+from experiments.benchmarks.peers import works
 from experiments.benchmarks.peers.work import Work
 
 

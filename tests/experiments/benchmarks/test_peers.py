@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from experiments.benchmarks.peers import plain
-from experiments.benchmarks.peers import work as works
+from experiments.benchmarks.peers import networks, plain, works
 from experiments.benchmarks.peers.flower_ray import FlowerRay, session_processes
+from experiments.benchmarks.peers.jax_hand import JaxHand, buckets, shared_orders, sorted_keys
 from experiments.benchmarks.peers.pfl_research import PflResearch
 from experiments.benchmarks.peers.plain import LeanLoop, PlainLoop
-from experiments.benchmarks.peers.work import Work
+from experiments.benchmarks.peers.work import Pgd, Work, threads
+from experiments.benchmarks.rounds import AVERAGING
 
 # Sums of float32 numbers near 0.1 in another order: some rounding errors of 1e-8 a step, over 60 steps.
 SAME = {"rtol": 0.0, "atol": 2e-6}
@@ -61,7 +62,7 @@ def test_plain_and_lean_end_in_the_same_parameters(name, monkeypatch):
 def small_images(monkeypatch) -> Work:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(100, 1, 28, 28, generator=generator), torch.arange(100) % 10
-    monkeypatch.setattr(works, "_random_images", lambda: (x, y, x, y))
+    monkeypatch.setattr(works, "_random_images", lambda *_, **__: (x, y, x, y))
     work = works.images()
     return replace(work, clients=[np.arange(10 * c, 10 * c + 3 + c) for c in range(5)], batch_size=4)
 
@@ -118,7 +119,7 @@ def test_digits_are_learnt(loop):
 
 def test_threads_are_given_back(tiny):
     before = torch.get_num_threads()
-    with works.threads(before + 1):
+    with threads(before + 1):
         assert torch.get_num_threads() == before + 1
     after(PlainLoop(tiny, threads=before + 1), 1)
     assert torch.get_num_threads() == before
@@ -175,7 +176,7 @@ def assert_images(work: Work) -> None:
     assert sum(len(work.clients[client]) for client in work.chosen(0)) == 6_000
 
 
-@pytest.mark.parametrize("make", [works.mlp, works.cnn])
+@pytest.mark.parametrize("make", [networks.mlp, networks.cnn])
 def test_models_start_alike_and_leave_the_global_generator_alone(make):
     before = torch.random.get_rng_state()
     first, second = make(), make()
@@ -242,7 +243,7 @@ def test_flower_that_ends_early_says_so_and_leaves_nothing_behind(tiny, monkeypa
 
 
 def test_attacked_inputs_stay_in_the_ball_and_lose_more(tiny):
-    model, (x, y), attack = tiny.model(), tiny.examples(0), works.Pgd(epsilon=0.1, steps=5)
+    model, (x, y), attack = tiny.model(), tiny.examples(0), Pgd(epsilon=0.1, steps=5)
     found = plain.attacked(model, x, y, attack)
     assert float((found - x).abs().max()) <= 0.1 + 1e-6
     assert 0.0 <= float(found.min()) <= float(found.max()) <= 1.0
@@ -261,3 +262,51 @@ def test_a_paced_loop_takes_the_steps_of_its_epochs_easy_examples_first():
     with torch.no_grad():
         losses = F.cross_entropy(model(x), y, reduction="none")
     assert set(passes[0].tolist()) == set(losses.argsort(stable=True)[:80].tolist())
+
+
+# Two devices first, for JAX asks once for their number.
+@pytest.mark.parametrize("cores", [2, 1])
+@pytest.mark.parametrize("form", ["vmap", "scan"])
+@pytest.mark.xdist_group("jax")
+def test_jax_ends_in_the_parameters_of_the_lean_loop(tiny, form, cores):
+    pytest.importorskip("jax", reason="JAX is installed in an environment of its own: docs/benchmarks.md")
+    for work in (tiny, replace(tiny, per_round=3)):
+        peer = JaxHand(work, form, cores, draw=shared_orders)
+        assert peer.missing() is None
+        assert_same(after(LeanLoop(work, threads=1), 3), after(peer, 3))
+
+
+def test_jax_says_where_it_is_not_installed_or_the_network_is_not_written_in_it(tiny, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert JaxHand(tiny, "scan", cores=1).missing() is None
+    assert JaxHand(replace(tiny, model=networks.transformer), "scan", cores=1).missing() == "not written in JAX here"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert JaxHand(tiny, "scan", cores=1).missing() == "jax is not installed"
+
+
+def test_orders_from_sorted_keys_are_permutations_with_the_padding_behind(tiny):
+    drawn = sorted_keys(tiny, 0, range(5), width := max(map(len, tiny.clients)) + 3)
+    assert drawn.shape == (5, tiny.epochs, width)
+    for client, of in enumerate(drawn.tolist()):
+        n = len(tiny.clients[client])
+        assert all(sorted(order[:n]) == list(range(n)) and len(set(order)) == width for order in of)
+    assert not np.array_equal(drawn, sorted_keys(tiny, 1, range(5), width)), "rounds draw anew"
+    assert len({tuple(order) for order in drawn.reshape(-1, width).tolist()}) > tiny.epochs, "so do epochs and clients"
+
+
+def test_buckets_of_jax_pad_as_little_as_can_be():
+    # Nine different numbers of passes in eight buckets: the two that are joined cost least where the first is alone
+    # and the next is nearest. 9 with 10, padded by 1 pass; any other two by more.
+    passes = np.array([1, 4, 9, 10, 15, 20, 30, 40, 50])
+    assert buckets(passes) == [(0, 1), (1, 2), (2, 4), *((place, place + 1) for place in range(4, 9))]
+    assert buckets(np.array([7, 7, 7])) == [(0, 3)]
+
+
+@pytest.mark.parametrize("make", [getattr(works, name) for name in AVERAGING])
+def test_a_network_as_a_function_is_its_module(make, monkeypatch):
+    monkeypatch.delenv("FEDSIM_DATA", raising=False)
+    few = torch.rand(3000, 3, 28, 28), torch.zeros(3000, dtype=torch.int64)
+    monkeypatch.setattr(works, "_random_images", lambda shape, **_: (few[0][:, : shape[0]], few[1]) * 2)
+    work = make()
+    model, x = work.model(), work.x[:3]
+    torch.testing.assert_close(work.forward(list(model.parameters()), x), model(x))

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from experiments.benchmarks import rounds
-from experiments.benchmarks.peers import work
+from experiments.benchmarks.peers import works
 from experiments.benchmarks.rounds import FEDSIM, Measured, table_of
 
 
@@ -32,7 +32,7 @@ def test_ratios_are_medians_within_turns():
 
 
 def test_engines_race_and_agree(monkeypatch):
-    found = rounds.race("digits", [FEDSIM, "lean loop (1)"], turns=3, gpu=False)
+    found = rounds.race("digits", [FEDSIM, "lean loop (1)"], turns=3, cores=2, gpu=False)
     for measured in found.values():
         assert isinstance(measured, Measured)
         assert len(measured.seconds) == 3
@@ -44,8 +44,8 @@ def test_engines_race_and_agree(monkeypatch):
 
 
 def test_every_engine_has_an_interface():
-    for make in rounds.engines(gpu=False).values():
-        engine = make(work.digits())
+    for make in rounds.engines(cores=2, gpu=False).values():
+        engine = make(works.digits())
         for method in ("missing", "start", "round", "accuracy", "parameters", "stop"):
             assert callable(getattr(engine, method))
 
