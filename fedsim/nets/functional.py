@@ -1,4 +1,9 @@
-"""A module under given parameters, from any thread: each thread has a copy of its own."""
+"""A module under given parameters, from any thread: each thread has a copy of its own.
+
+Images of a network whose layers are all known lie with their channels innermost while a CPU computes on them in single
+precision: its convolutions and pooling take 0.66 to 0.87 of the time there. A weight that lies so is enough, for a
+convolution's result follows it. Other layers might ask how their input lies in memory, as `view` does.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,37 @@ import copy
 import threading
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn import functional
+
+from fedsim.nets.dropout import NamedDropout
+from fedsim.nets.layers import Residual, has_hooks
+
+INDIFFERENT = (
+    *(nn.Sequential, Residual, nn.Conv2d, nn.GroupNorm, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    *(nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.Upsample, nn.Flatten, nn.Linear, nn.LayerNorm, NamedDropout, nn.Identity),
+    *(nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Hardtanh, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus),
+)
+"""Layers that do the same however their input lies in memory."""
+
+
+class Thinned(nn.Module):
+    """A convolution of 1x1 that takes steps, as one without of the places where it would stop.
+
+    oneDNN 3.12 (PyTorch 2.13) writes past the end of memory in the gradient of those of 3, 4, 8 and 12 channels that
+    lie innermost.
+    """
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias, self.groups = layer.weight, layer.bias, layer.groups  # named as the layer's
+        self.down, self.aside = layer.stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, in, H, W] to [B, out, H', W']."""
+        return functional.conv2d(x[:, :, :: self.down, :: self.aside], self.weight, self.bias, groups=self.groups)
 
 
 class Functional:
@@ -25,19 +59,42 @@ class Functional:
         return outputs
 
     def bind(self, leaves: Iterable[Tensor]) -> tuple[nn.Module, list[nn.Parameter]]:
-        """Give the thread's copy, and its trainable parameters, which share memory with `leaves` (in their own order).
+        """Give the thread's copy, and its trainable parameters, with the numbers of `leaves` (in their own order).
 
-        Much cheaper than `functional_call`, which matters where a client's step is a few microseconds of arithmetic.
+        They may share memory with the leaves. Much cheaper than `functional_call`, which matters where a client's step
+        is a few microseconds of arithmetic.
         """
         model = self._copy()
         parameters: list[nn.Parameter] = self._own.parameters
-        for parameter, leaf in zip(parameters, leaves, strict=True):
-            parameter.data = leaf
+        for parameter, leaf, innermost in zip(parameters, leaves, self._own.innermost, strict=True):
+            fast = innermost and leaf.dtype == torch.float32 and leaf.device.type == "cpu"
+            parameter.data = leaf.to(memory_format=torch.channels_last) if fast else leaf
         return model, parameters
 
     def _copy(self) -> nn.Module:
         if not hasattr(self._own, "model"):
-            self._own.model = copy.deepcopy(self._model)
-            self._own.parameters = [own for own in self._own.model.parameters() if own.requires_grad]
-        model: nn.Module = self._own.model
-        return model
+            model = copy.deepcopy(self._model)
+            self._own.parameters = [own for own in model.parameters() if own.requires_grad]
+            parts = dict(model.named_modules())
+            kernels: set[int] = set()
+            if all(_indifferent(part) for part in parts.values()) and type(model) is not nn.Conv2d:
+                convolutions = {name: part for name, part in parts.items() if type(part) is nn.Conv2d}
+                kernels = {id(part.weight) for part in convolutions.values()}
+                for name, part in convolutions.items():
+                    if _steps_over(part):
+                        model.set_submodule(name, Thinned(part))
+            self._own.innermost = [id(own) in kernels for own in self._own.parameters]
+            self._own.model = model
+        own: nn.Module = self._own.model
+        return own
+
+
+def _indifferent(part: nn.Module) -> bool:
+    """Whether a layer does the same however its input lies in memory."""
+    padded = type(part) is nn.Conv2d and _steps_over(part) and part.padding not in ((0, 0), "valid")
+    return type(part) in INDIFFERENT and not has_hooks(part) and not padded
+
+
+def _steps_over(layer: nn.Conv2d) -> bool:
+    """Whether it reads single places and leaves some out."""
+    return layer.kernel_size == (1, 1) and layer.stride != (1, 1)

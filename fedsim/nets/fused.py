@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from fedsim.core.errors import InputError
 from fedsim.nets.descent import EPSILON, Descended, Descent, Rule, Shuffles
+from fedsim.nets.layers import has_hooks
 from fedsim.nets.losses import CrossEntropy, LabelSmoothing, LogCosh, Loss, SquaredError
-from fedsim.nets.lowering import has_hooks
 from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import cores, spread
 

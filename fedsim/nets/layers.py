@@ -1,4 +1,4 @@
-"""Layers that are no layers of PyTorch's, and that a stack of models knows how to run."""
+"""Layers that are no layers of PyTorch's, and that a stack of models knows how to run; and what is hung on layers."""
 
 from __future__ import annotations
 
@@ -26,3 +26,15 @@ class LastStep(nn.Module):
     def forward(self, outputs: tuple[Tensor, Any]) -> Tensor:
         """Take what the LSTM returns, (output [B, T, H], its final states), and give [B, H]."""
         return outputs[0][:, -1]
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether something stands around or in place of its forward pass, which only a call of the module itself does."""
+    return bool(
+        model._forward_hooks or model._forward_pre_hooks or has_backward_hooks(model) or "forward" in vars(model)
+    )
+
+
+def has_backward_hooks(model: nn.Module) -> bool:
+    """Whether something stands around its backward pass."""
+    return bool(model._backward_hooks or model._backward_pre_hooks)

@@ -25,7 +25,7 @@ from fedsim.nets.convolution import Geometry, batch_last, convolve
 from fedsim.nets.dropout import NamedDropout
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.functional import Functional
-from fedsim.nets.layers import LastStep, Residual
+from fedsim.nets.layers import LastStep, Residual, has_backward_hooks, has_hooks
 
 WORTH_A_CALL = 10_000_000
 """Multiply-adds from which a convolutional network's forward pass is faster for one client than for a stack of them."""
@@ -90,17 +90,6 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
             if lowered is not None:
                 return lowered
     return _vmapped(model, prefix)
-
-
-def has_hooks(model: nn.Module) -> bool:
-    """Whether something stands around or in place of its forward pass, which only a call of the module itself does."""
-    return bool(
-        model._forward_hooks or model._forward_pre_hooks or _has_backward_hooks(model) or "forward" in vars(model)
-    )
-
-
-def _has_backward_hooks(model: nn.Module) -> bool:
-    return bool(model._backward_hooks or model._backward_pre_hooks)
 
 
 class Stackable(TorchFunctionMode):
@@ -293,7 +282,7 @@ def _vmapped(model: nn.Module, prefix: str) -> Lowered:
             f"{type(model).__name__} has dropout inside its own forward, which cannot be stacked; "
             "use executor = 'loop' or write the model as nn.Sequential",
         )
-    if any(_has_backward_hooks(part) for part in model.modules()):
+    if any(has_backward_hooks(part) for part in model.modules()):
         raise InputError("engine.executor", "stacked", "a module has hooks on its backward pass; use executor = 'loop'")
     names = [name for name, _ in model.named_parameters()]
     if not names:

@@ -32,8 +32,9 @@ from fedsim.nets import products
 from fedsim.nets.descent import Loop
 from fedsim.nets.dropout import Draw, drawing
 from fedsim.nets.functional import Functional
+from fedsim.nets.layers import has_hooks
 from fedsim.nets.losses import Loss
-from fedsim.nets.lowering import Lowered, has_hooks, lower
+from fedsim.nets.lowering import Lowered, lower
 from fedsim.nets.stack import Layout, Stack
 
 

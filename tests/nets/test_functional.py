@@ -1,0 +1,67 @@
+"""A module under given parameters: how its images lie in memory is its own affair, and changes nothing but time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedsim.core.streams import Streams
+from fedsim.nets.functional import Functional
+from fedsim.problems.models.convolutional import CNN, LeNet, ResNet
+from fedsim.problems.models.layers import initialise
+
+
+class Viewed(nn.Sequential):
+    """A network whose forward pass asks how its images lie in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).view(len(x), -1)
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    model[0].register_forward_hook(lambda _, __, output: output.view(len(output), 4, -1))
+    return model
+
+
+def innermost(model: nn.Module) -> list[bool]:
+    """Of each convolution's weight, whether its channels lie innermost while it is computed with."""
+    bound, parameters = Functional(model).bind(own.detach().clone() for own in model.parameters())
+    bound(torch.zeros(2, 3, 28, 28, dtype=parameters[0].dtype))
+    return [own.stride(1) == 1 for own in parameters if own.dim() == 4]
+
+
+@pytest.mark.parametrize("kind", [CNN(), LeNet(), ResNet(width=8)])
+def test_images_of_known_layers_lie_with_their_channels_innermost_and_gradients_are_the_modules(kind):
+    model = kind.build((3, 28, 28), 10, 0)
+    initialise(model, Streams(0))
+    assert all(innermost(model))
+    x = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    leaves = {name: own.detach().clone() for name, own in model.named_parameters()}
+    bound, parameters = Functional(model).bind(leaves.values())
+    wide = {name: own.double().requires_grad_() for name, own in leaves.items()}
+    expected = functional_call(model.double(), wide, (x.double(),))
+    found = bound(x)
+    # Sums of some thousand terms of order 1 in single precision: 1e-7 times the root of their number, and a margin.
+    assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad(found.square().sum(), parameters)
+    wanted = torch.autograd.grad(expected.square().sum(), list(wide.values()))
+    for gradient, own in zip(gradients, wanted, strict=True):
+        assert torch.allclose(gradient.double(), own, rtol=1e-3, atol=1e-4 * float(own.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Viewed(nn.Conv2d(3, 4, 3)),
+        hooked,
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3)).double(),
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 1, stride=2, padding=1), nn.Conv2d(4, 4, 3)),
+    ],
+)
+def test_layers_that_may_ask_how_their_input_lies_and_double_precision_are_left_alone(make: Callable[[], nn.Module]):
+    assert innermost(make())[-1] is False
