@@ -16,6 +16,7 @@ class FedDyn(LocalTraining):
     """The regulariser's alpha comes with the server's order."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"params", "feddyn-alpha"})
+    descends: ClassVar[bool] = True
 
     def state(self, dimension: int) -> Shapes:
         """Each client keeps the gradient of its loss at its last local solution, L_i."""

@@ -20,6 +20,7 @@ class Scaffold(LocalTraining):
 
     requires: ClassVar[frozenset[str]] = frozenset({"params", "control"})
     up: ClassVar[frozenset[str]] = frozenset({"delta", "control-delta"})
+    descends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

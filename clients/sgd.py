@@ -38,6 +38,7 @@ class Sgd(LocalTraining):
 
     accepts: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu", "report-loss"})
     up: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last-loss"})
+    descends: ClassVar[bool] = True
 
     def cost(self, order: Order, examples: Tensor) -> Cost:
         """Steps, d floats, and one more for each number that is asked for."""

@@ -59,6 +59,8 @@ class LocalTraining(HasPlugins, Client):
     """
 
     parts: ClassVar[Mapping[str, str]] = {"adversarial": "defences"}
+    descends: ClassVar[bool] = False
+    """Whether `descend` takes all of its mini-batches: what else it does with a cohort goes row by row."""
     requires: ClassVar[frozenset[str]] = frozenset({"params"})
     up: ClassVar[frozenset[str]] = frozenset({"delta"})
 
@@ -145,6 +147,11 @@ class LocalTraining(HasPlugins, Client):
         """What trains against an attack, if something does."""
         defence: Defence | None = self.made.get("adversarial")
         return defence
+
+    @property
+    def in_any_order(self) -> bool:
+        """Whether its cohorts need not be sorted by steps where one loop takes all of a client's steps."""
+        return self.descends and self.defence is None
 
     @property
     def views(self) -> int:

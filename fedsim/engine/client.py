@@ -51,6 +51,11 @@ class Client(ABC):
         return False
 
     @property
+    def in_any_order(self) -> bool:
+        """Whether its cohorts need not be sorted by steps where one loop takes all of a client's steps."""
+        return False
+
+    @property
     def views(self) -> int:
         """How many times it has each example in a batch."""
         return 1

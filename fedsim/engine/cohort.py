@@ -36,9 +36,10 @@ JUDGED = 32
 class Cohort:
     """C clients at work.
 
-    clients: int64 [C], sorted by local steps, longest first. examples: int64 [C]. state: what they remember,
-    [C, ...] by name; `keep` replaces it. config: of their order. streams: named draws. turn: the number under which
-    each of them draws, one or int64 [C]. steps_taken, queries, extra_queries, failed_queries: int64 [C], the local
+    clients: int64 [C], sorted by local steps, longest first, unless the algorithm is `in_any_order`. examples: int64
+    [C]. state: what they remember, [C, ...] by name; `keep` replaces it. config: of their order. streams: named draws.
+    turn: the number under which each of them draws, one or int64 [C]. steps_taken, queries, extra_queries,
+    failed_queries: int64 [C], the local
     steps taken so far, the evaluations asked for, and those of them that are no part of the method's published count,
     and that gave no finite value. metrics: [C] by name, told to the server beside those of the update. scratch: for
     what need not be computed again if it is there.

@@ -132,10 +132,13 @@ class Executor:
         count = problem.num_clients if participants is None else min(participants, problem.num_clients)
         self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory)
         numbers = client.numbers(problem.dimension, problem.largest)
+        self._in_any_order = self.network is not None and self.network.loop is not None and client.in_any_order
         width = self._width * client.views
         self._row_operations = client.operations(problem.dimension)
         if problem.model is not None:
             numbers += 3 * width * problem.model.footprint.activations  # with their gradients
+            if self._in_any_order:  # a loop has those of one client at a time: y, a shift, and what is made of them
+                numbers = 3 * problem.dimension
             self._row_operations += width * problem.model.footprint.operations
         self._row_bytes = numbers * problem.dtype.itemsize
         self.scratch = Scratch(memory)
@@ -243,9 +246,11 @@ class Executor:
         return places
 
     def _act(self, job: Job) -> JobResult:
+        self.store.admit(job.clients)
+        if self._in_any_order and len(job) <= self.chunk:
+            return self._whole(job)
         rank = torch.argsort(job.cost.steps, descending=True, stable=True)
         units = self._units(rank)
-        self.store.admit(job.clients)
         done = self._all_act([job[rows] for rows in units])
         finite = [self._remember(result) for result in done]
         back = torch.argsort(torch.cat(units))
@@ -255,6 +260,14 @@ class Executor:
         asked = torch.cat([result.queries for result in done])
         said = {client: text for result in done for client, text in result.said.items()}
         return JobResult(payload, metrics, torch.cat(finite)[back], nbytes[back], asked[back], said)
+
+    def _whole(self, job: Job) -> JobResult:
+        """Do a job as one cohort, in the order of its clients."""
+        done = self._all_act([job])[0]
+        sent = done.update
+        return JobResult(
+            dict(sent.payload), dict(sent.metrics), self._remember(done), done.nbytes, done.queries, done.said
+        )
 
     def _all_act(self, parts: Sequence[Job]) -> list[CohortResult]:
         """Have cohorts of admitted clients do what they are ordered to."""

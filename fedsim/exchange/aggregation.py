@@ -31,6 +31,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.core.options import NonNegativeFloat, PositiveFloat, PositiveInt, options
 from fedsim.core.plugins import refuse_misspelt
+from fedsim.parallel.cores import spread
 
 BLOCK = 2**21
 """Numbers in one block of rows x coordinates: 16 MiB in double precision."""
@@ -264,12 +265,19 @@ def _columns(rows: Tensor) -> Iterator[slice]:
 
 
 def _by_coordinates(rows: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply `rule`, a function of each coordinate alone, block by block: [C, d] to [d]."""
+    """Apply `rule`, a function of each coordinate alone, block by block, on all cores: [C, d] to [d]."""
     if rows.numel() <= BLOCK:
         return rule(rows)
     centre = rows.new_empty(rows.shape[1])
-    for columns in _columns(rows):
+
+    def apply(columns: slice) -> None:
         centre[columns] = rule(rows[:, columns])
+
+    if rows.device.type == "cpu":
+        spread(apply, [*_columns(rows)])
+    else:
+        for columns in _columns(rows):
+            apply(columns)
     return centre
 
 

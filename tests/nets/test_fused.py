@@ -25,7 +25,7 @@ from fedsim.nets.fused import ACTIVATIONS, Fused, chain_of, fused
 from fedsim.nets.losses import LOSSES, CrossEntropy, LabelSmoothing, Loss
 from fedsim.nets.stack import Layout
 from fedsim.parallel import cores
-from fedsim.running.build import build_executor
+from fedsim.running.build import build_executor, build_simulation
 from fedsim.running.runner import versions
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
@@ -221,6 +221,7 @@ def test_what_is_no_number_stays_with_its_client():
     assert torch.equal(found.params[~bad], clean.params[~bad])
 
 
+EVERYBODY = {"kind": "uniform", "fraction": 1.0}
 CLIENTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "decay": {"weight_decay": 0.1},
@@ -253,6 +254,26 @@ def test_runs_are_those_of_the_plain_loop(name):
         assert torch.allclose(found.params, loop.params, rtol=0, atol=tolerance)
         losses = ([row["train_loss"] for row in one.history] for one in (found, loop))
         assert np.allclose(*losses, rtol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "scaffold", "feddyn", "curriculum"])
+def test_clients_come_to_the_same_in_one_cohort_and_in_several(kind):
+    """Which are sorted by steps; one is not."""
+    own = {"kind": kind} if kind != "curriculum" else {"kind": "sgd", "curriculum": {}}
+    tables = {"client": own | {"epochs": 2, "batch_size": 4, "lr": 0.1}, "strategy": kind}
+    tables |= {"strategy": "fedavg"} if "sgd" in own.values() else {}
+    found = []
+    for memory in (2**28, 1):
+        problem, engine = small_problem(torch.float32), {"executor": "fused"}
+        simulation = build_simulation(small(2, engine=engine, selection=EVERYBODY, **tables), problem)
+        executor = simulation.parts.engine.executor
+        executor.memory = memory
+        assert executor.chunk == 1 if memory == 1 else executor.chunk > problem.num_clients
+        simulation.step()
+        simulation.step()
+        found.append((simulation.params, executor.store.snapshot()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert str(found[0][1]) == str(found[1][1])
 
 
 def test_exponentials_are_right_to_the_last_bit_but_one():
