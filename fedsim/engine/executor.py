@@ -33,7 +33,7 @@ from fedsim.nets.dropout import Draw
 from fedsim.nets.fused import fits, fused, installed
 from fedsim.nets.lowering import Stackable, loses_to_a_loop
 from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
-from fedsim.parallel.cores import cores, one_core_an_operation, spread
+from fedsim.parallel.cores import at_most, cores, one_core_an_operation, spread
 from fedsim.problems.base import Examples, Model, Problem
 
 WORTH_A_THREAD = 20_000_000
@@ -275,10 +275,8 @@ class Executor:
         def act(part: Job) -> CohortResult:
             return self.act(part, self.store.read(part.clients))
 
-        if self._spreads(sum(map(len, parts))):
-            return spread(act, parts)
-        with one_core_an_operation():
-            return [act(part) for part in parts]
+        with at_most(self.cores), one_core_an_operation():
+            return spread(act, parts) if self._spreads(sum(map(len, parts))) else [act(part) for part in parts]
 
     def act(self, part: Job, state: Mapping[str, Tensor]) -> CohortResult:
         """Have one cohort, which remembers `state`, [k, ...] by name, do what it is ordered to. Nothing is kept."""

@@ -25,6 +25,8 @@ class EngineOptions:
     """The numbers that data and parameters are made of."""
     tf32: bool = False
     """On a GPU, round what is multiplied to the 10 bits of TF32: faster, to some three digits. Of float32 only."""
+    cores: PositiveInt | None = None
+    """How many cores the run takes at most, of those that PyTorch was given. Not given: all. It changes no number."""
     workers: PositiveInt | None = None
     """How many processes execute clients with executor = process. Not given: one a core."""
     memory_mib: PositiveInt = 256

@@ -28,7 +28,7 @@ from fedsim.exchange.aggregation import Aggregator, WeightedMean
 from fedsim.exchange.transforms import Chain
 from fedsim.exchange.windows import First
 from fedsim.parallel.arithmetic import settle
-from fedsim.parallel.cores import cores
+from fedsim.parallel.cores import at_most, cores
 from fedsim.parallel.workers import WorkerError, Workers, take_one_core
 from fedsim.pretrained.expert import expert_losses
 from fedsim.problems.base import Problem, Setting, choose_device
@@ -46,7 +46,8 @@ def in_processes(experiment: Experiment, problem: Problem | None) -> Callable[..
     problem: your own, which is sent to the processes; None: the one that the experiment describes, which they build.
     InputError: it cannot be sent, or the class of a plug-in is one that processes do not find.
     """
-    count, tables = experiment.engine.workers or cores(), experiment.resolved()
+    with at_most(experiment.engine.cores):
+        count, tables = experiment.engine.workers or cores(), experiment.resolved()
     hold_findable(tables, "move it to a file's top, or take another engine.executor")
     try:
         workers = Workers(count, _executor, tables, experiment.data_dir, problem)
@@ -92,17 +93,18 @@ def build_executor(experiment: Experiment, problem: Problem, kind: Callable[...,
     settle(problem.device, experiment.engine.tf32)
     options, working = experiment.engine, at_once(experiment.selection, problem.num_clients)
     _offer_expert(experiment.client, problem)
-    return kind(
-        problem,
-        experiment.client,
-        Streams(experiment.seed),
-        choice=options.executor,
-        transforms=experiment.transforms,
-        memory=options.memory_mib * 2**20,
-        state_memory=options.state_mib * 2**20,
-        participants=None if experiment.rounds is None else (experiment.rounds + 1) * working,
-        work=_work(experiment.client, problem, working),
-    )
+    with at_most(options.cores):
+        return kind(
+            problem,
+            experiment.client,
+            Streams(experiment.seed),
+            choice=options.executor,
+            transforms=experiment.transforms,
+            memory=options.memory_mib * 2**20,
+            state_memory=options.state_mib * 2**20,
+            participants=None if experiment.rounds is None else (experiment.rounds + 1) * working,
+            work=_work(experiment.client, problem, working),
+        )
 
 
 def _work(client: Client, problem: Problem, working: int) -> float:

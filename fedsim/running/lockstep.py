@@ -288,7 +288,7 @@ def _executor(members: Sequence[Member]) -> Executor:
         memory=first.memory,
         state_memory=UNBOUNDED,
     )
-    executor.scratch = Scratch(first.memory * len(members))
+    executor.scratch, executor.cores = Scratch(first.memory * len(members)), first.cores
     return executor
 
 

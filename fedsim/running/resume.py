@@ -19,6 +19,7 @@ from fedsim.configuration.tables import experiment as checked
 from fedsim.core.errors import InputError, named_line, naming
 from fedsim.core.files import path_of
 from fedsim.parallel.arithmetic import arithmetic, hold_pinned
+from fedsim.parallel.cores import at_most
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_problem, build_simulation
 from fedsim.running.checkpoint import Checkpoint, UnusableError, newest
@@ -33,8 +34,8 @@ from fedsim.running.summary import TOTALS
 
 DECIDING = ("fedsim", "torch", "numpy")
 """What decides the last bits of results."""
-FREE = ("checkpoint",)
-"""Tables that change no result, and need not be as they were."""
+FREE = ("checkpoint", "engine.cores")
+"""Tables and options that change no result, and need not be as they were."""
 OWN = {"kind": "own"}
 TEXTS = ("executor", "device", "data_dir")
 """What is noted as text."""
@@ -54,10 +55,10 @@ def resume(
 ) -> Result:
     """Go on with the run in a folder.
 
-    experiment: what it must be, if given; only how often there are checkpoints may be another. problem: your own, for a
-    run that was on one. callbacks: called with every row that is still to come. data_dir: where data files are, by
-    default where they were. force: go on under other versions, too. anew: begin the experiment again where there is no
-    run, or one that cannot go on.
+    experiment: what it must be, if given; only how often there are checkpoints, and on how many cores, may be another.
+    problem: your own, for a run that was on one. callbacks: called with every row that is still to come. data_dir:
+    where data files are, by default where they were. force: go on under other versions, too. anew: begin the experiment
+    again where there is no run, or one that cannot go on.
     InputError: there is no run here, it has ended, it is another experiment, or it cannot go on, and why.
     """
     path = path_of(folder, "run")
@@ -125,25 +126,27 @@ def _resume(
             if accepted.ended and rounds is None:
                 raise InputError("resume", str(path), f"this run has {accepted.ended}; nothing is left to do")
             made = replace(made, checkpoint=experiment.checkpoint, data_dir=experiment.data_dir or made.data_dir)
+            made = replace(made, engine=replace(made.engine, cores=experiment.engine.cores))
         if (why := unresumable(made)) is not None:
             raise UnusableError("resume", str(path), f"such a run cannot go on: {why}")
         pinned = _pinned(made, accepted.resolved)
         own = problem is not None
-        if problem is None:
-            problem = build_problem(pinned)
-        else:
-            check_own(pinned, problem)
-        simulation = build_simulation(pinned, problem, own=own)
-        _hold_alike(path, accepted, simulation, problem)
-        if found is None:
-            folder.rewind()
-        else:
-            with _of_this_run(path):
-                simulation.restore(found.snapshot)
-            if accepted.ended:
-                begin_again(folder, found, config)
-            folder.rewind(found.position, found.rows, accepted.damaged)
-        return drive(made, problem, simulation, config, callbacks, folder, keeps=True)
+        with at_most(pinned.engine.cores):
+            if problem is None:
+                problem = build_problem(pinned)
+            else:
+                check_own(pinned, problem)
+            simulation = build_simulation(pinned, problem, own=own)
+            _hold_alike(path, accepted, simulation, problem)
+            if found is None:
+                folder.rewind()
+            else:
+                with _of_this_run(path):
+                    simulation.restore(found.snapshot)
+                if accepted.ended:
+                    begin_again(folder, found, config)
+                folder.rewind(found.position, found.rows, accepted.damaged)
+            return drive(made, problem, simulation, config, callbacks, folder, keeps=True)
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,7 @@ def _noted(path: Path, config: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _hold_unchanged(path: Path, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
     """Refuse a config.toml that is another than when the checkpoint was written, naming what differs first."""
     for option, wanted, found in differences(now, before):
-        if option.partition(".")[0] not in (*FREE, *NOTES):
+        if not is_free(option) and option.partition(".")[0] not in NOTES:
             remedy = f"in {path / CONFIG} this was {found!r} so far; change it back, or run it in a new folder"
             raise InputError(option, wanted, remedy)
 
@@ -233,9 +236,14 @@ def _pinned(made: Experiment, resolved: Mapping[str, Any]) -> Experiment:
 def _hold_same(path: Path, here: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """Refuse another experiment than the one that is run here, naming what differs first."""
     for option, wanted, found in differences(given, here):
-        if option.partition(".")[0] in FREE:
+        if is_free(option):
             continue
         raise InputError(option, wanted, f"the run in {path} has {found!r}; leave this out, or run it in a new folder")
+
+
+def is_free(option: str) -> bool:
+    """Whether an option changes no result."""
+    return option in FREE or option.partition(".")[0] in FREE
 
 
 def differences(first: Any, second: Any, name: str = "") -> Iterable[tuple[str, Any, Any]]:

@@ -25,6 +25,7 @@ from fedsim.core.memory import no_room
 from fedsim.core.plugins import DISTRIBUTION
 from fedsim.core.terminal import tell
 from fedsim.parallel.arithmetic import arithmetic, hold_pinned
+from fedsim.parallel.cores import at_most
 from fedsim.plots import curves
 from fedsim.problems.base import Problem
 from fedsim.running.best import Best
@@ -100,24 +101,25 @@ def execute(
     _hold_callable(callbacks)
     if problem is not None:
         check_own(experiment, problem)
-    with _telling(place, experiment.name, force) if save else nullcontext():
-        if problem is None:
-            problem = build_problem(experiment)
-        simulation = build_simulation(experiment, problem, engine, own=own)
-    config = described | _notes(experiment, simulation, problem)
-    if (line := simulation.pace.line(experiment.evaluation)) is not None:
-        tell(f"fedsim: {line}", "stderr")
-    if not save:
-        if experiment.evaluation.keep_best is not None:
-            remedy = "with save=False no model is kept; leave one of the two out"
-            raise InputError("evaluation.keep_best", experiment.evaluation.keep_best, remedy)
-        return drive(experiment, problem, simulation, config, callbacks)
-    with RunFolder.create(place, experiment.name, force=force) as folder, recording(folder):
-        data = problem.provenance()
-        config |= {"data": data} if data else {}
-        folder.write_config(config)
-        folder.begin()
-        return drive(experiment, problem, simulation, config, callbacks, folder, keeps=engine is None)
+    with at_most(experiment.engine.cores):
+        with _telling(place, experiment.name, force) if save else nullcontext():
+            if problem is None:
+                problem = build_problem(experiment)
+            simulation = build_simulation(experiment, problem, engine, own=own)
+        config = described | _notes(experiment, simulation, problem)
+        if (line := simulation.pace.line(experiment.evaluation)) is not None:
+            tell(f"fedsim: {line}", "stderr")
+        if not save:
+            if experiment.evaluation.keep_best is not None:
+                remedy = "with save=False no model is kept; leave one of the two out"
+                raise InputError("evaluation.keep_best", experiment.evaluation.keep_best, remedy)
+            return drive(experiment, problem, simulation, config, callbacks)
+        with RunFolder.create(place, experiment.name, force=force) as folder, recording(folder):
+            data = problem.provenance()
+            config |= {"data": data} if data else {}
+            folder.write_config(config)
+            folder.begin()
+            return drive(experiment, problem, simulation, config, callbacks, folder, keeps=engine is None)
 
 
 def _hold_callable(callbacks: Any) -> None:

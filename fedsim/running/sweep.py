@@ -290,9 +290,10 @@ def _earlier(point: Point) -> Outcome | None:
 
 
 def _text(made: Experiment) -> str:
-    from fedsim.running.resume import FREE
+    from fedsim.running.resume import is_free
 
-    deciding = {name: table for name, table in made.resolved().items() if name not in FREE}
+    deciding = {name: table for name, table in made.resolved().items() if not is_free(name)}
+    deciding["engine"] = {name: value for name, value in deciding["engine"].items() if not is_free(f"engine.{name}")}
     return json.dumps(deciding, sort_keys=True, default=str)
 
 

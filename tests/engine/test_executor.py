@@ -17,7 +17,6 @@ from fedsim.engine.executor import Executor
 from fedsim.engine.store import ClientStore
 from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size
 from fedsim.nets.layers import LastStep
-from fedsim.parallel import cores
 from fedsim.running.build import build_simulation
 from fedsim.testing.problems import blobs, mlp, small_problem
 from fedsim.testing.problems import small_experiment as small
@@ -156,15 +155,3 @@ def test_integer_inputs_and_real_targets():
     result = fedsim.run(small(2, selection={"kind": "uniform", "fraction": 1.0}), problem=problem, save=False)
     assert set(result.history.columns) >= {"train_loss", "test_loss"}
     assert "test_accuracy" not in result.history.columns
-
-
-def test_work_spread_within_spread_work_is_done_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As an attack's classifiers are asked by clients that are spread themselves: threads would wait for threads."""
-    monkeypatch.setattr(cores, "cores", lambda: 2)
-    cores._pool.cache_clear()
-    try:
-        outer = cores.spread(lambda row: cores.spread(lambda column: 10 * row + column, range(3)), range(4))
-    finally:
-        cores._pool().shutdown()
-        cores._pool.cache_clear()
-    assert outer == [[10 * row + column for column in range(3)] for row in range(4)]

@@ -186,7 +186,7 @@ def test_the_number_of_cores_changes_no_bit(dtype, monkeypatch):
     monkeypatch.setattr(module, "WORTH_A_CORE", 0)
     monkeypatch.setattr(module, "spread", lambda train, parts: [*map(train, reversed(parts)), seen.append(len(parts))])
     for count in (1, 2, 3):
-        monkeypatch.setattr(module, "cores", lambda: count)  # noqa: B023
+        monkeypatch.setattr(cores, "given", lambda: count)  # noqa: B023
         found = loop.descend(descent)
         assert torch.equal(found.params, whole.params)
         assert torch.equal(found.losses, whole.losses)
@@ -198,8 +198,7 @@ def test_clients_on_threads_of_their_own_come_to_the_same(monkeypatch):
     loop, descent = described(chain(nn.Tanh(), 20, 33, 10), LOSSES["cross_entropy"])
     whole = loop.descend(descent)
     monkeypatch.setattr(module, "WORTH_A_CORE", 0)
-    monkeypatch.setattr(module, "cores", lambda: 2)
-    monkeypatch.setattr(cores, "cores", lambda: 2)
+    monkeypatch.setattr(cores, "given", lambda: 2)
     cores._pool.cache_clear()
     try:
         for _ in range(20):

@@ -27,6 +27,7 @@ from fedsim.cli.main import main
 from fedsim.core.errors import DivergedError, InputError, StalledError
 from fedsim.core.files import StorageError
 from fedsim.core.graph import encode
+from fedsim.parallel.cores import cores
 from fedsim.problems.supervised import Supervised
 from fedsim.running import runner
 from fedsim.running.build import build_simulation
@@ -368,7 +369,7 @@ def test_the_executor_is_the_one_that_the_run_began_with(tmp_path, whole, monkey
     torn = cut(tmp_path / "torn")
     assert tomllib.loads((torn / CONFIG).read_text())["resolved"]["executor"] == "stacked"
     monkeypatch.setattr("fedsim.engine.executor.loses_to_a_loop", lambda *_: True)
-    monkeypatch.setattr("fedsim.engine.executor.cores", lambda: 3)
+    monkeypatch.setattr("fedsim.parallel.cores.given", lambda: 3)
     chosen: list[str] = []
     build = runner.build_simulation
 
@@ -380,6 +381,14 @@ def test_the_executor_is_the_one_that_the_run_began_with(tmp_path, whole, monkey
     monkeypatch.setattr("fedsim.running.resume.build_simulation", noted)
     resume(torn)
     assert chosen == ["stacked"]
+    assert left(torn) == left(whole)
+
+
+def test_a_run_goes_on_with_another_number_of_cores(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr("fedsim.parallel.cores.given", lambda: 3)
+    torn, seen = cut(tmp_path / "torn"), set[int]()
+    resume(torn, own(engine={"cores": 2}), callbacks=[lambda _: seen.add(cores())])
+    assert seen == {2}
     assert left(torn) == left(whole)
 
 

@@ -284,6 +284,8 @@ def test_a_sweep_of_finished_points_starts_no_process(monkeypatch, tmp_path):
     monkeypatch.setattr("fedsim.running.sweep.Workers", None)
     (outcome,) = run_points([done])
     assert outcome.skipped
+    (outcome,) = run_points([point(done.folder, "engine.cores=1")])  # which changes no number
+    assert outcome.skipped
     assert run_points([]) == []
 
 
