@@ -54,6 +54,8 @@ from fedsim.problems.partitions.cached import cached_partition
 
 EXAMPLES_EVALUATED = 20_000
 """Training examples up to which clients are evaluated on them without being asked for."""
+WORK_AT_ONCE = 2**26
+"""Multiply-adds of a batch of an evaluation: all cores have some of a large model, and recurrent ones stay in cache."""
 
 
 @options
@@ -333,7 +335,8 @@ class Supervised:
         return central + (self.judged.client_measures("client") if self.evaluates_clients(clients) else [])
 
     def _outputs(self, params: Tensor, rows: Rows) -> Tensor:
-        batch = min(max(EVALUATED_AT_ONCE // self.model.footprint.activations, 32), 2048)
+        cost = self.model.footprint
+        batch = min(max(min(EVALUATED_AT_ONCE // cost.activations, WORK_AT_ONCE // cost.operations), 32), 2048)
 
         def outputs(first: int) -> Tensor:
             own = slice(first, first + batch)

@@ -12,6 +12,7 @@ import torch
 
 import fedsim
 from fedsim.core.errors import InputError
+from fedsim.problems import supervised
 from fedsim.problems.supervised import Supervised
 from fedsim.running import pace as place
 from fedsim.running import runner
@@ -182,6 +183,20 @@ def test_a_pace_that_no_run_has_noted_is_refused(noted, fault, tmp_path):
     config.write_text(text.replace("[resolved]\n", f"[resolved]\nevaluation = {noted}\n"))
     with pytest.raises(InputError, match=rf"resolved\.evaluation.*{fault}"):
         resume(tmp_path / "a", made(rounds=20))
+
+
+def test_an_evaluation_is_of_batches_that_all_cores_have_some_of(monkeypatch):
+    problem, sent = build_problem(made()), list[int]()
+    whole, plain = problem.evaluate(problem.initial(), clients=True), Supervised._forward
+
+    def counted(self: Supervised, params: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        sent.append(len(x))
+        return plain(self, params, x)
+
+    monkeypatch.setattr(Supervised, "_forward", counted)
+    monkeypatch.setattr(supervised, "WORK_AT_ONCE", 50 * problem.model.footprint.operations + 1)
+    assert problem.evaluate(problem.initial(), clients=True) == pytest.approx(whole)
+    assert sorted(sent) == [8, 12, 50, 50]
 
 
 @pytest.mark.parametrize(("partition", "sets", "examples"), [("iid", ("train",), 108), ("natural", ("test",), 12)])
