@@ -16,8 +16,8 @@ class EngineOptions:
 
     executor: Choice = "auto"
     """How clients are executed: stacked, many at once; loop, one at a time; fused, stacked, but local training as one
-    compiled loop a client, of chains of linear layers on a CPU; process, in processes of their own; auto, one of the
-    first three by model and work.
+    compiled loop a client, of some models on a CPU; process, in processes of their own; auto, one of the first three by
+    model and work.
     """
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors lie; auto: on cuda where there is one."""

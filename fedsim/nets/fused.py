@@ -1,4 +1,6 @@
-"""Chains of linear layers whose local training is one compiled loop a client, for `engine.executor = "fused"`.
+"""Networks whose local training is one compiled loop a client, for `engine.executor = "fused"`.
+
+They are chains of linear layers, perhaps with convolutions and poolings in front (see `fedsim.nets.stages`).
 
 A client's parameters stay in the processor's cache from its first to its last step, where a stack passes over memory
 several times a step; and the loop holds no lock of Python's, so that clients are spread over cores. A client's numbers
@@ -19,25 +21,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError
+from fedsim.nets.activations import ACTIVATIONS, activates, shape_of
 from fedsim.nets.descent import EPSILON, Descended, Descent, Rule, Shuffles
 from fedsim.nets.layers import has_hooks
 from fedsim.nets.losses import CrossEntropy, LabelSmoothing, LogCosh, Loss, SquaredError
 from fedsim.nets.stack import Layout
+from fedsim.nets.stages import Stage, placed, stages_of
 from fedsim.parallel.cores import cores, spread
 
 if TYPE_CHECKING:
     from fedsim.nets.kernels.chain import Places, Settings
+    from fedsim.nets.kernels.convolution import Stages
 
-ACTIVATIONS: dict[type[nn.Module], str] = {
-    nn.ReLU: "RELU",
-    nn.LeakyReLU: "LEAKY_RELU",
-    nn.Tanh: "TANH",
-    nn.Sigmoid: "SIGMOID",
-    nn.ELU: "ELU",
-    nn.SiLU: "SILU",
-    nn.GELU: "GELU",
-}
-"""What may follow a linear layer, and what `fedsim.nets.kernels.pieces` calls it."""
 LOSSES: dict[type[Loss], str] = {
     CrossEntropy: "CROSS_ENTROPY",
     LabelSmoothing: "CROSS_ENTROPY",
@@ -46,6 +41,8 @@ LOSSES: dict[type[Loss], str] = {
 }
 WORTH_SHUFFLING = 20_000
 """Examples of a cohort's steps from which their shuffling is spread over cores."""
+SMALL = 1_200_000
+"""Multiply-adds of an example up to which networks with convolutions train faster compiled, whatever the batch."""
 WORTH_A_CORE = 1_000_000
 """Multiply-adds that a cohort's training must have before its clients are spread over cores."""
 
@@ -61,23 +58,64 @@ class Linear:
     activation: nn.Module | None
 
 
+@dataclass(frozen=True)
+class Layers:
+    """What a compiled loop is of: stages on images, or none, and a chain of linear layers."""
+
+    stages: Sequence[Stage]
+    chain: Sequence[Linear]
+
+    @property
+    def operations(self) -> int:
+        """Multiply-adds of an example."""
+        images = sum(stage.operations for stage in self.stages)
+        return images + sum(layer.inputs * layer.outputs for layer in self.chain)
+
+
 def chain_of(model: nn.Module, layout: Layout) -> list[Linear] | None:
     """The layers of a model that is a chain of linear layers with activations between them; None: it is none."""
-    if type(model) is not nn.Sequential:
+    parts = _parts(model)
+    if parts and _flattens(parts[0][1]):
+        parts = parts[1:]
+    found = _chain(parts)
+    return found if found and _names(found) == sorted(layout.names) else None
+
+
+def layers_of(model: nn.Module, layout: Layout, shape: Sequence[int]) -> Layers | None:
+    """The layers of a model that there is a loop for, on examples of this shape; None: there is none."""
+    if (chain := chain_of(model, layout)) is not None:
+        return Layers((), chain)
+    parts = _parts(model)
+    flat = next((number for number, (_, part) in enumerate(parts) if _flattens(part)), 0)
+    stages, chain = stages_of(parts[:flat], shape), _chain(parts[flat + 1 :])
+    if not stages or not chain or stages[-1].units != chain[0].inputs:
         return None
+    if _names([*stages, *chain]) != sorted(layout.names):
+        return None
+    return Layers(stages, chain)
+
+
+def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The named parts of a sequence; none if it is no sequence, or if others look on."""
+    if type(model) is not nn.Sequential:
+        return []
     # Not `named_children`, which leaves out a layer that comes again.
     parts = [(name, part) for name, part in model._modules.items() if part is not None]
-    if any(has_hooks(part) for _, part in [("", model), *parts]):
-        return None
-    if parts and type(parts[0][1]) is nn.Flatten and (parts[0][1].start_dim, parts[0][1].end_dim) == (1, -1):
-        parts = parts[1:]
+    return [] if any(has_hooks(part) for _, part in [("", model), *parts]) else parts
+
+
+def _flattens(part: nn.Module) -> bool:
+    """Whether a part makes one vector of all of an example."""
+    return type(part) is nn.Flatten and (part.start_dim, part.end_dim) == (1, -1)
+
+
+def _chain(parts: Sequence[tuple[str, nn.Module]]) -> list[Linear] | None:
+    """Parts that are linear layers with activations between them."""
     linear = [(name, part) for name, part in parts[::2] if type(part) is nn.Linear]
     between = [part for _, part in parts[1::2]]
-    if len(linear) != len(between) + 1:
+    if len(linear) != len(between) + 1 or not all(activates(part) for part in between):
         return None
-    if not all(type(part) in ACTIVATIONS and getattr(part, "approximate", "none") == "none" for part in between):
-        return None
-    found = [
+    return [
         Linear(
             part.in_features,
             part.out_features,
@@ -87,14 +125,19 @@ def chain_of(model: nn.Module, layout: Layout) -> list[Linear] | None:
         )
         for (name, part), activation in zip(linear, [*between, None], strict=True)
     ]
-    named = sorted(name for layer in found for name in (layer.weight, layer.bias) if name)
-    return found if named == sorted(layout.names) else None
+
+
+def _names(layers: Sequence[Linear | Stage]) -> list[str]:
+    """Of all parameters, sorted."""
+    return sorted(name for layer in layers for name in (layer.weight, layer.bias) if name)
 
 
 def fits(model: nn.Module, layout: Layout, loss: Loss, x: Tensor) -> bool:
-    """Whether there is a compiled loop for a model on inputs x, where numba is installed."""
-    known = type(loss) in LOSSES and chain_of(model, layout) is not None
-    return known and x.device.type == "cpu" and x.is_floating_point()
+    """Whether there is a compiled loop for a model on inputs x that wins, where numba is installed."""
+    layers = layers_of(model, layout, x.shape[1:]) if type(loss) in LOSSES else None
+    if layers is None or x.device.type != "cpu" or not x.is_floating_point():
+        return False
+    return not layers.stages or layers.operations <= SMALL
 
 
 def installed() -> bool:
@@ -108,13 +151,14 @@ def fused(model: nn.Module, layout: Layout, loss: Loss, x: Tensor, y: Tensor) ->
         raise InputError("engine.executor", "fused", "numba is not installed, which compiles it; take stacked")
     if y.device.type != "cpu":
         raise InputError("engine.executor", "fused", "it is for CPUs; take stacked, or set engine.device = cpu")
-    layers = chain_of(model, layout)
+    layers = layers_of(model, layout, x.shape[1:])
     if layers is None or not x.is_floating_point():
         known = ", ".join(kind.__name__ for kind in ACTIVATIONS)
-        raise InputError("engine.executor", "fused", f"it is for linear layers with {known} between; take stacked")
+        why = f"it is for linear layers with {known} between, after convolutions with stride 1, {known} and pooling"
+        raise InputError("engine.executor", "fused", f"{why}; take stacked")
     if type(loss) not in LOSSES:
         raise InputError("engine.executor", "fused", f"it does not know the loss {type(loss).__name__}; take stacked")
-    outputs = layers[-1].outputs
+    outputs = layers.chain[-1].outputs
     if not y.is_floating_point() and len(y) and not 0 <= int(y.min()) <= int(y.max()) < outputs:
         raise InputError("problem.model", outputs, f"its outputs are too few for targets up to {int(y.max())}")
     return Fused(layers, layout, loss)
@@ -123,20 +167,15 @@ def fused(model: nn.Module, layout: Layout, loss: Loss, x: Tensor, y: Tensor) ->
 class Fused:
     """Takes all local steps of clients; see the module's text."""
 
-    def __init__(self, layers: Sequence[Linear], layout: Layout, loss: Loss) -> None:
+    def __init__(self, layers: Layers, layout: Layout, loss: Loss) -> None:
         from fedsim.nets.kernels import chain, pieces
 
-        self._chain, self._layers, self._loss = chain, tuple(layers), loss
+        self._module, self._layers, self._loss = chain, layers, loss
         self._kind = int(getattr(pieces, LOSSES[type(loss)]))
-        codes = [ACTIVATIONS[type(layer.activation)] if layer.activation is not None else "RELU" for layer in layers]
-        self._codes = [int(getattr(pieces, name)) for name in codes]
         begins = np.cumsum([0, *layout.sizes]).tolist()
         self._own = dict(zip(layout.names, begins, strict=False))
-        self._operations = sum(layer.inputs * layer.outputs for layer in layers)
-        self._shapes = [
-            float(getattr(layer.activation, "negative_slope", getattr(layer.activation, "alpha", 0.0)))
-            for layer in layers
-        ]
+        self._operations = layers.operations
+        self._shapes = [shape_of(layer.activation) for layer in layers.chain]
         self._placed = lru_cache(maxsize=8)(self._place)
 
     def descend(self, descent: Descent) -> Descended:
@@ -146,7 +185,7 @@ class Fused:
         end, losses, total = (start.new_empty(shape) for shape in ((clients, start.shape[-1]), rows, clients))
         finite = torch.empty(clients, dtype=torch.bool)
         bits = end.view(torch.int32 if dtype == torch.float32 else torch.int64)
-        layers, at = self._placed(descent.index.shape[1], start.element_size(), rule, descent.shift is not None)
+        layers, stages, at = self._placed(descent.index.shape[1], start.element_size(), rule, descent.shift is not None)
         x = descent.x.reshape(len(descent.x), -1)
         nothing = torch.empty(0, dtype=dtype)
         real = descent.y.is_floating_point()
@@ -166,7 +205,7 @@ class Fused:
             parts = max(1, min(4 * cores(), clients))  # more than cores, so that one that is late keeps nobody waiting
 
         def train(first: int) -> None:
-            self._chain.descend(first, parts, descent.change, *arrays, at, settings)
+            self._module.descend(first, parts, descent.change, *arrays, stages, at, settings)
 
         spread(train, range(parts))
         return Descended(end, losses, total, finite)
@@ -190,7 +229,7 @@ class Fused:
     def _settings(self, rule: Rule) -> Settings:
         from fedsim.nets.kernels import rules
 
-        return self._chain.Settings(
+        return self._module.Settings(
             loss=self._kind,
             share=float(getattr(self._loss, "share", 0.0)),
             optimizer=int(getattr(rules, rule.optimizer.upper())),
@@ -206,26 +245,35 @@ class Fused:
             epsilon=float(rule.epsilon),
         )
 
-    def _place(self, width: int, size: int, rule: Rule, shifted: bool) -> tuple[NDArray[np.int64], Places]:
-        """The table of the layers and where everything is, for batches of this width of numbers of so many bytes."""
+    def _place(
+        self, width: int, size: int, rule: Rule, shifted: bool
+    ) -> tuple[NDArray[np.int64], Stages | None, Places]:
+        """The table of the layers, that of stages, and where everything is, for batches of this width of such numbers.
+
+        size: bytes of a number.
+        """
+        from fedsim.nets.kernels import pieces
         from fedsim.nets.kernels.tiles import AT_ONCE, WIDTH
 
-        chain: Any = self._chain
+        chain: Any = self._module
         lanes = WIDTH // size
 
         def filled(count: int, by: int = lanes) -> int:
             return -(-count // by) * by
 
-        table = np.zeros((len(self._layers), chain.FIELDS), dtype=np.int64)
+        stages, linear = self._layers.stages, self._layers.chain
+        table = np.zeros((len(stages) + len(linear), chain.FIELDS), dtype=np.int64)
         block = 0
-        for fields, layer, code in zip(table, self._layers, self._codes, strict=True):
-            row = filled(layer.inputs)
+        every: list[Stage | Linear] = [*stages, *linear]
+        for fields, layer in zip(table, every, strict=True):
+            inputs = layer.patch if isinstance(layer, Stage) else layer.inputs
+            row = filled(inputs)
             fields[[chain.INPUTS, chain.OUTPUTS, chain.ROW, chain.OUT_ROW]] = (
-                *(layer.inputs, layer.outputs, row, filled(layer.outputs)),
+                *(inputs, layer.outputs, row, filled(layer.outputs)),
             )
             fields[[chain.WEIGHT, chain.OWN_WEIGHT]] = block, self._own[layer.weight]
             block += filled(layer.outputs, AT_ONCE) * row
-            fields[[chain.BIAS, chain.OWN_BIAS, chain.ACTIVATION]] = -1, -1, code
+            fields[[chain.BIAS, chain.OWN_BIAS]] = -1, -1
             if layer.bias is not None:
                 fields[[chain.BIAS, chain.OWN_BIAS]] = block, self._own[layer.bias]
                 block += filled(layer.outputs)
@@ -236,16 +284,25 @@ class Fused:
             end += numbers
             return end - numbers
 
-        for fields in table:
+        own = table[len(stages) :]
+        for fields, layer in zip(own, linear, strict=True):
+            if layer.activation is not None:
+                fields[chain.ACTIVATION] = getattr(pieces, ACTIVATIONS[type(layer.activation)])
             fields[chain.HIDDEN] = room(width * fields[chain.ROW])
             fields[chain.SLOPE] = room(width * fields[chain.OUT_ROW])
-        widest = int(table[:, [chain.ROW, chain.OUT_ROW]].max())
-        outputs, delta, other = room(width * int(table[-1, chain.OUT_ROW])), room(width * widest), room(width * widest)
+        made: Stages | None = None
+        if stages:
+            weights = [tuple(fields) for fields in table[: len(stages), [chain.WEIGHT, chain.BIAS, chain.ROW]].tolist()]
+            first = int(own[0, chain.HIDDEN]), int(own[0, chain.ROW])
+            made = placed(stages, weights, width, lanes, room, first, np.float32 if size == 4 else np.float64)
+        widest = int(own[:, [chain.ROW, chain.OUT_ROW]].max())
+        widest = max([widest, *(filled(stage.units) for stage in stages)])
+        outputs, delta, other = room(width * int(own[-1, chain.OUT_ROW])), room(width * widest), room(width * widest)
         gradient = room(0 if rule.plain else block)
-        first = room(0 if rule.plain else block)
+        first_moment = room(0 if rule.plain else block)
         second = room(block if rule.optimizer == "adam" else 0)
         shift = room(block if shifted else 0)
-        return table, chain.Places(end, block, outputs, delta, other, gradient, first, second, shift)
+        return table, made, chain.Places(end, block, outputs, delta, other, gradient, first_moment, second, shift)
 
 
 def _rows(vectors: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from descents import C, N, assert_close, by_autograd, changed, described, normal
 from torch import nn
 
 import fedsim
@@ -20,9 +21,8 @@ import fedsim.running.resume as resuming
 from fedsim.core.errors import InputError
 from fedsim.exchange.messages import Order
 from fedsim.nets import fused as module
-from fedsim.nets.descent import Descended, Descent, Rule
-from fedsim.nets.fused import ACTIVATIONS, Fused, chain_of, fused
-from fedsim.nets.losses import LOSSES, CrossEntropy, LabelSmoothing, Loss
+from fedsim.nets.fused import ACTIVATIONS, chain_of, fused
+from fedsim.nets.losses import LOSSES, CrossEntropy, LabelSmoothing
 from fedsim.nets.stack import Layout
 from fedsim.parallel import cores
 from fedsim.running.build import build_executor, build_simulation
@@ -35,16 +35,6 @@ from fedsim.nets.kernels import compiling
 from fedsim.nets.kernels.exponentials import exp, expm1
 
 pytestmark = pytest.mark.xdist_group("fused")  # so that one process compiles
-C, N, STEPS = 5, 9, 3
-"""Clients, examples of each, and their steps: the third client takes two of the three."""
-PLAIN = {
-    "optimizer": "sgd", "momentum": 0.0, "nesterov": False, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8,
-    "clip_norm": None, "decay": 0.0, "decoupled": 0.0,
-}  # fmt: skip
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).normal(size=shape))
 
 
 def chain(activation: nn.Module, *sizes: int) -> nn.Sequential:
@@ -56,56 +46,6 @@ def chain(activation: nn.Module, *sizes: int) -> nn.Sequential:
             own.data = normal(*own.shape, seed=10 * number + seed) / inputs**0.5
         layers += [layer, activation]
     return nn.Sequential(*layers[:-1])
-
-
-def described(model: nn.Module, loss: Loss, width: int = 4, **options: Any) -> tuple[Fused, Descent]:
-    """The loop of a model, and what it is to do; every second batch is short of its last example."""
-    layout = Layout.of(dict(model.named_parameters()))
-    inputs, outputs = model[0].in_features, model[-1].out_features
-    x = normal(C * N, inputs, seed=5)
-    y = torch.arange(C * N) % outputs if isinstance(loss, CrossEntropy) else 2.0 * normal(C * N, seed=6)
-    steps = torch.tensor([3, 3, 2, 3, 3])
-    first = steps.cumsum(0) - steps
-    owner = torch.repeat_interleave(steps)
-    rows = len(owner)
-    index = torch.stack([own * N + torch.arange(row, row + width) % N for row, own in enumerate(owner)])
-    count = torch.full((rows,), width)
-    count[::2] -= int(width > 1)
-    descent = Descent(
-        start=layout.flatten(dict(model.named_parameters())),
-        shift=None,
-        x=x,
-        y=y,
-        index=index,
-        count=count,
-        first=first,
-        steps=steps,
-        rates=[0.3, 0.2, 0.1],
-        rule=Rule(**PLAIN | options),
-    )
-    return fused(model, layout, loss, x, y), descent
-
-
-def by_autograd(model: nn.Module, loss: Loss, descent: Descent) -> Descended:
-    """The same with the module itself, for plain steps."""
-    ends, losses = [], torch.empty(len(descent.index), dtype=torch.float64)
-    for client, steps in enumerate(descent.steps.tolist()):
-        y = descent.start.clone()
-        for step in range(steps):
-            row = int(descent.first[client]) + step
-            own = descent.index[row, : descent.count[row]]
-            torch.nn.utils.vector_to_parameters(y, model.parameters())
-            value = loss.examples(model(descent.x[own]), descent.y[own]).mean()
-            gradient = torch.cat([part.reshape(-1) for part in torch.autograd.grad(value, list(model.parameters()))])
-            losses[row] = value.detach()
-            y = y - descent.rates[step] * (gradient + descent.rule.decay * y)
-        ends.append(y)
-    return Descended(torch.stack(ends), losses, torch.zeros(C), torch.ones(C, dtype=torch.bool))
-
-
-def assert_close(found: Descended, wanted: Descended) -> None:
-    assert torch.allclose(found.params, wanted.params, rtol=0, atol=1e-13)
-    assert torch.allclose(found.losses, wanted.losses, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
@@ -166,13 +106,9 @@ def test_a_single_number_that_is_not_finite_is_seen(dtype, value):
     loop, descent = described(chain(nn.ReLU(), 6, 9, 4), LOSSES["cross_entropy"])
     starts = normal(C, len(descent.start), seed=7).to(dtype)
     starts[1, -1] = value
-    descent = changed(descent, start=starts, x=descent.x.to(dtype), rates=[0.0] * STEPS)
+    descent = changed(descent, start=starts, x=descent.x.to(dtype), rates=[0.0] * len(descent.rates))
     found = loop.descend(descent)
     assert found.finite.tolist() == [True, np.isfinite(value), True, True, True]
-
-
-def changed(descent: Descent, **parts: Any) -> Descent:
-    return Descent(**vars(descent) | parts)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -8,5 +8,8 @@ Only `fedsim.nets.fused` imports these files, when an experiment asks for them: 
 `pieces`     activations with their slopes, and losses with theirs: one function each.
 `rules`      what a step makes of a gradient.
 `shuffles`   the order of a client's examples.
+`sliding`    products with patches of images, which lie where they lay.
+`pooling`    poolings with their derivatives.
+`convolution`  stages of convolutions and poolings before a chain.
 `chain`      the loop itself.
 """

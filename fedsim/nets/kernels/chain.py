@@ -5,6 +5,9 @@ A client's parameters, activations and gradients lie in one vector, `w`, which s
 
 Forward: h_l = act(h_{l-1} W_l^T + b_l). Backward: delta_L = weight * d loss / d outputs, delta_{l-1} = (delta_l W_l) *
 act'. The step is added to W_l as the product that makes its gradient, unless the rule needs the gradient itself.
+
+Before the chain may stand stages on images (see `convolution`); where there are none, `stages` is None, and all that is
+for them is left out when this is compiled.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedsim.nets.kernels.compiling import entry, part
+from fedsim.nets.kernels.convolution import backward_images, begin_images, forward_images
 from fedsim.nets.kernels.pieces import activate, loss_of
 from fedsim.nets.kernels.rules import ADAM, SGD, adam, add, clip, fill, finite, lion, multiply, scale, sgd
 from fedsim.nets.kernels.tiles import AT_ONCE, WIDTH, broad, dots
@@ -137,7 +141,7 @@ def forward(w, layers, shapes, outputs, count):
 
 
 @part
-def backward(w, layers, into, delta, other, count, factor, beta):
+def backward(w, layers, stages, chosen, into, delta, other, count, factor, beta):
     """Add `factor` times the gradient to `beta` times what is at `into`, which may be the parameters themselves, at 0.
 
     delta: the gradients of the outputs, which it writes over.
@@ -147,11 +151,13 @@ def backward(w, layers, into, delta, other, count, factor, beta):
         layer = layers[number]
         row, out_row, units = layer[ROW], layer[OUT_ROW], layer[OUTPUTS]
         weight, bias = into + layer[WEIGHT], into + layer[BIAS]
-        if number > 0:
-            inner, slope = w[other : other + count * row], layers[number - 1, SLOPE]
+        if number > 0 or stages is not None:
+            inner = w[other : other + count * row]
             fill(inner)
             broad(w, delta, out_row, next_to, count, units, layer[WEIGHT], row, other, row, row)
-            multiply(inner, w[slope : slope + count * row])
+            if number > 0:
+                slope = layers[number - 1, SLOPE]
+                multiply(inner, w[slope : slope + count * row])
         if factor != one:
             scale(w[delta : delta + count * out_row], factor)
         if beta != one:
@@ -164,6 +170,8 @@ def backward(w, layers, into, delta, other, count, factor, beta):
             for r in range(count):
                 add(own, w[delta + r * out_row : delta + r * out_row + units], one)
         delta, other = other, delta
+    if stages is not None:
+        backward_images(w, stages, chosen, into, delta, count, factor, beta)
 
 
 @part
@@ -177,17 +185,19 @@ def gather(hidden, row, x, index, count):
 
 
 @part
-def step(w, at, layers, how, count, lr, number, shifted):
+def step(w, at, layers, stages, chosen, how, count, lr, number, shifted):
     """From the gradients of the outputs, which are at `delta`, to the parameters after a step."""
     real, p, size = w.dtype.type, w[: at.block], at.block
+    g, first = w[at.gradient : at.gradient + size], w[at.first : at.first + size]
+    into, factor, left = np.int64(0), real(-lr), real(1.0 - lr * how.decay)
+    if not how.plain:
+        into, factor, left = at.gradient, real(1), real(1)
+        fill(g)
+    backward(w, layers, stages, chosen, into, at.delta, at.other, count, factor, left)
     if how.plain:
-        backward(w, layers, np.int64(0), at.delta, at.other, count, real(-lr), real(1.0 - lr * how.decay))
         if shifted:
             add(p, w[at.shift : at.shift + size], real(lr))
         return
-    g, first = w[at.gradient : at.gradient + size], w[at.first : at.first + size]
-    fill(g)
-    backward(w, layers, at.gradient, at.delta, at.other, count, real(1), real(1))
     if how.clip > 0:
         clip(g, w[at.delta : at.other], real(how.clip), real(how.epsilon_norm))
     if how.decay != 0:
@@ -207,21 +217,23 @@ def step(w, at, layers, how, count, lr, number, shifted):
 @entry
 def descend(
     part, stride, less, start, shift, end, bits, sound, losses, totals, x, labels, targets, index, count, ranked, begin,
-    steps, rates, layers, shapes, at, how,
+    steps, rates, layers, shapes, stages, at, how,
 ):  # fmt: skip
     """Train clients ranked[part], ranked[part + stride], ...: from rows of `start` [1 or C, d] to rows of `end` [C, d].
 
     less: these rows are differences to `start`. bits: the same memory as `end`, as integers. sound: bool [C], whether
     all numbers of a row are finite. shift: [0, 1 or C, d]. losses: [R] and totals: [C], their sums, are written; row
     begin[c] + s is client c's at step s. x: [n, i]. labels: int64 [n], targets: [n]; the loss reads one of them. index:
-    int64 [R, B]. count: int64 [R]. ranked, begin, steps: int64 [C]. rates: float64 [S]. layers: int64 [L, FIELDS].
-    shapes: [L], numbers of activations.
+    int64 [R, B]. count: int64 [R]. ranked, begin, steps: int64 [C]. rates: float64 [S]. layers: int64 [L, FIELDS],
+    those of the stages first. shapes: numbers of the activations, without theirs.
     """
     lanes = WIDTH // x.itemsize
     room = np.empty(at.size + lanes, x.dtype)
     begins = (-(room.ctypes.data // x.itemsize)) % lanes  # on a vector's boundary
     w = room[begins : begins + at.size]
     shifted, real = len(shift) > 0, x.dtype.type
+    chain = layers if stages is None else layers[len(stages.table) :]
+    chosen = np.empty(0 if stages is None else stages.chosen, np.int32)
     last = layers[len(layers) - 1]
     units, out_row = last[OUTPUTS], last[OUT_ROW]
     share = real(how.share)
@@ -232,12 +244,17 @@ def descend(
         load(w[: at.block], own_start, layers)
         if shifted:
             load(w[at.shift : at.shift + at.block], shift[c if len(shift) > 1 else 0], layers)
+        if stages is not None:
+            begin_images(w, stages)
         totals[c] = 0
         for number in range(steps[c]):
             row = begin[c] + number
             examples = count[row]
-            gather(w[layers[0, HIDDEN] :], layers[0, ROW], x, index[row], examples)
-            forward(w, layers, shapes, at.outputs, examples)
+            if stages is None:
+                gather(w[layers[0, HIDDEN] :], layers[0, ROW], x, index[row], examples)
+            else:
+                forward_images(w, stages, chosen, x, index[row], examples)
+            forward(w, chain, shapes, at.outputs, examples)
             weight, total = real(1) / real(examples), real(0)
             for r in range(examples):
                 z, d = at.outputs + r * out_row, at.delta + r * out_row
@@ -248,6 +265,6 @@ def descend(
                 )
             losses[row] = total
             totals[c] += total
-            step(w, at, layers, how, examples, rates[number], number, shifted)
+            step(w, at, chain, stages, chosen, how, examples, rates[number], number, shifted)
         keep(w[: at.block], end[c], layers, less, own_start)
         sound[c] = finite(bits[c])
