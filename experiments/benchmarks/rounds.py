@@ -5,7 +5,8 @@ then the engines take turns, so that a machine that slows down slows all of them
 into a quarter of a second, and counts with its median. Reported: the median time of a round and its quartiles, the
 ratio to fedsim (the median over turns of the ratio within a turn), the seconds until an engine was ready and those of
 its first round, in which some compile, the peak memory of its processes, and the test accuracy after the same number
-of rounds. An engine with a (1) behind its name is held to one core, and `--cores one` holds all of them to it.
+of rounds (of functions, their value). An engine with a (1) behind its name is held to one core, and `--cores one` holds
+all of them to it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ AVERAGING = (
     "transformer",
 )
 ALTERED = ("adversarial_5", "adversarial_100", "curriculum")
-WORKS = (*AVERAGING, *ALTERED)
+VALUES = "zeroth_order"
+WORKS = (*AVERAGING, *ALTERED, VALUES)
 OWN = ("fedsim", "plain loop")
 """Engines, by how their names begin, that train against attacks and by curricula; the others are left out there."""
 QUICK = {"digits": 12, "digits_32": 12, "two_nn": 4, "lenet": 4}
@@ -83,6 +85,21 @@ def engines(cores: int, gpu: bool) -> dict[str, Callable[[Any], Any]]:
     return made
 
 
+def value_engines() -> dict[str, Callable[[Any], Any]]:
+    """Makers of engines for zeroth-order work, whose `accuracy` is the value of F."""
+    from experiments.benchmarks.engine import FedsimValues
+    from experiments.benchmarks.peers.values import PlainValues
+
+    return {FEDSIM: FedsimValues, "plain loop (1)": PlainValues}
+
+
+def made(work_name: str) -> Any:
+    """The work of this name."""
+    from experiments.benchmarks.peers import values, works
+
+    return values.zeroth_order() if work_name == VALUES else getattr(works, work_name)()
+
+
 @dataclass
 class Measured:
     """What an engine's process reports: seconds of each turn's round, to start, of the first round; MiB at most."""
@@ -99,9 +116,8 @@ def serve(connection: Connection, name: str, work_name: str, cores: int, gpu: bo
     if cores == 1 or name.endswith("(1)"):
         hold_to_one_core()
     began = time.perf_counter()
-    from experiments.benchmarks.peers import works
-
-    engine = engines(cores, gpu)[name](getattr(works, work_name)())
+    makers = value_engines() if work_name == VALUES else engines(cores, gpu)
+    engine = makers[name](made(work_name))
     if (why := engine.missing()) is not None:
         connection.send(why)
         return
@@ -132,9 +148,7 @@ def hold_to_one_core() -> None:
 
 def race(work_name: str, names: Sequence[str], turns: int, cores: int, gpu: bool) -> dict[str, Measured | str]:
     """Let engines take turns; for each what was measured, or why it could not run."""
-    from experiments.benchmarks.peers import works
-
-    rounds = getattr(works, work_name)().rounds
+    rounds = made(work_name).rounds
     spawn = get_context("spawn")
     found: dict[str, Measured | str] = {}
     running: dict[str, tuple[Connection, Any]] = {}
@@ -301,12 +315,15 @@ def main(
     console = Console(width=120)
     count = 1 if cores is Cores.ONE else len(os.sched_getaffinity(0))
     console.print(f"{processor()}, {count} of {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    names = [name for name in engines(count, gpu) if not only or name in [FEDSIM, *only.split(",")]]
-    if quick:
-        names = [name for name in names if name.startswith(QUICKLY)]
     for work in QUICK if quick else works.split(","):
         if work in WORKS:
-            able = [name for name in names if work in AVERAGING or name.startswith(OWN)]
+            able = list(value_engines() if work == VALUES else engines(count, gpu))
+            if work in ALTERED:
+                able = [name for name in able if name.startswith(OWN)]
+            if only:
+                able = [name for name in able if name in [FEDSIM, *only.split(",")]]
+            if quick:
+                able = [name for name in able if name.startswith(QUICKLY)]
             of_each = QUICK[work] if quick else turns if work.startswith("digits") else max(4, turns // 3)
             console.print(table_of(work, race(work, able, of_each, count, gpu)))
         elif work == "start":

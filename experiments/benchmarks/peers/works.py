@@ -46,27 +46,27 @@ def digits() -> Work:
 
 def digits_32() -> Work:
     """Make the digits with batches of 32: most clients take one step or two an epoch."""
-    return replace(digits(), name="digits_32", batch_size=32)
+    return replace(digits(), name="digits_32", batch_size=32, rounds=40)
 
 
 def one_hidden() -> Work:
     """Make 10 clients of 60 images, 784-200-10, all in each round, 5 epochs of batches of 10."""
-    return _flat(_few_images("one_hidden", 10, 60, networks.one_hidden, networks.chain_forward, epochs=5))
+    return _flat(_few_images("one_hidden", 10, 60, networks.one_hidden, networks.chain_forward, epochs=5, lr=0.05))
 
 
 def two_nn() -> Work:
     """Make 100 clients of 20 images, McMahan's 2NN, all in each round, 5 epochs of batches of 10."""
-    return _flat(_few_images("two_nn", 100, 20, networks.two_nn, networks.chain_forward, epochs=5))
+    return _flat(_few_images("two_nn", 100, 20, networks.two_nn, networks.chain_forward, epochs=5, lr=0.05))
 
 
 def lenet() -> Work:
     """Make 20 clients of 60 images, LeNet, all in each round, 1 epoch of batches of 10."""
-    return _few_images("lenet", 20, 60, networks.lenet, networks.lenet_forward, epochs=1)
+    return _few_images("lenet", 20, 60, networks.lenet, networks.lenet_forward, epochs=1, lr=0.2)
 
 
 def fedavg_cnn() -> Work:
     """Make 5 clients of 60 images, the CNN of the FedAvg paper, all in each round, 1 epoch of batches of 10."""
-    return _few_images("fedavg_cnn", 5, 60, networks.fedavg_cnn, networks.cnn_forward, epochs=1)
+    return _few_images("fedavg_cnn", 5, 60, networks.fedavg_cnn, networks.cnn_forward, epochs=1, lr=0.05)
 
 
 def _few_images(
@@ -77,6 +77,7 @@ def _few_images(
     forward: Callable[[Sequence[Tensor], Tensor], Tensor],
     *,
     epochs: int,
+    lr: float,
 ) -> Work:
     """Take the first images of `images`, `size` for each client, batches of 10, and 2,000 test images."""
     work = images()
@@ -93,7 +94,8 @@ def _few_images(
         forward=forward,
         epochs=epochs,
         batch_size=10,
-        rounds=20,
+        lr=lr,
+        rounds=40,
         per_round=None,
     )
 
@@ -121,14 +123,14 @@ def resnet() -> Work:
         epochs=1,
         batch_size=10,
         lr=0.1,
-        rounds=20,
+        rounds=60,
         per_round=None,
     )
 
 
 def character_lstm() -> Work:
     """Make 10 clients of 60 texts of 40 characters, an LSTM that says the next, 1 epoch of batches of 10."""
-    return _texts("character_lstm", networks.character_lstm, networks.character_lstm_forward, lr=1.0)
+    return _texts("character_lstm", networks.character_lstm, networks.character_lstm_forward, lr=4.0)
 
 
 def transformer() -> Work:
@@ -160,7 +162,7 @@ def _texts(
         epochs=1,
         batch_size=10,
         lr=lr,
-        rounds=20,
+        rounds=40,
         per_round=None,
     )
 
@@ -221,7 +223,7 @@ def images() -> Work:
         epochs=1,
         batch_size=32,
         lr=0.05,
-        rounds=9,
+        rounds=21,
         per_round=10,
     )
 
