@@ -1,6 +1,6 @@
 """The benchmark of asynchronous runs: `python -m experiments.benchmarks.events`.
 
-First the event loop: 10,000 clients in flight whose work is nothing (an update of 10 zeros), so that what is measured
+First the event loop: 10,000 clients in flight whose work is nothing (an update of 10 ones), so that what is measured
 is select, ask, submit, collect, tell, ledger and trace. Beside it, turn by turn, a loop that only pushes to and pops
 from a heap. Reported: completions a second, medians over the turns, and how much memory all the turns together added.
 
@@ -64,7 +64,7 @@ COUNTS = {
 
 @options
 class Idle(Client):
-    """Delta_i = 0, without a local step."""
+    """Delta_i = 1, without a local step."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"params"})
     up: ClassVar[frozenset[str]] = frozenset({"delta"})
@@ -75,9 +75,9 @@ class Idle(Client):
         return Cost(torch.zeros_like(examples), {"delta": Size.of(order.payload["params"])})
 
     def train(self, cohort: Cohort) -> Update:
-        """Send zeros."""
+        """Send ones."""
         params = cohort.received("params")
-        return Update({"delta": torch.zeros((len(cohort), params.shape[-1]))})
+        return Update({"delta": torch.ones((len(cohort), params.shape[-1]))})
 
 
 def problem() -> Supervised:
