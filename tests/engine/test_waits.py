@@ -19,10 +19,12 @@ from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import TRAINING, mlp, small_experiment, small_problem
+from fedsim.zeroth_order import fit
+from fedsim.zeroth_order.surrogates.kernels import Matern52
 
-FIT = ("factorise", "_repeated", "fit")
-"""Of Gaussian processes: whether a factorisation has failed decides whether another is made, and the numbers of points
-are looked at where they are so close that they may be the same; done for nothing, either takes longer than a wait.
+FIT = "fit"
+"""Of Gaussian processes: whether any of a fit's factorisations has failed decides whether others are made, once a fit;
+done for nothing, those take longer than a wait.
 """
 ONCE = {
     "clients/fedes.py": {"train"},
@@ -45,7 +47,7 @@ ONCE = {
     "fedsim/problems/supervised.py": {"losses"},
     "fedsim/zeroth_order/replica.py": {"caught_up"},
     "fedsim/zeroth_order/shared_seed.py": {"of_codes", "of_losses", "rebuilt"},
-    "fedsim/zeroth_order/surrogates/gaussian_process.py": set(FIT),
+    "fedsim/zeroth_order/surrogates/gaussian_process.py": {"factorise", FIT},
     "fedsim/zeroth_order/surrogates/random_features.py": {"_rows", "fit", "weights"},
 }
 """What waits in a cohort's work, by file: when it is planned, when its results are taken, and when surrogates are
@@ -109,8 +111,8 @@ def of_cohorts(waits: Counter[str]) -> Counter[str]:
 
 
 def not_fitting(waits: Counter[str]) -> Counter[str]:
-    """Those of cohorts without the waits of fitted processes, which are one of a kind."""
-    fitted = tuple(f"fedsim/zeroth_order/surrogates/gaussian_process.py {name}:" for name in FIT)
+    """Those of cohorts without the waits of fitted processes."""
+    fitted = f"fedsim/zeroth_order/surrogates/gaussian_process.py {FIT}:"
     return Counter({place: count for place, count in of_cohorts(waits).items() if not place.startswith(fitted)})
 
 
@@ -146,3 +148,19 @@ def test_clients_do_not_wait_one_by_one(more: str) -> None:
     few, many = (waited({}, selection={"kind": kind, "count": 2, more: number})[0] for number in (3, 6))
     assert any("supervised.py losses" in place for place in few) is (more == "pool")
     assert few == many
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+def test_a_process_is_fitted_with_one_wait(clients: int) -> None:
+    """Where no factorisation fails; of equal points, too, and it has the CPU's bits."""
+    points = torch.linspace(0.0, 1.0, clients * 40, dtype=torch.float64).view(clients, 20, 2)
+    points = torch.cat([points, points[:, :2]], dim=1)
+    values, counts = points.sin().sum(dim=2), torch.full((clients,), 22)
+    here = fit(Matern52(), points, values, counts)
+    with pretended() as waits:
+        given = [part.to(DEVICE) for part in (points, values, counts)]
+        waits.clear()
+        there = fit(Matern52(), *given)
+        assert waits.total() == 1
+        assert torch.equal(there.weights.cpu(), here.weights)
+    assert (~here.kept).sum() == 2 * clients

@@ -30,6 +30,8 @@ LARGEST_NOISE = 1e-2
 APART = 1e100
 # Of points this close, relative to their size, it is asked whether they are the same; rounding is far below.
 CLOSE = 1e-12
+# Of a linear congruential generator modulo 2^64 (Knuth's).
+FACTOR = 6364136223846793005
 
 
 def length_scales(dimension: int) -> Tensor:
@@ -130,7 +132,7 @@ def fit(
     noise: s2, above 0, for values scaled to [0, 1]; a client for which the factorisation fails has it ten times
     larger, until it succeeds or s2 is 1e-2.
     scales: float64 [L], the length scales to choose from by the largest marginal likelihood; by default
-    `length_scales(d)`. O(C L n^3 + C n^2 d), and a few times C n^2 numbers of memory.
+    `length_scales(d)`. O(C L n^3 + C n^2 d), and a few times C n^2 numbers of memory; one wait for the device.
     """
     grid = length_scales(points.shape[2]) if scales is None else scales
     kept = usable(points, values, counts)
@@ -144,9 +146,24 @@ def fit(
     targets, lower, scale = rescale(values, kept)
 
     # One scale at a time: its matrices stay in the processor's cache, which halves the time, and leave the memory.
-    evidence = torch.stack([_evidence(kernel.value(distances, one), targets, kept, noise) for one in grid.tolist()])
-    length_scale = grid.to(points.device)[evidence.argmax(dim=0)]
-    factor, used = factorise(kernel.value(distances, length_scale.reshape(-1, 1, 1)), kept, noise)
+    choice, found, failures = grid.tolist(), list[Tensor](), list[Tensor]()
+    for one in choice:
+        factor, failed = _factor(kernel.value(distances, one), kept, noise)
+        found.append(_evidence(factor, targets))
+        failures.append(failed)
+    evidence = torch.stack(found)
+    # The one number for which the host waits: with all factors made, none more is asked for where none has failed.
+    again = [place for place, some in enumerate(torch.stack(failures).any(dim=1).tolist()) if some]
+    for place in again:
+        factor, _ = factorise(kernel.value(distances, choice[place]), kept, noise)
+        evidence[place] = _evidence(factor, targets)
+    # Made where they are needed: a tensor that is sent there would be waited for.
+    length_scale = torch.stack([targets.new_full((), one) for one in choice])[evidence.argmax(dim=0)]
+    covariance = kernel.value(distances, length_scale.reshape(-1, 1, 1))
+    if again:
+        factor, used = factorise(covariance, kept, noise)
+    else:
+        factor, used = _factor(covariance, kept, noise)[0], torch.full_like(length_scale, noise)
     weights = torch.cholesky_solve(targets.unsqueeze(2), factor).squeeze(2) * scale.unsqueeze(1)
     return GaussianProcess(
         kernel=kernel,
@@ -201,8 +218,7 @@ def factorise(covariance: Tensor, kept: Tensor, noise: float) -> tuple[Tensor, T
     noises = torch.full_like(covariance[:, 0, 0], noise)
     diagonal = covariance.diagonal(dim1=1, dim2=2)
     before, own = diagonal.clone(), kept.to(torch.float64)
-    diagonal.add_(noise * own)
-    factor, failed = torch.linalg.cholesky_ex(covariance)
+    factor, failed = _factor(covariance, kept, noise)
     while bool(failed.any()):
         if noise >= LARGEST_NOISE:
             factor[failed != 0] = torch.nan
@@ -226,9 +242,15 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left, right)[:, :rows, :columns]
 
 
-def _evidence(covariance: Tensor, targets: Tensor, kept: Tensor, noise: float) -> Tensor:
-    """The logarithm of the marginal likelihood less its constant [C]; K is overwritten."""
-    factor, _ = factorise(covariance, kept, noise)
+def _factor(covariance: Tensor, kept: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+    """The Cholesky factor of K + s2 I, [C, n, n], and where it failed, not 0 in [C]; K is overwritten."""
+    covariance.diagonal(dim1=1, dim2=2).add_(noise * kept.to(torch.float64))
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    return factor, failed
+
+
+def _evidence(factor: Tensor, targets: Tensor) -> Tensor:
+    """The logarithm of the marginal likelihood less its constant [C], from the Cholesky factor."""
     white = torch.linalg.solve_triangular(factor, targets.unsqueeze(2), upper=False).squeeze(2)
     logarithms = factor.diagonal(dim1=1, dim2=2).log()
     evidence = (-0.5 * white * white - logarithms).sum(dim=1)
@@ -250,12 +272,19 @@ def _centered(points: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
 
 def _repeated(points: Tensor, kept: Tensor, close: Tensor) -> Tensor:
     """Which kept points come again later, exactly: bool [C, n]; close: bool [C, n, n], the pairs to look at."""
-    pairs = close & kept.unsqueeze(2) & kept.unsqueeze(1)
-    client, early, late = pairs.triu_(diagonal=1).nonzero(as_tuple=True)
-    same = (points[client, early] == points[client, late]).all(dim=1)
-    repeated = torch.zeros_like(kept)
-    repeated[client[same], early[same]] = True
-    return repeated
+    keys = _keys(points)
+    same = close & (keys.unsqueeze(2) == keys.unsqueeze(1)) & kept.unsqueeze(2) & kept.unsqueeze(1)
+    return same.triu_(diagonal=1).any(dim=2)
+
+
+def _keys(points: Tensor) -> Tensor:
+    """A number for each point, int64 [C, n]: equal points have the same, and of others one in 2^64 pairs.
+
+    A polynomial of the coordinates' bits, modulo 2^64, so that no two points are looked at coordinate by coordinate.
+    """
+    bits = (points.to(torch.float64) + 0.0).view(torch.int64)  # of -0 those of 0
+    powers = torch.full((points.shape[2],), FACTOR, device=points.device).cumprod(dim=0)
+    return (bits * powers).sum(dim=2)
 
 
 def _places(points: Tensor) -> Tensor:

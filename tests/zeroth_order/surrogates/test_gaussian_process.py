@@ -269,6 +269,15 @@ def test_a_client_that_fails_does_not_change_the_others():
         assert torch.equal(one.weights[0], process.weights[client])
 
 
+def test_a_length_scale_that_fails_is_judged_with_the_noise_that_it_takes():
+    # A line, of which a long scale explains all; its K has no second pivot that s2 = 1e-17 would save.
+    points = torch.linspace(0.0, 1.0, 12, dtype=torch.float64).view(1, 12, 1)
+    scales = torch.tensor([0.01, 10.0], dtype=torch.float64)
+    process = fit(RBF(), points, points[:, :, 0], full(points), noise=1e-17, scales=scales)
+    assert process.length_scale.tolist() == [10.0]
+    assert process.noise.item() > 5e-17
+
+
 def test_the_noise_grows_tenfold_where_a_factorisation_fails():
     ones = torch.ones(4, 3, 3, dtype=torch.float64)
     # Eigenvalues of [[1, 1 + e, 1], ...] with e off the diagonal: the least is -e for one such pair.
@@ -308,6 +317,9 @@ def test_points_that_are_close_are_not_equal(size):
     points[:, 1] = points[:, 0]
     points[:, 1, 3] = torch.nextafter(points[:, 1, 3], torch.tensor(torch.inf).double())
     points[:, 29] = points[:, 28]
+    # Two neighbouring numbers, as (a, b) and as (b, a).
+    points[:, 2, 0], points[:, 2, 1] = points[:, 1, 3], points[:, 0, 3]
+    points[:, 3] = points[:, 2, [1, 0, 2, 3]]
     kept = fit(RBF(), points, points.sum(dim=2), full(points)).kept
     assert kept.logical_not().nonzero().tolist() == [[0, 28], [1, 28]]
 
