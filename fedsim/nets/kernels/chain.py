@@ -236,11 +236,14 @@ def descend(
     chosen = np.empty(0 if stages is None else stages.chosen, np.int32)
     last = layers[len(layers) - 1]
     units, out_row = last[OUTPUTS], last[OUT_ROW]
-    share = real(how.share)
+    share, clean = real(how.share), False
     for turn in range(part, len(ranked), stride):
         c = ranked[turn]
         own_start = start[c if len(start) > 1 else 0]
-        fill(w)  # the memory of the rule, and what another client's bad numbers have left where rows are filled up
+        if clean:
+            fill(w[at.first : at.shift])  # the memory of the rule
+        else:
+            fill(w)  # what another's bad numbers have left where rows are filled up, too
         load(w[: at.block], own_start, layers)
         if shifted:
             load(w[at.shift : at.shift + at.block], shift[c if len(shift) > 1 else 0], layers)
@@ -267,4 +270,4 @@ def descend(
             totals[c] += total
             step(w, at, chain, stages, chosen, how, examples, rates[number], number, shifted)
         keep(w[: at.block], end[c], layers, less, own_start)
-        sound[c] = finite(bits[c])
+        sound[c] = clean = finite(bits[c])

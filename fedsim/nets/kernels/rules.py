@@ -63,10 +63,10 @@ def fill(p):
 def finite(bits):
     """Whether all numbers are finite, by their bits as integers: the exponents of others are all ones."""
     ones = bits.dtype.type(0x7F800000 if bits.itemsize == 4 else 0x7FF0000000000000)
-    bad = 0
+    largest = bits.dtype.type(0)
     for k in range(len(bits)):
-        bad |= (bits[k] & ones) == ones
-    return bad == 0
+        largest = max(largest, bits[k] & ones)
+    return largest < ones
 
 
 @part
