@@ -9,12 +9,14 @@ Outside a `drawing` block a model is evaluated, and dropout does nothing.
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError, named_line
@@ -67,11 +69,12 @@ class NamedDropout(nn.Module):
         draw, rows = current.draw, x if current.stacked else x.unsqueeze(0)
         call = current.calls[self.name]
         current.calls[self.name] += 1
-        uniform = draw.streams.uniform(
-            f"dropout/{self.name}/{call}", draw.clients, rows.shape[1:], turn=draw.turn, step=draw.step
+        words = draw.streams.bits(
+            f"dropout/{self.name}/{call}", draw.clients, rows.shape[1:].numel(), turn=draw.turn, step=draw.step
         )
         share = 1.0 - self.p or 1.0  # of those that are kept; where none is, all are zero
-        kept = (uniform >= self.p).to(x.dtype).view_as(x)
+        # The first 24 bits of a word are a uniform number in single precision, as p is then.
+        kept = (words >= math.ceil(float(np.float32(self.p)) * 2**24) * 2**8).to(x.dtype).view(x.shape)
         return x.mul_(kept).div_(share) if self.inplace else x * kept / share
 
 

@@ -65,3 +65,27 @@ def test_images_of_known_layers_lie_with_their_channels_innermost_and_gradients_
 )
 def test_layers_that_may_ask_how_their_input_lies_and_double_precision_are_left_alone(make: Callable[[], nn.Module]):
     assert innermost(make())[-1] is False
+
+
+def encoder() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        return nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False).double()
+
+
+def test_a_transformers_attention_is_pytorchs_without_its_copies(monkeypatch):
+    model = encoder()
+    leaves = {name: own.detach().clone().requires_grad_() for name, own in model.named_parameters()}
+    x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = functional_call(model, leaves, (x,))
+    wanted = torch.autograd.grad(expected.square().sum(), list(leaves.values()))
+    mask = nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
+    masked = model(x, mask=mask)
+    bound, parameters = Functional(model).bind(own.detach() for own in leaves.values())
+    assert torch.allclose(bound(x, mask=mask), masked, rtol=0, atol=1e-12)
+    monkeypatch.delattr(nn.functional, "multi_head_attention_forward")  # what makes the copies
+    found = bound(x)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    for gradient, own in zip(torch.autograd.grad(found.square().sum(), parameters), wanted, strict=True):
+        assert torch.allclose(gradient, own, rtol=0, atol=1e-10)

@@ -192,6 +192,14 @@ def test_dropout_keeps_the_mean_and_rests_in_evaluation():
     assert not torch.equal(dropped[0], dropped[1])
 
 
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.3, 0.5, 0.7, 0.9999999, 1.0])
+def test_dropout_keeps_what_a_uniform_draw_of_its_name_says(p):
+    clients = torch.arange(3)
+    with drawing(Draw(Streams(0), clients, 5, 2), stacked=True):
+        kept = NamedDropout(p, "d")(torch.ones(3, 4, 500)) > 0
+    assert torch.equal(kept, Streams(0).uniform("dropout/d/0", clients, (4, 500), turn=5, step=2) >= p)
+
+
 @pytest.mark.parametrize(
     ("model", "part"),
     [
