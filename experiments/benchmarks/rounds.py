@@ -49,10 +49,8 @@ VALUES = "zeroth_order"
 WORKS = (*AVERAGING, *ALTERED, VALUES)
 OWN = ("fedsim", "plain loop")
 """Engines, by how their names begin, that train against attacks and by curricula; the others are left out there."""
-QUICK = {"digits": 12, "digits_32": 12, "two_nn": 4, "lenet": 4}
+QUICK = {"digits": 8, "one_hidden": 6, "two_nn": 4}
 """Works of `--quick` and their turns."""
-QUICKLY = ("fedsim", "lean loop", "JAX", "pfl-research")
-"""Engines of `--quick`, by how their names begin."""
 FEDSIM = "fedsim auto"
 TURN = 0.25
 """Seconds that an engine's turn lasts at least: a turn is one round, or as many as fit."""
@@ -323,7 +321,8 @@ def main(
             if only:
                 able = [name for name in able if name in [FEDSIM, *only.split(",")]]
             if quick:
-                able = [name for name in able if name.startswith(QUICKLY)]
+                quickly = (FEDSIM, "lean loop (1)", f"JAX vmap ({count})", f"JAX scan ({count})")
+                able = [name for name in able if name in quickly]
             of_each = QUICK[work] if quick else turns if work.startswith("digits") else max(4, turns // 3)
             console.print(table_of(work, race(work, able, of_each, count, gpu)))
         elif work == "start":

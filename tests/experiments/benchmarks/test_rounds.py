@@ -98,7 +98,7 @@ def test_both_engines_of_values_come_to_the_same():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--quick"], {"digits": 12, "digits_32": 12, "two_nn": 4, "lenet": 4}),
+        (["--quick"], {"digits": 8, "one_hidden": 6, "two_nn": 4}),
         (["--works", "digits,zeroth_order,resnet", "--turns", "15"], {"digits": 15, "zeroth_order": 5, "resnet": 5}),
     ],
 )
