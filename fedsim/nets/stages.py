@@ -205,7 +205,7 @@ def placed(
         size = len(far)
         taps += [(i * size + t, i * image + away) for i in range(stage.channels) for t, away in enumerate(far)]
         taps += [(o * row + t, o * channel - away) for o in range(stage.outputs) for t, away in enumerate(far)]
-        longest, images = max(longest, span), max(images, stage.channels * back)
+        longest, images = max(longest, span), max(images, stage.channels * back, span)
         chosen += width * stage.units
     numbers = [[shape_of(stage.inner), shape_of(stage.outer)] for stage in stages]
     return k.Stages(

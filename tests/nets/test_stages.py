@@ -106,11 +106,14 @@ def test_the_number_of_cores_changes_no_bit(monkeypatch):
 
 @pytest.mark.parametrize("name", ["two", "windows that overlap"])
 def test_what_is_no_number_stays_with_its_client(name):
-    loop, descent = described(network(*STAGES[name]), LOSS, shape=SIDES)
+    model = network(*STAGES[name])
+    loop, descent = described(model, LOSS, shape=SIDES)
     x = descent.x.clone()
     x[2 * N : 3 * N, 1, 6, 8] = torch.nan
     x[3 * N : 4 * N, 0, 0, 0] = torch.inf
     clean, found = loop.descend(descent), loop.descend(changed(descent, x=x))
+    wanted = by_autograd(model, LOSS, changed(descent, x=x)).losses
+    assert torch.equal(torch.isnan(found.losses), torch.isnan(wanted))
     bad = torch.isin(torch.arange(C), torch.tensor([2, 3]))
     assert not torch.isfinite(found.params[bad]).all(dim=1).any()
     assert torch.equal(found.params[~bad], clean.params[~bad])
@@ -202,3 +205,15 @@ def test_models_without_stages_are_refused():
         assert found(other) is None
         with pytest.raises(InputError, match=r"^engine\.executor = fused: .* convolutions .*; take stacked$"):
             fused(other, Layout.of(dict(other.named_parameters())), LOSS, x, y)
+
+
+def test_of_equal_numbers_the_first_has_the_gradient():
+    """As in PyTorch: images of halves give many sums twice, in every order."""
+    model = network(*STAGES["windows that overlap"])
+    for own in model[0].parameters():
+        own.data = (2.0 * own.data).round() / 2.0
+    loop, descent = described(model, LOSS, shape=SIDES)
+    descent = changed(descent, x=descent.x.round() / 2.0, steps=torch.ones(C, dtype=torch.int64))
+    windows = model[0](descent.x).unfold(2, 3, 1).unfold(3, 2, 2)
+    assert ((windows == windows.amax((-2, -1), keepdim=True)).sum((-2, -1)) > 1).double().mean() > 0.1
+    assert torch.allclose(loop.descend(descent).params, by_autograd(model, LOSS, descent).params, rtol=0, atol=1e-13)

@@ -233,7 +233,7 @@ def descend(
     w = room[begins : begins + at.size]
     shifted, real = len(shift) > 0, x.dtype.type
     chain = layers if stages is None else layers[len(stages.table) :]
-    chosen = np.empty(0 if stages is None else stages.chosen, np.int32)
+    chosen = np.empty(0 if stages is None else stages.chosen + stages.span, np.int32)
     last = layers[len(layers) - 1]
     units, out_row = last[OUTPUTS], last[OUT_ROW]
     share, clean = real(how.share), False

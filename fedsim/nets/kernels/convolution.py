@@ -68,7 +68,7 @@ class Stages(NamedTuple):
     """The stages before a chain. table: int64 [S, FIELDS]. taps: int64, pairs. shapes: [S, 2], of both activations.
 
     ones: where `span` ones are, as many as the longest span has. images: where the gradient of one example's inputs has
-    room. chosen: how many places of maxima there are.
+    room, or a row of z. chosen: how many places of maxima there are, after which there is room for a row.
     """
 
     table: NDArray[np.int64]
@@ -144,7 +144,7 @@ def to_weights(w, stage, taps, ones, into, count):
 
 
 @part
-def pool(w, stage, chosen, e):
+def pool(w, stages, stage, chosen, e):
     """From z of one example to what is pooled."""
     high, width, area, pitch = stage[OUT_HIGH], stage[OUT_WIDTH], stage[OUT_HIGH] * stage[OUT_WIDTH], stage[PITCH]
     tall, broad, down, aside = stage[TALL], stage[BROAD], stage[DOWN], stage[ASIDE]
@@ -153,7 +153,8 @@ def pool(w, stage, chosen, e):
         pooled = stage[POOLED] + e * stage[ROW] + o * area
         if stage[POOL] == MAXIMUM:
             first = stage[CHOSEN] + (e * stage[OUTPUTS] + o) * area
-            maximum(w, chosen[first : first + area], made, pitch, pooled, high, width, tall, broad, down, aside)
+            own, row = chosen[first : first + area], chosen[stages.chosen :]
+            maximum(w, own, stages.images, row, made, pitch, pooled, high, width, tall, broad, down, aside)
         else:
             average(w, made, pitch, pooled, high, width, tall, broad, down, aside)
 
@@ -192,7 +193,7 @@ def forward_images(w, stages, chosen, x, index, count):
             made, slope = stage[MADE], stage[INNER_SLOPE]
             activate(stage[INNER], stages.shapes[number, 0], w[made : made + size], w[slope : slope + size])
         for e in range(count):
-            pool(w, stage, chosen, e)
+            pool(w, stages, stage, chosen, e)
         if stage[OUTER] >= 0:
             pooled, slope, size = stage[POOLED], stage[OUTER_SLOPE], count * row
             activate(stage[OUTER], stages.shapes[number, 1], w[pooled : pooled + size], w[slope : slope + size])

@@ -1,8 +1,8 @@
 """Pooling of images, and its derivative: each gradient goes back to where its number was taken from.
 
 The numbers of a channel lie from `made` on, rows `wide` apart; what they are pooled to, [high, width], from `pooled` on
-without gaps, each from a window of (tall, broad), the next `down` and `aside` of it. A row of windows is gone through
-place by place of theirs, for that goes over whole vectors.
+without gaps, each from a window of (tall, broad), the next `down` and `aside` of it. Loops are over rows of windows,
+one place of theirs after the other, as far as that goes over whole vectors.
 """
 
 from __future__ import annotations
@@ -15,24 +15,49 @@ MAXIMUM, AVERAGE = range(2)
 
 
 @part
-def maximum(w, chosen, made, wide, pooled, high, width, tall, broad, down, aside):
-    """The largest number of each window, the first of several, or one that is none; `chosen` is where it was."""
+def maximum(w, chosen, room, places, made, wide, pooled, high, width, tall, broad, down, aside):
+    """The largest number of each window, the first of several, or one that is none; `chosen` is where it was.
+
+    First down the windows, whole rows at once, and then along them. room, in w, and places: for one row of each.
+    """
+    span = aside * (width - 1) + broad
+    best = w[room : room + span]
     for y in range(high):
-        corner, span = made + y * down * wide, aside * (width - 1) + 1
-        largest, places = w[pooled + y * width : pooled + (y + 1) * width], chosen[y * width : (y + 1) * width]
+        corner = made + y * down * wide
         source = w[corner : corner + span]
-        for x in range(width):
-            largest[x] = source[aside * x]
-            places[x] = np.int32(corner + aside * x)
-        for i in range(tall):
-            for j in range(broad):
-                begin = corner + i * wide + j
-                source = w[begin : begin + span]
-                for x in range(width):
-                    own = source[aside * x]
-                    more = own > largest[x] or own != own
-                    largest[x] = own if more else largest[x]
-                    places[x] = np.int32(begin + aside * x) if more else places[x]
+        for k in range(span):
+            best[k] = source[k]
+            places[k] = np.int32(corner + k)
+        for i in range(1, tall):
+            begin = corner + i * wide
+            downwards(best, places, w[begin : begin + span], begin)
+        to = pooled + y * width
+        along(best, places, w[to : to + width], chosen[y * width : (y + 1) * width], broad, aside)
+
+
+@part
+def downwards(best, places, source, begin):
+    """Take larger numbers of another row. Nothing may branch here and in `along`: numbers are in no order to guess."""
+    for k in range(len(source)):
+        own, other, place, here = best[k], source[k], places[k], np.int32(begin + k)
+        more = (other > own) | (other != other)
+        best[k] = other if more else own
+        places[k] = here if more else place
+
+
+@part
+def along(best, places, largest, chosen, broad, aside):
+    """The largest of every `broad` numbers, of equal ones the one that came first in its window."""
+    for x in range(len(largest)):
+        first = aside * x
+        own, place = best[first], places[first]
+        for j in range(1, broad):
+            other, here = best[first + j], places[first + j]
+            more = (other > own) | (other != other) | ((other == own) & (here < place))
+            own = other if more else own
+            place = here if more else place
+        largest[x] = own
+        chosen[x] = place
 
 
 @part
