@@ -25,6 +25,7 @@ SECONDS = {
     "tests/flower/test_ray.py": 60,
     "tests/flower/test_simulation.py": 25,
     "tests/flower/test_worlds.py": 12,
+    "tests/nets/test_forward.py": 15,
     "tests/nets/test_fused.py": 25,
     "tests/nets/test_kernels.py": 10,
     "tests/parallel/test_workers.py": 25,

@@ -21,7 +21,7 @@ from fedsim.engine.batches import ClientPlan, Course, Plan, plan_batches, plan_c
 from fedsim.engine.job import Job
 from fedsim.engine.scratch import Scratch
 from fedsim.exchange.messages import BrokenPromiseError, Scalar, finite_rows
-from fedsim.nets.descent import Loop
+from fedsim.nets.descent import Loop, Queries
 from fedsim.nets.dropout import Draw
 from fedsim.nets.network import Batch, Network
 from fedsim.nets.stack import Stack
@@ -140,6 +140,8 @@ class Cohort:
         if oracle is not None:
             turn = self.turn[asking] if isinstance(self.turn, Tensor) else self.turn
             values = oracle.query(self.clients[asking], x, self.streams, turn, self._asked)
+        elif (loop := self._loop(batch)) is not None:
+            values = loop.values(self._queries(x, batch, asking))
         else:
             values = torch.empty(x.shape[:2], dtype=x.dtype, device=x.device)
             for part, y, data in self._repeated(x, batch, asking):
@@ -172,9 +174,13 @@ class Cohort:
         return values[:, 0], along
 
     def evaluate(self, y: Stack, batch: Batch) -> Tensor:
-        """Values [k] of f_c on a batch at the k rows of a stack, each counted; no copy of the parameters is made."""
+        """Values [k] of f_c on a batch at the k rows of a stack, each counted; large models are not copied."""
         self.queries[: len(y)] += 1
-        values = self.network.values(y, batch)
+        loop = self._loop(batch)
+        if loop is None:
+            values = self.network.values(y, batch)
+        else:
+            values = loop.values(self._queries(y.flat().unsqueeze(1), batch, slice(len(y))))[:, 0]
         if not surely_finite(values):
             self.failed_queries[: len(y)] += ~torch.isfinite(values)
         return values
@@ -307,6 +313,21 @@ class Cohort:
             part = slice(begin, min(begin + width, x.shape[1]))
             points = x[:, part]
             yield part, self.network.layout.stack(points.flatten(0, 1)), _each_repeated(data, points.shape[1])
+
+    def _loop(self, batch: Batch | None) -> Loop | None:
+        """What evaluates models on a batch in one compiled loop, if something does."""
+        loop = self.network.loop
+        own = batch is not None and batch.loss is not None
+        return None if loop is None or own or not loop.evaluates else loop
+
+    def _queries(self, x: Tensor, batch: Batch | None, asking: slice | Tensor) -> Queries:
+        """The points x [k, Q, d] with the examples that their values are about, none of them copied."""
+        data = self.data
+        if batch is None:
+            return Queries(x, data.x, data.y, data.order, data.begin[self.clients[asking]], self.examples[asking])
+        index = torch.arange(batch.weight.numel(), device=x.device)
+        count = (batch.weight > 0).sum(dim=1)
+        return Queries(x, batch.x.flatten(0, 1), batch.y.flatten(), index, index[:: batch.weight.shape[1]], count)
 
     def _all_examples(self, asking: slice | Tensor) -> Batch:
         """All examples of some of the clients as one batch."""

@@ -1,10 +1,10 @@
 """Executing orders: cohorts are cut from the clients, run, and put back in the clients' order.
 
 How is chosen here and nowhere else. `stacked` runs as many clients at once as fit a fixed memory budget; `loop` runs
-one at a time through the module itself; `fused` stacks, too, but has local training taken in one compiled loop a client
-(see `fedsim.nets.fused`); `auto` takes the loop for LSTMs and large convolutions on a CPU, where it already runs at the
-speed of the arithmetic, and for models that cannot be stacked, the compiled loop where a round has enough to do for it,
-and the stack for everything else.
+one at a time through the module itself; `fused` stacks, too, but has local training taken in one compiled loop a
+client, and the values that clients ask for in another (see `fedsim.nets.fused`); `auto` takes the loop for LSTMs and
+large convolutions on a CPU, where it already runs at the speed of the arithmetic, and for models that cannot be
+stacked, the compiled loops where a round has enough to do for them, and the stack for everything else.
 Cohorts are spread over the cores of a CPU (see `fedsim.parallel.cores`), or with `process` over processes (see
 `fedsim.engine.process`).
 """
@@ -41,7 +41,7 @@ WORTH_A_THREAD = 20_000_000
 
 
 WORTH_COMPILING = 50_000_000
-"""Multiply-adds of a round's local training from which `auto` has it compiled."""
+"""Multiply-adds of a round's local training, or of its queries, from which `auto` has them compiled."""
 
 
 def choose_network(
@@ -49,14 +49,14 @@ def choose_network(
 ) -> tuple[str, Network]:
     """The executor's name and the network it computes with, on batches of this width.
 
-    work: multiply-adds of the local training that a round declares, as far as a loop could take all of its steps.
+    work: multiply-adds of the local training, or of the queries, that a round declares, as far as they are compiled.
     """
     module, layout, loss = model.module, model.layout, model.loss
     if choice == "auto" and work >= WORTH_COMPILING and fits(module, layout, loss, data.x):
         if installed():
             choice = "fused"
         else:
-            warn("numba is not installed, with which local training would be compiled; clients are stacked")
+            warn("numba is not installed, with which rounds would be compiled; clients are stacked")
     slower = data.x.device.type == "cpu" and loses_to_a_loop(module, width * model.footprint.operations)
     if choice == "loop" or (choice == "auto" and slower):
         return "loop", PlainNetwork(module, layout, loss)

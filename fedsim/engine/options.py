@@ -15,9 +15,9 @@ class EngineOptions:
     """On what device, in which precision, by which executor, and with how much memory."""
 
     executor: Choice = "auto"
-    """How clients are executed: stacked, many at once; loop, one at a time; fused, stacked, but local training as one
-    compiled loop a client, of some models on a CPU; process, in processes of their own; auto, one of the first three by
-    model and work.
+    """How clients are executed: stacked, many at once; loop, one at a time; fused, stacked, but training, and values
+    that are asked for, in compiled loops, of some models on a CPU; process, in processes of their own; auto, one of the
+    first three by model and work.
     """
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors lie; auto: on cuda where there is one."""

@@ -94,8 +94,26 @@ class Shuffles:
     width: int
 
 
+@dataclass(frozen=True, eq=False)
+class Queries:
+    """The values of k clients that are asked for: the mean loss of a client's examples at each of its Q points.
+
+    points: [k, Q, d]. x: [n, ...], y: [n], the examples. index: int64 [m], of which client c has `count` from `begin`,
+    int64 [k].
+    """
+
+    points: Tensor
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    begin: Tensor
+    count: Tensor
+
+
 class Loop(Protocol):
-    """What takes all steps at once."""
+    """What takes all steps at once. evaluates: whether it is for values, too."""
+
+    evaluates: bool
 
     def descend(self, descent: Descent) -> Descended:
         """Take them."""
@@ -103,4 +121,8 @@ class Loop(Protocol):
 
     def shuffle(self, shuffles: Shuffles) -> tuple[Tensor, Tensor]:
         """The examples of each step, int64 [R, B], and how many there are, int64 [R], as `fedsim.engine.batches`."""
+        ...
+
+    def values(self, queries: Queries) -> Tensor:
+        """Evaluate them: values [k, Q]."""
         ...

@@ -5,6 +5,9 @@ They are chains of linear layers, perhaps with convolutions and poolings in fron
 A client's parameters stay in the processor's cache from its first to its last step, where a stack passes over memory
 several times a step; and the loop holds no lock of Python's, so that clients are spread over cores. A client's numbers
 are made by itself alone: they depend neither on the others nor on how many cores there are.
+
+The values that a search asks for are made so, too, of chains of linear layers alone: each point is read once, and
+neither examples nor points are copied.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import Tensor, nn
 
 from fedsim.core.errors import InputError
 from fedsim.nets.activations import ACTIVATIONS, activates, shape_of
-from fedsim.nets.descent import EPSILON, Descended, Descent, Rule, Shuffles
+from fedsim.nets.descent import EPSILON, Descended, Descent, Queries, Rule, Shuffles
 from fedsim.nets.layers import has_hooks
 from fedsim.nets.losses import CrossEntropy, LabelSmoothing, LogCosh, Loss, SquaredError
 from fedsim.nets.stack import Layout
@@ -44,7 +47,13 @@ WORTH_SHUFFLING = 20_000
 SMALL = 1_200_000
 """Multiply-adds of an example up to which networks with convolutions train faster compiled, whatever the batch."""
 WORTH_A_CORE = 1_000_000
-"""Multiply-adds that a cohort's training must have before its clients are spread over cores."""
+"""Multiply-adds that a cohort's training, or its queries, must have before they are spread over cores."""
+EXAMPLES = 32
+"""How many examples a query has in the cache at a time."""
+IN_CACHE = 2**18
+"""Numbers that a model may have to be evaluated here. Larger ones are faster, and in less memory, as they lie."""
+PLAIN = Rule("sgd", 0.0, False, 0.0, 0.0, 0.0, None, 0.0, 0.0)
+"""The rule that needs no room."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +149,11 @@ def fits(model: nn.Module, layout: Layout, loss: Loss, x: Tensor) -> bool:
     return not layers.stages or layers.operations <= SMALL
 
 
+def evaluates(model: nn.Module, layout: Layout) -> bool:
+    """Whether the compiled loop of a model, where it has one, is for values, too: of linear layers alone, not large."""
+    return layout.dimension <= IN_CACHE and chain_of(model, layout) is not None
+
+
 def installed() -> bool:
     """Whether there is something to compile with."""
     return find_spec("numba") is not None
@@ -177,6 +191,7 @@ class Fused:
         self._operations = layers.operations
         self._shapes = [shape_of(layer.activation) for layer in layers.chain]
         self._placed = lru_cache(maxsize=8)(self._place)
+        self.evaluates = not layers.stages and layout.dimension <= IN_CACHE
 
     def descend(self, descent: Descent) -> Descended:
         """Take all steps of all clients."""
@@ -225,6 +240,33 @@ class Fused:
         parts = min(4 * cores(), clients) if index.numel() > WORTH_SHUFFLING else 1
         spread(lambda part: shuffle(part, parts, *arrays, shuffles.epochs), range(parts))
         return index, count
+
+    def values(self, queries: Queries) -> Tensor:
+        """Evaluate all queries of all clients."""
+        from fedsim.nets.kernels import outputs
+
+        points, y = queries.points, queries.y
+        found = points.new_empty(points.shape[:2])
+        # Points that all clients share are read where they are.
+        apart = 0 if points.stride(0) == 0 else points.shape[1]
+        rows = points[: 1 if apart == 0 else None].flatten(0, 1)
+        layers, _, at = self._placed(EXAMPLES, points.element_size(), PLAIN, False)
+        x = queries.x.reshape(len(queries.x), -1)
+        labels, targets = y.new_empty(0, dtype=torch.int64), points.new_empty(0)
+        labels, targets = (labels, y) if y.is_floating_point() else (y, targets)
+        vectors = [rows, x, labels, targets, queries.index, queries.begin, queries.count]
+        arrays = [vector.contiguous().numpy() for vector in vectors]
+        arrays += [layers, np.array(self._shapes, dtype=arrays[0].dtype)]
+        share, count, parts = float(getattr(self._loss, "share", 0.0)), found.numel(), 1
+        if self._operations * int(queries.count.sum()) * points.shape[1] > WORTH_A_CORE:
+            parts = max(1, min(4 * cores(), count))
+
+        def evaluate(part: int) -> None:
+            first, last = part * count // parts, (part + 1) * count // parts
+            outputs.values(first, last, EXAMPLES, apart, *arrays, at, self._kind, share, found.numpy())
+
+        spread(evaluate, range(parts))
+        return found
 
     def _settings(self, rule: Rule) -> Settings:
         from fedsim.nets.kernels import rules

@@ -27,6 +27,7 @@ from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.aggregation import Aggregator, WeightedMean
 from fedsim.exchange.transforms import Chain
 from fedsim.exchange.windows import First
+from fedsim.nets.fused import evaluates
 from fedsim.parallel.arithmetic import settle
 from fedsim.parallel.cores import at_most, cores
 from fedsim.parallel.workers import WorkerError, Workers, take_one_core
@@ -35,7 +36,7 @@ from fedsim.problems.base import Problem, Setting, choose_device
 from fedsim.problems.supervised import Supervised
 from fedsim.running.checks import check
 from fedsim.running.pace import pace
-from fedsim.running.promises import asked, at_once
+from fedsim.running.promises import asked, at_once, begun
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Simulation, hold_transformable
 
@@ -103,20 +104,38 @@ def build_executor(experiment: Experiment, problem: Problem, kind: Callable[...,
             memory=options.memory_mib * 2**20,
             state_memory=options.state_mib * 2**20,
             participants=None if experiment.rounds is None else (experiment.rounds + 1) * working,
-            work=_work(experiment.client, problem, working),
+            work=_work(experiment, problem, working) if options.executor == "auto" else 0.0,
         )
 
 
-def _work(client: Client, problem: Problem, working: int) -> float:
-    """Multiply-adds of local training in a round of so many clients of mean size; 0 where steps do not follow at once.
+def _work(experiment: Experiment, problem: Problem, working: int) -> float:
+    """Multiply-adds in a round of so many clients of mean size, as far as they could be compiled.
 
-    The steps are those of the first round: what is compiled must not change within a run.
+    They are those of local training whose steps follow at once, or of the values that are asked for. Counted is the
+    first round: what is compiled must not change within a run.
     """
-    if problem.model is None or not isinstance(client, LocalTraining) or client.defence is not None:
+    client, model = experiment.client, problem.model
+    if model is None:
+        return 0.0
+    if client.values_only and evaluates(model.module, model.layout):
+        return working * _examples_asked(experiment, problem) * model.footprint.operations
+    if not isinstance(client, LocalTraining) or client.defence is not None:
         return 0.0
     steps = working * float(client.local_steps(problem.sizes).double().mean())
     width = problem.largest if client.batch_size == "full" else min(client.batch_size, problem.largest)
-    return 3.0 * steps * width * problem.model.footprint.operations
+    return 3.0 * steps * width * model.footprint.operations
+
+
+def _examples_asked(experiment: Experiment, problem: Problem) -> float:
+    """On how many examples a client of mean size is to evaluate models in the first round, each time counted."""
+    client, strategy = experiment.client, experiment.strategy
+    everybody = torch.arange(problem.num_clients)
+    state = begun(strategy, strategy.init(problem), problem, "init")
+    state = begun(strategy, strategy.seeded(state, Streams(experiment.seed)), problem, "seeded")
+    order, _ = asked(strategy, strategy.ask(state, everybody), state, everybody)
+    queries = client.cost(order, problem.sizes).queries
+    width = problem.largest if client.batch_size == "full" else client.batch_size
+    return queries * float(problem.sizes.clamp(max=width).double().mean())
 
 
 def _offer_expert(client: Client, problem: Problem) -> None:

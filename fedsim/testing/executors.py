@@ -25,11 +25,13 @@ def loop_equals_stacked(subject: Subject) -> None:
 
 
 def compiled_equals_stacked(subject: Subject) -> None:
-    """Where local training is one compiled loop a client, clients come to the same, in cohorts of any size.
+    """Where local training is one compiled loop a client, or values are, clients come to the same, however many.
 
-    Of other clients, and where numba is not installed, nothing is compiled.
+    Of other clients, on functions, and where numba is not installed, nothing is compiled.
     """
-    if not isinstance(subject.part(("client",)), LocalTraining) or find_spec("numba") is None:
+    client = subject.part(("client",))
+    compiles = isinstance(client, LocalTraining) or (client.values_only and not subject.values_only)
+    if not compiles or find_spec("numba") is None:
         return
     compiled: dict[str, Any] = {"engine": {"executor": "fused"}}
     once: dict[str, Any] = {"rounds": 1}

@@ -364,5 +364,5 @@ def test_auto_compiles_what_is_worth_it(monkeypatch, capsys):
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     assert chosen(client=client) == "stacked"
     assert capsys.readouterr().err == (
-        "fedsim: warning: numba is not installed, with which local training would be compiled; clients are stacked\n"
+        "fedsim: warning: numba is not installed, with which rounds would be compiled; clients are stacked\n"
     )

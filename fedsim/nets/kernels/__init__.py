@@ -12,4 +12,5 @@ Only `fedsim.nets.fused` imports these files, when an experiment asks for them: 
 `pooling`    poolings with their derivatives.
 `convolution`  stages of convolutions and poolings before a chain.
 `chain`      the loop itself.
+`outputs`    the way forward alone, for values at many points.
 """
