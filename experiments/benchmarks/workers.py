@@ -24,7 +24,7 @@ from clients.sgd import Sgd
 from fedsim.core.options import PositiveFloat, options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Update
-from fedsim.parallel.workers import Workers, take_one_core
+from fedsim.parallel.workers import Workers, take_cores
 from fedsim.running.build import build_problem, build_simulation
 from fedsim.running.simulation import Simulation
 
@@ -78,9 +78,9 @@ def main(turns: Annotated[int, typer.Option(help="How often each is measured.")]
     """Print the tables."""
     console = Console()
     started = Table(title="Two processes", show_header=False)
-    with Workers(2, take_one_core) as workers:
+    with Workers(2, take_cores, 1) as workers:
         started.add_row("start, s", f"{seconds(lambda: workers.map(same, range(2))):.2f}")
-    with Workers(1, take_one_core) as workers:
+    with Workers(1, take_cores, 1) as workers:
         workers.map(same, [torch.ones(1)])
         trips = [TRIPS / seconds(lambda: workers.map(same, range(TRIPS))) for _ in range(turns)]
         started.add_row("round trips a second", f"{statistics.median(trips):.0f}")

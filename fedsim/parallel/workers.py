@@ -374,13 +374,13 @@ def _end_group() -> None:
     os._exit(1)
 
 
-def take_one_core() -> None:
-    """Something for a process to load: PyTorch, with operations that take one core each, as NumPy's do."""
+def take_cores(count: int) -> None:
+    """Something for a process to load: PyTorch, given so many cores; operations of NumPy take one each."""
     os.environ["OMP_NUM_THREADS"] = "1"  # which NumPy reads when it is loaded
 
     import torch
 
-    torch.set_num_threads(1)  # before fedsim.parallel.cores asks how many there are
+    torch.set_num_threads(count)  # before fedsim.parallel.cores asks how many there are
 
 
 def _raised(error: BaseException) -> Raised:

@@ -30,7 +30,7 @@ from fedsim.exchange.windows import First
 from fedsim.nets.fused import evaluates
 from fedsim.parallel.arithmetic import settle
 from fedsim.parallel.cores import at_most, cores
-from fedsim.parallel.workers import WorkerError, Workers, take_one_core
+from fedsim.parallel.workers import WorkerError, Workers, take_cores
 from fedsim.pretrained.expert import expert_losses
 from fedsim.problems.base import Problem, Setting, choose_device
 from fedsim.problems.supervised import Supervised
@@ -60,7 +60,7 @@ def in_processes(experiment: Experiment, problem: Problem | None) -> Callable[..
 
 def _executor(tables: Mapping[str, Any], data_dir: Path | None, problem: Problem | None) -> Executor:
     """What a process has: an executor of the experiment's clients."""
-    take_one_core()
+    take_cores(1)
     made = experiment(data_dir=data_dir, **tables)
     return build_executor(made, build_problem(made) if problem is None else problem)
 

@@ -6,7 +6,7 @@ checkpoint, or begins anew if it has none or is one of a stack. So the same call
 before, be it SIGKILL: no other file says how far a sweep has come.
 
 A point goes to its process as tables, since the classes of plug-in files cannot be pickled, and every operation takes
-one core anyway: its numbers are those of `fedsim run`, whatever the number of processes.
+one core anyway: its numbers are those of `fedsim run`, whatever the number of processes and the cores of each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.core.blame import mistake
 from fedsim.core.errors import FedsimError, InputError, one_line
 from fedsim.core.files import path_of
-from fedsim.parallel.workers import Failed, Lost, Workers, take_one_core
+from fedsim.parallel.workers import Failed, Lost, Workers, take_cores
 from fedsim.running.many import hold_few, length
 
 # What needs PyTorch is imported where it is used: a new process first says how many threads it may have.
@@ -175,6 +175,7 @@ def run_points(
 ) -> list[Outcome]:
     """Run the points that are not finished, `workers` at a time (by default one a core): their outcomes, in order.
 
+    The cores are shared out among those that run at once: two at a time on eight cores have four each.
     on_done: called in this process with each outcome, first with those of points that are skipped. A point that fails
     does not keep others from running; its folder has a traceback.txt where the code failed. A point whose process dies
     is tried once more. When this call ends early (KeyboardInterrupt), or its process does, so do the workers. A script
@@ -212,17 +213,18 @@ def run_points(
         if before is None:
             groups.setdefault(point.folder.parent if stack else point.folder, []).append(point)
     if groups:
-        _work_off(list(groups.values()), min(workers or cores(), len(groups)), done)
+        processes = min(workers or cores(), len(groups))
+        _work_off(list(groups.values()), processes, max(cores() // processes, 1), done)
     return [outcomes[point.folder] for point in points]
 
 
-def _work_off(groups: Sequence[Sequence[Point]], workers: int, done: Callable[[Outcome], None]) -> None:
-    """Run points, as many at a time as there are workers. Those in one list are the seeds of a stack."""
+def _work_off(groups: Sequence[Sequence[Point]], workers: int, each: int, done: Callable[[Outcome], None]) -> None:
+    """Run points, as many at a time as there are workers, on so many cores each. A list has the seeds of a stack."""
     tasks = []
     for group in groups:
         made, folders = group[0].experiment, {point.experiment.seed: point.folder for point in group}
         tasks.append((made.resolved(), made.data_dir, folders))
-    with Workers(workers, take_one_core) as pool, closing(pool.stream(_run, tasks)) as outcomes:
+    with Workers(workers, take_cores, each) as pool, closing(pool.stream(_run, tasks)) as outcomes:
         for number, outcome in outcomes:
             ended = outcome
             if isinstance(outcome, Lost):

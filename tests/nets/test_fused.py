@@ -27,6 +27,8 @@ from fedsim.nets.stack import Layout
 from fedsim.parallel import cores
 from fedsim.running.build import build_executor, build_simulation
 from fedsim.running.runner import versions
+from fedsim.running.stored import MODEL
+from fedsim.running.sweep import Point, run_points
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 
@@ -142,6 +144,21 @@ def test_clients_on_threads_of_their_own_come_to_the_same(monkeypatch):
     finally:
         cores._pool().shutdown()
         cores._pool.cache_clear()
+
+
+def test_a_sweep_in_processes_comes_to_the_same_as_threads_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WORTH_A_CORE", 0)
+    monkeypatch.setattr(cores, "given", lambda: 2)
+    made = small(
+        1,
+        problem={"dataset": {"kind": "synthetic", "features": 8, "clients": 7, "examples_per_client": 12}},
+        partition={"kind": "natural"},
+        engine={"executor": "fused", "device": "cpu"},
+    )
+    fedsim.run(made, out=tmp_path / "here")
+    (outcome,) = run_points([Point(made, tmp_path / "there")])
+    assert outcome.status == "finished", outcome.reason
+    assert (tmp_path / "there" / MODEL).read_bytes() == (tmp_path / "here" / MODEL).read_bytes()
 
 
 def test_what_is_no_number_stays_with_its_client():
