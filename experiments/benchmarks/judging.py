@@ -151,6 +151,7 @@ def measure(work: Work, turns: int, counts: tuple[int, ...]) -> dict[str, Measur
     found = {"fedsim": Measured()} | {name: Measured() for name in loops}
 
     def judged(*, clients: bool) -> None:
+        assert ours.simulation is not None, "it has started"
         with one_core_an_operation():
             ours.problem.evaluate(ours.simulation.state.params, clients=clients)
 
