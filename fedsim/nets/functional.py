@@ -37,11 +37,12 @@ class Thinned(nn.Module):
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         self.weight, self.bias, self.groups = layer.weight, layer.bias, layer.groups  # named as the layer's
-        self.down, self.aside = layer.stride
+        self.stride = layer.stride
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in, H, W] to [B, out, H', W']."""
-        return functional.conv2d(x[:, :, :: self.down, :: self.aside], self.weight, self.bias, groups=self.groups)
+        places = functional.avg_pool2d(x, 1, self.stride)  # a slice's gradient would not lie as x does
+        return functional.conv2d(places, self.weight, self.bias, groups=self.groups)
 
 
 class Functional:
