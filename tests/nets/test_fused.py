@@ -362,6 +362,23 @@ def test_nobody_is_trained_in_no_time():
     assert executor.execute(executor.assign(nobody)).payload["delta"].shape == (0, problem.dimension)
 
 
+def test_what_a_client_writes_over_its_change_is_looked_at(monkeypatch):
+    """Of which the loop had noted that it is finite."""
+    problem = small_problem(torch.float32)
+    executor = build_executor(small(1, engine={"executor": "fused"}), problem)
+    kind, clients = type(executor.client), torch.arange(3)
+    train = kind.train
+
+    def spoilt(self: Any, cohort: Any) -> Any:
+        update = train(self, cohort)
+        update.payload["delta"][1, 0] = torch.nan
+        return update
+
+    monkeypatch.setattr(kind, "train", spoilt)
+    order = Order("train", clients, {"params": problem.initial()})
+    assert executor.execute(executor.assign(order)).finite.tolist() == [True, False, True]
+
+
 def test_auto_compiles_what_is_worth_it(monkeypatch, capsys):
     """Of 6 clients with 37 examples, 1 to 12 each, in batches of at most 4: 3 x 4 x 83 multiply-adds a step."""
 
