@@ -141,7 +141,7 @@ def cohort(executor: Any, dtype: torch.dtype) -> Cohort:
     return Cohort(problem, choose_network(problem.model, problem.data, executor)[1], Streams(0), job, {})
 
 
-@pytest.mark.parametrize("batch_size", [None, 1, 3])
+@pytest.mark.parametrize("batch_size", [None, 1, 5])
 def test_cohorts_get_the_values_of_the_stack_and_of_the_loop(batch_size):
     for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-6)):
         found = []
