@@ -33,7 +33,7 @@ from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 
 pytest.importorskip("numba")  # which has no wheels for some machines
-from fedsim.nets.kernels import compiling
+from fedsim.nets.kernels import compiling, tiles
 from fedsim.nets.kernels.exponentials import exp, expm1
 
 pytestmark = pytest.mark.xdist_group("fused")  # so that one process compiles
@@ -237,6 +237,33 @@ def test_exponentials_are_right_to_the_last_bit_but_one():
             compiling.jit(lambda vector, kernel=kernel: kernel(vector))(found)
             wanted = reference(x.astype(np.longdouble))
             assert float(np.max(np.abs(found - wanted) / np.spacing(np.abs(wanted).astype(dtype)))) < 1.5
+
+
+@pytest.mark.parametrize(("dtype", "lanes"), [(np.float32, 16), (np.float64, 8)])
+def test_the_length_of_the_vectors_of_products_changes_no_bit(dtype, lanes):
+    """A [3, 48], C [3, 32], and the other factor as it is read: by `dots` [32, 48], by `broad` [48, 32]."""
+    begin, c = 3 * 48, 3 * 48 + 48 * 32
+    numbers = np.random.default_rng(0).standard_normal(c + 96).astype(dtype)
+    wanted = numbers[:begin].reshape(3, 48).astype(np.float64)
+    other, before = numbers[begin:c].astype(np.float64), numbers[c:].reshape(3, 32).astype(np.float64)
+    made = []
+    for nbytes in (32, 64):
+        across, along = tiles._broad(3, 64 // nbytes, nbytes), tiles._dots(3, nbytes)
+
+        @compiling.jit
+        def product(w, dots, j, across=across, along=along):
+            if dots:
+                along(w, 0, 48, 48, 144 + j * 48, 48, 1680 + j, 32)
+            else:
+                across(w, 0, 48, 1, 48, 144 + j, 32, 1680 + j, 32)
+
+        for dots, by, right in ((True, 4, other.reshape(32, 48).T), (False, lanes, other.reshape(48, 32))):
+            w = numbers.copy()
+            for j in range(0, 32, by):
+                product(w, dots, j)
+            np.testing.assert_allclose(w[c:].reshape(3, 32), before + wanted @ right, rtol=1e-4, atol=1e-4)
+            made.append(w.tobytes())
+    assert made[:2] == made[2:]
 
 
 def test_models_and_losses_without_a_loop_are_refused():

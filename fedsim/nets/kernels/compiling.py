@@ -29,11 +29,15 @@ part = jit(**SETTINGS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Of functions that are compiled into those that call them."""
 
 
+def features() -> str:
+    """Those of the processor that is compiled for."""
+    return str(config.CPU_FEATURES or llvmlite.binding.get_host_cpu_features().flatten())
+
+
 def key(folder: Path) -> str:
     """The hash of all files of kernels in a folder, and of what they are compiled by and for."""
     name = config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
-    features = config.CPU_FEATURES or llvmlite.binding.get_host_cpu_features().flatten()
-    by = f"{numba.__version__} {llvmlite.__version__} {name} {features}"
+    by = f"{numba.__version__} {llvmlite.__version__} {name} {features()}"
     found = hashlib.blake2b(by.encode(), digest_size=16)
     for file in sorted(folder.glob("*.py")):
         text = file.read_bytes()

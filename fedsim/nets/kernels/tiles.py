@@ -2,7 +2,8 @@
 
 A matrix is the place of its first number and the length of its rows, which are filled up to whole vectors. `broad` and
 `dots` add a product to what is there; in `broad` every number is one sum in the order of its factors, in `dots` of as
-many sums as `SPAN` bytes have numbers, which are then added in pairs.
+many sums as `WIDTH` bytes have numbers, which are then added in pairs. So how long the processor's own vectors are
+changes no bit: where they are shorter, `dots` makes one part of these sums after the other.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fedsim.nets.kernels.compiling import part
+from fedsim.nets.kernels.compiling import features, part
 
 WIDTH = 64
-"""Bytes of the vectors of `broad`, and of those that rows are filled up to."""
-SPAN = 32
-"""Bytes of the vectors of `dots`."""
+"""Bytes that rows are filled up to, and of the sums that `dots` makes of a number."""
+VECTOR = 64 if "+avx512f" in features() else 32
+"""Bytes of the vectors of products: tiles of longer ones would not fit into the registers of AVX2."""
 AT_ONCE = 4
 """Columns that `dots` makes at once; so many rows of its right factor there must be, or a multiple."""
 PLACE, LANE = ir.IntType(64), ir.IntType(32)
@@ -75,8 +76,11 @@ class Emitter:
         return self.builder.fadd(self.lanes_of(left, right, first), self.lanes_of(left, right, second))
 
     def sums(self, four: Sequence[Any]) -> Any:
-        """The sums of the lanes of four vectors, in four lanes: neighbours but one, then neighbours, then halves."""
-        if self.lanes == 4:
+        """The sums of the lanes of four vectors, in four lanes: halves, neighbours but one, neighbours, halves.
+
+        four: vectors of WIDTH // 2 bytes, the first addition behind them.
+        """
+        if WIDTH // 2 // self.size == 4:
             first, second = (self.paired(x, y, [0, 4, 2, 6], [1, 5, 3, 7]) for x, y in (four[:2], four[2:]))
             return self.paired(first, second, [0, 1, 4, 5], [2, 3, 6, 7])
         low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
@@ -85,7 +89,7 @@ class Emitter:
         return self.paired(halves, halves, [0, 1, 2, 3], [4, 5, 6, 7])
 
 
-def _broad(rows: int, vectors: int) -> Any:
+def _broad(rows: int, vectors: int, nbytes: int = VECTOR) -> Any:
     @intrinsic
     def tile(
         typing: Any, w: Any, a: Any, row: Any, column: Any, depth: Any, b: Any, b_row: Any, c: Any, c_row: Any
@@ -93,7 +97,7 @@ def _broad(rows: int, vectors: int) -> Any:
         """`rows` times `vectors` of C += A B: a number of A is at a + row r + column k; rows of B and C follow on."""
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit = Emitter(context, builder, signature.args[0], args[0], WIDTH)
+            emit = Emitter(context, builder, signature.args[0], args[0], nbytes)
             a, row, column, depth, b, b_row, c, c_row = args[1:]
             tiles = [(r, v) for r in range(rows) for v in range(vectors)]
             places = {(r, v): emit.at(emit.at(c, r, c_row), v * emit.lanes) for r, v in tiles}
@@ -118,30 +122,38 @@ def _broad(rows: int, vectors: int) -> Any:
     return tile
 
 
-def _dots(rows: int) -> Any:
+def _dots(rows: int, nbytes: int = VECTOR) -> Any:
     @intrinsic
     def tile(typing: Any, w: Any, a: Any, a_row: Any, depth: Any, b: Any, b_row: Any, c: Any, c_row: Any) -> Any:
         """`rows` times `AT_ONCE` of C += A B^T."""
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit = Emitter(context, builder, signature.args[0], args[0], SPAN)
+            emit = Emitter(context, builder, signature.args[0], args[0], nbytes)
             a, a_row, depth, b, b_row, c, c_row = args[1:]
             tiles = [(r, n) for r in range(rows) for n in range(AT_ONCE)]
-            sums = {tile: cgutils.alloca_once(builder, emit.vector) for tile in tiles}
-            for tile in tiles:
-                builder.store(ir.Constant(emit.vector, [0.0] * emit.lanes), sums[tile])
             left = [emit.at(a, r, a_row) for r in range(rows)]
             right = [emit.at(b, n, b_row) for n in range(AT_ONCE)]
-            lanes = ir.Constant(PLACE, emit.lanes)
-            with cgutils.for_range(builder, builder.sdiv(depth, lanes)) as loop:
-                away = builder.mul(loop.index, lanes)
-                factors = [emit.load(builder.add(place, away)) for place in left]
-                for n in range(AT_ONCE):
-                    other = emit.load(builder.add(right[n], away))
-                    for r in range(rows):
-                        builder.store(emit.fma(factors[r], other, builder.load(sums[r, n])), sums[r, n])
+            lanes = ir.Constant(PLACE, WIDTH // emit.size)
+            parts = []
+            for begin in range(0, WIDTH // emit.size, emit.lanes):
+                sums = {tile: cgutils.alloca_once(builder, emit.vector) for tile in tiles}
+                for tile in tiles:
+                    builder.store(ir.Constant(emit.vector, [0.0] * emit.lanes), sums[tile])
+                with cgutils.for_range(builder, builder.sdiv(depth, lanes)) as loop:
+                    away = emit.at(builder.mul(loop.index, lanes), begin)
+                    factors = [emit.load(builder.add(place, away)) for place in left]
+                    for n in range(AT_ONCE):
+                        other = emit.load(builder.add(right[n], away))
+                        for r in range(rows):
+                            builder.store(emit.fma(factors[r], other, builder.load(sums[r, n])), sums[r, n])
+                parts.append({tile: builder.load(sums[tile]) for tile in tiles})
+            if len(parts) == 1:
+                low, high = list(range(emit.lanes // 2)), list(range(emit.lanes // 2, emit.lanes))
+                half = {tile: emit.paired(parts[0][tile], parts[0][tile], low, high) for tile in tiles}
+            else:
+                half = {tile: builder.fadd(parts[0][tile], parts[1][tile]) for tile in tiles}
             for r in range(rows):
-                found = emit.sums([builder.load(sums[r, n]) for n in range(AT_ONCE)])
+                found = emit.sums([half[r, n] for n in range(AT_ONCE)])
                 place = emit.at(c, r, c_row)
                 emit.store(builder.fadd(emit.load(place, found.type), found), place)
             return context.get_dummy_value()
@@ -158,7 +170,7 @@ _dots_2, _dots_1 = _dots(2), _dots(1)
 @part
 def broad(w, a, row, column, rows, depth, b, b_row, c, c_row, columns):
     """C [rows, columns] += A B, in the vector w; the number (r, k) of A is at a + row r + column k."""
-    lanes = WIDTH // w.itemsize
+    lanes = VECTOR // w.itemsize
     j = 0
     while j + 2 * lanes <= columns:
         r = 0
