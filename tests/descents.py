@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedsim.core.streams import Streams
 from fedsim.nets.descent import Descended, Descent, Rule
+from fedsim.nets.dropout import Draw
 from fedsim.nets.fused import Fused, fused
 from fedsim.nets.losses import CrossEntropy, Loss
 from fedsim.nets.stack import Layout
@@ -52,6 +54,7 @@ def described(
         count=count,
         first=first,
         steps=steps,
+        draw=Draw(Streams(0), torch.arange(C), 0, 0),
         rates=[0.3, 0.2, 0.1],
         rule=Rule(**PLAIN | options),
     )

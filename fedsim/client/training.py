@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -33,9 +33,9 @@ from fedsim.engine.cohort import Cohort
 from fedsim.exchange.actions import FORWARD
 from fedsim.exchange.messages import Cost, Order, Size
 from fedsim.exchange.transforms import Shapes
-from fedsim.nets.descent import EPSILON, Descent, Loop, Rule
-from fedsim.nets.network import Batch
-from fedsim.nets.stack import Stack
+from fedsim.nets.descent import Descent, Loop, Rule
+from fedsim.nets.dropout import Draw
+from fedsim.nets.optimizers import corrected, stepper
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ class LocalTraining(HasPlugins, Client):
         report_last: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Parameters [C, d] or their change, the sums of the losses [C], the means of the last epoch: all in one."""
-        plan = cohort.plan_clients(**self._passes(cohort), loop=loop)
+        plan = cohort.plan_clients(**self._passes(cohort))
         base, longest = self.rate(cohort), int(plan.steps.max()) if len(cohort) else 0
         found = loop.descend(
             Descent(
@@ -265,6 +265,7 @@ class LocalTraining(HasPlugins, Client):
                 count=plan.count,
                 first=plan.first,
                 steps=plan.steps,
+                draw=Draw(cohort.streams, cohort.clients, cohort.turn, 0),
                 rates=[base * self._decay(step) for step in range(longest)],
                 rule=rule,
                 change=change,
@@ -284,7 +285,7 @@ class LocalTraining(HasPlugins, Client):
         """Parameters, the sums of the losses, and the losses of each step, which is a call of the network."""
         y = cohort.stack(start)
         fixed = None if shift is None else cohort.stack(shift)
-        take = None if rule.plain else self._taker(y)
+        take = None if rule.plain else stepper(rule, y)
         lr = base = self.rate(cohort)
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
         history: list[Tensor] = []
@@ -301,10 +302,8 @@ class LocalTraining(HasPlugins, Client):
             if take is None:
                 loss = cohort.network.descend(rows, batch, lr, rule.decay, fixed_rows)
             else:
-                loss, gradient = self._gradient(cohort, rows, batch, rule.decay, fixed_rows)
-                if rule.decoupled:
-                    rows.mul_(1.0 - lr * rule.decoupled)
-                take(step, rows, gradient, lr)
+                loss, gradient = cohort.network.gradients(rows, batch)
+                take(step, rows, corrected(rule, rows, gradient, fixed_rows), lr)
             losses[:active] += loss
             history.append(loss)
         return y.flat(), losses, history
@@ -341,49 +340,3 @@ class LocalTraining(HasPlugins, Client):
     @property
     def _width(self) -> int | None:
         return None if self.batch_size == "full" else self.batch_size
-
-    def _gradient(
-        self, cohort: Cohort, rows: Stack, batch: Batch, decay: float, shift: Stack | None
-    ) -> tuple[Tensor, Stack]:
-        loss, gradient = cohort.network.gradients(rows, batch)
-        if self.clip_norm is not None:
-            squares = [leaf.reshape(len(leaf), -1).square().sum(dim=1) for leaf in gradient.leaves]
-            norm = torch.stack(squares, dim=1).sum(dim=1).sqrt()
-            factor = torch.clamp(self.clip_norm / (norm + EPSILON), max=1.0)
-            for leaf in gradient.leaves:
-                leaf.mul_(factor.view(-1, *(1,) * (leaf.dim() - 1)))
-        if decay:
-            gradient.add_(rows, alpha=decay)
-        if shift is not None:
-            gradient.add_(shift, alpha=-1.0)
-        return loss, gradient
-
-    def _taker(self, y: Stack) -> Callable[[int, Stack, Stack, float], None]:
-        """The elementwise step (step number, y, gradient, lr) of the chosen optimizer, with fresh memory."""
-        first = Stack([torch.zeros_like(leaf) for leaf in y.leaves])
-        second = Stack([torch.zeros_like(leaf) for leaf in y.leaves]) if self.optimizer == "adam" else first
-
-        def sgd(step: int, rows: Stack, gradient: Stack, lr: float) -> None:  # noqa: ARG001
-            velocity = first[: len(rows)]
-            if self.momentum:
-                velocity.mul_(self.momentum).add_(gradient)
-                gradient = gradient.add_(velocity, self.momentum) if self.nesterov else velocity
-            rows.add_(gradient, -lr)
-
-        def adam(step: int, rows: Stack, gradient: Stack, lr: float) -> None:
-            mean, square = first[: len(rows)].leaves, second[: len(rows)].leaves
-            torch._foreach_lerp_(mean, gradient.leaves, 1.0 - self.beta1)
-            torch._foreach_mul_(square, self.beta2)
-            torch._foreach_addcmul_(square, gradient.leaves, gradient.leaves, 1.0 - self.beta2)
-            scale = torch._foreach_div(square, 1.0 - self.beta2 ** (step + 1))
-            torch._foreach_sqrt_(scale)
-            torch._foreach_add_(scale, self.epsilon)
-            torch._foreach_addcdiv_(rows.leaves, mean, scale, -lr / (1.0 - self.beta1 ** (step + 1)))
-
-        def lion(step: int, rows: Stack, gradient: Stack, lr: float) -> None:  # noqa: ARG001
-            mean = first[: len(rows)].leaves
-            direction = torch._foreach_lerp(mean, gradient.leaves, 1.0 - self.beta1)
-            torch._foreach_add_(rows.leaves, [part.sign_() for part in direction], alpha=-lr)
-            torch._foreach_lerp_(mean, gradient.leaves, 1.0 - self.beta2)
-
-        return {"sgd": sgd, "adam": adam, "lion": lion}[self.optimizer]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.streams import Index, Streams
-from fedsim.nets.descent import Loop, Shuffles
+from fedsim.nets.descent import Compiled, Shuffles
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def plan_clients(
     batch_size: int,
     turn: Index,
     course: Course | None = None,
-    loop: Loop | None = None,
+    loop: Compiled | None = None,
 ) -> ClientPlan:
     """The batches of `plan_batches`, client by client. loop: what shuffles whole epochs faster, to the same end."""
     taken = steps_of(examples, epochs, steps, batch_size) if course is None else course.steps

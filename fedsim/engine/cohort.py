@@ -21,7 +21,7 @@ from fedsim.engine.batches import ClientPlan, Course, Plan, plan_batches, plan_c
 from fedsim.engine.job import Job
 from fedsim.engine.scratch import Scratch
 from fedsim.exchange.messages import BrokenPromiseError, Scalar, finite_rows
-from fedsim.nets.descent import Loop, Queries
+from fedsim.nets.descent import Compiled, Queries
 from fedsim.nets.dropout import Draw
 from fedsim.nets.network import Batch, Network
 from fedsim.nets.stack import Stack
@@ -275,7 +275,7 @@ class Cohort:
         return plan
 
     def plan_clients(
-        self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None, loop: Loop
+        self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None
     ) -> ClientPlan:
         """The same client by client, for a loop that takes all of a client's steps."""
         plan = plan_clients(
@@ -285,7 +285,7 @@ class Cohort:
             batch_size=min(batch_size or self.largest, self.largest),
             turn=self.turn,
             course=course,
-            loop=loop,
+            loop=self.network.compiled,
         )
         self.steps_taken = self.steps_taken + plan.steps
         return plan
@@ -314,9 +314,9 @@ class Cohort:
             points = x[:, part]
             yield part, self.network.layout.stack(points.flatten(0, 1)), _each_repeated(data, points.shape[1])
 
-    def _loop(self, batch: Batch | None) -> Loop | None:
+    def _loop(self, batch: Batch | None) -> Compiled | None:
         """What evaluates models on a batch in one compiled loop, if something does."""
-        loop = self.network.loop
+        loop = self.network.compiled
         own = batch is not None and batch.loss is not None
         return None if loop is None or own or not loop.evaluates else loop
 

@@ -33,12 +33,9 @@ from fedsim.nets.dropout import Draw
 from fedsim.nets.fused import fits, fused, installed
 from fedsim.nets.lowering import Stackable, loses_to_a_loop
 from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
+from fedsim.nets.plain import WORTH_A_THREAD
 from fedsim.parallel.cores import at_most, cores, one_core_an_operation, spread
 from fedsim.problems.base import Examples, Model, Problem
-
-WORTH_A_THREAD = 20_000_000
-"""Multiply-adds that a step must have, for each core, before threads win more than they lose to Python's lock."""
-
 
 WORTH_COMPILING = 50_000_000
 """Multiply-adds of a round's local training, or of its queries, from which `auto` has them compiled."""
@@ -58,13 +55,16 @@ def choose_network(
         else:
             warn("numba is not installed, with which rounds would be compiled; clients are stacked")
     slower = data.x.device.type == "cpu" and loses_to_a_loop(module, width * model.footprint.operations)
+    plain = PlainNetwork(module, layout, loss)
+    if data.x.device.type == "cpu":
+        plain.at_once(width * model.footprint.operations)
     if choice == "loop" or (choice == "auto" and slower):
-        return "loop", PlainNetwork(module, layout, loss)
+        return "loop", plain
     if choice == "fused":
         loop = fused(module, layout, loss, data.x, data.y)
         network: ChainNetwork | StackedNetwork = StackedNetwork(module, layout, loss)
         network = ChainNetwork.of(module, layout, loss) or network
-        network.loop = loop
+        network.loop = network.compiled = loop
         return "fused", network
     chain = ChainNetwork.of(module, layout, loss)
     if chain is not None:
@@ -75,7 +75,7 @@ def choose_network(
     except InputError:
         if choice == "stacked":
             raise
-        return "loop", PlainNetwork(module, layout, loss)
+        return "loop", plain
     return "stacked", stacked
 
 
@@ -148,6 +148,11 @@ class Executor:
     def chunk(self) -> int:
         """How many clients are stacked at most: a function of the model and the budget only."""
         return 1 if self.name == "loop" else max(1, self.memory // self._row_bytes)
+
+    @property
+    def _together(self) -> int:
+        """How many clients are a cohort at most."""
+        return max(1, self.memory // self._row_bytes) if self._in_any_order else self.chunk
 
     @property
     def together(self) -> int:
@@ -247,7 +252,7 @@ class Executor:
 
     def _act(self, job: Job) -> JobResult:
         self.store.admit(job.clients)
-        if self._in_any_order and len(job) <= self.chunk:
+        if self._in_any_order and len(job) <= self._together:
             return self._whole(job)
         rank = torch.argsort(job.cost.steps, descending=True, stable=True)
         units = self._units(rank)
@@ -304,7 +309,7 @@ class Executor:
 
     def _units(self, rank: Tensor) -> list[Tensor]:
         """Clients, longest first, dealt to cohorts of at most `chunk`, one a core or more where that pays."""
-        count = -(-len(rank) // self.chunk)
+        count = -(-len(rank) // self._together)
         if self._spreads(len(rank)):
             count = max(count, min(self.cores, len(rank)))
         return [rank[first::count] for first in range(count)] if count else [rank]

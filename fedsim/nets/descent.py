@@ -8,6 +8,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from fedsim.nets.dropout import Draw
+
 EPSILON = 1e-12
 """Added to the norm of a gradient that is clipped."""
 
@@ -43,8 +45,8 @@ class Descent:
 
     start: [d] or [C, d]; shift: the same, or None. x: [n, ...], y: [n], the examples. index: int64 [R, B], the first
     `count`, int64 [R], of a row are the examples of a step; the rows of client c are first[c], first[c] + 1, ..., one a
-    step, R in all. first, steps: int64 [C]. rates: the learning rate of each step. change: whether it is asked how far
-    clients end from `start`, instead of where.
+    step, R in all. first, steps: int64 [C]. draw: whose draws they make, all C, in their first step. rates: the
+    learning rate of each step. change: whether it is asked how far clients end from `start`, instead of where.
     """
 
     start: Tensor
@@ -55,6 +57,7 @@ class Descent:
     count: Tensor
     first: Tensor
     steps: Tensor
+    draw: Draw
     rates: Sequence[float]
     rule: Rule
     change: bool = False
@@ -111,13 +114,17 @@ class Queries:
 
 
 class Loop(Protocol):
-    """What takes all steps at once. evaluates: whether it is for values, too."""
-
-    evaluates: bool
+    """What takes all steps at once."""
 
     def descend(self, descent: Descent) -> Descended:
         """Take them."""
         ...
+
+
+class Compiled(Loop, Protocol):
+    """What also shuffles. evaluates: whether it is for values, too."""
+
+    evaluates: bool
 
     def shuffle(self, shuffles: Shuffles) -> tuple[Tensor, Tensor]:
         """The examples of each step, int64 [R, B], and how many there are, int64 [R], as `fedsim.engine.batches`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,10 @@ class Functional:
         """Outputs of inputs x under parameters by name, which may be those of `vmap`."""
         outputs: Tensor = functional_call(self._copy(), dict(named), (x,))
         return outputs
+
+    def parts(self) -> Iterator[nn.Module]:
+        """All parts of the module."""
+        return self._model.modules()
 
     def bind(self, leaves: Iterable[Tensor]) -> tuple[nn.Module, list[nn.Parameter]]:
         """Give the thread's copy, and its trainable parameters, with the numbers of `leaves` (in their own order).

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from fedsim.core.errors import InputError
 from fedsim.core.near import name_one
+from fedsim.nets import products
 from fedsim.nets.elementwise import in_whole_registers
 
 
@@ -119,3 +120,8 @@ def loss_named(name: str) -> Loss:
     if not isinstance(name, str) or name not in LOSSES:
         raise InputError("problem.loss", name, name_one(name, LOSSES))
     return LOSSES[name]
+
+
+def weighted(losses: Tensor, weight: Tensor) -> Tensor:
+    """Row sums of weight * losses, [k], as a batched product: a row's result never depends on other rows."""
+    return products.bmm(weight.unsqueeze(1), losses.unsqueeze(2)).view(-1)

@@ -29,12 +29,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedsim.nets import products
-from fedsim.nets.descent import Loop
+from fedsim.nets.descent import Compiled, Loop
 from fedsim.nets.dropout import Draw, drawing
 from fedsim.nets.functional import Functional
 from fedsim.nets.layers import has_hooks
-from fedsim.nets.losses import Loss
+from fedsim.nets.losses import Loss, weighted
 from fedsim.nets.lowering import Lowered, lower
+from fedsim.nets.optimizers import descend_plainly
+from fedsim.nets.plain import PlainLoop
 from fedsim.nets.stack import Layout, Stack
 
 
@@ -65,13 +67,15 @@ class Batch:
 class Network(Protocol):
     """What an executor computes with; see the module's text.
 
-    loop: what takes all local steps at once instead of `descend`, where nothing has to be done between them.
+    loop: what takes all local steps at once instead of `descend`, where nothing has to be done between them. compiled:
+    the same where it is compiled, and does more.
     """
 
     layout: Layout
     loss: Loss
     stacked: bool
     loop: Loop | None
+    compiled: Compiled | None
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients of the k clients of a batch."""
@@ -111,10 +115,11 @@ class _Autograd(ABC):
 
     loss: Loss
     loop: Loop | None = None
+    compiled: Compiled | None = None
 
     def _values(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         loss = self.loss if batch.loss is None else batch.loss
-        return _weighted(loss.examples(self._outputs(leaves, batch.x), batch.y), batch.weight)
+        return weighted(loss.examples(self._outputs(leaves, batch.x), batch.y), batch.weight)
 
     def values(self, y: Stack, batch: Batch) -> Tensor:
         """Losses [k] of the k clients of a batch, without dropout and with nothing kept to differentiate them."""
@@ -143,11 +148,7 @@ class _Autograd(ABC):
     def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
         """Gradient first, then the elementwise step."""
         losses, gradient = self.gradients(y, batch)
-        if decay:
-            y.mul_(1.0 - lr * decay)
-        y.add_(gradient, alpha=-lr)
-        if shift is not None:
-            y.add_(shift, alpha=lr)
+        descend_plainly(y, gradient, lr, decay, shift)
         return losses
 
 
@@ -197,13 +198,18 @@ class PlainNetwork(_Autograd):
     def __init__(self, model: nn.Module, layout: Layout, loss: Loss) -> None:
         self.model, self.layout, self.loss = Functional(model), layout, loss
 
+    def at_once(self, operations: float) -> PlainNetwork:
+        """Have all local steps of a client taken in one loop; operations: multiply-adds of a step."""
+        self.loop = PlainLoop(self.model, self.layout, self.loss, operations)
+        return self
+
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [1] and gradients of one client."""
         model, parameters = self.model.bind(leaf[0] for leaf in y.leaves)
         with drawing(batch.draw, stacked=self.stacked):
             outputs = model(batch.x[0])
         own = self.loss if batch.loss is None else batch.loss
-        loss = _weighted(own.examples(outputs.unsqueeze(0), batch.y), batch.weight)
+        loss = weighted(own.examples(outputs.unsqueeze(0), batch.y), batch.weight)
         gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         return loss.detach(), Stack([part.unsqueeze(0) for part in gradient])
 
@@ -221,7 +227,7 @@ class PlainNetwork(_Autograd):
     def values(self, y: Stack, batch: Batch) -> Tensor:
         """Losses [k] of the k clients of a batch, without dropout and with nothing kept to differentiate them."""
         loss = self.loss if batch.loss is None else batch.loss
-        return _weighted(loss.examples(self.outputs(y, batch.x), batch.y), batch.weight)
+        return weighted(loss.examples(self.outputs(y, batch.x), batch.y), batch.weight)
 
     def outputs(self, y: Stack, x: Tensor) -> Tensor:
         """Outputs [k, B, K] of the k clients for inputs [k, B, ...], without dropout, with nothing kept."""
@@ -248,6 +254,7 @@ class ChainNetwork:
 
     stacked = True
     loop: Loop | None = None
+    compiled: Compiled | None = None
 
     def __init__(self, layout: Layout, layers: list[tuple[str, str | None]], act: str, loss: Loss) -> None:
         self.layout, self.loss, self.act = layout, loss, act
@@ -304,7 +311,7 @@ class ChainNetwork:
     def values(self, y: Stack, batch: Batch) -> Tensor:
         """Losses [k] of the k clients of a batch."""
         loss = self.loss if batch.loss is None else batch.loss
-        return _weighted(loss.examples(self._forward(y, batch.x)[-1], batch.y), batch.weight)
+        return weighted(loss.examples(self._forward(y, batch.x)[-1], batch.y), batch.weight)
 
     def derivatives(self, y: Stack, v: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses [k] and their derivatives [k] along the directions v, in forward mode."""
@@ -346,7 +353,7 @@ class ChainNetwork:
         loss = self.loss if batch.loss is None else batch.loss
         losses, delta = loss.with_gradient(outputs, batch.y)
         parts = list(self._deltas(y, hidden, delta.mul_(batch.weight.unsqueeze(2))))
-        return _weighted(losses, batch.weight), parts
+        return weighted(losses, batch.weight), parts
 
     def _deltas(
         self, y: Stack, hidden: Sequence[Tensor], delta: Tensor
@@ -381,8 +388,3 @@ def forward_mode() -> Iterator[None]:
     finally:
         layers.enabled = recurrent
         torch.backends.mha.set_fastpath_enabled(attention)
-
-
-def _weighted(losses: Tensor, weight: Tensor) -> Tensor:
-    """Row sums of weight * losses, [k], as a batched product: a row's result never depends on other rows."""
-    return products.bmm(weight.unsqueeze(1), losses.unsqueeze(2)).view(-1)
