@@ -74,8 +74,8 @@ class PlainLoop:
         """Take the steps of a client, whose first is row `begin`, to its row of `end`; the losses [1] of each."""
         layout, rule, x, y, draw = self._layout, descent.rule, descent.x, descent.y, descent.draw
         own = _row(descent.start, client)
-        leaves = layout.named(own.clone()).values()
-        model, parameters = self._model.bind(leaves)
+        # Each in memory of its own, which begins where vectors do.
+        model, parameters = self._model.bind(part.clone() for part in layout.named(own).values())
         rows = Stack([parameter.data.unsqueeze(0) for parameter in parameters])
         shift = None if descent.shift is None else layout.stack(_row(descent.shift, client))
         take = None if rule.plain else stepper(rule, rows)
