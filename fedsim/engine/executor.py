@@ -1,12 +1,12 @@
 """Executing orders: cohorts are cut from the clients, run, and put back in the clients' order.
 
 How is chosen here and nowhere else. `stacked` runs as many clients at once as fit a fixed memory budget; `loop` runs
-one at a time through the module itself; `fused` stacks, too, but has local training taken in one compiled loop a
-client, and the values that clients ask for in another (see `fedsim.nets.fused`); `auto` takes the loop for LSTMs and
-large convolutions on a CPU, where it already runs at the speed of the arithmetic, and for models that cannot be
-stacked, the compiled loops where a round has enough to do for them, and the stack for everything else.
-Cohorts are spread over the cores of a CPU (see `fedsim.parallel.cores`), or with `process` over processes (see
-`fedsim.engine.process`).
+one at a time through the module itself, on a CPU with all its steps in one go (see `fedsim.nets.plain`); `fused`
+stacks, too, but has local training taken in one compiled loop a client, and the values that clients ask for in another
+(see `fedsim.nets.fused`); `auto` takes the loop for LSTMs and large convolutions on a CPU, where it already runs at the
+speed of the arithmetic, and for models that cannot be stacked, the compiled loops where a round has enough to do for
+them, and the stack for everything else. Cohorts are spread over the cores of a CPU (see `fedsim.parallel.cores`), or
+with `process` over processes (see `fedsim.engine.process`).
 """
 
 from __future__ import annotations
@@ -151,8 +151,10 @@ class Executor:
 
     @property
     def _together(self) -> int:
-        """How many clients are a cohort at most."""
-        return max(1, self.memory // self._row_bytes) if self._in_any_order else self.chunk
+        """How many clients are a cohort at most: what takes all steps of one after the other stacks nothing."""
+        if self.name == "loop" and self._in_any_order:
+            return max(1, self.memory // self._row_bytes)
+        return self.chunk
 
     @property
     def together(self) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 import fedsim
 import fedsim.engine.executor as executors
 from fedsim.engine.executor import Executor
+from fedsim.nets.plain import PlainLoop
 from fedsim.parallel import cores
 from fedsim.parallel.cores import at_most, one_core_an_operation, spread
 from fedsim.running.build import build_executor, build_simulation, in_processes
@@ -145,6 +146,7 @@ def left(folder: Path) -> dict[str, bytes]:
 def eager(monkeypatch):
     """Whatever can be spread is spread, however small."""
     monkeypatch.setattr(executors, "WORTH_A_THREAD", 0)
+    monkeypatch.setattr("fedsim.nets.plain.WORTH_A_THREAD", 0)
     monkeypatch.setattr("fedsim.nets.fused.WORTH_A_CORE", 0)
     monkeypatch.setattr("fedsim.problems.supervised.EVALUATED_AT_ONCE", 1)
 
@@ -153,19 +155,24 @@ def eager(monkeypatch):
 @pytest.mark.usefixtures("three", "eager")
 def test_a_run_leaves_the_same_bytes_on_any_number_of_cores(executor, tmp_path, monkeypatch):
     """With clients in one cohort or at most two in each, and the model judged in batches on all cores."""
-    seen, act = set(), Executor.act
+    seen, act, train = set(), Executor.act, PlainLoop._train
 
     def noted(self: Executor, part: Any, state: Any) -> Any:
         seen.add(threading.current_thread().name)
         return act(self, part, state)
 
+    def noted_within(self: PlainLoop, *work: Any) -> Any:
+        seen.add(threading.current_thread().name)
+        return train(self, *work)
+
     monkeypatch.setattr(Executor, "act", noted)
+    monkeypatch.setattr(PlainLoop, "_train", noted_within)
     problem = small_problem(model=LENET, shape=(1, 8, 8)) if executor == "loop" else small_problem()
     if executor == "fused":
         pytest.importorskip("numba")  # which has no wheels for some machines
     found, threads = [], {}
-    for chunk in (1,) if executor == "loop" else (6, 2):
-        monkeypatch.setattr(Executor, "chunk", chunk)
+    for chunk in (6, 2):
+        monkeypatch.setattr(Executor, "_together" if executor == "loop" else "chunk", chunk)
         for count in (1, 2, None):
             seen.clear()
             out = tmp_path / f"{chunk}-{count}"
