@@ -51,7 +51,7 @@ WORTH_A_CORE = 1_000_000
 EXAMPLES = 32
 """How many examples a query has in the cache at a time."""
 IN_CACHE = 2**18
-"""Numbers that a model may have to be evaluated here. Larger ones are faster, and in less memory, as they lie."""
+"""Numbers that a model may have to be evaluated here: of larger ones, a search in place has no memory for a copy."""
 PLAIN = Rule("sgd", 0.0, False, 0.0, 0.0, 0.0, None, 0.0, 0.0)
 """The rule that needs no room."""
 
