@@ -41,8 +41,8 @@ class Subject:
 
     tables: of the experiment, in place of those of `small_experiment`. given: plug-ins that were handed over as
     objects, by part. values_only: run on `small_functions`, three of whose four clients take part, instead of
-    `small_problem`. tolerance: by how much executors may differ in single precision, of the largest parameter. alone:
-    options of the strategy with which it makes do with one client.
+    `small_problem`. tolerance: by how much executors may differ in single precision, of the largest parameter, and in
+    double by a ten-thousandth of that. alone: options of the strategy with which it makes do with one client.
     """
 
     tables: Mapping[str, Any]

@@ -18,7 +18,7 @@ from fedsim.exchange.transforms import Chain, Crossed, Sender, Transform, Vector
 from fedsim.running.build import build_simulation
 from fedsim.testing.draws import drawing
 from fedsim.testing.problems import small_experiment, small_problem
-from fedsim.testing.rounds import copied, differ, same
+from fedsim.testing.rounds import copied, differ, engine_of, same
 from fedsim.testing.specimen import Specimen
 from fedsim.testing.subject import final
 
@@ -218,6 +218,8 @@ def it_transforms_in_runs(specimen: Crossing) -> None:
         build_simulation(small_experiment(**tables | more), small_problem())
         for more in ({}, {}, {}, {"engine": {"executor": "loop"}})
     )
+    executor = engine_of(loop).executor
+    executor.memory = executor._row_bytes  # a cohort each
     rows = [first.step(), first.step()]
     second.restore(first.snapshot())
     rows += second
