@@ -83,104 +83,88 @@ def steps_of(examples: Tensor, epochs: int | None, steps: int | None, batch_size
     return epochs * per_epoch
 
 
-def plan_batches(
-    streams: Streams,
-    clients: Tensor,
-    order: Tensor,
-    begin: Tensor,
-    examples: Tensor,
-    *,
-    epochs: int | None,
-    steps: int | None,
-    batch_size: int,
-    turn: Index,
-    course: Course | None = None,
-) -> Plan:
-    """Shuffle and cut the examples of a cohort.
+@dataclass(frozen=True, eq=False)
+class Batching:
+    """Whose examples are cut into batches, and how.
 
-    clients, begin, examples: int64 [C] on one device, longest first; client c owns
-    order[begin[c] : begin[c] + examples[c]]. turn: the number under which clients draw, one or int64 [C]. With
-    `epochs`, E passes, each freshly shuffled, the last batch possibly partial; with a `course`, its passes. With
-    `steps`, each step draws `batch_size` of the client's examples without replacement, independently of the other steps
-    (all of them where it has fewer). Every row of the plan is `batch_size` wide, so that a client's products have the
-    same shapes, and so the same bits, in any cohort. Padding stands on an example of the same client, so that one
-    client's bad numbers stay its own.
+    clients, begin, examples: int64 [C] on one device; client c owns order[begin[c] : begin[c] + examples[c]]. turn: the
+    number under which clients draw, one or int64 [C]. With `epochs`, E passes, each freshly shuffled, the last batch
+    possibly partial; with a `course`, its passes. With `steps`, each step draws `batch_size` of the client's examples
+    without replacement, independently of the other steps (all of them where it has fewer). Every row of a plan is
+    `batch_size` wide, so that a client's products have the same shapes, and so the same bits, in any cohort. Padding
+    stands on an example of the same client, so that one client's bad numbers stay its own.
     """
-    per_client = steps_of(examples, epochs, steps, batch_size) if course is None else course.steps
-    active, start, length = _prefixes(per_client)
-    if steps is not None:
-        place, count = (
-            part.transpose(0, 1).flatten(0, 1) for part in _draws(streams, clients, examples, steps, batch_size, turn)
-        )
+
+    streams: Streams
+    clients: Tensor
+    order: Tensor
+    begin: Tensor
+    examples: Tensor
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    turn: Index
+    course: Course | None = None
+
+    @property
+    def taken(self) -> Tensor:
+        """The steps of each client, int64 [C]."""
+        if self.course is not None:
+            return self.course.steps
+        return steps_of(self.examples, self.epochs, self.steps, self.batch_size)
+
+
+def plan_batches(batching: Batching) -> Plan:
+    """Shuffle and cut the examples of a cohort, whose clients are sorted by their steps, longest first."""
+    active, start, length = _prefixes(batching.taken)
+    device = batching.clients.device
+    begins = torch.tensor(start, dtype=torch.int64, device=device)
+    if batching.steps is not None:
+        place, count = (part.transpose(0, 1).flatten(0, 1) for part in _draws(batching, batching.steps))
     else:
-        begins = torch.tensor(start, dtype=torch.int64, device=clients.device)
-        keyed = _keyed(streams, clients, examples, epochs, course, turn)
-        place, count = _passes(examples, *keyed, batch_size, lambda step, row: begins[step] + row, length, course)
-    row = torch.arange(length, device=clients.device) - torch.repeat_interleave(
-        torch.tensor(start, dtype=torch.int64, device=clients.device),
-        torch.tensor(active, dtype=torch.int64, device=clients.device),
-    )
-    return Plan(order[begin[row].unsqueeze(1) + place], count, active, start)
+        place, count = _passes(batching, lambda step, row: begins[step] + row, length)
+    working = torch.tensor(active, dtype=torch.int64, device=device)
+    row = torch.arange(length, device=device) - torch.repeat_interleave(begins, working)
+    return Plan(batching.order[batching.begin[row].unsqueeze(1) + place], count, active, start)
 
 
-def plan_clients(
-    streams: Streams,
-    clients: Tensor,
-    order: Tensor,
-    begin: Tensor,
-    examples: Tensor,
-    *,
-    epochs: int | None,
-    steps: int | None,
-    batch_size: int,
-    turn: Index,
-    course: Course | None = None,
-    loop: Compiled | None = None,
-) -> ClientPlan:
+def plan_clients(batching: Batching, loop: Compiled | None = None) -> ClientPlan:
     """The batches of `plan_batches`, client by client. loop: what shuffles whole epochs faster, to the same end."""
-    taken = steps_of(examples, epochs, steps, batch_size) if course is None else course.steps
+    taken = batching.taken
     first = taken.cumsum(0) - taken
     length = int(taken.sum())
-    if loop is not None and epochs is not None and course is None:
-        owners, low, high = streams.keyed("batches", clients)
-        turns, low, high = (
-            word if isinstance(word, Tensor) else torch.full_like(clients, word) for word in (turn, low, high)
-        )
-        shuffles = Shuffles(owners, turns, low, high, order, begin, examples, first, length, epochs, batch_size)
-        index, count = loop.shuffle(shuffles)
+    if loop is not None and batching.epochs is not None and batching.course is None:
+        index, count = loop.shuffle(_shuffles(batching, batching.epochs, first, length))
         return ClientPlan(index, count, first, taken)
-    if steps is not None:
-        place, count = (part.flatten(0, 1) for part in _draws(streams, clients, examples, steps, batch_size, turn))
+    if batching.steps is not None:
+        place, count = (part.flatten(0, 1) for part in _draws(batching, batching.steps))
     else:
-        keyed = _keyed(streams, clients, examples, epochs, course, turn)
-        place, count = _passes(examples, *keyed, batch_size, lambda step, row: first[row] + step, length, course)
+        place, count = _passes(batching, lambda step, row: first[row] + step, length)
     owner = torch.repeat_interleave(taken)
-    return ClientPlan(order[begin[owner].unsqueeze(1) + place], count, first, taken)
+    return ClientPlan(batching.order[batching.begin[owner].unsqueeze(1) + place], count, first, taken)
 
 
-def _keyed(
-    streams: Streams, clients: Tensor, examples: Tensor, epochs: int | None, course: Course | None, turn: Index
-) -> tuple[Tensor, Tensor]:
-    """How many examples the passes of each client have, int64 [C], and a key below 2^32 for each of them."""
-    passes = epochs if course is None else course.passes
-    assert passes is not None
-    count = examples * passes
-    return count, streams.ragged_bits("batches", clients, count, turn=turn)
+def _shuffles(batching: Batching, epochs: int, first: Tensor, length: int) -> Shuffles:
+    """What a loop has to shuffle, with the words that name the draws."""
+    clients = batching.clients
+    owners, low, high = batching.streams.keyed("batches", clients)
+    turns, low, high = (
+        word if isinstance(word, Tensor) else torch.full_like(clients, word) for word in (batching.turn, low, high)
+    )
+    own = batching.order, batching.begin, batching.examples
+    return Shuffles(owners, turns, low, high, *own, first, length, epochs, batching.batch_size)
 
 
-def _passes(
-    examples: Tensor,
-    count: Tensor,
-    keys: Tensor,
-    width: int,
-    row_of: Callable[[Tensor, Tensor], Tensor],
-    length: int,
-    course: Course | None,
-) -> tuple[Tensor, Tensor]:
+def _passes(batching: Batching, row_of: Callable[[Tensor, Tensor], Tensor], length: int) -> tuple[Tensor, Tensor]:
     """Of every row of the plan, which of its client's examples it has, [R, B] (0 in padding), and how many, [R].
 
-    count, keys: of `_keyed`. row_of: the plan's row of a step of a client, by their numbers. length: R.
+    row_of: the plan's row of a step of a client, by their numbers. length: R.
     """
+    examples, course, width = batching.examples, batching.course, batching.batch_size
+    passes = batching.epochs if course is None else course.passes
+    assert passes is not None
+    count = examples * passes
+    keys = batching.streams.ragged_bits("batches", batching.clients, count, turn=batching.turn)
     device = examples.device
     rows = torch.arange(len(examples), device=device)
     # One element for each (client, epoch, example): its client's row, its place in its epoch, and a random key.
@@ -221,20 +205,14 @@ def _first_steps(course: Course, width: int) -> Tensor:
     return before - torch.repeat_interleave(before[first], course.passes)
 
 
-def _draws(
-    streams: Streams,
-    clients: Tensor,
-    examples: Tensor,
-    steps: int,
-    width: int,
-    turn: Index,
-) -> tuple[Tensor, Tensor]:
+def _draws(batching: Batching, steps: int) -> tuple[Tensor, Tensor]:
     """The same for independent batches, [C, S, B] and [C, S]: Floyd's sampling without replacement, by columns.
 
     Column j of B draws t in 0 .. n-B+j and takes it, or n-B+j if t is taken already; every set of B is equally likely.
     """
+    clients, examples, width = batching.clients, batching.examples, batching.batch_size
     number = len(clients)
-    words = streams.bits("batches", clients, steps * width, turn=turn).view(number, steps, width)
+    words = batching.streams.bits("batches", clients, steps * width, turn=batching.turn).view(number, steps, width)
     place = torch.empty_like(words)
     size = examples.view(-1, 1)
     # Where everybody has at most a batch, nothing is drawn.

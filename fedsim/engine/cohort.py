@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError, one_line
 from fedsim.core.finite import surely_finite
 from fedsim.core.streams import Index, Streams
-from fedsim.engine.batches import ClientPlan, Course, Plan, plan_batches, plan_clients, steps_of
+from fedsim.engine.batches import Batching, ClientPlan, Course, Plan, plan_batches, plan_clients
 from fedsim.engine.job import Job
 from fedsim.engine.scratch import Scratch
 from fedsim.exchange.messages import BrokenPromiseError, Scalar, finite_rows
@@ -262,33 +262,32 @@ class Cohort:
 
     def plan(self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None) -> Plan:
         """Which examples are in the same mini-batches, whose steps count as taken."""
-        plan = plan_batches(
-            *(self.streams, self.clients, self.data.order, self.data.begin[self.clients], self.examples),
-            epochs=epochs,
-            steps=steps,
-            batch_size=min(batch_size or self.largest, self.largest),
-            turn=self.turn,
-            course=course,
-        )
-        taken = steps_of(self.examples, epochs, steps, batch_size) if course is None else course.steps
-        self.steps_taken = self.steps_taken + taken
-        return plan
+        return plan_batches(self._batching(epochs, steps, batch_size, course))
 
     def plan_clients(
         self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None
     ) -> ClientPlan:
         """The same client by client, for a loop that takes all of a client's steps."""
-        plan = plan_clients(
-            *(self.streams, self.clients, self.data.order, self.data.begin[self.clients], self.examples),
+        return plan_clients(self._batching(epochs, steps, batch_size, course), self.network.compiled)
+
+    def _batching(
+        self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None
+    ) -> Batching:
+        """The cohort's examples in such batches, whose steps count as taken from now on."""
+        batching = Batching(
+            streams=self.streams,
+            clients=self.clients,
+            order=self.data.order,
+            begin=self.data.begin[self.clients],
+            examples=self.examples,
             epochs=epochs,
             steps=steps,
             batch_size=min(batch_size or self.largest, self.largest),
             turn=self.turn,
             course=course,
-            loop=self.network.compiled,
         )
-        self.steps_taken = self.steps_taken + plan.steps
-        return plan
+        self.steps_taken = self.steps_taken + batching.taken
+        return batching
 
     def vouch(self, rows: Tensor, finite: Tensor) -> None:
         """Note which rows of a vector [C, d] are finite, bool [C], so that nobody has to look at all of its numbers."""

@@ -54,12 +54,10 @@ def choose_network(
             choice = "fused"
         else:
             warn("numba is not installed, with which rounds would be compiled; clients are stacked")
-    slower = data.x.device.type == "cpu" and loses_to_a_loop(module, width * model.footprint.operations)
-    plain = PlainNetwork(module, layout, loss)
-    if data.x.device.type == "cpu":
-        plain.at_once(width * model.footprint.operations)
+    operations = width * model.footprint.operations if data.x.device.type == "cpu" else None
+    slower = operations is not None and loses_to_a_loop(module, operations)
     if choice == "loop" or (choice == "auto" and slower):
-        return "loop", plain
+        return "loop", PlainNetwork(module, layout, loss, operations)
     if choice == "fused":
         loop = fused(module, layout, loss, data.x, data.y)
         network: ChainNetwork | StackedNetwork = StackedNetwork(module, layout, loss)
@@ -75,7 +73,7 @@ def choose_network(
     except InputError:
         if choice == "stacked":
             raise
-        return "loop", plain
+        return "loop", PlainNetwork(module, layout, loss, operations)
     return "stacked", stacked
 
 

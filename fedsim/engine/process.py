@@ -47,11 +47,6 @@ class ProcessExecutor(Executor):
         """How many clients are stacked at most."""
         return 1 if isinstance(self.network, PlainNetwork) else super().chunk
 
-    @property
-    def _together(self) -> int:
-        """How many clients are a cohort at most."""
-        return self.chunk
-
     def _spreads(self, clients: int) -> bool:  # noqa: ARG002
         return self.cores > 1
 

@@ -273,11 +273,7 @@ def _by_coordinates(rows: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
     def apply(columns: slice) -> None:
         centre[columns] = rule(rows[:, columns])
 
-    if rows.device.type == "cpu":
-        spread(apply, [*_columns(rows)])
-    else:
-        for columns in _columns(rows):
-            apply(columns)
+    spread(apply, [*_columns(rows)])
     return centre
 
 

@@ -195,13 +195,11 @@ class PlainNetwork(_Autograd):
 
     stacked = False
 
-    def __init__(self, model: nn.Module, layout: Layout, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, loss: Loss, operations: float | None = None) -> None:
+        """Operations: multiply-adds of a step, where all steps of a client are to be taken in one loop."""
         self.model, self.layout, self.loss = Functional(model), layout, loss
-
-    def at_once(self, operations: float) -> PlainNetwork:
-        """Have all local steps of a client taken in one loop; operations: multiply-adds of a step."""
-        self.loop = PlainLoop(self.model, self.layout, self.loss, operations)
-        return self
+        if operations is not None:
+            self.loop = PlainLoop(self.model, layout, loss, operations)
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [1] and gradients of one client."""

@@ -294,8 +294,13 @@ def _earlier(point: Point) -> Outcome | None:
 def _text(made: Experiment) -> str:
     from fedsim.running.resume import is_free
 
-    deciding = {name: table for name, table in made.resolved().items() if not is_free(name)}
-    deciding["engine"] = {name: value for name, value in deciding["engine"].items() if not is_free(f"engine.{name}")}
+    deciding = {
+        name: {key: value for key, value in table.items() if not is_free(f"{name}.{key}")}
+        if isinstance(table, Mapping)
+        else table
+        for name, table in made.resolved().items()
+        if not is_free(name)
+    }
     return json.dumps(deciding, sort_keys=True, default=str)
 
 

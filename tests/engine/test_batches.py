@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from fedsim.core.streams import Streams
-from fedsim.engine.batches import ClientPlan, Course, Plan, plan_batches, plan_clients
+from fedsim.engine.batches import Batching, ClientPlan, Course, Plan, plan_batches, plan_clients
 from fedsim.nets import fused as module
 from fedsim.nets.fused import fused
 from fedsim.nets.losses import CrossEntropy
@@ -22,16 +24,12 @@ BEGIN = SIZES.cumsum(0) - SIZES
 CLIENTS = torch.tensor([5, 2, 8, 3])
 
 
-def plan(**settings: object) -> Plan:
-    return plan_batches(
-        Streams(0),
-        CLIENTS,
-        ORDER,
-        BEGIN,
-        SIZES,
-        turn=1,
-        **settings,  # type: ignore[arg-type]
-    )
+def batching(**settings: Any) -> Batching:
+    return Batching(Streams(0), CLIENTS, ORDER, BEGIN, SIZES, turn=1, **settings)
+
+
+def plan(**settings: Any) -> Plan:
+    return plan_batches(batching(**settings))
 
 
 def batches_of(made: Plan, row: int) -> list[list[int]]:
@@ -91,9 +89,7 @@ def test_steps_draw_independent_batches_without_replacement():
 
 def test_rows_that_are_not_sorted_are_refused():
     with pytest.raises(ValueError, match="longest first"):
-        plan_batches(
-            Streams(0), CLIENTS, ORDER, BEGIN, SIZES.flip(0), epochs=1, steps=None, batch_size=2, turn=0,
-        )  # fmt: skip
+        plan_batches(replace(batching(epochs=1, steps=None, batch_size=2), examples=SIZES.flip(0)))
 
 
 COURSE = Course(
@@ -126,7 +122,7 @@ def test_batches_client_by_client_are_those_step_by_step(passes, batch_size):
     if "course" in passes and batch_size == 1:
         batch_size = 2  # of one there would be more steps
     settings = {"epochs": None, "steps": None, "batch_size": batch_size, **passes}
-    found = plan_clients(Streams(0), CLIENTS, ORDER, BEGIN, SIZES, turn=1, **settings)  # type: ignore[arg-type]
+    found = plan_clients(batching(**settings))
     assert listed(found) == by_client(plan(**settings))
 
 
@@ -144,8 +140,11 @@ def test_compiled_shuffles_are_the_plain_ones(streams, turn, batch_size, monkeyp
     monkeypatch.setattr(module, "WORTH_SHUFFLING", 0)
     plain, compiled = (
         plan_clients(
-            *(streams, torch.tensor([5, 90, 8, 3, 61]), order, sizes.cumsum(0) - sizes, sizes),
-            epochs=3, steps=None, batch_size=batch_size, turn=turn, loop=own,
+            Batching(
+                *(streams, torch.tensor([5, 90, 8, 3, 61]), order, sizes.cumsum(0) - sizes, sizes),
+                epochs=3, steps=None, batch_size=batch_size, turn=turn,
+            ),
+            own,
         )
         for own in (None, loop)
     )  # fmt: skip
@@ -155,14 +154,14 @@ def test_compiled_shuffles_are_the_plain_ones(streams, turn, batch_size, monkeyp
 
 def test_independent_batches_are_fair_and_the_same_in_any_company():
     """3 of 5 examples, 2,000 times: each of 10 sets has mean 200 and deviation 13.4; five of these are 67."""
-    together = plan_batches(
+    together = plan_batches(Batching(
         Streams(0), torch.tensor([4, 9]), torch.arange(10), torch.tensor([0, 5]), torch.tensor([5, 5]),
         epochs=None, steps=2000, batch_size=3, turn=0,
-    )  # fmt: skip
-    alone = plan_batches(
+    ))  # fmt: skip
+    alone = plan_batches(Batching(
         Streams(0), torch.tensor([9]), torch.arange(10), torch.tensor([5]), torch.tensor([5]),
         epochs=None, steps=2000, batch_size=3, turn=0,
-    )  # fmt: skip
+    ))  # fmt: skip
     assert torch.equal(together.index[1::2], alone.index)
     counts = Counter(tuple(sorted(batch)) for batch in alone.index.tolist())
     assert len(counts) == 10

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fedsim.client.curriculum import SampleCurriculum
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
-from fedsim.engine.batches import plan_batches
+from fedsim.engine.batches import Batching, plan_batches
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Order
 from fedsim.flower.local import curriculum
@@ -49,10 +49,10 @@ def test_the_batches_are_those_that_our_clients_take(options, batch_size):
         job = executor.assign(Order("train", torch.tensor([client]), {"params": problem.initial()}, turn=turn))
         cohort = Cohort(problem, executor.network, Streams(seed), job, {})
         losses = SampleCurriculum().scores(cohort)[0, :size]
-        plan = plan_batches(
+        plan = plan_batches(Batching(
             Streams(seed), cohort.clients, torch.arange(size), torch.tensor([0]), cohort.examples, epochs=None,
             steps=None, batch_size=width or size, turn=turn, course=ours.course(cohort, 3, width),
-        )  # fmt: skip
+        ))  # fmt: skip
         expected = [row[:count].tolist() for row, count in zip(plan.index, plan.count.tolist(), strict=True)]
         found = curriculum(
             message(turn + 1), context(client), losses, epochs=3, batch_size=batch_size, seed=seed, **options
