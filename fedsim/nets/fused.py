@@ -202,12 +202,10 @@ class Fused:
         bits = end.view(torch.int32 if dtype == torch.float32 else torch.int64)
         layers, stages, at = self._placed(descent.index.shape[1], start.element_size(), rule, descent.shift is not None)
         x = descent.x.reshape(len(descent.x), -1)
-        nothing = torch.empty(0, dtype=dtype)
-        real = descent.y.is_floating_point()
-        shift = nothing.view(0, 1) if descent.shift is None else _rows(descent.shift)
+        shift = start.new_empty((0, 1)) if descent.shift is None else _rows(descent.shift)
         vectors = [
             *(_rows(start), shift, end, bits, finite, losses, total, x),
-            *(torch.empty(0, dtype=torch.int64) if real else descent.y, descent.y if real else nothing),
+            *_targets(descent.y, dtype),
             *(descent.index, descent.count, torch.argsort(descent.steps, descending=True, stable=True), descent.first),
             descent.steps,
             torch.tensor(descent.rates, dtype=torch.float64),
@@ -215,9 +213,7 @@ class Fused:
         arrays = [vector.contiguous().numpy() for vector in vectors]
         arrays += [layers, np.array(self._shapes, dtype=arrays[0].dtype)]
         settings = self._settings(rule)
-        parts = 1
-        if 3 * self._operations * rows * descent.index.shape[1] > WORTH_A_CORE:
-            parts = max(1, min(4 * cores(), clients))  # more than cores, so that one that is late keeps nobody waiting
+        parts = _dealt(3 * self._operations * rows * descent.index.shape[1], WORTH_A_CORE, clients)
 
         def train(first: int) -> None:
             self._module.descend(first, parts, descent.change, *arrays, stages, at, settings)
@@ -237,7 +233,7 @@ class Fused:
         ]
         others = (shuffles.order, shuffles.begin, shuffles.examples, shuffles.first, index, count)
         arrays = [*words, *(vector.contiguous().numpy() for vector in others)]
-        parts = min(4 * cores(), clients) if index.numel() > WORTH_SHUFFLING else 1
+        parts = _dealt(index.numel(), WORTH_SHUFFLING, clients)
         spread(lambda part: shuffle(part, parts, *arrays, shuffles.epochs), range(parts))
         return index, count
 
@@ -245,21 +241,18 @@ class Fused:
         """Evaluate all queries of all clients."""
         from fedsim.nets.kernels import outputs
 
-        points, y = queries.points, queries.y
+        points = queries.points
         found = points.new_empty(points.shape[:2])
         # Points that all clients share are read where they are.
         apart = 0 if points.stride(0) == 0 else points.shape[1]
         rows = points[: 1 if apart == 0 else None].flatten(0, 1)
         layers, _, at = self._placed(EXAMPLES, points.element_size(), PLAIN, False)
         x = queries.x.reshape(len(queries.x), -1)
-        labels, targets = y.new_empty(0, dtype=torch.int64), points.new_empty(0)
-        labels, targets = (labels, y) if y.is_floating_point() else (y, targets)
-        vectors = [rows, x, labels, targets, queries.index, queries.begin, queries.count]
+        vectors = [rows, x, *_targets(queries.y, points.dtype), queries.index, queries.begin, queries.count]
         arrays = [vector.contiguous().numpy() for vector in vectors]
         arrays += [layers, np.array(self._shapes, dtype=arrays[0].dtype)]
-        share, count, parts = float(getattr(self._loss, "share", 0.0)), found.numel(), 1
-        if self._operations * int(queries.count.sum()) * points.shape[1] > WORTH_A_CORE:
-            parts = max(1, min(4 * cores(), count))
+        share, count = float(getattr(self._loss, "share", 0.0)), found.numel()
+        parts = _dealt(self._operations * int(queries.count.sum()) * points.shape[1], WORTH_A_CORE, count)
 
         def evaluate(part: int) -> None:
             first, last = part * count // parts, (part + 1) * count // parts
@@ -345,6 +338,21 @@ class Fused:
         second = room(block if rule.optimizer == "adam" else 0)
         shift = room(block if shifted else 0)
         return table, made, chain.Places(end, block, outputs, delta, other, gradient, first_moment, second, shift)
+
+
+def _dealt(work: int, least: int, items: int) -> int:
+    """Into how many parts items are dealt: where there is work for more than one core more than there are cores.
+
+    So one that is late keeps nobody waiting.
+    """
+    return max(1, min(4 * cores(), items)) if work > least else 1
+
+
+def _targets(y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Labels, int64, and targets of a kind, of which one are y and the other none."""
+    if y.is_floating_point():
+        return y.new_empty(0, dtype=torch.int64), y
+    return y, y.new_empty(0, dtype=dtype)
 
 
 def _rows(vectors: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ import numpy as np
 
 from fedsim.nets.kernels.compiling import entry, part
 from fedsim.nets.kernels.convolution import backward_images, begin_images, forward_images
-from fedsim.nets.kernels.pieces import activate, loss_of
+from fedsim.nets.kernels.pieces import activate, loss_at
 from fedsim.nets.kernels.rules import ADAM, SGD, adam, add, clip, fill, finite, lion, multiply, scale, sgd
-from fedsim.nets.kernels.tiles import AT_ONCE, WIDTH, broad, dots
+from fedsim.nets.kernels.tiles import AT_ONCE, aligned, broad, dots
 
 (
     INPUTS,  # of the layer
@@ -227,10 +227,7 @@ def descend(
     int64 [R, B]. count: int64 [R]. ranked, begin, steps: int64 [C]. rates: float64 [S]. layers: int64 [L, FIELDS],
     those of the stages first. shapes: numbers of the activations, without theirs.
     """
-    lanes = WIDTH // x.itemsize
-    room = np.empty(at.size + lanes, x.dtype)
-    begins = (-(room.ctypes.data // x.itemsize)) % lanes  # on a vector's boundary
-    w = room[begins : begins + at.size]
+    w = aligned(at.size, x)
     shifted, real = len(shift) > 0, x.dtype.type
     chain = layers if stages is None else layers[len(stages.table) :]
     chosen = np.empty(0 if stages is None else stages.chosen + stages.span, np.int32)
@@ -261,10 +258,8 @@ def descend(
             weight, total = real(1) / real(examples), real(0)
             for r in range(examples):
                 z, d = at.outputs + r * out_row, at.delta + r * out_row
-                label = labels[index[row, r]] if len(labels) > 0 else 0
-                target = targets[index[row, r]] if len(targets) > 0 else real(0)
-                total += weight * loss_of(
-                    how.loss, share, w[z : z + out_row], w[d : d + out_row], units, label, target, weight
+                total += weight * loss_at(
+                    how.loss, share, w, z, d, out_row, units, labels, targets, index[row, r], weight
                 )
             losses[row] = total
             totals[c] += total

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from fedsim.nets.kernels.chain import HIDDEN, OUT_ROW, OUTPUTS, ROW, forward, gather, load
 from fedsim.nets.kernels.compiling import entry
-from fedsim.nets.kernels.pieces import loss_of
+from fedsim.nets.kernels.pieces import loss_at
 from fedsim.nets.kernels.rules import fill
-from fedsim.nets.kernels.tiles import WIDTH
+from fedsim.nets.kernels.tiles import aligned
 
 
 @entry
@@ -21,10 +19,7 @@ def values(
     index: int64 [m], of which client c has `count` from `begin`, int64 [k]; `width` of them are in `w` at a time.
     layers, shapes, at: as of `chain`. loss, share: as of `loss_of`. found: [k, Q], written; sums are of float64.
     """
-    lanes, each = WIDTH // x.itemsize, found.shape[1]
-    room = np.empty(at.size + lanes, x.dtype)
-    begins = (-(room.ctypes.data // x.itemsize)) % lanes  # on a vector's boundary
-    w = room[begins : begins + at.size]
+    each, w = found.shape[1], aligned(at.size, x)
     fill(w)  # once: nothing is ever written where weights and inputs are filled up, and `forward` clears the rest
     units, out_row = layers[len(layers) - 1, OUTPUTS], layers[len(layers) - 1, OUT_ROW]
     one, share, held = x.dtype.type(1), x.dtype.type(share), -1
@@ -41,7 +36,5 @@ def values(
             forward(w, layers, shapes, at.outputs, examples)
             for r in range(examples):
                 z, d = at.outputs + r * out_row, at.delta + r * out_row
-                label = labels[own[r]] if len(labels) > 0 else 0
-                target = targets[own[r]] if len(targets) > 0 else x.dtype.type(0)
-                total += loss_of(loss, share, w[z : z + out_row], w[d : d + out_row], units, label, target, one)
+                total += loss_at(loss, share, w, z, d, out_row, units, labels, targets, own[r], one)
         found[c, q] = total / count[c]

@@ -137,6 +137,17 @@ def loss_of(kind, share, z, delta, outputs, label, target, weight):
 
 
 @part
+def loss_at(kind, share, w, z, delta, row, outputs, labels, targets, example, weight):
+    """The same of an example of the data, whose outputs are at z in w, and their gradients are to be at delta.
+
+    row: how many numbers both have there. labels: int64 [n], targets: [n]; the loss reads one of them.
+    """
+    label = labels[example] if len(labels) > 0 else 0
+    target = targets[example] if len(targets) > 0 else w.dtype.type(0)
+    return loss_of(kind, share, w[z : z + row], w[delta : delta + row], outputs, label, target, weight)
+
+
+@part
 def cross_entropy(share, z, delta, outputs, label, weight):
     """Of outputs z: log sum exp(z) - (1 - share) z[label] - share mean(z)."""
     real = z.dtype.type

@@ -43,21 +43,15 @@ def _listed(rows: int, vectors: int) -> Any:
             emit = Emitter(context, builder, signature.args[0], args[0], WIDTH)
             read = _reader(context, builder, signature.args[1], args[1])
             a, row, depth, b, c, c_row = args[2:]
-            tiles = [(r, v) for r in range(rows) for v in range(vectors)]
-            places = {(r, v): emit.at(emit.at(c, r, c_row), v * emit.lanes) for r, v in tiles}
-            sums = {tile: cgutils.alloca_once(builder, emit.vector) for tile in tiles}
-            for tile in tiles:
-                builder.store(emit.load(places[tile]), sums[tile])
             begin = [emit.at(a, r, row) for r in range(rows)]
-            with cgutils.for_range(builder, depth) as loop:
-                away, right = read(loop.index, 0, 0), builder.add(b, read(loop.index, 0, 1))
-                loaded = [emit.load(emit.at(right, v * emit.lanes)) for v in range(vectors)]
-                for r in range(rows):
-                    left = emit.everywhere(builder.add(begin[r], away))
-                    for v in range(vectors):
-                        builder.store(emit.fma(left, loaded[v], builder.load(sums[r, v])), sums[r, v])
-            for tile in tiles:
-                emit.store(builder.load(sums[tile]), places[tile])
+
+            def left(r: int, k: Any) -> Any:
+                return builder.add(begin[r], read(k, 0, 0))
+
+            def right(k: Any) -> Any:
+                return builder.add(b, read(k, 0, 1))
+
+            emit.outer(rows, vectors, depth, left, right, c, c_row)
             return context.get_dummy_value()
 
         return types.void(w, table, *[types.int64] * 6), generate

@@ -8,9 +8,10 @@ changes no bit: where they are shorter, `dots` makes one part of these sums afte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -88,6 +89,26 @@ class Emitter:
         halves = self.paired(first, second, [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15])
         return self.paired(halves, halves, [0, 1, 2, 3], [4, 5, 6, 7])
 
+    def outer(
+        self, rows: int, vectors: int, depth: Any, left: Callable[[int, Any], Any], right: Callable[[Any], Any], c: Any,
+        c_row: Any,
+    ) -> None:  # fmt: skip
+        """`rows` times `vectors` of C += A B. left: where number k of a row of A is; right: where row k of B begins."""
+        builder, tiles = self.builder, [(r, v) for r in range(rows) for v in range(vectors)]
+        places = {(r, v): self.at(self.at(c, r, c_row), v * self.lanes) for r, v in tiles}
+        sums = {tile: cgutils.alloca_once(builder, self.vector) for tile in tiles}
+        for tile in tiles:
+            builder.store(self.load(places[tile]), sums[tile])
+        with cgutils.for_range(builder, depth) as loop:
+            begin = right(loop.index)
+            loaded = [self.load(self.at(begin, v * self.lanes)) for v in range(vectors)]
+            for r in range(rows):
+                own = self.everywhere(left(r, loop.index))
+                for v in range(vectors):
+                    builder.store(self.fma(own, loaded[v], builder.load(sums[r, v])), sums[r, v])
+        for tile in tiles:
+            self.store(builder.load(sums[tile]), places[tile])
+
 
 def _broad(rows: int, vectors: int, nbytes: int = VECTOR) -> Any:
     @intrinsic
@@ -99,22 +120,15 @@ def _broad(rows: int, vectors: int, nbytes: int = VECTOR) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             emit = Emitter(context, builder, signature.args[0], args[0], nbytes)
             a, row, column, depth, b, b_row, c, c_row = args[1:]
-            tiles = [(r, v) for r in range(rows) for v in range(vectors)]
-            places = {(r, v): emit.at(emit.at(c, r, c_row), v * emit.lanes) for r, v in tiles}
-            sums = {tile: cgutils.alloca_once(builder, emit.vector) for tile in tiles}
-            for tile in tiles:
-                builder.store(emit.load(places[tile]), sums[tile])
             begin = [emit.at(a, r, row) for r in range(rows)]
-            with cgutils.for_range(builder, depth) as loop:
-                right = builder.add(b, builder.mul(loop.index, b_row))
-                loaded = [emit.load(emit.at(right, v * emit.lanes)) for v in range(vectors)]
-                away = builder.mul(loop.index, column)
-                for r in range(rows):
-                    left = emit.everywhere(builder.add(begin[r], away))
-                    for v in range(vectors):
-                        builder.store(emit.fma(left, loaded[v], builder.load(sums[r, v])), sums[r, v])
-            for tile in tiles:
-                emit.store(builder.load(sums[tile]), places[tile])
+
+            def left(r: int, k: Any) -> Any:
+                return builder.add(begin[r], builder.mul(k, column))
+
+            def right(k: Any) -> Any:
+                return builder.add(b, builder.mul(k, b_row))
+
+            emit.outer(rows, vectors, depth, left, right, c, c_row)
             return context.get_dummy_value()
 
         return types.void(w, *[types.int64] * 8), generate
@@ -165,6 +179,15 @@ def _dots(rows: int, nbytes: int = VECTOR) -> Any:
 
 _broad_42, _broad_41, _broad_12, _broad_11 = (_broad(4, 2), _broad(4, 1), _broad(1, 2), _broad(1, 1))
 _dots_2, _dots_1 = _dots(2), _dots(1)
+
+
+@part
+def aligned(size, like):
+    """Room for so many numbers of the kind of an array's, which begins where a vector does."""
+    lanes = WIDTH // like.itemsize
+    room = np.empty(size + lanes, like.dtype)
+    begins = (-(room.ctypes.data // like.itemsize)) % lanes
+    return room[begins : begins + size]
 
 
 @part
