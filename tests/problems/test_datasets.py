@@ -96,6 +96,10 @@ def test_a_dataset_refuses_arrays_that_do_not_fit():
         with pytest.raises(InputError, match=r"its test inputs are not finite at \[1, 0\]; leave that out, or fill it"):
             Dataset("mine", np.ones((3, 2)), y, x, y, 3)
     Dataset("mine", np.full((3, 2), 1e308), y, *none, 3)
+    for padding, vocabulary in ((4, 4), (-1, 4), (0, 0)):
+        with pytest.raises(InputError, match=f"padding is token {padding}, and the vocabulary has {vocabulary}"):
+            Dataset("mine", y[:, None], y, y[:, None], y, 3, vocabulary=vocabulary, padding=padding)
+    Dataset("mine", y[:, None], y, y[:, None], y, 3, vocabulary=4, padding=3)
 
 
 def test_the_data_folder_is_the_argument_or_else_the_environment(tmp_path, monkeypatch):

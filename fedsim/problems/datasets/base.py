@@ -32,6 +32,7 @@ class Dataset:
     vocabulary: the number of token symbols, 0 when x is not a sequence of tokens.
     told: what else a run folder says of it: names, what was done to the features, and the files it is from.
     drawn: whether the test examples were drawn from all, by the data set's `split_seed`.
+    padding: the token that fills up sequences which are shorter than the others and says nothing; None: there is none.
     Raises InputError when the arrays do not fit each other.
     """
 
@@ -46,6 +47,7 @@ class Dataset:
     vocabulary: int = 0
     told: Mapping[str, Any] = field(default_factory=dict)
     drawn: bool = False
+    padding: int | None = None
 
     def __post_init__(self) -> None:
         for x, y, owner, kind in (
@@ -73,6 +75,9 @@ class Dataset:
         if self.x.shape[1:] != self.x_test.shape[1:]:
             shapes = f"a training input has shape {self.x.shape[1:]}, a test input {self.x_test.shape[1:]}"
             raise InputError(TABLE, self.name, f"{shapes}; they must be equal")
+        if self.padding is not None and not 0 <= self.padding < self.vocabulary:
+            fault = f"padding is token {self.padding}, and the vocabulary has {self.vocabulary}"
+            raise InputError(TABLE, self.name, f"{fault}; give one of its tokens")
 
     def provenance(self) -> dict[str, Any]:
         """What a run folder says of the data: checksums of the arrays and of the files, counts, and what was done."""
