@@ -11,8 +11,10 @@ from typing import Any
 
 import joblib
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
@@ -57,6 +59,14 @@ def write_all(folder: Path) -> None:
     np.savez(
         folder / "tokens.npz", x=generator.integers(0, 7, (40, 5)), y=y, other=np.arange(80).reshape(40, 2), **others
     )
+    table = {"a": x[:, 0], "b": x[:, 1], "label": y, "owner": np.arange(40) % 4}
+    written = {"table": table, "tests": {name: column[:7] for name, column in table.items()}}
+    written["texts"] = dict(
+        zip(("a", "code", "label", "text"), zip(*(row.split(",") for row in texts), strict=True), strict=True)
+    )
+    for name, columns in written.items():
+        made = {column: pyarrow.array(list(values)) for column, values in columns.items()}
+        parquet.write_table(pyarrow.table(made), folder / f"{name}.parquet", row_group_size=25)
     for number in range(12):
         place = folder / "images" / f"class{number % 3}" / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from fedsim.problems.datasets.femnist import FEMNIST
 from fedsim.problems.datasets.fsdd import FSDD
 from fedsim.problems.datasets.idx import MNIST, FashionMNIST
 from fedsim.problems.datasets.images import ImageFolder
+from fedsim.problems.datasets.parquet import Parquet
 from fedsim.problems.datasets.shakespeare import Shakespeare
 from fedsim.problems.datasets.synthetic import Synthetic
 from fedsim.problems.datasets.tables import CSV
@@ -80,7 +81,25 @@ TestSynthetic = conformance(
     # alpha adds the same to all logits, which changes no label but by rounding.
     others={"alpha": 1e8, "examples_per_client": (4, {"max_examples": None})},
 )
-TEXTS = {"path": "texts.csv", "features": ["a"], "missing": "drop"}
+
+
+def of_tables(suffix: str) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Other values of the options that all tables have, and what else is said with them."""
+    texts = {"path": f"texts.{suffix}", "features": ["a"], "missing": "drop"}
+    return {
+        "owner": ("owner", {}),
+        "features": (["a", "b"], {}),
+        "drop": (["a"], {}),
+        "numbers": (["code"], texts | {"features": ["a", "code"]}),
+        "encode": ("one_hot", texts | {"features": ["a", "text"]}),
+        "hash_columns": (4, texts | {"features": ["a", "text"], "encode": "hash"}),
+        "missing": ("drop", texts | {"missing": "refuse"}),
+        "missing_values": (["1"], texts),
+        "label_ending": (".", texts),
+        "test_path": (f"tests.{suffix}", {}),
+    }
+
+
 FILES: dict[str, tuple[Any, dict[str, Any]]] = {
     "mnist": (MNIST(), {}),
     "fashion_mnist": (FashionMNIST(), {}),
@@ -96,18 +115,10 @@ FILES: dict[str, tuple[Any, dict[str, Any]]] = {
             "delimiter": (";", {}),
             "encoding": ("utf-16", {}),
             "comment": ("5", {}),
-            "owner": ("owner", {}),
-            "features": (["a", "b"], {}),
-            "drop": (["a"], {}),
-            "numbers": (["code"], TEXTS | {"features": ["a", "code"]}),
-            "encode": ("one_hot", TEXTS | {"features": ["a", "text"]}),
-            "hash_columns": (4, TEXTS | {"features": ["a", "text"], "encode": "hash"}),
-            "missing": ("drop", TEXTS | {"missing": "refuse"}),
-            "missing_values": (["1"], TEXTS),
-            "label_ending": (".", TEXTS),
-            "test_path": ("tests.csv", {}),
+            **of_tables("csv"),
         },
     ),
+    "parquet": (Parquet(path="table.parquet", label="label"), of_tables("parquet")),
     "npz": (
         NPZ(path="arrays.npz"),
         {"x": ("holes", {}), "y": ("third", {}), "owner": ("third", {}), "missing": ("fill", {"x": "holes"})},

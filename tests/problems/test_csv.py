@@ -108,7 +108,7 @@ def test_csv_without_header_numbers_classes_as_numbers_and_splits_by_owner(tmp_p
         ("a,y\nx,1\n" * 2, {"encode": "hash", "hash_columns": 2**50}, ["hash_columns", "GiB"]),
         (b"\xef\xbb\xbfa,y\n1,2\n", {"encoding": "latin-1"}, ["encoding = latin-1", "the mark of utf-8"]),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1\0\0", {}, ["is a workbook of Excel; save it as CSV"]),
-        (b"PAR1\0\0PAR1", {}, ["is Parquet; save it as CSV"]),
+        (b"PAR1\0\0PAR1", {}, ['is Parquet; say kind = "parquet"']),
         ("<!DOCTYPE html><table></table>", {}, ["is HTML or XML, no table"]),
         ('[{"a": 1}, {"a": 2}]', {}, ["is JSON, no table"]),
         ('{"a": 1}\n{"a": 2}\n', {}, ["is JSON, no table"]),

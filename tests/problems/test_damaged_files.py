@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import lzma
+import os
 import resource
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from fedsim.problems.datasets.femnist import FEMNIST
 from fedsim.problems.datasets.fsdd import FSDD
 from fedsim.problems.datasets.idx import MNIST
 from fedsim.problems.datasets.images import ImageFolder
+from fedsim.problems.datasets.parquet import Parquet
 from fedsim.problems.datasets.shakespeare import Shakespeare
 from fedsim.problems.datasets.tables import CSV
 
@@ -61,6 +63,11 @@ FORMATS: dict[str, tuple[Any, str]] = {
     "csv": (CSV(path="table.csv", label="label", owner="owner"), "table.csv"),
     "csv of texts": (CSV(path="texts.csv", label="text", encode="one_hot", missing="fill"), "texts.csv"),
     "csv packed": (CSV(path="table.csv.gz", label="label"), "table.csv.gz"),
+    "parquet": (Parquet(path="table.parquet", label="label", owner="owner"), "table.parquet"),
+    "parquet of texts": (
+        Parquet(path="texts.parquet", label="text", encode="one_hot", missing="fill"),
+        "texts.parquet",
+    ),
     "npz": (NPZ(path="arrays.npz", standardize=True), "arrays.npz"),
     "npz packed": (NPZ(path="packed.npz"), "packed.npz"),
     "npz of tokens": (NPZ(path="tokens.npz", tokens=True), "tokens.npz"),
@@ -223,7 +230,9 @@ def test_a_few_changed_files_are_read_or_refused(kind, folder):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", FORMATS)
 def test_thousands_of_changed_files_are_read_or_refused(kind, folder):
-    done = subprocess.run([sys.executable, __file__, kind, str(folder), "2000"], capture_output=True, text=True)
+    places = {**os.environ, "PYTHONPATH": str(Path(datafiles.__file__).parent)}
+    line = [sys.executable, __file__, kind, str(folder), "2000"]
+    done = subprocess.run(line, capture_output=True, text=True, env=places)
     assert done.returncode == 0, f"{done.returncode}: {done.stderr[-2000:]}"
     assert int(done.stdout.split()[0]) > 100
 

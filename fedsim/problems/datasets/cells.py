@@ -110,14 +110,18 @@ class _Taken(Cells):
 
 def read_cells(paths: Sequence[Path], writing: Writing) -> Cells:
     """Read tables that have the same columns. InputError: one of them is damaged, or has other columns."""
-    tables = [_read(path, writing) for path in paths]
+    return stacked([_read(path, writing) for path in paths])
+
+
+def stacked(tables: Sequence[Cells]) -> Cells:
+    """One below the other. InputError: one has other columns."""
     for table in tables[1:]:
         if table.names != tables[0].names:
-            fault = f"has the columns {_some(table.names)}; {paths[0]} has {_some(tables[0].names)}"
+            fault = f"has the columns {_some(table.names)}; {tables[0].paths[0]} has {_some(tables[0].names)}"
             raise InputError(PATH, str(table.paths[0]), fault)
     columns = [pandas.concat(parts, ignore_index=True) for parts in zip(*(one.columns for one in tables), strict=True)]
     begins = np.cumsum([0, *(len(table) for table in tables[:-1])]).tolist()
-    return Cells(tables[0].names, columns, list(paths), begins)
+    return Cells(tables[0].names, columns, [table.paths[0] for table in tables], begins)
 
 
 def appended(cells: Cells, tests: Cells, needed: Sequence[int]) -> Cells:
@@ -192,6 +196,8 @@ def _read(path: Path, writing: Writing) -> Cells:
 def _decoded(path: Path, encoding: str | None) -> str:
     """The text of a file in an encoding; None: in the one that its first bytes announce, or else in UTF-8."""
     content = unpacked(path, "CSV text", PATH)
+    if content.startswith(b"PAR1"):
+        raise InputError(PATH, str(path), 'is Parquet; say kind = "parquet"')
     hold_kind(path, content, "save it as CSV", PATH)
     mark, announced = next(
         ((mark, name) for mark, name in BYTE_ORDERS.items() if content.startswith(mark)), (b"", "utf-8")

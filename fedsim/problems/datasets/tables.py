@@ -1,9 +1,10 @@
-"""A person's own data: a CSV file, or several."""
+"""A person's own data: a table in a CSV file, or in several; what tables of other files share with it."""
 
 from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -32,27 +33,13 @@ ROWS = ("id", "index", "no", "row", "row_id", "rowid", "rownames")
 
 
 @options
-class CSV:
-    """A table with one column for the label, and perhaps one for the owner."""
+class Table(ABC):
+    """A table with one column for the label, and perhaps one for the owner; a kind of file is a class of it."""
 
     path: str
-    """The file, packed (gzip, bzip2, xz, zip) or not; absolute, or below the current or the data folder. `sites/*.csv`
-    are several with the same columns.
-    """
+    """The file; absolute, or below the current or the data folder. `sites/*` are several with the same columns."""
     label: str | int
     """The label's column: its name, or its place from 0 (-1 is the last)."""
-    header: bool | None = None
-    """The first row has the columns' names. Not given: it has, and is refused if one is a number or comes twice."""
-    delimiter: str | None = None
-    r"""What is between two columns: one character, or `\s+` for blanks. Not given: found (comma, semicolon, tab, bar or
-    blanks).
-    """
-    decimal: Literal[".", ","] = "."
-    """What is before the decimals of a number."""
-    encoding: str | None = None
-    """Of the text, such as latin-1. Not given: as the first bytes of the file say, or else UTF-8."""
-    comment: str | None = None
-    """A character after which the rest of a line says nothing."""
     owner: str | int | None = None
     """The owner's column: its name or place. Not given: nobody owns examples."""
     owner_is_file: bool = False
@@ -93,22 +80,6 @@ class CSV:
     """Shift and scale each number by the mean and deviation of the training examples, in double precision."""
 
     def __post_init__(self) -> None:
-        if self.delimiter is not None and len(self.delimiter) != 1 and self.delimiter != r"\s+":
-            raise InputError("delimiter", self.delimiter, r"give one character, or \s+ for blanks")
-        if self.delimiter is not None and self.delimiter in '"\r\n\0':
-            raise InputError("delimiter", self.delimiter, "this character has a meaning of its own in a table")
-        if self.comment is not None and len(self.comment) != 1:
-            raise InputError("comment", self.comment, "give one character")
-        for option, given in (("delimiter", self.delimiter), ("comment", self.comment)):
-            if given is not None and not given.isascii():
-                raise InputError(option, given, "give a character of ASCII")
-        if self.comment is not None and self.comment == self.delimiter:
-            raise InputError("comment", self.comment, "delimiter is the same; leave one of the two out")
-        if self.encoding is not None:
-            try:
-                " ".encode(self.encoding)
-            except (LookupError, ValueError) as error:
-                raise InputError("encoding", self.encoding, "Python knows no such encoding of text") from error
         if self.owner is not None and self.owner_is_file:
             raise InputError("owner_is_file", True, "owner names a column already; leave one of the two out")
         encodings = set(self.encode.values()) if isinstance(self.encode, dict) else {self.encode}
@@ -122,33 +93,24 @@ class CSV:
     def load(self, folder: DataFolder) -> Dataset:
         """Return x float32 [n, features], in the order of the file's columns; what is fitted knows no test example."""
         # pandas and scikit-learn, which take their time to be imported
-        from fedsim.problems.datasets import cells as written
+        from fedsim.problems.datasets.cells import appended
         from fedsim.problems.datasets.features import Treatment, features, hold_complete, treated
 
-        writing = written.Writing(
-            delimiter=self.delimiter,
-            header=self.header,
-            encoding=self.encoding,
-            comment=self.comment,
-            missing=written.MISSING
-            if self.missing_values is None
-            else ("", *(mark.strip() for mark in self.missing_values)),
-        )
-        paths = folder.resolve_all(self.path)
-        cells = written.read_cells(paths, writing)
-        label = self._column("label", self.label, cells)
-        owned = None if self.owner is None else self._column("owner", self.owner, cells)
+        paths = self._files(folder, self.path, PATH)
+        cells = self._read(paths)
+        label = self._column("label", self.label, cells.names)
+        owned = None if self.owner is None else self._column("owner", self.owner, cells.names)
         chosen = self._features(cells, [label] if owned is None else [label, owned])
         training = len(cells)
         if self.test_path is not None:
             hold_unsplit(self.test_share, "test_path names")
-            tests = folder.resolve_all(self.test_path, f"{TABLE}.test_path")
+            tests = self._files(folder, self.test_path, f"{TABLE}.test_path")
             trained = {path.resolve() for path in paths}
             both = next((path for path in tests if path.resolve() in trained), None)
             if both is not None:
                 fault = f"{both} is trained on, too; leave it out of one of path and test_path"
                 raise InputError(f"{TABLE}.test_path", self.test_path, fault)
-            cells = written.appended(cells, written.read_cells(tests, writing), [label, *chosen])
+            cells = appended(cells, self._read(tests), [label, *chosen])
         rows = np.arange(len(cells))
         if self.missing == "drop":
             needed = [label, *chosen, *([] if owned is None else [owned])]
@@ -165,8 +127,8 @@ class CSV:
         y, classes = self._targets(cells, label, training)
         owner, owners = self._owners(cells, owned, paths, training)
         how = Treatment(
-            decimal=self.decimal,
-            numbers=[cells.names[self._column("numbers", one, cells)] for one in self.numbers],
+            decimal=self._decimals(),
+            numbers=[cells.names[self._column("numbers", one, cells.names)] for one in self.numbers],
             encode=self.encode,
             hash_columns=self.hash_columns,
             standardize=self.standardize,
@@ -194,8 +156,25 @@ class CSV:
             drawn=self.test_path is None,
         )
 
-    def _column(self, option: str, wanted: str | int, cells: Cells) -> int:
-        names = cells.names
+    def _files(self, folder: DataFolder, path: str, option: str) -> list[Path]:
+        """The files that a path, or a pattern, is of."""
+        return folder.resolve_all(path, option)
+
+    @abstractmethod
+    def _read(self, paths: Sequence[Path]) -> Cells:
+        """The cells of files that have the same columns. InputError: one of them is damaged, or has other columns."""
+
+    def _missing(self) -> Sequence[str]:
+        """The texts that mean a missing value."""
+        from fedsim.problems.datasets.cells import MISSING
+
+        return MISSING if self.missing_values is None else ("", *(mark.strip() for mark in self.missing_values))
+
+    def _decimals(self) -> str:
+        """What is before the decimals of a number."""
+        return "."
+
+    def _column(self, option: str, wanted: str | int, names: Sequence[str]) -> int:
         if isinstance(wanted, int):
             if not -len(names) <= wanted < len(names):
                 raise InputError(f"{TABLE}.{option}", wanted, f"the table has {len(names)} columns")
@@ -209,21 +188,20 @@ class CSV:
         """The columns that are learned from."""
         path = str(cells.paths[0])
         if self.features is not None:
-            chosen = [self._column("features", one, cells) for one in self.features]
+            chosen = [self._column("features", one, cells.names) for one in self.features]
             for place in chosen:
                 if place in taken or chosen.count(place) > 1:
                     fault = "is the label, the owner, or named twice; name each feature once"
                     raise InputError(f"{TABLE}.features", cells.names[place], fault)
         else:
-            dropped = [self._column("drop", one, cells) for one in self.drop]
+            dropped = [self._column("drop", one, cells.names) for one in self.drop]
             for place in dropped:
                 if place in taken or dropped.count(place) > 1:
                     fault = "is the label or the owner, no feature anyway, or named twice; leave it out"
                     raise InputError(f"{TABLE}.drop", cells.names[place], fault)
             left = {*taken, *dropped}
             chosen = [column for column in range(len(cells.names)) if column not in left]
-            if self.header is not False:
-                chosen = [column for column in chosen if not self._counts_rows(cells, column)]
+            chosen = [column for column in chosen if not self._counts_rows(cells, column)]
         if not chosen:
             raise InputError(PATH, path, "the table has no column besides label and owner")
         return sorted(chosen)
@@ -259,7 +237,7 @@ class CSV:
             if not ended.any():
                 raise InputError(f"{TABLE}.label_ending", self.label_ending, f"no label in column {name!r} ends so")
             texts = texts.where(~ended, texts.str.removesuffix(self.label_ending))
-        values, wrong, _ = as_numbers(texts, self.decimal)
+        values, wrong, _ = as_numbers(texts, self._decimals())
         if self.task == "regression":
             with np.errstate(over="ignore"):
                 single = values.astype(np.float32)
@@ -270,7 +248,7 @@ class CSV:
                 raise cells.fault(row, fault)
             return single, []
         if wrong.any():  # prices with a decimal comma are no names, either
-            values, wrong, _ = as_numbers(texts, "," if self.decimal == "." else ".")
+            values, wrong, _ = as_numbers(texts, "," if self._decimals() == "." else ".")
         written = texts.to_numpy(dtype=object)
         reason = no_classes(written[:training] if wrong.any() else values[:training])
         if reason is not None:
@@ -322,6 +300,62 @@ class CSV:
                 row, f"row {cells.number(row)} is a test example of {written[row]!r}, who has no training example"
             )
         return codes, owners
+
+
+@options
+class CSV(Table):
+    """A table of text."""
+
+    path: str
+    """The file, packed (gzip, bzip2, xz, zip) or not; absolute, or below the current or the data folder. `sites/*.csv`
+    are several with the same columns.
+    """
+    header: bool | None = None
+    """The first row has the columns' names. Not given: it has, and is refused if one is a number or comes twice."""
+    delimiter: str | None = None
+    r"""What is between two columns: one character, or `\s+` for blanks. Not given: found (comma, semicolon, tab, bar or
+    blanks).
+    """
+    encoding: str | None = None
+    """Of the text, such as latin-1. Not given: as the first bytes of the file say, or else UTF-8."""
+    decimal: Literal[".", ","] = "."
+    """What is before the decimals of a number."""
+    comment: str | None = None
+    """A character after which the rest of a line says nothing."""
+
+    def __post_init__(self) -> None:
+        if self.delimiter is not None and len(self.delimiter) != 1 and self.delimiter != r"\s+":
+            raise InputError("delimiter", self.delimiter, r"give one character, or \s+ for blanks")
+        if self.delimiter is not None and self.delimiter in '"\r\n\0':
+            raise InputError("delimiter", self.delimiter, "this character has a meaning of its own in a table")
+        if self.comment is not None and len(self.comment) != 1:
+            raise InputError("comment", self.comment, "give one character")
+        for option, given in (("delimiter", self.delimiter), ("comment", self.comment)):
+            if given is not None and not given.isascii():
+                raise InputError(option, given, "give a character of ASCII")
+        if self.comment is not None and self.comment == self.delimiter:
+            raise InputError("comment", self.comment, "delimiter is the same; leave one of the two out")
+        if self.encoding is not None:
+            try:
+                " ".encode(self.encoding)
+            except (LookupError, ValueError) as error:
+                raise InputError("encoding", self.encoding, "Python knows no such encoding of text") from error
+        super().__post_init__()
+
+    def _read(self, paths: Sequence[Path]) -> Cells:
+        from fedsim.problems.datasets.cells import Writing, read_cells
+
+        writing = Writing(
+            delimiter=self.delimiter,
+            header=self.header,
+            encoding=self.encoding,
+            comment=self.comment,
+            missing=self._missing(),
+        )
+        return read_cells(paths, writing)
+
+    def _decimals(self) -> str:
+        return self.decimal
 
 
 def _unnamed(name: str) -> bool:
