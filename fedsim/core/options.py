@@ -171,7 +171,7 @@ def first_error(error: ValidationError, prefix: str, cls: type[Any]) -> InputErr
     unknown = first["type"] in ("extra_forbidden", "unexpected_keyword_argument")
     # Pydantic adds the kinds that a union tried, such as `constrained-int`, which nobody has written; the name of an
     # unknown option, at the end, somebody has, whatever it is like.
-    tag, last = re.compile(r"constrained-|function-|.*\["), len(first["loc"]) - unknown
+    tag, last = re.compile(r"constrained-|function-|.*\[|(str|int|float|bool)$"), len(first["loc"]) - unknown
     named = [
         str(part)
         for place, part in enumerate(first["loc"])

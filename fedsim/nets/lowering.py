@@ -25,6 +25,7 @@ from fedsim.nets.convolution import Geometry, batch_last, convolve
 from fedsim.nets.dropout import NamedDropout
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.functional import Functional
+from fedsim.nets.heads import Taken, bare, taken_of
 from fedsim.nets.layers import LastStep, Residual, has_backward_hooks, has_hooks
 
 WORTH_A_CALL = 10_000_000
@@ -60,6 +61,9 @@ def loses_to_a_loop(model: nn.Module, operations: int) -> bool:
 
 def lower(model: nn.Module, prefix: str = "") -> Lowered:
     """The stacked function of `model`; `prefix` is the name of the module within the whole model."""
+    taken = taken_of(model)
+    if taken is not None and type(model) is nn.Sequential:
+        return _headed(taken, lower(bare(model), prefix))
     if has_hooks(model):
         return _vmapped(model, prefix)
     if type(model) is nn.Sequential and _reads_last_steps(model):
@@ -90,6 +94,15 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
             if lowered is not None:
                 return lowered
     return _vmapped(model, prefix)
+
+
+def _headed(taken: Taken, lowered: Lowered) -> Lowered:
+    def headed(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        returned = lowered(named, x)
+        outputs = taken.shaped(returned.flatten(0, 1))
+        return outputs.view(*returned.shape[:2], *outputs.shape[1:])
+
+    return headed
 
 
 class Stackable(TorchFunctionMode):

@@ -15,6 +15,7 @@ from fedsim.core.files import look
 from fedsim.core.memory import no_room
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
+from fedsim.nets.heads import Head, fitted, inside, which
 from fedsim.nets.losses import LOSSES, Loss, loss_named
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.models.layers import initialise
@@ -85,10 +86,11 @@ def _no_numbers(tensor: Tensor) -> str | None:
     return None
 
 
-def check_module(model: nn.Module, x: Tensor) -> int:
+def check_module(model: nn.Module, x: Tensor, head: Head | None = None, *, whole: bool = False) -> int:
     """How many outputs a model gives for inputs x [2, ...], on the CPU, whose generator a draw would move.
 
-    InputError: it does not fit them, or its forward pass draws or changes what it should not.
+    head: where they are in what it returns; a hook on the model has it give them from then on. whole: a tensor [B] is
+    one output for each. InputError: it does not fit x, or its forward pass draws or changes what it should not.
     """
     name = type(model).__name__
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -101,6 +103,8 @@ def check_module(model: nn.Module, x: Tensor) -> int:
     tokens = "" if x.is_floating_point() else " (whole numbers are tokens; give floats, if these are none)"
     kind = f"{str(x.dtype).removeprefix('torch.')} inputs of shape {tuple(x.shape[1:])}{tokens}"
     try:
+        with torch.no_grad():
+            _take(model, head or Head(), given, f"does not fit {kind}", whole=whole)
         found = _called(model, given, f"does not fit {kind}")
         with torch.no_grad():
             single = f"fails for a single one of {kind}"
@@ -126,18 +130,38 @@ def check_module(model: nn.Module, x: Tensor) -> int:
     return found.shape[1]
 
 
-def _called(model: nn.Module, x: Tensor, fault: str) -> Tensor:
-    """The outputs [B, K] of a model for inputs x [B, ...]."""
+def _take(model: nn.Module, head: Head, x: Tensor, fault: str, *, whole: bool) -> None:
+    """Have a model give the outputs that its head says, by a hook on it."""
+    returned = _returned(model, x, fault)
+    tensor = inside(returned, head.path)
+    if isinstance(tensor, Tensor) and tensor.dim():
+        taken = fitted(head, tensor, (), whole=whole)
+        if taken is not None:
+            model.register_forward_hook(taken)
+    elif head.path:
+        name = type(tensor).__name__
+        raise InputError("problem.head", head.at, f"is a {name}, no tensor [B, outputs]; {which(returned)}")
+
+
+def _returned(model: nn.Module, x: Tensor, fault: str) -> Any:
+    """What a model returns for inputs x [B, ...]."""
     name = type(model).__name__
     try:
-        found = model(x)
+        return model(x)
+    except InputError:  # of its head
+        raise
     except (Exception, SystemExit) as error:  # of whatever kind is in a forward pass that somebody has written
         if no_room(error):
             raise InputError("problem.model", name, too_large(error)) from error
         raise InputError("problem.model", name, f"{fault}: {one_line(named_line(error), 200)}") from error
+
+
+def _called(model: nn.Module, x: Tensor, fault: str) -> Tensor:
+    """The outputs [B, K] of a model for inputs x [B, ...]."""
+    name, found = type(model).__name__, _returned(model, x, fault)
     if not isinstance(found, Tensor) or not found.is_floating_point():
         kind = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
-        raise InputError("problem.model", name, f"gives {kind}; its forward is to return floats, a tensor [B, outputs]")
+        raise InputError("problem.model", name, f"gives {kind}; {which(found)}")
     own = next(model.parameters()).dtype
     if found.dtype != own:
         given, wanted = (str(kind).removeprefix("torch.") for kind in (found.dtype, own))
@@ -164,6 +188,13 @@ def _hold_differentiable(model: nn.Module, outputs: Tensor) -> None:
         raise InputError("problem.model", name, "its embedding has sparse gradients; leave sparse = True out")
 
 
+def hold_binary(head: Head | None, dataset: Dataset) -> None:
+    """Refuse a head of two classes where labels are others."""
+    if head is not None and head.binary and dataset.num_classes != 2:
+        held = f"{dataset.num_classes} classes" if dataset.num_classes else "real numbers"
+        raise InputError("problem.head.binary", True, f"is of the classes 0 and 1, and the labels are {held}")
+
+
 def hold_outputs(model: nn.Module, outputs: int, dataset: Dataset) -> None:
     """Refuse a model of too few outputs for the labels, and say what is meant by these."""
     name, classes, labels = type(model).__name__, dataset.num_classes, (dataset.y, dataset.y_test)
@@ -175,7 +206,8 @@ def hold_outputs(model: nn.Module, outputs: int, dataset: Dataset) -> None:
     least = min(int(part.min()) for part in labels if len(part))
     held = f"gives {outputs} output{'s' * (outputs > 1)} for labels {least} .. {classes - 1}"
     if outputs == 1:
-        remedy = "give one for each class; if these are numbers to predict, floats, or loss = squared_error"
+        binary = "; if it is the log-odds of class 1, say head = { binary = true }" if classes == 2 else ""
+        remedy = f"give one for each class{binary}; if these are numbers to predict, floats, or loss = squared_error"
     elif least > 0 and outputs >= classes - least:
         remedy = f"classes are numbered from 0: take {least} off the labels, or give {classes} outputs"
     else:

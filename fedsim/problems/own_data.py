@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fedsim.core.errors import InputError, one_line
 from fedsim.core.memory import no_room
+from fedsim.nets.heads import Head, head_of
 from fedsim.nets.losses import loss_named
 from fedsim.problems.base import choose_device
 from fedsim.problems.datasets import Dataset
@@ -33,6 +34,7 @@ def supervised(
     clients: Iterable[Any],
     test: tuple[Any, Any] | None = None,
     loss: str | None = None,
+    head: Mapping[str, Any] | Head | str | int | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Supervised:
@@ -43,7 +45,8 @@ def supervised(
     parameters are where training starts. clients: for each client the indices of its examples. test: inputs and targets
     to judge the global model on; without it the training examples are. loss: `cross_entropy` of classes; whole numbers
     are targets, too, with `squared_error` or `log_cosh`. By default whole numbers are classes, floats targets.
-    device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
+    head: where in what the model returns its outputs are, as a key, an attribute or a place of a tuple, or a table of
+    the options of `problem.head`. device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
     """
     if dtype not in (torch.float32, torch.float64):
         raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
@@ -67,7 +70,8 @@ def supervised(
     partition = Partition.from_lists(_lists(clients))
     partition.check(dataset)
     try:
-        return Supervised(dataset, partition, model, loss=loss, device=choose_device(device, "device"), dtype=dtype)
+        device = choose_device(device, "device")
+        return Supervised(dataset, partition, model, loss=loss, head=head_of(head), device=device, dtype=dtype)
     except (MemoryError, RuntimeError) as error:
         if not no_room(error):
             raise

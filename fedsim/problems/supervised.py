@@ -25,6 +25,7 @@ from fedsim.core.streams import Streams
 from fedsim.nets.dropout import prepare
 from fedsim.nets.footprint import footprint
 from fedsim.nets.functional import Functional
+from fedsim.nets.heads import AnyHead, Head
 from fedsim.nets.losses import Loss
 from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import spread
@@ -43,6 +44,7 @@ from fedsim.problems.modules import (
     build_model,
     check_module,
     fitting_loss,
+    hold_binary,
     hold_module,
     hold_outputs,
     hold_tokens,
@@ -71,6 +73,10 @@ class SupervisedOptions(HasPlugins):
     """What is trained."""
     loss: Literal["cross_entropy", "squared_error", "log_cosh"] | None = None
     """Loss of an example. Not given: cross_entropy of classes, squared_error of numbers."""
+    head: AnyHead = None
+    """Where in what the model returns its outputs are: a key, an attribute or a place, or a table that says how they
+    lie, too. Not given: it returns them alone.
+    """
     start: str | None = None
     """A file with a state dict to start from (.safetensors, .pt). Not given: the model starts as it is made."""
 
@@ -95,6 +101,7 @@ class SupervisedOptions(HasPlugins):
             partition,
             build_model(self.made["model"], dataset, streams),
             loss=self.loss,
+            head=self.head,
             device=setting.device,
             dtype=setting.dtype,
         )
@@ -144,6 +151,7 @@ class Supervised:
         model: nn.Module,
         *,
         loss: str | Loss | None = None,
+        head: Head | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -152,7 +160,8 @@ class Supervised:
         fitting = loss if isinstance(loss, Loss) else fitting_loss(dataset, loss)
         hold_module(model)
         prepared = prepare(model).to("cpu", dtype).train()
-        outputs = check_module(prepared, self._tensor(dataset.x[:2]).cpu())
+        hold_binary(head, dataset)
+        outputs = check_module(prepared, self._tensor(dataset.x[:2]).cpu(), head, whole=not dataset.num_classes)
         hold_outputs(prepared, outputs, dataset)
         for held, inputs in (("training", dataset.x), ("test", dataset.x_test)):
             hold_tokens(prepared, inputs, held)
