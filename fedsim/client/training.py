@@ -283,9 +283,9 @@ class LocalTraining(HasPlugins, Client):
         self, cohort: Cohort, start: Tensor, shift: Tensor | None, rule: Rule, arm: Armed | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Parameters, the sums of the losses, and the losses of each step, which is a call of the network."""
-        y = cohort.stack(start)
+        y, layout = cohort.stack(start), cohort.network.layout
         fixed = None if shift is None else cohort.stack(shift)
-        take = None if rule.plain else stepper(rule, y)
+        take = None if rule.plain else stepper(rule, layout.moved(y))
         lr = base = self.rate(cohort)
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
         history: list[Tensor] = []
@@ -303,7 +303,8 @@ class LocalTraining(HasPlugins, Client):
                 loss = cohort.network.descend(rows, batch, lr, rule.decay, fixed_rows)
             else:
                 loss, gradient = cohort.network.gradients(rows, batch)
-                take(step, rows, corrected(rule, rows, gradient, fixed_rows), lr)
+                moved, pull = layout.moved(rows), None if fixed_rows is None else layout.moved(fixed_rows)
+                take(step, moved, corrected(rule, moved, gradient, pull), lr)
             losses[:active] += loss
             history.append(loss)
         return y.flat(), losses, history

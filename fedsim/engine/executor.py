@@ -33,6 +33,7 @@ from fedsim.nets.dropout import Draw
 from fedsim.nets.fused import fits, fused, installed
 from fedsim.nets.lowering import Stackable, loses_to_a_loop
 from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
+from fedsim.nets.normalisation import vector_parts
 from fedsim.nets.plain import WORTH_A_THREAD
 from fedsim.parallel.cores import at_most, cores, one_core_an_operation, spread
 from fedsim.problems.base import Examples, Model, Problem
@@ -69,7 +70,7 @@ def choose_network(
         return "stacked", chain
     try:
         stacked = StackedNetwork(module, layout, loss)
-        _try(stacked, layout.flatten(dict(module.named_parameters())), data)
+        _try(stacked, layout.flatten(vector_parts(module)), data)
     except InputError:
         if choice == "stacked":
             raise

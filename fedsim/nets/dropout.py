@@ -1,6 +1,6 @@
-"""Dropout by named draws, the same in every network.
+"""Training passes, and dropout by named draws, the same in every network.
 
-`torch.nn.Dropout` would read the global generator. `prepare` puts a `NamedDropout` in its place: in
+`torch.nn.Dropout` would read the global generator. `fedsim.nets.prepared` puts a `NamedDropout` in its place: in
 local step s of round r, the mask of client c in the n-th call of the layer called `name` is a draw named
 (`dropout/name/n`, r, s, c).
 Outside a `drawing` block a model is evaluated, and dropout does nothing.
@@ -8,19 +8,16 @@ Outside a `drawing` block a model is evaluated, and dropout does nothing.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor, nn
 
-from fedsim.core.errors import InputError, named_line
-from fedsim.core.memory import no_room
 from fedsim.core.streams import Index, Streams
 
 
@@ -35,23 +32,49 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class _Current:
+class Training:
+    """A forward pass in training. stacked: whether inputs have a leading client axis.
+
+    real: which places of the batches are examples, bool [k, B], or [B] in a pass that is `mapped` over clients by
+    `vmap`; None: all are, none is padding. calls: how often each layer has drawn so far.
+    """
+
     draw: Draw
     stacked: bool
-    calls: Counter[str]  # how often each layer has drawn in this forward pass
+    real: Tensor | None = None
+    mapped: bool = False
+    calls: Counter[str] = field(default_factory=Counter)
 
 
-_current: ContextVar[_Current | None] = ContextVar("fedsim_dropout", default=None)
+_training: ContextVar[Training | None] = ContextVar("fedsim_training", default=None)
+
+
+def training() -> Training | None:
+    """The training pass that is under way; None: the model is evaluated."""
+    return _training.get()
 
 
 @contextmanager
-def drawing(draw: Draw, *, stacked: bool) -> Iterator[None]:
-    """Within this block dropout is active; `stacked` says whether inputs have a leading client axis."""
-    token = _current.set(_Current(draw, stacked, Counter()))
+def drawing(draw: Draw, *, stacked: bool, real: Tensor | None = None) -> Iterator[None]:
+    """Within this block models are trained: dropout draws, and batches are normalised by themselves; see `Training`."""
+    with _within(Training(draw, stacked, real)):
+        yield
+
+
+@contextmanager
+def mapped(now: Training, real: Tensor | None) -> Iterator[None]:
+    """Within this block a training pass is that of one client of those that `vmap` maps over."""
+    with _within(replace(now, stacked=False, real=real, mapped=True)):
+        yield
+
+
+@contextmanager
+def _within(now: Training) -> Iterator[None]:
+    token = _training.set(now)
     try:
         yield
     finally:
-        _current.reset(token)
+        _training.reset(token)
 
 
 class NamedDropout(nn.Module):
@@ -63,7 +86,7 @@ class NamedDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs [k, B, ...] in a stack, [B, ...] for one client."""
-        current = _current.get()
+        current = training()
         if current is None or self.p == 0.0:
             return x
         draw, rows = current.draw, x if current.stacked else x.unsqueeze(0)
@@ -76,39 +99,3 @@ class NamedDropout(nn.Module):
         # The first 24 bits of a word are a uniform number in single precision, as p is then.
         kept = (words >= math.ceil(float(np.float32(self.p)) * 2**24) * 2**8).to(x.dtype).view(x.shape)
         return x.mul_(kept).div_(share) if self.inplace else x * kept / share
-
-
-def prepare(model: nn.Module) -> nn.Module:
-    """A copy of `model` that draws by name; what cannot be simulated exactly is refused with a remedy."""
-    try:
-        model = copy.deepcopy(model)
-    except Exception as error:  # of whatever kind is in the copying of what somebody has put into a module
-        if no_room(error):
-            raise
-        raise InputError("problem.model", type(model).__name__, f"cannot be copied: {named_line(error)}") from error
-    named: dict[int, NamedDropout] = {}  # one for each layer, however often it stands in the model
-    for name, part in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) or getattr(part, "track_running_stats", False):
-            raise InputError(
-                "problem.model",
-                f"{type(part).__name__} ({name})",
-                "it normalises over a batch or keeps running statistics, which are not parameters; "
-                "use GroupNorm or LayerNorm (the built-in resnet does)",
-            )
-        if isinstance(part, nn.Dropout):
-            if name == "":
-                return NamedDropout(part.p, name, part.inplace)
-            model.set_submodule(name, named.setdefault(id(part), NamedDropout(part.p, name, part.inplace)))
-        elif isinstance(part, nn.modules.dropout._DropoutNd) or _drops_inside(part):
-            raise InputError(
-                "problem.model",
-                f"{type(part).__name__} ({name})",
-                "this dropout reads the global generator; use torch.nn.Dropout between the layers instead",
-            )
-    return model
-
-
-def _drops_inside(part: nn.Module) -> bool:
-    """Whether a recurrent layer, say, drops out on its own."""
-    share = getattr(part, "dropout", 0.0)
-    return isinstance(share, int | float) and share > 0

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fedsim.nets.dropout import NamedDropout
 from fedsim.nets.layers import Residual, SelfAttention, has_hooks
+from fedsim.nets.normalisation import statistics_of
 
 INDIFFERENT = (
     *(nn.Sequential, Residual, nn.Conv2d, nn.GroupNorm, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
@@ -66,14 +67,16 @@ class Functional:
     def bind(self, leaves: Iterable[Tensor]) -> tuple[nn.Module, list[nn.Parameter]]:
         """Give the thread's copy, and its trainable parameters, with the numbers of `leaves` (in their own order).
 
-        They may share memory with the leaves. Much cheaper than `functional_call`, which matters where a client's step
-        is a few microseconds of arithmetic.
+        Running statistics come after the parameters, in memory of the leaves' own, where training passes write them.
+        Parameters may share memory with the leaves. Much cheaper than `functional_call`, which matters where a client's
+        step is a few microseconds of arithmetic.
         """
         model = self._copy()
         parameters: list[nn.Parameter] = self._own.parameters
-        for parameter, leaf, innermost in zip(parameters, leaves, self._own.innermost, strict=True):
+        held = (*parameters, *self._own.statistics)
+        for tensor, leaf, innermost in zip(held, leaves, self._own.innermost, strict=True):
             fast = innermost and leaf.dtype == torch.float32 and leaf.device.type == "cpu"
-            parameter.data = leaf.to(memory_format=torch.channels_last) if fast else leaf
+            tensor.data = leaf.to(memory_format=torch.channels_last) if fast else leaf
         return model, parameters
 
     def _copy(self) -> nn.Module:
@@ -91,7 +94,8 @@ class Functional:
                 for name, part in convolutions.items():
                     if _steps_over(part):
                         model.set_submodule(name, Thinned(part))
-            self._own.innermost = [id(own) in kernels for own in self._own.parameters]
+            self._own.statistics = list(statistics_of(model).values())
+            self._own.innermost = [id(own) in kernels for own in (*self._own.parameters, *self._own.statistics)]
             self._own.model = model
         own: nn.Module = self._own.model
         return own

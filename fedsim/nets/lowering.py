@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -22,11 +23,12 @@ from torch.overrides import TorchFunctionMode
 from fedsim.core.errors import InputError
 from fedsim.nets import products
 from fedsim.nets.convolution import Geometry, batch_last, convolve
-from fedsim.nets.dropout import NamedDropout
+from fedsim.nets.dropout import NamedDropout, mapped, training
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.functional import Functional
 from fedsim.nets.heads import Taken, bare, taken_of
 from fedsim.nets.layers import LastStep, Residual, has_backward_hooks, has_hooks
+from fedsim.nets.normalisation import BatchNorm, statistics_of
 
 WORTH_A_CALL = 10_000_000
 """Multiply-adds from which a convolutional network's forward pass is faster for one client than for a stack of them."""
@@ -297,22 +299,37 @@ def _vmapped(model: nn.Module, prefix: str) -> Lowered:
         )
     if any(has_backward_hooks(part) for part in model.modules()):
         raise InputError("engine.executor", "stacked", "a module has hooks on its backward pass; use executor = 'loop'")
-    names = [name for name, _ in model.named_parameters()]
+    statistics = statistics_of(model)
+    names = [*(name for name, _ in model.named_parameters()), *statistics]
     if not names:
         bare = vmap(model)
         return lambda _, x: bare(x)
-    call = vmap(Functional(model))
+    functional_model = Functional(model)
     # Products with a dimension of 1, and convolutions, are made by other kernels for a single client.
     company_matters = any(1 in own.shape or own.dim() > 2 for own in model.parameters())
 
     def vmapped(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        clients, own = len(x), {name: named[prefix + name] for name in names}
+        clients, own, now = len(x), {name: named[prefix + name] for name in names}, training()
+        real = None if now is None else now.real
         if clients == 1 and company_matters:
-            own, x = {name: products.pair(one) for name, one in own.items()}, products.pair(x)
-        outputs: Tensor = call(own, x)
+            own = {name: one.repeat(2, 1) if name in statistics else products.pair(one) for name, one in own.items()}
+            x, real = products.pair(x), None if real is None else products.pair(real)
+
+        def call(own: Mapping[str, Tensor], x: Tensor, real: Tensor | None) -> Tensor:
+            with nullcontext() if now is None else mapped(now, real):
+                return functional_model(own, x)
+
+        outputs: Tensor = vmap(call, in_dims=(0, 0, None if real is None else 0))(own, x, real)
+        if len(x) > clients:
+            for name in statistics:
+                named[prefix + name].copy_(own[name][:1])
         return outputs[:clients]
 
     return vmapped
+
+
+def _batch_norm(layer: BatchNorm, prefix: str) -> Lowered:
+    return lambda named, x: layer.stacked(named, prefix, x)
 
 
 LAYERS: tuple[tuple[type[nn.Module], Callable[..., Lowered | None]], ...] = (
@@ -320,6 +337,7 @@ LAYERS: tuple[tuple[type[nn.Module], Callable[..., Lowered | None]], ...] = (
     (nn.Conv2d, _conv2d),
     (nn.GroupNorm, _group_norm),
     (nn.LayerNorm, _layer_norm),
+    (BatchNorm, _batch_norm),
     (nn.Embedding, _embedding),
     (nn.LSTM, _lstm),
     (LastStep, _last_step),

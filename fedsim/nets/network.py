@@ -57,6 +57,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.y)
 
+    @property
+    def real(self) -> Tensor | None:
+        """Which places are examples, bool [k, B]; None: all are."""
+        real = self.weight > 0
+        return None if bool(real.all()) else real
+
     def cut(self, count: int) -> Batch:
         """The first `count` examples of each client."""
         if count == self.weight.shape[1]:
@@ -78,7 +84,10 @@ class Network(Protocol):
     compiled: Compiled | None
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
-        """Losses [k] and gradients of the k clients of a batch."""
+        """Losses [k] of the k clients of a batch, and gradients of what is trained.
+
+        Running statistics of y move along, in place: it is a training pass.
+        """
         ...
 
     def outputs(self, y: Stack, x: Tensor) -> Tensor:
@@ -113,6 +122,7 @@ class _Autograd(ABC):
     def _outputs(self, leaves: Sequence[Tensor], x: Tensor) -> Tensor:
         """Outputs [k, B, K] under parameters in the shapes of the stack, in terms that can be differentiated."""
 
+    layout: Layout
     loss: Loss
     loop: Loop | None = None
     compiled: Compiled | None = None
@@ -148,7 +158,8 @@ class _Autograd(ABC):
     def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
         """Gradient first, then the elementwise step."""
         losses, gradient = self.gradients(y, batch)
-        descend_plainly(y, gradient, lr, decay, shift)
+        shift = None if shift is None else self.layout.moved(shift)
+        descend_plainly(self.layout.moved(y), gradient, lr, decay, shift)
         return losses
 
 
@@ -164,23 +175,21 @@ class StackedNetwork(_Autograd):
         self.layout, self.loss = layout, loss
         self.lowered: Lowered = lower(model)
         first: dict[int, str] = {}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            first.setdefault(id(parameter), name)
-        shared = {name: first[id(own)] for name, own in model.named_parameters(remove_duplicate=False)}
+        parameters = list(model.named_parameters(remove_duplicate=False))
+        every = [*parameters, *model.named_buffers(remove_duplicate=False)]
+        for name, own in every:
+            first.setdefault(id(own), name)
+        shared = {name: first[id(own)] for name, own in every}
         self._aliases = {name: own for name, own in shared.items() if name != own and own in layout.names}
         # Frozen parameters are no part of the vector; every client has the same.
-        self._frozen = {
-            name: own.detach()
-            for name, own in model.named_parameters(remove_duplicate=False)
-            if shared[name] not in layout.names
-        }
+        self._frozen = {name: own.detach() for name, own in parameters if shared[name] not in layout.names}
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients of the k clients of a batch."""
-        leaves = [leaf.detach().requires_grad_() for leaf in y.leaves]
-        with drawing(batch.draw, stacked=self.stacked):
-            losses = self._values(leaves, batch)
-        gradient = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
+        trained = [leaf.detach().requires_grad_() for leaf in y.leaves[: self.layout.trained]]
+        with drawing(batch.draw, stacked=self.stacked, real=batch.real if self.layout.normalises else None):
+            losses = self._values([*trained, *y.leaves[self.layout.trained :]], batch)
+        gradient = torch.autograd.grad(losses.sum(), trained, allow_unused=True, materialize_grads=True)
         return losses.detach(), Stack(gradient)
 
     def _outputs(self, leaves: Sequence[Tensor], x: Tensor) -> Tensor:
@@ -204,7 +213,7 @@ class PlainNetwork(_Autograd):
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [1] and gradients of one client."""
         model, parameters = self.model.bind(leaf[0] for leaf in y.leaves)
-        with drawing(batch.draw, stacked=self.stacked):
+        with drawing(batch.draw, stacked=self.stacked, real=batch.real if self.layout.normalises else None):
             outputs = model(batch.x[0])
         own = self.loss if batch.loss is None else batch.loss
         loss = weighted(own.examples(outputs.unsqueeze(0), batch.y), batch.weight)

@@ -34,7 +34,7 @@ class PlainLoop:
     def __init__(self, model: Functional, layout: Layout, loss: Loss, operations: float) -> None:
         self._model, self._layout, self._loss = model, layout, loss
         self._spreads = operations > WORTH_A_THREAD
-        self._draws = any(isinstance(part, NamedDropout) for part in model.parts())
+        self._draws = layout.normalises or any(isinstance(part, NamedDropout) for part in model.parts())
 
     def descend(self, descent: Descent) -> Descended:
         """Take all steps of all clients."""
@@ -75,9 +75,12 @@ class PlainLoop:
         layout, rule, x, y, draw = self._layout, descent.rule, descent.x, descent.y, descent.draw
         own = _row(descent.start, client)
         # Each in memory of its own, which begins where vectors do.
-        model, parameters = self._model.bind(part.clone() for part in layout.named(own).values())
+        begun = layout.named(own)
+        copies = [part.clone() for part in begun.values()]
+        model, parameters = self._model.bind(copies)
+        ended = [*(parameter.data for parameter in parameters), *copies[layout.trained :]]
         rows = Stack([parameter.data.unsqueeze(0) for parameter in parameters])
-        shift = None if descent.shift is None else layout.stack(_row(descent.shift, client))
+        shift = None if descent.shift is None else layout.moved(layout.stack(_row(descent.shift, client)))
         take = None if rule.plain else stepper(rule, rows)
         who, turn = draw.clients[client : client + 1], draw.turn
         turn = turn[client : client + 1] if isinstance(turn, Tensor) else turn
@@ -97,13 +100,11 @@ class PlainLoop:
             else:
                 take(step, rows, corrected(rule, rows, gradient, shift), lr)
             history.append(loss.detach())
-        for place, parameter, begun in zip(
-            layout.named(end[client]).values(), parameters, layout.named(own).values(), strict=True
-        ):
+        for place, numbers, before in zip(layout.named(end[client]).values(), ended, begun.values(), strict=True):
             if descent.change:
-                torch.sub(parameter.data, begun, out=place)
+                torch.sub(numbers, before, out=place)
             else:
-                place.copy_(parameter.data)
+                place.copy_(numbers)
         return history
 
 

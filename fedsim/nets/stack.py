@@ -19,15 +19,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each parameter lies in the flat vector: names and shapes, in the model's own order."""
+    """Where each parameter lies in the flat vector: names and shapes, in the model's own order.
+
+    trained: how many of them, from the first, are trained. What follows are running statistics of normalisation, which
+    no gradient moves.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    trained: int
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Layout:
-        """The layout of named tensors, in their order."""
-        return cls(tuple(tensors), tuple(tuple(tensor.shape) for tensor in tensors.values()))
+    def of(cls, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None) -> Layout:
+        """The layout of named tensors that are trained, in their order, and then of statistics."""
+        every = {**tensors, **(statistics or {})}
+        return cls(tuple(every), tuple(tuple(tensor.shape) for tensor in every.values()), len(tensors))
+
+    @property
+    def normalises(self) -> bool:
+        """Whether there are statistics."""
+        return self.trained < len(self.names)
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -38,6 +49,15 @@ class Layout:
     def dimension(self) -> int:
         """d, the length of the flat vector."""
         return sum(self.sizes)
+
+    @property
+    def trained_numbers(self) -> int:
+        """How many numbers of the flat vector, from the first, are trained."""
+        return sum(self.sizes[: self.trained])
+
+    def moved(self, stack: Stack) -> Stack:
+        """What a gradient moves of a stack, in its own memory."""
+        return Stack(stack.leaves[: self.trained]) if self.normalises else stack
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Named tensors to one vector [d]."""

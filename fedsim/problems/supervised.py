@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,14 +19,15 @@ from torch import Tensor, nn
 
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
-from fedsim.core.options import options
+from fedsim.core.options import options, table_of
 from fedsim.core.plugins import HasPlugins, hold_returned, kind_of
 from fedsim.core.streams import Streams
-from fedsim.nets.dropout import prepare
 from fedsim.nets.footprint import footprint
 from fedsim.nets.functional import Functional
 from fedsim.nets.heads import AnyHead, Head
 from fedsim.nets.losses import Loss
+from fedsim.nets.normalisation import MEAN, SECOND, Statistics, layers_of, statistics_of, vector_parts
+from fedsim.nets.prepared import prepare
 from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import spread
 from fedsim.problems.attacked import attacked, attacked_measures
@@ -61,6 +62,16 @@ WORK_AT_ONCE = 2**26
 
 
 @options
+class Normalisation:
+    """What becomes of the running statistics of batch normalisation."""
+
+    statistics: Statistics = "averaged"
+    """Means and variances are averaged as parameters are (averaged); or means and second moments, which gives the
+    variance of all examples together (pooled); or they stay as they are at the start, in training too (frozen).
+    """
+
+
+@options
 class SupervisedOptions(HasPlugins):
     """A model that is trained on a data set, which is dealt to clients as the partition says."""
 
@@ -80,6 +91,8 @@ class SupervisedOptions(HasPlugins):
     start: str | None = None
     """A file with a state dict to start from (.safetensors, .pt). Not given: the model starts as it is made."""
 
+    normalisation: Annotated[Normalisation | None, table_of(Normalisation)] = None
+    """Of batch normalisation, which a model must have for it. Not given: statistics are averaged."""
     split: Literal["fixed", "seed"] = "fixed"
     """Where a test set is drawn from all examples: fixed, by the data set's split_seed, one for all seeds of a run; or
     by the run's own seed, so that what differs between seeds has the choice of the test set in it, too.
@@ -104,6 +117,7 @@ class SupervisedOptions(HasPlugins):
             head=self.head,
             device=setting.device,
             dtype=setting.dtype,
+            statistics=None if self.normalisation is None else self.normalisation.statistics,
         )
         if self.start is not None:
             problem.start_from(load_start(Path(self.start)))
@@ -154,12 +168,15 @@ class Supervised:
         head: Head | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        statistics: Statistics | None = None,
     ) -> None:
         self.dataset, self.partition = dataset, partition
         self.device, self.dtype = torch.device(device), dtype
         fitting = loss if isinstance(loss, Loss) else fitting_loss(dataset, loss)
         hold_module(model)
-        prepared = prepare(model).to("cpu", dtype).train()
+        prepared = prepare(model, statistics).to("cpu", dtype).train()
+        if statistics is not None and not layers_of(prepared):
+            raise InputError("problem.normalisation", statistics, "the model has no batch normalisation; remove it")
         hold_binary(head, dataset)
         outputs = check_module(prepared, self._tensor(dataset.x[:2]).cpu(), head, whole=not dataset.num_classes)
         hold_outputs(prepared, outputs, dataset)
@@ -168,8 +185,9 @@ class Supervised:
         module = prepared.to(self.device)
         self.functional = Functional(copy.deepcopy(module).eval())
         trained = {name: own for name, own in module.named_parameters() if own.requires_grad}
-        layout = Layout.of(trained)
-        self._start = layout.flatten(trained)
+        carried = statistics_of(module)
+        layout = Layout.of(trained, carried)
+        self._start = layout.flatten({**trained, **carried})
         x, y = self._tensor(dataset.x), self._tensor(dataset.y)
         self.x_test, self.y_test = self._tensor(dataset.x_test), self._tensor(dataset.y_test)
         self.data = Examples(
@@ -187,7 +205,7 @@ class Supervised:
 
     @property
     def dimension(self) -> int:
-        """d, how many parameters the model has."""
+        """d, how many parameters the model has, its statistics among them."""
         return self.model.layout.dimension
 
     def initial(self) -> Tensor:
@@ -201,16 +219,22 @@ class Supervised:
 
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Start from a state dict instead of the model's own initial parameters."""
-        held = started(self.model.module, tensors, self.model.layout.names)
-        self.model.module.load_state_dict(held)
-        self.functional = Functional(copy.deepcopy(self.model.module).eval())
-        self._start = self.model.layout.flatten(held)
+        module, layers = self.model.module, layers_of(self.model.module)
+        running = {f"{name}.{own}" if name else own for name in layers for own in (MEAN, SECOND)}
+        module.load_state_dict(started(module, tensors, {*self.model.layout.names, *running}))
+        for layer in layers.values():
+            statistics, layer.statistics = layer.statistics, "averaged"  # a state dict has variances
+            layer.become(statistics)
+        self.functional = Functional(copy.deepcopy(module).eval())
+        self._start = self.model.layout.flatten(vector_parts(module))
         self.data.scores.clear()
 
     def module(self, params: Tensor) -> nn.Module:
         """The model with the parameters of a vector [d]; dropout in it is inactive."""
         prepared = prepare(self.model.module)
         prepared.load_state_dict(self.model.layout.named(params), strict=False)
+        for layer in layers_of(prepared).values():
+            layer.become("averaged")
         return prepared.eval()
 
     def tensors(self, params: Tensor) -> Mapping[str, Tensor]:

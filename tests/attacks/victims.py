@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fedsim.attacks.attack import Draws, ExampleDraws, Victim
 from fedsim.core.data_files import DataFolder
 from fedsim.core.streams import Streams
-from fedsim.nets.dropout import prepare
 from fedsim.nets.losses import CrossEntropy
 from fedsim.nets.network import Network, PlainNetwork
+from fedsim.nets.prepared import prepare
 from fedsim.nets.stack import Layout
 from fedsim.problems.datasets.embedded import Digits
 

@@ -12,7 +12,8 @@ from torch import nn
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
-from fedsim.nets.dropout import Draw, drawing, prepare
+from fedsim.nets.dropout import Draw, drawing
+from fedsim.nets.prepared import prepare
 from fedsim.running.build import build_simulation
 from fedsim.testing.problems import DEVICE, blobs
 from fedsim.testing.problems import small_experiment as small
@@ -209,7 +210,10 @@ class Counting(nn.Module):
     ("make", "words"),
     [
         (Counting, "buffer"),
-        (lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.InstanceNorm1d(2, track_running_stats=True)), "GroupNorm"),
+        (
+            lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.InstanceNorm1d(2, track_running_stats=True)),
+            "track_running",
+        ),
         (lambda: nn.Flatten(), "no parameter"),
     ],
 )

@@ -17,9 +17,11 @@ from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.engine.executor import choose_network
 from fedsim.nets import lowering
-from fedsim.nets.dropout import Draw, NamedDropout, drawing, prepare
+from fedsim.nets.dropout import Draw, NamedDropout, drawing
 from fedsim.nets.layers import LastStep, Residual
 from fedsim.nets.network import Batch, Network, PlainNetwork
+from fedsim.nets.normalisation import DIMENSIONS, BatchNorm
+from fedsim.nets.prepared import prepare
 from fedsim.nets.stack import Stack
 from fedsim.testing.problems import DEVICE
 
@@ -55,6 +57,7 @@ def with_head(*parts: nn.Module, shape: tuple[int, ...] | None) -> nn.Module:
 def behind(layer: nn.Module, shape: tuple[int, ...] | None) -> nn.Module:
     """The layer behind one whose outputs it may write to."""
     first = nn.Conv2d(2, 4, 3, padding=1) if shape == IMAGES else nn.Linear(shape[-1], 8) if shape else None
+    first = None if isinstance(layer, nn.BatchNorm3d) else first
     return with_head(*([] if first is None else [first]), layer, shape=shape)
 
 
@@ -63,6 +66,10 @@ CONVOLUTION = {"in_channels": 2, "out_channels": 4, "kernel_size": (3, 2)}
 POOL = {"kernel_size": 3, "stride": (1, 2), "padding": 1, "ceil_mode": True}
 EMBEDDING = {"num_embeddings": 6, "embedding_dim": 4}
 SEQUENCE = {"input_size": 4, "hidden_size": 6}
+BATCH_NORM = {
+    "num_features": (), "eps": (0.5,), "momentum": (0.4, None), "affine": (False,), "track_running_stats": (False,),
+    "bias": (False,),
+}  # fmt: skip
 Cases = dict[type[nn.Module], tuple[tuple[int, ...] | None, dict[str, Any], dict[str, tuple[Any, ...]]]]
 # The shape of inputs, the arguments that are needed, and other values of each of the arguments.
 LAYERS: Cases = {
@@ -90,6 +97,9 @@ LAYERS: Cases = {
         {"normalized_shape": 8},
         {"normalized_shape": ((8,),), "eps": (0.5,), "elementwise_affine": (False,), "bias": (False,)},
     ),
+    nn.BatchNorm1d: (VECTORS, {"num_features": 8}, BATCH_NORM),
+    nn.BatchNorm2d: (IMAGES, {"num_features": 4}, BATCH_NORM),
+    nn.BatchNorm3d: ((2, 2, 3, 2), {"num_features": 2}, BATCH_NORM),
     nn.Embedding: (
         TOKENS,
         EMBEDDING,
@@ -157,6 +167,8 @@ BY_LOOP = {
 }  # fmt: skip
 REFUSED = {
     ("Embedding", "max_norm"), ("Embedding", "sparse"), ("LSTM", "batch_first"), ("LSTM", "dropout"),
+    *((f"BatchNorm{axes}d", "momentum", None) for axes in (1, 2, 3)),
+    *((f"BatchNorm{axes}d", "track_running_stats") for axes in (1, 2, 3)),
     ("MaxPool2d", "return_indices"), ("AdaptiveMaxPool2d", "return_indices"), ("Flatten", "start_dim", 0),
 }  # fmt: skip
 VARIED = [
@@ -171,11 +183,13 @@ def test_every_layer_and_every_argument_is_varied():
         *lowering.IMAGEWISE,
         *(kind for kind, _ in lowering.LAYERS),
     }
-    lowered |= {nn.Flatten, nn.Dropout}
-    assert lowered - {NamedDropout} == set(LAYERS)  # which stands where a Dropout was
+    lowered |= {nn.Flatten, nn.Dropout, *DIMENSIONS}
+    assert lowered - {NamedDropout, BatchNorm} == set(LAYERS)  # which stand where a Dropout or batch norm was
     for cls, (_, _, others) in LAYERS.items():
         if cls is nn.LSTM:  # whose arguments are those of its base, which it only hands on
             expected = set(inspect.signature(nn.RNNBase.__init__).parameters) - {"mode"}
+        elif cls in DIMENSIONS:
+            expected = set(inspect.signature(nn.modules.batchnorm._NormBase.__init__).parameters)
         else:
             own = cls.__init__ not in (nn.Module.__init__, nn.Identity.__init__)  # which take anything, and nothing
             expected = set(inspect.signature(cls.__init__).parameters) if own else set()
@@ -192,7 +206,9 @@ def examples(shape: tuple[int, ...] | None) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def slopes_of(network: Network, y: Stack, v: Stack, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Losses and derivatives in forward mode; None: PyTorch has none for a layer."""
+    """Losses and derivatives in forward mode; None: there are none of running statistics, or of a layer in PyTorch."""
+    if network.layout.normalises:
+        return None
     try:
         return network.derivatives(y, v, batch)
     except NotImplementedError:
@@ -221,7 +237,8 @@ def executed(make: Callable[[], nn.Module], shape: tuple[int, ...] | None) -> st
         return name
     plain, layout = PlainNetwork(problem.model.module, problem.model.layout, problem.model.loss), problem.model.layout
     moved = torch.randn(2, C, layout.dimension, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    stack = layout.stack(problem.initial() + 0.1 * moved[0].to(DEVICE))
+    start = problem.initial() + 0.1 * moved[0].to(DEVICE)
+    stack, trained = layout.stack(start), layout.stack(start)  # whose statistics a training pass writes
     along = layout.stack(moved[1].to(DEVICE))
     weight = torch.full((C, B), 1 / B, dtype=torch.float64, device=DEVICE)
     weight[1] = torch.tensor([0.5, 0.5, 0, 0, 0])
@@ -232,13 +249,16 @@ def executed(make: Callable[[], nn.Module], shape: tuple[int, ...] | None) -> st
         return Batch(problem.data.x[rows[own]], problem.data.y[rows[own]], weight[own], draw)
 
     everyone = slice(0, C)
-    losses, gradient = network.gradients(stack, batch(everyone))
+    losses, gradient = network.gradients(trained, batch(everyone))
     forward_mode = slopes_of(network, stack, along, batch(everyone))
     outputs = network.outputs(stack, problem.data.x[rows])
     for client in range(C):
         own = slice(client, client + 1)
         trimmed = batch(own).cut(5 if client != 1 else 2)
-        loss, expected = plain.gradients(stack[own], trimmed)
+        alone = layout.stack(start[own])
+        loss, expected = plain.gradients(alone, trimmed)
+        for found, right in zip(trained.leaves, alone.leaves, strict=True):
+            torch.testing.assert_close(found[own], right, rtol=0, atol=1e-12)
         torch.testing.assert_close(losses[own], loss, rtol=0, atol=1e-10)
         for found, right in zip(gradient.leaves, expected.leaves, strict=True):
             torch.testing.assert_close(found[own], right, rtol=0, atol=1e-10)

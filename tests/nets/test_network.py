@@ -8,10 +8,11 @@ from torch import nn
 
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
-from fedsim.nets.dropout import Draw, NamedDropout, drawing, prepare
+from fedsim.nets.dropout import Draw, NamedDropout, drawing
 from fedsim.nets.losses import LOSSES
 from fedsim.nets.lowering import lower
 from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
+from fedsim.nets.prepared import prepare
 from fedsim.nets.stack import Layout, Stack
 from fedsim.problems.models.convolutional import CNN, LeNet, ResNet
 from fedsim.problems.models.dense import MLP, Logistic
@@ -203,7 +204,9 @@ def test_dropout_keeps_what_a_uniform_draw_of_its_name_says(p):
 @pytest.mark.parametrize(
     ("model", "part"),
     [
-        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "GroupNorm"),
+        (nn.Sequential(nn.Linear(3, 3), nn.SyncBatchNorm(3)), "BatchNorm1d"),
+        (nn.BatchNorm1d(3, momentum=None), "momentum"),
+        (nn.BatchNorm1d(3, track_running_stats=False), "track_running_stats"),
         (nn.Sequential(nn.Dropout2d(0.2)), "torch.nn.Dropout"),
         (nn.LSTM(3, 3, num_layers=2, dropout=0.5), "torch.nn.Dropout"),
     ],

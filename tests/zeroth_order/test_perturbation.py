@@ -13,7 +13,7 @@ from fedsim.zeroth_order.directions import Keys, draw
 from fedsim.zeroth_order.perturbation import evaluate_pair, perturb_
 
 STREAMS = Streams(7)
-LAYOUT = Layout(("weight", "bias", "scale"), ((30, 11), (30,), ()))
+LAYOUT = Layout(("weight", "bias", "scale"), ((30, 11), (30,), ()), 3)
 OWNERS = torch.tensor([4, 0, 9])
 OWN = Keys("z", owner=OWNERS, turn=2, step=5)
 

@@ -76,7 +76,9 @@ class StateDict:
                 whole[name] = (values.dtype, values.shape)
         if not any(math.prod(shape) for shape in shapes.values()):
             raise InputError(option, ", ".join(arrays) or "(nothing)", "there are no floats to train in it")
-        return cls(tuple(arrays), Layout(tuple(shapes), tuple(shapes.values())), tuple(types), whole, still)
+        return cls(
+            tuple(arrays), Layout(tuple(shapes), tuple(shapes.values()), len(shapes)), tuple(types), whole, still
+        )
 
     @cached_property
     def dtype(self) -> torch.dtype:
