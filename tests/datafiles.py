@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import lzma
 import pickle
 from io import BytesIO
@@ -67,6 +68,7 @@ def write_all(folder: Path) -> None:
     for name, columns in written.items():
         made = {column: pyarrow.array(list(values)) for column, values in columns.items()}
         parquet.write_table(pyarrow.table(made), folder / f"{name}.parquet", row_group_size=25)
+    _hub(folder, generator)
     for number in range(12):
         place = folder / "images" / f"class{number % 3}" / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +77,34 @@ def write_all(folder: Path) -> None:
         moving.parent.mkdir(parents=True, exist_ok=True)
         frames = [Image.fromarray(frame) for frame in generator.integers(0, 256, (2, 6, 6), dtype=np.uint8)]
         frames[0].save(moving, save_all=True, append_images=frames[1:])
+
+
+def _hub(folder: Path, generator: np.random.Generator) -> None:
+    """Images as the library `datasets` saves them, and as its hub has them."""
+    images = []
+    for pixels in generator.integers(0, 256, (20, 4, 4, 3), dtype=np.uint8):
+        file = BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        images.append({"bytes": file.getvalue(), "path": None})
+    numbers = generator.normal(size=20)
+    columns = {"image": images, "label": list(range(2)) * 10, "owner": list("abcde") * 4, "number": numbers.tolist()}
+    columns |= {"grid": [[number, number] for number in range(20)], "other": numbers.tolist()}
+    features = {"label": {"_type": "ClassLabel", "names": ["first", "second"]}}
+    table = pyarrow.table(columns).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    for place in ("saved", "parts/train", "parts/test", "parts/dev", "hub"):
+        (folder / place).mkdir(parents=True)
+        if place == "hub":
+            parquet.write_table(table, folder / place / "train.parquet")
+            continue
+        with (
+            pyarrow.OSFile(str(folder / place / "data.arrow"), "wb") as file,
+            pyarrow.ipc.new_stream(file, table.schema) as stream,
+        ):
+            stream.write_table(table.slice(0, 20 if place != "parts/dev" else 5))
+        (folder / place / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    (folder / "parts" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test", "dev"]}))
 
 
 def _labels(count: int) -> np.ndarray[Any, Any]:

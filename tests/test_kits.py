@@ -18,6 +18,7 @@ from fedsim.problems.datasets.covertype import Covertype
 from fedsim.problems.datasets.embedded import BreastCancer, Digits
 from fedsim.problems.datasets.femnist import FEMNIST
 from fedsim.problems.datasets.fsdd import FSDD
+from fedsim.problems.datasets.huggingface import HuggingFace
 from fedsim.problems.datasets.idx import MNIST, FashionMNIST
 from fedsim.problems.datasets.images import ImageFolder
 from fedsim.problems.datasets.parquet import Parquet
@@ -119,6 +120,19 @@ FILES: dict[str, tuple[Any, dict[str, Any]]] = {
         },
     ),
     "parquet": (Parquet(path="table.parquet", label="label"), of_tables("parquet")),
+    "huggingface": (
+        HuggingFace(path="saved", inputs=("number", "other")),
+        {
+            "inputs": (["number"], {}),
+            "target": ("owner", {}),
+            "owner": ("owner", {}),
+            "train": ("dev", {"path": "parts"}),
+            "test": ("dev", {"path": "parts"}),
+            "tokens": (True, {"inputs": ["grid"]}),
+            "color": ("gray", {"inputs": ["image"]}),
+            "resize": (3, {"inputs": ["image"]}),
+        },
+    ),
     "npz": (
         NPZ(path="arrays.npz"),
         {"x": ("holes", {}), "y": ("third", {}), "owner": ("third", {}), "missing": ("fill", {"x": "holes"})},

@@ -33,6 +33,7 @@ from fedsim.problems.datasets.cifar import CIFAR10
 from fedsim.problems.datasets.covertype import Covertype
 from fedsim.problems.datasets.femnist import FEMNIST
 from fedsim.problems.datasets.fsdd import FSDD
+from fedsim.problems.datasets.huggingface import HuggingFace
 from fedsim.problems.datasets.idx import MNIST
 from fedsim.problems.datasets.images import ImageFolder
 from fedsim.problems.datasets.parquet import Parquet
@@ -68,6 +69,9 @@ FORMATS: dict[str, tuple[Any, str]] = {
         Parquet(path="texts.parquet", label="text", encode="one_hot", missing="fill"),
         "texts.parquet",
     ),
+    "huggingface": (HuggingFace(path="saved", inputs=("image",), owner="owner"), "saved/data.arrow"),
+    "huggingface parquet": (HuggingFace(path="hub", inputs=("image",), owner="owner"), "hub/train.parquet"),
+    "huggingface state": (HuggingFace(path="saved", inputs=("image",)), "saved/state.json"),
     "npz": (NPZ(path="arrays.npz", standardize=True), "arrays.npz"),
     "npz packed": (NPZ(path="packed.npz"), "packed.npz"),
     "npz of tokens": (NPZ(path="tokens.npz", tokens=True), "tokens.npz"),

@@ -86,8 +86,8 @@ class NPZ:
             if not count and (part == 0 or several):
                 missing = "something is missing in every example" if self.missing == "drop" else "there is no example"
                 raise InputError(PATH, str(path), f"{missing} of {names['x'][part]}")
-        targets, classes = _targets(y, training, self.task, path, names["y"])
-        owners, owner_names = (None, []) if owner is None else _owners(owner, training, path, names["owner"])
+        targets, classes = coded_targets(y, training, self.task, path, names["y"])
+        owners, owner_names = (None, []) if owner is None else coded_owners(owner, training, path, names["owner"])
         if several:
             hold_unsplit(self.test_share, f"{names['x'][1]} is of")
             train, test = np.arange(training), np.arange(training, len(x))
@@ -181,7 +181,7 @@ class NPZ:
         if self.standardize:
             x, x_test, scaled = standardised(x, x_test)
             told |= scaled
-        return _single(x, path, key), _single(x_test, path, key), told
+        return single(x, path, key), single(x_test, path, key), told
 
 
 def _of_test(kind: str, name: str, arrays: dict[str, Array]) -> str | None:
@@ -247,21 +247,21 @@ def _filled(x: Array, x_test: Array, path: Path, key: str) -> tuple[Array, Array
     return imputer.transform(flat).reshape(x.shape), filled.reshape(x_test.shape), count
 
 
-def _single(values: Array, path: Path, what: str) -> Array:
+def single(values: Array, path: Path, what: str) -> Array:
     """Convert to float32; refuse what is not finite there."""
     with np.errstate(over="ignore", invalid="ignore"):
-        single = values.astype(np.float32)
-    finite(single, path, what)
-    return single
+        found = values.astype(np.float32)
+    finite(found, path, what)
+    return found
 
 
-def _targets(labels: Array, training: int, task: Task, path: Path, names: list[str]) -> tuple[Array, list[str]]:
+def coded_targets(labels: Array, training: int, task: Task, path: Path, names: list[str]) -> tuple[Array, list[str]]:
     """Return classes int64 [n] and their names, or float32 [n] targets and none."""
     what = names[0]
     if task == "regression":
         if labels.dtype.kind not in "fiub":
             raise InputError(PATH, str(path), f"{what} is {labels.dtype}; give numbers")
-        return _single(labels, path, what), []
+        return single(labels, path, what), []
     codes, classes = _codes(labels, training, path, what)
     if (codes < 0).any():
         row = int(np.argmax(codes < 0))
@@ -273,7 +273,7 @@ def _targets(labels: Array, training: int, task: Task, path: Path, names: list[s
     return codes, classes
 
 
-def _owners(values: Array, training: int, path: Path, names: list[str]) -> tuple[Indices, list[str]]:
+def coded_owners(values: Array, training: int, path: Path, names: list[str]) -> tuple[Indices, list[str]]:
     """The owners of all examples, -1 for those of a test set none of whom has a training example, and their names."""
     codes, owners = _codes(values, training, path, names[0])
     strange = codes < 0

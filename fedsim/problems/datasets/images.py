@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,7 +93,8 @@ class ImageFolder:
         if not classes:
             raise InputError(PATH, str(root), "there is no <class>/ with images in this folder")
         files = [(file, classes.index(name)) for held in found for name in sorted(held) for file in held[name]]
-        x = self._pixels([file for file, _ in files])
+        look = Look(self.color, self.size, self.resize, self.animated)
+        x = pixels_of([(file, file) for file, _ in files], look)
         y = np.array([number for _, number in files], dtype=np.int64)
         told: dict[str, Any] = {"classes": classes, "left_out": left_out}
         if len(parts) > 1:
@@ -104,60 +106,76 @@ class ImageFolder:
             told["features"] = standardise(data.x, data.x_test)
         return data
 
-    def _pixels(self, files: list[Path]) -> Array:
-        """All images: float32 [n, channels, height, width]."""
-        side = self.resize or self.size
-        shape = self._image(files[0]).shape[:2] if side is None else (side, side)
-        wanted = (len(files), 3 if self.color == "rgb" else 1, *shape)
-        option = "resize" if self.size is None else "size"
-        hold_memory(wanted, f"{TABLE}.{option}", side, "make the images smaller by resize")
-        found = np.empty(wanted, np.float32)
-        for number, file in enumerate(files):
-            values = self._image(file)
-            if values.shape[:2] != shape:
-                fault = f"is {values.shape[1]} x {values.shape[0]} pixels, not {shape[1]} x {shape[0]}"
-                raise InputError(PATH, str(file), f"{fault}; give all images one size, or say resize = 64")
-            pixels = values.reshape(*shape, -1).transpose(2, 0, 1)
-            found[number] = unit_scale(pixels) if pixels.dtype == np.uint8 else pixels
-        return found
 
-    def _image(self, file: Path) -> Array:
-        """An image as it is to be looked at: uint8 [height, width] or [height, width, 3], or float32 from 0 to 1."""
-        from PIL import Image, ImageOps
+@dataclass(frozen=True)
+class Look:
+    """What images are made of one form by; see the options of `ImageFolder`."""
 
-        with reading(file, "an image", PATH), _quiet(), Image.open(file, formats=_formats()) as image:
-            if image.width * image.height > MOST_PIXELS:
-                fault = f"is {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read"
-                raise InputError(PATH, str(file), f"{fault}; make it smaller")
-            # Beside a photograph, phones keep other views of it, and painting programs its layers.
-            if (
-                self.animated == "refuse"
-                and image.format not in ("MPO", "PSD")
-                and getattr(image, "is_animated", False)
-            ):
-                fault = 'has several images; say animated = "first", or make files of them'
-                raise InputError(PATH, str(file), fault)
-            kind, bits = image.format, _bits(image)
-            shown = ImageOps.exif_transpose(image)
-            if shown.mode in ("I", "F") or shown.mode.startswith("I;16"):
-                return self._deep(file, np.asarray(shown), shown.mode, kind in SHALLOW, bits)
-            converted = shown.convert("RGB" if self.color == "rgb" else "L")
-            if self.resize is not None:
-                converted = converted.resize((self.resize, self.resize), Image.Resampling.BILINEAR)
-            return np.asarray(converted)
+    color: Literal["rgb", "gray"] = "rgb"
+    size: int | None = None
+    resize: int | None = None
+    animated: Literal["refuse", "first"] = "refuse"
 
-    def _deep(self, file: Path, values: Array, mode: str, shallow: bool, bits: int) -> Array:
-        """Grey values of more than 8 bits, from 0 to 1, in as many channels as wanted."""
-        from PIL import Image
+    @property
+    def side(self) -> int | None:
+        """Width and height that all have; None: those of the first."""
+        return self.resize or self.size
 
-        if mode == "F" or (mode == "I" and not shallow):
-            fault = "has numbers of 32 bits, of which nobody knows what is white; make 8 or 16 bits of them"
+
+def pixels_of(sources: Sequence[tuple[Path, Any]], look: Look) -> Array:
+    """All images, float32 [n, channels, height, width].
+
+    sources: of each what it is called, and the file, a path or an open one.
+    """
+    shape = _image(*sources[0], look).shape[:2] if look.side is None else (look.side, look.side)
+    wanted = (len(sources), 3 if look.color == "rgb" else 1, *shape)
+    option = "resize" if look.size is None else "size"
+    hold_memory(wanted, f"{TABLE}.{option}", look.side, "make the images smaller by resize")
+    found = np.empty(wanted, np.float32)
+    for number, (file, source) in enumerate(sources):
+        values = _image(file, source, look)
+        if values.shape[:2] != shape:
+            fault = f"is {values.shape[1]} x {values.shape[0]} pixels, not {shape[1]} x {shape[0]}"
+            raise InputError(PATH, str(file), f"{fault}; give all images one size, or say resize = 64")
+        pixels = values.reshape(*shape, -1).transpose(2, 0, 1)
+        found[number] = unit_scale(pixels) if pixels.dtype == np.uint8 else pixels
+    return found
+
+
+def _image(file: Path, source: Any, look: Look) -> Array:
+    """An image as it is to be looked at: uint8 [height, width] or [height, width, 3], or float32 from 0 to 1."""
+    from PIL import Image, ImageOps
+
+    with reading(file, "an image", PATH), _quiet(), Image.open(source, formats=_formats()) as image:
+        if image.width * image.height > MOST_PIXELS:
+            fault = f"is {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read"
+            raise InputError(PATH, str(file), f"{fault}; make it smaller")
+        # Beside a photograph, phones keep other views of it, and painting programs its layers.
+        if look.animated == "refuse" and image.format not in ("MPO", "PSD") and getattr(image, "is_animated", False):
+            fault = 'has several images; say animated = "first", or make files of them'
             raise InputError(PATH, str(file), fault)
-        grey = values.astype(np.float32) / np.float32(2**bits - 1)
-        if self.resize is not None:
-            scaled = Image.fromarray(grey).resize((self.resize, self.resize), Image.Resampling.BILINEAR)
-            grey = np.asarray(scaled)
-        return np.repeat(grey[..., None], 3, axis=2) if self.color == "rgb" else grey
+        kind, bits = image.format, _bits(image)
+        shown = ImageOps.exif_transpose(image)
+        if shown.mode in ("I", "F") or shown.mode.startswith("I;16"):
+            return _deep(file, np.asarray(shown), shown.mode, kind in SHALLOW, bits, look)
+        converted = shown.convert("RGB" if look.color == "rgb" else "L")
+        if look.resize is not None:
+            converted = converted.resize((look.resize, look.resize), Image.Resampling.BILINEAR)
+        return np.asarray(converted)
+
+
+def _deep(file: Path, values: Array, mode: str, shallow: bool, bits: int, look: Look) -> Array:
+    """Grey values of more than 8 bits, from 0 to 1, in as many channels as wanted."""
+    from PIL import Image
+
+    if mode == "F" or (mode == "I" and not shallow):
+        fault = "has numbers of 32 bits, of which nobody knows what is white; make 8 or 16 bits of them"
+        raise InputError(PATH, str(file), fault)
+    grey = values.astype(np.float32) / np.float32(2**bits - 1)
+    if look.resize is not None:
+        scaled = Image.fromarray(grey).resize((look.resize, look.resize), Image.Resampling.BILINEAR)
+        grey = np.asarray(scaled)
+    return np.repeat(grey[..., None], 3, axis=2) if look.color == "rgb" else grey
 
 
 def _bits(image: Image.Image) -> int:
