@@ -16,8 +16,8 @@ class StridedCNN:
     Convolutions halve the image's sides, without pooling: 171,158 parameters on 1x28x28 with ten classes.
     """
 
-    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
-        """[B, channels, height, width] of at least 4x4 to [B, num_classes], or to [B, 1] for regression."""
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
+        """[B, channels, height, width] of at least 4x4 to [B, outputs]."""
         channels, height, width = need_images("StridedCNN", shape, vocabulary, side=4)
         rows, columns = ((side + 3) // 4 for side in (height, width))
         with torch.device("meta"):
@@ -29,6 +29,6 @@ class StridedCNN:
                 nn.Flatten(),
                 nn.Linear(32 * rows * columns, 100),
                 nn.ReLU(),
-                nn.Linear(100, num_classes or 1),
+                nn.Linear(100, outputs),
             )
         return materialise(module)

@@ -80,7 +80,7 @@ class Fixed:
         }
         keys = ranked_by[self.by]()
         if keys is None:
-            raise InputError(f"{TABLE}.by", self.by, "the examples have no labels; take client or size")
+            raise InputError(f"{TABLE}.by", self.by, "examples have no labels, or several each; take client or size")
         rank = np.empty(population)
         rank[np.argsort(keys, kind="stable")] = np.arange(population)
         return Pace.constant(self.seconds * (1.0 - self.spread / 100.0 * (rank / max(population - 1, 1))))

@@ -193,8 +193,8 @@ class Cohort:
     def judge(self, params: Tensor, rule: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """A number for each example of each client, [C, largest], NaN beyond its last.
 
-        params: the models that are asked, [d] or [C, d], dropout inactive. rule: from outputs [k, B, K] and targets
-        [k, B] to numbers [k, B].
+        params: the models that are asked, [d] or [C, d], dropout inactive. rule: from outputs [k, B, *places, K] and
+        targets [k, B, *places] to numbers [k, B].
         """
         data, y = self.data, self.stack(params)
         found = torch.full((len(self), self.largest), torch.nan, dtype=self.dtype, device=self.examples.device)
@@ -224,8 +224,10 @@ class Cohort:
         return self.data.scores[name].to(self.dtype)[index].where(inside, torch.nan)
 
     def class_counts(self) -> Tensor:
-        """How many examples of each class each client has: int64 [C, K]."""
+        """How many examples of each class each client has: int64 [C, K]. InputError: examples do not have one class."""
         data, classes = self.data, self.data.num_classes
+        if not data.labelled:
+            raise InputError("problem.dataset", data.task, "a client that counts classes needs one an example")
         owner = torch.repeat_interleave(torch.arange(len(self), device=self.examples.device), self.examples)
         place = torch.arange(len(owner), device=owner.device)
         place -= torch.repeat_interleave(self.examples.cumsum(0) - self.examples, self.examples)
@@ -326,7 +328,7 @@ class Cohort:
             return Queries(x, data.x, data.y, data.order, data.begin[self.clients[asking]], self.examples[asking])
         index = torch.arange(batch.weight.numel(), device=x.device)
         count = (batch.weight > 0).sum(dim=1)
-        return Queries(x, batch.x.flatten(0, 1), batch.y.flatten(), index, index[:: batch.weight.shape[1]], count)
+        return Queries(x, batch.x.flatten(0, 1), batch.y.flatten(0, 1), index, index[:: batch.weight.shape[1]], count)
 
     def _all_examples(self, asking: slice | Tensor) -> Batch:
         """All examples of some of the clients as one batch."""
@@ -353,7 +355,7 @@ class Cohort:
             end_row = plan.start[last - 1] + plan.active[last - 1]
             index = plan.index[first_row:end_row]
             xs = x.index_select(0, index.view(-1)).view(*index.shape, *x.shape[1:])
-            ys = y.index_select(0, index.view(-1)).view(index.shape)
+            ys = y.index_select(0, index.view(-1)).view(*index.shape, *y.shape[1:])
             for number in range(step, last):
                 begin, count = plan.start[number], plan.active[number]
                 rows = slice(begin - first_row, begin - first_row + count)

@@ -143,10 +143,15 @@ def _names(layers: Sequence[Linear | Stage]) -> list[str]:
 
 def fits(model: nn.Module, layout: Layout, loss: Loss, x: Tensor) -> bool:
     """Whether there is a compiled loop for a model on inputs x that wins, where numba is installed."""
-    layers = layers_of(model, layout, x.shape[1:]) if type(loss) in LOSSES else None
+    layers = layers_of(model, layout, x.shape[1:]) if has_kernel(loss) else None
     if layers is None or x.device.type != "cpu" or not x.is_floating_point():
         return False
     return not layers.stages or layers.operations <= SMALL
+
+
+def has_kernel(loss: Loss) -> bool:
+    """Whether there is a compiled form of a loss: of one class or one number an example."""
+    return type(loss) in LOSSES and not loss.places
 
 
 def evaluates(model: nn.Module, layout: Layout) -> bool:
@@ -170,8 +175,11 @@ def fused(model: nn.Module, layout: Layout, loss: Loss, x: Tensor, y: Tensor) ->
         known = ", ".join(kind.__name__ for kind in ACTIVATIONS)
         why = f"it is for linear layers with {known} between, after convolutions with stride 1, {known} and pooling"
         raise InputError("engine.executor", "fused", f"{why}; take stacked")
-    if type(loss) not in LOSSES:
-        raise InputError("engine.executor", "fused", f"it does not know the loss {type(loss).__name__}; take stacked")
+    if not has_kernel(loss):
+        of = f" of several {loss.task} an example" if loss.places else ""
+        raise InputError(
+            "engine.executor", "fused", f"it does not know the loss {type(loss).__name__}{of}; take stacked"
+        )
     outputs = layers.chain[-1].outputs
     if not y.is_floating_point() and len(y) and not 0 <= int(y.min()) <= int(y.max()) < outputs:
         raise InputError("problem.model", outputs, f"its outputs are too few for targets up to {int(y.max())}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -15,50 +18,139 @@ from fedsim.core.near import name_one
 from fedsim.nets import products
 from fedsim.nets.elementwise import in_whole_registers
 
+Targets = Literal["classes", "numbers", "tags"]
+"""What targets are: one class of several, real numbers, or tags, each of which holds or does not."""
+IGNORED = -100
+"""The class of a place that does not count, PyTorch's `ignore_index`."""
+
 
 class Loss(ABC):
     """A loss by example.
 
+    Outputs are [..., *places, K] and targets [..., *places]: one class for each place of an example, at which one class
+    has K outputs; or one number or tag for each place, at which there is one output: then there is at most one axis of
+    places, and outputs are [..., k] of targets [..., k], or [..., 1] of targets [...].
+    tasks: what targets it is for. places: how many axes the targets of an example have.
     Where examples of a batch are seen in V views, as clean and as attacked, outputs are [..., V B, K], view after view,
     and so are the losses: the loss of an example is the sum over its views.
     """
 
+    tasks: ClassVar[tuple[Targets, ...]] = ("classes", "numbers", "tags")
+    places: int = 0
+    _task: Targets | None = None
+
+    @property
+    def task(self) -> Targets:
+        """What the targets are that it has been fitted to, or else the first that it is for."""
+        return self._task or self.tasks[0]
+
+    def fitted(self, targets: Tensor, task: Targets, outputs: int) -> Self:  # noqa: ARG002
+        """The same for a problem: what it needs to know of the training targets [n, *places], and of K outputs.
+
+        InputError: it does not go with them.
+        """
+        made = copy.copy(self)
+        object.__setattr__(made, "places", targets.dim() - 1)
+        object.__setattr__(made, "_task", task)
+        return made
+
     @abstractmethod
     def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses [...] of outputs [..., K] and targets [...], in terms that can be differentiated."""
+        """Losses [...] of examples, in terms that can be differentiated; see the class for the shapes."""
 
     def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses [...] and the gradients [..., K] of their sum with respect to the outputs."""
-        leaf = outputs.detach().requires_grad_()
-        with torch.enable_grad():
-            losses = self.examples(leaf, targets)
-        (gradient,) = torch.autograd.grad(losses.sum(), leaf)
-        return losses.detach(), gradient
+        """Losses [...] of examples and the gradient of their sum with respect to the outputs, in their shape."""
+        return by_autograd(self.examples, outputs, targets)
 
-    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:  # noqa: ARG002
-        """1 where a prediction is right and 0 elsewhere, [...]; None where accuracy has no meaning."""
-        return None
+    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """The share of an example's classes, at places that count, or of its tags that are right, [...].
+
+        None where targets are numbers, of which none is right or wrong.
+        """
+        if self.task == "numbers":
+            return None
+        if self.task == "tags":
+            return ((outputs > 0) == (targets > 0)).to(outputs.dtype).mean(dim=-1)
+        right = outputs.argmax(dim=-1) == targets
+        return self.mean(right.to(outputs.dtype), targets) if self.places else right.to(outputs.dtype)
+
+    def mean(self, values: Tensor, targets: Tensor) -> Tensor:
+        """Means [...] over an example's places that count of values [..., *places] of classes, 0 elsewhere."""
+        return (values * self.shares(targets).to(values.dtype)).flatten(-self.places).sum(dim=-1)
+
+    def shares(self, targets: Tensor) -> Tensor:
+        """What each place is of those of its example that count, [..., *places]; 0 where it does not."""
+        counts = targets != IGNORED
+        number = counts.flatten(-self.places).sum(dim=-1).clamp(min=1)
+        return counts / number.to(torch.float64).view(*number.shape, *[1] * self.places)
 
 
-class CrossEntropy(Loss):
-    """-log softmax(outputs)[target], for classification; targets are int64."""
+class Pointwise(Loss):
+    """A loss of single targets: an example's is the mean over its places that count, its numbers or its tags."""
+
+    @abstractmethod
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses [...] of targets [...], of which classes have outputs [..., K], numbers and tags outputs [...]."""
+
+    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and gradients of their sum in the shape of the outputs, in memory of their own."""
+        return by_autograd(self.each, outputs, targets)
 
     def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses [...] of examples; see `Loss`."""
+        if self.task != "classes":
+            return self.each(outputs, targets).mean(dim=-1) if self.places else self.each(outputs.squeeze(-1), targets)
+        if not self.places:
+            return self.each(outputs, targets)
+        return self.mean(self.each(*_counting(outputs, targets)), targets)
+
+    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses [...] of examples and the gradient of their sum with respect to the outputs, in their shape."""
+        if self.task == "classes" and not self.places:
+            return self.each_with_gradient(outputs, targets)
+        if self.task == "classes":
+            losses, gradient = self.each_with_gradient(*_counting(outputs, targets))
+            share = self.shares(targets).to(losses.dtype)
+            return (losses * share).flatten(-self.places).sum(dim=-1), gradient * share.unsqueeze(-1)
+        if not self.places:
+            losses, gradient = self.each_with_gradient(outputs.squeeze(-1), targets)
+            return losses, gradient.unsqueeze(-1)
+        losses, gradient = self.each_with_gradient(outputs, targets)
+        return losses.mean(dim=-1), gradient / outputs.shape[-1]
+
+
+def _counting(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs [..., K] and targets [...] with zeros where no target counts: whatever is there has no part."""
+    counts = targets != IGNORED
+    return outputs.where(counts.unsqueeze(-1), 0.0), targets.where(counts, 0)
+
+
+def by_autograd(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of outputs and targets and the gradient of their sum with respect to the outputs."""
+    leaf = outputs.detach().requires_grad_()
+    with torch.enable_grad():
+        losses = loss(leaf, targets)
+    (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+    return losses.detach(), gradient
+
+
+class CrossEntropy(Pointwise):
+    """-log softmax(outputs)[target], for classification; targets are int64."""
+
+    tasks = ("classes",)
+
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Losses [...] of outputs [..., K] and targets [...]."""
         flat = functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), reduction="none")
         return flat.view(targets.shape)
 
-    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Losses, and softmax(outputs) - onehot(targets)."""
         log_probability = torch.log_softmax(outputs, dim=-1)
         at = targets.unsqueeze(-1)
         losses = -log_probability.gather(-1, at).squeeze(-1)
         gradient = log_probability.exp_()
         return losses, gradient.scatter_add_(-1, at, gradient.new_full((1,), -1.0).expand(at.shape))
-
-    def correct(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Whether the largest output is the target's."""
-        return (outputs.argmax(dim=-1) == targets).to(outputs.dtype)
 
 
 @dataclass(frozen=True)
@@ -67,51 +159,70 @@ class LabelSmoothing(CrossEntropy):
 
     share: float
 
-    def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Losses [...] of outputs [..., K] and targets [...]."""
         everything = -torch.log_softmax(outputs, dim=-1).mean(dim=-1)
-        return (1.0 - self.share) * super().examples(outputs, targets) + self.share * everything
+        return (1.0 - self.share) * super().each(outputs, targets) + self.share * everything
 
-    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Losses, and softmax(outputs) - (1 - share) onehot(targets) - share / K."""
-        _, gradient = super().with_gradient(outputs, targets)
+        _, gradient = super().each_with_gradient(outputs, targets)
         at = targets.unsqueeze(-1)
         gradient.sub_(self.share / outputs.shape[-1])
         gradient.scatter_add_(-1, at, gradient.new_full((1,), self.share).expand(at.shape))
-        return self.examples(outputs, targets), gradient
+        return self.each(outputs, targets), gradient
 
 
-class SquaredError(Loss):
-    """(output - target)^2, for regression; outputs are [..., 1]."""
+class SquaredError(Pointwise):
+    """(output - target)^2, for regression."""
 
-    def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses [...] of outputs [..., 1] and targets [...]."""
-        return (outputs.squeeze(-1) - targets) ** 2
+    tasks = ("numbers",)
 
-    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses [...] of outputs [...] and targets [...]."""
+        return (outputs - targets) ** 2
+
+    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Losses, and 2 (output - target)."""
-        difference = outputs - targets.unsqueeze(-1)
-        return difference.squeeze(-1) ** 2, 2.0 * difference
+        difference = outputs - targets
+        return difference**2, 2.0 * difference
 
 
-class LogCosh(Loss):
-    """log cosh(output - target), for regression: convex, 1-Lipschitz, 0 at the target; outputs are [..., 1]."""
+class LogCosh(Pointwise):
+    """log cosh(output - target), for regression: convex, 1-Lipschitz, 0 at the target."""
 
-    def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses [...] of outputs [..., 1] and targets [...]."""
-        away = (outputs.squeeze(-1) - targets).abs()
+    tasks = ("numbers",)
+
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses [...] of outputs [...] and targets [...]."""
+        away = (outputs - targets).abs()
         # log cosh a = a + log(1 + e^(-2 a)) - log 2, which does not overflow.
         return away + in_whole_registers(functional.softplus, -2.0 * away) - math.log(2.0)
 
-    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Losses, and tanh(output - target)."""
-        return self.examples(outputs, targets), torch.tanh(outputs - targets.unsqueeze(-1))
+        return self.each(outputs, targets), torch.tanh(outputs - targets)
+
+
+class BinaryCrossEntropy(Pointwise):
+    """-t log sigmoid(z) - (1 - t) log(1 - sigmoid(z)) of an output z, for tags t of 0 and 1."""
+
+    tasks = ("tags",)
+
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses [...] of outputs [...] and targets [...]."""
+        return (1.0 - targets) * outputs - in_whole_registers(functional.logsigmoid, outputs)
+
+    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses, and sigmoid(output) - target."""
+        return self.each(outputs, targets), in_whole_registers(torch.sigmoid, outputs) - targets
 
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": CrossEntropy(),
     "squared_error": SquaredError(),
     "log_cosh": LogCosh(),
+    "binary_cross_entropy": BinaryCrossEntropy(),
 }
 
 

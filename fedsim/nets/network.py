@@ -44,8 +44,8 @@ from fedsim.nets.stack import Layout, Stack
 class Batch:
     """One local step of the clients that still work, the first k rows of a cohort.
 
-    x: [k, B, ...], y: [k, B], weight: [k, B]: 1/count for examples and 0 for padding. draw: whose draws they make.
-    loss: instead of the network's own; where it is about V views of each example, B is V times as wide.
+    x: [k, B, ...], y: [k, B, *places], weight: [k, B]: 1/count for examples and 0 for padding. draw: whose draws they
+    make. loss: instead of the network's own; where it is about V views of each example, B is V times as wide.
     """
 
     x: Tensor
@@ -91,7 +91,7 @@ class Network(Protocol):
         ...
 
     def outputs(self, y: Stack, x: Tensor) -> Tensor:
-        """Outputs [k, B, K] of the k clients for inputs [k, B, ...], without dropout, with nothing kept."""
+        """Outputs [k, B, *places, K] of the k clients for inputs [k, B, ...], without dropout, with nothing kept."""
         ...
 
     def input_gradients(self, y: Stack, x: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ class _Autograd(ABC):
 
     @abstractmethod
     def _outputs(self, leaves: Sequence[Tensor], x: Tensor) -> Tensor:
-        """Outputs [k, B, K] under parameters in the shapes of the stack, in terms that can be differentiated."""
+        """Outputs [k, B, *places, K] under parameters in the stack's shapes, in terms that can be differentiated."""
 
     layout: Layout
     loss: Loss
@@ -137,7 +137,7 @@ class _Autograd(ABC):
             return self._values(y.leaves, batch)
 
     def outputs(self, y: Stack, x: Tensor) -> Tensor:
-        """Outputs [k, B, K] of the k clients for inputs [k, B, ...], without dropout, with nothing kept."""
+        """Outputs [k, B, *places, K] of the k clients for inputs [k, B, ...], without dropout, with nothing kept."""
         with torch.no_grad():
             return self._outputs(y.leaves, x)
 
@@ -222,7 +222,7 @@ class PlainNetwork(_Autograd):
 
     def input_gradients(self, y: Stack, x: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """Losses [k, B] and their gradients [k, B, ...] with respect to the inputs x, without dropout."""
-        losses, gradient = torch.empty_like(targets, dtype=x.dtype), torch.empty_like(x)
+        losses, gradient = x.new_empty(x.shape[:2]), torch.empty_like(x)
         for row in range(len(x)):
             model, _ = self.model.bind(leaf[row] for leaf in y.leaves)
             leaf = x[row].detach().requires_grad_()
@@ -237,7 +237,7 @@ class PlainNetwork(_Autograd):
         return weighted(loss.examples(self.outputs(y, batch.x), batch.y), batch.weight)
 
     def outputs(self, y: Stack, x: Tensor) -> Tensor:
-        """Outputs [k, B, K] of the k clients for inputs [k, B, ...], without dropout, with nothing kept."""
+        """Outputs [k, B, *places, K] of the k clients for inputs [k, B, ...], without dropout, with nothing kept."""
         with torch.no_grad():
             return torch.stack([self.model.bind(leaf[row] for leaf in y.leaves)[0](own) for row, own in enumerate(x)])
 
@@ -270,8 +270,8 @@ class ChainNetwork:
 
     @classmethod
     def of(cls, model: nn.Module, layout: Layout, loss: Loss) -> ChainNetwork | None:
-        """The chain that `model` is, or None."""
-        if type(model) is not nn.Sequential:
+        """The chain that `model` is, or None; of classes at several places it would be another at each."""
+        if type(model) is not nn.Sequential or (loss.task == "classes" and loss.places):
             return None
         # Not `named_children`, which leaves out a layer that comes again.
         parts = [(name, part) for name, part in model._modules.items() if part is not None]
@@ -305,7 +305,7 @@ class ChainNetwork:
         return losses, Stack(gradient)
 
     def outputs(self, y: Stack, x: Tensor) -> Tensor:
-        """Outputs [k, B, K] of the k clients for inputs [k, B, ...]."""
+        """Outputs [k, B, *places, K] of the k clients for inputs [k, B, ...]."""
         return self._forward(y, x)[-1]
 
     def input_gradients(self, y: Stack, x: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:

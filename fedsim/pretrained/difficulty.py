@@ -68,7 +68,7 @@ class Difficulty(HasPlugins, Sampled, Shared):
     def check(self, data: Dataset) -> None:
         """Refuse more examples or clients than there are, and classes where there are none."""
         super().check(data)
-        if self.stratified and data.num_classes == 0:
+        if self.stratified and not data.labelled:
             raise InputError("partition.stratified", True, f"{data.name} has no classes; set it to false")
 
 

@@ -87,7 +87,7 @@ class Evasion(HasPlugins):
 
     def _check(self, data: Dataset) -> None:
         """Refuse data that are no classes of inputs in [0, 1]."""
-        if data.vocabulary or data.num_classes < 2:
+        if data.vocabulary or not data.labelled or data.num_classes < 2:
             raise InputError("problem.dataset", data.name, "is not of numbers in classes; an attack needs both")
         least, most = float(data.x_test.min(initial=0.0)), float(data.x_test.max(initial=1.0))
         if least < 0.0 or most > 1.0:

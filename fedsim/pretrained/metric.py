@@ -168,7 +168,7 @@ class Metric(HasPlugins):
 
     def _halves(self, data: Dataset) -> Dataset:
         """Join the parts of a data set of classes, and split it into two standardized halves of rows [n, features]."""
-        if data.vocabulary or data.num_classes < 2:
+        if data.vocabulary or not data.labelled or data.num_classes < 2:
             raise InputError("problem.dataset", data.name, "is not of numbers in classes; a metric needs both")
         x, y = np.concatenate((data.x, data.x_test)), np.concatenate((data.y, data.y_test))
         halves = split_dataset(data.name, x.reshape(len(x), -1), y, data.num_classes, 0.5, self.split_seed)

@@ -14,7 +14,7 @@ from fedsim.core.streams import SERVER, Streams
 from fedsim.nets.network import PlainNetwork
 from fedsim.nets.stack import Stack
 from fedsim.parallel.cores import spread
-from fedsim.problems.base import EVALUATED_AT_ONCE, Model, Trial
+from fedsim.problems.base import EVALUATED_AT_ONCE, Examples, Model, Trial
 from fedsim.problems.judged import Judged, Rows
 
 ATTACKED_AT_ONCE = EVALUATED_AT_ONCE // 8
@@ -55,18 +55,21 @@ def attacked_measures(judged: Judged, trial: Trial) -> list[str]:
     for number, attack in enumerate(trial.attacks):
         with naming(f"attacks.{number}"):
             for source in {id(own.x): own.x for own in rows}.values():
-                check_attack(attack, source, judged.data.num_classes)
+                check_attack(attack, source, judged.data)
     labels = [attack.label for attack in trial.attacks]
     return [f"{name}_{label}_{kind}" for label in labels for name in sets for kind in judged.kinds()] + [
         name for label in labels if trial.clients for name in judged.client_measures(f"client_{label}")
     ]
 
 
-def check_attack(attack: Attack, x: Tensor, num_classes: int) -> None:
-    """InputError: the attack does not go with inputs x [n, ...], or with the number of classes."""
+def check_attack(attack: Attack, x: Tensor, data: Examples) -> None:
+    """InputError: the attack does not go with inputs x [n, ...], or with what is known of the training examples."""
     if not x.is_floating_point():
         raise InputError("kind", attack.label, "the inputs are tokens, which cannot be moved a little; leave it out")
-    if num_classes < attack.least_classes:
+    if data.y.dim() > 1:
+        several = f"an example has several {data.task}, and it is against one"
+        raise InputError("kind", attack.label, f"{several}; leave it out")
+    if data.num_classes < attack.least_classes:
         raise InputError("kind", attack.label, f"it needs {attack.least_classes} classes at least; leave it out")
     attack.check(x)
 

@@ -17,7 +17,7 @@ from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Index, Streams
 from fedsim.nets.footprint import Footprint
-from fedsim.nets.losses import Loss
+from fedsim.nets.losses import Loss, Targets
 from fedsim.nets.stack import Layout
 from fedsim.problems.partitions.base import Partitioner
 from fedsim.server.strategy import ProblemView
@@ -68,9 +68,9 @@ class Scores:
 class Examples:
     """The training examples of all clients, on the device, once.
 
-    x: inputs [n, ...]; y: targets [n]. order, begin, count: client c owns order[begin[c] : begin[c] + count[c]], int64.
-    num_classes: K, outputs of the model, of which labels need not have all; 0 where targets are numbers. scores: what
-    else can be asked about the examples, [n].
+    x: inputs [n, ...]; y: targets [n, *places], what `task` says. order, begin, count: client c owns
+    order[begin[c] : begin[c] + count[c]], int64. num_classes: K, outputs of the model, of which labels need not have
+    all; 0 where targets are no classes. scores: what else can be asked about the examples, [n].
     """
 
     x: Tensor
@@ -79,7 +79,13 @@ class Examples:
     begin: Tensor
     count: Tensor
     num_classes: int
+    task: Targets
     scores: Scores = field(default_factory=Scores)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether an example has one class."""
+        return self.task == "classes" and self.y.dim() == 1
 
 
 @dataclass(frozen=True, eq=False)

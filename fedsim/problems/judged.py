@@ -38,12 +38,12 @@ class Rows:
         return self.source == other.source and (self.index is None or self.index is other.index)
 
     def of(self, outputs: Tensor, other: Rows) -> Tensor:
-        """The outputs for other examples, of the outputs [n, K] for these."""
+        """The outputs for other examples, of the outputs [n, *places, K] for these."""
         return outputs if self.index is other.index else outputs[other.numbers]
 
     @property
     def targets(self) -> Tensor:
-        """Targets [n]."""
+        """Targets [n, *places]."""
         return self.y if self.index is None else self.y[self.index]
 
     @property
@@ -54,7 +54,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """The sets of examples of a problem, and the scores of outputs [n, K] for them.
+    """The sets of examples of a problem, and the scores of outputs [n, *places, K] for them.
 
     data: the training examples. x_test, y_test: the test set. partition: who has which. loss: of an example.
     """
@@ -95,10 +95,10 @@ class Judged:
     @cached_property
     def has_accuracy(self) -> bool:
         """Whether predictions are right or wrong."""
-        return self.loss.correct(torch.zeros(1, 1), torch.zeros(1)) is not None
+        return self.loss.task != "numbers"
 
     def scores(self, name: str, outputs: Tensor, rows: Rows) -> dict[str, float]:
-        """The loss of outputs [n, K] for a set, and their accuracy, under names that begin with the set's."""
+        """The loss of outputs [n, *places, K] for a set, and their accuracy, under names that begin with the set's."""
         correct = self.loss.correct(outputs, rows.targets)
         accuracy = {} if correct is None else {f"{name}_accuracy": float(correct.double().mean())}
         return {f"{name}_loss": float(self.loss.examples(outputs, rows.targets).double().mean()), **accuracy}

@@ -16,7 +16,7 @@ from fedsim.core.memory import no_room
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.nets.heads import Head, fitted, inside, which
-from fedsim.nets.losses import LOSSES, Loss, loss_named
+from fedsim.nets.losses import IGNORED, Loss, Targets, loss_named
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.models.layers import initialise
 
@@ -27,7 +27,7 @@ def build_model(made: Any, dataset: Dataset, streams: Streams) -> nn.Module:
         # A plug-in's layers may draw their parameters from the global generator when they are made.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(streams.derive("model") & 0xFFFFFFFF)
-            model: nn.Module = made.build(dataset.x.shape[1:], dataset.num_classes, dataset.vocabulary)
+            model: nn.Module = made.build(dataset.x.shape[1:], dataset.outputs, dataset.vocabulary)
     except InputError as error:
         raise InputError("problem.model", error.value, error.remedy) from None
     except (MemoryError, RuntimeError) as error:
@@ -44,14 +44,22 @@ def too_large(error: BaseException) -> str:
     return f"does not fit in this machine's memory; make it smaller ({one_line(error, 120)})"
 
 
-def fitting_loss(dataset: Dataset, name: str | None) -> Loss:
-    """The loss of that name, or the labels' own; refuses one that does not go with the labels."""
-    classes = dataset.num_classes > 0
-    loss = loss_named(name or ("cross_entropy" if classes else "squared_error"))
-    if classes != (loss is LOSSES["cross_entropy"]):
-        held = "classes" if classes else "real numbers"
+DEFAULT: Mapping[Targets, str] = {
+    "classes": "cross_entropy",
+    "numbers": "squared_error",
+    "tags": "binary_cross_entropy",
+}
+"""The losses of targets where none is named."""
+
+
+def fitting_loss(dataset: Dataset, loss: str | Loss | None) -> Loss:
+    """The loss of that name, or the targets' own; refuses one that is not for these targets."""
+    found = loss if isinstance(loss, Loss) else loss_named(loss or DEFAULT[dataset.task])
+    if dataset.task not in found.tasks:
+        name = type(found).__name__ if isinstance(loss, Loss) else loss
+        held = {"classes": "classes", "numbers": "real numbers", "tags": "tags"}[dataset.task]
         raise InputError("problem.loss", name, f"the labels of {dataset.name} are {held}; leave it out")
-    return loss
+    return found
 
 
 def hold_module(model: object) -> None:
@@ -86,11 +94,14 @@ def _no_numbers(tensor: Tensor) -> str | None:
     return None
 
 
-def check_module(model: nn.Module, x: Tensor, head: Head | None = None, *, whole: bool = False) -> int:
+def check_module(
+    model: nn.Module, x: Tensor, head: Head | None = None, places: tuple[int, ...] = (), *, whole: bool = False
+) -> int:
     """How many outputs a model gives for inputs x [2, ...], on the CPU, whose generator a draw would move.
 
-    head: where they are in what it returns; a hook on the model has it give them from then on. whole: a tensor [B] is
-    one output for each. InputError: it does not fit x, or its forward pass draws or changes what it should not.
+    head: where they are in what it returns; a hook on the model has it give them from then on. places: the shape of
+    what has outputs in an example. whole: a tensor [B, *places] is one output for each. InputError: it does not fit x,
+    or its forward pass draws or changes what it should not.
     """
     name = type(model).__name__
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -104,11 +115,11 @@ def check_module(model: nn.Module, x: Tensor, head: Head | None = None, *, whole
     kind = f"{str(x.dtype).removeprefix('torch.')} inputs of shape {tuple(x.shape[1:])}{tokens}"
     try:
         with torch.no_grad():
-            _take(model, head or Head(), given, f"does not fit {kind}", whole=whole)
-        found = _called(model, given, f"does not fit {kind}")
+            _take(model, head or Head(), given, f"does not fit {kind}", places, whole=whole)
+        found = _called(model, given, f"does not fit {kind}", places)
         with torch.no_grad():
             single = f"fails for a single one of {kind}"
-            apart = [_called(model, x[row : row + 1].clone(), single) for row in range(len(x))]
+            apart = [_called(model, x[row : row + 1].clone(), single, places) for row in range(len(x))]
         _hold_differentiable(model, found)
     finally:
         drawn = not torch.equal(before, torch.get_rng_state())
@@ -127,15 +138,15 @@ def check_module(model: nn.Module, x: Tensor, head: Head | None = None, *, whole
         raise InputError("problem.model", name, "its forward changes its inputs; take no inplace layer at the front")
     if not torch.allclose(found, torch.cat(apart), rtol=1e-3, atol=1e-4, equal_nan=True):
         raise InputError("problem.model", name, "its outputs for an example depend on the others of the batch")
-    return found.shape[1]
+    return found.shape[-1]
 
 
-def _take(model: nn.Module, head: Head, x: Tensor, fault: str, *, whole: bool) -> None:
+def _take(model: nn.Module, head: Head, x: Tensor, fault: str, places: tuple[int, ...], *, whole: bool) -> None:
     """Have a model give the outputs that its head says, by a hook on it."""
     returned = _returned(model, x, fault)
     tensor = inside(returned, head.path)
     if isinstance(tensor, Tensor) and tensor.dim():
-        taken = fitted(head, tensor, (), whole=whole)
+        taken = fitted(head, tensor, places, whole=whole)
         if taken is not None:
             model.register_forward_hook(taken)
     elif head.path:
@@ -156,8 +167,8 @@ def _returned(model: nn.Module, x: Tensor, fault: str) -> Any:
         raise InputError("problem.model", name, f"{fault}: {one_line(named_line(error), 200)}") from error
 
 
-def _called(model: nn.Module, x: Tensor, fault: str) -> Tensor:
-    """The outputs [B, K] of a model for inputs x [B, ...]."""
+def _called(model: nn.Module, x: Tensor, fault: str, places: tuple[int, ...]) -> Tensor:
+    """The outputs [B, *places, K] of a model for inputs x [B, ...]."""
     name, found = type(model).__name__, _returned(model, x, fault)
     if not isinstance(found, Tensor) or not found.is_floating_point():
         kind = f"a tensor of {found.dtype}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
@@ -167,9 +178,10 @@ def _called(model: nn.Module, x: Tensor, fault: str) -> Tensor:
         given, wanted = (str(kind).removeprefix("torch.") for kind in (found.dtype, own))
         fault = f"gives {given}, and its parameters are {wanted}; its forward is not to convert, as autocast does"
         raise InputError("problem.model", name, fault)
-    if found.dim() != 2 or len(found) != len(x):
+    if found.dim() != 2 + len(places) or found.shape[:-1] != (len(x), *places):
         shape = f"gives outputs of shape {tuple(found.shape)} for inputs of shape {tuple(x.shape)}"
-        raise InputError("problem.model", name, f"{shape}; it is to be ({len(x)}, outputs)")
+        wanted = ", ".join(map(str, (len(x), *places)))
+        raise InputError("problem.model", name, f"{shape}; it is to be ({wanted}, outputs)")
     return found
 
 
@@ -197,13 +209,15 @@ def hold_binary(head: Head | None, dataset: Dataset) -> None:
 
 def hold_outputs(model: nn.Module, outputs: int, dataset: Dataset) -> None:
     """Refuse a model of too few outputs for the labels, and say what is meant by these."""
-    name, classes, labels = type(model).__name__, dataset.num_classes, (dataset.y, dataset.y_test)
-    if not classes and outputs != 1:
-        remedy = "and the targets are real numbers, of one output; class labels are whole numbers: y.astype(int)"
-        raise InputError("problem.model", name, f"gives {outputs} outputs, {remedy}")
+    name, classes = type(model).__name__, dataset.num_classes
+    if not classes and outputs != dataset.outputs:
+        held = "tags" if dataset.tags else "real numbers"
+        wanted = f"and the targets are {held}, of {dataset.outputs} output{'s' * (dataset.outputs > 1)}"
+        remedy = "" if dataset.outputs > 1 else "; class labels are whole numbers: y.astype(int)"
+        raise InputError("problem.model", name, f"gives {outputs} output{'s' * (outputs > 1)}, {wanted}{remedy}")
     if outputs >= classes:
         return
-    least = min(int(part.min()) for part in labels if len(part))
+    least = min(int(part[part != IGNORED].min()) for part in (dataset.y, dataset.y_test) if len(part))
     held = f"gives {outputs} output{'s' * (outputs > 1)} for labels {least} .. {classes - 1}"
     if outputs == 1:
         binary = "; if it is the log-odds of class 1, say head = { binary = true }" if classes == 2 else ""
@@ -215,7 +229,7 @@ def hold_outputs(model: nn.Module, outputs: int, dataset: Dataset) -> None:
     raise InputError("problem.model", name, f"{held}; {remedy}")
 
 
-def hold_tokens(model: nn.Module, x: np.ndarray[Any, Any], held: str) -> None:
+def hold_tokens(model: nn.Module, x: np.ndarray[Any, Any], held: str, places: tuple[int, ...] = ()) -> None:
     """Refuse whole numbers x [n, ...] that a model takes some of, and others not, as an embedding does.
 
     Each place of an input is tried with the least and the largest number that it has anywhere.
@@ -229,7 +243,7 @@ def hold_tokens(model: nn.Module, x: np.ndarray[Any, Any], held: str) -> None:
         except (IndexError, RuntimeError):
             for row in np.unique(np.concatenate((flat.argmin(axis=0), flat.argmax(axis=0)))).tolist():
                 tokens = f"example {row} of the {held} inputs, with tokens {flat[row].min()} .. {flat[row].max()}"
-                _called(model, torch.from_numpy(x[row : row + 1]), f"does not take {tokens}")
+                _called(model, torch.from_numpy(x[row : row + 1]), f"does not take {tokens}", places)
 
 
 def load_start(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ used is refused in a line that names the argument.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from fedsim.core.errors import InputError, one_line
 from fedsim.core.memory import no_room
+from fedsim.core.near import name_one
 from fedsim.nets.heads import Head, head_of
-from fedsim.nets.losses import loss_named
+from fedsim.nets.losses import IGNORED, Loss, Targets, loss_named
 from fedsim.problems.base import choose_device
 from fedsim.problems.datasets import Dataset
+from fedsim.problems.datasets.base import TARGETS, Task
 from fedsim.problems.modules import too_large
 from fedsim.problems.partitions.base import Partition
 from fedsim.problems.supervised import Supervised
@@ -33,45 +35,57 @@ def supervised(
     model: nn.Module,
     clients: Iterable[Any],
     test: tuple[Any, Any] | None = None,
-    loss: str | None = None,
+    loss: str | Loss | None = None,
+    task: Task | None = None,
+    num_classes: int | None = None,
     head: Mapping[str, Any] | Head | str | int | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Supervised:
     """A problem from arrays of your own, which it copies.
 
-    x: inputs [n, ...], floats or integer tokens, all finite. y: class numbers [n] from 0, or real targets. model: any
-    module whose outputs are [B, classes], for all classes of the labels or more (or [B, 1] for real targets); its
-    parameters are where training starts. clients: for each client the indices of its examples. test: inputs and targets
-    to judge the global model on; without it the training examples are. loss: `cross_entropy` of classes; whole numbers
-    are targets, too, with `squared_error` or `log_cosh`. By default whole numbers are classes, floats targets.
-    head: where in what the model returns its outputs are, as a key, an attribute or a place of a tuple, or a table of
-    the options of `problem.head`. device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
+    x: inputs [n, ...], floats or integer tokens, all finite. y: class numbers from 0, [n] or [n, *places], one for each
+    token or pixel, -100 where none counts; or real targets [n] or [n, k]; or tags [n, k], 0 and 1. model: any module
+    whose outputs are [B, *places, classes], for all classes of the labels or more (or [B, k] for numbers and tags,
+    [B, 1] for targets [n]); its parameters are where training starts. clients: for each client the indices of its
+    examples. test: inputs and targets to judge the global model on; without it the training examples are. loss: a name,
+    or a `Loss`; by default cross_entropy of classes, squared_error of numbers, binary_cross_entropy of tags. task:
+    `classification`, `regression` or `tags`; by default what the loss is for, or else whole numbers are classes and
+    floats targets of a regression. num_classes: how many classes there are, where labels need not have all. head: where
+    in what the model returns its outputs are, as a key, an attribute or a place of a tuple, or a table of the options
+    of `problem.head`. device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
     """
     if dtype not in (torch.float32, torch.float64):
         raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
-    if loss is not None:
-        loss_named(loss)
+    named = loss if loss is None or isinstance(loss, Loss) else loss_named(loss)
     inputs, targets = _examples(("x", x), ("y", y), dtype)
     tested = None if test is None else _examples(*_pair(test), dtype)
-    whole = targets.dtype.kind == "i"
-    if loss == "cross_entropy" and not whole:
-        raise InputError("y", str(targets.dtype), "are real numbers, and cross_entropy is of classes: .astype(int)")
+    kind = _kind(targets, named, task)
     classes = 0
-    if loss == "cross_entropy" or (loss is None and whole):
+    if kind == "classes":
         classes = 1 + max(_largest_class(name, own) for name, own in (("y", targets), ("test", tested and tested[1])))
+        if num_classes is not None and (type(num_classes) is not int or num_classes < classes):
+            raise InputError(
+                "num_classes", num_classes, f"give a whole number, of labels up to {classes - 1} at least {classes}"
+            )
+        classes = num_classes or classes
     else:
+        if num_classes is not None:
+            raise InputError("num_classes", num_classes, f"the targets are {kind}, not classes; leave it out")
         targets, tested = targets.astype(np.float64), tested and (tested[0], tested[1].astype(np.float64))
+    if tested is not None and tested[1].shape[1:] != targets.shape[1:]:
+        remedy = f"give targets like those of y, of shape {(len(tested[0]), *targets.shape[1:])}"
+        raise InputError("test", f"shape {tested[1].shape}", remedy)
     if (
         tested is not None and inputs.dtype.kind != tested[0].dtype.kind
     ):  # of which the whole numbers are meant as floats
         inputs, tested = inputs.astype(np.float64), (tested[0].astype(np.float64), tested[1])
-    dataset = Dataset("own", inputs, targets, *(tested or (inputs, targets)), num_classes=classes)
+    dataset = Dataset("own", inputs, targets, *(tested or (inputs, targets)), num_classes=classes, tags=kind == "tags")
     partition = Partition.from_lists(_lists(clients))
     partition.check(dataset)
     try:
         device = choose_device(device, "device")
-        return Supervised(dataset, partition, model, loss=loss, head=head_of(head), device=device, dtype=dtype)
+        return Supervised(dataset, partition, model, loss=named, head=head_of(head), device=device, dtype=dtype)
     except (MemoryError, RuntimeError) as error:
         if not no_room(error):
             raise
@@ -86,16 +100,41 @@ def _pair(test: Any) -> tuple[tuple[str, Any], tuple[str, Any]]:
 
 
 def _examples(x: tuple[str, Any], y: tuple[str, Any], dtype: torch.dtype) -> tuple[Array, Array]:
-    """Inputs [n, ...] and targets [n], each with the name of its argument, as arrays of our own."""
+    """Inputs [n, ...] and targets [n, ...], each with the name of its argument, as arrays of our own."""
     (option, _), (own, _) = x, y
     inputs, targets = _numbers(*x, dtype), _numbers(*y, dtype)
     if not inputs.ndim or (option == "x" and not len(inputs)):
         raise InputError(option, f"shape {inputs.shape}", "give a row for each example, one at least")
-    if targets.shape != (len(inputs),):
-        one_hot = "; of one-hot rows take y.argmax(axis=1)" if targets.ndim == 2 and targets.shape[1] > 1 else ""
-        remedy = f"give one number for each input, shape {(len(inputs),)}{one_hot}"
+    if not targets.ndim or len(targets) != len(inputs) or 0 in targets.shape[1:]:
+        remedy = f"give one number for each input, shape {(len(inputs),)}, or several"
         raise InputError(own, f"shape {targets.shape}", remedy)
     return inputs, targets
+
+
+def _kind(y: Array, loss: Loss | None, task: Task | None) -> Targets:
+    """What targets y [n, ...] are meant as. InputError: they cannot be that, or nobody has said which."""
+    tasks = get_args(Task)
+    if task is not None and task not in tasks:
+        raise InputError("task", task, name_one(task, tasks))
+    kinds = (TARGETS[task],) if task is not None else () if loss is None else loss.tasks
+    shape = f"shape {y.shape}"
+    if len(kinds) == 1:
+        (kind,) = kinds
+    elif y.ndim == 2 and y.shape[1] > 1 and np.isin(y, (0, 1)).all():
+        remedy = 'of 0 and 1 may be tags (task="tags"), numbers ("regression") or classes of places ("classification")'
+        raise InputError("y", shape, f"{remedy}: say which; of one-hot rows take y.argmax(axis=1)")
+    else:
+        kind = "classes" if y.dtype.kind == "i" else "numbers"
+    if kind == "classes" and y.dtype.kind == "f":
+        of = "cross_entropy" if task is None else task
+        raise InputError("y", str(y.dtype), f"are real numbers, and {of} is of classes: .astype(int)")
+    if kind == "classes" and y.shape[1:] == (1,):
+        raise InputError("y", shape, f"give one number for each input, shape {(len(y),)}: .ravel()")
+    if kind != "classes" and y.ndim > 2:
+        raise InputError("y", shape, f"give one row of {kind} for each input, shape ({len(y)}, {kind})")
+    if kind == "tags" and (y.ndim != 2 or not np.isin(y, (0, 1)).all()):
+        raise InputError("y", shape, f"are no tags; give 0 and 1, shape ({len(y)}, tags)")
+    return kind
 
 
 def _numbers(option: str, values: Any, dtype: torch.dtype) -> Array:
@@ -150,6 +189,9 @@ def _hold_finite(option: str, array: Array, dtype: torch.dtype) -> None:
 def _largest_class(option: str, labels: Array | None) -> int:
     """The largest class number there is. InputError: these are no class numbers."""
     if labels is None or not len(labels):
+        return 0
+    labels = labels[labels != IGNORED] if labels.ndim > 1 else labels
+    if not labels.size:
         return 0
     if labels.dtype.kind == "f":
         raise InputError(

@@ -25,7 +25,7 @@ from fedsim.core.streams import Streams
 from fedsim.nets.footprint import footprint
 from fedsim.nets.functional import Functional
 from fedsim.nets.heads import AnyHead, Head
-from fedsim.nets.losses import Loss
+from fedsim.nets.losses import IGNORED, Loss
 from fedsim.nets.normalisation import MEAN, SECOND, Statistics, layers_of, statistics_of, vector_parts
 from fedsim.nets.prepared import prepare
 from fedsim.nets.stack import Layout
@@ -105,7 +105,9 @@ class SupervisedOptions(HasPlugins):
         seed = streams.derive("partition")
         partition = cached_partition(setting.partition, dataset, seed)
         if setting.partition.noise:
-            noisy = noisy_labels(dataset.y, dataset.num_classes, setting.partition.noise, seed)
+            noisy = noisy_labels(
+                dataset.y, dataset.num_classes if dataset.labelled else 0, setting.partition.noise, seed
+            )
             if partition.holdout_order is not None:  # what clients are judged on stays clean
                 noisy[partition.holdout_order] = dataset.y[partition.holdout_order]
             dataset = replace(dataset, y=noisy)
@@ -172,16 +174,17 @@ class Supervised:
     ) -> None:
         self.dataset, self.partition = dataset, partition
         self.device, self.dtype = torch.device(device), dtype
-        fitting = loss if isinstance(loss, Loss) else fitting_loss(dataset, loss)
+        fitting = fitting_loss(dataset, loss)
         hold_module(model)
         prepared = prepare(model, statistics).to("cpu", dtype).train()
         if statistics is not None and not layers_of(prepared):
             raise InputError("problem.normalisation", statistics, "the model has no batch normalisation; remove it")
         hold_binary(head, dataset)
-        outputs = check_module(prepared, self._tensor(dataset.x[:2]).cpu(), head, whole=not dataset.num_classes)
+        few = self._tensor(dataset.x[:2]).cpu()
+        outputs = check_module(prepared, few, head, dataset.places, whole=not dataset.num_classes)
         hold_outputs(prepared, outputs, dataset)
         for held, inputs in (("training", dataset.x), ("test", dataset.x_test)):
-            hold_tokens(prepared, inputs, held)
+            hold_tokens(prepared, inputs, held, dataset.places)
         module = prepared.to(self.device)
         self.functional = Functional(copy.deepcopy(module).eval())
         trained = {name: own for name, own in module.named_parameters() if own.requires_grad}
@@ -190,8 +193,13 @@ class Supervised:
         self._start = layout.flatten({**trained, **carried})
         x, y = self._tensor(dataset.x), self._tensor(dataset.y)
         self.x_test, self.y_test = self._tensor(dataset.x_test), self._tensor(dataset.y_test)
+        fitting = fitting.fitted(y, dataset.task, outputs)
         self.data = Examples(
-            x, y, *ranges(partition.order, partition.offset, self.device), outputs if dataset.num_classes else 0
+            x,
+            y,
+            *ranges(partition.order, partition.offset, self.device),
+            num_classes=outputs if dataset.num_classes else 0,
+            task=dataset.task,
         )
         self.sizes_on_device, self.sizes = self.data.count, self.data.count.cpu()
         self.largest = int(self.sizes.max())
@@ -242,14 +250,23 @@ class Supervised:
         return self.module(params).state_dict()
 
     def illustrate(self, place: Callable[[str], Path], params: Tensor) -> None:  # noqa: ARG002
-        """Draw which classes the clients have."""
+        """Draw which classes or tags the clients have, or how large their numbers are; of several numbers nothing."""
         from fedsim import plots
         from fedsim.plots.labels import PARTITION
 
         data, split = self.dataset, self.partition
-        kinds = data.told.get("classes") or [str(label) for label in range(data.num_classes)]
-        dealt = plots.Dealt(data.y, split.offset, split.order, kinds, self.names)
-        plots.label_distribution(dealt, place(PARTITION))
+        if data.task == "numbers" and data.y.ndim > 1:
+            return
+        kinds = data.told.get("classes") or [
+            str(label) for label in range(data.outputs if data.task != "numbers" else 0)
+        ]
+        labels, order, offset = data.y, split.order, split.offset
+        if labels.ndim > 1:  # all labels of an example, one after the other, come in its place
+            dealt = labels[order].reshape(len(order), -1)
+            held = dealt > 0 if data.task == "tags" else dealt != IGNORED
+            labels = held.nonzero()[1] if data.task == "tags" else dealt[held]
+            order, offset = np.arange(len(labels)), np.concatenate(([0], np.cumsum(held.sum(axis=1))))[offset]
+        plots.label_distribution(plots.Dealt(labels, offset, order, kinds, self.names), place(PARTITION))
 
     @cached_property
     def names(self) -> list[str] | None:
@@ -267,8 +284,10 @@ class Supervised:
         """Where the data are from and what was done to them; see `Dataset`."""
         return self.dataset.provenance()
 
-    def labels(self) -> np.ndarray:
-        """The mean label of each client's examples, [N]."""
+    def labels(self) -> np.ndarray | None:
+        """The mean label of each client's examples, [N]; None where an example has several."""
+        if self.data.y.dim() > 1:
+            return None
         sizes = self.sizes.numpy()
         owner = np.repeat(np.arange(len(sizes)), sizes)
         labels = self.data.y[self.data.order].cpu().numpy().astype(np.float64)

@@ -112,17 +112,17 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
     if not isinstance(experiment.client, LocalTraining):
         return
     defence, curriculum = experiment.client.defence, experiment.client.curriculum
-    if curriculum is not None and curriculum.measure == "error" and not problem.judged.has_accuracy:
-        raise InputError("client.curriculum.measure", "error", "a regression has no predictions; take loss")
+    if curriculum is not None and curriculum.measure == "error" and not problem.data.labelled:
+        raise InputError("client.curriculum.measure", "error", "examples do not have one class each; take loss")
     if defence is None:
         return
-    if defence.of_classes and not problem.judged.has_accuracy:
+    if defence.of_classes and not problem.data.labelled:
         kind = kind_of("defences", defence)
-        raise InputError("client.adversarial.kind", kind, "its loss is about classes; take standard")
+        raise InputError("client.adversarial.kind", kind, "its loss is about one class an example; take standard")
     with naming("client.adversarial.attack"):
         if defence.attacked_by.only_judges:
             raise InputError("kind", defence.attacked_by.label, "it only judges models; train against pgd")
-        check_attack(defence.attacked_by, problem.data.x, problem.data.num_classes)
+        check_attack(defence.attacked_by, problem.data.x, problem.data)
     last = ENDLESS if experiment.rounds is None else experiment.rounds - 1
     if not defence.effort(last):
         rounds = "any round" if last == ENDLESS else f"{last + 1} rounds" if last else "the only round"

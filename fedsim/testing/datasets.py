@@ -36,10 +36,10 @@ FILES = 3
 class Linear:
     """A model for inputs of any kind: one layer, of tokens over embeddings of them."""
 
-    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
         """See `fedsim.problems.models.Model`."""
         numbers = math.prod(shape)
-        layers = [nn.Flatten(), nn.Linear(numbers * (WIDTH if vocabulary else 1), max(1, num_classes))]
+        layers = [nn.Flatten(), nn.Linear(numbers * (WIDTH if vocabulary else 1), outputs)]
         return nn.Sequential(*([nn.Embedding(vocabulary, WIDTH)] if vocabulary else []), *layers)
 
 

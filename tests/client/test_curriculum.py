@@ -228,7 +228,7 @@ def test_a_regression_has_no_wrong_predictions():
         loss="squared_error",
         dtype=torch.float64,
     )
-    with pytest.raises(InputError, match="a regression has no predictions"):
+    with pytest.raises(InputError, match="examples do not have one class each"):
         run(
             small(1, client=TRAINING | {"curriculum": {"measure": "error"}}, selection={"kind": "uniform", "count": 2}),
             problem=made,

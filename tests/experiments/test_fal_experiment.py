@@ -105,7 +105,7 @@ def test_strided_network_has_the_stated_size():
     assert sum(parameter.numel() for parameter in model.parameters()) == 171_158
     assert model(torch.zeros(2, 3 - 2, 28, 28)).shape == (2, 10)
     # Sides of 10 are 5, then 3.
-    assert StridedCNN().build((3, 10, 10), 0, 0)(torch.zeros(2, 3, 10, 10)).shape == (2, 1)
+    assert StridedCNN().build((3, 10, 10), 1, 0)(torch.zeros(2, 3, 10, 10)).shape == (2, 1)
 
 
 @pytest.mark.parametrize("name", study.METHODS)

@@ -19,7 +19,7 @@ from fedsim.exchange.messages import Cost, Order
 from fedsim.nets import fused as module
 from fedsim.nets.descent import Queries
 from fedsim.nets.fused import ACTIVATIONS, EXAMPLES, Fused, evaluates, fused
-from fedsim.nets.losses import LOSSES, CrossEntropy, LabelSmoothing, Loss
+from fedsim.nets.losses import LOSSES, CrossEntropy, LabelSmoothing, LogCosh, Loss, SquaredError
 from fedsim.nets.stack import Layout
 from fedsim.running.build import build_executor
 from fedsim.testing.problems import small_experiment as small
@@ -79,7 +79,9 @@ def test_activations(kind):
     assert_right(chain(kind(0.3) if kind in (nn.LeakyReLU, nn.ELU) else kind(), 6, 17, 5, 3), LOSSES["cross_entropy"])
 
 
-@pytest.mark.parametrize("loss", [*LOSSES.values(), LabelSmoothing(0.2)], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize(
+    "loss", [CrossEntropy(), SquaredError(), LogCosh(), LabelSmoothing(0.2)], ids=lambda loss: type(loss).__name__
+)
 def test_losses(loss):
     assert_right(chain(nn.Tanh(), 6, 8, 4 if isinstance(loss, CrossEntropy) else 1), loss)
 

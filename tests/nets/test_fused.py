@@ -22,7 +22,7 @@ from fedsim.core.errors import InputError
 from fedsim.exchange.messages import Order
 from fedsim.nets import fused as module
 from fedsim.nets.fused import ACTIVATIONS, chain_of, fused
-from fedsim.nets.losses import LOSSES, CrossEntropy, LabelSmoothing
+from fedsim.nets.losses import LOSSES, CrossEntropy, LabelSmoothing, LogCosh, SquaredError
 from fedsim.nets.stack import Layout
 from fedsim.parallel import cores
 from fedsim.running.build import build_executor, build_simulation
@@ -58,7 +58,9 @@ def test_activations_have_the_derivatives_of_autograd(kind):
     assert_close(loop.descend(descent), by_autograd(model, LOSSES["cross_entropy"], descent))
 
 
-@pytest.mark.parametrize("loss", [*LOSSES.values(), LabelSmoothing(0.2)], ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize(
+    "loss", [CrossEntropy(), SquaredError(), LogCosh(), LabelSmoothing(0.2)], ids=lambda loss: type(loss).__name__
+)
 def test_losses_have_the_derivatives_of_autograd(loss):
     model = chain(nn.Tanh(), 6, 8, 4 if isinstance(loss, CrossEntropy) else 1)
     loop, descent = described(model, loss)

@@ -49,7 +49,7 @@ class NPZ:
     """The array of the labels. Not given: found by its usual name."""
     owner: str | None = None
     """The array of the owners. Not given: `owner`, if there is one."""
-    task: Task = "classification"
+    task: Literal["classification", "regression"] = "classification"
     """classification numbers the distinct labels in their order from 0; regression takes them as numbers."""
     tokens: bool = False
     """x holds token ids, not features."""

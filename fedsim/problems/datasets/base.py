@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from fedsim.core.data_files import TABLE, Array, DataFolder, file_sha256
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
+from fedsim.nets.losses import IGNORED, Targets
 
 Indices = NDArray[np.int64]
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "tags"]
+TARGETS: Mapping[Task, Targets] = {"classification": "classes", "regression": "numbers", "tags": "tags"}
+"""What the targets of a task are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +30,15 @@ class Dataset:
     """Training and test examples, ready for a model.
 
     x, x_test: [n, ...] and [m, ...]; float32 (images channels first and scaled) or int64 token ids.
-    y, y_test: [n] and [m]; int64 classes 0 .. num_classes-1, or float32 targets when num_classes is 0.
+    y, y_test: int64 classes 0 .. num_classes-1: [n] and [m], one an example; or [n, *places], one a token or a pixel,
+    where -100 is a place that does not count. When num_classes is 0, float32: numbers [n] or [n, k], or with
+    `tags` [n, k], 1 where an example has a tag and 0 elsewhere.
     owner, owner_test: int64 [n] and [m], the natural client of each example, 0 .. clients-1; or None.
     vocabulary: the number of token symbols, 0 when x is not a sequence of tokens.
     told: what else a run folder says of it: names, what was done to the features, and the files it is from.
     drawn: whether the test examples were drawn from all, by the data set's `split_seed`.
     padding: the token that fills up sequences which are shorter than the others and says nothing; None: there is none.
+    tags: whether the targets are tags.
     Raises InputError when the arrays do not fit each other.
     """
 
@@ -48,6 +54,7 @@ class Dataset:
     told: Mapping[str, Any] = field(default_factory=dict)
     drawn: bool = False
     padding: int | None = None
+    tags: bool = False
 
     def __post_init__(self) -> None:
         for x, y, owner, kind in (
@@ -56,9 +63,9 @@ class Dataset:
         ):
             for array, what in ((x, "inputs"), (y, "labels")):
                 _hold_numbers(self.name, f"{kind} {what}", array)
-            if y.ndim != 1:
+            if not y.ndim or (not self.num_classes and y.ndim > 2) or 0 in y.shape[1:]:
                 raise InputError(
-                    TABLE, self.name, f"{kind} labels have shape {y.shape}; give one number for each input"
+                    TABLE, self.name, f"{kind} labels have shape {y.shape}; give one number for each input, or several"
                 )
             if len(x) != len(y) or (owner is not None and len(owner) != len(x)):
                 owners = "" if owner is None else f" and {len(owner)} owners"
@@ -67,9 +74,12 @@ class Dataset:
             if self.num_classes and y.dtype.kind not in "iu":
                 fault = f"{kind} labels are {y.dtype}, and classes are whole numbers from 0"
                 raise InputError(TABLE, self.name, fault)
-            if self.num_classes and len(y) and not 0 <= y.min() <= y.max() < self.num_classes:
-                fault = f"{kind} labels lie in {y.min()} .. {y.max()}, not in 0 .. {self.num_classes - 1}"
-                raise InputError(TABLE, self.name, fault)
+            if self.num_classes:
+                _hold_classes(self.name, f"{kind} labels", y, self.num_classes)
+            if self.tags and (self.num_classes or y.ndim != 2 or not np.isin(y, (0, 1)).all()):
+                raise InputError(
+                    TABLE, self.name, f"{kind} labels are no tags; give 0 and 1, for each tag of each input"
+                )
         if len(self.x) == 0:
             raise InputError(TABLE, self.name, "there is no training example; take a smaller test_share")
         if self.x.shape[1:] != self.x_test.shape[1:]:
@@ -78,6 +88,29 @@ class Dataset:
         if self.padding is not None and not 0 <= self.padding < self.vocabulary:
             fault = f"padding is token {self.padding}, and the vocabulary has {self.vocabulary}"
             raise InputError(TABLE, self.name, f"{fault}; give one of its tokens")
+        if self.y.shape[1:] != self.y_test.shape[1:]:
+            shapes = f"labels of a training input have shape {self.y.shape[1:]}, of a test one {self.y_test.shape[1:]}"
+            raise InputError(TABLE, self.name, f"{shapes}; they must be equal")
+
+    @property
+    def task(self) -> Targets:
+        """What targets are."""
+        return "classes" if self.num_classes else "tags" if self.tags else "numbers"
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The shape of what has a class of its own in an example: () the example itself, (T,) tokens, (H, W) pixels."""
+        return self.y.shape[1:] if self.num_classes else ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether an example has one class."""
+        return self.num_classes > 0 and self.y.ndim == 1
+
+    @property
+    def outputs(self) -> int:
+        """K, how many outputs a model needs, at each place: one a class, number or tag."""
+        return self.num_classes or (self.y.shape[1] if self.y.ndim > 1 else 1)
 
     def provenance(self) -> dict[str, Any]:
         """What a run folder says of the data: checksums of the arrays and of the files, counts, and what was done."""
@@ -107,6 +140,19 @@ def _hold_numbers(name: str, what: str, array: Any) -> None:
     if not whole and not np.isfinite(array).all():
         where = ", ".join(map(str, np.argwhere(~np.isfinite(array))[0]))
         raise InputError(TABLE, name, f"its {what} are not finite at [{where}]; leave that out, or fill it")
+
+
+def _hold_classes(name: str, what: str, y: Array, num_classes: int) -> None:
+    """Refuse classes y [n, *places] that are none of 0 .. num_classes-1, and examples none of whose places counts."""
+    counts = y != IGNORED if y.ndim > 1 else np.ones(y.shape, dtype=bool)
+    classes = y[counts]
+    if classes.size and not 0 <= classes.min() <= classes.max() < num_classes:
+        fault = f"{what} lie in {classes.min()} .. {classes.max()}, not in 0 .. {num_classes - 1}"
+        raise InputError(TABLE, name, fault)
+    empty = ~counts.any(axis=tuple(range(1, y.ndim))) if y.ndim > 1 else ~counts
+    if empty.any():
+        fault = f"{what} of example {int(empty.argmax())} are all {IGNORED}, which does not count; leave it out"
+        raise InputError(TABLE, name, fault)
 
 
 class Loader(Protocol):
@@ -156,9 +202,11 @@ def split_dataset(
     owner: Indices | None = None,
     vocabulary: int = 0,
     told: Mapping[str, Any] | None = None,
+    *,
+    tags: bool = False,
 ) -> Dataset:
-    """Build a data set whose test part is split off: by owner where there is one, else by class."""
-    strata = owner if owner is not None else (y if num_classes else None)
+    """Build a data set whose test part is split off: by owner where there is one, else by class of an example."""
+    strata = owner if owner is not None else (y if num_classes and y.ndim == 1 else None)
     train, test = split_off(strata, len(y), share, seed)
     return Dataset(
         name,
@@ -172,6 +220,7 @@ def split_dataset(
         vocabulary,
         told or {},
         drawn=True,
+        tags=tags,
     )
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from fedsim.core.data_files import TABLE, Array, DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, options
-from fedsim.problems.datasets.base import SHARE, Dataset, Indices, Task, hold_unsplit, split_off
+from fedsim.problems.datasets.base import SHARE, Dataset, Indices, hold_unsplit, split_off
 
 if TYPE_CHECKING:
     from fedsim.problems.datasets.cells import Cells
@@ -68,7 +68,7 @@ class Table(ABC):
     """
     label_ending: str = ""
     """An ending that is taken off labels, such as the dot of a published test file."""
-    task: Task = "classification"
+    task: Literal["classification", "regression"] = "classification"
     """classification numbers the distinct labels in their order from 0; regression takes them as numbers."""
     test_path: str | None = None
     """The file, or files, of the test examples, with the same columns. Not given: `test_share` are split off."""

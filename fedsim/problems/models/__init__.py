@@ -19,11 +19,12 @@ __all__ = ["LastStep", "Model", "Residual", "initialise"]
 class Model(Protocol):
     """What a plug-in of the group `models` offers."""
 
-    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
         """Make the module, without drawing from a global generator; `initialise` fills it afterwards.
 
-        shape: one input's, without the batch. num_classes: 0 means one regression output. vocabulary: how
-        many characters there are when inputs are characters, else 0. Raises `InputError` when the model does
-        not fit the data.
+        shape: one input's, without the batch. outputs: K, how many numbers it is to make of an example, [B, K]: one a
+        class, a number or a tag; or where each place of an example has a class, so many at each, [B, *places, K].
+        vocabulary: how many characters there are when inputs are characters, else 0. Raises `InputError` when the
+        model does not fit the data.
         """
         ...

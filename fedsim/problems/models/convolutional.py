@@ -20,8 +20,8 @@ class CNN:
     keep the image's size, which gives the paper's 1,663,370 parameters on 28x28 and ten classes.
     """
 
-    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
-        """[B, channels, height, width] of at least 4x4 to [B, num_classes], or to [B, 1] for regression."""
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
+        """[B, channels, height, width] of at least 4x4 to [B, outputs]."""
         channels, height, width = need_images("cnn", shape, vocabulary, side=4)
         with torch.device("meta"):
             module = nn.Sequential(
@@ -34,7 +34,7 @@ class CNN:
                 nn.Flatten(),
                 nn.Linear(64 * (height // 4) * (width // 4), 512),
                 nn.ReLU(),
-                nn.Linear(512, num_classes or 1),
+                nn.Linear(512, outputs),
             )
         return materialise(module)
 
@@ -47,8 +47,8 @@ class LeNet:
     parameters on 1x28x28 and 62,006 on 3x32x32 with ten classes.
     """
 
-    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
-        """[B, channels, height, width] of at least 16x16 to [B, num_classes], or to [B, 1] for regression."""
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
+        """[B, channels, height, width] of at least 16x16 to [B, outputs]."""
         channels, height, width = need_images("lenet", shape, vocabulary, side=16)
         rows, columns = (((side - 4) // 2 - 4) // 2 for side in (height, width))
         with torch.device("meta"):
@@ -64,7 +64,7 @@ class LeNet:
                 nn.ReLU(),
                 nn.Linear(120, 84),
                 nn.ReLU(),
-                nn.Linear(84, num_classes or 1),
+                nn.Linear(84, outputs),
             )
         return materialise(module)
 
@@ -83,18 +83,18 @@ class ResNet:
     blocks: PositiveInt = 1
     """Residual blocks of a stage."""
 
-    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
-        """[B, channels, height, width] of at least 4x4 to [B, num_classes], or to [B, 1] for regression."""
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
+        """[B, channels, height, width] of at least 4x4 to [B, outputs]."""
         channels, _, _ = need_images("resnet", shape, vocabulary, side=4)
         with torch.device("meta"):
             layers: list[nn.Module] = [*_normed(channels, self.width, 3), nn.ReLU()]
             inputs = self.width
             for stage in range(3):
-                outputs = self.width * 2**stage
+                channels = self.width * 2**stage
                 for block in range(self.blocks):
-                    layers.append(_block(inputs, outputs, stride=2 if stage and not block else 1))
-                    inputs = outputs
-            layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes or 1)]
+                    layers.append(_block(inputs, channels, stride=2 if stage and not block else 1))
+                    inputs = channels
+            layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, outputs)]
             module = nn.Sequential(*layers)
         return materialise(module)
 

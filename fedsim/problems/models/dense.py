@@ -22,11 +22,11 @@ class Logistic:
     zero: bool = True
     """Start at W = 0, b = 0, the customary start of this convex problem; otherwise at random."""
 
-    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
-        """[B, *shape] to [B, num_classes], or to [B, 1] for regression (num_classes 0)."""
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
+        """[B, *shape] to [B, outputs]."""
         need_numbers("logistic", shape, vocabulary)
         with torch.device("meta"):
-            linear = nn.Linear(math.prod(shape), num_classes or 1)
+            linear = nn.Linear(math.prod(shape), outputs)
             module = nn.Sequential(nn.Flatten(), stay_zero(linear) if self.zero else linear)
         return materialise(module)
 
@@ -40,12 +40,12 @@ class MLP:
     activation: Literal["relu", "tanh"] = "relu"
     """What follows each of them."""
 
-    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:
-        """[B, *shape] to [B, num_classes], or to [B, 1] for regression (num_classes 0)."""
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
+        """[B, *shape] to [B, outputs]."""
         need_numbers("mlp", shape, vocabulary)
         layers: list[nn.Module] = [nn.Flatten()]
         with torch.device("meta"):
-            for inputs, outputs in pairwise((math.prod(shape), *self.hidden)):
-                layers += [nn.Linear(inputs, outputs), ACTIVATIONS[self.activation]()]
-            layers.append(nn.Linear((math.prod(shape), *self.hidden)[-1], num_classes or 1))
+            for inputs, units in pairwise((math.prod(shape), *self.hidden)):
+                layers += [nn.Linear(inputs, units), ACTIVATIONS[self.activation]()]
+            layers.append(nn.Linear((math.prod(shape), *self.hidden)[-1], outputs))
         return materialise(nn.Sequential(*layers))

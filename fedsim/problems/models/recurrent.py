@@ -22,7 +22,7 @@ class LSTM:
     layers: PositiveInt = 2
     """LSTM layers, one on the other."""
 
-    def build(self, shape: tuple[int, ...], num_classes: int, vocabulary: int) -> nn.Module:  # noqa: ARG002
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:  # noqa: ARG002
         """Characters, int64 [B, T] below `vocabulary`, to the next one's logits [B, vocabulary]."""
         if not vocabulary or len(shape) != 1:
             remedy = f"reads sequences of characters, but these inputs are numbers of shape {list(shape)}"

@@ -34,7 +34,7 @@ class DirichletEqual(Shared):
 
     def split(self, data: Dataset, seed: int) -> Partition:
         """Draw a row of proportions a client, then training and test examples by it."""
-        if data.num_classes == 0:
+        if not data.labelled:
             raise InputError("partition.kind", "dirichlet_equal", f"{data.name} has no classes to deal by")
         size = self.size or len(data.y) // self.clients
         if size == 0:

@@ -54,7 +54,7 @@ class Dealt(Sampled, Shared, ABC):
 
     def classes(self, data: Dataset) -> int:
         """Return the number of classes in the training set; raises InputError when labels are no classes."""
-        if data.num_classes == 0:
+        if not data.labelled:
             name = type(self).__name__.lower()
             raise InputError("partition.kind", name, f"{data.name} has no classes to deal by; take iid")
         return len(np.unique(data.y))
