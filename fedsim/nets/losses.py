@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -236,3 +236,8 @@ def loss_named(name: str) -> Loss:
 def weighted(losses: Tensor, weight: Tensor) -> Tensor:
     """Row sums of weight * losses, [k], as a batched product: a row's result never depends on other rows."""
     return products.bmm(weight.unsqueeze(1), losses.unsqueeze(2)).view(-1)
+
+
+def weighted_gradient(losses: Tensor, weight: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradient of the sum of weight * losses, both of one shape; that of a parameter they do not know is zero."""
+    return torch.autograd.grad(losses, parameters, weight, allow_unused=True, materialize_grads=True)

@@ -33,7 +33,7 @@ from fedsim.nets.descent import Compiled, Loop
 from fedsim.nets.dropout import Draw, drawing
 from fedsim.nets.functional import Functional
 from fedsim.nets.layers import has_hooks
-from fedsim.nets.losses import Loss, weighted
+from fedsim.nets.losses import Loss, weighted, weighted_gradient
 from fedsim.nets.lowering import Lowered, lower
 from fedsim.nets.optimizers import descend_plainly
 from fedsim.nets.plain import PlainLoop
@@ -216,9 +216,9 @@ class PlainNetwork(_Autograd):
         with drawing(batch.draw, stacked=self.stacked, real=batch.real if self.layout.normalises else None):
             outputs = model(batch.x[0])
         own = self.loss if batch.loss is None else batch.loss
-        loss = weighted(own.examples(outputs.unsqueeze(0), batch.y), batch.weight)
-        gradient = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        return loss.detach(), Stack([part.unsqueeze(0) for part in gradient])
+        losses = own.examples(outputs.unsqueeze(0), batch.y)
+        gradient = weighted_gradient(losses, batch.weight, parameters)
+        return weighted(losses.detach(), batch.weight), Stack([part.unsqueeze(0) for part in gradient])
 
     def input_gradients(self, y: Stack, x: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """Losses [k, B] and their gradients [k, B, ...] with respect to the inputs x, without dropout."""
