@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedsim.running.result import Round
     from fedsim.running.sweep import Outcome
 
-JUDGED = ("test_accuracy", "gap", "value")
+JUDGED = ("test_accuracy", "personal_accuracy", "gap", "value")
 """Of what the global model is judged by, the first that was measured is shown."""
 
 

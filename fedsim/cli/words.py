@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 STATUS = {**{status: int(not well) for status, well in ENDED.items()}, "failed": 1, "interrupted": 130}
 """The exit code of a command after a run, or a point of a sweep, that ended so."""
-MEASURES = ("train_loss", "global_train_loss", "test_loss", "test_accuracy", "client_accuracy_p10", "value", "gap")
+MEASURES = (
+    *("train_loss", "global_train_loss", "test_loss", "test_accuracy", "client_accuracy_p10"),
+    *("personal_loss", "personal_accuracy", "personal_accuracy_p10", "value", "gap"),
+)
 """What is said of a run, where it was measured."""
 
 

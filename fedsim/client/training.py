@@ -29,7 +29,7 @@ from fedsim.core.plugins import HasPlugins
 from fedsim.core.schedules import Constant, Exponential, Schedule, Step, scheduled
 from fedsim.engine.batches import steps_of
 from fedsim.engine.client import Client
-from fedsim.engine.cohort import Cohort
+from fedsim.engine.cohort import PRIVATE, Cohort
 from fedsim.exchange.actions import FORWARD
 from fedsim.exchange.messages import Cost, Order, Size
 from fedsim.exchange.transforms import Shapes
@@ -208,19 +208,30 @@ class LocalTraining(HasPlugins, Client):
 
         decay and shift ([d] or [C, d]) are added to every gradient: grad f_i(y) + decay y - shift. report_last: tell
         the losses of the last epoch, too. change: give y - start for y.
+
+        Where entries of the model stay with each client, d counts the others alone: it trains its own with them, from
+        where they were, to where decay pulls them, and keeps them.
         """
         rule = self._rule(cohort, decay)
         loop, arm = cohort.network.loop, None if self.defence is None else self.defence.arm(cohort)
-        direct = change and self.curriculum is None  # which looks at y itself
+        private, sent = cohort.private, start
+        direct = change and self.curriculum is None and private is None  # which look at y itself
+        if private is not None:
+            own = cohort.state[PRIVATE]
+            start = private.join(start, own)
+            shift = None if shift is None else private.join(shift, decay * own)
         if loop is not None and arm is None:
             params, losses, last = self._at_once(cohort, loop, start, shift, rule, direct, report_last)
         else:
             params, losses, history = self._step_by_step(cohort, start, shift, rule, arm)
             last, direct = self._last(cohort, history) if report_last else None, False
+        if private is not None:
+            params, own = private.split(params)
+            cohort.keep(**{PRIVATE: own})
         if self.curriculum is not None:
             self.curriculum.keep(cohort, params)
         if change and not direct:
-            params.sub_(start)
+            params.sub_(sent)
         return Trained(params, losses / cohort.steps_taken.clamp(min=1), last)
 
     def _rule(self, cohort: Cohort, decay: float) -> Rule:
@@ -283,8 +294,8 @@ class LocalTraining(HasPlugins, Client):
         self, cohort: Cohort, start: Tensor, shift: Tensor | None, rule: Rule, arm: Armed | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Parameters, the sums of the losses, and the losses of each step, which is a call of the network."""
-        y, layout = cohort.stack(start), cohort.network.layout
-        fixed = None if shift is None else cohort.stack(shift)
+        layout = cohort.network.layout
+        y, fixed = layout.stack(start, len(cohort)), None if shift is None else layout.stack(shift, len(cohort))
         take = None if rule.plain else stepper(rule, layout.moved(y))
         lr = base = self.rate(cohort)
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)

@@ -47,7 +47,9 @@ class Evaluation(HasPlugins):
     every_seconds: Seconds | None = None
     """Instead, virtual seconds between two evaluations; the end has one in any case. Not given: rounds count."""
     on: Measured = ("test",)
-    """Sets that the model is judged on: test, the test set; train, all training examples."""
+    """Sets that the model is judged on: test, the test set; train, all training examples. Where clients have models of
+    their own, each is judged on its held-out or test examples instead, and on nothing else.
+    """
     clients: bool | Literal["auto"] = "auto"
     """Judge the model also on each client's own examples, by accuracy, or by loss where targets are numbers; auto: by
     accuracy, with up to 1,000 clients, and up to 20,000 examples where these are what clients train on.

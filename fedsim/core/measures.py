@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-LOWER = frozenset({"loss", "error", "value", "gap"})
+LOWER = frozenset({"loss", "error", "value", "gap", "std"})
 HIGHER = frozenset({"accuracy", "success", "precision", "recall", "f1", "jaccard", "cosine"})
-FIRST = ("test_accuracy", "value", "gap", "test_loss", "train_loss", "client_accuracy_p10")
+FIRST = ("test_accuracy", "personal_accuracy", "value", "gap", "test_loss", "train_loss", "client_accuracy_p10")
 """What is said first of a run, in this order, where it was measured."""
 ATTACKED = re.compile(r"(test|global_train|client)_(?P<attack>\w+)_(accuracy|loss)(_(mean|p10|worst))?")
 

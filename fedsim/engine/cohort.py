@@ -24,11 +24,14 @@ from fedsim.exchange.messages import BrokenPromiseError, Scalar, finite_rows
 from fedsim.nets.descent import Compiled, Queries
 from fedsim.nets.dropout import Draw
 from fedsim.nets.network import Batch, Network
+from fedsim.nets.private import Private
 from fedsim.nets.stack import Stack
 from fedsim.problems.base import Examples, Problem
 
 GATHER = 2**22
 """How many input numbers are gathered from the data at once: few calls, and they stay in the cache."""
+PRIVATE = "private entries"
+"""The name under which clients remember their own entries of the model."""
 JUDGED = 32
 """How many of its examples a client's model is judged on at once, whatever the cohort, which would change the bits."""
 
@@ -116,8 +119,15 @@ class Cohort:
         return self._job.received(name)
 
     def stack(self, rows: Tensor) -> Stack:
-        """A vector [d], or rows [C, d], as a stack of C rows, copied."""
+        """A vector [d], or rows [C, d], as a stack of C rows, copied; with them what stays with each client."""
+        if self.private is not None:
+            rows = self.private.join(rows, self.state[PRIVATE])
         return self.network.layout.stack(rows, len(self))
+
+    @property
+    def private(self) -> Private | None:
+        """What of the model stays with each client; None: nothing does."""
+        return None if self._problem.model is None else self._problem.model.private
 
     def keep(self, **state: Tensor) -> None:
         """Remember rows [C, ...] until these clients take part again."""

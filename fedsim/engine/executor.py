@@ -20,7 +20,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError, one_line, warn
 from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
-from fedsim.engine.cohort import Cohort
+from fedsim.engine.cohort import PRIVATE, Cohort
 from fedsim.engine.job import CohortResult, Job, JobResult, gathered
 from fedsim.engine.options import Choice
 from fedsim.engine.returned import declared, done, remembered
@@ -128,16 +128,21 @@ class Executor:
         self.memory = memory
         shapes = dict(remembered(client, client.state(problem.dimension)))
         shapes |= self.transforms.state(Size(problem.dimension, 8 * problem.dtype.itemsize))
+        private = None if problem.model is None else problem.model.private
+        whole, initial = problem.dimension, {}
+        if private is not None:
+            whole, initial = private.layout.dimension, {PRIVATE: private.initial}
+            shapes[PRIVATE] = tuple(private.initial.shape)
         count = problem.num_clients if participants is None else min(participants, problem.num_clients)
-        self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory)
-        numbers = client.numbers(problem.dimension, problem.largest)
+        self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory, initial)
+        numbers = client.numbers(whole, problem.largest)
         self._in_any_order = self.network is not None and self.network.loop is not None and client.in_any_order
         width = self._width * client.views
-        self._row_operations = client.operations(problem.dimension)
+        self._row_operations = client.operations(whole)
         if problem.model is not None:
             numbers += 3 * width * problem.model.footprint.activations  # with their gradients
             if self._in_any_order:  # a loop has those of one client at a time: y, a shift, and what is made of them
-                numbers = 3 * problem.dimension
+                numbers = 3 * whole
             self._row_operations += width * problem.model.footprint.operations
         self._row_bytes = numbers * problem.dtype.itemsize
         self.scratch = Scratch(memory)
@@ -220,6 +225,11 @@ class Executor:
             result = replace(result, said={**self.problem.oracle.complaints(), **result.said})
         return result
 
+    def models(self, params: Tensor, clients: Tensor) -> Tensor:
+        """What `clients` [C] would use of the model [d]: each with its own entries, [C, d]; all have the same: [d]."""
+        private = None if self.problem.model is None else self.problem.model.private
+        return params if private is None else private.join(params, self.store.look(PRIVATE, clients)[0])
+
     def _utilities(self, job: Job, result: JobResult) -> Tensor:
         """What the clients tell beside their reply, [C, 1]; where an evaluation may fail and has, 0."""
         found = self._losses(job)[:, 1:].to(self.problem.dtype)
@@ -234,7 +244,7 @@ class Executor:
         found = torch.empty((len(job), 2), dtype=torch.float64, device=self.problem.device)
         for number, orders in enumerate(job.orders):
             rows = slice(None) if job.origin is None else (job.origin == number).nonzero().flatten()
-            params, clients = orders.payload["params"], job.clients[rows]
+            params, clients = self.models(orders.payload["params"], job.clients[rows]), job.clients[rows]
             found[rows] = self.problem.losses(params, clients, self._sampled(orders), self.streams, orders.turn)
         return found
 

@@ -13,14 +13,20 @@ from fedsim.exchange.transforms import Shapes
 
 
 class ClientStore:
-    """Rows of named state, zero at first, for the clients that have taken part so far.
+    """Rows of named state for the clients that have taken part so far, zero at first where `initial` has no other.
 
     shapes: the shape of one client's row, by name. participants: how many different clients may take part at most, for
-    the size estimate; above `budget` bytes the store is refused before anything runs.
+    the size estimate; above `budget` bytes the store is refused before anything runs. initial: what a row is at first.
     """
 
     def __init__(
-        self, shapes: Shapes, participants: int, device: torch.device, dtype: torch.dtype, budget: int
+        self,
+        shapes: Shapes,
+        participants: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        budget: int,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.shapes, self.device, self.dtype = dict(shapes), device, dtype
         row = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
@@ -32,7 +38,8 @@ class ClientStore:
                 "raise it, choose fewer clients or rounds, or an algorithm without client state",
             )
         self._row_of: dict[int, int] = {}
-        self._blocks = {name: torch.zeros((0, *shape), device=device, dtype=dtype) for name, shape in shapes.items()}
+        self._initial = initial or {}
+        self._blocks = {name: self._fresh(name, 0) for name in shapes}
 
     def admit(self, clients: Tensor) -> None:
         """Make rows for those of `clients` [C] that have none yet."""
@@ -43,7 +50,7 @@ class ClientStore:
         for name, block in self._blocks.items():
             if len(self._row_of) > len(block):
                 rows = max(len(self._row_of), 2 * len(block))
-                grown = torch.zeros((rows, *self.shapes[name]), device=self.device, dtype=self.dtype)
+                grown = self._fresh(name, rows)
                 grown[: len(block)] = block
                 self._blocks[name] = grown
 
@@ -51,6 +58,13 @@ class ClientStore:
         """Copies of the rows of admitted `clients` [C]: [C, *shape] by name."""
         rows = self._rows(clients)
         return {name: block[rows] for name, block in self._blocks.items()}
+
+    def look(self, name: str, clients: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of what `clients` [C] would read under a name, [C, *shape], and which of them have rows, bool [C]."""
+        known = torch.tensor([client in self._row_of for client in clients.tolist()], device=self.device)
+        found = self._fresh(name, len(clients))
+        found[known] = self._blocks[name][self._rows(clients[known])]
+        return found, known
 
     def write(self, clients: Tensor, values: Mapping[str, Tensor]) -> None:
         """Keep rows [C, *shape] of admitted `clients` [C]; unnamed state stays."""
@@ -68,6 +82,13 @@ class ClientStore:
         """Go back to a snapshot."""
         self._row_of = {client: row for row, client in enumerate(saved["clients"].tolist())}
         self._blocks = {name: saved[name].clone() for name in self.shapes}
+
+    def _fresh(self, name: str, rows: int) -> Tensor:
+        """Rows of clients that have taken no part yet."""
+        initial = self._initial.get(name)
+        if initial is None:
+            return torch.zeros((rows, *self.shapes[name]), device=self.device, dtype=self.dtype)
+        return initial.expand(rows, *self.shapes[name]).clone()
 
     def _rows(self, clients: Tensor) -> Tensor:
         if not self.shapes:

@@ -158,7 +158,7 @@ def _refuse_devices(experiment: Experiment) -> None:
 
 def _say(rounds: int | None, seen: Round) -> None:
     """Print a line a row, which Flower shows in its log."""
-    names = ("train_loss", "test_loss", "test_accuracy")
+    names = ("train_loss", "test_loss", "test_accuracy", "personal_loss", "personal_accuracy")
     measures = [f"{name} {seen.row[name]:.4f}" for name in names if name in seen.row]
     end = f", {seen.row['time']:.1f} s" if rounds is None else f"/{rounds}"
     tell(f"round {seen.row['round']}{end}: {', '.join(measures)}")

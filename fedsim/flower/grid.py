@@ -113,11 +113,20 @@ class GridEngine(GridWindows[_Flight]):
         found = {"now": self.now, "ledger": asdict(self.ledger), "trace": deepcopy(self.trace), "queue": None}
         if not self._remembers:
             return found | {"store": {CLIENTS: torch.zeros(0, dtype=torch.int64)}}
+        return found | {"store": self._memories()}
+
+    def remembered(self, name: str, clients: Tensor) -> tuple[Tensor, Tensor]:
+        """What clients remember under a name, for which all nodes are asked; see `fedsim.engine.personal.Remembers`."""
+        store = self.executor.store
+        store.restore(self._memories())
+        return store.look(name, clients)
+
+    def _memories(self) -> dict[str, Tensor]:
+        """What the clients of all nodes remember, as of `ClientStore.snapshot`."""
         contents = self._ask("query.hand_over", {partition: RecordDict() for partition in self._nodes})
         states = [self._memory(partition, content) for partition, content in contents.items()]
         order = torch.argsort(torch.cat([state[CLIENTS] for state in states]))
-        store = {name: torch.cat([state[name] for state in states])[order] for name in states[0]}
-        return found | {"store": store}
+        return {name: torch.cat([state[name] for state in states])[order] for name in states[0]}
 
     def _memory(self, partition: int, content: RecordDict) -> dict[str, Tensor]:
         """What the clients of a partition remember. GridError: its node sends something else."""

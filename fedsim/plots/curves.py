@@ -35,11 +35,24 @@ BOOKKEEPING = frozenset(
         "queries",
         "extra_queries",
         "staleness",
+        "personal_untrained",
     ]
 )
-WHOSE = {"global_train": "training set", "train": "local training", "test": "test set", "client": "clients"}
+WHOSE = {
+    "global_train": "training set",
+    "train": "local training",
+    "test": "test set",
+    "client": "clients",
+    "personal": "own models",
+}
 """Prefixes of columns: the global model on all training examples, the clients' own models while they train, ..."""
-COLOURS = {"global_train": BRIGHT[5], "train": BRIGHT[1], "test": BRIGHT[0], "client": BRIGHT[2]}
+COLOURS = {
+    "global_train": BRIGHT[5],
+    "train": BRIGHT[1],
+    "test": BRIGHT[0],
+    "client": BRIGHT[2],
+    "personal": BRIGHT[0],
+}
 STATISTICS = {
     "mean": ", mean",
     "p10": ", 10th percentile",
@@ -195,8 +208,8 @@ def _draw_quantity(axis: Axes, lines: Mapping[str, Line]) -> None:
         of_mean = column.removesuffix("_p10") + "_mean"
         mean = lines.get(of_mean)
         if column.endswith("_p10") and mean is not None and len(rounds) > 1 and np.array_equal(mean[0], rounds):
-            label = f"clients{_under(column)}, 10th percentile to mean"
-            colour = used.get(of_mean, COLOURS["client"])
+            label = f"{WHOSE[_whose(column)]}{_under(column)}, 10th percentile to mean"
+            colour = used.get(of_mean, COLOURS[_whose(column)])
             axis.fill_between(rounds, values, mean[1], color=colour, alpha=0.18, linewidth=0, label=label)
             continue
         wished = ((COLOURS.get(_whose(column), BRIGHT[0]),) if not attack_of(column) else ()) + BRIGHT
@@ -251,8 +264,8 @@ def _quantity(column: str) -> str:
 
 
 def _is_noise(column: str) -> bool:
-    """Tell whether a column would hide the others: one client's, the worst of a round, or a band for each attack."""
-    return column.endswith("_worst") or (column.endswith("_p10") and attack_of(column) != "")
+    """Tell whether a column would hide the others: one client's, a spread, or a band for each attack."""
+    return column.endswith(("_worst", "_std")) or (column.endswith("_p10") and attack_of(column) != "")
 
 
 def _label(column: str) -> str:

@@ -51,7 +51,7 @@ def train_expert(problem: Supervised, expert: Expert, folder: Path | None = None
     modules = (*TRAINED_BY, sys.modules[__name__])
     classes = (type(model.loss), *map(type, model.module.modules()))
     key = digest(described, problem.device, modules, classes, (data.x, data.y, everything.order, *state))
-    found = kept("experts", key, (1, problem.dimension), made, folder)
+    found = kept("experts", key, (1, model.layout.dimension), made, folder)
     return found[0].to(problem.device, problem.dtype)
 
 

@@ -18,6 +18,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.streams import Index, Streams
 from fedsim.nets.footprint import Footprint
 from fedsim.nets.losses import Loss, Targets
+from fedsim.nets.private import Private
 from fedsim.nets.stack import Layout
 from fedsim.problems.partitions.base import Partitioner
 from fedsim.server.strategy import ProblemView
@@ -93,13 +94,15 @@ class Model:
     """What is trained.
 
     module: the model, with dropout that draws by name. layout: where its parameters lie in the flat vector. loss: of an
-    example. footprint: what one example costs.
+    example. footprint: what one example costs. private: what of the vector stays with each client; None: nothing does,
+    otherwise the problem's d is that of what is shared.
     """
 
     module: nn.Module
     layout: Layout
     loss: Loss
     footprint: Footprint
+    private: Private | None = None
 
 
 class Oracle(Protocol):
@@ -197,6 +200,7 @@ class Problem(Looped, Protocol):
     ) -> Tensor:
         """Mean and root of the mean square of what parameters [d] cost each client, int64 [C]: float64 [C, 2].
 
+        params: [d], or of models that have entries of their own a row a client.
         sampled: which of a client's examples count, by their places; None: all. Noise is named by (turn, 0) in
         `streams`. Every client by itself, so that its numbers do not depend on who else is asked.
         """

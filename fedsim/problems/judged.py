@@ -116,6 +116,35 @@ class Judged:
         values = (means.mean(), torch.quantile(means, bad), worst)
         return {name: float(value) for name, value in zip(self.client_measures(name), values, strict=True)}
 
+    def has_own(self) -> bool:
+        """Whether clients have examples to be judged on that they are not trained on."""
+        split = self.partition
+        return any(order is not None and len(order) for order in (split.order_test, split.holdout_order))
+
+    def personal_measures(self) -> list[str]:
+        """The names of `personal_scores`."""
+        kinds = self.kinds()
+        bad = STATISTICS[kinds[-1]][1]
+        return [f"personal_{kind}" for kind in kinds] + [
+            f"personal_{kinds[-1]}_{which}" for which in ("mean", bad, "worst", "std")
+        ]
+
+    def personal_scores(self, outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, float]:
+        """What models of the clients' own come to, each on its client's examples, whose outputs [n, K] these are.
+
+        The loss, and the accuracy where there is one, are of all the examples together; mean, p10 (of losses p90),
+        worst and standard deviation are over the clients that have any, by accuracy or else by loss.
+        """
+        kinds = self.kinds()
+        means = self.by_client(kinds, outputs, rows, count)
+        shares = count[count > 0] / count.sum()
+        of_clients = {kind: means[kind][count > 0] for kind in kinds}
+        last = of_clients[kinds[-1]]
+        bad, worst = (0.9, last.max()) if kinds[-1] == "loss" else (0.1, last.min())
+        values = [(shares * of_clients[kind]).sum() for kind in kinds]
+        values += [last.mean(), torch.quantile(last, bad), worst, last.std(correction=0)]
+        return {name: float(value) for name, value in zip(self.personal_measures(), values, strict=True)}
+
     def by_client(self, kinds: Sequence[str], outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, Tensor]:
         """The means of each client, float64 [N], NaN without examples, of some of `kinds`; see `client_scores`."""
         owner = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)

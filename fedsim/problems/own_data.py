@@ -35,6 +35,7 @@ def supervised(
     model: nn.Module,
     clients: Iterable[Any],
     test: tuple[Any, Any] | None = None,
+    test_clients: Iterable[Any] | None = None,
     loss: str | Loss | None = None,
     task: Task | None = None,
     num_classes: int | None = None,
@@ -48,12 +49,14 @@ def supervised(
     token or pixel, -100 where none counts; or real targets [n] or [n, k]; or tags [n, k], 0 and 1. model: any module
     whose outputs are [B, *places, classes], for all classes of the labels or more (or [B, k] for numbers and tags,
     [B, 1] for targets [n]); its parameters are where training starts. clients: for each client the indices of its
-    examples. test: inputs and targets to judge the global model on; without it the training examples are. loss: a name,
-    or a `Loss`; by default cross_entropy of classes, squared_error of numbers, binary_cross_entropy of tags. task:
-    `classification`, `regression` or `tags`; by default what the loss is for, or else whole numbers are classes and
-    floats targets of a regression. num_classes: how many classes there are, where labels need not have all. head: where
-    in what the model returns its outputs are, as a key, an attribute or a place of a tuple, or a table of the options
-    of `problem.head`. device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
+    examples. test: inputs and targets to judge the global model on; without it the training examples are. test_clients:
+    for each client the indices of the test examples that it is judged on itself; without it they are its own for
+    training. loss: a name, or a `Loss`; by default cross_entropy of classes, squared_error of numbers,
+    binary_cross_entropy of tags. task: `classification`, `regression` or `tags`; by default what the loss is for, or
+    else whole numbers are classes and floats targets of a regression. num_classes: how many classes there are, where
+    labels need not have all. head: where in what the model returns its outputs are, as a key, an attribute or a place
+    of a tuple, or a table of the options of `problem.head`. device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or
+    torch.float64.
     """
     if dtype not in (torch.float32, torch.float64):
         raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
@@ -81,7 +84,12 @@ def supervised(
     ):  # of which the whole numbers are meant as floats
         inputs, tested = inputs.astype(np.float64), (tested[0].astype(np.float64), tested[1])
     dataset = Dataset("own", inputs, targets, *(tested or (inputs, targets)), num_classes=classes, tags=kind == "tags")
-    partition = Partition.from_lists(_lists(clients))
+    if test_clients is not None and test is None:
+        raise InputError("test_clients", "given", "are indices of test examples; give test, too, or leave them out")
+    lists, tests = _lists(clients, "clients"), None if test_clients is None else _lists(test_clients, "test_clients")
+    if tests is not None and len(tests) != len(lists):
+        raise InputError("test_clients", f"{len(tests)} lists", f"there are {len(lists)} clients; give a list for each")
+    partition = Partition.from_lists(lists, tests)
     partition.check(dataset)
     try:
         device = choose_device(device, "device")
@@ -202,16 +210,14 @@ def _largest_class(option: str, labels: Array | None) -> int:
     return int(labels.max())
 
 
-def _lists(clients: Any) -> list[Any]:
-    """The index lists of the clients, one each."""
+def _lists(clients: Any, option: str) -> list[Any]:
+    """The index lists of the clients, one each. option: which argument they are."""
     remedy = "give for each client the indices of its examples, such as [[0, 1], [2, 3, 4]]"
     if isinstance(clients, str | Mapping) or not isinstance(clients, Iterable):
-        raise InputError("clients", one_line(repr(clients), 60), remedy)
+        raise InputError(option, one_line(repr(clients), 60), remedy)
     lists = list(clients)
     if not lists:
-        raise InputError("clients", "[]", remedy)
+        raise InputError(option, "[]", remedy)
     if isinstance(lists[0], int | np.integer):
-        raise InputError(
-            "clients", f"{len(lists)} numbers", f"{remedy}; of owners np.flatnonzero(owner == c) for each c"
-        )
+        raise InputError(option, f"{len(lists)} numbers", f"{remedy}; of owners np.flatnonzero(owner == c) for each c")
     return lists

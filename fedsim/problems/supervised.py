@@ -28,6 +28,7 @@ from fedsim.nets.heads import AnyHead, Head
 from fedsim.nets.losses import IGNORED, Loss
 from fedsim.nets.normalisation import MEAN, SECOND, Statistics, layers_of, statistics_of, vector_parts
 from fedsim.nets.prepared import prepare
+from fedsim.nets.private import Private
 from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import spread
 from fedsim.problems.attacked import attacked, attacked_measures
@@ -52,6 +53,7 @@ from fedsim.problems.modules import (
     load_start,
     started,
 )
+from fedsim.problems.normalisation import Normalisation
 from fedsim.problems.partitions.base import Partition, noisy_labels
 from fedsim.problems.partitions.cached import cached_partition
 
@@ -59,16 +61,6 @@ EXAMPLES_EVALUATED = 20_000
 """Training examples up to which clients are evaluated on them without being asked for."""
 WORK_AT_ONCE = 2**26
 """Multiply-adds of a batch of an evaluation: all cores have some of a large model, and recurrent ones stay in cache."""
-
-
-@options
-class Normalisation:
-    """What becomes of the running statistics of batch normalisation."""
-
-    statistics: Statistics = "averaged"
-    """Means and variances are averaged as parameters are (averaged); or means and second moments, which gives the
-    variance of all examples together (pooled); or they stay as they are at the start, in training too (frozen).
-    """
 
 
 @options
@@ -92,7 +84,8 @@ class SupervisedOptions(HasPlugins):
     """A file with a state dict to start from (.safetensors, .pt). Not given: the model starts as it is made."""
 
     normalisation: Annotated[Normalisation | None, table_of(Normalisation)] = None
-    """Of batch normalisation, which a model must have for it. Not given: statistics are averaged."""
+    """Of normalisation, which a model must have for it. Not given: statistics of batches are averaged."""
+
     split: Literal["fixed", "seed"] = "fixed"
     """Where a test set is drawn from all examples: fixed, by the data set's split_seed, one for all seeds of a run; or
     by the run's own seed, so that what differs between seeds has the choice of the test set in it, too.
@@ -119,11 +112,12 @@ class SupervisedOptions(HasPlugins):
             head=self.head,
             device=setting.device,
             dtype=setting.dtype,
-            statistics=None if self.normalisation is None else self.normalisation.statistics,
+            statistics=None if self.normalisation is None else self.normalisation.shared,
         )
         if self.start is not None:
             problem.start_from(load_start(Path(self.start)))
-        return problem
+        private = () if self.normalisation is None else self.normalisation.private
+        return problem.keeping(*private) if private else problem
 
     def _loaded(self, folder: DataFolder, streams: Streams) -> Dataset:
         """The data set, its test set drawn as `split` says."""
@@ -154,7 +148,8 @@ class Supervised:
     """A supervised problem on a device.
 
     num_clients: N. sizes: int64 [N] on the CPU, training examples of each, at least one; largest: the
-    largest of them. dimension: d. data: the training examples. model: what is trained on them.
+    largest of them. dimension: d. data: the training examples. model: what is trained on them. Where entries of it stay
+    with each client, see `keeping`, d counts the shared ones, and no model is for all.
     """
 
     oracle = None
@@ -213,12 +208,33 @@ class Supervised:
 
     @property
     def dimension(self) -> int:
-        """d, how many parameters the model has, its statistics among them."""
-        return self.model.layout.dimension
+        """d, how many parameters the model has, its statistics among them, or of them are shared."""
+        private = self.model.private
+        return (self.model.layout if private is None else private.shared).dimension
 
     def initial(self) -> Tensor:
         """The parameters to start from, [d]; a copy."""
-        return self._start.clone()
+        return self._shared.clone()
+
+    @property
+    def _shared(self) -> Tensor:
+        private = self.model.private
+        return self._start if private is None else private.split(self._start)[0]
+
+    def keeping(self, *named: str) -> Supervised:
+        """The same problem where some of the model's parameters stay with each client, and only the rest is shared.
+
+        named: `norm`, all of layers that normalise (FedBN); `statistics`, the running ones of batch normalisation
+        (SiloBN); `head`, the parameters of the last layer (FedPer); or names, in which * stands for anything. Everybody
+        begins with the model's own. Clients are then judged by their own models, on examples that they are not trained
+        on.
+
+        InputError: one names no parameter, or they name all.
+        """
+        found = copy.copy(self)
+        private = Private.of(named, self.model.module, self.model.layout, self._start)
+        found.model = replace(self.model, private=private)
+        return found
 
     @property
     def bounds(self) -> None:
@@ -235,19 +251,27 @@ class Supervised:
             layer.become(statistics)
         self.functional = Functional(copy.deepcopy(module).eval())
         self._start = self.model.layout.flatten(vector_parts(module))
+        if self.model.private is not None:
+            self.model = replace(self.model, private=replace(self.model.private, start=self._start))
         self.data.scores.clear()
 
-    def module(self, params: Tensor) -> nn.Module:
-        """The model with the parameters of a vector [d]; dropout in it is inactive."""
-        prepared = prepare(self.model.module)
+    def module(self, params: Tensor, own: Tensor | None = None) -> nn.Module:
+        """The model with the parameters of a vector [d]; dropout in it is inactive.
+
+        own: what a client has of its own, [p], where something stays with clients; by default what it begins with.
+        """
+        private, prepared = self.model.private, prepare(self.model.module)
+        if private is not None:
+            params = private.join(params, (private.initial if own is None else own).unsqueeze(0))[0]
         prepared.load_state_dict(self.model.layout.named(params), strict=False)
         for layer in layers_of(prepared).values():
             layer.become("averaged")
         return prepared.eval()
 
     def tensors(self, params: Tensor) -> Mapping[str, Tensor]:
-        """The state dict of the model with the parameters of a vector [d]."""
-        return self.module(params).state_dict()
+        """The state dict of the model with the parameters of a vector [d], without what stays with clients."""
+        found, private = self.module(params).state_dict(), self.model.private
+        return found if private is None else {name: found[name] for name in found if name not in private.own.names}
 
     def illustrate(self, place: Callable[[str], Path], params: Tensor) -> None:  # noqa: ARG002
         """Draw which classes or tags the clients have, or how large their numbers are; of several numbers nothing."""
@@ -295,11 +319,14 @@ class Supervised:
         return means
 
     def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",)) -> dict[str, float]:
-        """Loss and accuracy of the global model.
+        """Loss and accuracy of the global model, where there is one.
 
         on: `test`, the test set; `train`, all the clients' training examples together, as global_train_loss and
         global_train_accuracy. clients: also the accuracies of the clients' own examples, or their losses.
         """
+        if self.model.private is not None:
+            remedy = "each client has a model of its own, and none is for all; look at the personal measures of a run"
+            raise InputError("params", list(params.shape), remedy)
         found: dict[str, float] = {}
         made: list[tuple[Rows, Tensor]] = []
         for name, rows in self.judged.sets(on).items():
@@ -316,7 +343,8 @@ class Supervised:
 
     def judged_examples(self, on: Collection[str], *, clients: bool) -> int:
         """How many examples `evaluate` sends through the model."""
-        sets, own = list(self.judged.sets(on).values()), self.judged.own()[0] if clients else None
+        sets = list(self.judged.sets(on).values()) if self.model.private is None else []
+        own = self.judged.own()[0] if clients else None
         return sum(map(len, sets)) + (0 if own is None or any(rows.covers(own) for rows in sets) else len(own))
 
     def attacked_examples(self, trial: Trial) -> int:
@@ -325,10 +353,14 @@ class Supervised:
         most = [len(rows) if trial.examples is None else min(len(rows), trial.examples) for rows in sets]
         return sum(most) + (len(self.judged.own()[0]) if trial.clients else 0)
 
-    def client_measures(self, params: Tensor) -> dict[str, Tensor]:
-        """How many examples each client is judged on, int64 [N], and their mean loss and accuracy, float64 [N]."""
+    def client_measures(self, params: Tensor, outputs: Tensor | None = None) -> dict[str, Tensor]:
+        """How many examples each client is judged on, int64 [N], and their mean loss and accuracy, float64 [N].
+
+        outputs: [n, K], of the clients' own models for `judged.own()`; None: of the model for all.
+        """
         own, count = self.judged.own()
-        return {"examples": count, **self.judged.by_client(self.judged.kinds(), self._outputs(params, own), own, count)}
+        found = self._outputs(params, own) if outputs is None else outputs
+        return {"examples": count, **self.judged.by_client(self.judged.kinds(), found, own, count)}
 
     def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:
         """Loss and accuracy of the global model under attacks; see `fedsim.problems.attacked`."""
@@ -336,6 +368,8 @@ class Supervised:
 
     def attacked_measures(self, trial: Trial) -> list[str]:
         """The names that `attacked` gives. InputError: an attack does not go with what it is to be made on."""
+        if self.model.private is not None:
+            raise InputError("attacks", trial.attacks[0].label, "no model is for all clients here; leave attacks out")
         return attacked_measures(self.judged, trial)
 
     def losses(
@@ -348,19 +382,21 @@ class Supervised:
     ) -> Tensor:
         """Mean and root of the mean square of the losses of each client's examples, float64 [C, 2].
 
-        clients: int64 [C]. sampled: which of a client's examples, by their places; None: all. Every client by itself,
-        so that its numbers do not depend on who else is asked. There is no noise to be drawn.
+        params: [d], or a row a client. clients: int64 [C]. sampled: which of a client's examples, by their places;
+        None: all. Every client by itself, so that its numbers do not depend on who else is asked. There is no noise to
+        be drawn.
         """
         data, loss, offset = self.data, self.model.loss, self.partition.offset
 
-        def losses(client: int) -> Tensor:
+        def losses(row: tuple[int, int]) -> Tensor:
+            place, client = row
             index = data.order[int(offset[client]) : int(offset[client + 1])]
             index = index if sampled is None else index[sampled(client)]
-            outputs = self._forward(params, data.x[index])
+            outputs = self._forward(params if params.dim() == 1 else params[place], data.x[index])
             found = loss.examples(outputs, data.y[index]).double()
             return torch.stack((found.mean(), found.square().mean().sqrt()))
 
-        found = spread(losses, clients.tolist())
+        found = spread(losses, list(enumerate(clients.tolist())))
         return torch.stack(found) if found else torch.zeros((0, 2), dtype=torch.float64, device=self.device)
 
     def example_losses(self, params: Tensor) -> Tensor:
@@ -372,10 +408,10 @@ class Supervised:
         """Whether clients are evaluated: as asked, or, for "auto", where it costs little.
 
         Automatically by their accuracies: with held-out examples up to 1,000 clients; with none, on the clients'
-        training examples if there are no more than 20,000 of them.
+        training examples if there are no more than 20,000 of them. Models of their own are always judged.
         """
-        if isinstance(wanted, bool):
-            return wanted
+        if isinstance(wanted, bool) or self.model.private is not None:
+            return bool(wanted)
         if not self.judged.has_accuracy:
             return False
         own = self.partition.holdout_order is None and self.partition.order_test is None
@@ -383,6 +419,8 @@ class Supervised:
 
     def measures(self, clients: bool | str, on: Collection[str] = ("test",)) -> list[str]:
         """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
+        if self.model.private is not None:
+            return self.judged.personal_measures() if self.evaluates_clients(clients) else []
         central = [f"{name}_{kind}" for name in self.judged.sets(on) for kind in self.judged.kinds()]
         return central + (self.judged.client_measures("client") if self.evaluates_clients(clients) else [])
 

@@ -20,7 +20,7 @@ from fedsim.plots import measured
 from fedsim.running.history import History, Row
 from fedsim.running.stored import open_run
 
-HIDDEN = re.compile(r"client_(\w+_)?(accuracy|loss)_(mean|worst)|client_value_worst")
+HIDDEN = re.compile(r"(client_(\w+_)?|personal_)(accuracy|loss)_(mean|worst|std)|client_value_worst")
 COUNTS = {"queries": "queries", "extra_queries": "extra queries", "late": "late", "lost": "lost"}
 """Columns whose sum over the rows is a number of the run, and its label."""
 

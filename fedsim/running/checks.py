@@ -17,6 +17,7 @@ from fedsim.problems.attacked import check_attack
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.running import promises
+from fedsim.running.personal import has_own_models, hold_judged
 from fedsim.zeroth_order.search import EstimatedSearch
 
 ENDLESS = 2**31
@@ -71,6 +72,8 @@ def check(experiment: Experiment, problem: Problem) -> None:
         raise InputError("evaluation.keep_best", best, name_one(best, measured))
     if isinstance(problem, Supervised):
         _check_training(experiment, problem)
+        if has_own_models(problem):
+            _check_own_models(experiment, problem)
     if stopping is not None and stopping.watches and stopping.metric not in measured:
         raise InputError("stopping.metric", stopping.metric, name_one(stopping.metric, measured))
     if stopping is not None:
@@ -129,6 +132,22 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
         remedy = f"attacks nothing in {rounds}, so that nobody is defended"
         remedy += ": look at its attack's epsilon and steps, warm_up and mix, or leave it out"
         raise InputError("client.adversarial", kind_of("defences", defence), remedy)
+
+
+def _check_own_models(experiment: Experiment, problem: Supervised) -> None:
+    """Refuse what does not go with models of which something stays with each client."""
+    client, evaluation = experiment.client, experiment.evaluation
+    if not isinstance(client, LocalTraining) or not client.descends:
+        kind = kind_of("clients", client)
+        remedy = "does more with a model than local training, which alone trains what stays with a client; take sgd"
+        raise InputError("client.kind", kind, remedy)
+    if evaluation.on != ("test",):
+        remedy = "each client has a model of its own, and no model is for all; leave it out"
+        raise InputError("evaluation.on", ", ".join(evaluation.on), remedy)
+    if evaluation.keep_best is not None:
+        remedy = "is of models of the clients' own, of which none is written; leave it out"
+        raise InputError("evaluation.keep_best", evaluation.keep_best, remedy)
+    hold_judged(problem, evaluation.clients)
 
 
 def check_asking(client: Client) -> None:

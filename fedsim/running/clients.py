@@ -5,21 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fedsim.problems.base import Problem
 from fedsim.running.folder import RunFolder
 from fedsim.running.stored import CLIENTS
 
 
-def write_clients(problem: Problem, params: Tensor, folder: RunFolder) -> None:
-    """Write a line a client: its number, its name where the data say one, and what it measures of params [d].
+def write_clients(measured: Mapping[str, Tensor], names: Sequence[str] | None, folder: RunFolder) -> None:
+    """Write a line a client: its number, its name where the data say one, and what was measured of it, [N] each.
 
     A number that is not finite, as of a client without examples, is left out.
     """
-    measured = problem.client_measures(params)
-    names = problem.names
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["client", *([] if names is None else ["name"]), *measured])

@@ -30,6 +30,7 @@ from fedsim.running.stored import (
     HALF_FILE,
     METRICS,
     MODEL,
+    OWN,
     SUMMARY,
     TRACE,
     TRACEBACK,
@@ -205,6 +206,10 @@ class RunFolder(StoredRun):
     def write_best(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Write best.safetensors, as model.safetensors."""
         write_whole(self.place(BEST), _packed(tensors, metadata))
+
+    def write_own(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write own.safetensors, as model.safetensors."""
+        write_whole(self.place(OWN), _packed(tensors, metadata))
 
     def write_text(self, file: str, text: str) -> None:
         """Write one of `FILES` that is text."""

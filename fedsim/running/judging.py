@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -20,7 +20,9 @@ from fedsim.core.clock import seconds, ticks
 from fedsim.core.errors import DivergedError
 from fedsim.core.graph import storable
 from fedsim.engine.ledger import Ledger
+from fedsim.problems.supervised import Supervised
 from fedsim.running.history import Row
+from fedsim.running.personal import has_own_models, personal_measures
 from fedsim.running.setup import Setup
 from fedsim.server.strategy import ServerState
 
@@ -206,7 +208,7 @@ class Judge:
         """What the global model comes to; measured once where it has not changed. last: nothing follows."""
         problem, judged, params = self._setup.problem, self.so_far, state.params
         if judged.round != state.round:
-            found = problem.evaluate(params, clients=self._clients, on=self._setup.evaluation.on)
+            found = self._evaluated(params)
             said = {} if problem.oracle is None else problem.oracle.complaints()
             for client in sorted(said):
                 self._setup.engine.trace.complained(f"client {client}, of the judged model: {said[client]}")
@@ -218,6 +220,13 @@ class Judge:
             self._watch(state.round, found)
             judged.attacked, judged.measures = state.round, judged.measures | found
         return judged.measures
+
+    def _evaluated(self, params: Tensor) -> dict[str, float]:
+        """What the model comes to, or the clients' own where they have some."""
+        setup, problem = self._setup, self._setup.problem
+        if not has_own_models(problem):
+            return problem.evaluate(params, clients=self._clients, on=setup.evaluation.on)
+        return personal_measures(setup.engine, cast("Supervised", problem), params) if self._clients else {}
 
     def _is_attacked_now(self, number: int, last: bool) -> bool:
         if self._trial is None or self.so_far.attacked == number:

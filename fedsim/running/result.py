@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from fedsim.problems.base import Problem
+    from fedsim.running.personal import OwnModels
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Result:
     """What a run leaves. status: finished, stopped (early), diverged, stalled or interrupted; reason: why.
 
     params: the final parameters, [d]. summary: final and best values. history: the rows. folder: the run's, or None.
-    config: the experiment's tables and the versions, as config.toml has them. trace: as trace.json has it.
+    config: the experiment's tables and the versions, as config.toml has them. trace: as trace.json has it. own: what
+    each client has of the model, where something of it stays with clients.
     """
 
     params: Tensor
@@ -55,14 +57,27 @@ class Result:
     folder: Path | None
     config: Mapping[str, Any]
     trace: Mapping[str, Any]
+    own: OwnModels | None = None
 
-    def model(self) -> nn.Module:
-        """The model with the final parameters, in evaluation mode. FedsimError: the problem has none."""
+    def model(self, client: int | None = None) -> nn.Module:
+        """The model with the final parameters, in evaluation mode; of a client, where something of it stays with them.
+
+        FedsimError: the problem has none; or each client has its own, and none is named, or the run did not come to its
+        end; or there is one for all, and a client is named.
+        """
         from fedsim.problems.supervised import Supervised
 
         if not isinstance(self.problem, Supervised):
             raise FedsimError("this problem has no model; its solution is Result.params")
-        return self.problem.module(self.params)
+        if self.problem.model.private is None:
+            if client is not None:
+                raise FedsimError("one model is for all clients; name none")
+            return self.problem.module(self.params)
+        if self.own is None:
+            raise FedsimError(f"what clients have of their own is kept where a run ends, and this one is {self.status}")
+        if client is None:
+            raise FedsimError("each client has a model of its own; name one: model(client=0)")
+        return self.problem.module(self.params, self.own.rows[client])
 
     def plot(self) -> Picture:
         """What it measured against the round. FedsimError: no number was measured."""

@@ -28,6 +28,7 @@ from fedsim.parallel.arithmetic import arithmetic, hold_pinned
 from fedsim.parallel.cores import at_most
 from fedsim.plots import curves
 from fedsim.problems.base import Problem
+from fedsim.problems.supervised import Supervised
 from fedsim.running.best import Best
 from fedsim.running.build import EngineMaker, build_problem, build_simulation
 from fedsim.running.checkpoint import Keeper
@@ -36,6 +37,7 @@ from fedsim.running.clients import write_clients
 from fedsim.running.endings import ENDED
 from fedsim.running.folder import RunFolder
 from fedsim.running.history import History, Row, finite_or_nan
+from fedsim.running.personal import OwnModels, has_own_models
 from fedsim.running.result import Callback, Result, Round
 from fedsim.running.simulation import Simulation
 from fedsim.running.stored import CLIENTS, CURVES, TRACEBACK
@@ -245,20 +247,27 @@ def drive(
     if problem.names is not None:
         trace["clients"] = list(problem.names)
     params = simulation.state.params
+    own = None
+    if ENDED.get(status) and isinstance(problem, Supervised) and has_own_models(problem):
+        own = OwnModels.of(simulation.parts.engine, problem, params)
     if folder is not None:
         folder.write_trace(trace)
         if keeper is not None and status == "finished" and simulation.round == experiment.rounds:
             keeper.end()
         # One entry: safetensors writes several in no fixed order.
-        folder.write_model(problem.tensors(params), {"run": f"{experiment.name}, seed {experiment.seed}"})
+        run = {"run": f"{experiment.name}, seed {experiment.seed}"}
+        folder.write_model(problem.tensors(params), run)
+        if own is not None:
+            folder.write_own(own.tensors(), run)
         if ENDED.get(status) and problem.evaluates_clients(experiment.evaluation.clients):
             with _not_needed(CLIENTS):
-                write_clients(problem, params, folder)
+                measured = problem.client_measures(params) if own is None else own.client_measures()
+                write_clients(measured, problem.names, folder)
         finish(folder, rows, summary, partial(problem.illustrate, folder.place, params))
     history = History(rows) if folder is None else folder.history
     told = {name: table for name, table in config.items() if name != "resolved"}
     place = None if folder is None else folder.path
-    return Result(params, problem, status, reason, summary, history, place, told, trace)
+    return Result(params, problem, status, reason, summary, history, place, told, trace, own)
 
 
 def outcome(

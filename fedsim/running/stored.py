@@ -4,6 +4,7 @@ config.toml         the experiment, with every option resolved, the versions, an
 metrics.jsonl       one JSON object a completed round or evaluation, written when it is complete
 model.safetensors   the final parameters, of a black box one vector x
 best.safetensors    the best parameters by a measure, if they are asked for
+own.safetensors     what each client has of the model for itself, a row a client; where something stays with them
 end.safetensors     the state of a run that has had all its rounds, from which it can have more
 summary.json        the final values; written last
 clients.csv         what the final model comes to on each client, where clients are evaluated
@@ -38,8 +39,8 @@ from fedsim.running.history import History, Row, fits_row, read_rows
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
 TRACE, CURVES, TRACEBACK = "trace.json", "curves.png", "traceback.txt"
-BEST, END, CLIENTS = "best.safetensors", "end.safetensors", "clients.csv"
-FILES = (CONFIG, METRICS, MODEL, BEST, END, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, ADVERSARIAL, TRACEBACK)
+BEST, OWN, END, CLIENTS = "best.safetensors", "own.safetensors", "end.safetensors", "clients.csv"
+FILES = (CONFIG, METRICS, MODEL, BEST, OWN, END, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, ADVERSARIAL, TRACEBACK)
 """The names that a run writes, and beside its checkpoints the only ones that it ever removes."""
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = re.compile(r"(\d{8,})-([0-9a-f]{32})\.safetensors")

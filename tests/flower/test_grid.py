@@ -12,11 +12,13 @@ from local_grid import LocalGrid, engine_of, grid_of, partitions, tiny
 
 import fedsim
 from fedsim.core.errors import InputError
+from fedsim.core.options import options
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.aggregation import WeightedMean
 from fedsim.exchange.messages import Order
 from fedsim.exchange.windows import All
 from fedsim.flower import GridError, Recipe, client_app, node, server_app
+from fedsim.problems.supervised import SupervisedOptions
 from fedsim.running.build import build_executor, build_fleet, build_problem, build_simulation
 from fedsim.running.simulation import Simulation
 
@@ -80,6 +82,31 @@ def test_what_codes_take_is_counted_where_it_crosses(nodes):
     assert max(sent) < 4 * most(d, 32)
     assert theirs.history["bytes_up"] == sent
     assert theirs.history["bytes_down"] == ours.history["bytes_down"] == [4 * (d + 4)] * 4
+
+
+@options
+class OwnHeads(SupervisedOptions):
+    """The clients keep the last layer of the model."""
+
+    def build(self, setting):
+        return super().build(setting).keeping("head")
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_what_stays_with_clients_stays_on_their_nodes_and_is_judged_as_in_one_process(nodes):
+    tables = tiny().resolved() | {"partition": {"kind": "iid", "clients": 7, "holdout": 0.2}}
+    del tables["evaluation"]
+    tables["problem"] = tables["problem"] | {"kind": f"{__name__}:OwnHeads"}
+    experiment = fedsim.experiment(**tables)
+    grid, results = grid_of(experiment, nodes), []
+    server_app(experiment, save=False, timeout=5.0, receive=results.append)(grid, Context(1, 1, {}, RecordDict(), {}))
+    ours, theirs = fedsim.run(experiment, save=False), results[0]
+    assert ours.problem.dimension == 64 * 8 + 8
+    for name in ("clients", "bytes_up", "bytes_down", "personal_loss", "personal_accuracy", "personal_untrained"):
+        assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
+    torch.testing.assert_close(theirs.own.rows, ours.own.rows, **SAME)
+    sent = [message for message in grid.seen if message.metadata.message_type == "train"]
+    assert {array.shape for message in sent for array in message.content["arrays"].values()} == {(64 * 8 + 8,)}
 
 
 def test_clients_state_is_needed_for_that():

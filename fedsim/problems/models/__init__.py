@@ -10,8 +10,7 @@ from typing import Protocol
 
 from torch import nn
 
-from fedsim.nets.layers import Residual
-from fedsim.nets.sequences import LastStep
+from fedsim.nets.layers import LastStep, Residual
 from fedsim.problems.models.layers import initialise
 
 __all__ = ["LastStep", "Model", "Residual", "initialise"]

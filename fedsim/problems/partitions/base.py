@@ -52,20 +52,12 @@ class Partition:
             raise InputError("partition.clients", self.clients, f"client {empty[0]} has no training example")
 
     @classmethod
-    def from_lists(cls, lists: Sequence[ArrayLike]) -> Partition:
-        """Make a partition of a list of training indices for each client."""
-        rows = []
-        for client, indices in enumerate(lists):
-            remedy = "give whole numbers: indices of training examples, of a mask np.flatnonzero(mask)"
-            try:
-                row = np.asarray(indices)
-            except Exception as error:  # of whatever kind is in the list's own conversion
-                raise InputError("clients", f"list {client}", f"{remedy} ({one_line(error, 120)})") from error
-            if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
-                raise InputError("clients", f"list {client}", remedy)
-            rows.append(row)
-        offset = np.cumsum([0, *(len(row) for row in rows)])
-        return cls(np.concatenate(rows or [np.empty(0)]).astype(np.int64), offset.astype(np.int64))
+    def from_lists(cls, lists: Sequence[ArrayLike], tests: Sequence[ArrayLike] | None = None) -> Partition:
+        """Make a partition of a list of training indices for each client.
+
+        tests: lists of test indices, of which a client may have none; None: nobody has any.
+        """
+        return cls(*_rows(lists, "clients"), *((None, None) if tests is None else _rows(tests, "test_clients")))
 
     @property
     def clients(self) -> int:
@@ -97,6 +89,22 @@ class Partition:
             if len(order) and not 0 <= order.min() <= order.max() < count:
                 fault = f"{name} indices lie in {order.min()} .. {order.max()}, examples in 0 .. {count - 1}"
                 raise InputError("partition", data.name, fault)
+
+
+def _rows(lists: Sequence[ArrayLike], option: str) -> tuple[Indices, Indices]:
+    """Lists of indices, one a client, as sparse rows. option: which argument they are."""
+    rows = []
+    for client, indices in enumerate(lists):
+        remedy = "give whole numbers: indices of examples, of a mask np.flatnonzero(mask)"
+        try:
+            row = np.asarray(indices)
+        except Exception as error:  # of whatever kind is in the list's own conversion
+            raise InputError(option, f"list {client}", f"{remedy} ({one_line(error, 120)})") from error
+        if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
+            raise InputError(option, f"list {client}", remedy)
+        rows.append(row)
+    offset = np.cumsum([0, *(len(row) for row in rows)])
+    return np.concatenate(rows or [np.empty(0)]).astype(np.int64), offset.astype(np.int64)
 
 
 class Partitioner(Protocol):

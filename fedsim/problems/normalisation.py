@@ -1,0 +1,35 @@
+"""The options of a model's normalisation: what clients share of it, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from fedsim.core.options import options
+from fedsim.nets.normalisation import Statistics
+
+PRIVATE: Mapping[str, tuple[str, ...]] = {"local_statistics": ("statistics",), "local": ("norm",)}
+"""What stays with clients, in words of `Supervised.keeping`."""
+
+
+@options
+class Normalisation:
+    """What becomes of what layers of normalisation know."""
+
+    statistics: Statistics | Literal["local_statistics", "local"] = "averaged"
+    """The running means and variances of batches are averaged as parameters are (averaged); or means and second
+    moments, which gives the variance of all examples together (pooled); or they stay as they are at the start, in
+    training too (frozen); or they stay with each client (local_statistics, SiloBN), or so does all of every layer that
+    normalises (local, FedBN): then each client has a model of its own, and is judged by that.
+    """
+
+    @property
+    def shared(self) -> Statistics | None:
+        """What becomes of statistics that are shared; None: nothing is said of them."""
+        given = self.statistics
+        return None if given == "local_statistics" or given == "local" else given
+
+    @property
+    def private(self) -> tuple[str, ...]:
+        """What stays with each client."""
+        return PRIVATE.get(self.statistics, ())

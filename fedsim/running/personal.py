@@ -1,0 +1,78 @@
+"""The clients' own models: what a run says of them, and what it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedsim.core.errors import InputError
+from fedsim.engine.base import Engine
+from fedsim.engine.cohort import PRIVATE
+from fedsim.engine.executor import Executor
+from fedsim.engine.personal import Remembers, personal_outputs
+from fedsim.problems.base import Looped
+from fedsim.problems.supervised import Supervised
+
+
+def has_own_models(problem: Looped) -> bool:
+    """Whether something of the model stays with each client, so that no model is for all."""
+    return isinstance(problem, Supervised) and problem.model.private is not None
+
+
+def hold_judged(problem: Supervised, wanted: bool | str) -> None:
+    """Refuse to judge models of the clients' own by what they were trained on. wanted: `evaluation.clients`."""
+    if problem.evaluates_clients(wanted) and not problem.judged.has_own():
+        remedy = "each client's model is judged on examples of its own that it is not trained on; hold some out (0.2)"
+        raise InputError("partition.holdout", 0.0, f"{remedy}, or set evaluation.clients = false")
+
+
+def remembered(engine: Engine, problem: Supervised) -> tuple[Tensor, Tensor]:
+    """What each client has of its own, [N, p], and who of them has taken part, bool [N]."""
+    assert isinstance(engine, Remembers)
+    return engine.remembered(PRIVATE, torch.arange(problem.num_clients, device=problem.device))
+
+
+@dataclass(frozen=True, eq=False)
+class OwnModels:
+    """The clients' models at the end of a run.
+
+    params: what is shared, [d]. rows: what each client has of its own, [N, p].
+    """
+
+    problem: Supervised
+    executor: Executor
+    params: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of(cls, engine: Engine, problem: Supervised, params: Tensor) -> OwnModels:
+        """Those that an engine's clients have."""
+        assert isinstance(engine, Remembers)
+        return cls(problem, engine.executor, params, remembered(engine, problem)[0])
+
+    def client_measures(self) -> dict[str, Tensor]:
+        """What each client's model comes to on examples of its own; see `Supervised.client_measures`."""
+        found = personal_outputs(self.executor, self.params, self.rows, *self.problem.judged.own())
+        return self.problem.client_measures(self.params, found)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the clients have of their own, by the parameters' names, [N, *shape] each."""
+        private = self.problem.model.private
+        assert private is not None
+        return dict(zip(private.own.names, private.own.stack(self.rows).leaves, strict=True))
+
+
+def personal_measures(engine: Engine, problem: Supervised, params: Tensor) -> dict[str, float]:
+    """What the clients' models come to on examples of their own; see `Judged.personal_scores`.
+
+    personal_untrained: how many of the clients that are judged have not taken part yet, and have what they would begin
+    with.
+    """
+    assert isinstance(engine, Remembers)
+    own, known = remembered(engine, problem)
+    rows, count = problem.judged.own()
+    outputs = personal_outputs(engine.executor, params, own, rows, count)
+    found = problem.judged.personal_scores(outputs, rows, count)
+    return found | {"personal_untrained": int((~known & (count > 0)).sum())}
