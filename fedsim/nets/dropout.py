@@ -2,7 +2,7 @@
 
 `torch.nn.Dropout` would read the global generator. `fedsim.nets.prepared` puts a `NamedDropout` in its place: in
 local step s of round r, the mask of client c in the n-th call of the layer called `name` is a draw named
-(`dropout/name/n`, r, s, c).
+(`dropout/name/n`, r, s, c). Attention and recurrent layers, which drop out on their own, have one as a part `drop`.
 Outside a `drawing` block a model is evaluated, and dropout does nothing.
 """
 
@@ -19,6 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fedsim.core.streams import Index, Streams
+from fedsim.nets.together import hidden, together
 
 
 @dataclass(frozen=True)
@@ -84,18 +85,30 @@ class NamedDropout(nn.Module):
         super().__init__()
         self.p, self.name, self.inplace = p, name, inplace
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is dropped now."""
+        return training() is not None and self.p > 0.0
+
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs [k, B, ...] in a stack, [B, ...] for one client."""
+        """Inputs [k, B, ...] in a stack, whose first axis `vmap` may hide, [B, ...] for one client."""
         current = training()
         if current is None or self.p == 0.0:
             return x
-        draw, rows = current.draw, x if current.stacked else x.unsqueeze(0)
-        call = current.calls[self.name]
-        current.calls[self.name] += 1
-        words = draw.streams.bits(
-            f"dropout/{self.name}/{call}", draw.clients, rows.shape[1:].numel(), turn=draw.turn, step=draw.step
-        )
         share = 1.0 - self.p or 1.0  # of those that are kept; where none is, all are zero
-        # The first 24 bits of a word are a uniform number in single precision, as p is then.
-        kept = (words >= math.ceil(float(np.float32(self.p)) * 2**24) * 2**8).to(x.dtype).view(x.shape)
+        draw, call = current.draw, current.calls[self.name]
+        current.calls[self.name] += 1
+
+        def of_stack(rows: Tensor) -> Tensor:
+            words = draw.streams.bits(
+                f"dropout/{self.name}/{call}", draw.clients, rows.shape[1:].numel(), turn=draw.turn, step=draw.step
+            )
+            # The first 24 bits of a word are a uniform number in single precision, as p is then.
+            kept = (words >= math.ceil(float(np.float32(self.p)) * 2**24) * 2**8).to(rows.dtype)
+            return kept.view(-1, *rows.shape[1:]).expand(rows.shape)  # of a client that has itself for company, one
+
+        if hidden():
+            kept = together(of_stack, x.detach())
+        else:
+            kept = of_stack(x) if current.stacked else of_stack(x.unsqueeze(0)).squeeze(0)
         return x.mul_(kept).div_(share) if self.inplace else x * kept / share

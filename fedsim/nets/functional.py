@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from fedsim.nets.dropout import NamedDropout
-from fedsim.nets.layers import Residual, SelfAttention, has_hooks
+from fedsim.nets.layers import Residual, has_hooks
 from fedsim.nets.normalisation import statistics_of
 
 INDIFFERENT = (
@@ -84,9 +84,6 @@ class Functional:
             model = copy.deepcopy(self._model)
             self._own.parameters = [own for own in model.parameters() if own.requires_grad]
             parts = dict(model.named_modules())
-            for part in parts.values():
-                if SelfAttention.suits(part):
-                    part.__class__ = SelfAttention
             kernels: set[int] = set()
             if all(_indifferent(part) for part in parts.values()) and type(model) is not nn.Conv2d:
                 convolutions = {name: part for name, part in parts.items() if type(part) is nn.Conv2d}

@@ -1,17 +1,18 @@
 """Lowering: a module for one client to a function for a stack of clients.
 
 Every parameter gains a leading axis [C, ...] and every input becomes [C, B, ...]. Linear, convolution, normalisation,
-embedding and LSTM layers become batched products, whose rows do not depend on how many clients are stacked; layers
-without parameters see the clients' examples as one long batch. Images keep this shape, but lie in memory as the
-convolutions left them (see `fedsim.nets.convolution`). Anything else, a module with a `forward` of
+embedding, attention and recurrent layers become batched products, whose rows do not depend on how many clients are
+stacked; layers without parameters see the clients' examples as one long batch. Images keep this shape, but lie in
+memory as the convolutions left them (see `fedsim.nets.convolution`). Anything else, a module with a `forward` of
 its own, goes through `torch.func.functional_call` under `vmap`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,14 +22,17 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fedsim.core.errors import InputError
-from fedsim.nets import products
+from fedsim.nets import attention, products, recurrence
+from fedsim.nets.attention import EncoderLayer
 from fedsim.nets.convolution import Geometry, batch_last, convolve
 from fedsim.nets.dropout import NamedDropout, mapped, training
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.functional import Functional
 from fedsim.nets.heads import Taken, bare, taken_of
-from fedsim.nets.layers import LastStep, Residual, has_backward_hooks, has_hooks
+from fedsim.nets.layers import Residual, has_backward_hooks, has_hooks
 from fedsim.nets.normalisation import BatchNorm, statistics_of
+from fedsim.nets.sequences import LastStep, MeanStep, Padded, Positions, Steps
+from fedsim.nets.together import hiding
 
 WORTH_A_CALL = 10_000_000
 """Multiply-adds from which a convolutional network's forward pass is faster for one client than for a stack of them."""
@@ -36,9 +40,17 @@ WORTH_A_CALL = 10_000_000
 Lowered = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 """(parameters by name, each [C, ...]; inputs [C, B, ...]) -> outputs [C, B, ...]."""
 
+Reader = Callable[[Mapping[str, Tensor], Tensor, Tensor | None], Tensor]
+"""The same of layers that read places [..., T, width], with what is padding among them, [..., T], or None."""
+
 ELEMENTWISE = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Hardtanh, NamedDropout)
 EXPONENTIAL = (nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus)
 """Elementwise as well, but the last bits would follow the place in the tensor."""
+ACTIVATIONS: Mapping[Any, Lowered] = {
+    functional.relu: lambda _, x: torch.relu(x),
+    functional.gelu: lambda _, x: in_whole_registers(functional.gelu, x),
+}
+"""Those that an encoder layer has by name."""
 IMAGEWISE = (
     nn.MaxPool2d,
     nn.AvgPool2d,
@@ -68,15 +80,8 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
         return _headed(taken, lower(bare(model), prefix))
     if has_hooks(model):
         return _vmapped(model, prefix)
-    if type(model) is nn.Sequential and _reads_last_steps(model):
-        stages = [lower(part, f"{prefix}{name}.") for name, part in _pooled_first(model)]
-
-        def sequential(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
-            for stage in stages:
-                x = stage(named, x)
-            return x
-
-        return sequential
+    if type(model) is nn.Sequential and _reads_steps(model):
+        return _in_turn([lower(part, f"{prefix}{name}.") for name, part in _pooled_first(model)])
     if type(model) is Residual and not any(getattr(part, "inplace", False) for part in model.modules()):
         body, shortcut = lower(model.body, f"{prefix}body."), lower(model.shortcut, f"{prefix}shortcut.")
         return lambda named, x: torch.relu(body(named, x) + shortcut(named, x))
@@ -90,6 +95,9 @@ def lower(model: nn.Module, prefix: str = "") -> Lowered:
         # One more axis in front; negative ones count from the end.
         first, last = (axis + 1 if axis >= 0 else axis for axis in (model.start_dim, model.end_dim))
         return lambda _, x: x.flatten(first, last)
+    reader = _reader(model, prefix)
+    if reader is not None:
+        return lambda named, x: reader(named, x, None)
     for kind, maker in LAYERS:
         if type(model) is kind:
             lowered = maker(model, prefix)
@@ -138,11 +146,20 @@ NO_PADDING = (torch.embedding, -1)
 """What says to this function, and to no other, that there is none."""
 
 
-def _reads_last_steps(model: nn.Sequential) -> bool:
-    """Whether every LSTM of a sequence is followed by `LastStep`: lowered, it gives its outputs without its states."""
+def _in_turn(stages: Sequence[Lowered]) -> Lowered:
+    def in_turn(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        for stage in stages:
+            x = stage(named, x)
+        return x
+
+    return in_turn
+
+
+def _reads_steps(model: nn.Sequential) -> bool:
+    """Whether `Steps` follow every recurrent layer of a sequence: lowered, it gives its outputs without its states."""
     parts = list(model)
     after = zip(parts, [*parts[1:], None], strict=False)
-    return all(isinstance(following, LastStep) for part, following in after if isinstance(part, nn.LSTM))
+    return all(isinstance(following, Steps) for part, following in after if isinstance(part, nn.RNNBase))
 
 
 def _pooled_first(model: nn.Sequential) -> list[tuple[str, nn.Module]]:
@@ -157,13 +174,8 @@ def _pooled_first(model: nn.Sequential) -> list[tuple[str, nn.Module]]:
 
 def _linear(layer: nn.Linear, prefix: str) -> Lowered:
     def linear(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        weight = named[f"{prefix}weight"]
-        rows = x.flatten(1, -2)
-        if layer.bias is None:
-            out = products.bmm(rows, weight.mT)
-        else:
-            out = products.baddbmm(named[f"{prefix}bias"].unsqueeze(1), rows, weight.mT)
-        return out.view(*x.shape[:-1], layer.out_features)
+        rows = products.affine(x.flatten(1, -2), named[f"{prefix}weight"], named.get(f"{prefix}bias"))
+        return rows.view(*x.shape[:-1], layer.out_features)
 
     return linear
 
@@ -261,50 +273,66 @@ class _Padded(torch.autograd.Function):
         return drows.view_as(drows)
 
 
-def _lstm(layer: nn.LSTM, prefix: str) -> Lowered | None:
-    """The cell's four gates (input, forget, cell, output) as two batched products a step."""
-    if layer.bidirectional or layer.proj_size or not layer.batch_first or not layer.bias:
+def _positions(_: Positions, prefix: str) -> Lowered:
+    return lambda named, x: x + named[f"{prefix}weight"][:, None, : x.shape[2]]
+
+
+def _steps(layer: Steps, prefix: str) -> Reader:  # noqa: ARG001
+    return lambda _, x, padding: layer.read(x, padding)
+
+
+def _encoder_layer(layer: EncoderLayer, prefix: str) -> Reader | None:
+    """Its parts, each for the stack, put together as it says itself."""
+    parts = {name: lower(part, f"{prefix}{name}.") for name, part in layer.named_children() if name != "self_attn"}
+    if layer.activation in ACTIVATIONS:
+        parts["activation"] = ACTIVATIONS[layer.activation]
+    attend = attention.lowered(layer.self_attn, f"{prefix}self_attn.")
+    if attend is None or "activation" not in parts:
         return None
 
-    def lstm(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        for level in range(layer.num_layers):
-            w_in, w_hid = named[f"{prefix}weight_ih_l{level}"], named[f"{prefix}weight_hh_l{level}"]
-            bias = (named[f"{prefix}bias_ih_l{level}"] + named[f"{prefix}bias_hh_l{level}"]).unsqueeze(1)
-            clients, batch, length = x.shape[:3]
-            steps = products.baddbmm(bias, x.flatten(1, 2), w_in.mT).view(clients, batch, length, -1)
-            hidden = cell = x.new_zeros(clients, batch, layer.hidden_size)
-            outputs = []
-            for step in steps.unbind(2):
-                i, f, g, o = products.baddbmm(step, hidden, w_hid.mT).chunk(4, dim=2)
-                cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
-                hidden = torch.sigmoid(o) * torch.tanh(cell)
-                outputs.append(hidden)
-            x = torch.stack(outputs, dim=2)
+    def encoder_layer(named: Mapping[str, Tensor], x: Tensor, padding: Tensor | None) -> Tensor:
+        own: dict[str, attention.Part] = {name: partial(part, named) for name, part in parts.items()}
+        return layer.compute(own | {"self_attn": lambda x: attend(named, x, padding, causal=layer.causal)}, x)
+
+    return encoder_layer
+
+
+def _encoder(encoder: nn.TransformerEncoder, prefix: str) -> Lowered:
+    """Its layers, which see no mask, and its norm."""
+    last = [] if encoder.norm is None else [("norm", encoder.norm)]
+    layers = [(f"layers.{place}", layer) for place, layer in enumerate(encoder.layers)]
+    return _in_turn([lower(part, f"{prefix}{name}.") for name, part in [*layers, *last]])
+
+
+def _padded(model: Padded, prefix: str) -> Lowered | None:
+    """Its layers, of which those that read places know where padding is."""
+    parts = [(f"{prefix}{name}.", part) for name, part in model._modules.items() if part is not None]
+    stages = [(isinstance(part, EncoderLayer | Steps), _reader(part, name), lower(part, name)) for name, part in parts]
+    if not _reads_steps(model) or any(reads and reader is None for reads, reader, _ in stages):
+        return None
+
+    def padded(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        padding = x == model.padding
+        for _, reader, stage in stages:
+            x = stage(named, x) if reader is None else reader(named, x, padding)
         return x
 
-    return lstm
+    return padded
 
 
-def _last_step(layer: LastStep, prefix: str) -> Lowered:  # noqa: ARG001
-    return lambda _, x: x[:, :, -1]
+def _reader(model: nn.Module, prefix: str) -> Reader | None:
+    """The stacked function of a layer that reads places, if it is one."""
+    if has_hooks(model):
+        return None
+    return next((make(model, prefix) for kind, make in READERS if type(model) is kind), None)
 
 
 def _vmapped(model: nn.Module, prefix: str) -> Lowered:
-    if any(isinstance(part, NamedDropout) for part in model.modules()):
-        raise InputError(
-            "engine.executor",
-            "stacked",
-            f"{type(model).__name__} has dropout inside its own forward, which cannot be stacked; "
-            "use executor = 'loop' or write the model as nn.Sequential",
-        )
     if any(has_backward_hooks(part) for part in model.modules()):
         raise InputError("engine.executor", "stacked", "a module has hooks on its backward pass; use executor = 'loop'")
     statistics = statistics_of(model)
     names = [*(name for name, _ in model.named_parameters()), *statistics]
-    if not names:
-        bare = vmap(model)
-        return lambda _, x: bare(x)
-    functional_model = Functional(model)
+    functional_model: Callable[..., Tensor] = Functional(model) if names else lambda _, x: model(x)
     # Products with a dimension of 1, and convolutions, are made by other kernels for a single client.
     company_matters = any(1 in own.shape or own.dim() > 2 for own in model.parameters())
 
@@ -319,7 +347,8 @@ def _vmapped(model: nn.Module, prefix: str) -> Lowered:
             with nullcontext() if now is None else mapped(now, real):
                 return functional_model(own, x)
 
-        outputs: Tensor = vmap(call, in_dims=(0, 0, None if real is None else 0))(own, x, real)
+        with hiding():
+            outputs: Tensor = vmap(call, in_dims=(0, 0, None if real is None else 0))(own, x, real)
         if len(x) > clients:
             for name in statistics:
                 named[prefix + name].copy_(own[name][:1])
@@ -339,6 +368,17 @@ LAYERS: tuple[tuple[type[nn.Module], Callable[..., Lowered | None]], ...] = (
     (nn.LayerNorm, _layer_norm),
     (BatchNorm, _batch_norm),
     (nn.Embedding, _embedding),
-    (nn.LSTM, _lstm),
-    (LastStep, _last_step),
+    (nn.LSTM, recurrence.lowered),
+    (nn.GRU, recurrence.lowered),
+    (recurrence.DroppingLSTM, recurrence.lowered),
+    (recurrence.DroppingGRU, recurrence.lowered),
+    (nn.TransformerEncoder, _encoder),
+    (Positions, _positions),
+    (Padded, _padded),
+)
+READERS: tuple[tuple[type[nn.Module], Callable[..., Reader | None]], ...] = (
+    (EncoderLayer, _encoder_layer),
+    (LastStep, _steps),
+    (MeanStep, _steps),
+    (Steps, _steps),
 )

@@ -148,7 +148,8 @@ class BatchNorm(nn.Module):
         """
         variance = self._variance(mean, second)
         made = _Normalised.apply(x, weight, bias, mean, variance, real, self.eps)  # type: ignore[no-untyped-call]
-        out, own_mean, own_variance, count, *_ = made
+        # Within `vmap` nothing else says that no gradient goes through what running statistics are made of.
+        out, own_mean, own_variance, count, *_ = made[0], *(one.detach() for one in made[1:])
         several = count > 1.0
         unbiased = own_variance * (count / (count - 1.0).clamp(min=1.0))
         moved = torch.where(several, mean + self.momentum * (own_mean - mean), mean)

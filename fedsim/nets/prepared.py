@@ -8,6 +8,7 @@ from torch import nn
 
 from fedsim.core.errors import InputError, named_line
 from fedsim.core.memory import no_room
+from fedsim.nets import attention, recurrence
 from fedsim.nets.dropout import NamedDropout
 from fedsim.nets.normalisation import BatchNorm, Statistics
 
@@ -30,6 +31,11 @@ def prepare(model: nn.Module, statistics: Statistics | None = None) -> nn.Module
             made.setdefault(id(part), NamedDropout(part.p, name, part.inplace))
         elif isinstance(part, nn.modules.batchnorm._NormBase):
             made.setdefault(id(part), BatchNorm.of(part, name))
+        elif attention.take_over(part) or (_drops_inside(part) and recurrence.take_over(part)):
+            share = getattr(part, "dropout", None)
+            if isinstance(share, int | float):  # of an encoder layer it is a part of its own
+                part.register_module("drop", NamedDropout(share, name) if share > 0 else None)
+                part.dropout = 0.0
         elif isinstance(part, nn.modules.dropout._DropoutNd) or _drops_inside(part):
             raise InputError(
                 "problem.model",

@@ -1,7 +1,7 @@
 """Products of a stack of clients, of which each client has the bits that it has in any company.
 
-`bmm`, `baddbmm` and `baddbmm_` are torch's, batched over C clients. `mm` is the product of rows with one matrix that
-all rows share.
+`bmm`, `baddbmm` and `baddbmm_` are torch's, batched over C clients, and `affine` is a linear layer's. `mm` is the
+product of rows with one matrix that all rows share.
 
 A library may take another kernel for a batch of one matrix than for a batch of several, with other last bits. With
 MKL 2024.2 on an AMD EPYC, under each of eight settings of MKL_CBWR, in float32 and float64:
@@ -42,6 +42,13 @@ def baddbmm(start: Tensor, left: Tensor, right: Tensor) -> Tensor:
     if left.size(0) == 1 and _differs_alone(left, right):
         return torch.baddbmm(pair(start), pair(left), pair(right))[:1]
     return torch.baddbmm(start, left, right)
+
+
+def affine(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Rows [C, n, in] times weights [C, out, in], plus a bias [C, out] where there is one, to [C, n, out]."""
+    if bias is None:
+        return bmm(rows, weight.mT)
+    return baddbmm(bias.unsqueeze(1), rows, weight.mT)
 
 
 def baddbmm_(out: Tensor, left: Tensor, right: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> None:

@@ -26,7 +26,19 @@ from fedsim.engine import cohort as cohorts
 from fedsim.engine.cohort import Cohort
 from fedsim.engine.executor import Executor
 from fedsim.exchange.messages import Cost, Order, Size, Update
-from fedsim.nets import convolution, dropout, functional, layers, losses, lowering, network, stack
+from fedsim.nets import (
+    attention,
+    convolution,
+    dropout,
+    functional,
+    layers,
+    losses,
+    lowering,
+    network,
+    recurrence,
+    sequences,
+    stack,
+)
 from fedsim.problems.datasets.base import Dataset
 from fedsim.problems.models import layers as model_layers
 from fedsim.problems.modules import build_model
@@ -36,7 +48,7 @@ from fedsim.problems.supervised import Supervised
 START, TRAINED = "start", "params"
 TRAINED_BY = (
     *(local_training, cohorts, batches, schedules, streams),
-    *(convolution, dropout, functional, layers, losses, lowering, network, stack),
+    *(attention, convolution, dropout, functional, layers, losses, lowering, network, recurrence, sequences, stack),
 )
 """Modules whose source decides what training comes to: what is drawn, and what is computed."""
 ROUNDING = 1e-9

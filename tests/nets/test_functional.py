@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from fedsim.core.streams import Streams
 from fedsim.nets.functional import Functional
+from fedsim.nets.prepared import prepare
 from fedsim.problems.models.convolutional import CNN, LeNet, ResNet
 from fedsim.problems.models.layers import initialise
 
@@ -30,7 +31,7 @@ def hooked() -> nn.Module:
 
 def innermost(model: nn.Module) -> list[bool]:
     """Of each convolution's weight, whether its channels lie innermost while it is computed with."""
-    bound, parameters = Functional(model).bind(own.detach().clone() for own in model.parameters())
+    bound, parameters = Functional(prepare(model)).bind(own.detach().clone() for own in model.parameters())
     bound(torch.zeros(2, 3, 28, 28, dtype=parameters[0].dtype))
     return [own.stride(1) == 1 for own in parameters if own.dim() == 4]
 
@@ -42,7 +43,7 @@ def test_images_of_known_layers_lie_with_their_channels_innermost_and_gradients_
     assert all(innermost(model))
     x = torch.randn(5, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     leaves = {name: own.detach().clone() for name, own in model.named_parameters()}
-    bound, parameters = Functional(model).bind(leaves.values())
+    bound, parameters = Functional(prepare(model)).bind(leaves.values())
     wide = {name: own.double().requires_grad_() for name, own in leaves.items()}
     expected = functional_call(model.double(), wide, (x.double(),))
     found = bound(x)
@@ -82,7 +83,7 @@ def test_a_transformers_attention_is_pytorchs_without_its_copies(monkeypatch):
     wanted = torch.autograd.grad(expected.square().sum(), list(leaves.values()))
     mask = nn.Transformer.generate_square_subsequent_mask(5, dtype=torch.float64)
     masked = model(x, mask=mask)
-    bound, parameters = Functional(model).bind(own.detach() for own in leaves.values())
+    bound, parameters = Functional(prepare(model)).bind(own.detach() for own in leaves.values())
     assert torch.allclose(bound(x, mask=mask), masked, rtol=0, atol=1e-12)
     monkeypatch.delattr(nn.functional, "multi_head_attention_forward")  # what makes the copies
     found = bound(x)

@@ -75,6 +75,17 @@ class Unused(nn.Module):
         return self.used(x) * self.scale
 
 
+class Normed(nn.Module):
+    """Batch normalisation in a forward pass of its own, which goes through `vmap`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.norm(self.first(x))))
+
+
 class Item(nn.Module):
     """What vmap cannot take: a number that decides the way."""
 
@@ -96,7 +107,7 @@ def final(model: nn.Module, executor: str, **client: Any) -> torch.Tensor:
     return simulation.state.params
 
 
-@pytest.mark.parametrize("make", [repeated, tied, tied_weights, frozen, Unused])
+@pytest.mark.parametrize("make", [repeated, tied, tied_weights, frozen, Unused, Normed])
 def test_stacked_equals_loop(make):
     for client in ({}, {"clip_norm": 0.2}):
         stacked, loop = (final(seeded(make), executor, **client) for executor in ("stacked", "loop"))

@@ -17,11 +17,14 @@ from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.engine.executor import choose_network
 from fedsim.nets import lowering
+from fedsim.nets.attention import EncoderLayer
 from fedsim.nets.dropout import Draw, NamedDropout, drawing
-from fedsim.nets.layers import LastStep, Residual
+from fedsim.nets.layers import Residual
 from fedsim.nets.network import Batch, Network, PlainNetwork
 from fedsim.nets.normalisation import DIMENSIONS, BatchNorm
 from fedsim.nets.prepared import prepare
+from fedsim.nets.recurrence import DROPPING
+from fedsim.nets.sequences import LastStep, MeanStep, Padded, Positions, Steps
 from fedsim.nets.stack import Stack
 from fedsim.testing.problems import DEVICE
 
@@ -70,6 +73,11 @@ BATCH_NORM = {
     "num_features": (), "eps": (0.5,), "momentum": (0.4, None), "affine": (False,), "track_running_stats": (False,),
     "bias": (False,),
 }  # fmt: skip
+RECURRENT = {
+    "input_size": (), "hidden_size": (3,), "num_layers": (2,), "bias": (False,), "batch_first": (False,),
+    "dropout": (0.3,), "bidirectional": (True,),
+}  # fmt: skip
+ENCODER = {"d_model": 8, "nhead": 2, "dim_feedforward": 6, "batch_first": True}
 Cases = dict[type[nn.Module], tuple[tuple[int, ...] | None, dict[str, Any], dict[str, tuple[Any, ...]]]]
 # The shape of inputs, the arguments that are needed, and other values of each of the arguments.
 LAYERS: Cases = {
@@ -108,15 +116,30 @@ LAYERS: Cases = {
             "norm_type": (1.0,), "scale_grad_by_freq": (True,), "sparse": (True,),
         },
     ),
-    nn.LSTM: (
+    nn.LSTM: (SEQUENCES, SEQUENCE | {"batch_first": True}, RECURRENT | {"proj_size": (2,)}),
+    nn.GRU: (SEQUENCES, SEQUENCE | {"batch_first": True}, RECURRENT | {"proj_size": ()}),
+    nn.TransformerEncoderLayer: (
         SEQUENCES,
-        SEQUENCE | {"batch_first": True},
+        ENCODER,
         {
-            "input_size": (), "hidden_size": (3,), "num_layers": (2,), "bias": (False,), "batch_first": (False,),
-            "dropout": (0.3,), "bidirectional": (True,), "proj_size": (2,),
+            "d_model": (), "nhead": (4,), "dim_feedforward": (5,), "dropout": (0.0, 0.3),
+            "activation": ("gelu", nn.SiLU(), functional.silu), "layer_norm_eps": (0.5,), "batch_first": (False,),
+            "norm_first": (True,), "bias": (False,),
+        },
+    ),
+    nn.TransformerEncoder: (
+        SEQUENCES,
+        {"num_layers": 2},
+        {
+            "encoder_layer": (), "num_layers": (1,), "norm": (nn.LayerNorm(8),), "enable_nested_tensor": (False,),
+            "mask_check": (False,),
         },
     ),
     LastStep: (SEQUENCES, {}, {}),
+    MeanStep: (SEQUENCES, {}, {}),
+    Steps: (SEQUENCES, {}, {}),
+    Positions: (SEQUENCES, {"length": 6, "width": 8}, {"length": (5,), "width": ()}),
+    Padded: (TOKENS, {"padding": 1}, {"padding": (0, 9), "layers": ()}),
     nn.Identity: (VECTORS, {}, {}),
     nn.ReLU: (VECTORS, {}, {"inplace": (True,)}),
     nn.LeakyReLU: (VECTORS, {}, {"negative_slope": (0.4,), "inplace": (True,)}),
@@ -163,10 +186,11 @@ LAYERS: Cases = {
     nn.Flatten: (IMAGES, {}, {"start_dim": (2, -2, 0), "end_dim": (2, -2)}),
 }  # fmt: skip
 BY_LOOP = {
-    ("Embedding", "scale_grad_by_freq"), ("LSTM", "bias"), ("LSTM", "bidirectional"), ("LSTM", "proj_size"),
+    ("Embedding", "scale_grad_by_freq"), ("LSTM", "proj_size"),
 }  # fmt: skip
 REFUSED = {
-    ("Embedding", "max_norm"), ("Embedding", "sparse"), ("LSTM", "batch_first"), ("LSTM", "dropout"),
+    ("Embedding", "max_norm"), ("Embedding", "sparse"), ("LSTM", "batch_first"), ("GRU", "batch_first"),
+    ("TransformerEncoderLayer", "batch_first"),
     *((f"BatchNorm{axes}d", "momentum", None) for axes in (1, 2, 3)),
     *((f"BatchNorm{axes}d", "track_running_stats") for axes in (1, 2, 3)),
     ("MaxPool2d", "return_indices"), ("AdaptiveMaxPool2d", "return_indices"), ("Flatten", "start_dim", 0),
@@ -182,11 +206,14 @@ def test_every_layer_and_every_argument_is_varied():
         *lowering.EXPONENTIAL,
         *lowering.IMAGEWISE,
         *(kind for kind, _ in lowering.LAYERS),
+        *(kind for kind, _ in lowering.READERS),
     }
-    lowered |= {nn.Flatten, nn.Dropout, *DIMENSIONS}
-    assert lowered - {NamedDropout, BatchNorm} == set(LAYERS)  # which stand where a Dropout or batch norm was
+    stands_for = {NamedDropout: nn.Dropout, EncoderLayer: nn.TransformerEncoderLayer}
+    stands_for |= {dropping: plain for plain, dropping in DROPPING.items()}
+    lowered = {stands_for.get(kind, kind) for kind in lowered} | {nn.Flatten, *DIMENSIONS}
+    assert lowered - {BatchNorm} == set(LAYERS)  # which stands for all of these
     for cls, (_, _, others) in LAYERS.items():
-        if cls is nn.LSTM:  # whose arguments are those of its base, which it only hands on
+        if issubclass(cls, nn.RNNBase):  # whose arguments are those of its base, which it only hands on
             expected = set(inspect.signature(nn.RNNBase.__init__).parameters) - {"mode"}
         elif cls in DIMENSIONS:
             expected = set(inspect.signature(nn.modules.batchnorm._NormBase.__init__).parameters)
@@ -278,11 +305,15 @@ def made(cls: type[nn.Module], **changes: Any) -> Callable[[], nn.Module]:
     given = needed | changes
     if "recompute_scale_factor" in changes:
         given |= {"mode": "nearest"}
-    if cls is LastStep:
-        return lambda: with_head(nn.LSTM(4, 6, batch_first=True), LastStep(), shape=shape)
-    if cls is nn.LSTM:
+    if issubclass(cls, Steps):
+        return lambda: with_head(nn.LSTM(4, 6, batch_first=True), cls(), shape=shape)
+    if issubclass(cls, nn.RNNBase):
         layers = 2 if "dropout" in changes else given.get("num_layers", 1)
-        return lambda: with_head(nn.LSTM(**given | {"num_layers": layers}), LastStep(), shape=shape)
+        return lambda: with_head(cls(**given | {"num_layers": layers}), LastStep(), shape=shape)
+    if cls is nn.TransformerEncoder:
+        return lambda: behind(cls(nn.TransformerEncoderLayer(**ENCODER), **given), shape)
+    if cls is Padded:
+        return lambda: with_head(Padded(given["padding"], nn.Embedding(6, 4), MeanStep()), shape=shape)
     if cls in (nn.Linear, nn.Conv2d, nn.Embedding):
         return lambda: with_head(cls(**given), nn.LeakyReLU(), shape=shape)
     return lambda: behind(cls(**given), shape)

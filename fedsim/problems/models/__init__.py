@@ -10,7 +10,8 @@ from typing import Protocol
 
 from torch import nn
 
-from fedsim.nets.layers import LastStep, Residual
+from fedsim.nets.layers import Residual
+from fedsim.nets.sequences import LastStep
 from fedsim.problems.models.layers import initialise
 
 __all__ = ["LastStep", "Model", "Residual", "initialise"]

@@ -7,7 +7,7 @@ from torch import nn
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveInt, options
-from fedsim.nets.layers import LastStep
+from fedsim.nets.sequences import LastStep
 from fedsim.problems.models.layers import materialise
 
 
