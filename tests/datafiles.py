@@ -69,6 +69,7 @@ def write_all(folder: Path) -> None:
         made = {column: pyarrow.array(list(values)) for column, values in columns.items()}
         parquet.write_table(pyarrow.table(made), folder / f"{name}.parquet", row_group_size=25)
     _hub(folder, generator)
+    _texts(folder)
     for number in range(12):
         place = folder / "images" / f"class{number % 3}" / f"{number}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +106,23 @@ def _hub(folder: Path, generator: np.random.Generator) -> None:
             stream.write_table(table.slice(0, 20 if place != "parts/dev" else 5))
         (folder / place / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
     (folder / "parts" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test", "dev"]}))
+
+
+def _texts(folder: Path) -> None:
+    """Texts with labels in a file of JSON and one of Parquet, files of text, and a tokenizer."""
+    words = [f"{'Yes' if row % 2 else 'no'} it is number {row}, said {'ab' * (row % 3)}" for row in range(40)]
+    made = [
+        {"text": text, "title": text[:9], "label": f"k{row % 2}", "third": row % 3, "owner": row % 4}
+        for row, text in enumerate(words)
+    ]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, made)))
+    (folder / "some.jsonl").write_text("\n".join(map(json.dumps, made[:7])))
+    for row, text in enumerate(words[:12]):
+        (folder / "files" / f"k{row % 2}").mkdir(parents=True, exist_ok=True)
+        (folder / "files" / f"k{row % 2}" / f"{row}.txt").write_text(text)
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "Yes", "no", "it", "number", "1"])}
+    tokenizer = {"version": "1.0", "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"pre_tokenizer": {"type": "Whitespace"}}))
 
 
 def _labels(count: int) -> np.ndarray[Any, Any]:

@@ -25,6 +25,7 @@ from fedsim.problems.datasets.parquet import Parquet
 from fedsim.problems.datasets.shakespeare import Shakespeare
 from fedsim.problems.datasets.synthetic import Synthetic
 from fedsim.problems.datasets.tables import CSV
+from fedsim.problems.datasets.text import Text
 from fedsim.server.selection.curriculum import ClientCurriculum
 from fedsim.server.selection.fastest import Fastest
 from fedsim.server.selection.oort import Oort
@@ -131,6 +132,29 @@ FILES: dict[str, tuple[Any, dict[str, Any]]] = {
             "tokens": (True, {"inputs": ["grid"]}),
             "color": ("gray", {"inputs": ["image"]}),
             "resize": (3, {"inputs": ["image"]}),
+        },
+    ),
+    "text": (
+        Text(path="texts.jsonl", label="label", length=6),
+        {
+            "text": ("title", {}),
+            "label": ("third", {}),
+            "label_is_folder": (True, {"path": "files", "label": None}),
+            "owner": ("owner", {}),
+            "owner_is_file": (True, {"path": "files", "label": None}),
+            "tokens": ("tokenizer.json", {}),
+            "vocabulary": (5, {}),
+            "test_path": ("some.jsonl", {}),
+        },
+    ),
+    "text of a language model": (
+        Text(path="files", tokens="characters"),
+        {
+            "text": ("title", {"path": "texts.jsonl"}),
+            "label": ("label", {"path": "texts.jsonl"}),
+            "owner": ("owner", {"path": "texts.jsonl"}),
+            "tokens": ("words", {}),
+            "test_path": ("files/k0", {"path": "files/k1"}),
         },
     ),
     "npz": (

@@ -36,10 +36,14 @@ FILES = 3
 class Linear:
     """A model for inputs of any kind: one layer, of tokens over embeddings of them."""
 
+    each: bool = False
+    """Outputs are of each token."""
+
     def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
         """See `fedsim.problems.models.Model`."""
         numbers = math.prod(shape)
-        layers = [nn.Flatten(), nn.Linear(numbers * (WIDTH if vocabulary else 1), outputs)]
+        flat = [nn.Flatten(), nn.Linear(numbers * (WIDTH if vocabulary else 1), outputs)]
+        layers: list[nn.Module] = [nn.Linear(WIDTH, outputs)] if self.each else flat
         return nn.Sequential(*([nn.Embedding(vocabulary, WIDTH)] if vocabulary else []), *layers)
 
 
@@ -122,7 +126,7 @@ def what_is_tested_was_not_trained_on(specimen: Loading) -> None:
 
 def _examples(x: Array, y: Array) -> Iterator[Array]:
     flat = x.reshape(len(x), -1).astype(np.float64)
-    return iter(np.concatenate([flat, y.reshape(-1, 1)], axis=1))
+    return iter(np.concatenate([flat, y.reshape(len(y), -1)], axis=1))
 
 
 def what_is_done_to_the_arrays_does_not_come_back(specimen: Loading) -> None:
@@ -182,8 +186,9 @@ def an_absent_file_is_one_line(specimen: Loading) -> None:
 def a_model_is_trained_on_it(specimen: Loading) -> None:
     """For a round, by a few clients, and judged: nothing of it is not finite."""
     data = specimen.load()
+    model = {"kind": f"{Linear.__module__}:{Linear.__name__}", "each": data.places != ()}
     tables: dict[str, Any] = {
-        "problem": {"dataset": specimen.table, "model": f"{Linear.__module__}:{Linear.__name__}"},
+        "problem": {"dataset": specimen.table, "model": model},
         "partition": {"kind": "iid", "clients": min(CLIENTS, len(data.x))},
         "client": {"kind": "sgd", "steps": 2, "batch_size": 4, "lr": 1e-3},
         "engine": {"device": "cpu"},

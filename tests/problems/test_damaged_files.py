@@ -39,6 +39,7 @@ from fedsim.problems.datasets.images import ImageFolder
 from fedsim.problems.datasets.parquet import Parquet
 from fedsim.problems.datasets.shakespeare import Shakespeare
 from fedsim.problems.datasets.tables import CSV
+from fedsim.problems.datasets.text import Text
 
 SECONDS, GIBIBYTES = 5, 2
 """A file that takes longer ends the process by a signal; more memory is not given."""
@@ -72,6 +73,8 @@ FORMATS: dict[str, tuple[Any, str]] = {
     "huggingface": (HuggingFace(path="saved", inputs=("image",), owner="owner"), "saved/data.arrow"),
     "huggingface parquet": (HuggingFace(path="hub", inputs=("image",), owner="owner"), "hub/train.parquet"),
     "huggingface state": (HuggingFace(path="saved", inputs=("image",)), "saved/state.json"),
+    "text": (Text(path="texts.jsonl", label="label"), "texts.jsonl"),
+    "text of a tokenizer": (Text(path="texts.jsonl", label="label", tokens="tokenizer.json"), "tokenizer.json"),
     "npz": (NPZ(path="arrays.npz", standardize=True), "arrays.npz"),
     "npz packed": (NPZ(path="packed.npz"), "packed.npz"),
     "npz of tokens": (NPZ(path="tokens.npz", tokens=True), "tokens.npz"),

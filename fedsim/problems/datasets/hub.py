@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.core.data_files import DataFolder, hold_memory, reading
+import numpy as np
+
+from fedsim.core.data_files import Array, DataFolder, hold_memory, reading
 from fedsim.core.errors import InputError
 from fedsim.problems.datasets.arrow import PATH, extra, opened, parquet_files, spelled
 
@@ -104,6 +106,58 @@ def read_split(files: Sequence[Path], names: Sequence[str]) -> Split:
         chunks = [chunk for part in parts for chunk in part.chunks]
         columns[name] = extra("pyarrow", "parquet", PATH, str(files[0])).chunked_array(chunks, kinds[0])
     return Split(files, columns, tables[0][1])
+
+
+def joined_values(read: Sequence[Split], name: str) -> Array:
+    """A column of several splits, one behind the other: numbers or texts, [n]. InputError: as `values_of`."""
+    return np.concatenate([values_of(split, name) for split in read])
+
+
+def values_of(split: Split, name: str) -> Array:
+    """A column of numbers or texts, [n]. InputError: it holds neither, or a value is missing."""
+    column = split.columns[name]
+    if not (is_text(column.type) or is_number(column.type)):
+        fault = f"column {name!r} holds {column.type}, no numbers or texts; name another column"
+        raise InputError(PATH, str(split.files[0]), fault)
+    hold_whole(split, name, column)
+    if not is_text(column.type):
+        found: Array = column.to_numpy()
+        return found
+    return text_array(column.to_pylist(), split.files[0])
+
+
+def text_array(texts: Sequence[str], path: Path) -> Array:
+    """Labels or owners as an array of texts, [n], each of which takes as much as the longest."""
+    longest = max(map(len, texts), default=0)
+    hold_memory((len(texts), longest), PATH, str(path), f"a label or an owner has {longest} letters; shorten it")
+    return np.array(texts, dtype=str)
+
+
+def class_names(split: Split, name: str) -> list[str]:
+    """What the numbers of a column mean, in their order; nothing, if the library does not say it."""
+    found = split.features.get(name, {}).get("names")
+    return list(map(str, found)) if isinstance(found, list) else []
+
+
+def hold_whole(split: Split, name: str, column: Any) -> None:
+    """Refuse values that are missing: of a column, or of what is in its lists."""
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null())[0]) * len(split.columns[name]) // len(column)
+        raise InputError(PATH, str(split.place(row)), f"column {name!r} has no value here; leave the example out")
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a type of Arrow is that of texts."""
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def is_number(kind: Any) -> bool:
+    """Whether a type of Arrow is that of numbers, or of truth values."""
+    from pyarrow import types
+
+    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
 
 
 @contextmanager

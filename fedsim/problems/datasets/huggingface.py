@@ -15,7 +15,19 @@ from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, Texts, op
 from fedsim.problems.datasets.arrays import coded_owners, coded_targets, single
 from fedsim.problems.datasets.arrow import PATH
 from fedsim.problems.datasets.base import SHARE, Dataset, Indices, hold_unsplit, split_off
-from fedsim.problems.datasets.hub import TESTS, TRAIN, Split, column_names, read_split, splits
+from fedsim.problems.datasets.hub import (
+    TESTS,
+    TRAIN,
+    Split,
+    class_names,
+    column_names,
+    hold_whole,
+    is_number,
+    is_text,
+    joined_values,
+    read_split,
+    splits,
+)
 from fedsim.problems.datasets.images import Look, pixels_of
 from fedsim.problems.datasets.scaling import standardised
 
@@ -157,21 +169,21 @@ class HuggingFace:
 
     def _targets(self, read: Sequence[Split], path: Path, training: int) -> tuple[Array, list[str]]:
         """Classes int64 [n] and their names, or float32 [n] targets and none."""
-        values, names = _plain(read, self.target), read[0].features.get(self.target, {}).get("names")
-        if not isinstance(names, list) or self.task == "regression":
+        values, names = joined_values(read, self.target), class_names(read[0], self.target)
+        if not names or self.task == "regression":
             return coded_targets(values, training, self.task, path, [self.target, self.target])
         if values.dtype.kind not in "iu" or values.min(initial=0) < 0 or values.max(initial=0) >= len(names):
             row = int(np.argmax((values < 0) | (values >= len(names)))) if values.dtype.kind in "iu" else 0
             split = read[0] if row < training else read[-1]
             fault = f"column {self.target!r} has {values[row]}, which is none of its {len(names)} classes"
             raise InputError(PATH, str(split.place(row % training)), f"{fault}; name a split that has labels")
-        return values.astype(np.int64), list(map(str, names))
+        return values.astype(np.int64), names
 
     def _owners(self, read: Sequence[Split], path: Path, training: int) -> tuple[Indices | None, list[str]]:
         """The owners of all examples, -1 for those of a test set none of whom has a training example; their names."""
         if self.owner is None:
             return None, []
-        return coded_owners(_plain(read, self.owner), training, path, [self.owner, self.owner])
+        return coded_owners(joined_values(read, self.owner), training, path, [self.owner, self.owner])
 
 
 def _hold_alone(inputs: Sequence[str], name: str, what: str) -> None:
@@ -209,7 +221,7 @@ def _array(split: Split, name: str) -> Array:
     column = split.columns[name].combine_chunks()
     shape = [len(column)]
     while types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type):
-        _hold_whole(split, name, column)
+        hold_whole(split, name, column)
         lengths = compute.list_value_length(column).to_numpy(zero_copy_only=False)
         shape.append(int(lengths[0]) if len(lengths) else 0)
         wrong = np.flatnonzero(lengths != shape[-1])
@@ -218,41 +230,9 @@ def _array(split: Split, name: str) -> Array:
             fault = f"column {name!r} has a list of {lengths[wrong[0]]}, and the first is of {shape[-1]}"
             raise InputError(PATH, str(split.place(row)), f"{fault}; fill them up to one length")
         column = column.flatten()
-    if not _is_number(column.type):
-        kind = 'texts, which kind = "text" reads' if _is_text(column.type) else column.type
+    if not is_number(column.type):
+        kind = 'texts, which kind = "text" reads' if is_text(column.type) else column.type
         raise InputError(f"{TABLE}.inputs", name, f"holds {kind}; name columns of images, lists or numbers")
-    _hold_whole(split, name, column)
+    hold_whole(split, name, column)
     values: Array = column.to_numpy(zero_copy_only=False)
     return values.reshape(shape)
-
-
-def _plain(read: Sequence[Split], name: str) -> Array:
-    """A column of training and test set: numbers or texts, [n]. InputError: it is neither, or a value is missing."""
-    parts = []
-    for split in read:
-        column = split.columns[name]
-        if not (_is_text(column.type) or _is_number(column.type)):
-            raise InputError(f"{TABLE}.target", name, f"holds {column.type}, no numbers or texts; name another column")
-        _hold_whole(split, name, column)
-        values = column.to_numpy()
-        parts.append(values.astype(str) if _is_text(column.type) else values)
-    return np.concatenate(parts)
-
-
-def _hold_whole(split: Split, name: str, column: Any) -> None:
-    """Refuse values that are missing: of a column, or of what is in its lists."""
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null())[0]) * len(split.columns[name]) // len(column)
-        raise InputError(PATH, str(split.place(row)), f"column {name!r} has no value here; leave the example out")
-
-
-def _is_text(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_string(kind) or types.is_large_string(kind))
-
-
-def _is_number(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind))
