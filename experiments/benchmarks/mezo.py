@@ -38,7 +38,7 @@ from clients import one_byte as client
 from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
 from fedsim.nets.dropout import Draw
-from fedsim.nets.losses import loss_named
+from fedsim.nets.losses import CrossEntropy
 from fedsim.nets.network import Batch, ChainNetwork
 from fedsim.nets.stack import Layout, Stack
 from fedsim.running.build import build_simulation
@@ -69,7 +69,7 @@ def start() -> tuple[ChainNetwork, Stack, Batch]:
     """The network, its parameters as a stack of one, and a batch."""
     shape = model()
     layout = Layout.of(dict(shape.named_parameters()))
-    network = ChainNetwork.of(shape, layout, loss_named("cross_entropy"))
+    network = ChainNetwork.of(shape, layout, CrossEntropy())
     assert network is not None
     stack = Stack([torch.zeros(1, *size) for size in layout.shapes])
     perturb_(stack.leaves, STREAMS, Keys("start"), 0.03)

@@ -27,6 +27,7 @@ GROUPS = {
     "dataset": "datasets",
     "partition": "partitions",
     "model": "models",
+    "loss": "losses",
     "selector": "selectors",
     "aggregator": "aggregators",
     "transform": "transforms",

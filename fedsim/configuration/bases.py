@@ -11,6 +11,7 @@ from fedsim.engine.client import Client
 from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.messages import shown
 from fedsim.exchange.transforms import Transform
+from fedsim.nets.losses import Loss
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
 
@@ -20,6 +21,7 @@ BASES: Mapping[str, tuple[str, type[Any]]] = {
     "selectors": ("fedsim.server.selection", Selector),
     "aggregators": ("fedsim.exchange", Aggregator),
     "transforms": ("fedsim.exchange", Transform),
+    "losses": ("fedsim.nets.losses", Loss),
 }
 """What plug-ins of these groups are subclasses of, and where authors import it from."""
 NAMED: Mapping[str, tuple[str, ...]] = {

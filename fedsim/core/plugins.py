@@ -42,6 +42,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "datasets": ("load",),
     "partitions": ("split",),
     "models": ("build",),
+    "losses": ("examples", "with_gradient", "fitted"),
     "selectors": ("select", "observe"),
     "aggregators": ("__call__", "check"),
     "transforms": ("vectors", "state", "size", "apply"),

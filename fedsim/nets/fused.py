@@ -27,7 +27,7 @@ from fedsim.core.errors import InputError
 from fedsim.nets.activations import ACTIVATIONS, activates, shape_of
 from fedsim.nets.descent import EPSILON, Descended, Descent, Queries, Rule, Shuffles
 from fedsim.nets.layers import has_hooks
-from fedsim.nets.losses import CrossEntropy, LabelSmoothing, LogCosh, Loss, SquaredError
+from fedsim.nets.losses import CrossEntropy, LogCosh, Loss, SquaredError
 from fedsim.nets.stack import Layout
 from fedsim.nets.stages import Stage, placed, stages_of
 from fedsim.parallel.cores import cores, spread
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 LOSSES: dict[type[Loss], str] = {
     CrossEntropy: "CROSS_ENTROPY",
-    LabelSmoothing: "CROSS_ENTROPY",
     SquaredError: "SQUARED_ERROR",
     LogCosh: "LOG_COSH",
 }
@@ -150,8 +149,8 @@ def fits(model: nn.Module, layout: Layout, loss: Loss, x: Tensor) -> bool:
 
 
 def has_kernel(loss: Loss) -> bool:
-    """Whether there is a compiled form of a loss: of one class or one number an example."""
-    return type(loss) in LOSSES and not loss.places
+    """Whether there is a compiled form of a loss: of one class or one number an example, all alike."""
+    return type(loss) in LOSSES and not loss.places and getattr(loss, "weights", None) is None
 
 
 def evaluates(model: nn.Module, layout: Layout) -> bool:
@@ -176,7 +175,7 @@ def fused(model: nn.Module, layout: Layout, loss: Loss, x: Tensor, y: Tensor) ->
         why = f"it is for linear layers with {known} between, after convolutions with stride 1, {known} and pooling"
         raise InputError("engine.executor", "fused", f"{why}; take stacked")
     if not has_kernel(loss):
-        of = f" of several {loss.task} an example" if loss.places else ""
+        of = f" of several {loss.task} an example" if loss.places else " with weights" if type(loss) in LOSSES else ""
         raise InputError(
             "engine.executor", "fused", f"it does not know the loss {type(loss).__name__}{of}; take stacked"
         )
@@ -259,7 +258,7 @@ class Fused:
         vectors = [rows, x, *_targets(queries.y, points.dtype), queries.index, queries.begin, queries.count]
         arrays = [vector.contiguous().numpy() for vector in vectors]
         arrays += [layers, np.array(self._shapes, dtype=arrays[0].dtype)]
-        share, count = float(getattr(self._loss, "share", 0.0)), found.numel()
+        share, count = float(getattr(self._loss, "label_smoothing", 0.0)), found.numel()
         parts = _dealt(self._operations * int(queries.count.sum()) * points.shape[1], WORTH_A_CORE, count)
 
         def evaluate(part: int) -> None:
@@ -274,7 +273,7 @@ class Fused:
 
         return self._module.Settings(
             loss=self._kind,
-            share=float(getattr(self._loss, "share", 0.0)),
+            share=float(getattr(self._loss, "label_smoothing", 0.0)),
             optimizer=int(getattr(rules, rule.optimizer.upper())),
             plain=rule.plain,
             decay=float(rule.decay),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedsim.client.curriculum import Expert
 from fedsim.core.cache import digest, kept
 from fedsim.core.errors import InputError
-from fedsim.nets.losses import LabelSmoothing
+from fedsim.nets.losses import CrossEntropy
 from fedsim.pretrained.classifiers import TRAINED_BY, Fit, train
 from fedsim.problems.partitions.base import Partition
 from fedsim.problems.supervised import Supervised
@@ -42,7 +42,8 @@ def train_expert(problem: Supervised, expert: Expert, folder: Path | None = None
     fit = Fit(epochs=expert.epochs, batch_size=expert.batch_size, lr=expert.lr, momentum=expert.momentum)
 
     def made() -> Tensor:
-        loss = LabelSmoothing(expert.label_smoothing) if expert.label_smoothing else model.loss
+        smooth = expert.label_smoothing
+        loss = CrossEntropy(label_smoothing=smooth) if smooth else model.loss
         central = Supervised(data, everything, model.module, loss=loss, device=problem.device)
         return train(central, fit, expert.seed, central.initial().unsqueeze(0), "lr")
 

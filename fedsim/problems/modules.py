@@ -16,7 +16,15 @@ from fedsim.core.memory import no_room
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.nets.heads import Head, fitted, inside, which
-from fedsim.nets.losses import IGNORED, Loss, Targets, loss_named
+from fedsim.nets.losses import (
+    IGNORED,
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Loss,
+    SquaredError,
+    Targets,
+    loss_of,
+)
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.models.layers import initialise
 
@@ -44,22 +52,22 @@ def too_large(error: BaseException) -> str:
     return f"does not fit in this machine's memory; make it smaller ({one_line(error, 120)})"
 
 
-DEFAULT: Mapping[Targets, str] = {
-    "classes": "cross_entropy",
-    "numbers": "squared_error",
-    "tags": "binary_cross_entropy",
+DEFAULT: Mapping[Targets, Loss] = {
+    "classes": CrossEntropy(),
+    "numbers": SquaredError(),
+    "tags": BinaryCrossEntropy(),
 }
 """The losses of targets where none is named."""
 
 
-def fitting_loss(dataset: Dataset, loss: str | Loss | None) -> Loss:
-    """The loss of that name, or the targets' own; refuses one that is not for these targets."""
-    found = loss if isinstance(loss, Loss) else loss_named(loss or DEFAULT[dataset.task])
-    if dataset.task not in found.tasks:
-        name = type(found).__name__ if isinstance(loss, Loss) else loss
+def fitting_loss(dataset: Dataset, given: object) -> Loss:
+    """The loss that is meant, of None the targets' own; refuses one that is not for these targets."""
+    loss = DEFAULT[dataset.task] if given is None else loss_of(given)
+    if dataset.task not in loss.tasks:
         held = {"classes": "classes", "numbers": "real numbers", "tags": "tags"}[dataset.task]
+        name = given if isinstance(given, str) else kind_of("losses", loss)
         raise InputError("problem.loss", name, f"the labels of {dataset.name} are {held}; leave it out")
-    return found
+    return loss
 
 
 def hold_module(model: object) -> None:

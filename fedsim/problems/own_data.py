@@ -6,7 +6,7 @@ used is refused in a line that names the argument.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -17,7 +17,7 @@ from fedsim.core.errors import InputError, one_line
 from fedsim.core.memory import no_room
 from fedsim.core.near import name_one
 from fedsim.nets.heads import Head, head_of
-from fedsim.nets.losses import IGNORED, Loss, Targets, loss_named
+from fedsim.nets.losses import IGNORED, Loss, Targets, loss_of
 from fedsim.problems.base import choose_device
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.datasets.base import TARGETS, Task
@@ -36,7 +36,7 @@ def supervised(
     clients: Iterable[Any],
     test: tuple[Any, Any] | None = None,
     test_clients: Iterable[Any] | None = None,
-    loss: str | Loss | None = None,
+    loss: str | Mapping[str, Any] | Loss | Callable[[Tensor, Tensor], Any] | None = None,
     task: Task | None = None,
     num_classes: int | None = None,
     head: Mapping[str, Any] | Head | str | int | None = None,
@@ -51,16 +51,17 @@ def supervised(
     [B, 1] for targets [n]); its parameters are where training starts. clients: for each client the indices of its
     examples. test: inputs and targets to judge the global model on; without it the training examples are. test_clients:
     for each client the indices of the test examples that it is judged on itself; without it they are its own for
-    training. loss: a name, or a `Loss`; by default cross_entropy of classes, squared_error of numbers,
-    binary_cross_entropy of tags. task: `classification`, `regression` or `tags`; by default what the loss is for, or
-    else whole numbers are classes and floats targets of a regression. num_classes: how many classes there are, where
-    labels need not have all. head: where in what the model returns its outputs are, as a key, an attribute or a place
-    of a tuple, or a table of the options of `problem.head`. device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or
-    torch.float64.
+    training. loss: a name, a table with `kind` and options, a `Loss`, or a function of outputs and targets that gives a
+    loss for each example, see `fedsim.nets.losses.Given`; by default cross_entropy of classes, squared_error of
+    numbers, binary_cross_entropy of tags. task: `classification`, `regression` or `tags`; by default what the loss is
+    for, or else whole numbers are classes and floats targets of a regression. num_classes: how many classes there are,
+    where labels need not have all. head: where in what the model returns its outputs are, as a key, an attribute or a
+    place of a tuple, or a table of the options of `problem.head`. device: `auto`, `cpu` or `cuda`. dtype: torch.float32
+    or torch.float64.
     """
     if dtype not in (torch.float32, torch.float64):
         raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
-    named = loss if loss is None or isinstance(loss, Loss) else loss_named(loss)
+    named = None if loss is None else loss_of(loss)
     inputs, targets = _examples(("x", x), ("y", y), dtype)
     tested = None if test is None else _examples(*_pair(test), dtype)
     kind = _kind(targets, named, task)

@@ -25,7 +25,7 @@ from fedsim.core.streams import Streams
 from fedsim.nets.footprint import footprint
 from fedsim.nets.functional import Functional
 from fedsim.nets.heads import AnyHead, Head
-from fedsim.nets.losses import IGNORED, Loss
+from fedsim.nets.losses import IGNORED, hold_loss
 from fedsim.nets.normalisation import MEAN, SECOND, Statistics, layers_of, statistics_of, vector_parts
 from fedsim.nets.prepared import prepare
 from fedsim.nets.private import Private
@@ -68,14 +68,15 @@ class SupervisedOptions(HasPlugins):
     """A model that is trained on a data set, which is dealt to clients as the partition says."""
 
     values_only: ClassVar[bool] = False
-    parts: ClassVar[Mapping[str, str]] = {"dataset": "datasets", "model": "models"}
+    parts: ClassVar[Mapping[str, str]] = {"dataset": "datasets", "model": "models", "loss": "losses"}
 
     dataset: Any = "digits"
     """What is learned from."""
     model: Any = "mlp"
     """What is trained."""
-    loss: Literal["cross_entropy", "squared_error", "log_cosh"] | None = None
-    """Loss of an example. Not given: cross_entropy of classes, squared_error of numbers."""
+    loss: Any = None
+    """Loss of an example. Not given: cross_entropy of classes, squared_error of numbers, binary_cross_entropy of tags.
+    """
     head: AnyHead = None
     """Where in what the model returns its outputs are: a key, an attribute or a place, or a table that says how they
     lie, too. Not given: it returns them alone.
@@ -108,7 +109,7 @@ class SupervisedOptions(HasPlugins):
             dataset,
             partition,
             build_model(self.made["model"], dataset, streams),
-            loss=self.loss,
+            loss=self.made.get("loss"),
             head=self.head,
             device=setting.device,
             dtype=setting.dtype,
@@ -161,7 +162,7 @@ class Supervised:
         partition: Partition,
         model: nn.Module,
         *,
-        loss: str | Loss | None = None,
+        loss: object = None,
         head: Head | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -189,6 +190,7 @@ class Supervised:
         x, y = self._tensor(dataset.x), self._tensor(dataset.y)
         self.x_test, self.y_test = self._tensor(dataset.x_test), self._tensor(dataset.y_test)
         fitting = fitting.fitted(y, dataset.task, outputs)
+        hold_loss(fitting, y, outputs, dtype)
         self.data = Examples(
             x,
             y,

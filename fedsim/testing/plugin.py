@@ -21,6 +21,7 @@ REWRITTEN = (
     "aggregators",
     "transforms",
     "datasets",
+    "losses",
 )
 pytest.register_assert_rewrite(*(f"fedsim.testing.{name}" for name in REWRITTEN))
 

@@ -19,7 +19,7 @@ from fedsim.attacks.gradient import PGD
 from fedsim.configuration.tables import experiment
 from fedsim.core.streams import Streams
 from fedsim.nets.dropout import Draw
-from fedsim.nets.losses import LOSSES
+from fedsim.nets.losses import CrossEntropy
 from fedsim.nets.network import PlainNetwork
 from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import one_core_an_operation
@@ -147,7 +147,7 @@ def test_models_of_double_precision_are_attacked(digits):
     layout = Layout.of(dict(model.named_parameters()))
     rows = layout.stack(layout.flatten(dict(model.named_parameters())))
     draws = ClientDraws(Draw(Streams(1), torch.tensor([0]), 0, 0))
-    of = Victim(PlainNetwork(model, layout, LOSSES["cross_entropy"]), rows, LOSSES["cross_entropy"], draws)
+    of = Victim(PlainNetwork(model, layout, CrossEntropy()), rows, CrossEntropy(), draws)
     x, targets = digits.x_test[None, :10].double(), digits.y_test[None, :10]
     moved = AutoAttack(epsilon=0.1, parts=["apgd_ce"]).perturb(of, x, targets)
     assert moved.dtype == torch.float64

@@ -19,7 +19,7 @@ from fedsim.exchange.messages import Cost, Order
 from fedsim.nets import fused as module
 from fedsim.nets.descent import Queries
 from fedsim.nets.fused import ACTIVATIONS, EXAMPLES, Fused, evaluates, fused
-from fedsim.nets.losses import LOSSES, CrossEntropy, LabelSmoothing, LogCosh, Loss, SquaredError
+from fedsim.nets.losses import CrossEntropy, LogCosh, Loss, SquaredError
 from fedsim.nets.stack import Layout
 from fedsim.running.build import build_executor
 from fedsim.testing.problems import small_experiment as small
@@ -76,11 +76,13 @@ def assert_right(model: nn.Sequential, loss: Loss) -> None:
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activations(kind):
-    assert_right(chain(kind(0.3) if kind in (nn.LeakyReLU, nn.ELU) else kind(), 6, 17, 5, 3), LOSSES["cross_entropy"])
+    assert_right(chain(kind(0.3) if kind in (nn.LeakyReLU, nn.ELU) else kind(), 6, 17, 5, 3), CrossEntropy())
 
 
 @pytest.mark.parametrize(
-    "loss", [CrossEntropy(), SquaredError(), LogCosh(), LabelSmoothing(0.2)], ids=lambda loss: type(loss).__name__
+    "loss",
+    [CrossEntropy(), SquaredError(), LogCosh(), CrossEntropy(label_smoothing=0.2)],
+    ids=lambda loss: type(loss).__name__,
 )
 def test_losses(loss):
     assert_right(chain(nn.Tanh(), 6, 8, 4 if isinstance(loss, CrossEntropy) else 1), loss)
@@ -88,11 +90,11 @@ def test_losses(loss):
 
 @pytest.mark.parametrize("sizes", [(1, 1), (3, 2), (16, 4), (17, 33, 5), (40, 7, 31, 10)], ids=str)
 def test_sizes_that_fill_no_vector(sizes):
-    assert_right(chain(nn.ReLU(), *sizes), LOSSES["cross_entropy"])
+    assert_right(chain(nn.ReLU(), *sizes), CrossEntropy())
 
 
 def test_points_that_all_share_are_read_where_they_are():
-    loop, queries = asked(chain(nn.ReLU(), 6, 9, 4), LOSSES["cross_entropy"])
+    loop, queries = asked(chain(nn.ReLU(), 6, 9, 4), CrossEntropy())
     shared = queries.points[2].expand(len(COUNTS), -1, -1)
     copied = loop.values(replace(queries, points=shared.clone()))
     assert torch.equal(loop.values(replace(queries, points=shared)), copied)
@@ -101,7 +103,7 @@ def test_points_that_all_share_are_read_where_they_are():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_number_of_cores_changes_no_bit(dtype, monkeypatch):
-    loop, queries = asked(chain(nn.GELU(), 20, 33, 10), LOSSES["cross_entropy"])
+    loop, queries = asked(chain(nn.GELU(), 20, 33, 10), CrossEntropy())
     queries = replace(queries, points=queries.points.to(dtype), x=queries.x.to(dtype))
     whole = loop.values(queries)
     seen = []
@@ -114,7 +116,7 @@ def test_the_number_of_cores_changes_no_bit(dtype, monkeypatch):
 
 
 def test_a_value_is_the_same_in_any_company():
-    loop, queries = asked(chain(nn.ReLU(), 6, 9, 4), LOSSES["cross_entropy"])
+    loop, queries = asked(chain(nn.ReLU(), 6, 9, 4), CrossEntropy())
     whole = loop.values(queries)
     for client in range(len(COUNTS)):
         own = slice(client, client + 1)
@@ -123,7 +125,7 @@ def test_a_value_is_the_same_in_any_company():
 
 
 def test_what_is_no_number_stays_with_its_query():
-    loop, queries = asked(chain(nn.ReLU(), 6, 9, 4), LOSSES["cross_entropy"])
+    loop, queries = asked(chain(nn.ReLU(), 6, 9, 4), CrossEntropy())
     x, points = queries.x.clone(), queries.points.clone()
     begin, count = int(queries.begin[1]), int(queries.count[1])
     x[queries.index[begin : begin + count], 2] = torch.inf
@@ -188,7 +190,7 @@ def test_models_beyond_the_cache_and_losses_of_a_batch_are_evaluated_in_the_stac
 def test_networks_with_convolutions_are_evaluated_in_the_stack():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)).double()
     layout = Layout.of(dict(model.named_parameters()))
-    assert not fused(model, layout, LOSSES["cross_entropy"], normal(4, 1, 6, 6), torch.arange(4) % 3).evaluates
+    assert not fused(model, layout, CrossEntropy(), normal(4, 1, 6, 6), torch.arange(4) % 3).evaluates
     assert not evaluates(model, layout)
 
 

@@ -22,7 +22,7 @@ from fedsim.core.errors import InputError
 from fedsim.exchange.messages import Order
 from fedsim.nets import fused as module
 from fedsim.nets.fused import ACTIVATIONS, chain_of, fused
-from fedsim.nets.losses import LOSSES, CrossEntropy, LabelSmoothing, LogCosh, SquaredError
+from fedsim.nets.losses import CrossEntropy, LogCosh, SquaredError
 from fedsim.nets.stack import Layout
 from fedsim.parallel import cores
 from fedsim.running.build import build_executor, build_simulation
@@ -54,12 +54,14 @@ def chain(activation: nn.Module, *sizes: int) -> nn.Sequential:
 def test_activations_have_the_derivatives_of_autograd(kind):
     activation = kind(0.3) if kind in (nn.LeakyReLU, nn.ELU) else kind()
     model = chain(activation, 6, 17, 5, 3)
-    loop, descent = described(model, LOSSES["cross_entropy"], decay=0.1)
-    assert_close(loop.descend(descent), by_autograd(model, LOSSES["cross_entropy"], descent))
+    loop, descent = described(model, CrossEntropy(), decay=0.1)
+    assert_close(loop.descend(descent), by_autograd(model, CrossEntropy(), descent))
 
 
 @pytest.mark.parametrize(
-    "loss", [CrossEntropy(), SquaredError(), LogCosh(), LabelSmoothing(0.2)], ids=lambda loss: type(loss).__name__
+    "loss",
+    [CrossEntropy(), SquaredError(), LogCosh(), CrossEntropy(label_smoothing=0.2)],
+    ids=lambda loss: type(loss).__name__,
 )
 def test_losses_have_the_derivatives_of_autograd(loss):
     model = chain(nn.Tanh(), 6, 8, 4 if isinstance(loss, CrossEntropy) else 1)
@@ -71,12 +73,12 @@ def test_losses_have_the_derivatives_of_autograd(loss):
 @pytest.mark.parametrize("sizes", [(1, 1), (3, 2), (16, 4), (17, 33, 5), (40, 7, 31, 10)], ids=str)
 def test_sizes_that_fill_no_vector(sizes, width):
     model = chain(nn.ReLU(), *sizes)
-    loop, descent = described(model, LOSSES["cross_entropy"], width)
-    assert_close(loop.descend(descent), by_autograd(model, LOSSES["cross_entropy"], descent))
+    loop, descent = described(model, CrossEntropy(), width)
+    assert_close(loop.descend(descent), by_autograd(model, CrossEntropy(), descent))
 
 
 def test_the_sums_of_the_losses_are_those_of_each_client():
-    loop, descent = described(chain(nn.ReLU(), 6, 4), LOSSES["cross_entropy"])
+    loop, descent = described(chain(nn.ReLU(), 6, 4), CrossEntropy())
     found = loop.descend(descent)
     each = torch.split(found.losses, descent.steps.tolist())
     assert torch.allclose(found.total, torch.stack([own.sum() for own in each]), rtol=1e-14)
@@ -84,7 +86,7 @@ def test_the_sums_of_the_losses_are_those_of_each_client():
 
 def test_starts_and_shifts_of_each_client_are_its_own():
     """As with those of one client for all, each by itself."""
-    loop, descent = described(chain(nn.ReLU(), 6, 4), LOSSES["cross_entropy"])
+    loop, descent = described(chain(nn.ReLU(), 6, 4), CrossEntropy())
     starts, shifts = (normal(C, len(descent.start), seed=seed) for seed in (7, 8))
     each = loop.descend(changed(descent, start=starts, shift=shifts)).params
     for client in range(C):
@@ -95,7 +97,7 @@ def test_starts_and_shifts_of_each_client_are_its_own():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_change_is_where_clients_end_less_where_they_began(dtype):
-    loop, descent = described(chain(nn.ReLU(), 6, 9, 4), LOSSES["cross_entropy"])
+    loop, descent = described(chain(nn.ReLU(), 6, 9, 4), CrossEntropy())
     starts = normal(C, len(descent.start), seed=7).to(dtype)
     for start in (starts, starts[0]):
         descent = changed(descent, start=start, x=descent.x.to(dtype))
@@ -107,7 +109,7 @@ def test_a_change_is_where_clients_end_less_where_they_began(dtype):
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 1e38])
 def test_a_single_number_that_is_not_finite_is_seen(dtype, value):
     """One that overflows: parameters are finite at both ends, and their difference is not."""
-    loop, descent = described(chain(nn.ReLU(), 6, 9, 4), LOSSES["cross_entropy"])
+    loop, descent = described(chain(nn.ReLU(), 6, 9, 4), CrossEntropy())
     starts = normal(C, len(descent.start), seed=7).to(dtype)
     starts[1, -1] = value
     descent = changed(descent, start=starts, x=descent.x.to(dtype), rates=[0.0] * len(descent.rates))
@@ -118,7 +120,7 @@ def test_a_single_number_that_is_not_finite_is_seen(dtype, value):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_number_of_cores_changes_no_bit(dtype, monkeypatch):
     model = chain(nn.GELU(), 20, 33, 10)
-    loop, descent = described(model, LOSSES["cross_entropy"], decay=0.1)
+    loop, descent = described(model, CrossEntropy(), decay=0.1)
     single = {name: getattr(descent, name).to(dtype) for name in ("start", "x")}
     descent = changed(descent, **single)
     whole = loop.descend(descent)
@@ -135,7 +137,7 @@ def test_the_number_of_cores_changes_no_bit(dtype, monkeypatch):
 
 def test_clients_on_threads_of_their_own_come_to_the_same(monkeypatch):
     """Which none of them waits for: the loop holds no lock."""
-    loop, descent = described(chain(nn.Tanh(), 20, 33, 10), LOSSES["cross_entropy"])
+    loop, descent = described(chain(nn.Tanh(), 20, 33, 10), CrossEntropy())
     whole = loop.descend(descent)
     monkeypatch.setattr(module, "WORTH_A_CORE", 0)
     monkeypatch.setattr(cores, "given", lambda: 2)
@@ -164,7 +166,7 @@ def test_a_sweep_in_processes_comes_to_the_same_as_threads_before_it(tmp_path, m
 
 
 def test_what_is_no_number_stays_with_its_client():
-    loop, descent = described(chain(nn.ReLU(), 6, 9, 4), LOSSES["cross_entropy"])
+    loop, descent = described(chain(nn.ReLU(), 6, 9, 4), CrossEntropy())
     x = descent.x.clone()
     x[2 * N : 3 * N, 1] = torch.nan
     x[3 * N : 4 * N, 1] = torch.inf
@@ -277,7 +279,7 @@ def test_models_and_losses_without_a_loop_are_refused():
     with pytest.raises(InputError, match="does not know the loss Own; take stacked"):
         fused(model, layout, Own(), x, y)
     with pytest.raises(InputError, match=r"^problem\.model = 3: its outputs are too few for targets up to 3"):
-        fused(model, layout, LOSSES["cross_entropy"], x, y + 1)
+        fused(model, layout, CrossEntropy(), x, y + 1)
     assert chain_of(model, layout) is not None
     for other in (
         nn.Sequential(nn.Linear(6, 5), nn.ReLU()),
@@ -290,7 +292,7 @@ def test_models_and_losses_without_a_loop_are_refused():
         with pytest.raises(
             InputError, match=r"^engine\.executor = fused: it is for linear layers with ReLU, .*stacked$"
         ):
-            fused(other, Layout.of(dict(other.named_parameters())), LOSSES["cross_entropy"], x, y)
+            fused(other, Layout.of(dict(other.named_parameters())), CrossEntropy(), x, y)
 
 
 def test_a_layer_that_comes_twice_is_refused():

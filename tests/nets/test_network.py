@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from fedsim.core.errors import InputError
+from fedsim.core.plugins import make
 from fedsim.core.streams import Streams
 from fedsim.nets.dropout import Draw, NamedDropout, drawing
-from fedsim.nets.losses import LOSSES
+from fedsim.nets.losses import CrossEntropy
 from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.nets.prepared import prepare
 from fedsim.nets.stack import Layout, Stack
@@ -88,7 +89,7 @@ def one_by_one(network: Network, y: Stack, batch: Batch) -> tuple[torch.Tensor, 
 @pytest.mark.parametrize("name", MODELS)
 def test_stacked_gradients_are_those_of_the_plain_module(name):
     model, y, layout, batch = made(name)
-    loss = LOSSES["cross_entropy"]
+    loss = CrossEntropy()
     losses, gradients = one_by_one(PlainNetwork(model, layout, loss), y, batch)
     networks: list[Network] = [StackedNetwork(model, layout, loss)]
     chain = ChainNetwork.of(model, layout, loss)
@@ -108,7 +109,7 @@ def test_lstm_is_that_of_the_plain_module():
         x, targets = torch.randint(0, 11, (C, B, 7)), torch.randint(0, 11, (C, B))
     weight = torch.full((C, B), 1 / B, dtype=torch.float64)
     batch = Batch(x, targets, weight, Draw(Streams(0), torch.arange(C), 0, 0))
-    loss = LOSSES["cross_entropy"]
+    loss = CrossEntropy()
     losses, gradients = one_by_one(PlainNetwork(model, layout, loss), y, batch)
     found, gradient = StackedNetwork(model, layout, loss).gradients(y, batch)
     assert torch.allclose(found, losses, rtol=1e-10)
@@ -122,8 +123,8 @@ def test_a_step_is_what_its_rule_says(name, loss):
     model, y, layout, batch = made(name)
     if loss == "squared_error":
         model, layout, y, batch = regression()
-    chain = ChainNetwork.of(model, layout, LOSSES[loss])
-    networks: list[Network] = [StackedNetwork(model, layout, LOSSES[loss]), *([chain] if chain else [])]
+    chain = ChainNetwork.of(model, layout, make("losses", loss, "loss"))
+    networks: list[Network] = [StackedNetwork(model, layout, make("losses", loss, "loss")), *([chain] if chain else [])]
     for network in networks:
         with torch.random.fork_rng():
             torch.manual_seed(3)
@@ -148,23 +149,6 @@ def regression() -> tuple[nn.Module, Layout, Stack, Batch]:
     return model, layout, y, Batch(x, targets, weight, Draw(Streams(0), torch.arange(C), 0, 0))
 
 
-def test_gradients_of_both_losses_are_the_derivatives():
-    for name, outputs, targets in (
-        (
-            "cross_entropy",
-            torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).double(),
-            torch.tensor([0, 3, 1]),
-        ),
-        ("squared_error", torch.tensor([[0.5], [2.0]]).double(), torch.tensor([1.0, -1.0]).double()),
-    ):
-        leaf = outputs.clone().requires_grad_()
-        losses = LOSSES[name].examples(leaf, targets)
-        (expected,) = torch.autograd.grad(losses.sum(), leaf)
-        found, gradient = LOSSES[name].with_gradient(outputs.clone(), targets)
-        assert torch.allclose(found, losses.detach())
-        assert torch.allclose(gradient, expected)
-
-
 def test_dropout_draws_by_name_and_alike_in_every_network():
     model = prepare(nn.Sequential(nn.Linear(6, 50), nn.ReLU(), nn.Dropout(0.4), nn.Linear(50, 3))).double()
     layout = Layout.of(dict(model.named_parameters()))
@@ -172,7 +156,7 @@ def test_dropout_draws_by_name_and_alike_in_every_network():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         y = layout.stack(torch.randn(C, layout.dimension, dtype=torch.float64))
-    loss = LOSSES["cross_entropy"]
+    loss = CrossEntropy()
     losses, gradients = one_by_one(PlainNetwork(model, layout, loss), y, batch)
     found, gradient = StackedNetwork(model, layout, loss).gradients(y, batch)
     assert torch.allclose(found, losses)

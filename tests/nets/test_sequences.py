@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedsim.core.streams import Streams
 from fedsim.nets.attention import Attention, EncoderLayer
 from fedsim.nets.dropout import Draw, NamedDropout, drawing
-from fedsim.nets.losses import LOSSES
+from fedsim.nets.losses import CrossEntropy
 from fedsim.nets.network import Batch, PlainNetwork, StackedNetwork
 from fedsim.nets.prepared import prepare
 from fedsim.nets.sequences import LastStep, MeanStep, Padded, Positions, Steps
@@ -97,7 +97,7 @@ def made(make: Callable[[], nn.Module], clients: int = C, dtype: torch.dtype = t
         targets = torch.randint(0, V, (clients, B))
     weight = torch.full((clients, B), 1 / B, dtype=dtype)
     batch = Batch(x, targets, weight, Draw(Streams(0), torch.arange(clients), 3, 1))
-    loss = LOSSES["cross_entropy"]
+    loss = CrossEntropy()
     return StackedNetwork(model, layout, loss), PlainNetwork(model, layout, loss), y, batch
 
 

@@ -15,7 +15,7 @@ from fedsim.core.errors import InputError
 from fedsim.nets import fused as module
 from fedsim.nets.descent import Rule
 from fedsim.nets.fused import fused, layers_of
-from fedsim.nets.losses import LOSSES
+from fedsim.nets.losses import CrossEntropy
 from fedsim.nets.stack import Layout
 from fedsim.running.build import build_executor
 from fedsim.testing.problems import small_experiment as small
@@ -23,7 +23,7 @@ from fedsim.testing.problems import small_problem
 
 pytest.importorskip("numba")  # which has no wheels for some machines
 pytestmark = pytest.mark.xdist_group("fused")  # so that one process compiles
-LOSS = LOSSES["cross_entropy"]
+LOSS = CrossEntropy()
 SIDES = (2, 7, 9)
 """Channels, height and width of the images."""
 

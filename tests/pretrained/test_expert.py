@@ -16,7 +16,7 @@ from torch.nn import functional
 import fedsim
 from fedsim.client.curriculum import Expert
 from fedsim.core.errors import InputError
-from fedsim.nets.losses import CrossEntropy, LabelSmoothing, Loss
+from fedsim.nets.losses import CrossEntropy, Loss
 from fedsim.pretrained import classifiers
 from fedsim.pretrained import expert as experts
 from fedsim.pretrained.expert import expert_losses, train_expert
@@ -31,7 +31,7 @@ def empty_cache(tmp_path, monkeypatch):
 def test_label_smoothing_in_closed_form():
     # Probabilities 1/4, 1/2, 1/4 of three classes; the target is the second. Cross-entropies ln 4, ln 2, ln 4.
     outputs = torch.tensor([[0.0, math.log(2.0), 0.0]], dtype=torch.float64)
-    smooth = LabelSmoothing(0.3)
+    smooth = CrossEntropy(label_smoothing=0.3)
     losses, gradient = smooth.with_gradient(outputs, torch.tensor([1]))
     # 0.7 ln 2 + 0.3 (2 + 1 + 2) / 3 ln 2 = 1.2 ln 2.
     assert losses.item() == pytest.approx(1.2 * math.log(2.0))
@@ -43,7 +43,7 @@ def test_label_smoothing_is_that_of_pytorch_for_any_leading_axes():
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(4, 3, 5, dtype=torch.float64, generator=generator)
     targets = torch.randint(0, 5, (4, 3), generator=generator)
-    smooth = LabelSmoothing(0.2)
+    smooth = CrossEntropy(label_smoothing=0.2)
     wanted = functional.cross_entropy(outputs.view(12, 5), targets.view(12), label_smoothing=0.2, reduction="none")
     losses, gradient = smooth.with_gradient(outputs, targets)
     torch.testing.assert_close(losses, wanted.view(4, 3))

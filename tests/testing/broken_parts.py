@@ -1,4 +1,4 @@
-"""Selectors, aggregators, transforms and data sets that each break one promise, in the way in which authors do."""
+"""Selectors, aggregators, transforms, data sets and losses that each break one promise, as authors do."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from fedsim.core.options import PositiveFloat, options
 from fedsim.exchange.aggregation import Krum, WeightedMean
 from fedsim.exchange.messages import Replies, Size
 from fedsim.exchange.transforms import Clip, Noise, Transform, Vector
+from fedsim.nets.losses import CrossEntropy, Huber, Pinball
+from fedsim.nets.losses.base import by_autograd
 from fedsim.problems.datasets.base import Dataset
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.selection.draws import Draws, evenly
@@ -531,3 +533,52 @@ class LooksWhereItIs(FromAFile):
             return super().load(folder)
         except InputError:
             return Dataset(**blocks(self.shift))
+
+
+# --- Losses
+
+
+@options
+class IsOneNumber(Huber):
+    """The mean of a client's examples."""
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().examples(outputs, targets).mean(dim=1)
+
+
+@options
+class ForgetsItsBound(Huber):
+    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return self.each(outputs, targets), outputs - targets
+
+
+@options
+class CentresTheBatch(Pinball):
+    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - outputs.mean() - targets).abs()
+
+    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return self.each(outputs, targets), (outputs - targets).sign()
+
+
+@options
+class CountsPadding(CrossEntropy):
+    """What does not count is of class 0 to it."""
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        each = self.each(outputs, targets.clamp(min=0))
+        return each.flatten(targets.dim() - self.places).mean(dim=-1) if self.places else each
+
+    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return by_autograd(self.examples, outputs, targets)
+
+
+@options
+class AddsUp(Pinball):
+    """The sum over several numbers."""
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().examples(outputs, targets) * (outputs.shape[-1] if self.places else 1)
+
+    def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return by_autograd(self.examples, outputs, targets)

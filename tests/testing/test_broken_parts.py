@@ -1,4 +1,4 @@
-"""Each check of selectors, aggregators, transforms and data sets objects to what is broken for it."""
+"""Each check of selectors, aggregators, transforms, data sets and losses objects to what is broken for it."""
 
 from __future__ import annotations
 
@@ -113,7 +113,15 @@ DATASETS = {
     broken.ReadsAnything(): {"a_damaged_file_is_one_line"},
     broken.LooksWhereItIs(): {"a_damaged_file_is_one_line", "an_absent_file_is_one_line"},
 }
-BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS
+ALONE, MEAN = "an_example_is_alone", "an_example_is_the_mean_of_what_counts"
+LOSSES = {
+    broken.IsOneNumber(): {"losses_are_numbers_like_the_outputs", "gradients_are_those_of_autograd", MEAN},
+    broken.ForgetsItsBound(): {"gradients_are_those_of_autograd"},
+    broken.CentresTheBatch(): {"gradients_are_those_of_autograd", ALONE},
+    broken.CountsPadding(): {"what_does_not_count_has_no_part", MEAN},
+    broken.AddsUp(): {MEAN},
+}
+BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS | LOSSES
 
 
 @pytest.fixture(scope="module")

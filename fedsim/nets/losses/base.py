@@ -1,22 +1,16 @@
-"""Losses of single examples, and what is counted of their predictions."""
+"""What losses of examples have in common, and what is counted of predictions."""
 
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from fedsim.core.errors import InputError
-from fedsim.core.near import name_one
 from fedsim.nets import products
-from fedsim.nets.elementwise import in_whole_registers
 
 Targets = Literal["classes", "numbers", "tags"]
 """What targets are: one class of several, real numbers, or tags, each of which holds or does not."""
@@ -132,105 +126,6 @@ def by_autograd(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targe
         losses = loss(leaf, targets)
     (gradient,) = torch.autograd.grad(losses.sum(), leaf)
     return losses.detach(), gradient
-
-
-class CrossEntropy(Pointwise):
-    """-log softmax(outputs)[target], for classification; targets are int64."""
-
-    tasks = ("classes",)
-
-    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses [...] of outputs [..., K] and targets [...]."""
-        flat = functional.cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), reduction="none")
-        return flat.view(targets.shape)
-
-    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses, and softmax(outputs) - onehot(targets)."""
-        log_probability = torch.log_softmax(outputs, dim=-1)
-        at = targets.unsqueeze(-1)
-        losses = -log_probability.gather(-1, at).squeeze(-1)
-        gradient = log_probability.exp_()
-        return losses, gradient.scatter_add_(-1, at, gradient.new_full((1,), -1.0).expand(at.shape))
-
-
-@dataclass(frozen=True)
-class LabelSmoothing(CrossEntropy):
-    """(1 - share) * cross-entropy of the target + share * the mean of the cross-entropies of all classes."""
-
-    share: float
-
-    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses [...] of outputs [..., K] and targets [...]."""
-        everything = -torch.log_softmax(outputs, dim=-1).mean(dim=-1)
-        return (1.0 - self.share) * super().each(outputs, targets) + self.share * everything
-
-    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses, and softmax(outputs) - (1 - share) onehot(targets) - share / K."""
-        _, gradient = super().each_with_gradient(outputs, targets)
-        at = targets.unsqueeze(-1)
-        gradient.sub_(self.share / outputs.shape[-1])
-        gradient.scatter_add_(-1, at, gradient.new_full((1,), self.share).expand(at.shape))
-        return self.each(outputs, targets), gradient
-
-
-class SquaredError(Pointwise):
-    """(output - target)^2, for regression."""
-
-    tasks = ("numbers",)
-
-    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses [...] of outputs [...] and targets [...]."""
-        return (outputs - targets) ** 2
-
-    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses, and 2 (output - target)."""
-        difference = outputs - targets
-        return difference**2, 2.0 * difference
-
-
-class LogCosh(Pointwise):
-    """log cosh(output - target), for regression: convex, 1-Lipschitz, 0 at the target."""
-
-    tasks = ("numbers",)
-
-    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses [...] of outputs [...] and targets [...]."""
-        away = (outputs - targets).abs()
-        # log cosh a = a + log(1 + e^(-2 a)) - log 2, which does not overflow.
-        return away + in_whole_registers(functional.softplus, -2.0 * away) - math.log(2.0)
-
-    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses, and tanh(output - target)."""
-        return self.each(outputs, targets), torch.tanh(outputs - targets)
-
-
-class BinaryCrossEntropy(Pointwise):
-    """-t log sigmoid(z) - (1 - t) log(1 - sigmoid(z)) of an output z, for tags t of 0 and 1."""
-
-    tasks = ("tags",)
-
-    def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses [...] of outputs [...] and targets [...]."""
-        return (1.0 - targets) * outputs - in_whole_registers(functional.logsigmoid, outputs)
-
-    def each_with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses, and sigmoid(output) - target."""
-        return self.each(outputs, targets), in_whole_registers(torch.sigmoid, outputs) - targets
-
-
-LOSSES: dict[str, Loss] = {
-    "cross_entropy": CrossEntropy(),
-    "squared_error": SquaredError(),
-    "log_cosh": LogCosh(),
-    "binary_cross_entropy": BinaryCrossEntropy(),
-}
-
-
-def loss_named(name: str) -> Loss:
-    """The loss of that name, or an `InputError`."""
-    if not isinstance(name, str) or name not in LOSSES:
-        raise InputError("problem.loss", name, name_one(name, LOSSES))
-    return LOSSES[name]
 
 
 def weighted(losses: Tensor, weight: Tensor) -> Tensor:
