@@ -45,7 +45,9 @@ class Scaffold(LocalTraining):
         theta, c, own = cohort.received("params"), cohort.received("control"), cohort.state["control"]
         trained = self.descend(cohort, theta, shift=own - c, change=True)
         delta, way = trained.params, self.rates(cohort).to(own.dtype).unsqueeze(1)
-        # At a rate of 0, where a schedule has ended, nothing was learnt about the gradients.
-        renewed = own - c - delta / way if self.rate(cohort) else own
+        renewed = own  # at a rate of 0, where a schedule has ended, nothing was learnt about the gradients
+        if self.rate(cohort):
+            renewed = own - c - delta / way
+            renewed[:, cohort.trained :] = 0.0  # running statistics have no gradient
         cohort.keep(control=renewed)
         return Update({"delta": delta, "control-delta": renewed - own}, {"loss": trained.loss})

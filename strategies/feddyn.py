@@ -41,7 +41,7 @@ class FedDyn(Strategy):
         """The sum of all drifts, h, begins at zero; N is kept to average it over."""
         params = problem.initial()
         memory = {"drift": torch.zeros_like(params), "clients": torch.tensor(problem.num_clients)}
-        return ServerState(params, memory=memory)
+        return ServerState(params, memory=memory, trained=problem.trained)
 
     def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
         """Keep h the mean of what the clients remember, sum_i L_i / N: new ones begin with L_i = 0.
@@ -63,7 +63,7 @@ class FedDyn(Strategy):
             return replace(state, round=state.round + 1), {}, True
         mean = replies.combine(replies.weights("uniform"))
         share = len(replies) / int(state.memory["clients"])
-        drift = state.memory["drift"] - self.alpha * share * mean
+        drift = state.memory["drift"] - self.alpha * share * state.joined(mean, torch.zeros_like(mean))
         params = state.params + mean - drift / self.alpha
         memory = {**state.memory, "drift": drift}
         return replace(state, params=params, round=state.round + 1, memory=memory), observed(replies), True

@@ -27,4 +27,6 @@ class FedNova(Averaging):
         weights, nu = replies.weights(self.weighting), replies.payload["nu"]
         work = weights @ nu
         delta = replies.combine(weights, scale=work, rows=replies.payload["delta"] / nu.unsqueeze(1))
+        if state.trained is not None:
+            delta = state.joined(delta, replies.combine(weights))
         return self.advance(state, replies, delta), {**observed(replies), "effective_steps": float(work)}, True

@@ -59,6 +59,7 @@ class LocalTraining(HasPlugins, Client):
     """
 
     parts: ClassVar[Mapping[str, str]] = {"adversarial": "defences"}
+    keeps_statistics: ClassVar[bool] = True
     descends: ClassVar[bool] = False
     """Whether `descend` takes all of its mini-batches: what else it does with a cohort goes row by row."""
     requires: ClassVar[frozenset[str]] = frozenset({"params"})

@@ -46,6 +46,14 @@ class Client(ABC):
         return False
 
     @property
+    def keeps_statistics(self) -> bool:
+        """Whether running statistics of batch normalisation, the last numbers of the parameters, are safe with it.
+
+        They are if it moves parameters by gradients alone; what takes steps of its own in all of R^d leaves none.
+        """
+        return False
+
+    @property
     def same_every_round(self) -> bool:
         """Whether it never asks its cohort for the round, so that clients of different rounds may work together."""
         return False

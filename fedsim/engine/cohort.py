@@ -100,6 +100,12 @@ class Cohort:
         return self._problem.dimension
 
     @property
+    def trained(self) -> int:
+        """How many of them, from the first, are trained; running statistics follow."""
+        trained = self._problem.trained
+        return self.dimension if trained is None else trained
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of parameters and values."""
         return self._problem.dtype

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -119,6 +119,10 @@ class Vector:
 @options
 class Transform:
     """What is done to some vectors of a message; the others cross as they are."""
+
+    keeps_statistics: ClassVar[bool] = True
+    """Whether running statistics of batch normalisation, the last numbers of a model's change, are still some after it.
+    """
 
     vectors: Names | None = None
     """Which vectors of a message it goes over. Not given: the change of a reply, the model of an order, if alone."""
@@ -324,6 +328,8 @@ class Clip(Transform):
     max_norm: PositiveFloat
     """The largest norm that is left as it is."""
 
+    keeps_statistics: ClassVar[bool] = False
+
     def apply(self, vectors: Mapping[str, Vector]) -> dict[str, Vector]:
         """See `Transform`."""
         # In double precision no square overflows; a row of zeros gives infinity, which is cut to 1.
@@ -340,6 +346,8 @@ class Noise(Transform):
     """Standard deviation of the noise."""
     stream: str = "noise"
     """Name of the draw; two noises in one list need two names, or they add the same numbers."""
+
+    keeps_statistics: ClassVar[bool] = False
 
     def encode(self, vector: Vector) -> Vector:
         """See `Transform`."""

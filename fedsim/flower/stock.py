@@ -115,8 +115,9 @@ class Stock(HasPlugins, Strategy):
     def init(self, problem: ProblemView) -> ServerState:
         """Begin with a strategy of this run's own."""
         whole, params = cast("Problem", problem), problem.initial()
-        layout = Layout.of(whole.tensors(params))
-        if layout.dimension != params.numel():
+        held = whole.tensors(params)
+        layout = Layout.of(held) if whole.model is None else whole.model.layout
+        if held.keys() != set(layout.names):
             remedy = "takes models whose state is their parameters, each of them once; take another model"
             raise InputError("kind", f"{PREFIX}{self.made_of.__name__}", remedy)
         live = _Live(self._built(), layout, arrays=_record(layout, params))

@@ -43,6 +43,7 @@ class BlackBox:
 
     data = None
     model = None
+    trained = None
 
     def __init__(
         self,

@@ -239,6 +239,12 @@ class Supervised:
         return found
 
     @property
+    def trained(self) -> int | None:
+        """How many numbers of the parameters, from the first, are trained, where running statistics follow."""
+        layout = self.model.layout
+        return layout.trained_numbers if layout.normalises else None
+
+    @property
     def bounds(self) -> None:
         """Parameters of a model may be anything."""
         return None

@@ -74,6 +74,8 @@ def check(experiment: Experiment, problem: Problem) -> None:
         _check_training(experiment, problem)
         if has_own_models(problem):
             _check_own_models(experiment, problem)
+    if problem.trained is not None:
+        _check_statistics(experiment)
     if stopping is not None and stopping.watches and stopping.metric not in measured:
         raise InputError("stopping.metric", stopping.metric, name_one(stopping.metric, measured))
     if stopping is not None:
@@ -148,6 +150,21 @@ def _check_own_models(experiment: Experiment, problem: Supervised) -> None:
         remedy = "is of models of the clients' own, of which none is written; leave it out"
         raise InputError("evaluation.keep_best", evaluation.keep_best, remedy)
     hold_judged(problem, evaluation.clients)
+
+
+def _check_statistics(experiment: Experiment) -> None:
+    """Refuse what would take running statistics of batch normalisation for parameters."""
+    frozen = (
+        'batch normalisation has running statistics, which are none; set problem.normalisation.statistics = "frozen"'
+    )
+    if not experiment.client.keeps_statistics:
+        kind = kind_of("clients", experiment.client)
+        raise InputError("client.kind", kind, f"it takes all numbers for parameters, and {frozen}")
+    for option in ("transforms", "order_transforms"):
+        for number, transform in enumerate(getattr(experiment, option)):
+            if not transform.keeps_statistics:
+                kind = kind_of("transforms", transform)
+                raise InputError(f"{option}.{number}.kind", kind, f"it changes all numbers alike, and {frozen}")
 
 
 def check_asking(client: Client) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fedsim.core.graph import storable
@@ -33,6 +34,14 @@ class ProblemView(Protocol):
         ...
 
     @property
+    def trained(self) -> int | None:
+        """How many numbers of the parameters, from the first, are trained; None: all.
+
+        What follows are running statistics, which are averaged as they are: no step of a server's own moves them.
+        """
+        ...
+
+    @property
     def bounds(self) -> tuple[float, float] | None:
         """The box [lower, upper]^d to which parameters belong; None: R^d."""
         ...
@@ -47,7 +56,7 @@ class ProblemView(Protocol):
 class ServerState:
     """A strategy's state: the global model, the round (completed so far), and vectors of the strategy's own.
 
-    phase: of a round of several windows, how many of them are done.
+    phase: of a round of several windows, how many of them are done. trained: as of `ProblemView`.
     """
 
     params: Tensor
@@ -55,6 +64,13 @@ class ServerState:
     phase: int = 0
     optimizer: Mapping[str, Tensor] = field(default_factory=dict)
     memory: Mapping[str, Tensor] = field(default_factory=dict)
+    trained: int | None = None
+
+    def joined(self, step: Tensor, statistics: Tensor) -> Tensor:
+        """A vector [d] of what is trained from `step` [d], and of running statistics from the other [d]."""
+        if self.trained is None:
+            return step
+        return torch.cat((step[: self.trained], statistics[self.trained :]))
 
 
 class Strategy(ABC):
@@ -151,14 +167,18 @@ class ServerStep:
     def init(self, problem: ProblemView) -> ServerState:
         """The state before the first round."""
         params = problem.initial()
-        return ServerState(params, optimizer=self.server_optimizer.init(params))
+        return ServerState(params, optimizer=self.server_optimizer.init(params), trained=problem.trained)
 
     def advance(self, state: ServerState, replies: Replies, delta: Tensor, **memory: Tensor) -> ServerState:
-        """The state one round later, the model moved along delta [d]; without replies it stays, and so do momenta."""
+        """The state one round later, the model moved along delta [d]; without replies it stays, and so do momenta.
+
+        Running statistics move by delta itself.
+        """
+        later = replace(state, round=state.round + 1, phase=0, memory={**state.memory, **memory})
         if not len(replies):
-            return ServerState(state.params, state.round + 1, 0, state.optimizer, {**state.memory, **memory})
+            return later
         step, optimizer = self.server_optimizer.step(state.optimizer, delta, self.server_lr)
-        return ServerState(state.params + step, state.round + 1, 0, optimizer, {**state.memory, **memory})
+        return replace(later, params=state.params + state.joined(step, delta), optimizer=optimizer)
 
 
 @options

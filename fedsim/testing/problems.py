@@ -75,6 +75,11 @@ class Fewer:
         return len(self.sizes)
 
     @property
+    def trained(self) -> int | None:
+        """As of the problem."""
+        return self.whole.trained
+
+    @property
     def bounds(self) -> tuple[float, float] | None:
         """Those of the problem."""
         return self.whole.bounds

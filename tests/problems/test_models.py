@@ -14,6 +14,8 @@ MODELS = [
     # Parameters of each, by hand from the layers' shapes.
     (Logistic(), (8, 8), 10, 0, 64 * 10 + 10),
     (MLP(), (64,), 10, 0, 64 * 64 + 64 + 64 * 10 + 10),
+    (MLP(norm="batch"), (64,), 10, 0, 64 * 2 + 64 * 65 + 64 * 2 + 64 * 10 + 10),
+    (MLP(hidden=(7,), norm="layer"), (5,), 3, 0, 5 * 2 + 7 * 6 + 7 * 2 + 3 * 8),
     (MLP(hidden=()), (5,), 3, 0, 5 * 3 + 3),
     (MLP(hidden=(7, 6), activation="tanh"), (5,), 0, 0, 5 * 7 + 7 + 7 * 6 + 6 + 6 + 1),
     (CNN(), IMAGE, 10, 0, 1_663_370),  # the paper's count
@@ -30,6 +32,7 @@ MODELS = [
         (27 + 6) + (81 * 2 + 12) + (162 + 324 + 24 + 18 + 12) + (648 + 1296 + 48 + 72 + 24) + (12 * 10 + 10),
     ),
     (ResNet(width=4, blocks=2), (3, 9, 9), 10, 0, None),
+    (ResNet(width=2, norm="batch"), (1, 8, 8), 10, 0, None),
     # Four gates of (8 + 100) and (100 + 100) inputs and two biases each.
     (LSTM(), (80,), 90, 90, 90 * 8 + 400 * 108 + 800 + 400 * 200 + 800 + 101 * 90),
 ]
@@ -50,7 +53,16 @@ def test_a_model_has_its_size_and_maps_a_batch_to_logits(model, shape, classes, 
 @pytest.mark.parametrize(("model", "shape", "classes", "vocabulary", "count"), MODELS)
 def test_models_are_built_of_the_layers_that_the_engine_knows(model, shape, classes, vocabulary, count):
     known = {nn.Sequential, nn.Flatten, nn.Linear, nn.ReLU, nn.Tanh, nn.Conv2d, nn.MaxPool2d, nn.Embedding}
-    known |= {nn.AdaptiveAvgPool2d, nn.GroupNorm, nn.LSTM, Residual, LastStep}
+    known |= {
+        nn.AdaptiveAvgPool2d,
+        nn.GroupNorm,
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.LayerNorm,
+        nn.LSTM,
+        Residual,
+        LastStep,
+    }
     assert {type(layer) for layer in model.build(shape, classes, vocabulary).modules()} <= known
 
 

@@ -295,7 +295,8 @@ def test_an_object_with_other_fields_is_refused():
 
 def test_a_name_stays_when_the_class_moves():
     written = """{"root": ["object", 0], "objects": [["class", "server-state", ["params", ["tensor", 0, "cpu"]],
-        ["round", 3], ["phase", 0], ["optimizer", ["object", 1]], ["memory", ["object", 1]]], ["dict"]]}"""
+        ["round", 3], ["phase", 0], ["optimizer", ["object", 1]], ["memory", ["object", 1]],
+        ["trained", null]], ["dict"]]}"""
     found = decode(Document(written, [torch.tensor([1.0, 2.0])]))
     assert (type(found), found.params.tolist(), found.round, found.memory) == (ServerState, [1, 2], 3, {})
 

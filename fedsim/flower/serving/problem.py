@@ -24,6 +24,7 @@ class AppProblem:
 
     oracle = None
     may_fail = True
+    trained = None
 
     def __init__(self, params: Tensor, bounds: tuple[float, float] | None = None) -> None:
         self._params, self.bounds, self.device, self.dtype = params, bounds, params.device, params.dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import nn
@@ -71,40 +72,42 @@ class LeNet:
 
 @options
 class ResNet:
-    """A small residual network (He et al. 2016, the CIFAR form) with group norm in place of batch norm.
+    """A small residual network (He et al. 2016, the CIFAR form).
 
     Three stages of `width`, 2 `width` and 4 `width` channels, the second and third at half the size of
-    the one before; each has `blocks` residual blocks of two 3x3 convolutions. Group norm (in up to 8 groups)
-    has no running statistics, which do not average well over clients.
+    the one before; each has `blocks` residual blocks of two 3x3 convolutions.
     """
 
     width: PositiveInt = 16
     """Channels of the first stage."""
     blocks: PositiveInt = 1
     """Residual blocks of a stage."""
+    norm: Literal["group", "batch"] = "group"
+    """What follows each convolution: group norm (in up to 8 groups), which has no running statistics, that do not
+    average well over clients; or batch norm, as published.
+    """
 
     def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
         """[B, channels, height, width] of at least 4x4 to [B, outputs]."""
         channels, _, _ = need_images("resnet", shape, vocabulary, side=4)
         with torch.device("meta"):
-            layers: list[nn.Module] = [*_normed(channels, self.width, 3), nn.ReLU()]
+            layers: list[nn.Module] = [*self._normed(channels, self.width, 3), nn.ReLU()]
             inputs = self.width
             for stage in range(3):
                 channels = self.width * 2**stage
                 for block in range(self.blocks):
-                    layers.append(_block(inputs, channels, stride=2 if stage and not block else 1))
+                    layers.append(self._block(inputs, channels, stride=2 if stage and not block else 1))
                     inputs = channels
             layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, outputs)]
             module = nn.Sequential(*layers)
         return materialise(module)
 
+    def _normed(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+        convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+        norm = nn.GroupNorm(math.gcd(8, outputs), outputs) if self.norm == "group" else nn.BatchNorm2d(outputs)
+        return convolution, norm
 
-def _normed(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
-    return convolution, nn.GroupNorm(math.gcd(8, outputs), outputs)
-
-
-def _block(inputs: int, outputs: int, stride: int) -> Residual:
-    body = nn.Sequential(*_normed(inputs, outputs, 3, stride), nn.ReLU(), *_normed(outputs, outputs, 3))
-    changes = stride != 1 or inputs != outputs
-    return Residual(body, nn.Sequential(*_normed(inputs, outputs, 1, stride)) if changes else nn.Sequential())
+    def _block(self, inputs: int, outputs: int, stride: int) -> Residual:
+        body = nn.Sequential(*self._normed(inputs, outputs, 3, stride), nn.ReLU(), *self._normed(outputs, outputs, 3))
+        changes = stride != 1 or inputs != outputs
+        return Residual(body, nn.Sequential(*self._normed(inputs, outputs, 1, stride)) if changes else nn.Sequential())

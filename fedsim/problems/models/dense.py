@@ -39,13 +39,21 @@ class MLP:
     """Units of each hidden layer."""
     activation: Literal["relu", "tanh"] = "relu"
     """What follows each of them."""
+    norm: Literal["none", "batch", "layer"] = "none"
+    """What normalises the input, and each hidden layer before its activation."""
 
     def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
         """[B, *shape] to [B, outputs]."""
         need_numbers("mlp", shape, vocabulary)
         layers: list[nn.Module] = [nn.Flatten()]
         with torch.device("meta"):
+            layers += self._norm(math.prod(shape))
             for inputs, units in pairwise((math.prod(shape), *self.hidden)):
-                layers += [nn.Linear(inputs, units), ACTIVATIONS[self.activation]()]
+                layers += [nn.Linear(inputs, units), *self._norm(units), ACTIVATIONS[self.activation]()]
             layers.append(nn.Linear((math.prod(shape), *self.hidden)[-1], outputs))
         return materialise(nn.Sequential(*layers))
+
+    def _norm(self, units: int) -> list[nn.Module]:
+        if self.norm == "none":
+            return []
+        return [nn.BatchNorm1d(units) if self.norm == "batch" else nn.LayerNorm(units)]
