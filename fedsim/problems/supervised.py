@@ -211,8 +211,7 @@ class Supervised:
     @property
     def dimension(self) -> int:
         """d, how many parameters the model has, its statistics among them, or of them are shared."""
-        private = self.model.private
-        return (self.model.layout if private is None else private.shared).dimension
+        return self._seen.dimension
 
     def initial(self) -> Tensor:
         """The parameters to start from, [d]; a copy."""
@@ -241,8 +240,13 @@ class Supervised:
     @property
     def trained(self) -> int | None:
         """How many numbers of the parameters, from the first, are trained, where running statistics follow."""
-        layout = self.model.layout
-        return layout.trained_numbers if layout.normalises else None
+        return self._seen.trained_numbers if self._seen.normalises else None
+
+    @property
+    def _seen(self) -> Layout:
+        """Where everything is that strategies see."""
+        private = self.model.private
+        return self.model.layout if private is None else private.shared
 
     @property
     def bounds(self) -> None:
