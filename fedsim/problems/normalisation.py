@@ -17,10 +17,8 @@ class Normalisation:
     """What becomes of what layers of normalisation know."""
 
     statistics: Statistics | Literal["local_statistics", "local"] = "averaged"
-    """The running means and variances of batches are averaged as parameters are (averaged); or means and second
-    moments, which gives the variance of all examples together (pooled); or they stay as they are at the start, in
-    training too (frozen); or they stay with each client (local_statistics, SiloBN), or so does all of every layer that
-    normalises (local, FedBN): then each client has a model of its own, and is judged by that.
+    """Running means and variances are averaged, or means and second moments (pooled: the variance of all together), or
+    stay as at the start (frozen), or with each client, alone (SiloBN) or as all of the layer (local, FedBN).
     """
 
     @property
