@@ -281,7 +281,7 @@ def quiet(*_: object, **__: object) -> None:
 def main(tasks: Sequence[str] | Any = sys.stdin) -> None:
     torch.set_num_threads(1)
     Supervised.illustrate = quiet  # type: ignore[method-assign]
-    runner.curves = lambda _, place: files.write_whole(place, b"a picture")  # type: ignore[assignment]
+    runner.curves = lambda _, place, asked: files.write_whole(place, b"a picture")  # type: ignore[assignment]
     for line in tasks:
         task = json.loads(line)
         try:

@@ -28,6 +28,7 @@ GROUPS = {
     "partition": "partitions",
     "model": "models",
     "loss": "losses",
+    "measure": "measures",
     "selector": "selectors",
     "aggregator": "aggregators",
     "transform": "transforms",

@@ -1,8 +1,9 @@
-"""The progress bar of a terminal: round, loss, accuracy (or gap, or value), clients a second, time left."""
+"""The progress bar of a terminal: round, loss, accuracy (or gap, value, measure), clients a second, time left."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -18,16 +19,18 @@ if TYPE_CHECKING:
     from fedsim.running.sweep import Outcome
 
 JUDGED = ("test_accuracy", "personal_accuracy", "gap", "value")
-"""Of what the global model is judged by, the first that was measured is shown."""
+"""Of what the global model is judged by, the first that was measured is shown; measures that were asked for before."""
 
 
 class Progress:
     """A callback that draws the bar on standard error and takes it away at the end.
 
-    rounds, duration (virtual seconds): where the run ends; with both, time is shown.
+    rounds, duration (virtual seconds): where the run ends; with both, time is shown. asked: the measures that the run
+    is judged by beside loss and accuracy.
     """
 
-    def __init__(self, rounds: int | None, duration: float | None, label: str) -> None:
+    def __init__(self, rounds: int | None, duration: float | None, label: str, asked: Iterable[str] = ()) -> None:
+        self._judged = (*(f"{whose}_{name}" for name in asked for whose in ("test", "personal")), *JUDGED)
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -53,9 +56,9 @@ class Progress:
         """Move the bar."""
         row = round.row
         self._clients += row["clients"]
-        judged = [name for name in JUDGED if name in row][:1]
+        judged = [name for name in self._judged if name in row][:1]
         self._seen |= {name: row[name] for name in ("train_loss", *judged) if name in row}
-        measures = [f"{name.rpartition('_')[2]} {value:#.4g}" for name, value in self._seen.items()]
+        measures = [f"{name.partition('_')[2] or name} {value:#.4g}" for name, value in self._seen.items()]
         measures.append(f"{self._clients / max(row['wall'], 1e-9):,.0f} clients/s")
         self._bar.update(self._task, completed=row[self._counts], measures="  ".join(measures))
 

@@ -116,7 +116,7 @@ def _watch(begin: Callable[..., Result], experiment: Experiment, label: str) -> 
     from fedsim.running.runner import unresumable
 
     if sys.stderr.isatty():
-        with RoundProgress(experiment.rounds, experiment.duration, label) as bar:
+        with RoundProgress(experiment.rounds, experiment.duration, label, experiment.evaluation.asked) as bar:
             result = begin(callbacks=[bar])
     else:
         result = begin()

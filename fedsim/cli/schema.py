@@ -28,6 +28,7 @@ from fedsim.cli.reference import summary
 from fedsim.configuration.tables import NOTES, PLUGINS, TRANSFORMS
 from fedsim.core.options import texts
 from fedsim.core.plugins import HasPlugins
+from fedsim.problems.measures.names import SHORT, TOP_K
 
 Json = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -73,7 +74,10 @@ class _Definitions:
         plain = [kind for kind, table in tables.items() if table["required"] == ["kind"]]
         if place == "problem":  # which alone may leave its kind out
             tables[str(PLUGINS[place][1])]["required"].remove("kind")
+        if key == "measures":
+            plain += SHORT
         choices: list[Json] = [{"enum": plain}] if plain else []
+        choices += [{"type": "string", "pattern": f"^{TOP_K.pattern}$"}] if key == "measures" else []
         choices += [{"$ref": f"#/$defs/{place}:{kind}"} for kind in tables]
         if isinstance(key, str):
             choices += [ELSEWHERE, {"type": "object", "properties": {"kind": ELSEWHERE}, "required": ["kind"]}]

@@ -16,6 +16,7 @@ from fedsim.running.endings import ENDED
 
 if TYPE_CHECKING:
     from fedsim.configuration.tables import Experiment
+    from fedsim.core.measures import Asked
     from fedsim.running.result import Result
     from fedsim.running.sweep import Outcome
 
@@ -34,7 +35,7 @@ def say(result: Result) -> None:
     queries = [f"{summary['total_queries']:,} queries"] if summary["total_queries"] else []
     traffic = _size(summary["total_bytes_up"] + summary["total_bytes_down"])
     head = f"{result.status}: {summary['rounds']} rounds in {summary['wall']:.1f} s"
-    tell(", ".join([head, *measures(summary), *queries, f"{traffic} exchanged"]))
+    tell(", ".join([head, *measures(summary, result.asked), *queries, f"{traffic} exchanged"]))
     if summary["total_failed"]:
         tell(f"{summary['total_failed']} updates were not finite, or misshapen, and were left out")
     if summary.get("total_failed_queries"):
@@ -63,20 +64,24 @@ def say(result: Result) -> None:
         tell(result.reason)
 
 
-def measures(summary: Mapping[str, Any]) -> list[str]:
-    """What was measured, each with its name."""
-    return [f"{name.replace('_', ' ')} {_number(name, summary[name])}" for name in _said(summary)]
+def measures(summary: Mapping[str, Any], asked: Asked) -> list[str]:
+    """What was measured, each with its name. asked: by which measures a run was asked to be judged, too."""
+    return [f"{name.replace('_', ' ')} {_number(name, summary[name])}" for name in _said(summary, asked)]
 
 
-def _said(measured: Iterable[str]) -> list[str]:
-    """Those of `MEASURES` that were measured, and then what was under attacks: test accuracies, training losses."""
+def _said(measured: Iterable[str], asked: Asked) -> list[str]:
+    """Those of `MEASURES` that were measured, and of what was asked for, and then what was under attacks.
+
+    Of these test accuracies, and training losses.
+    """
     from fedsim.core.measures import attack_of
 
     found = dict.fromkeys(measured)
-    under = [name for name in found if attack_of(name)]
+    under = [name for name in found if attack_of(name, asked)]
+    named = dict.fromkeys((*MEASURES, *(f"{whose}_{label}" for label in asked for whose in ("test", "personal"))))
     tests = [name for name in under if name.startswith("test_") and name.endswith("_accuracy")]
     losses = [name for name in under if name.startswith("global_train_") and name.endswith("_loss")]
-    return [*(name for name in MEASURES if name in found), *tests, *losses]
+    return [*(name for name in named if name in found), *tests, *losses]
 
 
 def _size(count: int) -> str:
@@ -95,7 +100,8 @@ def sweep_table(outcomes: Sequence[Outcome]) -> Table:
     """Lay out a sweep: a line for the seeds of a combination, with mean and sample deviation of their final values."""
     from fedsim.reports.comparison import ONE_TEST_SET
 
-    said = _said(name for outcome in outcomes for name in outcome.summary)
+    asked = {label: way for outcome in outcomes for label, way in _asked(outcome).items()}
+    said = _said((name for outcome in outcomes for name in outcome.summary), asked)
     names = [name for name in said if not name.startswith("client")]  # four would be too wide
     table = Table(show_edge=False)
     table.add_column("experiment", overflow="fold")
@@ -137,9 +143,14 @@ def say_outcome(outcome: Outcome) -> None:
         tell(outcome_line(outcome))
 
 
+def _asked(outcome: Outcome) -> Asked:
+    """Which way measures improve that a point of a sweep was asked for."""
+    return outcome.point.experiment.evaluation.asked
+
+
 def outcome_line(outcome: Outcome) -> str:
     """A point of a sweep in a line."""
     head = f"{'/'.join(outcome.point.folder.parts[-3:])}: {outcome.status}"
     if outcome.reason and outcome.status != "stopped":
         return f"{head}: {outcome.reason}"
-    return ", ".join([head, *measures(outcome.summary), f"{outcome.summary['wall']:.1f} s"])
+    return ", ".join([head, *measures(outcome.summary, _asked(outcome)), f"{outcome.summary['wall']:.1f} s"])

@@ -12,6 +12,7 @@ from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.messages import shown
 from fedsim.exchange.transforms import Transform
 from fedsim.nets.losses import Loss
+from fedsim.problems.measures import Measure
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
 
@@ -22,6 +23,7 @@ BASES: Mapping[str, tuple[str, type[Any]]] = {
     "aggregators": ("fedsim.exchange", Aggregator),
     "transforms": ("fedsim.exchange", Transform),
     "losses": ("fedsim.nets.losses", Loss),
+    "measures": ("fedsim.problems.measures", Measure),
 }
 """What plug-ins of these groups are subclasses of, and where authors import it from."""
 NAMED: Mapping[str, tuple[str, ...]] = {

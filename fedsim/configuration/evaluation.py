@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from fedsim.configuration.bases import hold_base
 from fedsim.core.errors import InputError
-from fedsim.core.measures import lower_is_better
+from fedsim.core.measures import ALWAYS, NOTHING, UNDEFINED, Asked, lower_is_better
 from fedsim.core.options import NonNegativeInt, PositiveInt, Seconds, options
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
 from fedsim.problems.base import Trial
+from fedsim.problems.measures import Accuracy, Measure, tables
 
 Measurable = Literal["test", "train"]
 Measured = Annotated[
@@ -32,12 +35,17 @@ Plugins = Annotated[
 ]
 
 
+Metrics = Annotated[tuple[Any, ...], Field(strict=False), BeforeValidator(tables)]
+RESERVED = re.compile(rf".*(_mean|_p10|_p90|_worst|_std|{UNDEFINED})")
+"""How no measure may be called: as what is said of clients."""
+
+
 @options
 class Evaluation(HasPlugins):
     """When the global model is judged, and on what."""
 
-    parts: ClassVar[Mapping[str, str]] = {"attacks": "attacks"}
-    lists: ClassVar[frozenset[str]] = frozenset({"attacks"})
+    parts: ClassVar[Mapping[str, str]] = {"attacks": "attacks", "metrics": "measures"}
+    lists: ClassVar[frozenset[str]] = frozenset({"attacks", "metrics"})
 
     every: NonNegativeInt | None = None
     """Rounds between two evaluations, the last round having one in any case; 0: only that. Not given: so many
@@ -53,6 +61,10 @@ class Evaluation(HasPlugins):
     clients: bool | Literal["auto"] = "auto"
     """Judge the model also on each client's own examples, by accuracy, or by loss where targets are numbers; auto: by
     accuracy, with up to 1,000 clients, and up to 20,000 examples where these are what clients train on.
+    """
+    metrics: Metrics = ()
+    """Measures beside loss and accuracy, as in ["f1_macro", "auroc"] or ["mae", "r2"], of each set and, where they are
+    judged, of clients: test_<measure>, client_<measure>_mean and so on.
     """
     attacks: Plugins = ()
     """Judge it also on examples attacked in these ways, measured as test_<attack>_loss and so on."""
@@ -81,6 +93,7 @@ class Evaluation(HasPlugins):
             if (first := labels.index(label)) < number:
                 remedy = f"attacks.{first} has the same name; give one of them another, name = ..."
                 raise InputError(f"attacks.{number}", label, remedy)
+        self._check_metrics()
         for option, default in (("attacks_every", None), ("examples", None), ("attack_clients", False)):
             if not labels and getattr(self, option) != default:
                 raise InputError(option, getattr(self, option), "there are no attacks; name some, or leave it out")
@@ -90,6 +103,35 @@ class Evaluation(HasPlugins):
         if after and (self.rounds == 0 or after % self.rounds):
             judged = f"every {self.rounds} rounds; give a multiple of that, or 0" if self.rounds else "by time; give 0"
             raise InputError("attacks_every", after, f"models are judged {judged}")
+
+    def _check_metrics(self) -> None:
+        """Refuse measures that are none, or whose columns others have."""
+        labels: list[str] = []
+        for number, measure in enumerate(self.made["metrics"]):
+            option = f"metrics.{number}"
+            hold_base(option, "measures", measure)
+            label = measure.label
+            if not isinstance(measure.higher_is_better, bool):
+                raise InputError(option, label, "its higher_is_better is neither True nor False; say which")
+            if label in labels:
+                first = labels.index(label)
+                raise InputError(
+                    option, label, f"metrics.{first} has the same name; give one of them another, name = ..."
+                )
+            if RESERVED.fullmatch(label) or (label in ALWAYS and not isinstance(measure, Accuracy)):
+                raise InputError(option, label, "columns of other measures are called so; give it another name = ...")
+            labels.append(label)
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What is measured beside the loss and the accuracy."""
+        found: tuple[Measure, ...] = self.made["metrics"]
+        return found
+
+    @property
+    def asked(self) -> dict[str, bool]:
+        """Whether higher is better, by the label of each of these measures."""
+        return {measure.label: measure.higher_is_better for measure in self.measures}
 
     @property
     def rounds(self) -> int:
@@ -101,7 +143,7 @@ class Evaluation(HasPlugins):
     def trial(self, streams: Streams) -> Trial | None:
         """How the model is attacked; None: it is not."""
         attacks = self.made["attacks"]
-        return Trial(attacks, self.on, self.examples, self.attack_clients, streams) if attacks else None
+        return Trial(attacks, self.on, self.examples, self.attack_clients, streams, self.measures) if attacks else None
 
     def attacks_after(self, number: int) -> bool:
         """Whether a model that is judged after this round, not at the end, is attacked too."""
@@ -112,8 +154,8 @@ class Evaluation(HasPlugins):
 class Stopping:
     """Stop early; give one at least of `target`, `patience` and `queries`.
 
-    Losses and values of functions improve downwards, everything else upwards. Evaluations without the metric, as where
-    attacks are rarer, do not count.
+    Losses and values of functions improve downwards, measures of `evaluation.metrics` as they say themselves,
+    everything else upwards. Evaluations without the metric, as where attacks are rarer, do not count.
     """
 
     metric: str = "test_accuracy"
@@ -136,9 +178,9 @@ class Stopping:
         """Whether it looks at the metric."""
         return self.target is not None or self.patience is not None
 
-    def reached(self, values: list[float]) -> str | None:
-        """Why to stop after these evaluations, or None."""
-        sign = -1.0 if lower_is_better(self.metric) else 1.0
+    def reached(self, values: list[float], asked: Asked = NOTHING) -> str | None:
+        """Why to stop after these evaluations, or None. asked: which way measures improve that were asked for."""
+        sign = -1.0 if lower_is_better(self.metric, asked) else 1.0
         scores = [sign * value for value in values]
         if self.target is not None and scores[-1] >= sign * self.target:
             return f"{self.metric} reached {values[-1]:.4g}"

@@ -1,27 +1,76 @@
-"""What the names of measures say: which way is better, and which come first."""
+"""What the names of columns say: which way is better, under which attack, and which come first.
+
+asked: whether higher is better, by the label of each measure that a run was asked for (`evaluation.metrics`). Of other
+columns, as losses, accuracies, what strategies observe and values of functions, the words in their names say it.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 LOWER = frozenset({"loss", "error", "value", "gap", "std"})
 HIGHER = frozenset({"accuracy", "success", "precision", "recall", "f1", "jaccard", "cosine"})
 FIRST = ("test_accuracy", "personal_accuracy", "value", "gap", "test_loss", "train_loss", "client_accuracy_p10")
 """What is said first of a run, in this order, where it was measured."""
-ATTACKED = re.compile(r"(test|global_train|client)_(?P<attack>\w+)_(accuracy|loss)(_(mean|p10|worst))?")
+COLUMN = re.compile(r"(test|global_train|client|personal)_(?P<what>\w+?)(_(mean|p10|p90|worst))?")
+"""Columns of models: whose examples, under which attack, which measure, and what of the clients' values it is."""
+ALWAYS = ("accuracy", "loss")
+UNDEFINED = "_undefined"
+"""The end of a column that counts the clients for which a measure is undefined."""
+WAYS = {"higher": True, "lower": False}
+"""How a run notes which way a measure improves."""
+Asked = Mapping[str, bool]
+NOTHING: Asked = MappingProxyType({})
 
 
-def attack_of(name: str) -> str:
+def attack_of(name: str, asked: Asked = NOTHING) -> str:
     """The label of the attack under which a measure was taken, such as `pgd20`; empty: none."""
-    found = ATTACKED.fullmatch(name)
-    return found["attack"] if found else ""
+    what, label = _parts(name, asked)
+    return what.removesuffix(label).removesuffix("_") if label else ""
 
 
-def lower_is_better(name: str) -> bool:
-    """Whether a measure improves downwards: a loss, an error, the value of a function."""
-    return not LOWER.isdisjoint(name.split("_"))
+def label_of(name: str, asked: Asked) -> str | None:
+    """The measure that was asked for and that a column is about; None: it is about none of them."""
+    label = _parts(name, asked)[1]
+    return label if label in asked else None
 
 
-def is_measure(name: str) -> bool:
+def lower_is_better(name: str, asked: Asked = NOTHING) -> bool:
+    """Whether a measure improves downwards: as it says itself, or as a loss, an error, the value of a function."""
+    label = label_of(name, asked)
+    return not LOWER.isdisjoint(name.split("_")) if label is None else not asked[label]
+
+
+def is_measure(name: str, asked: Asked = NOTHING) -> bool:
     """Whether a column of metrics.jsonl has a better and a worse."""
-    return not (LOWER | HIGHER).isdisjoint(name.split("_"))
+    if name.endswith(UNDEFINED):
+        return False
+    return label_of(name, asked) is not None or not (LOWER | HIGHER).isdisjoint(name.split("_"))
+
+
+def first(asked: Asked) -> tuple[str, ...]:
+    """What is said first of a run, where it was measured: `FIRST`, with what was asked for after the test accuracy."""
+    labels = [label for label in asked if label not in ALWAYS]
+    return (FIRST[0], *(f"{whose}_{label}" for label in labels for whose in ("test", "personal")), *FIRST[1:])
+
+
+def noted(asked: Asked) -> dict[str, str]:
+    """Which way each measure improves, as config.toml has it: `higher` or `lower`."""
+    return {label: next(word for word, way in WAYS.items() if way == higher) for label, higher in asked.items()}
+
+
+def as_noted(table: object) -> dict[str, bool] | None:
+    """What `noted` has written, as it was; None: it has not written this."""
+    if not isinstance(table, Mapping) or not all(isinstance(way, str) and way in WAYS for way in table.values()):
+        return None
+    return {str(label): WAYS[way] for label, way in table.items()}
+
+
+def _parts(name: str, asked: Asked) -> tuple[str, str]:
+    """Of a column what stands between whose and what of it, and the measure with which that ends; both may be empty."""
+    found = COLUMN.fullmatch(name)
+    what = "" if found is None or name.endswith(UNDEFINED) else found["what"]
+    ends = (label for label in (*asked, *ALWAYS) if what == label or what.endswith(f"_{label}"))
+    return what, max(ends, key=len, default="")

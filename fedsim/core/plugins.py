@@ -43,6 +43,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "partitions": ("split",),
     "models": ("build",),
     "losses": ("examples", "with_gradient", "fitted"),
+    "measures": ("__call__", "higher_is_better"),
     "selectors": ("select", "observe"),
     "aggregators": ("__call__", "check"),
     "transforms": ("vectors", "state", "size", "apply"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.core.measures import FIRST, attack_of, is_measure, lower_is_better
+from fedsim.core.measures import NOTHING, UNDEFINED, Asked, attack_of, first, is_measure, lower_is_better
 from fedsim.plots.style import BRIGHT, INK, STYLES, legend_below, named, plain, save, written
 
 if TYPE_CHECKING:
@@ -85,34 +85,35 @@ Along = Literal["round", "time", "queries", "bytes"]
 Line = NDArray[np.float64]
 
 
-def measured(columns: Iterable[str]) -> list[str]:
-    """Pick the columns that say how well a run does: measures, and whatever has a prefix of `WHOSE`.
+def measured(columns: Iterable[str], asked: Asked = NOTHING) -> list[str]:
+    """Pick the columns that say how well a run does: measures, and whatever has a prefix of `WHOSE` and is no count.
 
-    Where there are none it is all but the bookkeeping: a strategy's own observations.
+    Where there are none it is all but the bookkeeping: a strategy's own observations. asked: which way measures improve
+    that were asked for, here and below.
     """
-    own = [column for column in columns if column not in BOOKKEEPING]
-    return [column for column in own if _whose(column) or is_measure(column)] or own
+    own = [column for column in columns if column not in BOOKKEEPING and not column.endswith(UNDEFINED)]
+    return [column for column in own if _whose(column) or is_measure(column, asked)] or own
 
 
-def curves(rows: Sequence[Row], path: Path | BytesIO) -> bool:
+def curves(rows: Sequence[Row], path: Path | BytesIO, asked: Asked = NOTHING) -> bool:
     """Draw what a run measured against the round, one panel a quantity (loss, accuracy, ...), into `path`.
 
     The clients are a line for their mean and a band from their 10th percentile to it. Missing values are
     skipped. Returns False, and draws nothing, when no number was measured.
     """
     panels: dict[str, dict[str, Line]] = {}
-    for column in measured(_columns(rows)):
+    for column in measured(_columns(rows), asked):
         line = _line(rows, column, "round")
-        if line.shape[1] and not _is_noise(column):
-            panels.setdefault(_quantity(column), {})[column] = line
+        if line.shape[1] and not _is_noise(column, asked):
+            panels.setdefault(_quantity(column, asked), {})[column] = line
     if not panels:
         return False
     figure, axes = _figure(len(panels))
-    for axis, quantity in zip(axes, _in_order(panels), strict=True):
+    for axis, quantity in zip(axes, _in_order(panels, asked), strict=True):
         lines = list(panels[quantity].values())
-        _draw_quantity(axis, panels[quantity])
-        _scale(axis, quantity, lines)
-        axis.set_ylabel(_unit(panels[quantity]), color=INK)
+        _draw_quantity(axis, panels[quantity], asked)
+        _scale(axis, quantity, lines, asked)
+        axis.set_ylabel(_unit(panels[quantity], asked), color=INK)
         _finish(axis, "round", lines)
         if len(panels[quantity]) > 1 or quantity not in panels[quantity]:  # else the axis says it all
             beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if len(lines) > INSIDE else {}
@@ -138,7 +139,7 @@ def axes_of(runs: Runs) -> dict[Along, bool]:
     return axes
 
 
-def compare_curves(runs: Runs, path: Path | BytesIO, along: Sequence[Along] = ()) -> bool:
+def compare_curves(runs: Runs, path: Path | BytesIO, along: Sequence[Along] = (), asked: Asked = NOTHING) -> bool:
     """Draw groups of runs into the same panels: a line of panels for what was measured, one for each axis of `along`.
 
     runs: for each name the rows of its runs, one run a seed. along: axes, by default those of `axes_of`. Of more than
@@ -152,11 +153,11 @@ def compare_curves(runs: Runs, path: Path | BytesIO, along: Sequence[Along] = ()
     """
     along = list(along) or [axis for axis, shown in axes_of(runs).items() if shown]
     panels: dict[str, dict[Along, dict[str, Line]]] = {}
-    for column in measured(_columns(row for group in runs.values() for rows in group for row in rows)):
+    for column in measured(_columns(row for group in runs.values() for rows in group for row in rows), asked):
         drawn = {axis: bands for axis in along if (bands := _bands(runs, column, axis))}
-        if drawn and not _is_noise(column):
+        if drawn and not _is_noise(column, asked):
             panels[column] = drawn
-    shown = _in_order(sorted(panels, key=_place)[:ROWS])
+    shown = _in_order(sorted(panels, key=lambda column: _place(column, asked))[:ROWS], asked)
     if not shown:
         return False
     figure, grid = _grid(len(shown), len(along))
@@ -169,11 +170,12 @@ def compare_curves(runs: Runs, path: Path | BytesIO, along: Sequence[Along] = ()
                 continue
             entries |= _draw_groups(axis, found[kind], runs, kind)
             _finish(axis, kind, [band[:2] for band in found[kind].values()])
-        first = next(axis for axis, kind in zip(axes, along, strict=True) if kind in found)
-        first.set_title(_heading(column), loc="left", fontsize=10, color=INK)
-        first.set_ylabel(_unit([column]) + _statistic(column), color=INK)
-        first.tick_params(labelleft=True)
-        _scale(first, _quantity(column), [band[:2] for bands in found.values() for band in bands.values()])
+        leftmost = next(axis for axis, kind in zip(axes, along, strict=True) if kind in found)
+        leftmost.set_title(_heading(column, asked), loc="left", fontsize=10, color=INK)
+        leftmost.set_ylabel(_unit([column], asked) + _statistic(column), color=INK)
+        leftmost.tick_params(labelleft=True)
+        lines = [band[:2] for bands in found.values() for band in bands.values()]
+        _scale(leftmost, _quantity(column, asked), lines, asked)
     labels = [label for name, group in runs.items() if (label := named(name, len(group))) in entries]
     several = any(len(group) > 1 for group in runs.values())
     title = "band: one sample standard deviation over the seeds" if several else None
@@ -201,18 +203,18 @@ def _draw_groups(axis: Axes, bands: Mapping[str, Line], runs: Runs, along: Along
     return entries
 
 
-def _draw_quantity(axis: Axes, lines: Mapping[str, Line]) -> None:
+def _draw_quantity(axis: Axes, lines: Mapping[str, Line], asked: Asked) -> None:
     """Draw the lines of one quantity; the clients' 10th percentile is a band where their mean is known."""
     used: dict[str, str] = {}
     for column, (rounds, values) in lines.items():
         of_mean = column.removesuffix("_p10") + "_mean"
         mean = lines.get(of_mean)
         if column.endswith("_p10") and mean is not None and len(rounds) > 1 and np.array_equal(mean[0], rounds):
-            label = f"{WHOSE[_whose(column)]}{_under(column)}, 10th percentile to mean"
+            label = f"{WHOSE[_whose(column)]}{_under(column, asked)}, 10th percentile to mean"
             colour = used.get(of_mean, COLOURS[_whose(column)])
             axis.fill_between(rounds, values, mean[1], color=colour, alpha=0.18, linewidth=0, label=label)
             continue
-        wished = ((COLOURS.get(_whose(column), BRIGHT[0]),) if not attack_of(column) else ()) + BRIGHT
+        wished = ((COLOURS.get(_whose(column), BRIGHT[0]),) if not attack_of(column, asked) else ()) + BRIGHT
         taken = list(used.values())
         colour = min(wished, key=lambda colour: (taken.count(colour), wished.index(colour)))
         axis.plot(
@@ -222,16 +224,17 @@ def _draw_quantity(axis: Axes, lines: Mapping[str, Line]) -> None:
             linestyle=STYLES[taken.count(colour) % len(STYLES)],
             linewidth=1.6,
             marker=_mark(rounds),
-            label=_label(column),
+            label=_label(column, asked),
         )
         used[column] = colour
 
 
-def _place(column: str) -> float:
+def _place(column: str, asked: Asked) -> float:
     """Say how soon a column is shown: as in `FIRST`, the accuracy under attack next to the clean one."""
-    if attack_of(column) and column.startswith("test_") and column.endswith("_accuracy"):
+    order = first(asked)
+    if attack_of(column, asked) and column.startswith("test_") and column.endswith("_accuracy"):
         return 0.5
-    return FIRST.index(column) if column in FIRST else len(FIRST)
+    return order.index(column) if column in order else len(order)
 
 
 def _time_is_news(runs: Runs) -> bool:
@@ -256,41 +259,41 @@ def _whose(column: str) -> str:
     return next((prefix for prefix in WHOSE if column.startswith(f"{prefix}_")), "")
 
 
-def _quantity(column: str) -> str:
+def _quantity(column: str, asked: Asked) -> str:
     """Name what a column measures: test_loss, train_loss and, under an attack, test_pgd20_loss are all a loss."""
-    name = column.removeprefix(f"{_whose(column)}_").removeprefix(f"{attack_of(column)}_")
+    name = column.removeprefix(f"{_whose(column)}_").removeprefix(f"{attack_of(column, asked)}_")
     head, _, ending = name.rpartition("_")
     return head if ending in STATISTICS and head else name
 
 
-def _is_noise(column: str) -> bool:
+def _is_noise(column: str, asked: Asked) -> bool:
     """Tell whether a column would hide the others: one client's, a spread, or a band for each attack."""
-    return column.endswith(("_worst", "_std")) or (column.endswith("_p10") and attack_of(column) != "")
+    return column.endswith(("_worst", "_std")) or (column.endswith("_p10") and attack_of(column, asked) != "")
 
 
-def _label(column: str) -> str:
+def _label(column: str, asked: Asked) -> str:
     """Say whose a column is; the axis says what it measures."""
     if not _whose(column):
         return NAMES.get(column, written(column.replace("_", " ")))
-    return WHOSE[_whose(column)] + _under(column) + _statistic(column)
+    return WHOSE[_whose(column)] + _under(column, asked) + _statistic(column)
 
 
-def _heading(column: str) -> str:
+def _heading(column: str, asked: Asked) -> str:
     """Say whose a column is, where the vertical axis does not say it all: "test set", "clients under pgd"."""
-    return f"{WHOSE[_whose(column)]}{_under(column)}" if _whose(column) else ""
+    return f"{WHOSE[_whose(column)]}{_under(column, asked)}" if _whose(column) else ""
 
 
-def _unit(columns: Iterable[str]) -> str:
+def _unit(columns: Iterable[str], asked: Asked) -> str:
     """Say what the vertical axis of columns measures, which are of one quantity."""
-    first, *more = columns
-    quantity = _quantity(first)
+    one, *more = columns
+    quantity = _quantity(one, asked)
     words = UNITS.get(quantity, written(quantity.replace("_", " ")))
-    return words if more else NAMES.get(first, words)
+    return words if more else NAMES.get(one, words)
 
 
-def _under(column: str) -> str:
+def _under(column: str, asked: Asked) -> str:
     """Name the attack that a column is about."""
-    attack = attack_of(column)
+    attack = attack_of(column, asked)
     return f" under {written(attack.replace('_', ' '))}" if attack else ""
 
 
@@ -298,10 +301,11 @@ def _statistic(column: str) -> str:
     return STATISTICS.get(column.rpartition("_")[2], "")
 
 
-def _in_order(names: Iterable[str]) -> list[str]:
+def _in_order(names: Iterable[str], asked: Asked) -> list[str]:
     """Values, losses and accuracies first, then the rest as they come."""
-    first = ("value", "gap", "loss", "accuracy")
-    return sorted(names, key=lambda name: first.index(_quantity(name)) if _quantity(name) in first else len(first))
+    order = ("value", "gap", "loss", "accuracy")
+    quantities = {name: _quantity(name, asked) for name in names}
+    return sorted(quantities, key=lambda name: [*order, quantities[name]].index(quantities[name]))
 
 
 def _places(rows: Sequence[Row], along: Along) -> list[Any]:
@@ -389,15 +393,15 @@ def _grid(measures: int, kinds: int) -> tuple[Figure, list[list[Axes]]]:
     return figure, figure.subplots(measures, kinds, sharey="row", squeeze=False).tolist()
 
 
-def _scale(axis: Axes, quantity: str, lines: Sequence[Line]) -> None:
+def _scale(axis: Axes, quantity: str, lines: Sequence[Line], asked: Asked) -> None:
     """Give a positive quantity that is no share, and spans more than two powers of ten, a logarithmic axis.
 
     A gap that is closed, or that rounding has made negative, is then below the axis.
     """
     values = np.concatenate([line[1] for line in lines])
     positive = values[values > 0]
-    is_share = is_measure(quantity) and not lower_is_better(quantity)
-    if is_share or (len(positive) < len(values) and quantity != "gap"):
+    share = asked[quantity] if quantity in asked else is_measure(quantity) and not lower_is_better(quantity)
+    if share or (len(positive) < len(values) and quantity != "gap"):
         return
     if max(positive, default=0.0) > WIDE * min(positive, default=0.0):
         axis.set_yscale("log")

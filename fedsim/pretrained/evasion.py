@@ -29,6 +29,7 @@ from fedsim.problems.base import EVALUATED_AT_ONCE, Setting
 from fedsim.problems.black_box import BlackBox
 from fedsim.problems.datasets.base import Dataset
 from fedsim.problems.evaluators import Stacked
+from fedsim.problems.measures import Measure
 
 LOOKED_AT = 64
 """Test images that are judged at once while those worth attacking are counted."""
@@ -196,16 +197,20 @@ class EvasionProblem(BlackBox):
         images = perturbed(self.image.unsqueeze(0), x.flatten(0, 1), self.epsilon).view(*x.shape[:2], *self.image.shape)
         return self.goal.margins(self.ensemble.logits(clients.tolist(), images))
 
-    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",)) -> dict[str, float]:
+    def evaluate(
+        self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",), metrics: Sequence[Measure] = ()
+    ) -> dict[str, float]:
         """Measure F, whether it is below 0, and the share of the classifiers that are fooled; the rest as ever."""
         margins = self._everywhere(params, torch.arange(self.num_clients, device=self.device))
-        found = super().evaluate(params, clients=clients, on=on)
+        found = super().evaluate(params, clients=clients, on=on, metrics=metrics)
         fooled = {"attack_success": float(found["value"] < 0), "success_share": float((margins < 0).double().mean())}
         return found | fooled
 
-    def measures(self, clients: bool | str, on: Collection[str] = ("test",)) -> list[str]:
+    def measures(
+        self, clients: bool | str, on: Collection[str] = ("test",), metrics: Sequence[Measure] = ()
+    ) -> list[str]:
         """The names that `evaluate` gives."""
-        return [*super().measures(clients, on), "attack_success", "success_share"]
+        return [*super().measures(clients, on, metrics), "attack_success", "success_share"]
 
     def illustrate(self, place: Callable[[str], Path], params: Tensor) -> None:
         """Draw the image before and after, where inputs are images or square."""

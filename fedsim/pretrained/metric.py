@@ -36,6 +36,7 @@ from fedsim.problems.base import EVALUATED_AT_ONCE, Setting
 from fedsim.problems.black_box import BlackBox
 from fedsim.problems.datasets.base import Dataset, split_dataset, standardise
 from fedsim.problems.evaluators import Stacked
+from fedsim.problems.measures import Measure
 from fedsim.problems.models.dense import MLP
 from fedsim.problems.partitions.base import Partition
 
@@ -206,15 +207,19 @@ class MetricProblem(BlackBox):
         chosen = clients.tolist()
         return torch.stack(spread(one, range(len(chosen)))).to(x.dtype)
 
-    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",)) -> dict[str, float]:
+    def evaluate(
+        self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",), metrics: Sequence[Measure] = ()
+    ) -> dict[str, float]:
         """Measure F, and the metric itself on the whole test half, under its own name."""
         whole = torch.arange(len(self.scorer.y), device=self.device)
         central = macro(self.scorer.confusion(self._change(params.unsqueeze(0)), whole), self.measure)
-        return super().evaluate(params, clients=clients, on=on) | {self.measure: float(central)}
+        return super().evaluate(params, clients=clients, on=on, metrics=metrics) | {self.measure: float(central)}
 
-    def measures(self, clients: bool | str, on: Collection[str] = ("test",)) -> list[str]:
+    def measures(
+        self, clients: bool | str, on: Collection[str] = ("test",), metrics: Sequence[Measure] = ()
+    ) -> list[str]:
         """The names that `evaluate` gives."""
-        return [*super().measures(clients, on), self.measure]
+        return [*super().measures(clients, on, metrics), self.measure]
 
     def _change(self, x: Tensor) -> Tensor:
         """What x [Q, d] adds to the last parameters."""

@@ -22,7 +22,7 @@ ATTACKED_AT_ONCE = EVALUATED_AT_ONCE // 8
 
 
 def attacked(judged: Judged, model: Model, params: Tensor, trial: Trial) -> dict[str, float]:
-    """Loss and accuracy under attacks of the model with parameters [d].
+    """Loss, accuracy and other measures under attacks of the model with parameters [d].
 
     For each attack test_<label>_loss, test_<label>_accuracy and so on, <label> the attack's; with `trial.clients`
     client_<label>_accuracy_mean, _p10 and _worst, on the examples that client accuracies are about. A sample of a
@@ -36,11 +36,11 @@ def attacked(judged: Judged, model: Model, params: Tensor, trial: Trial) -> dict
     for attack in trial.attacks:
         for name, rows in sets.items():
             outputs = _outputs(network, y, size, attack, rows, trial.streams)
-            found |= judged.scores(f"{name}_{attack.label}", outputs, rows)
+            found |= judged.scores(f"{name}_{attack.label}", outputs, rows, trial.metrics)
         if trial.clients:
             own, count = judged.own()
             outputs = _outputs(network, y, size, attack, own, trial.streams)
-            found |= judged.client_scores(f"client_{attack.label}", outputs, own, count)
+            found |= judged.client_scores(f"client_{attack.label}", outputs, own, count, trial.metrics)
     return found
 
 
@@ -48,7 +48,8 @@ def attacked_measures(judged: Judged, trial: Trial) -> list[str]:
     """The names that `attacked` gives. InputError: an attack does not go with what it is to be made on."""
     if trial.clients and not judged.has_accuracy:
         raise InputError("attack_clients", True, "clients are judged by accuracy, and these labels are no classes")
-    sets = judged.sets(trial.on)
+    sets = {name: _sampled(rows, trial.examples) for name, rows in judged.sets(trial.on).items()}
+    judged.hold_suiting(trial.metrics, sets)
     rows = [*sets.values(), *([judged.own()[0]] if trial.clients else [])]
     if not rows:
         raise InputError("attacks", trial.attacks[0].label, "there is no test set to attack; put train into on")
@@ -57,8 +58,9 @@ def attacked_measures(judged: Judged, trial: Trial) -> list[str]:
             for source in {id(own.x): own.x for own in rows}.values():
                 check_attack(attack, source, judged.data)
     labels = [attack.label for attack in trial.attacks]
-    return [f"{name}_{label}_{kind}" for label in labels for name in sets for kind in judged.kinds()] + [
-        name for label in labels if trial.clients for name in judged.client_measures(f"client_{label}")
+    kinds = [*judged.kinds(), *(measure.label for measure in judged.beside(trial.metrics))]
+    return [f"{name}_{label}_{kind}" for label in labels for name in sets for kind in kinds] + [
+        name for label in labels if trial.clients for name in judged.client_measures(f"client_{label}", trial.metrics)
     ]
 
 

@@ -20,6 +20,7 @@ from fedsim.nets.footprint import Footprint
 from fedsim.nets.losses import Loss, Targets
 from fedsim.nets.private import Private
 from fedsim.nets.stack import Layout
+from fedsim.problems.measures import Measure
 from fedsim.problems.partitions.base import Partitioner
 from fedsim.server.strategy import ProblemView
 
@@ -127,7 +128,7 @@ class Trial:
 
     attacks: which, of different labels. on: `test`, `train` or both, the sets whose examples are attacked. examples:
     a sample of at most so many of each set; None: all. clients: attack each client's own examples too, all of them.
-    streams: of what attacks draw.
+    streams: of what attacks draw. metrics: what is measured beside loss and accuracy.
     """
 
     attacks: tuple[Attack, ...]
@@ -135,6 +136,7 @@ class Trial:
     examples: int | None
     clients: bool
     streams: Streams
+    metrics: Sequence[Measure] = ()
 
 
 class Looped(ProblemView, Protocol):
@@ -161,8 +163,10 @@ class Looped(ProblemView, Protocol):
         """d, how many parameters there are."""
         ...
 
-    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str]) -> dict[str, float]:
-        """Measure the global model; nothing of this counts as a query."""
+    def evaluate(
+        self, params: Tensor, *, clients: bool, on: Collection[str], metrics: Sequence[Measure] = ()
+    ) -> dict[str, float]:
+        """Measure the global model, by these measures, too; nothing of this counts as a query."""
         ...
 
     def evaluates_clients(self, wanted: bool | str) -> bool:
@@ -206,12 +210,12 @@ class Problem(Looped, Protocol):
         """
         ...
 
-    def client_measures(self, params: Tensor) -> Mapping[str, Tensor]:
-        """What parameters [d] come to on each client, by name: [N] each."""
+    def client_measures(self, params: Tensor, metrics: Sequence[Measure] = ()) -> Mapping[str, Tensor]:
+        """What parameters [d] come to on each client, by these measures, too, by name: [N] each."""
         ...
 
-    def measures(self, clients: bool | str, on: Collection[str]) -> list[str]:
-        """The names that `evaluate` gives."""
+    def measures(self, clients: bool | str, on: Collection[str], metrics: Sequence[Measure] = ()) -> list[str]:
+        """The names that `evaluate` gives. InputError: a measure is none of what there is here."""
         ...
 
     def attacked_measures(self, trial: Trial) -> list[str]:

@@ -22,6 +22,7 @@ from fedsim.core.streams import Index, Streams
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.base import CLIENTS_EVALUATED, Trial
 from fedsim.problems.evaluators import Answer, BlackBoxError, Failure, Functions, misfit, real
+from fedsim.problems.measures import Measure
 
 AT_ONCE = 2**24
 """Coordinates at which functions are evaluated at once when F is."""
@@ -158,11 +159,20 @@ class BlackBox:
         answers = self.query(clients, params.expand(len(clients), 1, -1), streams, turn, 0)
         return torch.cat((answers, answers.abs()), dim=1).double()
 
-    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",)) -> dict[str, float]:  # noqa: ARG002
+    def evaluate(
+        self,
+        params: Tensor,
+        *,
+        clients: bool,
+        on: Collection[str] = ("test",),  # noqa: ARG002
+        metrics: Sequence[Measure] = (),
+    ) -> dict[str, float]:
         """Measure params [d] without noise: `value`, F; `gap`, F - min F, where that is known.
 
-        clients: also the 90 % quantile of the f_i and the largest of them. on: a black box has no sets of examples.
+        clients: also the 90 % quantile of the f_i and the largest of them. on: a black box has no sets of examples, and
+        nothing to take other metrics of.
         """
+        _hold_none(metrics)
         values = self._everywhere(params, torch.arange(self.num_clients, device=self.device))
         found = {"value": float(values.mean())}
         if self.optimum is not None:
@@ -172,16 +182,23 @@ class BlackBox:
             found["client_value_worst"] = float(values.max())
         return found
 
-    def client_measures(self, params: Tensor) -> dict[str, Tensor]:
+    def client_measures(self, params: Tensor, metrics: Sequence[Measure] = ()) -> dict[str, Tensor]:
         """The value of each client's function at params [d], without noise: float64 [N]."""
+        _hold_none(metrics)
         return {"value": self._everywhere(params, torch.arange(self.num_clients, device=self.device))}
 
     def evaluates_clients(self, wanted: bool | str) -> bool:
         """Whether clients are evaluated: as asked, or, for "auto", up to 1,000 of them."""
         return wanted if isinstance(wanted, bool) else self.num_clients <= CLIENTS_EVALUATED
 
-    def measures(self, clients: bool | str, on: Collection[str] = ("test",)) -> list[str]:  # noqa: ARG002
+    def measures(
+        self,
+        clients: bool | str,
+        on: Collection[str] = ("test",),  # noqa: ARG002
+        metrics: Sequence[Measure] = (),
+    ) -> list[str]:
         """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
+        _hold_none(metrics)
         own = ["client_value_p90", "client_value_worst"] if self.evaluates_clients(clients) else []
         return ["value"] + ([] if self.optimum is None else ["gap"]) + own
 
@@ -251,6 +268,13 @@ class BlackBox:
             raise BlackBoxError(f"{answer.who}: {values.reason}") from values.cause
         self._complaints.setdefault(int(clients[row]), values.reason)
         return torch.full(shape, torch.nan, dtype=self.dtype, device=self.device)
+
+
+def _hold_none(metrics: Sequence[Measure]) -> None:
+    """Refuse measures of a model's outputs, of which there are none."""
+    if metrics:
+        labels = ", ".join(measure.label for measure in metrics)
+        raise InputError("metrics", labels, "the clients of a black box have values and no outputs; leave it out")
 
 
 def is_whole(value: object, least: int) -> bool:

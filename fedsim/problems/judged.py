@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,12 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.nets.losses import Loss
+from fedsim.core.errors import InputError, naming
+from fedsim.core.measures import UNDEFINED
+from fedsim.nets.losses import IGNORED, Loss
 from fedsim.problems.base import Examples
+from fedsim.problems.measures import Measure
 from fedsim.problems.partitions.base import Partition
 
-STATISTICS = {"accuracy": ("mean", "p10", "worst"), "loss": ("mean", "p90", "worst")}
-"""What is said of the clients' accuracies, or of their losses, in the names of measures."""
+STATISTICS = {True: ("mean", "p10", "worst"), False: ("mean", "p90", "worst")}
+"""What is said of the clients' values where higher is better, and where lower is, in the names of measures."""
+HELD = {"test": "test", "global_train": "training", "personal": "clients' own"}
+"""What the examples of a set are, by the beginning of its measures' names."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,28 @@ class Rows:
     def numbers(self) -> Tensor:
         """The examples' numbers, int64 [n]."""
         return torch.arange(len(self.x), device=self.x.device) if self.index is None else self.index
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """What measures are about: outputs [m, K] and targets [m] or [m, K], in double precision on the CPU.
+
+    each: how many of them every example has, int64 [n].
+    """
+
+    outputs: Tensor
+    targets: Tensor
+    each: Tensor
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether all outputs are finite; of others nothing is said, and the loss ends the run."""
+        return bool(torch.isfinite(self.outputs).all())
+
+    def of_clients(self, count: Tensor) -> Tensor:
+        """How many each client has, int64 [N], where it has so many examples, one client after the other."""
+        owner = torch.repeat_interleave(torch.arange(len(count)), count.cpu())
+        return torch.zeros(len(count), dtype=torch.int64).index_add_(0, owner, self.each)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,53 +125,92 @@ class Judged:
         """Whether predictions are right or wrong."""
         return self.loss.task != "numbers"
 
-    def scores(self, name: str, outputs: Tensor, rows: Rows) -> dict[str, float]:
-        """The loss of outputs [n, *places, K] for a set, and their accuracy, under names that begin with the set's."""
+    def beside(self, metrics: Sequence[Measure]) -> list[Measure]:
+        """Those measures that are not taken in any case, as the accuracy of classes is."""
+        return [measure for measure in metrics if measure.label not in self.kinds()]
+
+    def scores(self, name: str, outputs: Tensor, rows: Rows, metrics: Sequence[Measure] = ()) -> dict[str, float]:
+        """The loss of outputs [n, *places, K] for a set, and their accuracy, under names that begin with the set's.
+
+        And measures, without those that are undefined.
+        """
         correct = self.loss.correct(outputs, rows.targets)
         accuracy = {} if correct is None else {f"{name}_accuracy": float(correct.double().mean())}
-        return {f"{name}_loss": float(self.loss.examples(outputs, rows.targets).double().mean()), **accuracy}
+        found = {f"{name}_loss": float(self.loss.examples(outputs, rows.targets).double().mean()), **accuracy}
+        if (wanted := self.beside(metrics)) and (counted := self._counted(outputs, rows)).finite:
+            values = {measure.label: measure.of(counted.outputs, counted.targets) for measure in wanted}
+            found |= {f"{name}_{label}": value for label, value in values.items() if math.isfinite(value)}
+        return found
 
-    def client_measures(self, name: str) -> list[str]:
-        """The names of `client_scores`."""
-        kind = self.kinds()[-1]
-        return [f"{name}_{kind}_{which}" for which in STATISTICS[kind]]
+    def client_measures(self, name: str, metrics: Sequence[Measure] = ()) -> list[str]:
+        """The names of `client_scores`, but for counts; without measures that are undefined for every client."""
+        kind, wanted = self.kinds()[-1], self.beside(metrics)
+        kinds = {kind: kind != "loss"}
+        if wanted:
+            rows, count = self.own()
+            counted = self._counted(self._nothing(rows), rows)
+            own = [part for part in torch.split(counted.targets, counted.of_clients(count).tolist()) if len(part)]
+            said = [measure for measure in wanted if any(measure.undefined(part) is None for part in own)]
+            kinds |= {measure.label: measure.higher_is_better for measure in said}
+        return [f"{name}_{label}_{which}" for label, higher in kinds.items() for which in STATISTICS[higher]]
 
-    def client_scores(self, name: str, outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, float]:
-        """Statistics of the clients' accuracies, or losses. rows: theirs, one after the other; count: of each, [N]."""
+    def client_scores(
+        self, name: str, outputs: Tensor, rows: Rows, count: Tensor, metrics: Sequence[Measure] = ()
+    ) -> dict[str, float]:
+        """Statistics of the clients' accuracies, or losses, and of measures. rows: theirs, one after the other.
+
+        count: how many each has, [N]. A measure that is undefined for some that have any says for how many, and is
+        about the others.
+        """
         kind = self.kinds()[-1]
         means = self.by_client((kind,), outputs, rows, count)[kind][count > 0]
-        bad, worst = (0.9, means.max()) if kind == "loss" else (0.1, means.min())
-        values = (means.mean(), torch.quantile(means, bad), worst)
-        return {name: float(value) for name, value in zip(self.client_measures(name), values, strict=True)}
+        found = _statistics(f"{name}_{kind}", means, higher=kind != "loss")
+        for measure, values in self._measured_by_client(outputs, rows, count, metrics).items():
+            known = values[values.isfinite()]
+            if len(known):
+                found |= _statistics(f"{name}_{measure.label}", known, higher=measure.higher_is_better)
+            if (undefined := int((count > 0).sum()) - len(known)) > 0:
+                found[f"{name}_{measure.label}{UNDEFINED}"] = undefined
+        return found
 
     def has_own(self) -> bool:
         """Whether clients have examples to be judged on that they are not trained on."""
         split = self.partition
         return any(order is not None and len(order) for order in (split.order_test, split.holdout_order))
 
-    def personal_measures(self) -> list[str]:
-        """The names of `personal_scores`."""
+    def personal_measures(self, metrics: Sequence[Measure] = ()) -> list[str]:
+        """The names of `personal_scores`, but for counts."""
         kinds = self.kinds()
-        bad = STATISTICS[kinds[-1]][1]
-        return [f"personal_{kind}" for kind in kinds] + [
-            f"personal_{kinds[-1]}_{which}" for which in ("mean", bad, "worst", "std")
-        ]
+        names = [f"personal_{kind}" for kind in kinds] + _personal(kinds[-1], higher=kinds[-1] != "loss")
+        for measure in self.beside(metrics):
+            names += [f"personal_{measure.label}", *_personal(measure.label, higher=measure.higher_is_better)]
+        return names
 
-    def personal_scores(self, outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, float]:
+    def personal_scores(
+        self, outputs: Tensor, rows: Rows, count: Tensor, metrics: Sequence[Measure] = ()
+    ) -> dict[str, float]:
         """What models of the clients' own come to, each on its client's examples, whose outputs [n, K] these are.
 
-        The loss, and the accuracy where there is one, are of all the examples together; mean, p10 (of losses p90),
-        worst and standard deviation are over the clients that have any, by accuracy or else by loss.
+        The loss, the accuracy where there is one, and measures are of all the examples together; mean, p10 (p90 where
+        lower is better), worst and standard deviation are over the clients that have any, by accuracy or else by loss,
+        and by measures, of those for which they are defined; the others are counted.
         """
         kinds = self.kinds()
         means = self.by_client(kinds, outputs, rows, count)
         shares = count[count > 0] / count.sum()
         of_clients = {kind: means[kind][count > 0] for kind in kinds}
-        last = of_clients[kinds[-1]]
-        bad, worst = (0.9, last.max()) if kinds[-1] == "loss" else (0.1, last.min())
-        values = [(shares * of_clients[kind]).sum() for kind in kinds]
-        values += [last.mean(), torch.quantile(last, bad), worst, last.std(correction=0)]
-        return {name: float(value) for name, value in zip(self.personal_measures(), values, strict=True)}
+        found = {f"personal_{kind}": float((shares * of_clients[kind]).sum()) for kind in kinds}
+        found |= _spread(kinds[-1], of_clients[kinds[-1]], higher=kinds[-1] != "loss")
+        if (wanted := self.beside(metrics)) and (counted := self._counted(outputs, rows)).finite:
+            own = counted.of_clients(count)
+            for measure in wanted:
+                found[f"personal_{measure.label}"] = measure.of(counted.outputs, counted.targets)
+                values = measure.of_clients(counted.outputs, counted.targets, own)
+                if len(known := values[values.isfinite()]):
+                    found |= _spread(measure.label, known, higher=measure.higher_is_better)
+                if (undefined := int((count > 0).sum()) - len(known)) > 0:
+                    found[f"personal_{measure.label}{UNDEFINED}"] = undefined
+        return found
 
     def by_client(self, kinds: Sequence[str], outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, Tensor]:
         """The means of each client, float64 [N], NaN without examples, of some of `kinds`; see `client_scores`."""
@@ -156,6 +223,91 @@ class Judged:
             sums = torch.zeros(len(count), dtype=torch.float64, device=count.device)
             found[kind] = sums.index_add_(0, owner, of_examples.double()) / count
         return found
+
+    def each_client(self, outputs: Tensor, metrics: Sequence[Measure]) -> dict[str, Tensor]:
+        """How many examples each client is judged on, int64 [N], their mean loss, accuracy and measures, float64 [N].
+
+        NaN where a client has no examples, or a measure is undefined for it. outputs: [n, *places, K], for `own`.
+        """
+        rows, count = self.own()
+        means = self.by_client(self.kinds(), outputs, rows, count)
+        found = self._measured_by_client(outputs, rows, count, metrics)
+        return {"examples": count, **means, **{measure.label: values for measure, values in found.items()}}
+
+    def measures(self, sets: Mapping[str, Rows] | None, clients: bool, metrics: Sequence[Measure]) -> list[str]:
+        """The names of `scores` for these sets, and of `client_scores`.
+
+        sets: None, where clients have models of their own: those of `personal_scores`. InputError: a measure does not
+        suit the targets, or is undefined on a set.
+        """
+        self.hold_suiting(metrics, {"personal": self.own()[0]} if sets is None else sets)
+        if sets is None:
+            return self.personal_measures(metrics) if clients else []
+        kinds = [*self.kinds(), *(measure.label for measure in self.beside(metrics))]
+        central = [f"{name}_{kind}" for name in sets for kind in kinds]
+        return central + (self.client_measures("client", metrics) if clients else [])
+
+    def hold_suiting(self, metrics: Sequence[Measure], sets: Mapping[str, Rows]) -> None:
+        """InputError: a measure does not suit the targets, or is undefined on a set, whatever the outputs are."""
+        for number, measure in enumerate(metrics):
+            with naming(f"metrics.{number}"):
+                measure.check(self.data.task, self._width)
+                for name, rows in sets.items():
+                    why = measure.undefined(self._counted(self._nothing(rows), rows).targets)
+                    if why is not None:
+                        held = HELD[name]
+                        raise InputError(
+                            "kind", measure.label, f"is undefined on the {held} examples: {why}; leave it out"
+                        )
+
+    @property
+    def _width(self) -> int:
+        """How many outputs a measure sees."""
+        return self.data.num_classes or self.data.y[:1].numel()
+
+    @staticmethod
+    def _nothing(rows: Rows) -> Tensor:
+        """Outputs for examples of which only the targets are looked at, [n, *places, 0]."""
+        return torch.zeros(*rows.targets.shape, 0)
+
+    def _measured_by_client(
+        self, outputs: Tensor, rows: Rows, count: Tensor, metrics: Sequence[Measure]
+    ) -> dict[Measure, Tensor]:
+        """The same by measure; none of outputs that are not finite."""
+        wanted = self.beside(metrics)
+        if not wanted or not (counted := self._counted(outputs, rows)).finite:
+            return {}
+        own = counted.of_clients(count)
+        return {measure: measure.of_clients(counted.outputs, counted.targets, own) for measure in wanted}
+
+    def _counted(self, outputs: Tensor, rows: Rows) -> Counted:
+        """What of outputs [n, *places, K] for examples, and of these, measures are about; see `Measure`."""
+        made, targets = outputs.double().cpu(), rows.targets.cpu()
+        each = torch.ones(len(targets), dtype=torch.int64)
+        if self.data.task != "classes":
+            targets = targets.double().view(len(targets), -1)
+        elif targets.dim() > 1:
+            counts = targets != IGNORED
+            made, targets, each = made[counts], targets[counts], counts.flatten(1).sum(dim=1)
+        return Counted(made, targets, each)
+
+
+def _statistics(name: str, values: Tensor, *, higher: bool) -> dict[str, float]:
+    """The mean, the 10 % quantile (90 % where lower is better) and the worst of some clients' values, at least one."""
+    bad, worst = (0.1, values.min()) if higher else (0.9, values.max())
+    told = (values.mean(), torch.quantile(values, bad), worst)
+    return {f"{name}_{which}": float(value) for which, value in zip(STATISTICS[higher], told, strict=True)}
+
+
+def _personal(label: str, *, higher: bool) -> list[str]:
+    """The names of `_spread`."""
+    return [f"personal_{label}_{which}" for which in (*STATISTICS[higher], "std")]
+
+
+def _spread(label: str, values: Tensor, *, higher: bool) -> dict[str, float]:
+    """The same of values of the clients' own models, and their standard deviation."""
+    found = _statistics(f"personal_{label}", values, higher=higher)
+    return found | {f"personal_{label}_std": float(values.std(correction=0))}
 
 
 def ranges(order: np.ndarray, offset: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ one tensor; a client is a range of an index list, so a hundred thousand clients 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ from fedsim.problems.base import (
 )
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.judged import Judged, Rows, ranges
+from fedsim.problems.measures import Measure
 from fedsim.problems.modules import (
     build_model,
     check_module,
@@ -330,8 +331,10 @@ class Supervised:
         means: np.ndarray = np.bincount(owner, labels, len(sizes)) / sizes
         return means
 
-    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",)) -> dict[str, float]:
-        """Loss and accuracy of the global model, where there is one.
+    def evaluate(
+        self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",), metrics: Sequence[Measure] = ()
+    ) -> dict[str, float]:
+        """Loss and accuracy of the global model, where there is one, and what other measures say of it.
 
         on: `test`, the test set; `train`, all the clients' training examples together, as global_train_loss and
         global_train_accuracy. clients: also the accuracies of the clients' own examples, or their losses.
@@ -343,14 +346,14 @@ class Supervised:
         made: list[tuple[Rows, Tensor]] = []
         for name, rows in self.judged.sets(on).items():
             made.append((rows, self._outputs(params, rows)))
-            found |= self.judged.scores(name, made[-1][1], rows)
+            found |= self.judged.scores(name, made[-1][1], rows, metrics)
         if clients:
             own, count = self.judged.own()
             known = (rows.of(outputs, own) for rows, outputs in made if rows.covers(own))
             outputs = next(known, None)
             if outputs is None:
                 outputs = self._outputs(params, own)
-            found |= self.judged.client_scores("client", outputs, own, count)
+            found |= self.judged.client_scores("client", outputs, own, count, metrics)
         return found
 
     def judged_examples(self, on: Collection[str], *, clients: bool) -> int:
@@ -365,14 +368,15 @@ class Supervised:
         most = [len(rows) if trial.examples is None else min(len(rows), trial.examples) for rows in sets]
         return sum(most) + (len(self.judged.own()[0]) if trial.clients else 0)
 
-    def client_measures(self, params: Tensor, outputs: Tensor | None = None) -> dict[str, Tensor]:
-        """How many examples each client is judged on, int64 [N], and their mean loss and accuracy, float64 [N].
+    def client_measures(
+        self, params: Tensor, metrics: Sequence[Measure] = (), outputs: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What each client is judged by; see `Judged.each_client`.
 
         outputs: [n, K], of the clients' own models for `judged.own()`; None: of the model for all.
         """
-        own, count = self.judged.own()
-        found = self._outputs(params, own) if outputs is None else outputs
-        return {"examples": count, **self.judged.by_client(self.judged.kinds(), found, own, count)}
+        found = self._outputs(params, self.judged.own()[0]) if outputs is None else outputs
+        return self.judged.each_client(found, metrics)
 
     def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:
         """Loss and accuracy of the global model under attacks; see `fedsim.problems.attacked`."""
@@ -429,12 +433,12 @@ class Supervised:
         own = self.partition.holdout_order is None and self.partition.order_test is None
         return self.num_clients <= CLIENTS_EVALUATED and not (own and len(self.data.order) > EXAMPLES_EVALUATED)
 
-    def measures(self, clients: bool | str, on: Collection[str] = ("test",)) -> list[str]:
-        """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
-        if self.model.private is not None:
-            return self.judged.personal_measures() if self.evaluates_clients(clients) else []
-        central = [f"{name}_{kind}" for name in self.judged.sets(on) for kind in self.judged.kinds()]
-        return central + (self.judged.client_measures("client") if self.evaluates_clients(clients) else [])
+    def measures(
+        self, clients: bool | str, on: Collection[str] = ("test",), metrics: Sequence[Measure] = ()
+    ) -> list[str]:
+        """The names that `evaluate` gives, but for counts. InputError: as of `Judged.measures`."""
+        sets = self.judged.sets(on) if self.model.private is None else None
+        return self.judged.measures(sets, self.evaluates_clients(clients), metrics)
 
     def _outputs(self, params: Tensor, rows: Rows) -> Tensor:
         cost = self.model.footprint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from fedsim.core.measures import is_measure, lower_is_better
+from fedsim.core.measures import Asked, is_measure, lower_is_better
 from fedsim.reports.numbers import Group, Spread
 
 
@@ -26,8 +26,11 @@ def seeds(group: Group) -> str:
     return f"{len(numbers)} ({which})"
 
 
-def cell(label: str, spread: Spread | None, runs: int) -> str:
-    """Write mean ± standard deviation; n where not every run of the group has the number."""
+def cell(label: str, spread: Spread | None, runs: int, asked: Asked) -> str:
+    """Write mean ± standard deviation; n where not every run of the group has the number.
+
+    asked: which way measures improve that were asked for.
+    """
     if spread is None:
         return "-"
     if not math.isfinite(spread.mean):
@@ -37,7 +40,7 @@ def cell(label: str, spread: Spread | None, runs: int) -> str:
         text = _cost(spread.mean)
         deviation = "" if spread.deviation is None else _cost(spread.deviation)
     else:
-        share = is_measure(measure) and not lower_is_better(measure)
+        share = is_measure(measure, asked) and not lower_is_better(measure, asked)
         text = f"{spread.mean:{'.4f' if share else '.4g'}}"
         deviation = "" if spread.deviation is None else f"{spread.deviation:{'.4f' if share else '.2g'}}"
     if deviation:
@@ -56,5 +59,5 @@ def cell_spent(group: Group, measure: str, label: str, spent: Mapping[str, Sprea
     """Write what it took to reach a target; never, where no run did that was measured."""
     runs = len(group.runs)
     if spent or not any(measure in run.history.columns for run in group.runs):
-        return cell(label, spent.get(label), runs)
+        return cell(label, spent.get(label), runs, group.asked)
     return "never" if runs == 1 else f"never (n = 0 of {runs})"

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from fedsim.core.errors import InputError
 from fedsim.core.html import html_table
-from fedsim.core.measures import FIRST, is_measure
+from fedsim.core.measures import Asked, first, is_measure
 from fedsim.core.near import name_one
 from fedsim.core.terminal import printable
 from fedsim.plots import Along, Picture, axes_of, compare_curves, measured
@@ -59,9 +59,14 @@ class Comparison:
         """The rows of each group's runs, by its name."""
         return {group.name: [run.rows for run in group.runs] for group in self.groups}
 
+    @property
+    def asked(self) -> Asked:
+        """Which way measures improve that the runs were asked for."""
+        return _asked(self.groups)
+
     def plot(self) -> Picture:
         """The curves of all groups. FedsimError: no number was measured."""
-        return Picture(lambda place: compare_curves(self.rows, place, self.along))
+        return Picture(lambda place: compare_curves(self.rows, place, self.along, self.asked))
 
     def __repr__(self) -> str:
         runs = sum(len(group.runs) for group in self.groups)
@@ -81,7 +86,8 @@ class Comparison:
             for label, spread in group.numbers.items()
             if label not in WHERE_ANY or any(spread.values)
         )
-        return tuple(sorted(labels, key=_rank))
+        order = first(self.asked)
+        return tuple(sorted(labels, key=lambda label: _rank(label, order)))
 
     @property
     def one_test_set(self) -> bool:
@@ -143,7 +149,8 @@ def compare(
     names = _names(groups)
     compared = tuple(Group(name, tuple(group)) for name, group in zip(names, groups, strict=True))
     known = dict.fromkeys(name for group in compared for run in group.runs for name in run.history.columns)
-    measures = [name for name in measured(known) if is_measure(name)]
+    asked = _asked(compared)
+    measures = [name for name in measured(known, asked) if is_measure(name, asked)]
     for measure, level in (targets or {}).items():
         if measure not in measures:
             raise InputError("target", f"{measure}={level:g}", name_one(measure, measures))
@@ -200,7 +207,7 @@ def _read(path: Path) -> Run:
     history = folder.history
     if len(history) == 0:
         raise InputError("runs", str(path / METRICS), "no round was logged; leave this run out")
-    return Run(path, seed, _compared(config), history)
+    return Run(path, seed, _compared(config), history, asked=folder.asked())
 
 
 def _place(given: Compared) -> Path:
@@ -220,7 +227,7 @@ def _in_memory(result: Result) -> Run:
     seed = config.pop("seed")
     if len(result.history) == 0:
         raise InputError("runs", config["name"], "no round was logged; leave this run out")
-    return Run(None, seed, _compared(config), result.history, result.trace)
+    return Run(None, seed, _compared(config), result.history, result.trace, result.asked)
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,12 +281,17 @@ def _names_of(groups: Sequence[Sequence[Path]]) -> list[str]:
     ]
 
 
-def _rank(label: str) -> int:
-    """Put the measures of `FIRST` first, in their order, then the others, then what it cost."""
+def _asked(groups: Iterable[Group]) -> Asked:
+    """Which way measures improve that any run of the groups was asked for."""
+    return {label: higher for group in groups for label, higher in group.asked.items()}
+
+
+def _rank(label: str, order: Sequence[str]) -> int:
+    """Put the measures of `order` first, in their order, then the others, then what it cost."""
     measure = measure_of(label)
     if measure is None:
-        return len(FIRST) + 1
-    return FIRST.index(measure) if measure in FIRST else len(FIRST)
+        return len(order) + 1
+    return order.index(measure) if measure in order else len(order)
 
 
 def lines_of(comparison: Comparison) -> list[list[str]]:
@@ -287,7 +299,9 @@ def lines_of(comparison: Comparison) -> list[list[str]]:
     groups = comparison.groups
     lines = [["seeds", *map(seeds, groups)]]
     for label in comparison.labels:
-        lines.append([label, *(cell(label, group.numbers.get(label), len(group.runs)) for group in groups)])
+        lines.append(
+            [label, *(cell(label, group.numbers.get(label), len(group.runs), group.asked) for group in groups)]
+        )
     for measure, level in comparison.targets.items():
         spent = comparison.spent[measure]
         for label in dict.fromkeys(label for found in spent for label in found) or ("rounds",):

@@ -10,17 +10,18 @@ import math
 import re
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedsim.core.measures import attack_of, is_measure, lower_is_better
+from fedsim.core.measures import Asked, attack_of, is_measure, label_of, lower_is_better
 from fedsim.plots import measured
 from fedsim.running.history import History, Row
 from fedsim.running.stored import open_run
 
 HIDDEN = re.compile(r"(client_(\w+_)?|personal_)(accuracy|loss)_(mean|worst|std)|client_value_worst")
+"""Columns of clients that say less than the one that is shown."""
 COUNTS = {"queries": "queries", "extra_queries": "extra queries", "late": "late", "lost": "lost"}
 """Columns whose sum over the rows is a number of the run, and its label."""
 
@@ -48,7 +49,8 @@ class Spread:
 class Run:
     """A run as it was read. config: the options without the seed, keys of nested tables joined by dots.
 
-    path: its folder; None: it is a result that was not saved, and told is what it says as its trace.
+    path: its folder; None: it is a result that was not saved, and told is what it says as its trace. asked: which way
+    measures improve that it was asked for.
     """
 
     path: Path | None
@@ -56,6 +58,7 @@ class Run:
     config: Mapping[str, Any]
     history: History
     told: Mapping[str, Any] | None = None
+    asked: Asked = field(default_factory=dict)
 
     @property
     def rows(self) -> list[Row]:
@@ -67,13 +70,14 @@ class Run:
         """What the run came to: final and best values of what it measured, and what that cost."""
         history = self.history
         numbers: dict[str, float] = {}
-        for column in (column for column in measured(history.columns) if not HIDDEN.fullmatch(column)):
+        for column in (column for column in measured(history.columns, self.asked) if not self._hidden(column)):
             # A final value that was not finite must not pass for the last one that was.
             final = history.last(column)
             numbers[f"{column}, final"] = math.nan if final is None else float(final)
             finite = [value for value in history[column] if value is not None]
-            if is_measure(column) and not attack_of(column):  # the best of many robust accuracies says little
-                pick = min if lower_is_better(column) else max
+            # The best of many robust accuracies says little.
+            if is_measure(column, self.asked) and not attack_of(column, self.asked):
+                pick = min if lower_is_better(column, self.asked) else max
                 numbers[f"{column}, best"] = float(pick(finite, default=math.nan))
         for column, label in (
             ("round", "rounds done"),
@@ -94,12 +98,18 @@ class Run:
                 numbers[label] = float(sum(value or 0 for value in history[column]))
         return numbers
 
+    def _hidden(self, column: str) -> bool:
+        """Whether a column of clients says less than the one that is shown of the same measure."""
+        if not column.startswith(("client_", "personal_")) or not column.endswith(("_mean", "_worst", "_std")):
+            return HIDDEN.fullmatch(column) is not None
+        return HIDDEN.fullmatch(column) is not None or label_of(column.removesuffix("_std"), self.asked) is not None
+
     def spent(self, measure: str, level: float) -> dict[str, float] | None:
         """What it took until the measure was first as good as the level; None: it never was.
 
         Rounds, and, where the rows have them, virtual seconds, queries and MiB sent up by all clients until then.
         """
-        sign = -1.0 if lower_is_better(measure) else 1.0
+        sign = -1.0 if lower_is_better(measure, self.asked) else 1.0
         totals = dict.fromkeys((column for column in ("queries", "bytes_up") if column in self.history.columns), 0)
         for row in self.rows:
             for column in totals:
@@ -125,6 +135,11 @@ class Group:
 
     name: str
     runs: tuple[Run, ...]
+
+    @cached_property
+    def asked(self) -> Asked:
+        """Which way measures improve that the runs were asked for."""
+        return {label: higher for run in self.runs for label, higher in run.asked.items()}
 
     @cached_property
     def numbers(self) -> dict[str, Spread]:

@@ -39,7 +39,7 @@ def draw(comparison: Comparison, out: Path) -> list[Path]:
     traces = {group.name: [run.trace for run in group.runs if run.trace is not None] for group in groups}
     curves, trace, timeline = places(out)
     drawn = {
-        curves: compare_curves(comparison.rows, curves, comparison.along),
+        curves: compare_curves(comparison.rows, curves, comparison.along, comparison.asked),
         trace: histograms(traces, trace),
         timeline: timelines({name: found[0] for name, found in traces.items() if found}, timeline),
     }

@@ -61,7 +61,8 @@ def _table(comparison: Comparison, shown: range) -> Table:
         table.add_column(Text(fill(group.name, WIDEST)), justify="right", overflow="fold")
     table.add_row("seeds", *(seeds(group) for group in groups), end_section=True)
     for label in comparison.labels:
-        table.add_row(Text(label), *(cell(label, group.numbers.get(label), len(group.runs)) for group in groups))
+        cells = (cell(label, group.numbers.get(label), len(group.runs), group.asked) for group in groups)
+        table.add_row(Text(label), *cells)
     for measure, level in comparison.targets.items():
         spent = comparison.spent[measure]
         labels = dict.fromkeys(label for found in spent for label in found)

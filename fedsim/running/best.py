@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from fedsim.core.measures import lower_is_better
+from fedsim.core.measures import Asked, lower_is_better
 from fedsim.problems.base import Problem
 from fedsim.running.folder import RunFolder
 from fedsim.running.history import Row
@@ -15,13 +15,14 @@ from fedsim.running.history import Row
 class Best:
     """Writes the model of each row that is better than all before it by one measure into best.safetensors.
 
-    earlier: rows before. Of rows that are equally good the first counts, and those without the measure do not. What was
-    written before a process was killed is written again, or has been the best of the rows that are left.
+    asked: which way measures improve that were asked for. earlier: rows before. Of rows that are equally good the first
+    counts, and those without the measure do not. What was written before a process was killed is written again, or has
+    been the best of the rows that are left.
     """
 
-    def __init__(self, measure: str, problem: Problem, folder: RunFolder, earlier: Iterable[Row]) -> None:
+    def __init__(self, measure: str, asked: Asked, problem: Problem, folder: RunFolder, earlier: Iterable[Row]) -> None:
         self._measure, self._problem, self._folder = measure, problem, folder
-        self._sign = -1.0 if lower_is_better(measure) else 1.0
+        self._sign = -1.0 if lower_is_better(measure, asked) else 1.0
         self._best = -float("inf")
         for row in earlier:
             self._is_better(row)

@@ -8,7 +8,7 @@ from fedsim.client.training import LocalTraining
 from fedsim.configuration.evaluation import Stopping
 from fedsim.configuration.tables import PLUGINS, Experiment
 from fedsim.core.errors import InputError, naming
-from fedsim.core.measures import HIGHER, attack_of
+from fedsim.core.measures import HIGHER, attack_of, label_of
 from fedsim.core.near import name_one
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
@@ -62,7 +62,9 @@ def check(experiment: Experiment, problem: Problem) -> None:
     with naming("strategy"):
         experiment.strategy.check(at_once, problem.num_clients, experiment.devices.steady)
     stopping = experiment.stopping
-    measured = problem.measures(experiment.evaluation.clients, experiment.evaluation.on)
+    with naming("evaluation"):
+        evaluation = experiment.evaluation
+        measured = problem.measures(evaluation.clients, evaluation.on, evaluation.measures)
     trial = experiment.evaluation.trial(Streams(experiment.seed))
     if trial is not None:
         with naming("evaluation"):
@@ -91,9 +93,16 @@ def _check_stopping(experiment: Experiment, stopping: Stopping) -> None:
         raise InputError("queries", stopping.queries, f"the client {kind} trains, and asks for no values; leave it out")
     if target is not None and often == 1 and experiment.evaluation.rounds == 0:
         raise InputError("target", target, f"{metric} is measured at the end only; give an evaluation.every above 0")
-    if target is not None and target > 1.0 and not SHARES.isdisjoint(metric.split("_")):
+    label = label_of(metric, experiment.evaluation.asked)
+    if target is not None and label is not None:
+        (best,) = (measure.best for measure in experiment.evaluation.measures if measure.label == label)
+        higher = experiment.evaluation.asked[label]
+        if best is not None and (target > best if higher else target < best):
+            never, other = ("above", "lower") if higher else ("below", "raise")
+            raise InputError("target", target, f"{metric} is never {never} {best:g}; {other} it")
+    elif target is not None and target > 1.0 and not SHARES.isdisjoint(metric.split("_")):
         raise InputError("target", target, f"{metric} is a share, and never above 1; lower it")
-    if target is not None and target < 0.0 and "loss" in metric.split("_"):
+    elif target is not None and target < 0.0 and "loss" in metric.split("_"):
         raise InputError("target", target, f"{metric} is never below 0; raise it")
     if stopping.patience is not None and often is not None and stopping.patience >= often:
         remedy = f"{metric} is measured {often} times only; lower it, or give more rounds"
@@ -107,7 +116,7 @@ def _measured(experiment: Experiment, metric: str) -> int | None:
         return None if duration is None else math.floor(duration / evaluation.every_seconds) + 1
     if rounds is None:
         return None
-    attacked = attack_of(metric) and evaluation.attacks_every is not None
+    attacked = attack_of(metric, evaluation.asked) and evaluation.attacks_every is not None
     every = evaluation.attacks_every if attacked else evaluation.rounds
     return -(-rounds // every) if every else 1
 

@@ -16,7 +16,7 @@ from fedsim.running.stored import CLIENTS
 def write_clients(measured: Mapping[str, Tensor], names: Sequence[str] | None, folder: RunFolder) -> None:
     """Write a line a client: its number, its name where the data say one, and what was measured of it, [N] each.
 
-    A number that is not finite, as of a client without examples, is left out.
+    A number that is not finite, as of a client without examples or of an undefined measure, is left out.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

@@ -225,8 +225,11 @@ class Judge:
         """What the model comes to, or the clients' own where they have some."""
         setup, problem = self._setup, self._setup.problem
         if not has_own_models(problem):
-            return problem.evaluate(params, clients=self._clients, on=setup.evaluation.on)
-        return personal_measures(setup.engine, cast("Supervised", problem), params) if self._clients else {}
+            wanted = setup.evaluation
+            return problem.evaluate(params, clients=self._clients, on=wanted.on, metrics=wanted.measures)
+        if not self._clients:
+            return {}
+        return personal_measures(setup.engine, cast("Supervised", problem), params, setup.evaluation.measures)
 
     def _is_attacked_now(self, number: int, last: bool) -> bool:
         if self._trial is None or self.so_far.attacked == number:
@@ -245,7 +248,7 @@ class Judge:
             found = measures[stopping.metric]
             if math.isfinite(found):
                 judged.watched.append(found)
-                judged.stopped = stopping.reached(judged.watched)
+                judged.stopped = stopping.reached(judged.watched, self._setup.evaluation.asked)
 
     def _add_row(self, state: ServerState, measures: Mapping[str, float]) -> None:
         """A row of what has happened since the last one."""

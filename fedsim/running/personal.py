@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from fedsim.engine.cohort import PRIVATE
 from fedsim.engine.executor import Executor
 from fedsim.engine.personal import Remembers, personal_outputs
 from fedsim.problems.base import Looped
+from fedsim.problems.measures import Measure
 from fedsim.problems.supervised import Supervised
 
 
@@ -52,10 +54,10 @@ class OwnModels:
         assert isinstance(engine, Remembers)
         return cls(problem, engine.executor, params, remembered(engine, problem)[0])
 
-    def client_measures(self) -> dict[str, Tensor]:
+    def client_measures(self, metrics: Sequence[Measure]) -> dict[str, Tensor]:
         """What each client's model comes to on examples of its own; see `Supervised.client_measures`."""
         found = personal_outputs(self.executor, self.params, self.rows, *self.problem.judged.own())
-        return self.problem.client_measures(self.params, found)
+        return self.problem.client_measures(self.params, metrics, found)
 
     def tensors(self) -> dict[str, Tensor]:
         """What the clients have of their own, by the parameters' names, [N, *shape] each."""
@@ -64,7 +66,9 @@ class OwnModels:
         return dict(zip(private.own.names, private.own.stack(self.rows).leaves, strict=True))
 
 
-def personal_measures(engine: Engine, problem: Supervised, params: Tensor) -> dict[str, float]:
+def personal_measures(
+    engine: Engine, problem: Supervised, params: Tensor, metrics: Sequence[Measure]
+) -> dict[str, float]:
     """What the clients' models come to on examples of their own; see `Judged.personal_scores`.
 
     personal_untrained: how many of the clients that are judged have not taken part yet, and have what they would begin
@@ -74,5 +78,5 @@ def personal_measures(engine: Engine, problem: Supervised, params: Tensor) -> di
     own, known = remembered(engine, problem)
     rows, count = problem.judged.own()
     outputs = personal_outputs(engine.executor, params, own, rows, count)
-    found = problem.judged.personal_scores(outputs, rows, count)
+    found = problem.judged.personal_scores(outputs, rows, count, metrics)
     return found | {"personal_untrained": int((~known & (count > 0)).sum())}

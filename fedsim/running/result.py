@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.core.errors import FedsimError
 from fedsim.core.html import cell, html_table
-from fedsim.core.measures import FIRST
+from fedsim.core.measures import Asked, first
 from fedsim.plots import Picture, curves
 from fedsim.running.history import History, Row
 
@@ -45,7 +45,8 @@ class Result:
 
     params: the final parameters, [d]. summary: final and best values. history: the rows. folder: the run's, or None.
     config: the experiment's tables and the versions, as config.toml has them. trace: as trace.json has it. own: what
-    each client has of the model, where something of it stays with clients.
+    each client has of the model, where something of it stays with clients. asked: whether higher is better, by the
+    measures of `evaluation.metrics`.
     """
 
     params: Tensor
@@ -58,6 +59,7 @@ class Result:
     config: Mapping[str, Any]
     trace: Mapping[str, Any]
     own: OwnModels | None = None
+    asked: Asked = field(default_factory=dict)
 
     def model(self, client: int | None = None) -> nn.Module:
         """The model with the final parameters, in evaluation mode; of a client, where something of it stays with them.
@@ -81,10 +83,10 @@ class Result:
 
     def plot(self) -> Picture:
         """What it measured against the round. FedsimError: no number was measured."""
-        return Picture(lambda place: curves(self.history.rows, place))
+        return Picture(lambda place: curves(self.history.rows, place, self.asked))
 
     def __repr__(self) -> str:
-        measures = [f"{name} {cell(self.summary[name])}" for name in FIRST if name in self.summary]
+        measures = [f"{name} {cell(self.summary[name])}" for name in first(self.asked) if name in self.summary]
         place = [] if self.folder is None else [str(self.folder)]
         rounds = f"round {self.summary['rounds']}"
         return f"Result({', '.join([self.status, rounds, *measures, *place])})"
@@ -92,7 +94,7 @@ class Result:
     def _repr_html_(self) -> str:
         said = {"status": f"{self.status}: {self.reason}" if self.reason else self.status}
         said["rounds"] = str(self.summary["rounds"])
-        for name in FIRST:
+        for name in first(self.asked):
             if name in self.summary:
                 best = cell(self.summary[f"best_{name}"])
                 where = self.summary[f"best_{name}_round"]

@@ -21,6 +21,7 @@ from fedsim.core.blame import is_theirs
 from fedsim.core.errors import DivergedError, FedsimError, InputError, StalledError, one_line, warn
 from fedsim.core.files import GoneError, StorageError, path_of, write_whole
 from fedsim.core.machine import processor
+from fedsim.core.measures import NOTHING, Asked, noted
 from fedsim.core.memory import no_room
 from fedsim.core.plugins import DISTRIBUTION
 from fedsim.core.terminal import tell
@@ -209,8 +210,8 @@ def drive(
     keeper = None
     if folder is not None and keeps and unresumable(experiment) is None:
         keeper = simulation.between = Keeper(folder, simulation, experiment.checkpoint)
-    keeps_best = experiment.evaluation.keep_best
-    best = None if folder is None or keeps_best is None else Best(keeps_best, problem, folder, rows)
+    keeps_best, asked = experiment.evaluation.keep_best, experiment.evaluation.asked
+    best = None if folder is None or keeps_best is None else Best(keeps_best, asked, problem, folder, rows)
     status, reason = "finished", ""
     try:
         for row in simulation:
@@ -261,13 +262,14 @@ def drive(
             folder.write_own(own.tensors(), run)
         if ENDED.get(status) and problem.evaluates_clients(experiment.evaluation.clients):
             with _not_needed(CLIENTS):
-                measured = problem.client_measures(params) if own is None else own.client_measures()
+                metrics = experiment.evaluation.measures
+                measured = problem.client_measures(params, metrics) if own is None else own.client_measures(metrics)
                 write_clients(measured, problem.names, folder)
-        finish(folder, rows, summary, partial(problem.illustrate, folder.place, params))
+        finish(folder, rows, summary, asked, partial(problem.illustrate, folder.place, params))
     history = History(rows) if folder is None else folder.history
     told = {name: table for name, table in config.items() if name != "resolved"}
     place = None if folder is None else folder.path
-    return Result(params, problem, status, reason, summary, history, place, told, trace, own)
+    return Result(params, problem, status, reason, summary, history, place, told, trace, own, asked)
 
 
 def outcome(
@@ -278,18 +280,23 @@ def outcome(
     trace = engine.trace.summary((sizes / sizes.sum()).tolist(), engine.now)
     counted = ("lost_weight", "faults", "skipped", "failures", "strays")
     told = {name: trace[name] for name in counted if name in trace}
-    return trace, summarise(rows, status, reason) | simulation.counts | told
+    asked = simulation.parts.evaluation.asked
+    return trace, summarise(rows, status, reason, asked) | simulation.counts | told
 
 
 def finish(
-    folder: RunFolder, rows: Sequence[Row], summary: Mapping[str, Any], illustrate: Callable[[], None] | None = None
+    folder: RunFolder,
+    rows: Sequence[Row],
+    summary: Mapping[str, Any],
+    asked: Asked = NOTHING,
+    illustrate: Callable[[], None] | None = None,
 ) -> None:
     """Draw the pictures of a run, and write the summary last: what has one is whole, and what has none goes on.
 
-    illustrate: draws further ones.
+    asked: which way measures improve that were asked for. illustrate: draws further ones.
     """
     folder.sync()  # pictures come after all that counts: to load what draws them takes longer than many a round
-    for draw in (lambda: curves(rows, folder.place(CURVES)), illustrate):
+    for draw in (lambda: curves(rows, folder.place(CURVES), asked), illustrate):
         if draw is not None:
             with _not_needed("a picture"):
                 draw()
@@ -326,7 +333,8 @@ def _notes(experiment: Experiment, simulation: Simulation, problem: Problem) -> 
     """What was decided when the run began, for its config.toml."""
     return {
         "resolved": simulation.parts.engine.describe()
-        | ({"evaluation": dict(noted)} if (noted := simulation.pace.notes) else {})
+        | ({"evaluation": dict(judged)} if (judged := simulation.pace.notes) else {})
+        | ({"metrics": noted(asked)} if (asked := experiment.evaluation.asked) else {})
         | {"parameters": problem.dimension, "data_dir": _absolute(experiment.data_dir), "processor": processor()},
         "versions": {"python": platform.python_version(), **versions()},
         "arithmetic": arithmetic(),

@@ -31,7 +31,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from fedsim.core.documents import parse_json, read_toml
 from fedsim.core.errors import InputError
 from fedsim.core.files import look, read_bytes, reason
-from fedsim.core.measures import is_measure
+from fedsim.core.measures import Asked, as_noted, is_measure
 from fedsim.plots.evasion import ADVERSARIAL
 from fedsim.plots.labels import PARTITION
 from fedsim.running.endings import ENDED
@@ -56,6 +56,8 @@ LARGEST = 2**30
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Moment = Annotated[float, Field(ge=0, le=1e10)]
 """Virtual seconds; the clock has no more."""
+MEASURED = ("test_", "global_train_", "client_", "best_")
+"""How names in a summary begin that are those of numbers."""
 
 
 def _rounds(text: str) -> str:
@@ -124,7 +126,20 @@ class StoredRun:
             return None
         if not isinstance(found.get("reason", ""), str):
             return None
-        return found if all(fits_row(value) for name, value in found.items() if is_measure(name)) else None
+        return (
+            found
+            if all(fits_row(value) for name, value in found.items() if is_measure(name) or name.startswith(MEASURED))
+            else None
+        )
+
+    def asked(self) -> Asked:
+        """Which way the measures improve that the run was asked for, as it has noted. InputError: it has not."""
+        resolved = self.config().get("resolved", {})
+        found = as_noted(resolved.get("metrics", {}) if isinstance(resolved, dict) else None)
+        if found is None:
+            place = str(self.path / CONFIG)
+            raise InputError("resolved.metrics", place, "is not as the run has written it; change it back")
+        return found
 
     @property
     def is_ours(self) -> bool:

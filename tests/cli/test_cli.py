@@ -361,7 +361,9 @@ def test_a_sweep_with_a_failed_point_ends_with_1(monkeypatch, capsys, tmp_path):
     assert "1 finished, 1 failed" in said
 
 
-SPLIT_BY_SEED: Any = SimpleNamespace(problem=SimpleNamespace(split="seed"))
+SPLIT_BY_SEED: Any = SimpleNamespace(
+    problem=SimpleNamespace(split="seed"), evaluation=SimpleNamespace(asked={"mae": False})
+)
 """An experiment whose seeds have test sets of their own."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedsim.core.measures import is_measure, lower_is_better
+from fedsim.core.measures import as_noted, attack_of, first, is_measure, label_of, lower_is_better, noted
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,48 @@ def test_shares_and_cosines_improve_upwards(name):
 def test_what_costs_or_happens_is_no_measure(name):
     assert not is_measure(name)
     assert not lower_is_better(name)
+
+
+ASKED = {"ece": False, "f1_macro": True, "balanced_accuracy": True, "value_score": True}
+"""Measures that were asked for, of which one is called as what is better below."""
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "attack"),
+    [
+        ("test_ece", "ece", ""),
+        ("global_train_f1_macro", "f1_macro", ""),
+        ("client_f1_macro_p10", "f1_macro", ""),
+        ("client_ece_p90", "ece", ""),
+        ("test_balanced_accuracy", "balanced_accuracy", ""),
+        ("test_pgd20_l2_balanced_accuracy", "balanced_accuracy", "pgd20_l2"),
+        ("client_fgsm_ece_worst", "ece", "fgsm"),
+        ("test_value_score", "value_score", ""),
+        ("test_pgd20_accuracy", None, "pgd20"),
+        ("test_accuracy", None, ""),
+        ("client_ece_undefined", None, ""),
+        ("train_ece", None, ""),
+        ("ece", None, ""),
+    ],
+)
+def test_a_column_is_about_a_measure_that_was_asked_for(name, label, attack):
+    assert label_of(name, ASKED) == label
+    assert attack_of(name, ASKED) == attack
+    if label is not None:
+        assert is_measure(name, ASKED)
+        assert lower_is_better(name, ASKED) is not ASKED[label]
+
+
+def test_counts_of_clients_are_no_measures():
+    assert not is_measure("client_f1_macro_undefined", ASKED)
+    assert not is_measure("client_f1_macro_undefined")
+
+
+def test_what_was_asked_for_is_said_after_the_accuracy():
+    assert first({"ece": False, "accuracy": True})[:3] == ("test_accuracy", "test_ece", "personal_ece")
+
+
+def test_which_way_is_better_is_read_as_it_was_noted():
+    assert as_noted(noted(ASKED)) == ASKED
+    for table in (None, 3, ["higher"], {"ece": True}, {"ece": "up"}):
+        assert as_noted(table) is None

@@ -410,7 +410,7 @@ def test_the_run_folder_and_the_terminal_say_it(tmp_path):
     )
     result = fedsim.run(made, problem=small_problem(), out=tmp_path / "run")
     assert (tmp_path / "run" / "curves.png").stat().st_size > 0
-    said = measures(result.summary)
+    said = measures(result.summary, result.asked)
     assert [text.rpartition(" ")[0] for text in said if "pgd4" in text] == [
         "test pgd4 accuracy",
         "global train pgd4 loss",

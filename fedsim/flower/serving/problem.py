@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedsim.problems.base import Trial
+from fedsim.problems.measures import Measure
 
 
 class AppProblem:
@@ -69,7 +70,14 @@ class AppProblem:
         self.known, self.census = known, self.census + 1
         self.sizes = torch.from_numpy(np.maximum(np.rint(np.where(known > 0, known, mean)), 1).astype(np.int64))
 
-    def evaluate(self, params: Tensor, *, clients: bool, on: Collection[str]) -> dict[str, float]:  # noqa: ARG002
+    def evaluate(
+        self,
+        params: Tensor,  # noqa: ARG002
+        *,
+        clients: bool,  # noqa: ARG002
+        on: Collection[str],  # noqa: ARG002
+        metrics: Sequence[Measure] = (),  # noqa: ARG002
+    ) -> dict[str, float]:
         """Nothing: the app judges the model itself."""
         return {}
 
