@@ -14,12 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fedsim.core.streams import Index, Streams
 from fedsim.nets.together import hidden, together
+
+WORTH_COMPILING = 50_000
+"""Numbers that clients draw in one call from which that is compiled; NumPy takes a millisecond for them."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +105,28 @@ class NamedDropout(nn.Module):
         current.calls[self.name] += 1
 
         def of_stack(rows: Tensor) -> Tensor:
-            words = draw.streams.bits(
-                f"dropout/{self.name}/{call}", draw.clients, rows.shape[1:].numel(), turn=draw.turn, step=draw.step
-            )
-            # The first 24 bits of a word are a uniform number in single precision, as p is then.
-            kept = (words >= math.ceil(float(np.float32(self.p)) * 2**24) * 2**8).to(rows.dtype)
-            return kept.view(-1, *rows.shape[1:]).expand(rows.shape)  # of a client that has itself for company, one
+            found = keep(draw, f"dropout/{self.name}/{call}", rows.shape[1:].numel(), self.p).to(rows.dtype)
+            return found.view(-1, *rows.shape[1:]).expand(rows.shape)  # of a client that has itself for company, one
 
         if hidden():
             kept = together(of_stack, x.detach())
         else:
             kept = of_stack(x) if current.stacked else of_stack(x.unsqueeze(0)).squeeze(0)
         return x.mul_(kept).div_(share) if self.inplace else x * kept / share
+
+
+def keep(draw: Draw, name: str, count: int, p: float) -> Tensor:
+    """Which of so many numbers each client keeps, bool [k, count]: those whose uniform draws of this name reach p."""
+    # The first 24 bits of a word are a uniform number in single precision, as p is then.
+    threshold = math.ceil(float(np.float32(p)) * 2**24) * 2**8
+    clients = draw.clients
+    if clients.device.type != "cpu" or len(clients) * count < WORTH_COMPILING or find_spec("numba") is None:
+        return draw.streams.bits(name, clients, count, turn=draw.turn, step=draw.step) >= threshold
+    from fedsim.nets.kernels import masks
+
+    owners, low, high = draw.streams.keyed(name, clients)
+    named = (word if isinstance(word, Tensor) else torch.full_like(clients, word) for word in (draw.turn, low, high))
+    kept = torch.empty((len(clients), count), dtype=torch.bool)
+    words = [word.contiguous().numpy().view(np.uint64) for word in (owners, *named)]
+    masks.keep(*words, np.uint64(draw.step), np.uint64(threshold), kept.numpy())
+    return kept

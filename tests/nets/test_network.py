@@ -9,7 +9,7 @@ from torch import nn
 from fedsim.core.errors import InputError
 from fedsim.core.plugins import make
 from fedsim.core.streams import Streams
-from fedsim.nets.dropout import Draw, NamedDropout, drawing
+from fedsim.nets.dropout import Draw
 from fedsim.nets.losses import CrossEntropy
 from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.nets.prepared import prepare
@@ -163,25 +163,6 @@ def test_dropout_draws_by_name_and_alike_in_every_network():
     assert torch.allclose(gradient.flat(), gradients, atol=1e-10)
     other = Batch(batch.x, batch.y, batch.weight, Draw(Streams(0), torch.arange(C), 0, 1))
     assert not torch.allclose(StackedNetwork(model, layout, loss).gradients(y, other)[0], losses)
-
-
-def test_dropout_keeps_the_mean_and_rests_in_evaluation():
-    layer, ones = NamedDropout(0.25, "d"), torch.ones(8, 1000)
-    assert torch.equal(layer(ones), ones)
-    with drawing(Draw(Streams(0), torch.arange(8), 0, 0), stacked=True):
-        dropped = layer(ones)
-    # 8,000 draws: the share kept is 0.75 within five standard errors, 5 x sqrt(0.75 x 0.25 / 8000) = 0.024.
-    assert abs(float((dropped > 0).float().mean()) - 0.75) < 0.024
-    assert set(dropped.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.75)}
-    assert not torch.equal(dropped[0], dropped[1])
-
-
-@pytest.mark.parametrize("p", [0.1, 0.25, 0.3, 0.5, 0.7, 0.9999999, 1.0])
-def test_dropout_keeps_what_a_uniform_draw_of_its_name_says(p):
-    clients = torch.arange(3)
-    with drawing(Draw(Streams(0), clients, 5, 2), stacked=True):
-        kept = NamedDropout(p, "d")(torch.ones(3, 4, 500)) > 0
-    assert torch.equal(kept, Streams(0).uniform("dropout/d/0", clients, (4, 500), turn=5, step=2) >= p)
 
 
 @pytest.mark.parametrize(

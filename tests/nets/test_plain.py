@@ -13,6 +13,7 @@ from fedsim.nets import plain
 from fedsim.parallel import cores
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
+from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import TRAINING, small_experiment, small_problem
 from fedsim.testing.rounds import engine_of
 
@@ -28,8 +29,8 @@ def images() -> Supervised:
     return small_problem(torch.float32, model, shape=(3, 6, 6))
 
 
-def ends(client: dict[str, Any], at_once: bool = True, memory: int | None = None, **tables: Any) -> torch.Tensor:
-    """Where the server's model is after two rounds of four of six clients, one of which has a single example.
+def made(client: dict[str, Any], at_once: bool = True, memory: int | None = None, **tables: Any) -> Simulation:
+    """Two rounds of four of six clients, one of which has a single example.
 
     memory: of how many clients there is room for.
     """
@@ -43,9 +44,24 @@ def ends(client: dict[str, Any], at_once: bool = True, memory: int | None = None
     if not at_once:
         assert executor.network is not None
         executor.network.loop, executor._in_any_order = None, False
+    return simulation
+
+
+def ends(client: dict[str, Any], at_once: bool = True, memory: int | None = None, **tables: Any) -> torch.Tensor:
+    """Where the server's model is after these rounds."""
+    simulation = made(client, at_once, memory, **tables)
     for _ in simulation:
         pass
     return simulation.state.params
+
+
+def told(client: dict[str, Any], at_once: bool) -> dict[str, torch.Tensor]:
+    """What all clients tell of their training from the first model, with the loss of the last epoch."""
+    simulation = made(client, at_once)
+    payload = {"params": simulation.state.params}
+    executor = engine_of(simulation).executor
+    result = executor.execute(executor.assign(Order("train", torch.arange(6), payload, {"report-loss": True})))
+    return {**result.payload, **result.metrics}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +78,23 @@ def ends(client: dict[str, Any], at_once: bool = True, memory: int | None = None
 )
 def test_the_bits_are_those_of_single_steps(client):
     assert torch.equal(ends(client), ends(client, at_once=False))
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        {"epochs": 3},
+        {"epochs": None, "steps": 3},
+        {"curriculum": {"floor": 2, "pacing": {"kind": "linear", "b": 0.3}}},
+        {"curriculum": {"floor": 1, "score": "both", "budget": "published"}},
+    ],
+    ids=str,
+)
+def test_changes_and_losses_of_each_epoch_and_each_curriculum_are_those_of_single_steps(client):
+    expected, found = told(client, at_once=False), told(client, at_once=True)
+    assert set(found) == set(expected) >= {"delta", "last-loss", "loss"}
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
 
 
 @pytest.mark.parametrize("kind", ["scaffold", "feddyn"])
