@@ -203,6 +203,8 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         is_causal: bool = False,
     ) -> Tensor:
         """Sequences [B, T, width] to the same, as PyTorch's."""
+        if self.causal:
+            src_mask = hidden_behind(src.shape[1 if self.self_attn.batch_first else 0], src.device)
         masks: dict[str, Any] = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask}
 
         def attention(x: Tensor) -> Tensor:

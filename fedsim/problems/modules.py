@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from fedsim.problems.models.layers import initialise
 
 def build_model(made: Any, dataset: Dataset, streams: Streams) -> nn.Module:
     """The model that options describe, to fit a data set, with initial parameters of the named draws."""
+    if dataset.padding is not None and getattr(made, "padding", dataset.padding) is None:
+        made = replace(made, padding=dataset.padding)
     try:
         # A plug-in's layers may draw their parameters from the global generator when they are made.
         with torch.random.fork_rng(devices=[]):

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from fedsim.core.streams import Streams
 from fedsim.nets.attention import Attention, EncoderLayer
 from fedsim.nets.dropout import Draw, NamedDropout, drawing
-from fedsim.nets.losses import CrossEntropy
+from fedsim.nets.losses import IGNORED, CrossEntropy
 from fedsim.nets.network import Batch, PlainNetwork, StackedNetwork
 from fedsim.nets.prepared import prepare
 from fedsim.nets.sequences import LastStep, MeanStep, Padded, Positions, Steps
 from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import one_core_an_operation
+from fedsim.problems.models.recurrent import LSTM
+from fedsim.problems.models.transformers import GPT, Transformer
 
 C, B, T, V, W = 3, 4, 5, 7, 8
 
@@ -80,6 +82,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "gru both ways": lambda: among(nn.GRU(W, 6, batch_first=True, bidirectional=True, bias=False), outputs=12),
     "a forward of its own": lambda: Own(encoder()),
     "with masks": lambda: Own(encoder(), mask=True),
+    "transformer": lambda: Transformer(width=W, heads=2, hidden=6, dropout=0.2).build((T,), V, V),
+    "transformer of numbers": lambda: nn.Sequential(
+        nn.Embedding(V, 3), Transformer(width=W, heads=2, hidden=6, read="every").build((T, 3), V, 0)
+    ),
+    "gpt": lambda: GPT(width=W, heads=2, hidden=6, dropout=0.2).build((T,), V, V),
+    "gpt, padded": lambda: GPT(width=W, heads=2, hidden=6, dropout=0.2, padding=0, tied=False).build((T,), V, V),
+    "lstm of every step": lambda: LSTM(hidden=6, read="every").build((T,), V, V),
     "attention alone": lambda: Own(nn.MultiheadAttention(W, 2, dropout=0.3, batch_first=True)),
     "attention with bias": lambda: Own(nn.MultiheadAttention(W, 2, dropout=0.3, batch_first=True, bias=False)),
 }
@@ -94,10 +103,13 @@ def made(make: Callable[[], nn.Module], clients: int = C, dtype: torch.dtype = t
         y = layout.stack(torch.randn(clients, layout.dimension, dtype=dtype) * 0.3)
         x = torch.randint(1, V, (clients, B, T))
         x[:, 1, 3:], x[:, 2] = 0, 0  # one that is padded, and one that is nothing but padding
-        targets = torch.randint(0, V, (clients, B))
+        every = model(x[0]).dim() == 3
+        targets = torch.randint(0, V, (clients, B, T) if every else (clients, B))
+    if every:
+        targets[:, 1, 3:] = IGNORED
     weight = torch.full((clients, B), 1 / B, dtype=dtype)
     batch = Batch(x, targets, weight, Draw(Streams(0), torch.arange(clients), 3, 1))
-    loss = CrossEntropy()
+    loss = CrossEntropy().fitted(targets[0], "classes", V)
     return StackedNetwork(model, layout, loss), PlainNetwork(model, layout, loss), y, batch
 
 
@@ -249,14 +261,17 @@ def test_forward_mode_goes_through_a_stack(name):
     assert torch.allclose(slopes, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["padded", "causal, padded", "gru with dropout"])
+@pytest.mark.parametrize("name", ["padded", "causal, padded", "gru with dropout", "gpt, padded"])
 def test_a_padded_sequence_says_what_it_says_without_its_padding(name):
     """In a stack and in the loop, whatever token comes behind."""
     stacked, plain, y, batch = made(MODELS[name])
     for network in (stacked, plain):
         short, long = network.outputs(y, batch.x[:, :2, :3]), network.outputs(y, batch.x[:, :2])
-        assert torch.allclose(short[:, 1], long[:, 1], rtol=0, atol=1e-12)
-        assert not torch.allclose(short[:, 0], long[:, 0])  # which goes on
+        if short.dim() == 4:
+            assert torch.allclose(short, long[:, :, :3], rtol=0, atol=1e-12)
+        else:
+            assert torch.allclose(short[:, 1], long[:, 1], rtol=0, atol=1e-12)
+            assert not torch.allclose(short[:, 0], long[:, 0])  # which goes on
 
 
 @pytest.mark.parametrize("padding", [None, 0])

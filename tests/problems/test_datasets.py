@@ -526,6 +526,10 @@ def test_shakespeare_windows_by_hand(tmp_path):
     assert ["".join(symbols[token] for token in row) for row in data.x_test] == ["ca\nb"]
     assert (data.owner.tolist(), data.owner_test.tolist()) == ([0, 0], [0])
     assert data.vocabulary == data.num_classes == len(symbols)
+    every = replace(loader, targets="every").load(DataFolder(tmp_path))
+    assert ["".join(symbols[token] for token in row) for row in every.y] == ["bcab", "abca"]
+    assert ["".join(symbols[token] for token in row) for row in every.y_test] == ["a\nbc"]
+    np.testing.assert_array_equal(every.x, data.x)
     # Every character may start a window: 8 - 4 of them have 4 characters and a next one.
     assert len(Shakespeare(length=4, stride=1, min_characters=10, test_share=0.4).load(DataFolder(tmp_path)).x) == 4
 

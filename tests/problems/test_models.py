@@ -1,13 +1,21 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
+from fedsim.nets.attention import EncoderLayer
+from fedsim.nets.sequences import MeanStep, Padded, Positions, Steps
+from fedsim.problems.datasets import Dataset
 from fedsim.problems.models import LastStep, Residual, initialise
 from fedsim.problems.models.convolutional import CNN, LeNet, ResNet
 from fedsim.problems.models.dense import MLP, Logistic
-from fedsim.problems.models.recurrent import LSTM
+from fedsim.problems.models.recurrent import GRU, LSTM
+from fedsim.problems.models.transformers import GPT, Transformer
+from fedsim.problems.modules import build_model
 
 IMAGE = (1, 28, 28)
 MODELS = [
@@ -17,7 +25,7 @@ MODELS = [
     (MLP(norm="batch"), (64,), 10, 0, 64 * 2 + 64 * 65 + 64 * 2 + 64 * 10 + 10),
     (MLP(hidden=(7,), norm="layer"), (5,), 3, 0, 5 * 2 + 7 * 6 + 7 * 2 + 3 * 8),
     (MLP(hidden=()), (5,), 3, 0, 5 * 3 + 3),
-    (MLP(hidden=(7, 6), activation="tanh"), (5,), 0, 0, 5 * 7 + 7 + 7 * 6 + 6 + 6 + 1),
+    (MLP(hidden=(7, 6), activation="tanh"), (5,), 1, 0, 5 * 7 + 7 + 7 * 6 + 6 + 6 + 1),
     (CNN(), IMAGE, 10, 0, 1_663_370),  # the paper's count
     (CNN(), (3, 33, 18), 62, 0, 32 * 76 + 64 * 801 + 512 * (64 * 8 * 4 + 1) + 62 * 513),
     (LeNet(), IMAGE, 10, 0, 44_426),
@@ -35,7 +43,20 @@ MODELS = [
     (ResNet(width=2, norm="batch"), (1, 8, 8), 10, 0, None),
     # Four gates of (8 + 100) and (100 + 100) inputs and two biases each.
     (LSTM(), (80,), 90, 90, 90 * 8 + 400 * 108 + 800 + 400 * 200 + 800 + 101 * 90),
+    # A step's three numbers to 8; three gates of (8 + 5) inputs and two biases each; 10 classes.
+    (GRU(hidden=5, layers=1), (7, 3), 10, 0, 8 * 4 + 15 * 13 + 30 + 6 * 10),
+    (LSTM(hidden=5, layers=2, dropout=0.2, read="mean", padding=3), (9,), 4, 11, None),
+    # Tokens and 9 places of 64; twice queries, keys, values and what becomes of them, 256 units, and two norms; a norm
+    # and 4 classes.
+    (Transformer(), (9,), 4, 11, 20 * 64 + 2 * (4 * 64 * 65 + 256 * 65 + 64 * 257 + 256) + 128 + 4 * 65),
+    (Transformer(width=8, heads=2, hidden=6, read="last", padding=0), (9,), 4, 11, None),
+    (Transformer(width=8, heads=1, hidden=6, layers=1), (9, 3), 4, 0, None),
+    # 11 tokens that are also the outputs, which have biases of their own.
+    (GPT(width=8, heads=2, hidden=6, layers=1), (9,), 11, 11, 20 * 8 + (4 * 8 * 9 + 6 * 9 + 8 * 7 + 32) + 16 + 11),
+    (GPT(width=8, heads=2, tied=False), (9,), 4, 11, None),
 ]
+EVERY = (GPT,)
+"""Models that say something at each place."""
 
 
 @pytest.mark.parametrize(("model", "shape", "classes", "vocabulary", "count"), MODELS)
@@ -46,23 +67,16 @@ def test_a_model_has_its_size_and_maps_a_batch_to_logits(model, shape, classes, 
         assert sum(parameter.numel() for parameter in module.parameters()) == count
     inputs = torch.arange(2 * shape[0]).reshape(2, -1) % vocabulary if vocabulary else torch.ones(2, *shape)
     outputs = module(inputs)
-    assert outputs.shape == (2, classes or 1)
+    assert outputs.shape == ((2, shape[0], classes) if isinstance(model, EVERY) else (2, classes))
     assert bool(outputs.isfinite().all())
 
 
 @pytest.mark.parametrize(("model", "shape", "classes", "vocabulary", "count"), MODELS)
 def test_models_are_built_of_the_layers_that_the_engine_knows(model, shape, classes, vocabulary, count):
     known = {nn.Sequential, nn.Flatten, nn.Linear, nn.ReLU, nn.Tanh, nn.Conv2d, nn.MaxPool2d, nn.Embedding}
-    known |= {
-        nn.AdaptiveAvgPool2d,
-        nn.GroupNorm,
-        nn.BatchNorm1d,
-        nn.BatchNorm2d,
-        nn.LayerNorm,
-        nn.LSTM,
-        Residual,
-        LastStep,
-    }
+    known |= {nn.AdaptiveAvgPool2d, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.LSTM, Residual, LastStep}
+    known |= {nn.GRU, nn.LayerNorm, nn.Dropout, nn.GELU, MeanStep, Steps, Positions, Padded, EncoderLayer}
+    known |= {nn.MultiheadAttention, nn.modules.linear.NonDynamicallyQuantizableLinear}
     assert {type(layer) for layer in model.build(shape, classes, vocabulary).modules()} <= known
 
 
@@ -187,3 +201,56 @@ def test_options_are_checked():
         MLP(hidden=(0,))
     with pytest.raises(InputError, match="activation"):
         MLP(activation="gelu")
+
+
+def drawn(model, shape, outputs, vocabulary):
+    module = model.build(shape, outputs, vocabulary)
+    initialise(module, Streams(4))
+    return module
+
+
+def test_attention_starts_as_pytorchs_does():
+    """1,728 uniform numbers within sqrt(6 / (3 w + w)), no biases; output weights as of any linear layer."""
+    own = drawn(Transformer(width=24, heads=2, layers=1), (9,), 4, 11)[3].self_attn
+    bound = (6 / (4 * 24)) ** 0.5
+    assert 0.98 * bound < own.in_proj_weight.abs().max() <= bound
+    assert bool((own.in_proj_bias == 0).all())
+    assert bool((own.out_proj.bias == 0).all())
+    assert 0.9 * 24**-0.5 < own.out_proj.weight.abs().max() <= 24**-0.5
+
+
+def test_a_tied_gpt_has_one_table_of_length_one_for_both_its_ends():
+    tied = drawn(GPT(), (9,), 200, 200)
+    assert tied[0].weight is tied[-1].weight
+    # 200 tokens of 64 numbers: the mean square is 1 / 64 within five deviations, 5 sqrt(2 / 12,800) of it.
+    assert abs(64 * tied[0].weight.square().mean() - 1) < 5 * (2 / 12_800) ** 0.5
+    loose = drawn(GPT(tied=False), (9,), 200, 200)
+    assert torch.equal(loose[0].weight, tied[0].weight)
+    assert not torch.equal(loose[-1].weight, tied[-1].weight)
+
+
+def test_padding_is_the_data_sets_where_the_model_does_not_say():
+    tokens, y = np.tile(np.arange(1, 5), (3, 1)), np.arange(3)
+    data = Dataset("mine", tokens, y, tokens, y, 3, vocabulary=6, padding=5)
+    assert [build_model(model, data, Streams(0)).padding for model in (GRU(), GRU(padding=2))] == [5, 2]
+    bare = build_model(LSTM(), replace(data, padding=None), Streams(0))
+    assert type(bare) is nn.Sequential
+    padded = build_model(Transformer(padding=2), data, Streams(0))
+    assert bool((padded[0].weight[2] == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "vocabulary", "fault"),
+    [
+        (LSTM(), (3, 4, 5), 0, r"reads sequences of characters, or \[steps, features\]"),
+        (GRU(layers=1, dropout=0.1), (9,), 5, "is between layers, and there is one"),
+        (GRU(padding=5), (9,), 5, "is no token: there are 5"),
+        (Transformer(padding=0), (9, 2), 0, "is a token, but these inputs are numbers"),
+        (Transformer(heads=5), (9,), 5, "do not share the width 64 out"),
+        (GPT(), (9, 2), 0, "reads tokens, but these inputs are numbers"),
+        (GPT(), (9,), 5, "the 3 outputs are not the 5 tokens that are read; set tied = false"),
+    ],
+)
+def test_what_no_sequence_model_can_be_made_for_is_refused(model, shape, vocabulary, fault):
+    with pytest.raises(InputError, match=fault):
+        model.build(shape, 3, vocabulary)

@@ -1,9 +1,11 @@
-"""Tiny Shakespeare: predict the next character, a client being a speaking role.
+"""Tiny Shakespeare: predict the next character, or every one of a window, a client being a speaking role.
 
 `shakespeare/input.txt` has blocks separated by an empty line; a block's first line is the role and a colon.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 
@@ -27,9 +29,11 @@ class Shakespeare:
     """Roles with less text are left out."""
     test_share: Fraction = 0.2
     """The last share of each role's text is for the test; no window lies across the cut."""
+    targets: Literal["next", "every"] = "next"
+    """What is to be said: the character behind a window, or at each of its characters the one that follows."""
 
     def load(self, folder: DataFolder) -> Dataset:
-        """Return x int64 [n, length] token ids, y the next token, owner the role in order of appearance."""
+        """Return x int64 [n, length] token ids, y the next token, or all [n, length], and the role as owner."""
         path = folder.find(FILE)
         with reading(path, "text"):
             text = path.read_text(encoding="utf-8")
@@ -48,12 +52,13 @@ class Shakespeare:
             remedy = f"no role in {path} has that much text and a window of {self.length} characters; lower it"
             raise InputError(f"{TABLE}.min_characters", self.min_characters, remedy)
         windows, windows_test = np.concatenate(train), np.concatenate(test)
+        said = -1 if self.targets == "next" else slice(1, None)
         return Dataset(
             "shakespeare",
             windows[:, :-1],
-            windows[:, -1].copy(),
+            windows[:, said].copy(),
             windows_test[:, :-1],
-            windows_test[:, -1].copy(),
+            windows_test[:, said].copy(),
             len(symbols),
             _owners(train),
             _owners(test),

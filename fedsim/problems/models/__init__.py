@@ -1,7 +1,7 @@
 """Models: options that build a `torch.nn.Module` for the shape of a problem's data.
 
-Every built-in model is an `nn.Sequential` of standard layers, `Residual` and `LastStep`, which the stacked
-engine knows how to run for many clients at once.
+Every built-in model is an `nn.Sequential` of standard layers, `Residual` and those of `fedsim.nets.sequences`, which
+the stacked engine knows how to run for many clients at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the built-in models share: two small modules, and parameters that are drawn by name.
+"""What the built-in models share: what they are built for, and parameters that are drawn by name.
 
 Models are made without a draw from any generator: `build` makes their layers on the meta device and
 `materialise` gives them memory; `initialise` then fills them from the run's named streams.
@@ -15,9 +15,11 @@ from torch import nn
 from fedsim.core.errors import InputError
 from fedsim.core.memory import room
 from fedsim.core.streams import SERVER, Streams
+from fedsim.nets.sequences import Positions
 
 Built = TypeVar("Built", bound=nn.Module)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+OUT_OF_ATTENTION = nn.modules.linear.NonDynamicallyQuantizableLinear
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -42,32 +44,49 @@ def stay_zero(layer: Built) -> Built:
     return layer
 
 
+def deviating(layer: Built, deviation: float) -> Built:
+    """Mark a table of tokens or places whose normal numbers `initialise` draws with this deviation."""
+    marked: Any = layer
+    marked.deviation = deviation
+    return layer
+
+
 def initialise(module: nn.Module, streams: Streams) -> None:
     """Draw the parameters of `module`, in place, from PyTorch's default distributions.
 
     Linear and convolution weights and biases are uniform in +-1/sqrt(fan_in), recurrent layers in
-    +-1/sqrt(hidden), embeddings standard normal (their padding row 0); norms start at scale 1 and shift 0.
+    +-1/sqrt(hidden), embeddings and places standard normal (their padding row 0); attention is uniform in
+    +-sqrt(6 / (rows + columns)) with biases at 0; norms start at scale 1 and shift 0.
     The draw is named by the parameter's name, so a layer's numbers do not depend on its neighbours, and
     made in single precision on the CPU, so they are the same in every precision and on every device. The
-    parameters of any other layer, and of one that is frozen, stay as they are.
+    parameters of any other layer, and of one that is frozen, stay as they are; one of several layers is the first's.
     """
     owner = torch.tensor([SERVER])
+    held: set[int] = set()
     with torch.no_grad():
         for path, layer in module.named_modules():
-            own = list(layer.named_parameters(prefix=path, recurse=False))
+            own = [
+                (name, one) for name, one in layer.named_parameters(prefix=path, recurse=False) if id(one) not in held
+            ]
+            held.update(id(parameter) for _, parameter in own)
             if any(not parameter.requires_grad for _, parameter in own):
                 continue
             if isinstance(layer, NORMS):
                 layer.reset_parameters()
                 continue
             for name, parameter in own:
-                if getattr(layer, "starts_at_zero", False):
+                zero = getattr(layer, "starts_at_zero", False) or name.endswith("in_proj_bias")
+                if zero or (isinstance(layer, OUT_OF_ATTENTION) and name.endswith("bias")):
                     parameter.zero_()
-                elif isinstance(layer, nn.Embedding):
-                    parameter.copy_(streams.normal(f"model/{name}", owner, parameter.shape)[0])
+                elif isinstance(layer, nn.Embedding | Positions):
+                    drawn = streams.normal(f"model/{name}", owner, parameter.shape)[0]
+                    parameter.copy_(drawn * getattr(layer, "deviation", 1.0))
                 elif isinstance(layer, (nn.Linear, nn.RNNBase, *CONVOLUTIONS)):
                     drawn = streams.uniform(f"model/{name}", owner, parameter.shape)[0]
                     parameter.copy_((2 * drawn - 1) * _bound(layer))
+                elif isinstance(layer, nn.MultiheadAttention) and name.endswith("proj_weight"):
+                    drawn = streams.uniform(f"model/{name}", owner, parameter.shape)[0]
+                    parameter.copy_((2 * drawn - 1) * (6 / sum(parameter.shape)) ** 0.5)
             if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
                 layer.weight[layer.padding_idx].zero_()
 
@@ -75,9 +94,23 @@ def initialise(module: nn.Module, streams: Streams) -> None:
 def need_numbers(kind: str, shape: Sequence[int], vocabulary: int) -> None:
     """Refuse inputs that are not vectors or arrays of numbers. shape: one input's, without the batch."""
     if vocabulary:
-        raise InputError("model", kind, "reads numbers, but these inputs are characters; use the model lstm")
+        raise InputError(
+            "model", kind, "reads numbers, but these inputs are characters; use the model lstm, gru or transformer"
+        )
     if not shape:
         raise InputError("model", kind, "needs inputs of at least one dimension, but each is one number")
+
+
+def need_sequences(kind: str, shape: Sequence[int], vocabulary: int, padding: int | None) -> None:
+    """Refuse inputs that are no sequences of tokens, or of vectors of numbers, and padding that is no token."""
+    if len(shape) != (1 if vocabulary else 2):
+        remedy = (
+            f"reads sequences of characters, or [steps, features], but these inputs are numbers of shape {list(shape)}"
+        )
+        raise InputError("model", kind, f"{remedy}; use a model of numbers, such as mlp")
+    if padding is not None and not padding < vocabulary:
+        fault = f"is no token: there are {vocabulary}" if vocabulary else "is a token, but these inputs are numbers"
+        raise InputError("model.padding", padding, f"{fault}; leave it out")
 
 
 def need_images(kind: str, shape: Sequence[int], vocabulary: int, side: int) -> tuple[int, int, int]:
