@@ -28,6 +28,7 @@ from experiments.flower_strategies import agreement, sleeping
 from experiments.fzoos import applications
 from experiments.fzoos import study as fzoos
 from experiments.one_byte import study as one_byte
+from experiments.sensors import study as sensors
 from experiments.studies import run_all
 from fedsim.core.machine import processor
 from fedsim.running.runner import versions
@@ -223,6 +224,11 @@ def fzoos_metric(place: Place) -> Outcome:
     return Outcome(*applications.metric_claim(applications.scores(points)))
 
 
+def sensors_apart(place: Place) -> Outcome:
+    """Clients with unlike sensors."""
+    return Outcome(*sensors.judge(sensors.measure(place.runs / "sensors")))
+
+
 CLAIMS = (
     Claim(
         "digits_fedavg",
@@ -245,6 +251,7 @@ CLAIMS = (
     of_fal(fal.RELATIVES, fal_relatives, needs_data=True),
     *map(of_curriculum, curriculum.CLAIMS),
     *map(of_faults, faults.CLAIMS),
+    Claim("sensors", f"sensors/: {sensors.CLAIM}", sensors_apart),
     Claim("flower_agreement", f"flower_strategies/: {agreement.CLAIM}", flower_agreement),
     *map(of_sleeping, sleeping.CLAIMS),
 )

@@ -30,6 +30,7 @@ from fedsim.problems.datasets.embedded import BreastCancer, Digits
 from fedsim.problems.datasets.femnist import FEMNIST
 from fedsim.problems.datasets.fsdd import FSDD
 from fedsim.problems.datasets.idx import MNIST, FashionMNIST, read_idx
+from fedsim.problems.datasets.sensors import Sensors
 from fedsim.problems.datasets.shakespeare import Shakespeare
 from fedsim.problems.datasets.synthetic import CHUNK, Synthetic
 
@@ -202,6 +203,23 @@ def test_the_split_follows_its_seed_and_share_only():
     assert np.array_equal(Digits().load(NOWHERE).x_test, again.x_test)
     assert not np.array_equal(other.x_test, again.x_test)
     assert len(Digits(test_share=0.0).load(NOWHERE).x) == 1797
+
+
+def test_each_client_reads_the_digits_with_a_sensor_of_its_own():
+    """What it reads, put back by its scale and offset, is its part of the digits."""
+    data, plain = Sensors(clients=4, split_seed=3).load(DataFolder(None)), np.round(embedded.carried("digits")[0])
+    scale, offset = (np.array(data.told[name]) for name in ("scale", "offset"))
+    assert len(set(scale)) == len(set(offset)) == 4
+    found = [np.round((x - offset[o]) / scale[o] * 16) for x, o in zip(data.x, data.owner, strict=True)]
+    found += [np.round((x - offset[o]) / scale[o] * 16) for x, o in zip(data.x_test, data.owner_test, strict=True)]
+    assert sorted(map(bytes, np.array(found, np.uint8))) == sorted(map(bytes, plain.astype(np.uint8)))
+    assert np.bincount(data.owner_test).tolist() == [149, 148, 148, 148]
+    other = Sensors(clients=4, split_seed=4).load(DataFolder(None))
+    assert other.told["scale"] != data.told["scale"]
+    same = Sensors(clients=4, scale=0.0, offset=0.0).load(DataFolder(None))
+    assert (same.told["scale"], same.told["offset"]) == ([1.0] * 4, [0.0] * 4)
+    with pytest.raises(InputError, match="each needs two"):
+        Sensors(clients=900).load(DataFolder(None))
 
 
 def test_breast_cancer_is_standardised_by_its_training_part():

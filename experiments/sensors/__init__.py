@@ -1,0 +1,1 @@
+"""Batch normalisation among clients that read the same things with unlike sensors."""
