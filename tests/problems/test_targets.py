@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fedsim
-from fedsim.nets.losses import IGNORED
+from fedsim.core.errors import InputError
+from fedsim.nets.fused import fits
+from fedsim.nets.losses import IGNORED, BinaryCrossEntropy, CrossEntropy
+from fedsim.problems.datasets.base import Dataset
+from fedsim.problems.partitions.dirichlet_equal import DirichletEqual
+from fedsim.problems.partitions.library import IID, Dirichlet, Shards
 from fedsim.testing.problems import DEVICE
 
 ROWS, FEATURES = 11, 4
@@ -111,3 +116,116 @@ def test_one_step_is_autograds_and_executors_agree(name):
     given.model.loss.examples(outputs, given.data.y).mean().backward()
     expected = given.initial() - torch.cat([own.grad.flatten() for own in module.parameters()])
     assert torch.allclose(one.params, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["a class a token", "several numbers", "tags"])
+@pytest.mark.parametrize("estimator", ["differences", "forward_gradient"])
+def test_values_and_slopes_that_a_search_asks_for_are_those_of_each_executor(name, estimator):
+    ends = []
+    for executor in ("loop", "stacked"):
+        client = {"kind": "fedzo", "steps": 2, "batch_size": 2, "lr": 0.1, "estimator": estimator}
+        engine = {"executor": executor, "device": "cpu"}
+        ends.append(fedsim.run(rounds=1, problem=problem(name), client=client, engine=engine, save=False).params)
+    assert torch.allclose(*ends, rtol=0, atol=1e-9)
+    assert not torch.equal(ends[0], problem(name).initial())
+
+
+def test_what_has_no_kernel_is_stacked_and_refused_by_name():
+    """Two numbers an example, and a weighted loss, of a network that is compiled otherwise."""
+    weighted = {"y": DRAW.integers(0, 3, size=ROWS), "model": lambda: flat(3)}
+    for given in (
+        problem("several numbers"),
+        problem("tags", **weighted, task=None, loss={"kind": "cross_entropy", "weights": "balanced"}),
+    ):
+        assert not fits(given.model.module, given.model.layout, given.model.loss, given.data.x)
+        with pytest.raises(InputError, match=r"^engine\.executor = fused: it does not know the loss "):
+            fedsim.run(rounds=1, problem=given, client=SGD, engine={"executor": "fused"}, save=False)
+    plain = problem("tags", **weighted, task=None)
+    assert fits(plain.model.module, plain.model.layout, plain.model.loss, plain.data.x)
+
+
+SGD = {"kind": "sgd", "epochs": 1, "batch_size": 4, "lr": 0.1}
+PGD = {"kind": "pgd", "epsilon": 0.1, "steps": 2, "step_size": 0.05}
+NEEDS_A_CLASS = {
+    "trades": (
+        {"client": {**SGD, "adversarial": {"kind": "trades", "attack": PGD}}},
+        "its loss is about one class an example",
+    ),
+    "standard": (
+        {"client": {**SGD, "adversarial": {"kind": "standard", "attack": PGD}}},
+        "an example has several classes",
+    ),
+    "wrong": (
+        {"client": {**SGD, "curriculum": {"measure": "error"}}},
+        "examples do not have one class each; take loss",
+    ),
+    "attacks": (
+        {"evaluation": {"attacks": [PGD]}, "client": SGD},
+        "an example has several classes, and it is against one",
+    ),
+    "devices": (
+        {"client": SGD, "devices": {"compute": {"kind": "fixed", "by": "label"}}},
+        "no labels, or several each",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEEDS_A_CLASS)
+def test_what_needs_one_class_an_example_is_refused(name):
+    tables, words = NEEDS_A_CLASS[name]
+    with pytest.raises(InputError, match=words) as caught:
+        fedsim.run(rounds=1, problem=problem("a class a token", dtype=torch.float32), save=False, **tables)
+    assert "\n" not in str(caught.value)
+
+
+def data(y: Any, **settings: Any) -> Dataset:
+    y = np.asarray(y)
+    return Dataset("own", X[: len(y)], y, X[: len(y)], y, **{"num_classes": 3, **settings})
+
+
+@pytest.mark.parametrize(
+    "kind", [Dirichlet(clients=2, alpha=1.0), Shards(clients=2), DirichletEqual(clients=2, alpha=1.0)]
+)
+def test_clients_are_dealt_by_class_only_where_an_example_has_one(kind):
+    with pytest.raises(InputError, match="has no classes to deal by"):
+        kind.split(data(CLASSES), 0)
+    assert IID(clients=2).split(data(CLASSES), 0).sizes.tolist() == [6, 5]
+
+
+@pytest.mark.parametrize(
+    ("y", "settings", "words"),
+    [
+        ([[0, 1], [IGNORED, IGNORED]], {}, "labels of example 1 are all -100, which does not count"),
+        ([[0, -1]], {}, r"lie in -1 \.\. 0, not in 0 \.\. 2"),
+        ([IGNORED, 0], {}, r"lie in -100 \.\. 0"),
+        ([[0.0, 0.5]], {"num_classes": 0, "tags": True}, "are no tags; give 0 and 1"),
+        ([[[0.5]]], {"num_classes": 0}, r"labels have shape \(1, 1, 1\)"),
+    ],
+)
+def test_targets_that_are_none_are_refused(y, settings, words):
+    with pytest.raises(InputError, match=words):
+        data(y, **settings)
+
+
+def test_the_picture_has_every_place_and_tag(monkeypatch, tmp_path):
+    """A client's tokens that count, by class; its tags; of several numbers none."""
+    seen = []
+    monkeypatch.setattr("fedsim.plots.label_distribution", lambda dealt, path: seen.append(dealt))
+    for name in ("a class a token", "tags", "several numbers"):
+        problem(name).illustrate(lambda name: tmp_path / name, torch.zeros(0))
+    assert len(seen) == 2
+    for dealt, y in zip(seen, (CLASSES, TAGS), strict=True):
+        for client, own in enumerate(CLIENTS):
+            held = dealt.labels[dealt.order[dealt.offset[client] : dealt.offset[client + 1]]]
+            rows = y[list(own)]
+            expected = rows[rows != IGNORED] if y is CLASSES else rows.nonzero()[1]
+            assert sorted(held.tolist()) == sorted(expected.tolist())
+
+
+def test_accuracy_is_the_share_of_places_that_count_and_of_tags():
+    """Outputs that are right at the first place alone, of three that count; and one of two tags."""
+    z = torch.tensor([[[9.0, 0.0], [9.0, 0.0], [9.0, 0.0], [9.0, 0.0]]])
+    loss = CrossEntropy().fitted(torch.tensor([[0, 1, 1, IGNORED]]), "classes", 2)
+    assert loss.correct(z, torch.tensor([[0, 1, 1, IGNORED]])).tolist() == pytest.approx([1 / 3])
+    tagged = BinaryCrossEntropy().fitted(torch.tensor([[1.0, 0.0]]), "tags", 2)
+    assert tagged.correct(torch.tensor([[2.0, 2.0]]), torch.tensor([[1.0, 0.0]])).tolist() == [0.5]
