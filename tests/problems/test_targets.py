@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fedsim
+from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
 from fedsim.nets.fused import fits
 from fedsim.nets.losses import IGNORED, BinaryCrossEntropy, CrossEntropy
+from fedsim.problems.datasets.arrays import NPZ
 from fedsim.problems.datasets.base import Dataset
+from fedsim.problems.datasets.tables import CSV
 from fedsim.problems.partitions.dirichlet_equal import DirichletEqual
 from fedsim.problems.partitions.library import IID, Dirichlet, Shards
 from fedsim.testing.problems import DEVICE
@@ -229,3 +232,92 @@ def test_accuracy_is_the_share_of_places_that_count_and_of_tags():
     assert loss.correct(z, torch.tensor([[0, 1, 1, IGNORED]])).tolist() == pytest.approx([1 / 3])
     tagged = BinaryCrossEntropy().fitted(torch.tensor([[1.0, 0.0]]), "tags", 2)
     assert tagged.correct(torch.tensor([[2.0, 2.0]]), torch.tensor([[1.0, 0.0]])).tolist() == [0.5]
+
+
+ROW = "a,b,u,v,y\n0.5,1,0,True,3\n1.5,2,1,False,4\n2.5,3,0,True,3\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "task", "y"),
+    [
+        ({"label": ["u", "y"], "task": "regression"}, "numbers", [[0, 3], [1, 4], [0, 3]]),
+        ({"label": "y", "task": "regression"}, "numbers", [3, 4, 3]),
+        ({"label": ["u", "v"], "task": "tags"}, "tags", [[0, 1], [1, 0], [0, 1]]),
+        ({"label": "u", "num_classes": 4}, "classes", [0, 1, 0]),
+    ],
+)
+def test_a_table_has_several_numbers_or_tags_or_class_numbers(tmp_path, options, task, y):
+    for kind in ("test", "train"):
+        (tmp_path / f"{kind}.csv").write_text(ROW)
+    drop = [name for name in ("u", "v", "y") if name not in options["label"]]
+    loaded = CSV(path="train.csv", test_path="test.csv", drop=drop, **options).load(DataFolder(tmp_path))
+    assert (loaded.task, loaded.y.tolist(), loaded.y_test.tolist()) == (task, y, y)
+    assert loaded.x.shape == (3, 5 - len(drop) - len(np.atleast_1d(options["label"])))
+    assert (loaded.outputs, loaded.told["classes"]) == {
+        "numbers": (loaded.y.ndim, []),
+        "tags": (2, ["u", "v"]),
+        "classes": (4, ["0", "1", "2", "3"]),
+    }[task]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"label": ["u", "y"]}, r"^label = \['u', 'y'\]: one column has the classes"),
+        ({"label": "u", "task": "tags"}, r"^task = tags: name the columns of the tags"),
+        ({"label": ["u", "u"], "task": "tags"}, "names a column twice"),
+        ({"label": ["u", "y"], "task": "tags"}, "column 'y', has '3', which is neither 0 nor 1"),
+        ({"label": "y", "num_classes": 4}, r"has '4', which is none of the classes 0 \.\. 3"),
+        ({"label": "y", "num_classes": 4, "task": "regression"}, "num_classes = 4: there are no classes in regression"),
+    ],
+)
+def test_labels_of_a_table_that_are_not_those_of_its_task_are_refused(tmp_path, options, words):
+    (tmp_path / "t.csv").write_text(ROW)
+    with pytest.raises(InputError, match=words):
+        CSV(path="t.csv", **options).load(DataFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("y", "options", "shown"),
+    [
+        (CLASSES, {}, ("classes", 3, (5,))),
+        (CLASSES, {"num_classes": 7}, ("classes", 7, (5,))),
+        (TAGS, {"task": "tags"}, ("tags", 2, ())),
+        (TAGS, {"task": "regression"}, ("numbers", 2, ())),
+        (TAGS, {"num_classes": 2}, ("classes", 2, (2,))),
+        (TAGS[:, 0], {"num_classes": 5}, ("classes", 5, ())),
+        (TAGS, {}, r'0 and 1 alone; say task = "tags", or of one-hot rows take argmax'),
+        (CLASSES, {"num_classes": 2}, r"labels 0 \.\. 2, not the classes 0 \.\. 1"),
+        (CLASSES, {"task": "tags"}, "has no tags"),
+        (CLASSES * 0.5, {}, "class numbers are whole"),
+        (CLASSES - 1, {}, r"labels -101 \.\. 1"),
+    ],
+)
+def test_an_archive_has_targets_of_every_kind(tmp_path, y, options, shown):
+    np.savez(tmp_path / "a.npz", x=X, y=y)
+    loader, folder = NPZ(path="a.npz", **options), DataFolder(tmp_path)
+    if isinstance(shown, str):
+        with pytest.raises(InputError, match=shown):
+            loader.load(folder)
+        return
+    loaded = loader.load(folder)
+    assert (loaded.task, loaded.outputs, loaded.places) == shown
+    both = np.concatenate((loaded.y, loaded.y_test))
+    assert sorted(both.tolist()) == sorted(y.tolist())
+
+
+def test_a_file_of_tags_is_learnt_by_a_built_in_model(tmp_path, monkeypatch):
+    """From a table of tags by name to measures of the run, its picture among them."""
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "a.npz", x=X, y=TAGS)
+    loss = {"kind": "binary_cross_entropy", "pos_weight": "balanced"}
+    found = fedsim.run(
+        problem={"dataset": {"kind": "npz", "path": "a.npz", "task": "tags"}, "model": "mlp", "loss": loss},
+        partition={"kind": "iid", "clients": 2},
+        client=SGD,
+        rounds=1,
+        out=tmp_path / "run",
+        data_dir=tmp_path,
+    )
+    assert 0.0 <= found.history["test_accuracy"][-1] <= 1.0
+    assert (tmp_path / "run" / "partition.png").exists()

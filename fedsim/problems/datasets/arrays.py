@@ -10,7 +10,19 @@ import numpy as np
 from fedsim.core.data_files import TABLE, Array, DataFolder, read_arrays
 from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeInt, options
-from fedsim.problems.datasets.base import SHARE, Dataset, Indices, Task, finite, hold_unsplit, split_off, unit_scale
+from fedsim.nets.losses import IGNORED
+from fedsim.problems.datasets.base import (
+    SHARE,
+    Classes,
+    Dataset,
+    Indices,
+    Task,
+    finite,
+    hold_counted,
+    hold_unsplit,
+    split_off,
+    unit_scale,
+)
 from fedsim.problems.datasets.labels import no_classes
 from fedsim.problems.datasets.scaling import EXACT, standardised
 
@@ -49,8 +61,15 @@ class NPZ:
     """The array of the labels. Not given: found by its usual name."""
     owner: str | None = None
     """The array of the owners. Not given: `owner`, if there is one."""
-    task: Literal["classification", "regression"] = "classification"
-    """classification numbers the distinct labels in their order from 0; regression takes them as numbers."""
+    task: Task = "classification"
+    """classification numbers the distinct labels in their order from 0, or of arrays [n, ...] takes them as class
+    numbers of each place of an example, where -100 does not count; regression takes labels [n] or [n, k] as numbers;
+    tags are [n, k] of 0 and 1.
+    """
+    num_classes: Classes | None = None
+    """K, where labels are class numbers 0 .. K-1 already, of which not all need occur. Not given: the distinct labels
+    are numbered.
+    """
     tokens: bool = False
     """x holds token ids, not features."""
     missing: Literal["refuse", "drop", "fill"] = "refuse"
@@ -69,6 +88,7 @@ class NPZ:
             raise InputError("standardize", True, "token ids cannot be standardised; leave one of the two out")
         if self.tokens and self.missing != "refuse":
             raise InputError("missing", self.missing, "no token id can be missing; leave one of the two out")
+        hold_counted(self.num_classes, self.task)
 
     def load(self, folder: DataFolder) -> Dataset:
         """Return x float32 [n, ...], or int64 [n, ...] token ids."""
@@ -86,13 +106,13 @@ class NPZ:
             if not count and (part == 0 or several):
                 missing = "something is missing in every example" if self.missing == "drop" else "there is no example"
                 raise InputError(PATH, str(path), f"{missing} of {names['x'][part]}")
-        targets, classes = coded_targets(y, training, self.task, path, names["y"])
+        targets, classes = coded_targets(y, training, self.task, path, names["y"], self.num_classes)
         owners, owner_names = (None, []) if owner is None else coded_owners(owner, training, path, names["owner"])
         if several:
             hold_unsplit(self.test_share, f"{names['x'][1]} is of")
             train, test = np.arange(training), np.arange(training, len(x))
         else:
-            strata = owners if owners is not None else (targets if classes else None)
+            strata = owners if owners is not None else (targets if classes and targets.ndim == 1 else None)
             train, test = split_off(strata, training, self.test_share, self.split_seed)
         inputs, inputs_test, told = self._treated(x[train], x[test], path, names["x"][0])
         owned = owners is not None and len(names["owner"]) == len(names["x"]) and not (owners[test] < 0).any()
@@ -108,6 +128,7 @@ class NPZ:
             vocabulary=int(x.max(initial=0)) + 1 if self.tokens else 0,
             told={"arrays": names, "features": told, "classes": classes, "owners": owner_names},
             drawn=not several,
+            tags=self.task == "tags",
         )
 
     def _names(self, arrays: dict[str, Array], path: Path) -> dict[str, list[str]]:
@@ -211,10 +232,9 @@ def _joined(
             count = arrays[inputs].shape[:1]
             if part == "y" and arrays[key].ndim == 2 and arrays[key].shape[1] == 1:
                 arrays[key] = arrays[key][:, 0]
-            if part != "x" and (arrays[key].shape != count or not count):
+            own_shape = arrays[key].shape[:1] if part == "y" else arrays[key].shape
+            if part != "x" and (own_shape != count or not count):
                 fault = f"{key} has shape {arrays[key].shape}, {inputs} {count} examples; one for each"
-                if part == "y" and arrays[key].ndim == 2 and arrays[key].shape[:1] == count:
-                    fault += " (of one-hot rows argmax(axis=1))"
                 raise InputError(PATH, str(path), fault)
         first = arrays[own[0]]
         for key in own[1:]:
@@ -255,13 +275,24 @@ def single(values: Array, path: Path, what: str) -> Array:
     return found
 
 
-def coded_targets(labels: Array, training: int, task: Task, path: Path, names: list[str]) -> tuple[Array, list[str]]:
-    """Return classes int64 [n] and their names, or float32 [n] targets and none."""
+def coded_targets(
+    labels: Array, training: int, task: Task, path: Path, names: list[str], num_classes: int | None = None
+) -> tuple[Array, list[str]]:
+    """Return classes int64 [n, *places] and their names, or float32 [n] or [n, k] numbers or tags and none.
+
+    num_classes: K, where labels are class numbers 0 .. K-1 already.
+    """
     what = names[0]
-    if task == "regression":
+    if task != "classification":
         if labels.dtype.kind not in "fiub":
             raise InputError(PATH, str(path), f"{what} is {labels.dtype}; give numbers")
+        if labels.ndim > 2:
+            raise InputError(PATH, str(path), f"{what} has shape {labels.shape}; give one row for each example")
+        if task == "tags" and (labels.ndim == 1 or not np.isin(labels, (0, 1)).all()):
+            raise InputError(PATH, str(path), f"{what} has no tags; give 0 and 1, of shape [n, tags]")
         return single(labels, path, what), []
+    if num_classes is not None or labels.ndim > 1:
+        return _numbered(labels, path, what, num_classes)
     codes, classes = _codes(labels, training, path, what)
     if (codes < 0).any():
         row = int(np.argmax(codes < 0))
@@ -271,6 +302,22 @@ def coded_targets(labels: Array, training: int, task: Task, path: Path, names: l
     if reason is not None:
         raise InputError(PATH, str(path), f"{what} {reason}")
     return codes, classes
+
+
+def _numbered(labels: Array, path: Path, what: str, num_classes: int | None) -> tuple[Array, list[str]]:
+    """Class numbers [n, *places] as they are, int64, and their names; of several places -100 does not count."""
+    if num_classes is None and labels.ndim == 2 and labels.dtype.kind in "fiub" and np.isin(labels, (0, 1)).all():
+        remedy = 'say task = "tags", or of one-hot rows take argmax(axis=1), or of classes of places say num_classes'
+        raise InputError(PATH, str(path), f"{what} has shape {labels.shape} and 0 and 1 alone; {remedy}")
+    if labels.dtype.kind not in "iub":
+        remedy = 'say task = "regression" if these are numbers' if labels.dtype.kind == "f" else "give numbers"
+        raise InputError(PATH, str(path), f"{what} is {labels.dtype}, and class numbers are whole; {remedy}")
+    counted = labels[labels != IGNORED] if labels.ndim > 1 else labels
+    least, most = int(counted.min(initial=0)), int(counted.max(initial=0))
+    if least < 0 or (num_classes is not None and most >= num_classes):
+        classes = "numbers from 0" if num_classes is None else f"the classes 0 .. {num_classes - 1}"
+        raise InputError(PATH, str(path), f"{what} has labels {least} .. {most}, not {classes}")
+    return labels.astype(np.int64), [str(one) for one in range(num_classes or most + 1)]
 
 
 def coded_owners(values: Array, training: int, path: Path, names: list[str]) -> tuple[Indices, list[str]]:

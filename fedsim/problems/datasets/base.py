@@ -9,10 +9,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from fedsim.core.data_files import TABLE, Array, DataFolder, file_sha256
 from fedsim.core.errors import InputError
@@ -153,6 +154,15 @@ def _hold_classes(name: str, what: str, y: Array, num_classes: int) -> None:
     if empty.any():
         fault = f"{what} of example {int(empty.argmax())} are all {IGNORED}, which does not count; leave it out"
         raise InputError(TABLE, name, fault)
+
+
+Classes = Annotated[int, Field(ge=2)]
+
+
+def hold_counted(num_classes: int | None, task: Task) -> None:
+    """Refuse a number of classes where there are none."""
+    if num_classes is not None and task != "classification":
+        raise InputError("num_classes", num_classes, f"there are no classes in {task}; leave one of the two out")
 
 
 class Loader(Protocol):

@@ -91,7 +91,7 @@ class HuggingFace:
             hold_unsplit(self.test_share, f"a split of {path} is")
             train, test = np.arange(training), np.arange(training, len(x))
         else:
-            strata = owner if owner is not None else (y if classes else None)
+            strata = owner if owner is not None else (y if classes and y.ndim == 1 else None)
             train, test = split_off(strata, training, self.test_share, self.split_seed)
         told: dict[str, Any] = {"inputs": inputs, "classes": classes, "owners": owners}
         of_train, of_test = x[train], x[test]

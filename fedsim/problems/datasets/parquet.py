@@ -62,7 +62,7 @@ class Parquet(Table):
             dropped = [self._column("drop", one, names) for one in self.drop]
             return [place for place in range(len(names)) if place not in dropped]
         named = {
-            "label": (self.label,),
+            "label": self._labels,
             "owner": () if self.owner is None else (self.owner,),
             "features": self.features,
         }

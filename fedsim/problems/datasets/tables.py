@@ -15,10 +15,10 @@ from pydantic import Field
 from fedsim.core.data_files import TABLE, Array, DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, options
-from fedsim.problems.datasets.base import SHARE, Dataset, Indices, hold_unsplit, split_off
+from fedsim.problems.datasets.base import SHARE, Classes, Dataset, Indices, Task, hold_counted, hold_unsplit, split_off
 
 if TYPE_CHECKING:
-    from fedsim.problems.datasets.cells import Cells
+    from fedsim.problems.datasets.cells import Cells, Texts
 
 PATH = f"{TABLE}.path"
 Encoding = Literal["one_hot", "ordinal", "hash"]
@@ -38,8 +38,8 @@ class Table(ABC):
 
     path: str
     """The file; absolute, or below the current or the data folder. `sites/*` are several with the same columns."""
-    label: str | int
-    """The label's column: its name, or its place from 0 (-1 is the last)."""
+    label: str | int | Columns
+    """The label's column: its name, or its place from 0 (-1 is the last). Several are numbers, or tags."""
     owner: str | int | None = None
     """The owner's column: its name or place. Not given: nobody owns examples."""
     owner_is_file: bool = False
@@ -68,8 +68,14 @@ class Table(ABC):
     """
     label_ending: str = ""
     """An ending that is taken off labels, such as the dot of a published test file."""
-    task: Literal["classification", "regression"] = "classification"
-    """classification numbers the distinct labels in their order from 0; regression takes them as numbers."""
+    task: Task = "classification"
+    """classification numbers the distinct labels in their order from 0; regression takes them as numbers, of whole ones
+    too; tags are columns of 0 and 1, or of true and false.
+    """
+    num_classes: Classes | None = None
+    """K, where labels are class numbers 0 .. K-1 already, of which not all need occur. Not given: the distinct labels
+    are numbered.
+    """
     test_path: str | None = None
     """The file, or files, of the test examples, with the same columns. Not given: `test_share` are split off."""
     test_share: Fraction = SHARE
@@ -89,6 +95,18 @@ class Table(ABC):
             raise InputError("hash_columns", self.hash_columns, "nothing is encoded by hash; leave it out")
         if self.features is not None and self.drop:
             raise InputError("drop", list(self.drop), "features says which columns are used; leave one of the two out")
+        hold_counted(self.num_classes, self.task)
+        several = isinstance(self.label, tuple)
+        if several and (self.task == "classification" or not self.label):
+            remedy = 'one column has the classes; those of several numbers or tags need task = "regression" or "tags"'
+            raise InputError("label", list(self._labels), remedy)
+        if self.task == "tags" and not several:
+            raise InputError("task", self.task, "name the columns of the tags: label = [...]")
+
+    @property
+    def _labels(self) -> tuple[str | int, ...]:
+        """The columns of the labels."""
+        return self.label if isinstance(self.label, tuple) else (self.label,)
 
     def load(self, folder: DataFolder) -> Dataset:
         """Return x float32 [n, features], in the order of the file's columns; what is fitted knows no test example."""
@@ -98,9 +116,11 @@ class Table(ABC):
 
         paths = self._files(folder, self.path, PATH)
         cells = self._read(paths)
-        label = self._column("label", self.label, cells.names)
+        labels = [self._column("label", one, cells.names) for one in self._labels]
+        if len(set(labels)) < len(labels):
+            raise InputError(f"{TABLE}.label", list(self._labels), "names a column twice; name each once")
         owned = None if self.owner is None else self._column("owner", self.owner, cells.names)
-        chosen = self._features(cells, [label] if owned is None else [label, owned])
+        chosen = self._features(cells, labels if owned is None else [*labels, owned])
         training = len(cells)
         if self.test_path is not None:
             hold_unsplit(self.test_share, "test_path names")
@@ -110,10 +130,10 @@ class Table(ABC):
             if both is not None:
                 fault = f"{both} is trained on, too; leave it out of one of path and test_path"
                 raise InputError(f"{TABLE}.test_path", self.test_path, fault)
-            cells = appended(cells, self._read(tests), [label, *chosen])
+            cells = appended(cells, self._read(tests), [*labels, *chosen])
         rows = np.arange(len(cells))
         if self.missing == "drop":
-            needed = [label, *chosen, *([] if owned is None else [owned])]
+            needed = [*labels, *chosen, *([] if owned is None else [owned])]
             rows = np.flatnonzero(~np.any([cells.columns[column].isna() for column in needed], axis=0))
             training = int(np.searchsorted(rows, training))
             for count, option, path in (
@@ -124,7 +144,7 @@ class Table(ABC):
                     fault = f"something is missing in every row of {path}{_empty(cells, needed)}"
                     raise InputError(f"{TABLE}.missing", self.missing, fault)
             cells = cells.taken(rows)
-        y, classes = self._targets(cells, label, training)
+        y, classes = self._targets(cells, labels, training)
         owner, owners = self._owners(cells, owned, paths, training)
         how = Treatment(
             decimal=self._decimals(),
@@ -152,8 +172,9 @@ class Table(ABC):
             len(classes),
             None if owner is None else owner[train],
             owner_test,
-            told={"features": told, "classes": classes, "owners": owners},
+            told={"features": told, "classes": classes or self._tags(cells, labels), "owners": owners},
             drawn=self.test_path is None,
+            tags=self.task == "tags",
         )
 
     def _files(self, folder: DataFolder, path: str, option: str) -> list[Path]:
@@ -221,10 +242,20 @@ class Table(ABC):
             raise InputError(PATH, str(cells.paths[0]), f"{fault}, or name all that is learned from by features")
         return False
 
-    def _targets(self, cells: Cells, label: int, training: int) -> tuple[Array, list[str]]:
-        """Return classes int64 [rows] and their names, or float32 [rows] targets and none."""
-        from fedsim.problems.datasets.cells import as_numbers, first_of
-        from fedsim.problems.datasets.labels import in_order, no_classes, places
+    def _tags(self, cells: Cells, labels: list[int]) -> list[str]:
+        """What the tags are called."""
+        return [cells.names[label] for label in labels] if self.task == "tags" else []
+
+    def _targets(self, cells: Cells, labels: list[int], training: int) -> tuple[Array, list[str]]:
+        """Return classes int64 [rows] and their names, or float32 numbers [rows] or [rows, k] or tags, and none."""
+        if self.task == "classification":
+            return self._classes(cells, labels[0], training)
+        columns = [self._numbers(cells, label) for label in labels]
+        return np.stack(columns, axis=1) if isinstance(self.label, tuple) else columns[0], []
+
+    def _written(self, cells: Cells, label: int) -> Texts:
+        """What stands in a column of labels, of which none is missing."""
+        from fedsim.problems.datasets.cells import first_of
 
         name, texts = cells.names[label], cells.columns[label]
         if texts.isna().any():
@@ -237,16 +268,37 @@ class Table(ABC):
             if not ended.any():
                 raise InputError(f"{TABLE}.label_ending", self.label_ending, f"no label in column {name!r} ends so")
             texts = texts.where(~ended, texts.str.removesuffix(self.label_ending))
+        return texts
+
+    def _numbers(self, cells: Cells, label: int) -> Array:
+        """Return float32 [rows], numbers or 0 and 1."""
+        from fedsim.problems.datasets.cells import as_numbers, first_of
+
+        name, texts = cells.names[label], self._written(cells, label)
         values, wrong, _ = as_numbers(texts, self._decimals())
-        if self.task == "regression":
-            with np.errstate(over="ignore"):
-                single = values.astype(np.float32)
-            wrong |= ~np.isfinite(single)
+        with np.errstate(over="ignore"):
+            single = values.astype(np.float32)
+        wrong |= ~np.isfinite(single) if self.task == "regression" else ~np.isin(values, (0, 1))
+        if wrong.any():
+            row, what = first_of(wrong), "not a number" if self.task == "regression" else "neither 0 nor 1"
+            fault = f"row {cells.number(row)}, column {name!r}, has {texts.iloc[row]!r}, which is {what}"
+            raise cells.fault(row, fault)
+        return single
+
+    def _classes(self, cells: Cells, label: int, training: int) -> tuple[Array, list[str]]:
+        """Return classes int64 [rows] and their names."""
+        from fedsim.problems.datasets.cells import as_numbers, first_of
+        from fedsim.problems.datasets.labels import in_order, no_classes, places
+
+        name, texts = cells.names[label], self._written(cells, label)
+        values, wrong, _ = as_numbers(texts, self._decimals())
+        if self.num_classes is not None:
+            wrong |= ~np.isin(values, np.arange(self.num_classes))
             if wrong.any():
                 row = first_of(wrong)
-                fault = f"row {cells.number(row)}, column {name!r}, has {texts.iloc[row]!r}, which is not a number"
-                raise cells.fault(row, fault)
-            return single, []
+                where = f"row {cells.number(row)}, column {name!r}, has {texts.iloc[row]!r}"
+                raise cells.fault(row, f"{where}, which is none of the classes 0 .. {self.num_classes - 1}")
+            return values.astype(np.int64), [str(one) for one in range(self.num_classes)]
         if wrong.any():  # prices with a decimal comma are no names, either
             values, wrong, _ = as_numbers(texts, "," if self._decimals() == "." else ".")
         written = texts.to_numpy(dtype=object)
