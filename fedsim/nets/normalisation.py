@@ -228,8 +228,8 @@ class _Normalised(torch.autograd.Function):
         centred = _chosen(x - _along(torch.where(several, own_mean, mean), x), real)
         own_variance = (centred * centred).sum(axes) / count
         scale = 1.0 / (torch.where(several, own_variance, variance) + eps).sqrt()
-        out = centred * _along(scale if weight is None else scale * weight, x)
-        out = out if bias is None else out.add_(_along(bias, x))
+        factor = _along(scale if weight is None else scale * weight, x)
+        out = centred * factor if bias is None else torch.addcmul(_along(bias, x), centred, factor)
         return out, own_mean, own_variance, count, centred, scale
 
     @staticmethod
@@ -238,6 +238,7 @@ class _Normalised(torch.autograd.Function):
         _, weight, bias, _, _, real, _ = inputs
         _, *others = output
         ctx.mark_non_differentiable(*others)
+        ctx.set_materialize_grads(False)
         ctx.biased = bias is not None
         ctx.save_for_backward(weight, real, others[2], others[3], others[4])
 
@@ -254,10 +255,10 @@ class _Normalised(torch.autograd.Function):
         total, along = grad.sum(axes), (grad * centred).sum(axes)
         factor = scale if weight is None else scale * weight
         own = torch.where(count > 1.0, factor / count, 0.0)
-        dx = grad * _along(factor, grad)
-        dx = dx - centred * _along(own * scale * scale * along, grad)
-        dx = _chosen(dx - _along(own * total, grad), real)
-        dweight = None if weight is None else along * scale
+        dx, dweight = None, None if weight is None else along * scale
+        if ctx.needs_input_grad[0]:
+            dx = torch.addcmul(_along(-own * total, grad), grad, _along(factor, grad))
+            dx = _chosen(dx.addcmul_(centred, _along(-own * scale * scale * along, grad)), real)
         return dx, dweight, total if ctx.biased else None, None, None, None, None
 
 

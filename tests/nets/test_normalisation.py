@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from fedsim.core.streams import Streams
 from fedsim.nets.dropout import Draw, drawing
-from fedsim.nets.losses import LOSSES
+from fedsim.nets.losses import CrossEntropy
 from fedsim.nets.network import Batch, PlainNetwork, StackedNetwork
 from fedsim.nets.normalisation import BatchNorm, Statistics, statistics_of, vector_parts
 from fedsim.nets.prepared import prepare
@@ -83,7 +83,7 @@ class Case:
         carried = statistics_of(model)
         self.layout = Layout.of({name: own for name, own in parts.items() if name not in carried}, carried)
         self.start = self.layout.flatten(parts)
-        loss = LOSSES["cross_entropy"]
+        loss = CrossEntropy()
         self.stacked, self.plain = StackedNetwork(model, self.layout, loss), PlainNetwork(model, self.layout, loss)
         self.x, self.y = normal(len(COUNTS), B, *shape), torch.arange(len(COUNTS) * B).view(-1, B) % 3
         self.weight = torch.zeros(len(COUNTS), B, dtype=torch.float64)
