@@ -258,7 +258,7 @@ class _Normalised(torch.autograd.Function):
         dx, dweight = None, None if weight is None else along * scale
         if ctx.needs_input_grad[0]:
             dx = torch.addcmul(_along(-own * total, grad), grad, _along(factor, grad))
-            dx = _chosen(dx.addcmul_(centred, _along(-own * scale * scale * along, grad)), real)
+            dx = _chosen(torch.addcmul(dx, centred, _along(-own * scale * scale * along, grad)), real)
         return dx, dweight, total if ctx.biased else None, None, None, None, None
 
 
