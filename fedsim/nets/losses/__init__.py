@@ -1,5 +1,7 @@
-"""Losses of single examples."""
+"""Losses of single examples. An author of one imports all that is needed from here."""
 
+from fedsim.core.errors import InputError
+from fedsim.core.options import Fraction, NonNegativeFloat, PositiveFloat, Share, options
 from fedsim.nets.losses.base import IGNORED, Loss, Pointwise, Targets, weighted, weighted_gradient
 from fedsim.nets.losses.classes import CrossEntropy, Focal
 from fedsim.nets.losses.given import Given, hold_loss, loss_of, named
@@ -12,18 +14,24 @@ __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
     "Focal",
+    "Fraction",
     "Given",
     "Huber",
+    "InputError",
     "LogCosh",
     "Loss",
+    "NonNegativeFloat",
     "Pinball",
     "Pointwise",
     "Poisson",
+    "PositiveFloat",
+    "Share",
     "SquaredError",
     "Targets",
     "hold_loss",
     "loss_of",
     "named",
+    "options",
     "weighted",
     "weighted_gradient",
 ]
