@@ -49,10 +49,14 @@ SMALL: dict[str, Any] = {
     "evaluation": {"every": 2},
     "rounds": 70,
 }
+NORMED = {"kind": "mlp", "hidden": [6], "norm": "batch"}
+OWN = {**SMALL["problem"], "model": NORMED, "normalisation": {"statistics": "local_statistics"}}
+"""Where statistics of the batches stay with each client."""
 SPREAD = {"compute": {"kind": "fixed", "spread": 80.0}}
 SCENARIOS: dict[str, dict[str, Any]] = {
     "fedavg": {"strategy": {"kind": "fedavg", "server_lr": 0.1, "server_optimizer": "adam"}},
     "scaffold": {
+        "problem": OWN,
         "strategy": "scaffold",
         "client": {"kind": "scaffold", "epochs": 2, "batch_size": 4, "lr": 0.1},
         "selection": {"kind": "oort", "count": 3},
