@@ -1,4 +1,4 @@
-"""Every built-in selector, aggregator, transform and data set keeps to what all of its kind do."""
+"""Every built-in selector, aggregator, transform, data set and measure keeps to what all of its kind do."""
 
 from __future__ import annotations
 

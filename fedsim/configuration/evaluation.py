@@ -16,6 +16,7 @@ from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
 from fedsim.problems.base import Trial
 from fedsim.problems.measures import Accuracy, Measure, tables
+from fedsim.problems.measures.base import LABEL
 
 Measurable = Literal["test", "train"]
 Measured = Annotated[
@@ -118,7 +119,9 @@ class Evaluation(HasPlugins):
                 raise InputError(
                     option, label, f"metrics.{first} has the same name; give one of them another, name = ..."
                 )
-            if RESERVED.fullmatch(label) or (label in ALWAYS and not isinstance(measure, Accuracy)):
+            if not LABEL.fullmatch(label):
+                raise InputError(option, label, "its columns would be called so; give it a name = ... of small letters")
+            if RESERVED.fullmatch(label) or (label in ALWAYS and (label, type(measure)) != ("accuracy", Accuracy)):
                 raise InputError(option, label, "columns of other measures are called so; give it another name = ...")
             labels.append(label)
 

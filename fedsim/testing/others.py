@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from fedsim.client.training import LocalTraining
 from fedsim.exchange.transforms import Transform
+from fedsim.problems.measures import Measure
 from fedsim.server.selection.size import FixedSize
 from fedsim.zeroth_order.search import EstimatedSearch, LocalSearch
 
@@ -71,6 +72,7 @@ KNOWN: Mapping[type[Any], Others] = {
     EstimatedSearch: ESTIMATED,
     LocalSearch: SEARCHING,
     LocalTraining: LOCAL | STEPPING,
+    Measure: {"name": ("another", {})},
 }
 
 

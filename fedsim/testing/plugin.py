@@ -22,6 +22,7 @@ REWRITTEN = (
     "transforms",
     "datasets",
     "losses",
+    "measures",
 )
 pytest.register_assert_rewrite(*(f"fedsim.testing.{name}" for name in REWRITTEN))
 

@@ -1,5 +1,6 @@
 """Measures are those of scikit-learn, for all and for each client; where targets allow no value they say so."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -13,6 +14,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.plugins import make, names
 from fedsim.exchange.messages import BrokenPromiseError
 from fedsim.problems.measures import Measure, tables
+from fedsim.testing.measures import CHECKS, Measuring
+from fedsim.testing.specimen import EVERY, every_option_moves_something
 
 
 def measure(given: Any) -> Measure:
@@ -263,6 +266,15 @@ def test_a_better_model_is_better_by_every_measure_and_none_beyond_its_best(kind
     worse, best = made(outputs, targets), made(right, targets)
     assert best > worse if made.higher_is_better else best < worse
     assert best == pytest.approx(made.best, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_each_keeps_to_what_all_of_its_kind_do(kind):
+    specimen = Measuring(measure(kind))
+    for check in (*EVERY, *CHECKS):
+        check(specimen)
+    for field in dataclasses.fields(specimen.plugin):
+        every_option_moves_something(specimen, field.name)
 
 
 def test_each_measure_is_called_as_it_is_named():

@@ -20,7 +20,9 @@ from fedsim.attacks.gradient import FGSM
 from fedsim.cli import progress, words
 from fedsim.configuration.evaluation import Evaluation, Stopping
 from fedsim.core.streams import Streams
+from fedsim.problems.supervised import Supervised
 from fedsim.reports.comparison import compare, lines_of
+from fedsim.running import runner
 from fedsim.running.build import build_simulation
 from fedsim.running.stored import StoredRun
 from fedsim.testing.problems import blobs, mlp, small_functions, small_problem
@@ -44,6 +46,13 @@ class Missed(Measure):
         recalls = [(said == targets)[targets == label].double().mean() for label in targets.unique()]
         return sum((1.0 - recall) ** self.power for recall in recalls) / len(recalls)
 """
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """Runs draw nothing, which takes longer than all else here."""
+    monkeypatch.setattr(runner, "curves", lambda *_: None)
+    monkeypatch.setattr(Supervised, "illustrate", lambda *_: None)
 
 
 @pytest.fixture

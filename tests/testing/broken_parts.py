@@ -1,4 +1,4 @@
-"""Selectors, aggregators, transforms, data sets and losses that each break one promise, as authors do."""
+"""Selectors, aggregators, transforms, data sets, losses and measures that each break one promise, as authors do."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from fedsim.exchange.transforms import Clip, Noise, Transform, Vector
 from fedsim.nets.losses import CrossEntropy, Huber, Pinball
 from fedsim.nets.losses.base import by_autograd
 from fedsim.problems.datasets.base import Dataset
+from fedsim.problems.measures import Measure
+from fedsim.problems.measures.means import MAE, Accuracy
 from fedsim.server.selection.base import SelectorState, Turn
 from fedsim.server.selection.draws import Draws, evenly
 from fedsim.server.selection.fastest import Fastest
@@ -582,3 +584,91 @@ class AddsUp(Pinball):
 
     def with_gradient(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return by_autograd(self.examples, outputs, targets)
+
+
+# --- Measures
+
+
+@options
+class Undecided(Accuracy):
+    """Nobody knows which way it improves."""
+
+    higher_is_better = None  # type: ignore[assignment]
+
+
+@options
+class NamedBadly(Accuracy):
+    @property
+    def called(self) -> str:
+        return "The accuracy"
+
+
+@options
+class DividesByNothing(Measure):
+    """Of a class that nobody has, too."""
+
+    tasks = frozenset({"classes"})
+    higher_is_better = True
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> float:
+        return float((outputs.argmax(dim=1) == targets)[targets == outputs.shape[1]].double().mean())
+
+
+@options
+class SortsInPlace(MAE):
+    def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().examples(outputs.clamp_(min=0.0), targets)
+
+
+@options
+class LooksAtTheFirst(Measure):
+    tasks = frozenset({"numbers"})
+    higher_is_better = False
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> float:
+        return float((outputs[0] - targets[0]).abs().mean())
+
+
+@options
+class CountsThemTogether(MAE):
+    """Each client has what all have."""
+
+    def of_clients(self, outputs: Tensor, targets: Tensor, count: Tensor) -> Tensor:
+        return torch.full((len(count),), float((outputs - targets).abs().mean()), dtype=torch.float64)
+
+
+@options
+class HasAnEmptyClient(Accuracy):
+    """Of no examples all are right."""
+
+    def of_clients(self, outputs: Tensor, targets: Tensor, count: Tensor) -> Tensor:
+        return super().of_clients(outputs, targets, count).nan_to_num(1.0)
+
+
+@options
+class ImprovesTheOtherWay(MAE):
+    higher_is_better = True
+    best = None
+
+
+@options
+class GoesBeyondItsBest(MAE):
+    best = 0.5
+
+
+@options
+class DrawsASample(Measure):
+    tasks = frozenset({"tags"})
+    higher_is_better = False
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> float:
+        return float((outputs > 0).ne(targets > 0).double().mean()) + 1e-3 * random.random()
+
+
+@options
+class HasAColumnOfItsOwn(Accuracy):
+    """Its columns are another's."""
+
+    @property
+    def label(self) -> str:
+        return "loss"

@@ -1,4 +1,4 @@
-"""Each check of selectors, aggregators, transforms, data sets and losses objects to what is broken for it."""
+"""Each check of selectors, aggregators, transforms, data sets, losses and measures objects to what is broken for it."""
 
 from __future__ import annotations
 
@@ -121,7 +121,21 @@ LOSSES = {
     broken.CountsPadding(): {"what_does_not_count_has_no_part", MEAN},
     broken.AddsUp(): {MEAN},
 }
-BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS | LOSSES
+CLIENTS, RUNS = "each_client_is_measured_alone", "it_measures_in_runs"
+MEASURES = {
+    broken.Undecided(): {"it_says_what_it_is", "what_is_right_is_no_worse", RUNS},
+    broken.NamedBadly(): {"it_says_what_it_is", RUNS},
+    broken.DividesByNothing(): {"values_are_numbers", RUNS},
+    broken.SortsInPlace(): {"inputs_stay_as_they_were"},
+    broken.LooksAtTheFirst(): {"the_order_of_examples_does_not_matter"},
+    broken.CountsThemTogether(): {CLIENTS},
+    broken.HasAnEmptyClient(): {CLIENTS},
+    broken.ImprovesTheOtherWay(): {"what_is_right_is_no_worse"},
+    broken.GoesBeyondItsBest(): {"what_is_right_is_no_worse"},
+    broken.DrawsASample(): {"the_same_again", CLIENTS, "the_order_of_examples_does_not_matter"},
+    broken.HasAColumnOfItsOwn(): {RUNS},
+}
+BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS | LOSSES | MEASURES
 
 
 @pytest.fixture(scope="module")

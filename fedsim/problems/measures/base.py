@@ -25,8 +25,9 @@ from fedsim.core.options import options
 from fedsim.exchange.messages import broken, shown
 from fedsim.nets.losses import Targets
 
-ColumnName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$")]
-"""Small letters and digits, as in names of columns."""
+LABEL = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+"""What columns are called: small letters and digits."""
+ColumnName = Annotated[str, Field(pattern=rf"^{LABEL.pattern}$")]
 
 
 @options
