@@ -11,6 +11,8 @@ from typing import Any
 from fedsim.core.data_files import matching
 from fedsim.core.plugins import FILE_KIND
 
+FOLDER_KIND = r"(?P<resolver>hf:)(?P<folder>[^\x00]+)"
+"""What a kind is like that names a folder, after the prefix of a resolver."""
 PATHS = ("path", "test_path", "file")
 """Options that name a file or folder of data."""
 
@@ -29,7 +31,11 @@ def placed(tables: Any, folder: Path, option: str = "") -> Any:
     kind = re.fullmatch(FILE_KIND, tables)
     if kind:
         return f"{kind['resolver'] or ''}{_from(folder, kind['file'])}:{kind['name']}"
-    named = option in PATHS or (option == "start" and Path(tables).suffix)  # which may be a number, or a word
+    folder_kind = re.fullmatch(FOLDER_KIND, tables)
+    if folder_kind:
+        return f"{folder_kind['resolver']}{_from(folder, folder_kind['folder'])}"
+    # What else these may be is a number, or a word.
+    named = option in PATHS or (option in ("start", "weights") and Path(tables).suffix)
     there = _from(folder, tables) if named and tables else folder
     return str(there) if there != folder and (os.path.exists(there) or matching(there)) else tables
 

@@ -18,8 +18,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from types import NoneType, UnionType
-from typing import Any, ClassVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, cast
 
 import flwr.serverapp.strategy as flower
 import numpy as np
@@ -35,6 +34,7 @@ from fedsim.core.generators import seeded_globals
 from fedsim.core.near import meant
 from fedsim.core.options import options
 from fedsim.core.plugins import HasPlugins
+from fedsim.core.signatures import arguments, plain
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Order, Replies, Scalar
 from fedsim.exchange.windows import All, Window
@@ -170,7 +170,7 @@ class Stock(HasPlugins, Strategy):
         """A new strategy of these options."""
         given = {option.name: getattr(self, option.name) for option in fields(self)}  # type: ignore[arg-type]
         given |= {name: inner._built() for name, inner in self.made.items()}
-        given |= {name: value for name, value in SELECTING.items() if name in _arguments(self.made_of)}
+        given |= {name: value for name, value in SELECTING.items() if name in arguments(self.made_of)}
         with _quiet():
             return self.made_of(**given)
 
@@ -283,12 +283,12 @@ def _options_of(made: type[flower.Strategy], option: str, kind: str) -> type[Sto
     types: dict[str, Any] = {}
     values: dict[str, Any] = {}
     parts: dict[str, str] = {}
-    for name, (annotation, default) in _arguments(made).items():
+    for name, (annotation, default) in arguments(made).items():
         if name in ELSEWHERE:
             continue
         if annotation is flower.Strategy:
             types[name], parts[name] = Any, "strategies"
-        elif _plain(annotation):
+        elif plain(annotation):
             types[name] = annotation
         elif default is inspect.Parameter.empty:
             raise InputError(option, kind, f"its argument {name} cannot be given in a file")
@@ -301,32 +301,6 @@ def _options_of(made: type[flower.Strategy], option: str, kind: str) -> type[Sto
     body = {"__annotations__": types, "__doc__": text, "__module__": __name__, "made_of": made, "parts": parts}
     body[plugins.KIND] = kind
     return options(type(made.__name__, (Stock,), body | values))
-
-
-@functools.cache
-def _arguments(made: type[Any]) -> dict[str, tuple[Any, Any]]:
-    """Types and defaults of a constructor's arguments, of base classes too where it passes on what it does not name."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for place in made.__mro__:
-        if "__init__" not in vars(place) or place is object:
-            continue
-        made_by, passes = vars(place)["__init__"], False
-        hints = get_type_hints(made_by)
-        for name, parameter in list(inspect.signature(made_by).parameters.items())[1:]:
-            if parameter.kind is parameter.VAR_KEYWORD:
-                passes = True
-            elif parameter.kind is not parameter.VAR_POSITIONAL:
-                found.setdefault(name, (hints.get(name, Any), parameter.default))
-        if not passes:
-            break
-    return found
-
-
-def _plain(annotation: Any) -> bool:
-    """Whether a TOML file can give an argument of this type."""
-    if get_origin(annotation) in (Union, UnionType):
-        return all(_plain(part) for part in get_args(annotation))
-    return annotation in (bool, int, float, str, NoneType)
 
 
 def _seed(live: _Live, call: str, round_: int) -> int:

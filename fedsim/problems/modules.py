@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError, named_line, one_line
-from fedsim.core.files import look
 from fedsim.core.memory import no_room
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
@@ -28,6 +27,7 @@ from fedsim.nets.losses import (
 )
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.models.layers import initialise
+from fedsim.problems.models.weights import read_weights
 
 
 def build_model(made: Any, dataset: Dataset, streams: Streams) -> nn.Module:
@@ -73,8 +73,18 @@ def fitting_loss(dataset: Dataset, given: object) -> Loss:
     return loss
 
 
+def hold_one(model: object, option: str = "problem.model") -> None:
+    """Refuse (InputError) several models, as one for each client."""
+    several = isinstance(model, list | tuple | nn.ModuleList | nn.ModuleDict)
+    if several or (isinstance(model, Mapping) and any(isinstance(one, nn.Module) for one in model.values())):
+        count = len(model)  # type: ignore[arg-type]
+        remedy = "clients train one architecture, whose parameters are averaged number by number; run each model alone"
+        raise InputError(option, f"{count} models", remedy)
+
+
 def hold_module(model: object) -> None:
     """Refuse what is no module of numbers: InputError says what it is instead."""
+    hold_one(model)
     name = getattr(model, "__name__", type(model).__name__)
     if not isinstance(model, nn.Module):
         made = f"is a class; make a module of it: {name}(...)" if isinstance(model, type) else "is no module"
@@ -258,19 +268,8 @@ def hold_tokens(model: nn.Module, x: np.ndarray[Any, Any], held: str, places: tu
 
 
 def load_start(path: Path) -> dict[str, Tensor]:
-    """A state dict to start from: .safetensors, or .pt/.pth read without running any code in it."""
-    if look(path, "problem.start") is None or not path.is_file():
-        raise InputError("problem.start", str(path), "there is no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        loaded: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return loaded
-    except Exception as error:
-        line = str(error).strip().partition("\n")[0][:120]
-        raise InputError("problem.start", str(path), f"cannot be read as a state dict: {line}") from error
+    """A state dict to start from; see `read_weights`."""
+    return read_weights(path, "problem.start")
 
 
 def started(module: nn.Module, tensors: Mapping[str, Tensor], trained: Collection[str]) -> dict[str, Tensor]:

@@ -51,6 +51,13 @@ def deviating(layer: Built, deviation: float) -> Built:
     return layer
 
 
+def starts_as_made(module: Built) -> Built:
+    """Mark a module whose parameters `initialise` leaves as they are, because a library has drawn or loaded them."""
+    marked: Any = module
+    marked.starts_as_made = True
+    return module
+
+
 def initialise(module: nn.Module, streams: Streams) -> None:
     """Draw the parameters of `module`, in place, from PyTorch's default distributions.
 
@@ -59,8 +66,11 @@ def initialise(module: nn.Module, streams: Streams) -> None:
     +-sqrt(6 / (rows + columns)) with biases at 0; norms start at scale 1 and shift 0.
     The draw is named by the parameter's name, so a layer's numbers do not depend on its neighbours, and
     made in single precision on the CPU, so they are the same in every precision and on every device. The
-    parameters of any other layer, and of one that is frozen, stay as they are; one of several layers is the first's.
+    parameters of any other layer, of one that is frozen, and of a module that `starts_as_made`, stay as they are;
+    one of several layers is the first's.
     """
+    if getattr(module, "starts_as_made", False):
+        return
     owner = torch.tensor([SERVER])
     held: set[int] = set()
     with torch.no_grad():
