@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError, one_line, warn
 from fedsim.core.streams import Streams
+from fedsim.core.terminal import tell
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import PRIVATE, Cohort
 from fedsim.engine.job import CohortResult, Job, JobResult, gathered
@@ -38,6 +39,8 @@ from fedsim.nets.plain import WORTH_A_THREAD
 from fedsim.parallel.cores import at_most, cores, one_core_an_operation, spread
 from fedsim.problems.base import Examples, Model, Problem
 
+ALIKE = 0.05
+"""How far numbers of a stack may be from those of one client, of their size; rounding is far less, a slip far more."""
 WORTH_COMPILING = 50_000_000
 """Multiply-adds of a round's local training, or of its queries, from which `auto` has them compiled."""
 
@@ -68,29 +71,41 @@ def choose_network(
     chain = ChainNetwork.of(module, layout, loss)
     if chain is not None:
         return "stacked", chain
+    alone = PlainNetwork(module, layout, loss, operations)
     try:
         stacked = StackedNetwork(module, layout, loss)
-        _try(stacked, layout.flatten(vector_parts(module)), data)
-    except InputError:
+        _try(stacked, alone, layout.flatten(vector_parts(module)), data)
+    except InputError as error:
         if choice == "stacked":
             raise
-        return "loop", PlainNetwork(module, layout, loss, operations)
+        tell(f"fedsim: clients are executed one at a time: {error.remedy}", "stderr")
+        return "loop", alone
     return "stacked", stacked
 
 
-def _try(network: Network, start: Tensor, data: Examples) -> None:
-    """Two clients of two examples: a module that `vmap` cannot take is found out before a run, not in it."""
-    rows = torch.zeros(2, 2, dtype=torch.int64, device=start.device)
-    draw = Draw(Streams(0), torch.arange(2, device=start.device), 0, 0)
+def _try(network: Network, alone: PlainNetwork, start: Tensor, data: Examples) -> None:
+    """Two clients of two examples: a module that cannot be stacked is found out before a run, not in it.
+
+    InputError: `vmap` does not take it, or makes other numbers of it than it gives one at a time.
+    """
+    layout, clients = network.layout, torch.arange(2, device=start.device)
+    rows = (clients % len(data.x)).expand(2, 2)
     weight = torch.full((2, 2), 0.5, dtype=start.dtype, device=start.device)
+    batch = Batch(data.x[rows], data.y[rows], weight, Draw(Streams(0), clients, 0, 0))
+    own = Batch(data.x[rows[:1]], data.y[rows[:1]], weight[:1], Draw(Streams(0), clients[1:], 0, 0))
     try:
         with Stackable():
-            network.gradients(network.layout.stack(start, 2), Batch(data.x[rows], data.y[rows], weight, draw))
+            losses, gradients = network.gradients(layout.stack(start, 2), batch)
     except InputError:
         raise
     except Exception as error:  # of whatever kind is in a forward pass that somebody has written
         line = one_line(error, 200)
         raise InputError("engine.executor", "stacked", f"the model cannot be stacked, use 'loop' ({line})") from error
+    loss, gradient = alone.gradients(layout.stack(start), own)
+    for stacked, found in ((losses[1:], loss), (gradients.flat()[1], gradient.flat()[0])):
+        if float((stacked - found).norm()) > ALIKE * float(found.norm()):  # which no NaN is
+            remedy = "the model gives other numbers in a stack than one at a time, use 'loop'"
+            raise InputError("engine.executor", "stacked", remedy)
 
 
 class Executor:

@@ -49,6 +49,7 @@ from fedsim.problems.modules import (
     fitting_loss,
     hold_binary,
     hold_module,
+    hold_one,
     hold_outputs,
     hold_tokens,
     load_start,
@@ -92,6 +93,10 @@ class SupervisedOptions(HasPlugins):
     """Where a test set is drawn from all examples: fixed, by the data set's split_seed, one for all seeds of a run; or
     by the run's own seed, so that what differs between seeds has the choice of the test set in it, too.
     """
+
+    def __post_init__(self) -> None:
+        hold_one(self.model, "model")
+        super().__post_init__()
 
     def build(self, setting: Setting) -> Supervised:
         """The data, dealt to clients, and the model, on its device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,7 @@ def final(model: nn.Module, executor: str, **client: Any) -> torch.Tensor:
     return simulation.state.params
 
 
-@pytest.mark.parametrize("make", [repeated, tied, tied_weights, frozen, Unused, Normed])
+@pytest.mark.parametrize("make", [repeated, tied, tied_weights, frozen, Unused, Usual, Normed])
 def test_stacked_equals_loop(make):
     for client in ({}, {"clip_norm": 0.2}):
         stacked, loop = (final(seeded(make), executor, **client) for executor in ("stacked", "loop"))
@@ -129,11 +130,42 @@ def test_frozen_parameters_stay_and_are_not_sent():
     assert not torch.equal(trained[2].weight.cpu(), model[2].weight.double())
 
 
-@pytest.mark.parametrize("make", [Usual, Item])
-def test_what_cannot_be_stacked_runs_one_by_one_under_auto(make):
+class Wrong(torch.autograd.Function):
+    """A function whose rule for `vmap` says something else."""
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return x * 1.0
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, x: torch.Tensor) -> Any:
+        return Wrong.apply(x * 3.0), in_dims[0]
+
+
+class Otherwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Wrong.apply(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"), [(Item, "cannot be stacked"), (Otherwise, "gives other numbers in a stack")]
+)
+def test_what_cannot_be_stacked_runs_one_by_one_under_auto(make, words, capsys):
     problem = fedsim.supervised(**blobs(), model=seeded(make), device=DEVICE)
     simulation = build_simulation(small(1), problem)
     assert simulation.parts.engine.executor.name == "loop"
+    assert re.search(f"^fedsim: clients are executed one at a time: .*{words}", capsys.readouterr().err)
     simulation.step()
     with pytest.raises(InputError, match=r"engine\.executor"):
         build_simulation(small(1, engine={"executor": "stacked"}), problem)

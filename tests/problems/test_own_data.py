@@ -76,7 +76,12 @@ MODELS = {
     "complex": (lambda: nn.Linear(4, 3, dtype=torch.complex64), "complex"),
     "scripted": (scripted, "TorchScript"),
     "a hook on a gradient": (hooked, "hook"),
-    "a list": (lambda: nn.ModuleList([nn.Linear(4, 3)]), 'missing the required "forward"'),
+    "one a client": (
+        lambda: [nn.Linear(4, 3), nn.Linear(4, 3, bias=False)],
+        "2 models: clients train one architecture",
+    ),
+    "modules": (lambda: nn.ModuleList([nn.Linear(4, 3)]), "1 models: clients train one architecture"),
+    "by name": (lambda: {"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)}, "2 models: clients train one architecture"),
     "not to be copied": (lambda: Forward(lambda m, x: m(x), held=(n for n in range(3))), "cannot be copied"),
     "a dict": (lambda: Forward(lambda m, x: {"logits": m(x)}), "gives a dict"),
     "a tuple": (lambda: Forward(lambda m, x: (m(x), None)), "gives a tuple"),

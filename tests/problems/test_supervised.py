@@ -88,3 +88,8 @@ def test_clients_keep_the_names_of_their_owners(tmp_path, table):
     assert json.loads((tmp_path / "run" / TRACE).read_text())["clients"] == ["$Basel", "Zürich", "cleveland"]
     assert (tmp_path / "run" / PARTITION).is_file()
     assert result.config["problem"]["split"] == "fixed"
+
+
+def test_a_model_for_each_client_is_refused_with_the_reason():
+    with pytest.raises(InputError, match=r"^problem\.model = 2 models: clients train one architecture"):
+        fedsim.experiment(problem={"model": ["mlp", "logistic"]})
