@@ -98,6 +98,7 @@ def of_tables(suffix: str) -> dict[str, tuple[Any, dict[str, Any]]]:
         "missing": ("drop", texts | {"missing": "refuse"}),
         "missing_values": (["1"], texts),
         "label_ending": (".", texts),
+        "merge": ({"none": ["0"]}, {}),
         "test_path": (f"tests.{suffix}", {}),
     }
 

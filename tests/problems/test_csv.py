@@ -101,6 +101,8 @@ def test_csv_without_header_numbers_classes_as_numbers_and_splits_by_owner(tmp_p
         ("a,b,y\n01,2,3\n", {"numbers": ["a"], "encode": {"a": "hash"}}, ["problem.dataset.numbers = a"]),
         ("a,y\n1,2\n", {"label_ending": "."}, ["problem.dataset.label_ending = .", "no label"]),
         ("a,y\n1,.\n", {"label_ending": "."}, ["no label in column 'y' ends so"]),
+        ("a,y\n1,2\n", {"merge": {"b": ["3"]}}, ["problem.dataset.merge = b", "no label in column 'y' is '3'"]),
+        ("a,y\n1,2\n", {"merge": {"b": []}}, ["problem.dataset.merge = b", "'b' has no label"]),
         ("a,a,y\n1,2,3\n", {"header": True, "encode": {"a": "hash"}}, ["encode = a", "several columns"]),
         ("a,b,y\n1,,3\n2,,3\n", {"missing": "drop"}, ["missing in every row", "column 'b' has no value at all"]),
         ("a,b,y\n,1,2\n,1,2\n", {"missing": "fill"}, ["mine.csv", "drop = ['a']"]),
@@ -530,3 +532,15 @@ def test_a_test_file_is_neither_trained_on_nor_split_nor_empty(tmp_path):
     refusal(split, NOWHERE, "problem.dataset.test_share = 0.5", "nothing is split off")
     empty = table(tmp_path, "a,y\n,u\n", "empty.csv")
     refusal(CSV(path=path, label="y", test_path=empty, missing="drop"), NOWHERE, "in every row", "empty.csv")
+
+
+def test_labels_are_merged_under_the_name_of_one_class(tmp_path):
+    (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{row},{row % 4}\n" for row in range(40)))
+    options = {"path": "t.csv", "label": "y", "test_share": 0.0}
+    data = CSV(**options, merge={"ill": ["1", "2", "3"]}).load(DataFolder(tmp_path))
+    assert data.told["classes"] == ["0", "ill"]
+    assert data.y.tolist() == [0, 1, 1, 1] * 10
+    data = CSV(**options, merge={"odd": ["1", "3"], "even": ["0", "2"]}).load(DataFolder(tmp_path))
+    assert [data.told["classes"][one] for one in data.y[:4]] == ["even", "odd", "even", "odd"]
+    with pytest.raises(InputError, match="labels of regression are no classes"):
+        CSV(**options, merge={"ill": ["1"]}, task="regression")

@@ -68,6 +68,8 @@ class Table(ABC):
     """
     label_ending: str = ""
     """An ending that is taken off labels, such as the dot of a published test file."""
+    merge: dict[str, Markers] = Field(default_factory=dict)
+    """Labels that are one class, under its name, as in { ill = ["1", "2"] }."""
     task: Task = "classification"
     """classification numbers the distinct labels in their order from 0; regression takes them as numbers, of whole ones
     too; tags are columns of 0 and 1, or of true and false.
@@ -93,6 +95,8 @@ class Table(ABC):
             raise InputError("encode", "{}", "names no column; leave it out")
         if self.hash_columns != HASH_COLUMNS and "hash" not in encodings:
             raise InputError("hash_columns", self.hash_columns, "nothing is encoded by hash; leave it out")
+        if self.merge and self.task != "classification":
+            raise InputError("merge", str(self.merge), f"the labels of {self.task} are no classes; leave it out")
         if self.features is not None and self.drop:
             raise InputError("drop", list(self.drop), "features says which columns are used; leave one of the two out")
         hold_counted(self.num_classes, self.task)
@@ -291,6 +295,12 @@ class Table(ABC):
         from fedsim.problems.datasets.labels import in_order, no_classes, places
 
         name, texts = cells.names[label], self._written(cells, label)
+        for merged, ones in self.merge.items():
+            absent = sorted(set(ones) - set(texts))
+            if absent or not ones:
+                fault = f"no label in column {name!r} is {absent[0]!r}" if absent else f"{merged!r} has no label"
+                raise InputError(f"{TABLE}.merge", merged, f"{fault}; leave it out")
+            texts = texts.where(~texts.isin(ones), merged)
         values, wrong, _ = as_numbers(texts, self._decimals())
         if self.num_classes is not None:
             wrong |= ~np.isin(values, np.arange(self.num_classes))
