@@ -96,7 +96,16 @@ def test_of_this_project_algorithms_import_only_fedsim_and_fedsim_none_of_them(p
         assert not ours & set(imported(path)), path
 
 
-AUTHORS = ("server", "server.selection", "exchange", "client", "zeroth_order", "problems.datasets", "nets.losses")
+AUTHORS = (
+    "server",
+    "server.selection",
+    "exchange",
+    "client",
+    "zeroth_order",
+    "problems.datasets",
+    "problems.measures",
+    "nets.losses",
+)
 """Rooms from which authors of plug-ins import all that they need."""
 
 

@@ -33,7 +33,7 @@ PROJECT: Mapping[str, str] = {
 SCAFFOLDS: Mapping[str, Mapping[str, str]] = {
     **{
         kind: {"$name.py": f"{kind}.py", "test_$name.py": f"{kind}_test.py", "$name.toml": "experiment.toml"}
-        for kind in ("strategy", "client", "selector", "aggregator", "transform", "dataset", "flower")
+        for kind in ("strategy", "client", "selector", "aggregator", "transform", "dataset", "measure", "flower")
     },
     "experiment": {
         "test_$name.py": "experiment_test.py",
@@ -68,6 +68,7 @@ PLAIN: Mapping[str, str] = {
     "strategy": '[strategy]\nkind = "fedavg"',
     "client": '[client]\nkind = "sgd"',
     "more": "",
+    "metrics": "",
     "flower": "",
 }
 """What stands in the experiment of a scaffold for its words, unless this is what is written."""
@@ -99,6 +100,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
     "selector": {"selection": 'kind = "$file"\nshare = 0.5'},
     "aggregator": {"more": '[aggregation]\nkind = "$file"\nfactor = 1.0\n\n'},
     "transform": {"more": '[[transforms]]\nkind = "$file"\nlevels = 127\n\n'},
+    "measure": {"metrics": '\nmetrics = [{ kind = "$file", least = 5 }, "auroc"]'},
     "dataset": {
         "dataset": '{ kind = "$file", noise = 0.2 }',
         "data": "points around two rings, 100 clients alike",
