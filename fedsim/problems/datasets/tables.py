@@ -68,8 +68,8 @@ class Table(ABC):
     """
     label_ending: str = ""
     """An ending that is taken off labels, such as the dot of a published test file."""
-    merge: dict[str, Markers] = Field(default_factory=dict)
-    """Labels that are one class, under its name, as in { ill = ["1", "2"] }."""
+    merge: dict[str, Markers] | None = None
+    """Labels that are one class, under its name, as in { ill = ["1", "2"] }. Not given: each is one."""
     task: Task = "classification"
     """classification numbers the distinct labels in their order from 0; regression takes them as numbers, of whole ones
     too; tags are columns of 0 and 1, or of true and false.
@@ -295,7 +295,7 @@ class Table(ABC):
         from fedsim.problems.datasets.labels import in_order, no_classes, places
 
         name, texts = cells.names[label], self._written(cells, label)
-        for merged, ones in self.merge.items():
+        for merged, ones in (self.merge or {}).items():
             absent = sorted(set(ones) - set(texts))
             if absent or not ones:
                 fault = f"no label in column {name!r} is {absent[0]!r}" if absent else f"{merged!r} has no label"
