@@ -18,6 +18,7 @@ from fedsim.core.memory import no_room
 from fedsim.core.near import name_one
 from fedsim.nets.heads import Head, head_of
 from fedsim.nets.losses import IGNORED, Loss, Targets, loss_of
+from fedsim.nets.normalisation import Statistics
 from fedsim.problems.base import choose_device
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.datasets.base import TARGETS, Task
@@ -40,6 +41,7 @@ def supervised(
     task: Task | None = None,
     num_classes: int | None = None,
     head: Mapping[str, Any] | Head | str | int | None = None,
+    statistics: Statistics | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Supervised:
@@ -56,8 +58,9 @@ def supervised(
     numbers, binary_cross_entropy of tags. task: `classification`, `regression` or `tags`; by default what the loss is
     for, or else whole numbers are classes and floats targets of a regression. num_classes: how many classes there are,
     where labels need not have all. head: where in what the model returns its outputs are, as a key, an attribute or a
-    place of a tuple, or a table of the options of `problem.head`. device: `auto`, `cpu` or `cuda`. dtype: torch.float32
-    or torch.float64.
+    place of a tuple, or a table of the options of `problem.head`. statistics: what becomes of the running statistics of
+    batch normalisation, `averaged` (by default), `pooled` or `frozen`; see `problem.normalisation`. device: `auto`,
+    `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
     """
     if dtype not in (torch.float32, torch.float64):
         raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
@@ -94,7 +97,16 @@ def supervised(
     partition.check(dataset)
     try:
         device = choose_device(device, "device")
-        return Supervised(dataset, partition, model, loss=named, head=head_of(head), device=device, dtype=dtype)
+        return Supervised(
+            dataset,
+            partition,
+            model,
+            loss=named,
+            head=head_of(head),
+            device=device,
+            dtype=dtype,
+            statistics=statistics,
+        )
     except (MemoryError, RuntimeError) as error:
         if not no_room(error):
             raise
