@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedsim.core.streams import Streams
-from fedsim.nets.functional import Functional
+from fedsim.nets.functional import Flat, Functional
 from fedsim.nets.prepared import prepare
 from fedsim.problems.models.convolutional import CNN, LeNet, ResNet
 from fedsim.problems.models.layers import initialise
@@ -53,6 +53,25 @@ def test_images_of_known_layers_lie_with_their_channels_innermost_and_gradients_
     wanted = torch.autograd.grad(expected.square().sum(), list(wide.values()))
     for gradient, own in zip(gradients, wanted, strict=True):
         assert torch.allclose(gradient.double(), own, rtol=1e-3, atol=1e-4 * float(own.abs().max()))
+
+
+@pytest.mark.parametrize("innermost", [True, False])
+def test_gradients_of_flattened_images_lie_as_the_images_do(innermost):
+    """Else a pooling before it copies gradients of its whole input there and back."""
+    flat, order = Flat(), torch.channels_last if innermost else torch.contiguous_format
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(memory_format=order).requires_grad_()
+    weight = torch.arange(96.0).view(2, 48)
+    (gradient,) = torch.autograd.grad((flat(x) * weight).sum(), x)
+    assert gradient.is_contiguous(memory_format=order)
+    assert torch.equal(gradient, weight.view(2, 3, 4, 4))
+    with torch.no_grad():
+        assert torch.equal(flat(x), x.reshape(2, 48))
+
+
+def test_a_known_networks_flattening_is_such_a_one():
+    model = prepare(LeNet().build((1, 28, 28), 10, 0))
+    bound, _ = Functional(model).bind(model.parameters())
+    assert any(type(part) is Flat for part in bound.modules())
 
 
 @pytest.mark.parametrize(
