@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fedsim.nets.attention import Attention
+
 
 @dataclass(frozen=True)
 class Footprint:
     """activations: numbers that the forward pass of one example makes, unfolded patches of convolutions included.
 
-    operations: its multiply-adds; every parameter counts at least once.
+    operations: its multiply-adds; every parameter counts at least once, those of recurrent layers for all their steps.
     """
 
     activations: int
@@ -23,8 +25,15 @@ def footprint(model: nn.Module, example: Tensor) -> Footprint:
     """Run `model` on one example, [1, ...], and count."""
     activations, operations = example.numel(), sum(parameter.numel() for parameter in model.parameters())
 
-    def count(part: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:  # noqa: ARG001
+    def count(part: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
         nonlocal activations, operations
+        if isinstance(part, Attention):
+            tokens, width = inputs[0].numel() // inputs[0].shape[-1], inputs[0].shape[-1]
+            pairs = tokens * inputs[0].shape[-2]
+            activations += 4 * inputs[0].numel() + (3 * pairs * part.num_heads if part.drop is not None else 0)
+            operations += (tokens - 1) * part.in_proj_weight.numel() + 2 * pairs * width
+        elif isinstance(part, nn.GRU) and isinstance(output, tuple):
+            activations += 10 * part.num_layers * output[0].numel()  # of each step what gates and states are made of
         if not isinstance(output, Tensor):
             return
         activations += output.numel()
@@ -32,6 +41,8 @@ def footprint(model: nn.Module, example: Tensor) -> Footprint:
             positions = output[0, 0].numel()
             activations += positions * part.weight[0].numel()
             operations += (positions - 1) * part.weight.numel()
+        elif isinstance(part, nn.Linear):
+            operations += (output.numel() // part.out_features - 1) * part.weight.numel()
 
     hooks = [part.register_forward_hook(count) for part in model.modules()]
     try:

@@ -36,6 +36,8 @@ from fedsim.nets.together import hiding
 
 WORTH_A_CALL = 10_000_000
 """Multiply-adds from which a convolutional network's forward pass is faster for one client than for a stack of them."""
+WORTH_A_STEP = 50_000
+"""The same of a network with LSTMs, for one step of its sequences."""
 
 Lowered = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 """(parameters by name, each [C, ...]; inputs [C, B, ...]) -> outputs [C, B, ...]."""
@@ -64,13 +66,16 @@ IMAGEWISE = (
 def loses_to_a_loop(model: nn.Module, operations: int) -> bool:
     """Whether PyTorch's own CPU kernels, which a stack cannot use, make a loop over the clients the faster way.
 
-    operations: multiply-adds of a forward pass of one client's batch. With recurrent layers the loop already runs at
-    the speed of the arithmetic; with convolutions it does where a batch is enough work for one call.
+    operations: multiply-adds of a forward pass of one client's batch, of recurrent layers those of one step. With
+    LSTMs and convolutions the loop runs at the speed of the arithmetic where a batch is enough work for one call; GRUs
+    and attention have no such kernels.
     """
-    if any(isinstance(part, nn.RNNBase) for part in model.modules()):
+    kinds = [type(part) for part in model.modules()]
+    if any(issubclass(kind, nn.RNN) for kind in kinds):
         return True
-    convolutional = any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
-    return convolutional and operations > WORTH_A_CALL
+    recurrent = any(issubclass(kind, nn.LSTM) for kind in kinds)
+    convolutional = any(issubclass(kind, nn.modules.conv._ConvNd) for kind in kinds)
+    return (recurrent and operations > WORTH_A_STEP) or (convolutional and operations > WORTH_A_CALL)
 
 
 def lower(model: nn.Module, prefix: str = "") -> Lowered:

@@ -98,7 +98,13 @@ def test_auto_takes_the_loop_for_large_convolutions_on_a_cpu_and_for_what_cannot
     small = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
     # 36 places times 9 times 3,000, and 3 times as many outputs: 1.3 million multiply-adds an example; batches have 12.
     large = nn.Sequential(nn.Conv2d(1, 3000, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108000, 3))
-    recurrent = nn.Sequential(nn.Flatten(2), nn.LSTM(8, 4, batch_first=True), LastStep(), nn.Linear(4, 3))
+
+    def recurrent(layer: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Flatten(2), layer, LastStep(), nn.Linear(layer.hidden_size, 3))
+
+    # 4 x 30 x (8 + 30 + 2) + 93 parameters, of batches of 12: 58,716 multiply-adds a step.
+    lstm, gru = nn.LSTM(8, 30, batch_first=True), nn.GRU(8, 30, batch_first=True)
+    short, other = nn.LSTM(8, 4, batch_first=True), nn.RNN(8, 4, batch_first=True)
 
     class Hidden(nn.Module):
         def __init__(self) -> None:
@@ -109,7 +115,9 @@ def test_auto_takes_the_loop_for_large_convolutions_on_a_cpu_and_for_what_cannot
             return self.body(x) if float(self.body.bias.detach().sum()) < 9 else x
 
     expected = [(images, small, "stacked"), (images, large, "loop"), (blobs(), Hidden(), "loop")]
-    expected += [(blobs(), mlp(), "stacked"), (blobs(shape=(8, 8)), recurrent, "loop")]
+    steps = blobs(shape=(8, 8))
+    expected += [(blobs(), mlp(), "stacked"), (steps, recurrent(lstm), "loop"), (steps, recurrent(short), "stacked")]
+    expected += [(steps, recurrent(gru), "stacked"), (steps, recurrent(other), "loop")]
     for data, model, name in expected:
         problem = fedsim.supervised(**data, model=model, device="cpu")
         assert Executor(problem, Sgd(epochs=1), Streams(0)).name == name

@@ -10,9 +10,11 @@ from fedsim.core.errors import InputError
 from fedsim.core.plugins import make
 from fedsim.core.streams import Streams
 from fedsim.nets.dropout import Draw
+from fedsim.nets.footprint import footprint
 from fedsim.nets.losses import CrossEntropy
 from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
 from fedsim.nets.prepared import prepare
+from fedsim.nets.sequences import MeanStep
 from fedsim.nets.stack import Layout, Stack
 from fedsim.problems.models.convolutional import CNN, LeNet, ResNet
 from fedsim.problems.models.dense import MLP, Logistic
@@ -178,3 +180,17 @@ def test_dropout_draws_by_name_and_alike_in_every_network():
 def test_what_cannot_be_simulated_exactly_is_refused_with_a_remedy(model, part):
     with pytest.raises(InputError, match=part):
         prepare(model)
+
+
+def test_a_footprint_counts_each_place_of_a_sequence():
+    """Linear of 3 to 8 at 5 places; attention of 8 with its 3 products, and 25 pairs of places twice; 8 to 2 once."""
+
+    def model(dropout: float) -> nn.Module:
+        layer = nn.TransformerEncoderLayer(8, 2, 6, dropout, batch_first=True)
+        return prepare(nn.Sequential(nn.Linear(3, 8), layer, MeanStep(), nn.Linear(8, 2)))
+
+    extra = (5 - 1) * (3 * 8 + 3 * 64 + 64 + 2 * 48) + 2 * 25 * 8
+    found, still = (footprint(model(dropout), torch.ones(1, 5, 3)) for dropout in (0.3, 0.0))
+    assert found.operations == sum(own.numel() for own in model(0.3).parameters()) + extra
+    # Without dropout no weights of 2 heads are kept, thrice.
+    assert found.activations == still.activations + 3 * 2 * 25

@@ -11,10 +11,10 @@ from typing import Protocol
 from torch import nn
 
 from fedsim.nets.layers import Residual
-from fedsim.nets.sequences import LastStep
+from fedsim.nets.sequences import LastStep, MeanStep, Steps
 from fedsim.problems.models.layers import initialise
 
-__all__ = ["LastStep", "Model", "Residual", "initialise"]
+__all__ = ["LastStep", "MeanStep", "Model", "Residual", "Steps", "initialise"]
 
 
 class Model(Protocol):
