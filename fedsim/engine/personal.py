@@ -10,7 +10,7 @@ from torch import Tensor
 from fedsim.engine.cohort import JUDGED
 from fedsim.engine.executor import Executor
 from fedsim.nets.network import Network
-from fedsim.nets.private import Private
+from fedsim.nets.stack import Stack
 from fedsim.parallel.cores import one_core_an_operation, spread
 from fedsim.problems.base import EVALUATED_AT_ONCE
 from fedsim.problems.judged import Rows
@@ -42,27 +42,29 @@ def personal_outputs(executor: Executor, params: Tensor, own: Tensor, rows: Rows
     assert network is not None
     private = model.private
     assert private is not None
-    together = max(1, EVALUATED_AT_ONCE // (JUDGED * model.footprint.activations))
+    width = min(JUDGED, max(2, int(count.max())))  # that of no part of the clients, which would change the bits
+    together = max(1, EVALUATED_AT_ONCE // (width * model.footprint.activations))
     begin = count.cumsum(0) - count
     having = (count > 0).nonzero().flatten()
 
     def outputs(clients: Tensor) -> Tensor:
-        return _outputs(network, private, params, own[clients], rows, begin[clients], count[clients])
+        models = private.layout.stack(private.join(params, own[clients]))
+        return _outputs(network, models, rows, begin[clients], count[clients], width)
 
     with one_core_an_operation():
         return torch.cat(spread(outputs, torch.split(having, together)))
 
 
-def _outputs(
-    network: Network, private: Private, params: Tensor, own: Tensor, rows: Rows, begin: Tensor, count: Tensor
-) -> Tensor:
-    """The outputs of k clients, one after the other. begin, count: where their examples are in `rows`, int64 [k]."""
-    models, numbers = private.layout.stack(private.join(params, own)), rows.numbers
-    found: list[Tensor] = []
-    for first in range(0, int(count.max()), JUDGED):
-        place = first + torch.arange(JUDGED, device=count.device)
+def _outputs(network: Network, models: Stack, rows: Rows, begin: Tensor, count: Tensor, width: int) -> Tensor:
+    """The outputs of k clients, one after the other.
+
+    begin, count: where their examples are in `rows`, int64 [k]. width: of so many examples of each at a time.
+    """
+    numbers, found = rows.numbers, list[Tensor]()
+    for first in range(0, int(count.max()), width):
+        place = first + torch.arange(width, device=count.device)
         inside = place < count.unsqueeze(1)
         index = numbers[begin.unsqueeze(1) + torch.where(inside, place, 0)]
         found.append(network.outputs(models, rows.x[index]))
-    place = torch.arange(len(found) * JUDGED, device=count.device)
+    place = torch.arange(len(found) * width, device=count.device)
     return torch.cat(found, dim=1)[place < count.unsqueeze(1)]
