@@ -20,6 +20,7 @@ from fedsim.core import schedules, streams
 from fedsim.core.cache import digest, kept
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
+from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.engine import batches
 from fedsim.engine import cohort as cohorts
@@ -118,6 +119,9 @@ def classifiers(
     device = torch.device(device)
     module = build_model(model, dataset, Streams(seed))
     kind = type(model)
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
+        remedy = "these classifiers have no running statistics, as batch normalisation does; take another norm"
+        raise InputError("problem.model", kind_of("models", model), remedy)
     described = [kind.__module__, kind.__qualname__, repr(model), repr(training), seed]
     arrays = (dataset.x, dataset.y, partition.order, partition.offset)
     key = digest(described, device, (*TRAINED_BY, model_layers, sys.modules[__name__]), (kind,), arrays)

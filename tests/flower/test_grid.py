@@ -54,6 +54,16 @@ def test_any_number_of_nodes_gives_the_result_of_one_process(method, nodes):
     assert theirs.status == "finished"
 
 
+def test_running_statistics_are_those_of_one_process():
+    model = {"kind": "mlp", "hidden": [8], "norm": "batch"}
+    problem = {"dataset": "digits", "model": model, "normalisation": {"statistics": "pooled"}}
+    experiment = tiny(rounds=2, problem=problem)
+    ours, theirs = fedsim.run(experiment, save=False), on_grid(experiment)
+    assert (ours.params - ours.problem.initial())[-16:].abs().min() > 0, "no statistic has moved"
+    torch.testing.assert_close(theirs.params, ours.params, **SAME)
+    assert theirs.history["bytes_up"] == ours.history["bytes_up"]
+
+
 @pytest.mark.parametrize("nodes", [1, 3])
 @pytest.mark.parametrize(
     "row",

@@ -173,11 +173,13 @@ def test_each_classifier_starts_from_draws_of_its_own(tmp_path):
     assert (params[0] - params[1]).abs().mean() > 0.05
 
 
-def test_a_training_that_diverges_is_refused(tmp_path):
+def test_a_training_that_diverges_and_a_model_with_running_statistics_are_refused(tmp_path):
     data = Digits().load(DataFolder())
     partition = by_class(data.y, 10, 2, 1.0, np.random.default_rng(0))
     with pytest.raises(InputError, match=r"^problem.lr = 1e\+30"):
         classifiers.classifiers(data, partition, MLP(), Fit(epochs=1, lr=1e30), 0, DEVICE, tmp_path)
+    with pytest.raises(InputError, match=r"^problem\.model = mlp: these classifiers have no running statistics"):
+        classifiers.classifiers(data, partition, MLP(norm="batch"), Fit(epochs=1), 0, DEVICE, tmp_path)
 
 
 def test_a_build_depends_on_its_own_seed_alone():
