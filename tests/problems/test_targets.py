@@ -321,3 +321,25 @@ def test_a_file_of_tags_is_learnt_by_a_built_in_model(tmp_path, monkeypatch):
     )
     assert 0.0 <= found.history["test_accuracy"][-1] <= 1.0
     assert (tmp_path / "run" / "partition.png").exists()
+
+
+def test_a_function_of_places_has_no_part_of_those_that_do_not_count():
+    """A loss of each place, which is no number where nothing counts."""
+
+    def own(outputs: Tensor, targets: Tensor) -> Tensor:
+        each = -torch.log_softmax(outputs, dim=-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return each.where(targets != IGNORED, torch.nan)
+
+    for client in (SGD, {"kind": "fedzo", "steps": 1, "batch_size": 4, "lr": 0.1}):
+        ends = [
+            fedsim.run(rounds=1, problem=problem("a class a token", loss=loss), client=client, save=False).params
+            for loss in (own, None)
+        ]
+        assert torch.allclose(*ends, rtol=0, atol=1e-9)
+
+
+def test_labels_of_several_places_are_not_made_noisy(tmp_path):
+    np.savez(tmp_path / "a.npz", x=X.reshape(ROWS, -1), y=CLASSES)
+    tables = {"problem": {"dataset": {"kind": "npz", "path": "a.npz"}, "model": "logistic"}}
+    with pytest.raises(InputError, match=r"^partition\.noise = 0\.5: only class labels can be replaced"):
+        fedsim.run(**tables, partition={"kind": "iid", "clients": 2, "noise": 0.5}, data_dir=tmp_path, save=False)
