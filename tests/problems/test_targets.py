@@ -226,12 +226,13 @@ def test_the_picture_has_every_place_and_tag(monkeypatch, tmp_path):
 
 
 def test_accuracy_is_the_share_of_places_that_count_and_of_tags():
-    """Outputs that are right at the first place alone, of three that count; and one of two tags."""
+    """Outputs that are right at the first place alone, of three that count; and two of three tags."""
     z = torch.tensor([[[9.0, 0.0], [9.0, 0.0], [9.0, 0.0], [9.0, 0.0]]])
     loss = CrossEntropy().fitted(torch.tensor([[0, 1, 1, IGNORED]]), "classes", 2)
     assert loss.correct(z, torch.tensor([[0, 1, 1, IGNORED]])).tolist() == pytest.approx([1 / 3])
-    tagged = BinaryCrossEntropy().fitted(torch.tensor([[1.0, 0.0]]), "tags", 2)
-    assert tagged.correct(torch.tensor([[2.0, 2.0]]), torch.tensor([[1.0, 0.0]])).tolist() == [0.5]
+    y = torch.tensor([[1.0, 0.0, 0.0]])
+    tagged = BinaryCrossEntropy().fitted(y, "tags", 3)
+    assert tagged.correct(torch.tensor([[2.0, 2.0, -2.0]]), y).tolist() == pytest.approx([2 / 3])
 
 
 ROW = "a,b,u,v,y\n0.5,1,0,True,3\n1.5,2,1,False,4\n2.5,3,0,True,3\n"
