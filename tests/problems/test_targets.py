@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional
 import fedsim
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
+from fedsim.engine.cohort import Cohort
 from fedsim.nets.fused import fits
 from fedsim.nets.losses import IGNORED, BinaryCrossEntropy, CrossEntropy
 from fedsim.problems.datasets.arrays import NPZ
@@ -344,3 +346,8 @@ def test_labels_of_several_places_are_not_made_noisy(tmp_path):
     tables = {"problem": {"dataset": {"kind": "npz", "path": "a.npz"}, "model": "logistic"}}
     with pytest.raises(InputError, match=r"^partition\.noise = 0\.5: only class labels can be replaced"):
         fedsim.run(**tables, partition={"kind": "iid", "clients": 2, "noise": 0.5}, data_dir=tmp_path, save=False)
+
+
+def test_a_client_that_counts_classes_needs_one_an_example():
+    with pytest.raises(InputError, match=r"^problem\.dataset = tags: a client that counts classes"):
+        Cohort.class_counts(SimpleNamespace(data=problem("tags").data))
