@@ -417,9 +417,16 @@ def _values(made: Any) -> dict[str, Any]:
             kind = getattr(type(value), "kind", None)
             value = ({} if kind is None else {"kind": kind}) | _values(value)
         if value is not None:
-            found[field.name] = list(value) if isinstance(value, tuple) else value
+            found[field.name] = _plain(value)
     for option, inner in made.made.items() if isinstance(made, HasPlugins) else ():
         group = made.parts[option]
         several = isinstance(inner, tuple)
         found[option] = [described(group, one) for one in inner] if several else described(group, inner)
     return found
+
+
+def _plain(value: Any) -> Any:
+    """A value with lists in place of tuples, in tables too."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
