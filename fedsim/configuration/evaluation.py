@@ -12,10 +12,10 @@ from fedsim.configuration.bases import hold_base
 from fedsim.core.errors import InputError
 from fedsim.core.measures import ALWAYS, NOTHING, UNDEFINED, Asked, lower_is_better
 from fedsim.core.options import NonNegativeInt, PositiveInt, Seconds, options
-from fedsim.core.plugins import HasPlugins
+from fedsim.core.plugins import HasPlugins, kind_of
 from fedsim.core.streams import Streams
 from fedsim.problems.base import Trial
-from fedsim.problems.measures import Accuracy, Measure, tables
+from fedsim.problems.measures import Measure, tables
 from fedsim.problems.measures.base import LABEL
 
 Measurable = Literal["test", "train"]
@@ -121,7 +121,8 @@ class Evaluation(HasPlugins):
                 )
             if not LABEL.fullmatch(label):
                 raise InputError(option, label, "its columns would be called so; give it a name = ... of small letters")
-            if RESERVED.fullmatch(label) or (label in ALWAYS and (label, type(measure)) != ("accuracy", Accuracy)):
+            taken = label in ALWAYS and kind_of("measures", measure) != label
+            if taken or RESERVED.fullmatch(label):
                 raise InputError(option, label, "columns of other measures are called so; give it another name = ...")
             labels.append(label)
 

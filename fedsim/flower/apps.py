@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def server_app(
         result = execute(
             checked,
             engine=engine,
-            callbacks=[*callbacks, partial(_say, checked.rounds)],
+            callbacks=[*callbacks, partial(_say, checked.rounds, checked.evaluation.asked)],
             out=out or str(config.get("out", "")) or None,
             force=force,
             save=save,
@@ -156,9 +156,10 @@ def _refuse_devices(experiment: Experiment) -> None:
         )
 
 
-def _say(rounds: int | None, seen: Round) -> None:
-    """Print a line a row, which Flower shows in its log."""
-    names = ("train_loss", "test_loss", "test_accuracy", "personal_loss", "personal_accuracy")
+def _say(rounds: int | None, asked: Iterable[str], seen: Round) -> None:
+    """Print a line a row, which Flower shows in its log. asked: measures beside loss and accuracy."""
+    said = ("train_loss", "test_loss", "test_accuracy", "personal_loss", "personal_accuracy")
+    names = dict.fromkeys((*said, *(f"{whose}_{label}" for label in asked for whose in ("test", "personal"))))
     measures = [f"{name} {seen.row[name]:.4f}" for name in names if name in seen.row]
     end = f", {seen.row['time']:.1f} s" if rounds is None else f"/{rounds}"
     tell(f"round {seen.row['round']}{end}: {', '.join(measures)}")

@@ -268,7 +268,7 @@ def _quantity(column: str, asked: Asked) -> str:
 
 def _is_noise(column: str, asked: Asked) -> bool:
     """Tell whether a column would hide the others: one client's, a spread, or a band for each attack."""
-    return column.endswith(("_worst", "_std")) or (column.endswith("_p10") and attack_of(column, asked) != "")
+    return column.endswith(("_worst", "_std")) or (column.endswith(("_p10", "_p90")) and attack_of(column, asked) != "")
 
 
 def _label(column: str, asked: Asked) -> str:

@@ -249,16 +249,14 @@ class Judged:
 
     def hold_suiting(self, metrics: Sequence[Measure], sets: Mapping[str, Rows]) -> None:
         """InputError: a measure does not suit the targets, or is undefined on a set, whatever the outputs are."""
+        targets = {name: self._counted(self._nothing(rows), rows).targets for name, rows in sets.items() if metrics}
         for number, measure in enumerate(metrics):
             with naming(f"metrics.{number}"):
                 measure.check(self.data.task, self._width)
-                for name, rows in sets.items():
-                    why = measure.undefined(self._counted(self._nothing(rows), rows).targets)
-                    if why is not None:
-                        held = HELD[name]
-                        raise InputError(
-                            "kind", measure.label, f"is undefined on the {held} examples: {why}; leave it out"
-                        )
+                for name, held in targets.items():
+                    if (why := measure.undefined(held)) is not None:
+                        remedy = f"is undefined on the {HELD[name]} examples: {why}; leave it out"
+                        raise InputError("kind", measure.label, remedy)
 
     @property
     def _width(self) -> int:

@@ -378,17 +378,17 @@ def test_the_table_of_a_sweep_has_mean_and_deviation():
         outcome("lr=1", 0, "finished", test_accuracy=0.8, test_loss=0.5),
         outcome("lr=1", 1, "stopped", test_accuracy=0.9, test_loss=None),
         outcome("lr=1", 2, "failed"),
-        outcome("lr=2", 0, "diverged", test_accuracy=0.1, test_loss=2.0),
+        outcome("lr=2", 0, "diverged", test_accuracy=0.1, test_loss=2.0, test_mae=0.25, client_mae_p90=0.5),
         outcome("lr=3", 0, "failed"),
     ]
     Console(width=120, file=printed).print(words.sweep_table(outcomes))
     rows = [[cell.strip() for cell in re.split("[┃│]", line)] for line in printed.getvalue().splitlines()]
-    assert rows[0] == ["experiment", "seeds", "test loss", "test accuracy"]
+    assert rows[0] == ["experiment", "seeds", "test loss", "test accuracy", "test mae"]
     # 0.8 and 0.9: mean 0.85, deviation sqrt(2 * 0.05^2 / 1) = 0.0707.
     assert rows[2:5] == [
-        ["digits/lr=1", "3 (1 failed)", "not finite", "0.8500 ± 0.0707"],
-        ["digits/lr=2", "1 (1 diverged)", "2.0000", "0.1000"],
-        ["digits/lr=3", "1 (1 failed)", "-", "-"],
+        ["digits/lr=1", "3 (1 failed)", "not finite", "0.8500 ± 0.0707", "-"],
+        ["digits/lr=2", "1 (1 diverged)", "2.0000", "0.1000", "0.2500"],
+        ["digits/lr=3", "1 (1 failed)", "-", "-", "-"],
     ]
 
 

@@ -369,11 +369,12 @@ def test_strategies_that_need_declared_durations_say_so(strategy):
 
 
 def test_a_run_says_how_far_it_is(clock, capsys):
-    experiment = five({"kind": "fedbuff", "size": 2}, rounds=20, evaluation={"every": 5})
+    experiment = five({"kind": "fedbuff", "size": 2}, rounds=20, evaluation={"every": 5, "metrics": "f1_macro"})
     grid = TimedGrid(client_app(experiment), partitions(5), clock, SECONDS)
     server_app(experiment, save=False)(grid, Context(1, 1, {}, RecordDict(), {}))
     said = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in said] == ["round 5/20", "round 10/20", "round 15/20", "round 20/20"]
+    assert all(", test_f1_macro 0." in line for line in said)
     tables = {"strategy": {"kind": "fedfix", "window": 0.5}, "evaluation": {"every_seconds": 1.0}}
     timed_ = fedsim.experiment(**{**experiment.resolved(), "duration": 2.0, **tables} | {"rounds": 1000})
     grid = TimedGrid(client_app(timed_), partitions(5), clock, SECONDS)

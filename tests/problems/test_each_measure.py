@@ -174,11 +174,12 @@ def test_calibration_is_the_gap_of_confidence_and_accuracy_in_bins(bins):
         right = (said == targets)[own].double()
         gap += abs(float(right.sum() - confidence[own].sum())) / len(targets)
     assert measure({"kind": "ece", "bins": bins})(outputs, targets) == pytest.approx(gap, rel=1e-12)
-    # Outputs 0 and 0 of two classes are confident by a half, which is the upper end of the first of two bins.
+    # Outputs 0 and 0 of two classes are confident by a half, the upper end of the first of two bins, and here wrong;
+    # the second example is right, and its gap must not be set off against the first's.
     even = torch.tensor([[0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     away = 1.0 / (1.0 + math.exp(-1.0))
     expected = (0.5 + abs(1.0 - away)) / 2
-    assert measure({"kind": "ece", "bins": 2})(even, torch.tensor([0, 1])) == pytest.approx(expected, rel=1e-12)
+    assert measure({"kind": "ece", "bins": 2})(even, torch.tensor([1, 1])) == pytest.approx(expected, rel=1e-12)
 
 
 CLIENTS = torch.tensor([0, 7, 1, 20, 0, 32])

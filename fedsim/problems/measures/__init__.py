@@ -6,11 +6,9 @@ Authors of measures find here all that they need.
 from fedsim.core.options import PositiveFloat, PositiveInt, options
 from fedsim.nets.losses import Targets
 from fedsim.problems.measures.base import Grouped, Measure, owners, sums
-from fedsim.problems.measures.means import Accuracy
 from fedsim.problems.measures.names import tables
 
 __all__ = [
-    "Accuracy",
     "Grouped",
     "Measure",
     "PositiveFloat",
