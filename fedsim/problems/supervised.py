@@ -25,12 +25,13 @@ from fedsim.core.streams import Streams
 from fedsim.nets.footprint import footprint
 from fedsim.nets.functional import Functional
 from fedsim.nets.heads import AnyHead, Head
-from fedsim.nets.losses import IGNORED, hold_loss
+from fedsim.nets.losses import hold_loss
 from fedsim.nets.normalisation import MEAN, SECOND, Statistics, layers_of, statistics_of, vector_parts
 from fedsim.nets.prepared import prepare
 from fedsim.nets.private import Private
 from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import spread
+from fedsim.plots.labels import PARTITION
 from fedsim.problems.attacked import attacked, attacked_measures
 from fedsim.problems.base import (
     CLIENTS_EVALUATED,
@@ -41,6 +42,7 @@ from fedsim.problems.base import (
     Trial,
 )
 from fedsim.problems.datasets import Dataset
+from fedsim.problems.dealt import draw_labels, owners_names
 from fedsim.problems.judged import Judged, Rows, ranges
 from fedsim.problems.measures import Measure
 from fedsim.problems.modules import (
@@ -292,35 +294,13 @@ class Supervised:
         return found if private is None else {name: found[name] for name in found if name not in private.own.names}
 
     def illustrate(self, place: Callable[[str], Path], params: Tensor) -> None:  # noqa: ARG002
-        """Draw which classes or tags the clients have, or how large their numbers are; of several numbers nothing."""
-        from fedsim import plots
-        from fedsim.plots.labels import PARTITION
-
-        data, split = self.dataset, self.partition
-        if data.task == "numbers" and data.y.ndim > 1:
-            return
-        kinds = data.told.get("classes") or [
-            str(label) for label in range(data.outputs if data.task != "numbers" else 0)
-        ]
-        labels, order, offset = data.y, split.order, split.offset
-        if labels.ndim > 1:  # all labels of an example, one after the other, come in its place
-            dealt = labels[order].reshape(len(order), -1)
-            held = dealt > 0 if data.task == "tags" else dealt != IGNORED
-            labels = held.nonzero()[1] if data.task == "tags" else dealt[held]
-            order, offset = np.arange(len(labels)), np.concatenate(([0], np.cumsum(held.sum(axis=1))))[offset]
-        plots.label_distribution(plots.Dealt(labels, offset, order, kinds, self.names), place(PARTITION))
+        """Draw what labels the clients have."""
+        draw_labels(self.dataset, self.partition, self.names, place(PARTITION))
 
     @cached_property
     def names(self) -> list[str] | None:
-        """What the clients are called, where each is one of the owners that the data set names."""
-        owner, known = self.dataset.owner, self.dataset.told.get("owners")
-        if owner is None or not known:
-            return None
-        owners, begin = owner[self.partition.order], self.partition.offset[:-1]
-        lowest, highest = np.minimum.reduceat(owners, begin), np.maximum.reduceat(owners, begin)
-        if (lowest != highest).any() or len(np.unique(lowest)) < len(lowest):
-            return None
-        return [str(known[code]) for code in lowest]
+        """What the clients are called, where the data set names the owner that each of them is."""
+        return owners_names(self.dataset, self.partition)
 
     def provenance(self) -> Mapping[str, Any]:
         """Where the data are from and what was done to them; see `Dataset`."""

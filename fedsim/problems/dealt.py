@@ -1,0 +1,40 @@
+"""What clients have been dealt: what they are called, and a picture of their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.nets.losses import IGNORED
+from fedsim.problems.datasets import Dataset
+from fedsim.problems.partitions.base import Partition
+
+
+def owners_names(data: Dataset, partition: Partition) -> list[str] | None:
+    """What the clients are called, where each is one of the owners that the data set names."""
+    owner, known = data.owner, data.told.get("owners")
+    if owner is None or not known:
+        return None
+    owners, begin = owner[partition.order], partition.offset[:-1]
+    lowest, highest = np.minimum.reduceat(owners, begin), np.maximum.reduceat(owners, begin)
+    if (lowest != highest).any() or len(np.unique(lowest)) < len(lowest):
+        return None
+    return [str(known[code]) for code in lowest]
+
+
+def draw_labels(data: Dataset, split: Partition, names: Sequence[str] | None, path: Path) -> None:
+    """Draw which classes or tags the clients have, or how large their numbers are; of several numbers nothing."""
+    from fedsim import plots
+
+    if data.task == "numbers" and data.y.ndim > 1:
+        return
+    kinds = data.told.get("classes") or [str(label) for label in range(data.outputs if data.task != "numbers" else 0)]
+    labels, order, offset = data.y, split.order, split.offset
+    if labels.ndim > 1:  # all labels of an example, one after the other, come in its place
+        dealt = labels[order].reshape(len(order), -1)
+        held = dealt > 0 if data.task == "tags" else dealt != IGNORED
+        labels = held.nonzero()[1] if data.task == "tags" else dealt[held]
+        order, offset = np.arange(len(labels)), np.concatenate(([0], np.cumsum(held.sum(axis=1))))[offset]
+    plots.label_distribution(plots.Dealt(labels, offset, order, kinds, names), path)
