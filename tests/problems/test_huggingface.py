@@ -197,3 +197,27 @@ def test_offsets_that_lead_out_of_a_file_are_refused(tmp_path):
 def test_more_than_the_memory_holds_is_refused(folder, monkeypatch):
     monkeypatch.setattr("fedsim.core.data_files.room", lambda: 500)
     refusal(HuggingFace(path="saved", inputs=["image"]), folder, "and this machine has", "name fewer columns")
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "shown"),
+    [
+        ([[1, 0], [0, 1], [1, 1]], "tags", ("tags", 2, ())),
+        ([[1, 0], [0, 1], [1, 1]], "regression", ("numbers", 2, ())),
+        ([[1, 4], [-100, 2], [0, -100]], "classification", ("classes", 5, (2,))),
+    ],
+)
+def test_lists_are_several_labels_of_an_example(folder, values, task, shown):
+    """Those of a saved folder and of a test split, in their order."""
+    columns = {"image": None, "writer": None, "a": [0.5, 1.5, 2.5], "several": values}
+    for split in ("train", "test"):
+        save(folder.path / "lists" / split, table(3, **columns))
+    (folder.path / "lists" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    found = HuggingFace(path="lists", target="several", inputs=["a"], task=task).load(folder)
+    assert (found.task, found.outputs, found.places) == shown
+    assert found.y.tolist() == found.y_test.tolist() == values
+
+
+def test_lists_of_texts_are_no_labels(folder):
+    save(folder.path / "texts", table(2, image=None, a=[0.5, 1.5], several=[["u"], ["v"]]))
+    refusal(HuggingFace(path="texts", target="several", inputs=["a"]), folder, "target = several: holds texts")

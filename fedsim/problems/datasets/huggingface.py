@@ -14,7 +14,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, Texts, options
 from fedsim.problems.datasets.arrays import coded_owners, coded_targets, single
 from fedsim.problems.datasets.arrow import PATH
-from fedsim.problems.datasets.base import SHARE, Dataset, Indices, hold_unsplit, split_off
+from fedsim.problems.datasets.base import SHARE, Dataset, Indices, Task, hold_unsplit, split_off
 from fedsim.problems.datasets.hub import (
     TESTS,
     TRAIN,
@@ -45,7 +45,9 @@ class HuggingFace:
     inputs: Texts | None = None
     """The columns that are learned from: one of images or of lists, or several of numbers. Not given: all others."""
     target: str = "label"
-    """The column of the labels. Those of a ClassLabel are its classes, in its order."""
+    """The column of the labels. Those of a ClassLabel are its classes, in its order; lists of one length are several of
+    an example.
+    """
     owner: str | None = None
     """The owner's column. Not given: nobody owns examples."""
     train: str = TRAIN
@@ -54,8 +56,10 @@ class HuggingFace:
     """The split that is the test set. Not given: test, validation, valid, val or dev, the first that is there; or else
     `test_share` are split off.
     """
-    task: Literal["classification", "regression"] = "classification"
-    """classification numbers the distinct labels in their order from 0; regression takes them as numbers."""
+    task: Task = "classification"
+    """classification numbers the distinct labels in their order from 0, or of lists takes them as class numbers of each
+    place, where -100 does not count; regression takes them as numbers; tags are lists of 0 and 1.
+    """
     tokens: bool = False
     """The input holds token ids, not features."""
     color: Literal["rgb", "gray"] = "rgb"
@@ -110,6 +114,7 @@ class HuggingFace:
             vocabulary=int(x.max(initial=0)) + 1 if self.tokens else 0,
             told=told,
             drawn=len(read) == 1,
+            tags=self.task == "tags",
         )
 
     def _parts(self, found: dict[str, list[Path]]) -> list[list[Path]]:
@@ -168,9 +173,12 @@ class HuggingFace:
         return x.astype(np.int64)
 
     def _targets(self, read: Sequence[Split], path: Path, training: int) -> tuple[Array, list[str]]:
-        """Classes int64 [n] and their names, or float32 [n] targets and none."""
-        values, names = joined_values(read, self.target), class_names(read[0], self.target)
-        if not names or self.task == "regression":
+        """Classes int64 [n, *places] and their names, or float32 [n] or [n, k] targets and none."""
+        if _is_list(read[0].columns[self.target].type):
+            values, names = np.concatenate([_array(split, self.target, "target") for split in read]), []
+        else:
+            values, names = joined_values(read, self.target), class_names(read[0], self.target)
+        if not names or self.task != "classification":
             return coded_targets(values, training, self.task, path, [self.target, self.target])
         if values.dtype.kind not in "iu" or values.min(initial=0) < 0 or values.max(initial=0) >= len(names):
             row = int(np.argmax((values < 0) | (values >= len(names)))) if values.dtype.kind in "iu" else 0
@@ -214,13 +222,20 @@ def _pictures(read: Sequence[Split], name: str) -> Any:
                 row += 1
 
 
-def _array(split: Split, name: str) -> Array:
-    """A column of numbers, [n], or of lists of one shape, [n, ...]. InputError: it is neither."""
-    from pyarrow import compute, types
+def _is_list(kind: Any) -> bool:
+    """Whether a column holds lists."""
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _array(split: Split, name: str, option: str = "inputs") -> Array:
+    """A column of numbers, [n], or of lists of one shape, [n, ...]. InputError, on an option: it is neither."""
+    from pyarrow import compute
 
     column = split.columns[name].combine_chunks()
     shape = [len(column)]
-    while types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type):
+    while _is_list(column.type):
         hold_whole(split, name, column)
         lengths = compute.list_value_length(column).to_numpy(zero_copy_only=False)
         shape.append(int(lengths[0]) if len(lengths) else 0)
@@ -232,7 +247,7 @@ def _array(split: Split, name: str) -> Array:
         column = column.flatten()
     if not is_number(column.type):
         kind = 'texts, which kind = "text" reads' if is_text(column.type) else column.type
-        raise InputError(f"{TABLE}.inputs", name, f"holds {kind}; name columns of images, lists or numbers")
+        raise InputError(f"{TABLE}.{option}", name, f"holds {kind}; name columns of images, lists or numbers")
     hold_whole(split, name, column)
     values: Array = column.to_numpy(zero_copy_only=False)
     return values.reshape(shape)
