@@ -21,6 +21,7 @@ import typer
 
 import fedsim
 from experiments.curriculum import study as curriculum
+from experiments.data_sets import study as data_sets
 from experiments.fal import study as fal
 from experiments.faults import study as faults
 from experiments.fedfix import study as fedfix
@@ -199,6 +200,15 @@ def flower_agreement(place: Place) -> Outcome:
     return Outcome(*agreement.judge(results))
 
 
+def of_data_set(study: data_sets.Study) -> Claim:
+    """What comes of a published data set's file."""
+
+    def measured(place: Place) -> Outcome:
+        return Outcome(data_sets.measure(study, place.runs / "data_sets", place.data_dir), None, observed=True)
+
+    return Claim(f"data_{study.file}", study.text, measured, needs_data=True)
+
+
 def of_fal(claim: fal.Claim[fal.Read], read: Callable[[Place], fal.Read], needs_data: bool) -> Claim:
     """A claim about one of them."""
 
@@ -251,6 +261,7 @@ CLAIMS = (
     of_fal(fal.RELATIVES, fal_relatives, needs_data=True),
     *map(of_curriculum, curriculum.CLAIMS),
     *map(of_faults, faults.CLAIMS),
+    *map(of_data_set, data_sets.STUDIES),
     Claim("sensors", f"sensors/: {sensors.CLAIM}", sensors_apart),
     Claim("flower_agreement", f"flower_strategies/: {agreement.CLAIM}", flower_agreement),
     *map(of_sleeping, sleeping.CLAIMS),
