@@ -44,7 +44,7 @@ STATISTICS = tuple(
 )
 STUDIES = (
     Study("heart_disease", ("test_accuracy", "test_auroc", "test_ece"), clients=("accuracy", "auroc", "ece")),
-    Study("adult", ("test_accuracy", "test_auroc", "test_f1", "test_ece", "client_auroc_worst")),
+    Study("adult", ("test_accuracy", "test_auroc", "test_f1_macro", "test_ece", "client_auroc_worst")),
     Study("kddcup99", ("test_accuracy", "test_f1_macro", "test_balanced_accuracy"), seeds=2),
     Study("wisdm", ("test_accuracy", "test_f1_macro", "test_balanced_accuracy", "client_f1_macro_worst")),
     Study("fsdd", ("test_accuracy", "test_f1_macro", "client_accuracy_worst")),

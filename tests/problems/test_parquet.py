@@ -109,7 +109,7 @@ def test_what_is_no_such_table_is_refused(tmp_path, monkeypatch):
     parquet.write_table(twice, tmp_path / "twice.parquet")
     refusal(Parquet(path="twice.parquet", label="a"), DataFolder(tmp_path), "has the column 'b' twice")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(InputError, match=r'needs pyarrow; pip install "fedsim-lab\[parquet\]"'):
+    with pytest.raises(InputError, match=r"needs pyarrow, which is not installed: pip install 'fedsim-lab\[parquet\]'"):
         Parquet(path="a.parquet", label="label").load(DataFolder(tmp_path))
 
 

@@ -5,7 +5,6 @@ pyarrow is imported where it is used; it comes with the extra `[parquet]`.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,21 +12,11 @@ from typing import Any
 
 from fedsim.core.data_files import TABLE, DataFolder, hold_memory, hold_size, reading
 from fedsim.core.errors import InputError
+from fedsim.core.extras import library
 
 PATH = f"{TABLE}.path"
 CELL = 8
 """Numbers of single precision that a cell takes for a time, as a text."""
-
-
-def extra(module: str, name: str, option: str, value: object) -> Any:
-    """Import a module that comes with an extra. InputError: it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        if error.name is None or error.name.partition(".")[0] != package:
-            raise
-        raise InputError(option, value, f'this needs {package}; pip install "fedsim-lab[{name}]"') from error
 
 
 def parquet_files(folder: DataFolder, path: str, option: str) -> list[Path]:
@@ -49,7 +38,7 @@ def parquet_files(folder: DataFolder, path: str, option: str) -> list[Path]:
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
     """A Parquet file, as pyarrow's `ParquetFile`. InputError: it is none, or would be unpacked to too much."""
-    parquet = extra("pyarrow.parquet", "parquet", PATH, str(path))
+    parquet = library("pyarrow.parquet", "parquet", str(path), PATH)
     if path.is_dir():
         raise InputError(PATH, str(path), "is a folder, not Parquet; name a file")
     with reading(path, "Parquet", PATH), parquet.ParquetFile(path, read_dictionary=_texts_of(path)) as file:

@@ -18,7 +18,8 @@ import numpy as np
 
 from fedsim.core.data_files import Array, DataFolder, hold_memory, reading
 from fedsim.core.errors import InputError
-from fedsim.problems.datasets.arrow import PATH, extra, opened, parquet_files, spelled
+from fedsim.core.extras import library
+from fedsim.problems.datasets.arrow import PATH, opened, parquet_files, spelled
 
 TRAIN = "train"
 TESTS = ("test", "validation", "valid", "val", "dev")
@@ -104,7 +105,7 @@ def read_split(files: Sequence[Path], names: Sequence[str]) -> Split:
                 fault = f"column {name!r} holds {kind}, and {kinds[0]} in {files[0]}"
                 raise InputError(PATH, str(file), fault)
         chunks = [chunk for part in parts for chunk in part.chunks]
-        columns[name] = extra("pyarrow", "parquet", PATH, str(files[0])).chunked_array(chunks, kinds[0])
+        columns[name] = library("pyarrow", "parquet", str(files[0]), PATH).chunked_array(chunks, kinds[0])
     return Split(files, columns, tables[0][1])
 
 
@@ -169,7 +170,7 @@ def _reader(file: Path) -> Iterator[Any]:
         with opened(file) as found:
             yield found
         return
-    pyarrow = extra("pyarrow", "parquet", PATH, str(file))
+    pyarrow = library("pyarrow", "parquet", str(file), PATH)
     mapped, opened_stream = pyarrow.memory_map, pyarrow.ipc.open_stream
     with reading(file, "a stream of Arrow", PATH), mapped(str(file)) as source, opened_stream(source) as stream:
         yield stream

@@ -146,7 +146,7 @@ def _image(file: Path, source: Any, look: Look) -> Array:
     """An image as it is to be looked at: uint8 [height, width] or [height, width, 3], or float32 from 0 to 1."""
     from PIL import Image, ImageOps
 
-    with reading(file, "an image", PATH), _quiet(), Image.open(source, formats=_formats()) as image:
+    with reading(file, "an image", PATH), _quiet(), _opened(source) as image:
         if image.width * image.height > MOST_PIXELS:
             fault = f"is {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are read"
             raise InputError(PATH, str(file), f"{fault}; make it smaller")
@@ -162,6 +162,13 @@ def _image(file: Path, source: Any, look: Look) -> Array:
         if look.resize is not None:
             converted = converted.resize((look.resize, look.resize), Image.Resampling.BILINEAR)
         return np.asarray(converted)
+
+
+def _opened(source: Any) -> Image.Image:
+    """An image that is read already, or what is in a file."""
+    from PIL import Image
+
+    return source if isinstance(source, Image.Image) else Image.open(source, formats=_formats())
 
 
 def _deep(file: Path, values: Array, mode: str, shallow: bool, bits: int, look: Look) -> Array:

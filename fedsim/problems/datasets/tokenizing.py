@@ -16,7 +16,7 @@ from typing import Any
 
 from fedsim.core.data_files import TABLE, reading
 from fedsim.core.errors import InputError
-from fedsim.problems.datasets.arrow import extra
+from fedsim.core.extras import library
 
 WORD = re.compile(r"\w+|[^\w\s]")
 PADDING, UNKNOWN = 0, 1
@@ -76,11 +76,11 @@ def from_file(path: Path, special: bool, length: int | None) -> Tokens:
     Where no token is one of padding, there is one more than those of the file. InputError: it is no such file.
     """
     option = f"{TABLE}.tokens"
-    library = extra("tokenizers", "text", option, str(path))
+    tokenizers = library("tokenizers", "text", str(path), option)
     if path.is_dir() or path.stat().st_size > LARGEST:
         raise InputError(option, str(path), f"is a folder, or larger than {LARGEST} bytes; name a tokenizer.json")
     with reading(path, "a tokenizer", option), _telling():
-        made = library.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        made = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
         padding = (made.padding or {}).get("pad_id")
         made.no_padding()
         made.no_truncation()

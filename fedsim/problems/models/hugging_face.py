@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from fedsim.core.errors import InputError, shortened, warn
+from fedsim.core.extras import library
 from fedsim.core.files import expanded, look
 from fedsim.core.options import NonNegativeInt, options
 from fedsim.core.signatures import plain
 from fedsim.nets.heads import Taken
 from fedsim.problems.models.layers import starts_as_made
-from fedsim.problems.models.libraries import OfLibrary, construct, library, only_models, options_of
+from fedsim.problems.models.libraries import OfLibrary, construct, only_models, options_of
 
 Task = Literal["sequence_classification", "token_classification", "causal_lm", "masked_lm", "image_classification"]
 MADE_BY: Mapping[Task, str] = {

@@ -6,10 +6,8 @@ not given are the library's own. Nothing is ever downloaded: weights are files.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -21,20 +19,6 @@ from fedsim.core.signatures import plain
 
 Arguments = Mapping[str, tuple[Any, Any]]
 """Types and defaults of arguments, by name."""
-
-
-def library(name: str, extra: str, kind: str, option: str) -> ModuleType:
-    """An installed library. InputError: it is not, or cannot be imported."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != name:
-            raise InputError(option, kind, f"{name} cannot be imported: {named_line(error)}") from error
-        remedy = f"needs {name}, which is not installed: pip install 'fedsim-lab[{extra}]'"
-        raise InputError(option, kind, remedy) from error
-    except Exception as error:  # of whatever kind is in a library that is built for another PyTorch
-        remedy = f"{name} cannot be imported beside this PyTorch ({named_line(error)}); install builds of one kind"
-        raise InputError(option, kind, remedy) from error
 
 
 def only_models(group: str, kind: str, option: str) -> str:

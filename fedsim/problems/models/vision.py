@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 from torch import nn
 
 from fedsim.core.errors import InputError
+from fedsim.core.extras import library
 from fedsim.core.near import meant
 from fedsim.core.options import options
 from fedsim.core.signatures import arguments, named_by
@@ -22,7 +23,6 @@ from fedsim.problems.models.libraries import (
     Coloured,
     OfLibrary,
     construct,
-    library,
     only_models,
     options_of,
 )
