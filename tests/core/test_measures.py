@@ -36,7 +36,7 @@ def test_what_costs_or_happens_is_no_measure(name):
     assert not lower_is_better(name)
 
 
-ASKED = {"ece": False, "f1_macro": True, "balanced_accuracy": True, "value_score": True}
+ASKED = {"score": False, "ece": False, "f1_macro": True, "balanced_accuracy": True, "value_score": True}
 """Measures that were asked for, of which one is called as what is better below."""
 
 

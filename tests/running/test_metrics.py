@@ -13,6 +13,7 @@ import sklearn.metrics as reference
 import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
+from safetensors import safe_open
 
 import fedsim
 from fedsim import InputError, plots
@@ -137,6 +138,15 @@ def test_a_measure_that_no_client_has_is_counted_and_cannot_end_a_run():
         build_simulation(made, alone)
 
 
+def test_of_clients_that_have_none_to_be_judged_on_nothing_is_counted():
+    given = blobs()
+    tests = [*np.arange(12).reshape(2, 6), np.flatnonzero(given["test"][1] == 1)[:3], [], [], []]
+    problem = fedsim.supervised(**given, test_clients=tests, model=mlp(), dtype=torch.float64)
+    found = problem.evaluate(problem.initial(), clients=True, metrics=Evaluation(metrics=["auroc", "ece"]).measures)
+    assert found["client_auroc_undefined"] == 1
+    assert "client_ece_undefined" not in found
+
+
 def test_numbers_are_judged_by_measures_of_numbers(tmp_path):
     x = np.random.default_rng(0).normal(size=(40, 3))
     model = torch.nn.Linear(3, 1)
@@ -182,6 +192,8 @@ def test_the_least_of_what_is_better_below_is_kept_and_ends_a_run(tmp_path, miss
     best = lost.index(min(lost))
     assert len(lost) == best + 4  # the best one, and three that are no better
     assert result.summary["best_test_lost_round"] == best + 1
+    with safe_open(tmp_path / "run" / "best.safetensors", "pt") as kept:
+        assert kept.metadata()["best"].startswith(f"round {best + 1}, test_lost ")
 
 
 def test_patience_and_targets_follow_what_a_measure_says_itself():
