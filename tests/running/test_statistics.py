@@ -138,6 +138,7 @@ def test_statistics_are_averaged_with_the_weights_of_the_changes():
         {"client": {"weight_decay": 3.0}},
         {"client": {"clip_norm": 0.1, "momentum": 0.5}},
         {"client": {"optimizer": "adam"}},
+        {"strategy": {"kind": "fedprox", "weighting": "uniform"}, "client": {"momentum": 0.5, "weight_decay": 0.1}},
         {"client": {"optimizer": "lion", "weight_decay": 2.0}},
     ],
     ids=lambda tables: "-".join(str(value) for table in tables.values() for value in table.values()),
