@@ -51,7 +51,7 @@ class Weighing(Pointwise):
 
 @options
 class CrossEntropy(Weighing):
-    """-w_t log p_t of the target t, p = softmax(outputs).
+    """The cross-entropy -w_t log p_t of the target t, p = softmax(outputs).
 
     With label smoothing s it is (1 - s) of that and s of the mean of -w_c log p_c over all classes c. That of PyTorch,
     but for the mean, which is over examples, whatever their weights.
@@ -95,9 +95,9 @@ class CrossEntropy(Weighing):
 
 @options
 class Focal(Weighing):
-    """-w_t (1 - p_t)^gamma log p_t of the target t, p = softmax(outputs): examples that are easy count less.
+    """The focal loss -w_t (1 - p_t)^gamma log p_t of the target t: examples that are easy count less.
 
-    Lin et al. 2017, equation 5.
+    p = softmax(outputs). Lin et al. 2017, equation 5.
     """
 
     tasks = ("classes",)

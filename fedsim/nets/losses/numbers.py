@@ -18,7 +18,7 @@ from fedsim.nets.losses.base import Pointwise, Targets
 
 @options
 class SquaredError(Pointwise):
-    """a^2, for a regression: the mean is what is learnt."""
+    """The squared error a^2: the mean is what is learnt."""
 
     tasks = ("numbers",)
 
@@ -34,7 +34,7 @@ class SquaredError(Pointwise):
 
 @options
 class LogCosh(Pointwise):
-    """log cosh(a), for a regression: convex, 1-Lipschitz, 0 at the target."""
+    """The logarithm of cosh(a): convex, 1-Lipschitz, 0 at the target."""
 
     tasks = ("numbers",)
 
@@ -51,7 +51,7 @@ class LogCosh(Pointwise):
 
 @options
 class AbsoluteError(Pointwise):
-    """|a|, for a regression: the median is what is learnt."""
+    """The absolute error |a|: the median is what is learnt."""
 
     tasks = ("numbers",)
 
@@ -67,7 +67,7 @@ class AbsoluteError(Pointwise):
 
 @options
 class Huber(Pointwise):
-    """a^2 / 2 where |a| is at most delta, and delta (|a| - delta / 2) beyond: outliers pull no harder. Huber 1964."""
+    """Huber's loss: a^2 / 2 where |a| is at most delta, delta (|a| - delta / 2) beyond: outliers pull no harder."""
 
     tasks = ("numbers",)
 
@@ -87,7 +87,7 @@ class Huber(Pointwise):
 
 @options
 class Pinball(Pointwise):
-    """(1 - q) a where a is above 0, and -q a below: the quantile q is what is learnt. Koenker and Bassett 1978."""
+    """The pinball loss: (1 - q) a where a is above 0, -q a below; the quantile q is what is learnt."""
 
     tasks = ("numbers",)
 
@@ -107,7 +107,7 @@ class Pinball(Pointwise):
 
 @options
 class Poisson(Pointwise):
-    """e^z - t z of an output z and a count t: -log of a Poisson distribution of mean e^z, but for what has no z."""
+    """Poisson's loss e^z - t z of an output z and a count t: -log of a distribution of mean e^z, but for a constant."""
 
     tasks = ("numbers",)
 

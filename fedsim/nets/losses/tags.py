@@ -1,4 +1,4 @@
-"""Losses of tags."""
+"""The binary cross-entropy of tags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedsim.nets.losses.classes import Balanced, Weights
 
 @options
 class BinaryCrossEntropy(Pointwise):
-    """-w t log p - (1 - t) log(1 - p) of a tag t, 0 or 1, and an output z, p = sigmoid(z)."""
+    """The binary cross-entropy -w t log p - (1 - t) log(1 - p) of a tag t, 0 or 1, and an output z, p = sigmoid(z)."""
 
     tasks = ("tags",)
 
