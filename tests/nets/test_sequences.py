@@ -283,3 +283,12 @@ def test_a_later_token_changes_nothing_before_it(padding):
         one, two = network.outputs(y, batch.x), network.outputs(y, other)
         assert torch.equal(one[:, :2, :3], two[:, :2, :3])
         assert not torch.allclose(one[:, :, 3:], two[:, :, 3:])
+
+
+def test_an_encoder_evaluates_padded_sequences_as_it_trains_them():
+    """PyTorch's own gives zeros at padding."""
+    theirs, ours = pair(lambda: encoder(dropout=0.0))
+    x, padding = random(2, 5, W), PADDING[1:2].expand(2, 5)
+    with torch.no_grad():
+        expected = theirs.train()(x, src_key_padding_mask=padding)
+        assert torch.allclose(ours.eval()(x, src_key_padding_mask=padding), expected, rtol=0, atol=1e-12)
