@@ -16,7 +16,7 @@ from torch.nn import functional
 import fedsim
 from fedsim.client.curriculum import Expert
 from fedsim.core.errors import InputError
-from fedsim.nets.losses import CrossEntropy, Loss
+from fedsim.nets.losses import CrossEntropy, Loss, Pinball
 from fedsim.pretrained import classifiers
 from fedsim.pretrained import expert as experts
 from fedsim.pretrained.expert import expert_losses, train_expert
@@ -220,3 +220,19 @@ def test_what_cannot_be_is_refused_in_one_line(make, message):
         make()
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_losses_of_other_options_and_functions_have_experts_of_their_own():
+    """Two quantiles of one loss; and two modules of PyTorch's, which print alike."""
+    x, y = np.linspace(-1, 1, 24).reshape(8, 3), np.arange(8.0)
+    expert = Expert(epochs=2, batch_size=4, label_smoothing=0.0)
+
+    def trained(loss):
+        torch.manual_seed(0)
+        problem = fedsim.supervised(x, y, model=nn.Linear(3, 1), clients=[range(8)], loss=loss, device="cpu")
+        return train_expert(problem, expert)
+
+    ours = Pinball(quantile=0.2), Pinball(quantile=0.8)
+    modules = nn.HuberLoss("none", delta=0.1), nn.HuberLoss("none", delta=5.0)
+    for one, two in (ours, modules):
+        assert not torch.equal(trained(one), trained(two))
