@@ -36,9 +36,12 @@ from fedsim.nets import (
     losses,
     lowering,
     network,
+    normalisation,
+    prepared,
     recurrence,
     sequences,
     stack,
+    together,
 )
 from fedsim.problems.datasets.base import Dataset
 from fedsim.problems.models import layers as model_layers
@@ -49,7 +52,8 @@ from fedsim.problems.supervised import Supervised
 START, TRAINED = "start", "params"
 TRAINED_BY = (
     *(local_training, cohorts, batches, schedules, streams),
-    *(attention, convolution, dropout, functional, layers, losses, lowering, network, recurrence, sequences, stack),
+    *(attention, convolution, dropout, functional, layers, losses, lowering, network),
+    *(normalisation, prepared, recurrence, sequences, stack, together),
 )
 """Modules whose source decides what training comes to: what is drawn, and what is computed."""
 ROUNDING = 1e-9
