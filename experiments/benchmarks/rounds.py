@@ -44,11 +44,11 @@ AVERAGING = (
     "character_lstm",
     "transformer",
 )
-ALTERED = ("adversarial_5", "adversarial_100", "curriculum")
+ALTERED = ("digits_norm", "adversarial_5", "adversarial_100", "curriculum")
 VALUES = "zeroth_order"
 WORKS = (*AVERAGING, *ALTERED, VALUES)
 OWN = ("fedsim", "plain loop")
-"""Engines, by how their names begin, that train against attacks and by curricula; the others are left out there."""
+"""Engines, by how their names begin, that know running statistics, attacks and curricula; others are left out there."""
 QUICK = {"digits": 8, "one_hidden": 6, "two_nn": 4}
 """Works of `--quick` and their turns."""
 FEDSIM = "fedsim auto"

@@ -44,6 +44,13 @@ def mlp() -> nn.Module:
     return chain(64, 64, 10)
 
 
+def normalised_mlp() -> nn.Module:
+    """Make the perceptron 64-64-10 with batch normalisation before its first layer and after it."""
+    return initialised(
+        lambda: nn.Sequential(nn.BatchNorm1d(64), nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10))
+    )
+
+
 def one_hidden() -> nn.Module:
     """Make the perceptron 784-200-10."""
     return chain(784, 200, 10)

@@ -36,16 +36,18 @@ class PlainLoop:
         """Train the chosen clients one after the other and average their state dicts by examples."""
         chosen = self.work.chosen(self.rounds)
         total = sum(len(self.work.clients[client]) for client in chosen)
-        average = {name: torch.zeros_like(value) for name, value in self.state.items()}
+        # The others count the batches that normalisation has seen.
+        average = {name: torch.zeros_like(value) for name, value in self.state.items() if value.is_floating_point()}
         with threads(self.threads):
             for client in chosen:
                 x, y = self.data[client]
                 self.model.load_state_dict(self.state)
                 orders = (order.to(self.device) for order in self.work.orders(self.rounds, client))
                 train(self.model, x, y, orders, self.work)
-                for name, value in self.model.state_dict().items():
-                    average[name].add_(value, alpha=len(y) / total)
-        self.state = average
+                found = self.model.state_dict()
+                for name, value in average.items():
+                    value.add_(found[name], alpha=len(y) / total)
+        self.state = {**self.state, **average}
         self.rounds += 1
 
     def parameters(self) -> dict[str, Tensor]:

@@ -97,7 +97,7 @@ class Work:
     def accuracy(self, parameters: Mapping[str, Tensor]) -> float:
         """Measure the share of the test set that the model with this state dict labels rightly."""
         model = self.model()
-        model.load_state_dict(dict(parameters))
+        model.load_state_dict({**model.state_dict(), **parameters})
         model.eval()
         with torch.no_grad():
             batches = torch.split(self.x_test, 1000)

@@ -49,6 +49,14 @@ def digits_32() -> Work:
     return replace(digits(), name="digits_32", batch_size=32, rounds=40)
 
 
+def digits_norm() -> Work:
+    """Make 100 clients of 12 of the digits with batch normalisation, of which PyTorch refuses batches of one."""
+    work = digits()
+    return replace(
+        work, name="digits_norm", clients=np.split(np.arange(1200), 100), model=networks.normalised_mlp, rounds=40
+    )
+
+
 def one_hidden() -> Work:
     """Make 10 clients of 60 images, 784-200-10, all in each round, 5 epochs of batches of 10."""
     return _flat(_few_images("one_hidden", 10, 60, networks.one_hidden, networks.chain_forward, epochs=5, lr=0.05))
