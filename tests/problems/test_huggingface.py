@@ -136,6 +136,11 @@ def test_numbers_are_features_and_a_share_is_the_test_set(folder, tmp_path):
             ["row 3", "column 'label' has -1, which is none of its 3 classes"],
         ),
         (
+            {"label": [0, 1, 3] * 4},
+            {"inputs": ["image"]},
+            ["row 3", "column 'label' has 3, which is none of its 3 classes"],
+        ),
+        (
             {"writer": ["a", None] * 6},
             {"inputs": ["image"], "owner": "writer"},
             ["row 2", "'writer' has no value here"],

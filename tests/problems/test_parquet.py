@@ -57,7 +57,7 @@ def test_columns_that_are_not_used_may_hold_anything(tmp_path):
 
 def test_types_become_texts_and_what_is_null_or_no_number_is_missing(tmp_path):
     columns = {
-        "real": pyarrow.array([None, float("nan"), *range(38)], pyarrow.float32()),
+        "real": pyarrow.array([float("nan"), None, *range(38)], pyarrow.float32()),
         "whole": pyarrow.array([Decimal("1.50")] * 39 + [None]),
         "text": pyarrow.array([date(2020, 1, 1 + one % 2) for one in range(40)]),
         "category": pyarrow.array([2**60 + one % 2 for one in range(40)]).dictionary_encode(),
