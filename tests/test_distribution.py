@@ -115,7 +115,8 @@ def test_no_extra_is_a_strangers():
     own = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert own["name"] == "fedsim-lab"
     wanted = [line for lines in own["optional-dependencies"].values() for line in lines]
-    assert [line for line in wanted if line.startswith("fedsim")] == ["fedsim-lab[ray]", "fedsim-lab[attacks,cma,ray]"]
+    ours = [line.partition("[")[0] for line in wanted if line.startswith("fedsim")]
+    assert ours == ["fedsim-lab", "fedsim-lab"]
 
 
 def test_nothing_tells_to_install_the_stranger():

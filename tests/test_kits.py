@@ -1,4 +1,4 @@
-"""Every built-in selector, aggregator, transform, data set and measure keeps to what all of its kind do."""
+"""Every built-in selector, aggregator, transform, data set and measure, and a model, keep to what all of a kind do."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from fedsim.problems.datasets.shakespeare import Shakespeare
 from fedsim.problems.datasets.synthetic import Synthetic
 from fedsim.problems.datasets.tables import CSV
 from fedsim.problems.datasets.text import Text
+from fedsim.problems.models.dense import MLP
 from fedsim.server.selection.curriculum import ClientCurriculum
 from fedsim.server.selection.fastest import Fastest
 from fedsim.server.selection.oort import Oort
@@ -39,6 +40,7 @@ from fedsim.testing.datasets import CHECKS, Loading
 from fedsim.testing.specimen import EVERY, an_option_that_is_refused, every_option_moves_something
 from fedsim.testing.subject import group_of, table_of
 
+TestMLP = conformance(MLP(hidden=(4,)), others={"hidden": (3,)})
 TestUniform = conformance(Uniform(count=4))
 TestWeighted = conformance(Weighted(fraction=0.2))
 TestRoundRobin = conformance(RoundRobin(count=4))

@@ -104,6 +104,7 @@ AUTHORS = (
     "zeroth_order",
     "problems.datasets",
     "problems.measures",
+    "problems.models",
     "nets.losses",
 )
 """Rooms from which authors of plug-ins import all that they need."""

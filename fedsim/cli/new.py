@@ -33,7 +33,17 @@ PROJECT: Mapping[str, str] = {
 SCAFFOLDS: Mapping[str, Mapping[str, str]] = {
     **{
         kind: {"$name.py": f"{kind}.py", "test_$name.py": f"{kind}_test.py", "$name.toml": "experiment.toml"}
-        for kind in ("strategy", "client", "selector", "aggregator", "transform", "dataset", "measure", "flower")
+        for kind in (
+            "strategy",
+            "client",
+            "selector",
+            "aggregator",
+            "transform",
+            "dataset",
+            "measure",
+            "model",
+            "flower",
+        )
     },
     "experiment": {
         "test_$name.py": "experiment_test.py",
@@ -63,6 +73,7 @@ clients = 100"""
 PLAIN: Mapping[str, str] = {
     "data": "handwritten digits, 100 clients with skewed labels",
     "dataset": '"digits"',
+    "model": '{ kind = "mlp", hidden = [64] }',
     "partition": SKEWED,
     "selection": 'kind = "uniform"',
     "strategy": '[strategy]\nkind = "fedavg"',
@@ -101,6 +112,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
     "aggregator": {"more": '[aggregation]\nkind = "$file"\nfactor = 1.0\n\n'},
     "transform": {"more": '[[transforms]]\nkind = "$file"\nlevels = 127\n\n'},
     "measure": {"metrics": '\nmetrics = [{ kind = "$file", least = 5 }, "auroc"]'},
+    "model": {"model": '{ kind = "$file", width = 32 }'},
     "dataset": {
         "dataset": '{ kind = "$file", noise = 0.2 }',
         "data": "points around two rings, 100 clients alike",

@@ -23,6 +23,7 @@ REWRITTEN = (
     "datasets",
     "losses",
     "measures",
+    "models",
 )
 pytest.register_assert_rewrite(*(f"fedsim.testing.{name}" for name in REWRITTEN))
 

@@ -31,7 +31,9 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {"strategy": {"kind": "fedavg"}, "cl
 """Who takes the place of a partner that is not named."""
 PARTS: Mapping[str, str] = {PLUGINS[part][0]: part for part in DEFAULTS}
 """The table of an experiment that names an algorithm, by its group."""
-TESTED = (*BASES, "datasets")
+MEMBERS = {"datasets": "load", "models": "build"}
+"""Groups of plug-ins that need not have a base of ours, and what tells them from others."""
+TESTED = (*BASES, *MEMBERS)
 """Groups of plug-ins that there is a kit for."""
 
 
@@ -157,10 +159,12 @@ def group_of(plugin: Any) -> str:
     if "__dataclass_fields__" not in vars(kind):
         raise InputError("plugin", kind.__name__, "its options cannot be read; put @options above the class")
     for group in TESTED:
-        if isinstance(plugin, BASES[group][1]) if group in BASES else hasattr(plugin, "load"):
+        if isinstance(plugin, BASES[group][1]) if group in BASES else hasattr(plugin, MEMBERS[group]):
             return group
     bases = ", ".join(f"{room}.{base.__name__}" for room, base in BASES.values())
-    raise InputError("plugin", kind.__name__, f"it has no kit: make it a subclass of one of {bases}, or give it load")
+    raise InputError(
+        "plugin", kind.__name__, f"it has no kit: make it a subclass of one of {bases}, or give it load or build"
+    )
 
 
 def values_of(made: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from fedsim.configuration.tables import PLUGINS
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.core.near import name_one
-from fedsim.testing import aggregators, checks, datasets, losses, measures, option_checks, selectors, transforms
+from fedsim.testing import aggregators, checks, datasets, losses, measures, models, option_checks, selectors, transforms
 from fedsim.testing.on_ray import the_same_under_flowers_engine
 from fedsim.testing.others import Other
 from fedsim.testing.plugin import MARKER
@@ -35,6 +35,7 @@ KITS: Mapping[str, tuple[type[Specimen], Sequence[Check]]] = {
     "datasets": (datasets.Loading, datasets.CHECKS),
     "losses": (losses.Costing, losses.CHECKS),
     "measures": (measures.Measuring, measures.CHECKS),
+    "models": (models.Making, models.CHECKS),
 }
 """Of the kinds that work on plain numbers a class of specimens, and what each keeps to."""
 
@@ -49,10 +50,10 @@ def conformance(
 ) -> type:
     """Make a test class of all that plug-ins of a kind keep to; assign it to a name that begins with `Test`.
 
-    plugin: a strategy, a client, a selector, an aggregator, a transform, a data set, a loss or a measure, made with
-    options with which it works: a strategy or a client on `small_problem`, a selector among 6 clients, an aggregator on
-    12 replies, a loss of four classes, numbers or tags, a measure of six. Or the tables of an experiment, whose
-    strategy and client are held to the contract, whichever it names.
+    plugin: a strategy, a client, a selector, an aggregator, a transform, a data set, a loss, a measure or a model, made
+    with options with which it works: a strategy or a client on `small_problem`, a selector among 6 clients, an
+    aggregator on 12 replies, a loss of four classes, numbers or tags, a measure of six. Or the tables of an experiment,
+    whose strategy and client are held to the contract, whichever it names.
 
     others: for options whose other values are not found by their types, a value that must change something, or a pair
     of it and what it needs to matter: other options, and of a strategy or a client also tables, or

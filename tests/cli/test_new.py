@@ -28,6 +28,7 @@ NAMES = {
     "transform": ("rounded", "my_transform"),
     "dataset": ("rings", "my_dataset"),
     "measure": ("rarest", "my_measure"),
+    "model": ("curved", "my_model"),
     "experiment": ("trial", "my_trial"),
     "project": ("drifting", "my_package"),
     "flower": ("halfway", "my_flower"),
@@ -219,8 +220,8 @@ def test_it_says_what_it_wrote_and_what_to_do_next(tmp_path, monkeypatch):
         (["client", "value_error"], "name = value_error: ValueError is needed for something else"),
         (["project", "fedavg"], "name = fedavg: fedavg is an installed strategy already"),
         (
-            ["model", "mine"],
-            "kind = model: name one of: strategy, client, selector, aggregator, transform, dataset, measure, ",
+            ["problem", "mine"],
+            "kind = problem: name one of: strategy, client, selector, aggregator, transform, dataset, measure, ",
         ),
         (["client", "mine", "--flower"], "flower = True: only a strategy can be one of Flower's"),
         (["strategy", "mine", "--flower-strategy"], "flower-strategy = True: only a project has an app"),

@@ -1,7 +1,8 @@
-"""Selectors, aggregators, transforms, data sets, losses and measures that each break one promise, as authors do."""
+"""Plug-ins of all kinds but strategies and clients, each of which breaks one promise, as authors do."""
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
@@ -672,3 +673,50 @@ class HasAColumnOfItsOwn(Accuracy):
     @property
     def label(self) -> str:
         return "loss"
+
+
+class Scaled(nn.Module):
+    """A linear layer, whose outputs are multiplied by a number."""
+
+    def __init__(self, inputs: int, outputs: int, factor: float) -> None:
+        super().__init__()
+        self.layer, self.factor = nn.Linear(inputs, outputs), nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * self.factor
+
+
+@options
+class TakesNothing:
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
+        raise InputError("model", "nothing", "takes no inputs at all")
+
+
+@options
+class StumblesOverTokens:
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
+        if vocabulary:
+            raise KeyError("tokens")
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), outputs))
+
+
+@options
+class HasThreeOutputs:
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 3))
+
+
+@options
+class LearnsNothing:
+    """Its outputs are 0 whatever its layer says, and the factor is frozen."""
+
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
+        model = Scaled(6, outputs, 0.0)
+        model.factor.requires_grad_(False)
+        return model
+
+
+@options
+class DrawsItsFactor:
+    def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
+        return Scaled(6, outputs, 1.0 + random.random())

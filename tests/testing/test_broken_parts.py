@@ -1,4 +1,4 @@
-"""Each check of selectors, aggregators, transforms, data sets, losses and measures objects to what is broken for it."""
+"""Each check of the kits, but for those of strategies and clients, objects to what is broken for it."""
 
 from __future__ import annotations
 
@@ -135,7 +135,17 @@ MEASURES = {
     broken.DrawsASample(): {"the_same_again", CLIENTS, "the_order_of_examples_does_not_matter"},
     broken.HasAColumnOfItsOwn(): {RUNS},
 }
-BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS | LOSSES | MEASURES
+MODELS = {
+    broken.TakesNothing(): {"it_takes_some_inputs"},
+    broken.StumblesOverTokens(): {
+        *("the_same_again", "it_takes_some_inputs", "what_it_does_not_take_is_one_line"),
+        *("outputs_are_as_many_as_asked", "it_trains_in_runs"),
+    },
+    broken.HasThreeOutputs(): {"outputs_are_as_many_as_asked"},
+    broken.LearnsNothing(): {"it_trains_in_runs"},
+    broken.DrawsItsFactor(): {"the_same_again"},
+}
+BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS | LOSSES | MEASURES | MODELS
 
 
 @pytest.fixture(scope="module")

@@ -219,12 +219,12 @@ def test_a_class_of_a_script_is_one_line(tmp_path):
 
 
 def test_what_no_kit_is_for_is_one_line():
-    from fedsim.problems.models.dense import MLP
+    from fedsim.devices.compute import Fixed
 
     with pytest.raises(
-        InputError, match=r"^plugin = MLP: it has no kit: make it a subclass of one of fedsim\.server\.Strategy, "
+        InputError, match=r"^plugin = Fixed: it has no kit: make it a subclass of one of fedsim\.server\.Strategy, "
     ):
-        conformance(MLP())
+        conformance(Fixed())
 
 
 @pytest.mark.parametrize(

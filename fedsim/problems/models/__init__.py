@@ -1,5 +1,7 @@
 """Models: options that build a `torch.nn.Module` for the shape of a problem's data.
 
+Authors of models find here all that they need.
+
 Every built-in model is an `nn.Sequential` of standard layers, `Residual` and those of `fedsim.nets.sequences`, which
 the stacked engine knows how to run for many clients at once.
 """
@@ -10,11 +12,28 @@ from typing import Protocol
 
 from torch import nn
 
+from fedsim.core.errors import InputError
+from fedsim.core.options import Fraction, PositiveFloat, PositiveInt, options
 from fedsim.nets.layers import Residual
 from fedsim.nets.sequences import LastStep, MeanStep, Steps
-from fedsim.problems.models.layers import initialise
+from fedsim.problems.models.layers import initialise, need_images, need_numbers, starts_as_made
 
-__all__ = ["LastStep", "MeanStep", "Model", "Residual", "Steps", "initialise"]
+__all__ = [
+    "Fraction",
+    "InputError",
+    "LastStep",
+    "MeanStep",
+    "Model",
+    "PositiveFloat",
+    "PositiveInt",
+    "Residual",
+    "Steps",
+    "initialise",
+    "need_images",
+    "need_numbers",
+    "options",
+    "starts_as_made",
+]
 
 
 class Model(Protocol):
