@@ -20,6 +20,11 @@ from fedsim.nets.stack import Layout
 
 NORMS = (BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 """Layers that normalise what passes through them, as they are in a prepared model."""
+ABSENT = {
+    "norm": "the model has no layer that normalises; remove it",
+    "statistics": "the model has no batch normalisation; remove it",
+}
+"""Why words that stand for leaves of some models are refused for another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +50,8 @@ class Private:
         for name in named:
             found = set(_named(name, module, layout))
             if not found:
-                raise InputError("private", name, f"is no parameter of this model, which has {_some(layout.names)}")
+                unknown = f"is no parameter of this model, which has {_some(layout.names)}"
+                raise InputError("private", name, ABSENT.get(name, unknown))
             chosen |= found
         if len(chosen) == len(layout.names):
             raise InputError("private", ", ".join(named), "would be all of the model; leave something to be shared")

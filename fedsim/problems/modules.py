@@ -88,6 +88,8 @@ def hold_module(model: object) -> None:
     name = getattr(model, "__name__", type(model).__name__)
     if not isinstance(model, nn.Module):
         made = f"is a class; make a module of it: {name}(...)" if isinstance(model, type) else "is no module"
+        if isinstance(model, str) or (isinstance(model, Mapping) and "kind" in model):
+            name, made = one_line(repr(model), 60), "is one for experiment files, which say their data themselves"
         raise InputError("problem.model", name, f"{made}; give an object of a subclass of torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("problem.model", name, "is compiled by TorchScript; give the module that it was made from")
@@ -234,7 +236,11 @@ def hold_outputs(model: nn.Module, outputs: int, dataset: Dataset) -> None:
     if not classes and outputs != dataset.outputs:
         held = "tags" if dataset.tags else "real numbers"
         wanted = f"and the targets are {held}, of {dataset.outputs} output{'s' * (dataset.outputs > 1)}"
-        remedy = "" if dataset.outputs > 1 else "; class labels are whole numbers: y.astype(int)"
+        remedy = (
+            ""
+            if dataset.outputs > 1
+            else "; class labels are whole numbers, y.astype(int), and their loss is one of classes"
+        )
         raise InputError("problem.model", name, f"gives {outputs} output{'s' * (outputs > 1)}, {wanted}{remedy}")
     if outputs >= classes:
         return

@@ -8,6 +8,8 @@ from typing import Literal
 from fedsim.core.options import options
 from fedsim.nets.normalisation import Statistics
 
+Rule = Literal[Statistics, "local_statistics", "local"]
+"""What becomes of running statistics, whether clients share them or not."""
 PRIVATE: Mapping[str, tuple[str, ...]] = {"local_statistics": ("statistics",), "local": ("norm",)}
 """What stays with clients, in words of `Supervised.keeping`."""
 
@@ -16,7 +18,7 @@ PRIVATE: Mapping[str, tuple[str, ...]] = {"local_statistics": ("statistics",), "
 class Normalisation:
     """What becomes of what layers of normalisation know."""
 
-    statistics: Statistics | Literal["local_statistics", "local"] = "averaged"
+    statistics: Rule = "averaged"
     """Running means and variances are averaged, or means and second moments (pooled: the variance of all together), or
     stay as at the start (frozen), or with each client, alone (SiloBN) or as all of the layer (local, FedBN).
     """

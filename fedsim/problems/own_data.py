@@ -18,11 +18,11 @@ from fedsim.core.memory import no_room
 from fedsim.core.near import name_one
 from fedsim.nets.heads import Head, head_of
 from fedsim.nets.losses import IGNORED, Loss, Targets, loss_of
-from fedsim.nets.normalisation import Statistics
 from fedsim.problems.base import choose_device
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.datasets.base import TARGETS, Task
 from fedsim.problems.modules import too_large
+from fedsim.problems.normalisation import Normalisation, Rule
 from fedsim.problems.partitions.base import Partition
 from fedsim.problems.supervised import Supervised
 
@@ -41,7 +41,7 @@ def supervised(
     task: Task | None = None,
     num_classes: int | None = None,
     head: Mapping[str, Any] | Head | str | int | None = None,
-    statistics: Statistics | None = None,
+    statistics: Rule | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Supervised:
@@ -59,11 +59,12 @@ def supervised(
     for, or else whole numbers are classes and floats targets of a regression. num_classes: how many classes there are,
     where labels need not have all. head: where in what the model returns its outputs are, as a key, an attribute or a
     place of a tuple, or a table of the options of `problem.head`. statistics: what becomes of the running statistics of
-    batch normalisation, `averaged` (by default), `pooled` or `frozen`; see `problem.normalisation`. device: `auto`,
-    `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
+    batch normalisation, `averaged` (by default), `pooled`, `frozen`, `local_statistics` or `local`; see
+    `problem.normalisation`. device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
     """
     if dtype not in (torch.float32, torch.float64):
         raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
+    normalisation = None if statistics is None else Normalisation(statistics=statistics)
     named = None if loss is None else loss_of(loss)
     inputs, targets = _examples(("x", x), ("y", y), dtype)
     tested = None if test is None else _examples(*_pair(test), dtype)
@@ -97,7 +98,7 @@ def supervised(
     partition.check(dataset)
     try:
         device = choose_device(device, "device")
-        return Supervised(
+        problem = Supervised(
             dataset,
             partition,
             model,
@@ -105,12 +106,14 @@ def supervised(
             head=head_of(head),
             device=device,
             dtype=dtype,
-            statistics=statistics,
+            statistics=None if normalisation is None else normalisation.shared,
         )
     except (MemoryError, RuntimeError) as error:
         if not no_room(error):
             raise
         raise InputError("problem.model", type(model).__name__, too_large(error)) from error
+    private = () if normalisation is None else normalisation.private
+    return problem.keeping(*private) if private else problem
 
 
 def _pair(test: Any) -> tuple[tuple[str, Any], tuple[str, Any]]:

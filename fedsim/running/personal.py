@@ -27,7 +27,9 @@ def hold_judged(problem: Supervised, wanted: bool | str) -> None:
     """Refuse to judge models of the clients' own by what they were trained on. wanted: `evaluation.clients`."""
     if problem.evaluates_clients(wanted) and not problem.judged.has_own():
         remedy = "each client's model is judged on examples of its own that it is not trained on; hold some out (0.2)"
-        raise InputError("partition.holdout", 0.0, f"{remedy}, or set evaluation.clients = false")
+        raise InputError(
+            "partition.holdout", 0.0, f"{remedy}, give test_clients in Python, or set evaluation.clients = false"
+        )
 
 
 def remembered(engine: Engine, problem: Supervised) -> tuple[Tensor, Tensor]:

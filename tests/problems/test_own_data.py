@@ -71,6 +71,8 @@ MODELS = {
     "a function": (lambda: torch.relu, "relu: is no module"),
     "nothing": (lambda: None, "NoneType: is no module"),
     "a state dict": (lambda: nn.Linear(4, 3).state_dict(), "OrderedDict: is no module"),
+    "a name": (lambda: "mlp", "'mlp': is one for experiment files"),
+    "a table": (lambda: {"kind": "gpt"}, r"{'kind': 'gpt'}: is one for experiment files"),
     "lazy": (lambda: nn.LazyLinear(3), "lazy layer"),
     "meta": (lambda: nn.Linear(4, 3, device="meta"), "meta device"),
     "complex": (lambda: nn.Linear(4, 3, dtype=torch.complex64), "complex"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -242,9 +243,28 @@ def test_what_takes_statistics_for_parameters_is_refused_and_frozen_ones_are_non
     assert bool(after(1, normalised("frozen"), **tables).params.isfinite().all())
 
 
-def test_statistics_of_nothing_are_refused():
-    with pytest.raises(InputError, match=r"^problem\.normalisation = "):
-        fedsim.supervised(**blobs(), model=nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), statistics="pooled")
+@pytest.mark.parametrize(
+    ("statistics", "words"),
+    [
+        ("pooled", "problem.normalisation = pooled: the model has no batch"),
+        ("local_statistics", "private = statistics: the model has no batch"),
+        ("local", "private = norm: the model has no layer that normalises"),
+    ],
+)
+def test_statistics_of_nothing_are_refused(statistics, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        fedsim.supervised(**blobs(), model=nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), statistics=statistics)
+
+
+def test_a_rule_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(InputError, match=r"^statistics = silo: .*pooled.*frozen.*local_statistics.* or 'local'"):
+        normalised("silo")
+
+
+def test_what_stays_with_each_client_is_no_part_of_what_is_shared():
+    """A mean and a second number a channel, and with FedBN a scale and a shift as well."""
+    shared = [normalised(statistics).dimension for statistics in ("averaged", "local_statistics", "local")]
+    assert shared == [D + 2 * FEATURES, D, D - 2 * FEATURES]
 
 
 def test_a_defence_of_two_views_normalises_both_together():
