@@ -23,7 +23,7 @@ from fedsim.cli.arguments import parse_seeds
 from fedsim.cli.main import main
 from fedsim.core.errors import InputError
 from fedsim.plots.evasion import ADVERSARIAL
-from fedsim.running.stored import BEST, CHECKPOINTS, CLIENTS, CONFIG, END, FILES, METRICS, MODEL, TRACE, TRACEBACK
+from fedsim.running.stored import BEST, CHECKPOINTS, CLIENTS, CONFIG, END, FILES, METRICS, MODEL, OWN, TRACE, TRACEBACK
 from fedsim.running.sweep import Outcome, Point
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_a_run_leaves_the_whole_folder(monkeypatch, capsys, tmp_path):
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--seed", "3", "--out", str(out)) == 0
-    assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - {ADVERSARIAL, BEST, TRACEBACK})
+    assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - {ADVERSARIAL, BEST, OWN, TRACEBACK})
     config = tomllib.loads((out / "config.toml").read_text())
     assert (config["seed"], config["rounds"], config["client"]["epochs"]) == (3, 2, 1)
     assert config["resolved"]["executor"] == "stacked"
@@ -296,7 +296,7 @@ def test_an_interrupt_leaves_a_usable_folder(monkeypatch, tmp_path):
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(out)) == 130
     assert json.loads((out / "summary.json").read_text())["rounds"] == 1
-    ends = {ADVERSARIAL, BEST, CLIENTS, END, TRACEBACK}
+    ends = {ADVERSARIAL, BEST, CLIENTS, END, OWN, TRACEBACK}
     assert sorted(path.name for path in out.iterdir()) == sorted({CHECKPOINTS, *FILES} - ends)
 
 

@@ -73,7 +73,7 @@ def test_ranks(by, expected):
 
 
 def test_no_rank_by_label_without_labels():
-    with pytest.raises(InputError, match=r"^devices\.compute\.by = label: the examples have no labels"):
+    with pytest.raises(InputError, match=r"^devices\.compute\.by = label: examples have no labels"):
         fleet(compute={"kind": "fixed", "by": "label"})
 
 
