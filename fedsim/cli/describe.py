@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,9 +136,14 @@ def _listed(summaries: Mapping[str, str]) -> Iterator[str]:
 
 def _page(group: str, plural: str, kind: str) -> Iterator[str]:
     from fedsim.core.plugins import option_class
+    from fedsim.problems.measures.names import spelled
 
+    heading, table = f"{group} {kind}", spelled(kind) if plural == "measures" else None
+    if table is not None:
+        kind = table["kind"]
+        heading += f", which is {{ {', '.join(f'{key} = {json.dumps(value)}' for key, value in table.items())} }}"
     made = option_class(plural, kind, "kind")
-    return _described(f"{group} {kind}", made, _origin(plural, kind, made))
+    return _described(heading, made, _origin(plural, kind, made))
 
 
 def _described(heading: str, made: type[Any], origin: str) -> Iterator[str]:

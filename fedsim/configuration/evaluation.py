@@ -189,5 +189,5 @@ class Stopping:
         if self.target is not None and scores[-1] >= sign * self.target:
             return f"{self.metric} reached {values[-1]:.4g}"
         if self.patience is not None and len(scores) - 1 - scores.index(max(scores)) >= self.patience:
-            return f"{self.metric} has not improved for {self.patience} evaluations"
+            return f"{self.metric} has not improved for {self.patience} evaluation{'s' * (self.patience > 1)}"
         return None

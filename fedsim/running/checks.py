@@ -69,13 +69,13 @@ def check(experiment: Experiment, problem: Problem) -> None:
     if trial is not None:
         with naming("evaluation"):
             measured += problem.attacked_measures(trial)
-    best = experiment.evaluation.keep_best
-    if best is not None and best not in measured:
-        raise InputError("evaluation.keep_best", best, name_one(best, measured))
     if isinstance(problem, Supervised):
         _check_training(experiment, problem)
         if has_own_models(problem):
             _check_own_models(experiment, problem)
+    best = experiment.evaluation.keep_best
+    if best is not None and best not in measured:
+        raise InputError("evaluation.keep_best", best, name_one(best, measured))
     if problem.trained is not None:
         _check_statistics(experiment)
     if stopping is not None and stopping.watches and stopping.metric not in measured:

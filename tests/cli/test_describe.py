@@ -211,6 +211,15 @@ def test_a_file_and_a_module_are_described_as_well(tmp_path, monkeypatch):
     assert told("strategies", "strategies.fedavg:FedAvg").replace("\n", " ").count("McMahan et al. 2017") == 1
 
 
+def test_a_short_name_of_a_measure_is_described_as_what_it_stands_for():
+    heading, _, page = told("measure", "f1_macro").partition("\n")
+    assert heading == 'measure f1_macro, which is { kind = "f1", average = "macro" }'
+    assert page == told("measure", "f1").partition("\n")[2]
+    assert told("measure", "top_5_accuracy").startswith(
+        'measure top_5_accuracy, which is { kind = "top_k_accuracy", k = 5 }\n'
+    )
+
+
 def test_tables_are_described():
     engine = told("engine")
     assert engine.startswith(

@@ -199,7 +199,8 @@ def test_the_least_of_what_is_better_below_is_kept_and_ends_a_run(tmp_path, miss
 def test_patience_and_targets_follow_what_a_measure_says_itself():
     for way, values in ((True, [0.1, 0.3, 0.2]), (False, [0.3, 0.1, 0.2])):
         asked = {"odd": way}
-        assert Stopping(metric="test_odd", patience=1).reached(values, asked) is not None
+        ended = Stopping(metric="test_odd", patience=1).reached(values, asked)
+        assert ended == "test_odd has not improved for 1 evaluation"
         assert Stopping(metric="test_odd", patience=2).reached(values, asked) is None
         assert Stopping(metric="client_odd_mean", target=0.2).reached(values[2:], asked) is not None
         assert (Stopping(metric="test_odd", target=0.25).reached([values[2]], asked) is None) == way

@@ -57,12 +57,18 @@ def tables(given: Any) -> Any:
     return tuple(_table(one, number) if isinstance(one, str) else one for number, one in enumerate(given))
 
 
-def _table(name: str, number: int) -> str | Mapping[str, Any]:
-    top, installed = TOP_K.fullmatch(name), names("measures")
+def spelled(name: str) -> dict[str, Any] | None:
+    """The table that a short name stands for; None: it is no short name."""
+    top = TOP_K.fullmatch(name)
     if top is not None:
         return {"kind": "top_k_accuracy", "k": int(top[1])}
-    if name in SHORT:
-        return dict(SHORT[name])
+    return dict(SHORT[name]) if name in SHORT else None
+
+
+def _table(name: str, number: int) -> str | Mapping[str, Any]:
+    table, installed = spelled(name), names("measures")
+    if table is not None:
+        return table
     if name in ELSEWHERE:
         raise InputError(str(number), name, f"is called {ELSEWHERE[name]} here")
     if ":" not in name and not name.endswith(".py") and name not in installed:
