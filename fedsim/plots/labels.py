@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ class Dealt:
 
     labels: [n], numbers of the `classes`, or real targets where there are no classes, which are shown in quantile bins.
     Client c has the examples order[offset[c]:offset[c + 1]]; offset: [C + 1]. clients: what they are called; None: by
-    their numbers.
+    their numbers. counted: what has a label each: `examples`, or their `places` or `tags`, which stand in for them.
     """
 
     labels: NDArray[Any]
@@ -42,6 +42,7 @@ class Dealt:
     order: NDArray[Any]
     classes: Sequence[str] = ()
     clients: Sequence[str] | None = None
+    counted: Literal["examples", "places", "tags"] = "examples"
 
 
 def label_distribution(dealt: Dealt, path: Path) -> None:
@@ -61,20 +62,20 @@ def label_distribution(dealt: Dealt, path: Path) -> None:
     for row, client in enumerate(shown):
         held = classes[order[offset[client] : offset[client + 1]]].astype(np.int64)
         counts[row] = np.bincount(held, minlength=len(names))
-    kind = "class" if dealt.classes else "target"
+    kind = "tag" if dealt.counted == "tags" else "class" if dealt.classes else "target"
     if clients <= BARS and len(names) <= len(MUTED):
-        figure = _bars(counts, names, kind, dealt.clients)
+        figure = _bars(counts, names, kind, dealt)
     else:
-        figure = _heat_map(counts, names, kind, clients, dealt.clients)
+        figure = _heat_map(counts, names, kind, dealt)
     save(figure, path)
 
 
-def _bars(counts: Line, names: list[str], kind: str, called: Sequence[str] | None) -> Figure:
-    """Draw horizontal bars, one a client; counts: [clients, classes]. called: what the clients are called."""
+def _bars(counts: Line, names: list[str], kind: str, dealt: Dealt) -> Figure:
+    """Draw horizontal bars, one a client; counts: [clients, classes]."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    clients, classes = counts.shape
+    (clients, classes), called = counts.shape, dealt.clients
     figure = Figure(figsize=(7.5, 1.6 + 0.2 * max(clients, 6)), layout="constrained")
     axis = figure.subplots()
     left = np.zeros(clients)
@@ -91,7 +92,7 @@ def _bars(counts: Line, names: list[str], kind: str, called: Sequence[str] | Non
         )
         left += counts[:, label]
     axis.set_ylim(clients - 0.4, -0.6)
-    axis.set_xlabel("examples", color=INK)
+    axis.set_xlabel(dealt.counted, color=INK)
     axis.set_ylabel("client", color=INK)
     if called is None:
         axis.yaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
@@ -103,16 +104,16 @@ def _bars(counts: Line, names: list[str], kind: str, called: Sequence[str] | Non
     return figure
 
 
-def _heat_map(counts: Line, names: list[str], kind: str, clients: int, called: Sequence[str] | None) -> Figure:
+def _heat_map(counts: Line, names: list[str], kind: str, dealt: Dealt) -> Figure:
     """Draw a column a client, its shares above and its size below; counts: [shown, classes].
 
-    called: what the clients are called, which is shown of few.
+    What the clients are called is shown of few.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    shown, classes = counts.shape
+    (shown, classes), clients, called = counts.shape, len(dealt.offset) - 1, dealt.clients
     sizes = counts.sum(axis=1)
     # A client without examples has no shares: it is grey.
     shares = np.full_like(counts, np.nan)
@@ -128,7 +129,9 @@ def _heat_map(counts: Line, names: list[str], kind: str, clients: int, called: S
         vmax=float(np.nanmax(shares, initial=0.0)) or 1.0,
         extent=(-0.5, clients - 0.5, classes - 0.5, -0.5),
     )
-    figure.colorbar(picture, ax=above, label="share of the client's examples", pad=0.01).outline.set_visible(False)
+    figure.colorbar(picture, ax=above, label=f"share of the client's {dealt.counted}", pad=0.01).outline.set_visible(
+        False
+    )
     above.set_ylabel(kind, color=INK)
     if classes <= 12:
         above.set_yticks(np.arange(classes), names)
@@ -140,7 +143,7 @@ def _heat_map(counts: Line, names: list[str], kind: str, clients: int, called: S
     above.set_title(title, loc="left", fontsize=11, color=INK)
     below.stairs(sizes, np.linspace(-0.5, clients - 0.5, shown + 1), fill=True, color=BRIGHT[0])
     below.set_ylim(bottom=0)
-    below.set_ylabel("examples", color=INK)
+    below.set_ylabel(dealt.counted, color=INK)
     below.set_xlabel("client", color=INK)
     if called is not None and clients <= BARS:
         below.set_xticks(np.arange(clients), [short(name) for name in called], rotation=90)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -37,4 +38,6 @@ def draw_labels(data: Dataset, split: Partition, names: Sequence[str] | None, pa
         held = dealt > 0 if data.task == "tags" else dealt != IGNORED
         labels = held.nonzero()[1] if data.task == "tags" else dealt[held]
         order, offset = np.arange(len(labels)), np.concatenate(([0], np.cumsum(held.sum(axis=1))))[offset]
-    plots.label_distribution(plots.Dealt(labels, offset, order, kinds, names), path)
+    counted: Literal["examples", "places", "tags"]
+    counted = "examples" if data.y.ndim == 1 else "tags" if data.task == "tags" else "places"
+    plots.label_distribution(plots.Dealt(labels, offset, order, kinds, names, counted), path)

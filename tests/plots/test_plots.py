@@ -319,6 +319,20 @@ def test_few_clients_are_bars_whose_lengths_are_counts(tmp_path, figures):
     assert widths == [[1, 0, 0], [1, 0, 1], [1, 0, 1]]  # by class, then by client
     shown = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
     assert shown == ["a hospital", r"\$b", f"{'c' * 21}..."]
+    assert figures[0].axes[0].get_xlabel() == "examples"
+
+
+@pytest.mark.parametrize(("counted", "kind"), [("examples", "class"), ("places", "class"), ("tags", "tag")])
+def test_a_picture_of_labels_says_what_is_counted(counted, kind, tmp_path, figures):
+    """In bars, and in a heat map of so many classes that it needs one."""
+    for classes in ("012", [str(number) for number in range(62)]):
+        dealt = plots.Dealt(np.arange(3), np.array([0, 2, 3]), np.arange(3), classes, counted=counted)
+        plots.label_distribution(dealt, tmp_path / "p.png")
+    bars, map_ = figures
+    assert (bars.axes[0].get_xlabel(), bars.legends[0].get_title().get_text()) == (counted, kind)
+    above, below, colours = map_.axes
+    assert (above.get_ylabel(), below.get_ylabel()) == (kind, counted)
+    assert colours.get_ylabel() == f"share of the client's {counted}"
 
 
 def test_many_clients_are_a_heat_map_of_shares(tmp_path, figures):

@@ -218,7 +218,7 @@ def test_the_picture_has_every_place_and_tag(monkeypatch, tmp_path):
     monkeypatch.setattr("fedsim.plots.label_distribution", lambda dealt, path: seen.append(dealt))
     for name in ("a class a token", "tags", "several numbers"):
         problem(name).illustrate(lambda name: tmp_path / name, torch.zeros(0))
-    assert len(seen) == 2
+    assert [dealt.counted for dealt in seen] == ["places", "tags"]
     for dealt, y in zip(seen, (CLASSES, TAGS), strict=True):
         for client, own in enumerate(CLIENTS):
             held = dealt.labels[dealt.order[dealt.offset[client] : dealt.offset[client + 1]]]
