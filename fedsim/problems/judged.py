@@ -204,7 +204,8 @@ class Judged:
         if (wanted := self.beside(metrics)) and (counted := self._counted(outputs, rows)).finite:
             own = counted.of_clients(count)
             for measure in wanted:
-                found[f"personal_{measure.label}"] = measure.of(counted.outputs, counted.targets)
+                value = measure.of(counted.outputs, counted.targets)
+                found |= {f"personal_{measure.label}": value} if math.isfinite(value) else {}
                 values = measure.of_clients(counted.outputs, counted.targets, own)
                 if len(known := values[values.isfinite()]):
                     found |= _spread(measure.label, known, higher=measure.higher_is_better)

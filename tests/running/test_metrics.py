@@ -20,7 +20,9 @@ from fedsim import InputError, plots
 from fedsim.attacks.gradient import FGSM
 from fedsim.cli import progress, words
 from fedsim.configuration.evaluation import Evaluation, Stopping
+from fedsim.core.options import options
 from fedsim.core.streams import Streams
+from fedsim.problems.measures import Measure
 from fedsim.problems.supervised import Supervised
 from fedsim.reports.comparison import compare, lines_of
 from fedsim.running import runner
@@ -458,6 +460,25 @@ def test_clients_own_models_are_judged_by_measures_too(tmp_path):
     labels = [label for label in compare(result).labels if label.startswith("personal_")]
     assert "personal_auroc_p10, best" in labels
     assert not [label for label in labels if "_std" in label or "_mean" in label or "undefined" in label]
+
+
+@options
+class Never(Measure):
+    """Undefined by its outputs, which no look at targets tells beforehand."""
+
+    higher_is_better = True
+
+    def __call__(self, outputs, targets):
+        return math.nan
+
+
+def test_what_a_measure_leaves_undefined_of_clients_own_models_is_left_out_and_ends_no_run():
+    problem = small_problem()
+    rows, count = problem.judged.own()
+    outputs = outputs_of(problem, problem.initial(), rows.x if rows.index is None else rows.x[rows.index])
+    found = problem.judged.personal_scores(outputs, rows, count, [Never()])
+    assert [name for name in found if "never" in name] == ["personal_never_undefined"]
+    assert all(map(math.isfinite, found.values()))
 
 
 COUNTS = ("undefined", "untrained")
