@@ -28,7 +28,7 @@ class FedCBO(LocalTraining):
     pull: Share = 0.5
     """The share of the way to the consensus that an agent goes."""
     noise: NonNegativeFloat = 0.0
-    """Standard deviation of a random step in every coordinate, in lengths of the way to the consensus."""
+    """Standard deviation of a random step in every trained coordinate, in lengths of the way to the consensus."""
 
     def state(self, dimension: int) -> Shapes:
         """Its model, and 1 where there is one."""
@@ -64,9 +64,9 @@ class FedCBO(LocalTraining):
                 center.addcmul_(models[own], weight.unsqueeze(1))
             moved = torch.lerp(theta, center, self.pull)
             if self.noise:
-                distance = torch.linalg.vector_norm(theta - center, dim=1, keepdim=True)
-                shape = (cohort.dimension,)
+                way, shape = (theta - center)[:, : cohort.trained], (cohort.trained,)
+                distance = torch.linalg.vector_norm(way, dim=1, keepdim=True)
                 xi = cohort.streams.normal("consensus", cohort.clients, shape, turn=cohort.turn, dtype=theta.dtype)
-                moved.addcmul_(distance, xi, value=self.noise)
+                moved[:, : cohort.trained].addcmul_(distance, xi, value=self.noise)
             cohort.keep(model=moved)
         return Update({"losses": losses})

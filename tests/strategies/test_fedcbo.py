@@ -153,6 +153,16 @@ def test_noise_moves_agents_by_its_share_of_their_way():
     assert float(ratio) == pytest.approx(5.0, abs=1.6)
 
 
+def test_no_noise_comes_to_running_statistics():
+    """One round: what is trained of the agents differs with noise, and their statistics, its last 6, do not."""
+    model = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+    noisy, quiet = (
+        final(simulated(small_problem(model=model), rounds=1, client={"noise": noise})) for noise in (0.1, 0.0)
+    )
+    assert torch.equal(noisy[:, -6:], quiet[:, -6:])
+    assert not torch.isclose(noisy[:, :-6], quiet[:, :-6]).all(dim=1).any()
+
+
 def test_two_groups_find_each_other():
     """Mean |theta_i - w_i|^2: alone an agent has 0.09 x 5 / (12 - 5 - 1) = 0.075 (least squares of 12 examples).
 
