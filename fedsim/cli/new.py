@@ -40,6 +40,7 @@ SCAFFOLDS: Mapping[str, Mapping[str, str]] = {
             "aggregator",
             "transform",
             "dataset",
+            "loss",
             "measure",
             "model",
             "flower",
@@ -111,6 +112,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
     "selector": {"selection": 'kind = "$file"\nshare = 0.5'},
     "aggregator": {"more": '[aggregation]\nkind = "$file"\nfactor = 1.0\n\n'},
     "transform": {"more": '[[transforms]]\nkind = "$file"\nlevels = 127\n\n'},
+    "loss": {"model": '{ kind = "mlp", hidden = [64] }\nloss = { kind = "$file", q = 0.7 }'},
     "measure": {"metrics": '\nmetrics = [{ kind = "$file", least = 5 }, "auroc"]'},
     "model": {"model": '{ kind = "$file", width = 32 }'},
     "dataset": {

@@ -27,6 +27,7 @@ NAMES = {
     "aggregator": ("shorter", "my_aggregator"),
     "transform": ("rounded", "my_transform"),
     "dataset": ("rings", "my_dataset"),
+    "loss": ("bounded", "my_loss"),
     "measure": ("rarest", "my_measure"),
     "model": ("curved", "my_model"),
     "experiment": ("trial", "my_trial"),
