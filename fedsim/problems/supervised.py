@@ -125,8 +125,12 @@ class SupervisedOptions(HasPlugins):
         )
         if self.start is not None:
             problem.start_from(load_start(Path(self.start)))
-        private = () if self.normalisation is None else self.normalisation.private
-        return problem.keeping(*private) if private else problem
+        if self.normalisation is None or not self.normalisation.private:
+            return problem
+        try:
+            return problem.keeping(*self.normalisation.private)
+        except InputError as error:
+            raise InputError("problem.normalisation.statistics", self.normalisation.statistics, error.remedy) from None
 
     def _loaded(self, folder: DataFolder, streams: Streams) -> Dataset:
         """The data set, its test set drawn as `split` says."""
@@ -335,8 +339,7 @@ class Supervised:
         if clients:
             own, count = self.judged.own()
             known = (rows.of(outputs, own) for rows, outputs in made if rows.covers(own))
-            outputs = next(known, None)
-            if outputs is None:
+            if (outputs := next(known, None)) is None:
                 outputs = self._outputs(params, own)
             found |= self.judged.client_scores("client", outputs, own, count, metrics)
         return found

@@ -116,7 +116,7 @@ def test_the_table_of_normalisation_says_what_crosses(statistics, shared):
 @pytest.mark.parametrize("statistics", ["local_statistics", "local"])
 def test_a_model_that_does_not_normalise_has_nothing_that_could_stay(statistics):
     tables = {"dataset": "digits", "normalisation": {"statistics": statistics}}
-    with pytest.raises(InputError, match="private"):
+    with pytest.raises(InputError, match=rf"^problem\.normalisation\.statistics = {statistics}: the model has no"):
         build_problem(small_experiment(1, problem=tables))
 
 
