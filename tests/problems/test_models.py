@@ -242,12 +242,19 @@ def test_padding_is_the_data_sets_where_the_model_does_not_say():
 @pytest.mark.parametrize(
     ("model", "shape", "vocabulary", "fault"),
     [
-        (LSTM(), (3, 4, 5), 0, r"reads sequences of characters, or \[steps, features\]"),
+        (LSTM(), (3, 4, 5), 0, r"reads sequences of tokens, or \[steps, features\]"),
         (GRU(layers=1, dropout=0.1), (9,), 5, "is between layers, and there is one"),
         (GRU(padding=5), (9,), 5, "is no token: there are 5"),
         (Transformer(padding=0), (9, 2), 0, "is a token, but these inputs are numbers"),
         (Transformer(heads=5), (9,), 5, "do not share the width 64 out"),
-        (GPT(), (9, 2), 0, "reads tokens, but these inputs are numbers"),
+        (GPT(), (9, 2), 0, r"reads tokens, but these inputs are numbers of shape \[9, 2\]; use the model transformer"),
+        (
+            GPT(),
+            (9,),
+            0,
+            "of shape .9.; if they are token ids, set tokens = true of the data set; else use the model mlp",
+        ),
+        (GRU(), (9,), 0, "if they are token ids, set tokens = true of the data set; else use a model of numbers"),
         (GPT(), (9,), 5, "the 3 outputs are not the 5 tokens that are read; set tied = false"),
     ],
 )

@@ -111,13 +111,16 @@ def need_numbers(kind: str, shape: Sequence[int], vocabulary: int) -> None:
         raise InputError("model", kind, "needs inputs of at least one dimension, but each is one number")
 
 
+IDS = "if they are token ids, set tokens = true of the data set; else "
+"""What may be meant by whole numbers [steps] that a data set has taken for features."""
+
+
 def need_sequences(kind: str, shape: Sequence[int], vocabulary: int, padding: int | None) -> None:
     """Refuse inputs that are no sequences of tokens, or of vectors of numbers, and padding that is no token."""
     if len(shape) != (1 if vocabulary else 2):
-        remedy = (
-            f"reads sequences of characters, or [steps, features], but these inputs are numbers of shape {list(shape)}"
-        )
-        raise InputError("model", kind, f"{remedy}; use a model of numbers, such as mlp")
+        fault = f"reads sequences of tokens, or [steps, features], but these inputs are numbers of shape {list(shape)}"
+        remedy = "use a model of numbers, such as mlp"
+        raise InputError("model", kind, f"{fault}; {IDS if len(shape) == 1 else ''}{remedy}")
     if padding is not None and not padding < vocabulary:
         fault = f"is no token: there are {vocabulary}" if vocabulary else "is a token, but these inputs are numbers"
         raise InputError("model.padding", padding, f"{fault}; leave it out")

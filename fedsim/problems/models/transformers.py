@@ -11,7 +11,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, options
 from fedsim.nets.attention import EncoderLayer
 from fedsim.nets.sequences import Padded, Positions, Steps
-from fedsim.problems.models.layers import deviating, materialise, need_sequences
+from fedsim.problems.models.layers import IDS, deviating, materialise, need_sequences
 from fedsim.problems.models.recurrent import READING
 
 
@@ -93,8 +93,9 @@ class GPT(Blocks):
     def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
         """Tokens, int64 [B, T], to logits of the next one at each place, [B, T, outputs]."""
         if not vocabulary:
-            remedy = f"reads tokens, but these inputs are numbers of shape {list(shape)}; use the model transformer"
-            raise InputError("model", "gpt", remedy)
+            fault = f"reads tokens, but these inputs are numbers of shape {list(shape)}"
+            remedy = f"{IDS}use the model mlp" if len(shape) == 1 else "use the model transformer"
+            raise InputError("model", "gpt", f"{fault}; {remedy}")
         if self.tied and outputs != vocabulary:
             remedy = f"the {outputs} outputs are not the {vocabulary} tokens that are read; set tied = false"
             raise InputError("model.tied", self.tied, remedy)
