@@ -1,8 +1,9 @@
 """The runs of FedAvg over unlike sensors, what is measured of them, and what is claimed.
 
-Ten clients have 120 digits each to train on and 59 to be judged on, read with a sensor of their own: pixels times
-exp(0.8 z), plus z'. A network of 64 units is normalised by batches before and after its first layer, or not at all.
-What decides is what clients share of normalisation: its statistics belong to their sensors. Three seeds.
+Ten clients have 120 digits each to train on and 59 to be judged on, read with a sensor of their own: each pixel times
+exp(0.8 z), plus z', of its own z and z'. A network of 64 units is normalised by batches before and after its first
+layer, or not at all. What decides is what clients share of normalisation: its statistics belong to their sensors. Three
+seeds.
 """
 
 from __future__ import annotations
@@ -27,21 +28,15 @@ WAYS: Mapping[str, tuple[str, ...]] = {
     "no normalisation": ("problem.normalisation=none", "problem.model.norm=none"),
 }
 """What clients share of normalisation, and how the file is changed for it."""
-EXPECTED = {"local_statistics": 0.961, "local": 0.953}
-"""What a prototype came to, of other code and other draws by the same rules.
-
-With averaged statistics it came to 0.101, which is chance, and without normalisation to 0.849.
-"""
+EXPECTED = {"local_statistics": 0.961, "local": 0.953, "averaged": 0.101, "no normalisation": 0.849}
+"""What a prototype came to, of other code and other draws by the same rules. Of ten classes 0.101 is chance."""
 WITHIN = 0.02
 """How near the mean of the seeds comes to that."""
-CHANCE = 0.2
-"""What is near chance, of ten classes: a model that is next to useless is right on more or less by its draws."""
 NAME = "sensors"
 CLAIM = (
-    "clients with unlike sensors are right on 0.961 of their own tests where statistics stay with them, and on 0.953 "
-    f"where all of normalisation does, within {WITHIN}; one model for all is right on {CHANCE} at most with averaged "
-    "statistics, without normalisation on 0.05 less than theirs, and with pooled ones on less than that, mean over "
-    "seeds 0 to 2"
+    "clients with unlike sensors are right on 0.961 of their own tests where statistics stay with them, on 0.953 where "
+    f"all of normalisation does, on 0.101 with averaged statistics, on 0.849 without normalisation, within {WITHIN}, "
+    "and with pooled statistics on less than that, mean over seeds 0 to 2"
 )
 
 Results = Mapping[str, Numbers]
@@ -70,6 +65,5 @@ def judge(results: Results) -> tuple[str, bool]:
     """The numbers in words, and whether they bear the claim out."""
     means = {way: float(found.mean()) for way, found in results.items()}
     near = all(abs(means[way] - expected) <= WITHIN for way, expected in EXPECTED.items())
-    worse = means["no normalisation"] <= min(means["local"], means["local_statistics"]) - 0.05
-    useless = means["averaged"] <= CHANCE and means["pooled"] < means["no normalisation"]
-    return "; ".join(f"{way} {cell(found, 3)}" for way, found in results.items()), near and worse and useless
+    worse = means["pooled"] < means["no normalisation"]
+    return "; ".join(f"{way} {cell(found, 3)}" for way, found in results.items()), near and worse

@@ -152,39 +152,46 @@ class Judged:
             own = [part for part in torch.split(counted.targets, counted.of_clients(count).tolist()) if len(part)]
             said = [measure for measure in wanted if any(measure.undefined(part) is None for part in own)]
             kinds |= {measure.label: measure.higher_is_better for measure in said}
-        return [f"{name}_{label}_{which}" for label, higher in kinds.items() for which in STATISTICS[higher]]
+        return [column for label, higher in kinds.items() for column in _columns(f"{name}_{label}", higher=higher)]
 
     def client_scores(
-        self, name: str, outputs: Tensor, rows: Rows, count: Tensor, metrics: Sequence[Measure] = ()
+        self,
+        name: str,
+        outputs: Tensor,
+        rows: Rows,
+        count: Tensor,
+        metrics: Sequence[Measure] = (),
+        *,
+        spread: bool = False,
     ) -> dict[str, float]:
         """Statistics of the clients' accuracies, or losses, and of measures. rows: theirs, one after the other.
 
         count: how many each has, [N]. A measure that is undefined for some that have any says for how many, and is
-        about the others.
+        about the others. spread: say the standard deviation, too.
         """
         kind = self.kinds()[-1]
         means = self.by_client((kind,), outputs, rows, count)[kind][count > 0]
-        found = _statistics(f"{name}_{kind}", means, higher=kind != "loss")
+        found = _statistics(f"{name}_{kind}", means, higher=kind != "loss", spread=spread)
         for measure, values in self._measured_by_client(outputs, rows, count, metrics).items():
-            known = values[values.isfinite()]
+            column, known = f"{name}_{measure.label}", values[values.isfinite()]
             if len(known):
-                found |= _statistics(f"{name}_{measure.label}", known, higher=measure.higher_is_better)
+                found |= _statistics(column, known, higher=measure.higher_is_better, spread=spread)
             if (undefined := int((count > 0).sum()) - len(known)) > 0:
-                found[f"{name}_{measure.label}{UNDEFINED}"] = undefined
+                found[f"{column}{UNDEFINED}"] = undefined
         return found
 
     def has_own(self) -> bool:
         """Whether clients have examples to be judged on that they are not trained on."""
-        split = self.partition
-        return any(order is not None and len(order) for order in (split.order_test, split.holdout_order))
+        return self.own()[0].index is not self.data.order
 
     def personal_measures(self, metrics: Sequence[Measure] = ()) -> list[str]:
         """The names of `personal_scores`, but for counts."""
-        kinds = self.kinds()
-        names = [f"personal_{kind}" for kind in kinds] + _personal(kinds[-1], higher=kinds[-1] != "loss")
-        for measure in self.beside(metrics):
-            names += [f"personal_{measure.label}", *_personal(measure.label, higher=measure.higher_is_better)]
-        return names
+        kinds, beside = self.kinds(), {measure.label: measure.higher_is_better for measure in self.beside(metrics)}
+        central = [f"personal_{label}" for label in (*kinds, *beside)]
+        spread = {kinds[-1]: kinds[-1] != "loss", **beside}.items()
+        return central + [
+            column for label, higher in spread for column in _columns(f"personal_{label}", higher=higher, spread=True)
+        ]
 
     def personal_scores(
         self, outputs: Tensor, rows: Rows, count: Tensor, metrics: Sequence[Measure] = ()
@@ -195,23 +202,8 @@ class Judged:
         lower is better), worst and standard deviation are over the clients that have any, by accuracy or else by loss,
         and by measures, of those for which they are defined; the others are counted.
         """
-        kinds = self.kinds()
-        means = self.by_client(kinds, outputs, rows, count)
-        shares = count[count > 0] / count.sum()
-        of_clients = {kind: means[kind][count > 0] for kind in kinds}
-        found = {f"personal_{kind}": float((shares * of_clients[kind]).sum()) for kind in kinds}
-        found |= _spread(kinds[-1], of_clients[kinds[-1]], higher=kinds[-1] != "loss")
-        if (wanted := self.beside(metrics)) and (counted := self._counted(outputs, rows)).finite:
-            own = counted.of_clients(count)
-            for measure in wanted:
-                value = measure.of(counted.outputs, counted.targets)
-                found |= {f"personal_{measure.label}": value} if math.isfinite(value) else {}
-                values = measure.of_clients(counted.outputs, counted.targets, own)
-                if len(known := values[values.isfinite()]):
-                    found |= _spread(measure.label, known, higher=measure.higher_is_better)
-                if (undefined := int((count > 0).sum()) - len(known)) > 0:
-                    found[f"personal_{measure.label}{UNDEFINED}"] = undefined
-        return found
+        together = self.scores("personal", outputs, rows, metrics)
+        return together | self.client_scores("personal", outputs, rows, count, metrics, spread=True)
 
     def by_client(self, kinds: Sequence[str], outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, Tensor]:
         """The means of each client, float64 [N], NaN without examples, of some of `kinds`; see `client_scores`."""
@@ -291,22 +283,20 @@ class Judged:
         return Counted(made, targets, each)
 
 
-def _statistics(name: str, values: Tensor, *, higher: bool) -> dict[str, float]:
-    """The mean, the 10 % quantile (90 % where lower is better) and the worst of some clients' values, at least one."""
+def _columns(name: str, *, higher: bool, spread: bool = False) -> list[str]:
+    """The names of `_statistics`."""
+    return [f"{name}_{which}" for which in STATISTICS[higher] + ("std",) * spread]
+
+
+def _statistics(name: str, values: Tensor, *, higher: bool, spread: bool) -> dict[str, float]:
+    """The mean, the 10 % quantile (90 % where lower is better) and the worst of some clients' values, at least one.
+
+    spread: their standard deviation, too.
+    """
     bad, worst = (0.1, values.min()) if higher else (0.9, values.max())
-    told = (values.mean(), torch.quantile(values, bad), worst)
-    return {f"{name}_{which}": float(value) for which, value in zip(STATISTICS[higher], told, strict=True)}
-
-
-def _personal(label: str, *, higher: bool) -> list[str]:
-    """The names of `_spread`."""
-    return [f"personal_{label}_{which}" for which in (*STATISTICS[higher], "std")]
-
-
-def _spread(label: str, values: Tensor, *, higher: bool) -> dict[str, float]:
-    """The same of values of the clients' own models, and their standard deviation."""
-    found = _statistics(f"personal_{label}", values, higher=higher)
-    return found | {f"personal_{label}_std": float(values.std(correction=0))}
+    told = [values.mean(), torch.quantile(values, bad), worst] + [values.std(correction=0)] * spread
+    names = _columns(name, higher=higher, spread=spread)
+    return {column: float(value) for column, value in zip(names, told, strict=True)}
 
 
 def ranges(order: np.ndarray, offset: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -73,32 +73,22 @@ PUBLISHED = {
         *(5, 1935, 481, (64,), 65),
         {"test_accuracy": 0.17},
     ),
+    "cifar10": (SHORT, 50, 20000, 5000, (3, 32, 32), 10, {"test_top_3_accuracy": 0.31}),
+    # More than half of all connections are of one attack.
+    "kddcup99": (("rounds=10",), 50, 395216, 98805, (118,), 23, {"test_accuracy": 0.9, "test_f1_macro": 0.1}),
     "wisdm": (("rounds=10",), 36, 4332, 1086, (43,), 6, {"test_accuracy": 0.5, "test_balanced_accuracy": 0.3}),
 }
 """Of each published data set what is shortened, clients, training and test examples, an input's shape, classes, and
 what is exceeded."""
+LARGE = frozenset({"cifar10", "kddcup99"})
+"""Those that take many seconds to read."""
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_data_sets_run(name: str) -> None:
-    _run_published(name, *PUBLISHED[name])
-
-
-LARGEST = {
-    "cifar10": (SHORT, 50, 20000, 5000, (3, 32, 32), 10, {"test_top_3_accuracy": 0.31}),
-    # More than half of all connections are of one attack.
-    "kddcup99": (("rounds=10",), 50, 395216, 98805, (118,), 23, {"test_accuracy": 0.9, "test_f1_macro": 0.1}),
-}
-"""The same of those that take many seconds to read."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LARGEST)
-def test_the_largest_published_data_sets_run(name: str) -> None:
-    _run_published(name, *LARGEST[name])
-
-
-def _run_published(
+@pytest.mark.parametrize(
+    ("name", "short", "clients", "examples", "tests", "shape", "classes", "better"),
+    [pytest.param(name, *row, marks=[pytest.mark.slow] * (name in LARGE), id=name) for name, row in PUBLISHED.items()],
+)
+def test_published_data_sets_run(
     name: str,
     short: Sequence[str],
     clients: int,

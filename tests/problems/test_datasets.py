@@ -207,17 +207,16 @@ def test_the_split_follows_its_seed_and_share_only():
 
 def test_each_client_reads_the_digits_with_a_sensor_of_its_own():
     """What it reads, put back by its scale and offset, is its part of the digits."""
-    data, plain = Sensors(clients=4, split_seed=3).load(DataFolder(None)), np.round(embedded.carried("digits")[0])
-    scale, offset = (np.array(data.told[name]) for name in ("scale", "offset"))
-    assert len(set(scale)) == len(set(offset)) == 4
+    sensors, plain = Sensors(clients=4, split_seed=3), np.round(embedded.carried("digits")[0])
+    data, (scale, offset) = sensors.load(DataFolder(None)), sensors.readings(64)
+    assert len(np.unique(scale)) == len(np.unique(offset)) == 4 * 64
     found = [np.round((x - offset[o]) / scale[o] * 16) for x, o in zip(data.x, data.owner, strict=True)]
     found += [np.round((x - offset[o]) / scale[o] * 16) for x, o in zip(data.x_test, data.owner_test, strict=True)]
     assert sorted(map(bytes, np.array(found, np.uint8))) == sorted(map(bytes, plain.astype(np.uint8)))
     assert np.bincount(data.owner_test).tolist() == [149, 148, 148, 148]
-    other = Sensors(clients=4, split_seed=4).load(DataFolder(None))
-    assert other.told["scale"] != data.told["scale"]
-    same = Sensors(clients=4, scale=0.0, offset=0.0).load(DataFolder(None))
-    assert (same.told["scale"], same.told["offset"]) == ([1.0] * 4, [0.0] * 4)
+    assert not np.isclose(Sensors(clients=4, split_seed=4).readings(64)[0], scale).any()
+    alike = Sensors(clients=4, scale=0.0, offset=0.0).readings(64)
+    np.testing.assert_array_equal(alike, np.stack((np.ones((4, 64)), np.zeros((4, 64)))))
     with pytest.raises(InputError, match="each needs two"):
         Sensors(clients=900).load(DataFolder(None))
 

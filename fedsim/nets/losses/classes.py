@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -32,21 +33,37 @@ class Weighing(Pointwise):
     def fitted(self, targets: Tensor, task: Targets, outputs: int) -> Self:
         """See `Loss.fitted`; weights are float64 [K]."""
         made = super().fitted(targets, task, outputs)
-        if self.weights is None:
-            return made
-        if self.weights == "balanced":
-            count = torch.bincount(targets[targets != IGNORED].flatten(), minlength=outputs).double()
-            weights = torch.where(count > 0, count.sum() / ((count > 0).sum() * count), 1.0)
-        elif len(self.weights) != outputs:
-            raise InputError("problem.loss.weights", list(self.weights), f"give one for each of the {outputs} classes")
-        else:
-            weights = torch.tensor(self.weights, dtype=torch.float64, device=targets.device)
-        object.__setattr__(made, "_weights", weights)
+        object.__setattr__(made, "_weights", fitted_factors("weights", self.weights, _balanced, targets, outputs))
         return made
 
     def factors(self, outputs: Tensor) -> Tensor | None:
         """The weights [K], as numbers like the outputs; None: there are none."""
         return None if self._weights is None else self._weights.to(outputs)
+
+
+def fitted_factors(
+    option: str,
+    given: Weights | Balanced | None,
+    balanced: Callable[[Tensor, int], Tensor],
+    targets: Tensor,
+    outputs: int,
+) -> Tensor | None:
+    """Factors that are given for each of K outputs, or those that `balanced` reckons of training targets: float64 [K].
+
+    None: none are given. InputError on `option`: they are not one for each.
+    """
+    if given is None:
+        return None
+    if given == "balanced":
+        return balanced(targets, outputs)
+    if len(given) != outputs:
+        raise InputError(f"problem.loss.{option}", list(given), f"give one for each of the {outputs} outputs")
+    return torch.tensor(given, dtype=torch.float64, device=targets.device)
+
+
+def _balanced(targets: Tensor, outputs: int) -> Tensor:
+    count = torch.bincount(targets[targets != IGNORED].flatten(), minlength=outputs).double()
+    return torch.where(count > 0, count.sum() / ((count > 0).sum() * count), 1.0)
 
 
 @options

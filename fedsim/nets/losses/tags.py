@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fedsim.core.errors import InputError
 from fedsim.core.options import options
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.losses.base import Pointwise, Targets
-from fedsim.nets.losses.classes import Balanced, Weights
+from fedsim.nets.losses.classes import Balanced, Weights, fitted_factors
 
 
 @options
@@ -31,18 +30,7 @@ class BinaryCrossEntropy(Pointwise):
     def fitted(self, targets: Tensor, task: Targets, outputs: int) -> Self:
         """See `Loss.fitted`; weights are float64 [k]."""
         made = super().fitted(targets, task, outputs)
-        if self.pos_weight is None:
-            return made
-        if self.pos_weight == "balanced":
-            held = targets.double().sum(dim=0)
-            weights = torch.where(held > 0, (len(targets) - held) / held, 1.0)
-        elif len(self.pos_weight) != outputs:
-            raise InputError(
-                "problem.loss.pos_weight", list(self.pos_weight), f"give one for each of the {outputs} tags"
-            )
-        else:
-            weights = torch.tensor(self.pos_weight, dtype=torch.float64, device=targets.device)
-        object.__setattr__(made, "_weights", weights)
+        object.__setattr__(made, "_weights", fitted_factors("pos_weight", self.pos_weight, _balanced, targets, outputs))
         return made
 
     def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -58,3 +46,8 @@ class BinaryCrossEntropy(Pointwise):
     def _factor(self, targets: Tensor) -> Tensor | float:
         """1 - t + w t."""
         return 1.0 if self._weights is None else 1.0 + (self._weights.to(targets) - 1.0) * targets
+
+
+def _balanced(targets: Tensor, outputs: int) -> Tensor:  # noqa: ARG001
+    held = targets.double().sum(dim=0)
+    return torch.where(held > 0, (len(targets) - held) / held, 1.0)

@@ -47,13 +47,18 @@ def opened(path: Path) -> Iterator[Any]:
         yield file
 
 
+def is_text(kind: Any) -> bool:
+    """Whether a type of Arrow is that of texts."""
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
 def _texts_of(path: Path) -> list[str]:
     """The columns of texts, which are read as numbers of distinct ones: a file repeats a long one for nothing."""
-    from pyarrow import parquet, types
+    from pyarrow import parquet
 
-    return [
-        one.name for one in parquet.read_schema(path) if types.is_string(one.type) or types.is_large_string(one.type)
-    ]
+    return [one.name for one in parquet.read_schema(path) if is_text(one.type)]
 
 
 def read_columns(path: Path, file: Any, names: Sequence[str]) -> list[Any]:
@@ -77,7 +82,7 @@ def spelled(path: Path, name: str, column: Any) -> Any:
 
     if not types.is_dictionary(column.type):
         return column
-    if types.is_string(column.type.value_type) or types.is_large_string(column.type.value_type):
+    if is_text(column.type.value_type):
         lengths = (compute.binary_length(part.dictionary).take(part.indices) for part in column.chunks)
         letters = sum(compute.sum(one).as_py() or 0 for one in lengths)
         shape = (letters // 4 + 1,)

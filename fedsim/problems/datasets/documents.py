@@ -12,14 +12,13 @@ import numpy as np
 
 from fedsim.core.data_files import TABLE, Array, DataFolder, reading, unpacked
 from fedsim.core.errors import InputError
-from fedsim.problems.datasets.arrow import PATH
+from fedsim.problems.datasets.arrow import PATH, is_text
 from fedsim.problems.datasets.hub import (
     TESTS,
     TRAIN,
     Split,
     class_names,
     hold_whole,
-    is_text,
     read_split,
     splits,
     text_array,

@@ -19,7 +19,7 @@ import numpy as np
 from fedsim.core.data_files import Array, DataFolder, hold_memory, reading
 from fedsim.core.errors import InputError
 from fedsim.core.extras import library
-from fedsim.problems.datasets.arrow import PATH, opened, parquet_files, spelled
+from fedsim.problems.datasets.arrow import PATH, is_text, opened, parquet_files, spelled
 
 TRAIN = "train"
 TESTS = ("test", "validation", "valid", "val", "dev")
@@ -145,13 +145,6 @@ def hold_whole(split: Split, name: str, column: Any) -> None:
     if column.null_count:
         row = int(np.flatnonzero(column.is_null())[0]) * len(split.columns[name]) // len(column)
         raise InputError(PATH, str(split.place(row)), f"column {name!r} has no value here; leave the example out")
-
-
-def is_text(kind: Any) -> bool:
-    """Whether a type of Arrow is that of texts."""
-    from pyarrow import types
-
-    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def is_number(kind: Any) -> bool:

@@ -13,7 +13,7 @@ from fedsim.core.data_files import TABLE, Array, DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, Texts, options
 from fedsim.problems.datasets.arrays import coded_owners, coded_targets, single
-from fedsim.problems.datasets.arrow import PATH
+from fedsim.problems.datasets.arrow import PATH, is_text
 from fedsim.problems.datasets.base import SHARE, Dataset, Indices, Task, hold_unsplit, split_off
 from fedsim.problems.datasets.hub import (
     TESTS,
@@ -23,7 +23,6 @@ from fedsim.problems.datasets.hub import (
     column_names,
     hold_whole,
     is_number,
-    is_text,
     joined_values,
     read_split,
     splits,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
-from fedsim.problems.datasets.arrow import PATH, opened, parquet_files, read_columns, spelled
+from fedsim.problems.datasets.arrow import PATH, is_text, opened, parquet_files, read_columns, spelled
 from fedsim.problems.datasets.tables import Table
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ def _plain() -> list[Any]:
     """What tells types of Arrow whose values are one text each."""
     from pyarrow import types
 
-    texts = [types.is_string, types.is_large_string, types.is_string_view]
     return [
-        *texts,
+        is_text,
+        types.is_string_view,
         types.is_integer,
         types.is_boolean,
         types.is_decimal,

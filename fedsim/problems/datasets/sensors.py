@@ -1,12 +1,10 @@
-"""Digits as unlike instruments would read them: each client has a scale and an offset of its own."""
+"""Digits as unlike instruments would read them: each client has scales and offsets of its own."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
-from fedsim.core.data_files import DataFolder
+from fedsim.core.data_files import Array, DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, options
 from fedsim.core.streams import Streams
@@ -18,7 +16,7 @@ from fedsim.problems.datasets.embedded import carried
 class Sensors:
     """Handwritten digits of 64 features, dealt at random to clients with a sensor each; `natural` deals them so.
 
-    Client c reads exp(scale z_c) x + offset z'_c for pixels x in [0, 1], with z and z' standard normal.
+    Client c reads exp(scale z_cp) x_p + offset z'_cp for the pixels x_p in [0, 1], with z and z' standard normal.
     """
 
     clients: PositiveInt = 10
@@ -37,11 +35,12 @@ class Sensors:
         x, y = carried("digits")
         if self.clients > len(x) // 2:
             raise InputError("problem.dataset.clients", self.clients, f"of {len(x)} digits each needs two; take fewer")
-        streams = Streams(self.split_seed)
-        owner = streams.generator("sensors/owner").permutation(len(x)) % self.clients
-        drawn = streams.generator("sensors/readings").normal(size=(2, self.clients))
-        scale, offset = np.exp(self.scale * drawn[0]), self.offset * drawn[1]
-        read = (x / 16 * scale[owner, None] + offset[owner, None]).astype(np.float32)
-        told = {"scale": scale.tolist(), "offset": offset.tolist()}
-        found = split_dataset("sensors", read, y.astype(np.int64), 10, self.test_share, self.split_seed, owner)
-        return replace(found, told=told)
+        owner = Streams(self.split_seed).generator("sensors/owner").permutation(len(x)) % self.clients
+        scale, offset = self.readings(x.shape[1])
+        read = (x / 16 * scale[owner] + offset[owner]).astype(np.float32)
+        return split_dataset("sensors", read, y.astype(np.int64), 10, self.test_share, self.split_seed, owner)
+
+    def readings(self, pixels: int) -> tuple[Array, Array]:
+        """Scales and offsets of the sensors, [clients, pixels] each."""
+        drawn = Streams(self.split_seed).generator("sensors/readings").normal(size=(2, self.clients, pixels))
+        return np.exp(self.scale * drawn[0]), self.offset * drawn[1]

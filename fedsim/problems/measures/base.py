@@ -25,6 +25,9 @@ from fedsim.core.options import options
 from fedsim.exchange.messages import broken, shown
 from fedsim.nets.losses import Targets
 
+CLASSES: frozenset[Targets] = frozenset({"classes"})
+NUMBERS: frozenset[Targets] = frozenset({"numbers"})
+TAGS: frozenset[Targets] = frozenset({"tags"})
 LABEL = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 """What columns are called: small letters and digits."""
 ColumnName = Annotated[str, Field(pattern=rf"^{LABEL.pattern}$")]
@@ -38,7 +41,7 @@ class Measure(ABC):
     is no such number.
     """
 
-    tasks: ClassVar[frozenset[Targets]] = frozenset({"classes", "numbers", "tags"})
+    tasks: ClassVar[frozenset[Targets]] = CLASSES | NUMBERS | TAGS
     higher_is_better: ClassVar[bool]
     best: ClassVar[float | None] = None
 

@@ -12,11 +12,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveInt, Share, options
 from fedsim.nets.losses import Targets
-from fedsim.problems.measures.base import Grouped, sums
-
-CLASSES: frozenset[Targets] = frozenset({"classes"})
-NUMBERS: frozenset[Targets] = frozenset({"numbers"})
-TAGS: frozenset[Targets] = frozenset({"tags"})
+from fedsim.problems.measures.base import CLASSES, NUMBERS, TAGS, Grouped, sums
 
 
 class Mean(Grouped):

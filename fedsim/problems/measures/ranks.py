@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedsim.core.options import options
 from fedsim.nets.losses import Targets
-from fedsim.problems.measures.base import Grouped, mean_of_known, owners, ratio, sums
-from fedsim.problems.measures.tallies import CLASSES_OR_TAGS, ONE_CLASS
+from fedsim.problems.measures.base import CLASSES, TAGS, Grouped, mean_of_known, owners, ratio, sums
+from fedsim.problems.measures.tallies import ONE_CLASS
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class OfRanks(Grouped):
     Of two classes it is about the second alone. Of several each is held against all others, by its probability.
     """
 
-    tasks: ClassVar[frozenset[Targets]] = CLASSES_OR_TAGS
+    tasks: ClassVar[frozenset[Targets]] = CLASSES | TAGS
     higher_is_better: ClassVar[bool] = True
     best: ClassVar[float | None] = 1.0
 

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from fedsim.core.options import options
 from fedsim.nets.losses import Targets
-from fedsim.problems.measures.base import Grouped, mean_of_known, owners, ratio, sums
-
-NUMBERS: frozenset[Targets] = frozenset({"numbers"})
+from fedsim.problems.measures.base import CLASSES, NUMBERS, Grouped, mean_of_known, owners, ratio, sums
 
 
 def _variance(values: Tensor, count: Tensor) -> Tensor:
@@ -103,7 +101,7 @@ class ECE(Grouped):
     The confidence is the largest of the softmax; bins divide 0 .. 1 evenly, each with its upper end.
     """
 
-    tasks: ClassVar[frozenset[Targets]] = frozenset({"classes"})
+    tasks: ClassVar[frozenset[Targets]] = CLASSES
     higher_is_better: ClassVar[bool] = False
     best: ClassVar[float | None] = 0.0
 

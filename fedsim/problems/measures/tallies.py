@@ -12,9 +12,8 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
 from fedsim.nets.losses import Targets
-from fedsim.problems.measures.base import Grouped, owners, ratio, sums
+from fedsim.problems.measures.base import CLASSES, TAGS, Grouped, owners, ratio, sums
 
-CLASSES_OR_TAGS: frozenset[Targets] = frozenset({"classes", "tags"})
 ONE_CLASS = "all examples are of one class"
 
 
@@ -41,7 +40,7 @@ class Averaged(Grouped):
     micro: the share of all classes or tags together; samples: the mean over examples of the share of each one's tags.
     """
 
-    tasks: ClassVar[frozenset[Targets]] = CLASSES_OR_TAGS
+    tasks: ClassVar[frozenset[Targets]] = CLASSES | TAGS
     higher_is_better: ClassVar[bool] = True
     best: ClassVar[float | None] = 1.0
 
@@ -123,7 +122,7 @@ class Jaccard(Averaged):
 class BalancedAccuracy(Grouped):
     """The mean recall of the classes that are there."""
 
-    tasks: ClassVar[frozenset[Targets]] = frozenset({"classes"})
+    tasks: ClassVar[frozenset[Targets]] = CLASSES
     higher_is_better: ClassVar[bool] = True
     best: ClassVar[float | None] = 1.0
 
@@ -136,7 +135,7 @@ class BalancedAccuracy(Grouped):
 class Chance(Grouped):
     """A measure of agreement beyond that of chance, of which examples of one class say nothing."""
 
-    tasks: ClassVar[frozenset[Targets]] = frozenset({"classes"})
+    tasks: ClassVar[frozenset[Targets]] = CLASSES
     higher_is_better: ClassVar[bool] = True
     best: ClassVar[float | None] = 1.0
 
