@@ -4,24 +4,55 @@ from __future__ import annotations
 
 import errno
 import sys
+import time
 from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
+from fedsim.core.files import regular
+
 if sys.platform != "win32":
     import fcntl
+
+
+ATTEMPTS = 10
+"""At locking a file: whoever asks `is_locked` has it locked, too, for an instant."""
+PAUSE = 0.01
+"""Seconds between two of them."""
 
 
 def lock(file: FileIO) -> None:
     """Hold a file for this process, until it closes it or dies. BlockingIOError: another process holds it."""
     if sys.platform == "win32":
         return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing to it") from None
-    except OSError:  # some network file systems have no locks
-        pass
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not left:
+                raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing to it") from None
+            time.sleep(PAUSE)
+        except OSError:  # some network file systems have no locks
+            return
+        else:
+            return
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds a file by `lock`; no copy of a file is held, nor one whose holder was killed.
+
+    False where there are no locks: on Windows, and on some network file systems. OSError: the file cannot be read.
+    """
+    if sys.platform == "win32":
+        return False
+    with open(path, "rb", buffering=0, opener=regular) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: any number may ask at once
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
 
 
 def next_free(root: Path, name: str, made: list[Path]) -> Path:

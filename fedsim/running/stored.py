@@ -31,6 +31,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from fedsim.core.documents import parse_json, read_toml
 from fedsim.core.errors import InputError
 from fedsim.core.files import look, read_bytes, reason
+from fedsim.core.folders import is_locked
 from fedsim.core.measures import Asked, as_noted, is_measure
 from fedsim.plots.evasion import ADVERSARIAL
 from fedsim.plots.labels import PARTITION
@@ -106,6 +107,27 @@ class StoredRun:
         if summary is None or status not in ENDED or (status == "finished" and self._is_to_have_more(summary)):
             return None
         return status
+
+    def status(self) -> str:
+        """How the run has ended, one of `ENDED`; or "running", "failed", or "interrupted".
+
+        running: a living process holds it. failed: an error has ended it, of which it has the traceback. interrupted:
+        by somebody, or its process was killed; where there are no locks (see `is_locked`) it may be running.
+        """
+        ended = self.ended()
+        if ended is not None:
+            return ended
+        if self.is_held:
+            return "running"
+        return "failed" if (self.path / TRACEBACK).is_file() else "interrupted"
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a living process writes to this run, as far as can be told."""
+        try:
+            return is_locked(self.path / METRICS)
+        except OSError:  # it has no rows, or none that can be read
+            return False
 
     def _is_to_have_more(self, summary: Mapping[str, Any]) -> bool:
         """Whether config.toml asks for more rounds than the run has had, as when it has begun to be extended."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 import tomllib
 from collections import namedtuple
 from pathlib import Path
@@ -507,6 +511,49 @@ def test_how_a_run_has_ended(tmp_path, summary, ended):
     if summary is not None:
         (tmp_path / "summary.json").write_text(summary)
     assert RunFolder(tmp_path).ended() == ended
+
+
+WRITES = """
+import sys
+from pathlib import Path
+from fedsim.running.folder import RunFolder
+folder = RunFolder.create(Path(sys.argv[1]), "x")
+folder.write_config({"name": "x"})
+folder.append({"round": 1})
+print("written", flush=True)
+sys.stdin.read()
+"""
+"""A process that begins a run and goes on with it until it is killed."""
+
+
+def test_the_status_of_a_run_whose_process_lives_and_is_killed(tmp_path):
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    command = [sys.executable, "-c", WRITES, str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"written\n"
+        shutil.copytree(run, copy)
+        told = [open_run(path).status() for path in (run, copy, run)]
+        process.kill()
+    assert told == ["running", "interrupted", "running"]
+    assert open_run(run).status() == "interrupted"
+    with RunFolder.reopen(run) as again:
+        assert again.status() == "running"
+        again.write_traceback("Traceback")
+        assert again.status() == "running"
+    assert open_run(run).status() == "failed"
+    (run / "summary.json").write_text('{"status": "stopped"}')
+    with RunFolder.reopen(run) as again:
+        assert again.status() == "stopped"
+
+
+def test_to_ask_for_the_status_keeps_no_run_from_beginning(unfinished, monkeypatch):
+    """Who asks holds the file for an instant, in which another asks, and a run goes on."""
+    asks = (unfinished / METRICS).open("rb")
+    fcntl.flock(asks, fcntl.LOCK_SH)
+    assert open_run(unfinished).status() == "failed"
+    monkeypatch.setattr(time, "sleep", lambda _: asks.close())
+    RunFolder.reopen(unfinished).close()
 
 
 def test_a_file_may_be_written_in_parts(tmp_path):
