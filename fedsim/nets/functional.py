@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fedsim.nets.dropout import NamedDropout
 from fedsim.nets.layers import Residual, has_hooks
+from fedsim.nets.lean import hears_all, lean
 from fedsim.nets.normalisation import statistics_of
 
 INDIFFERENT = (
@@ -93,8 +94,21 @@ class Functional:
             tensor.data = leaf.to(memory_format=torch.channels_last) if fast else leaf
         return model, parameters
 
+    def own(self, leaves: Sequence[Tensor]) -> tuple[nn.Module, list[nn.Parameter], list[Tensor]]:
+        """As `bind`, with the numbers in memory that the thread keeps for them, which is given too, leaf by leaf.
+
+        Each leaf has memory of its own, which begins where vectors do.
+        """
+        if not hasattr(self._own, "places"):
+            self._own.places = [leaf.clone() for leaf in leaves]
+        model, parameters = self.bind(self._own.places)
+        self._own.places = places = [held.data for held in (*parameters, *self._own.statistics)]
+        torch._foreach_copy_(places, list(leaves))
+        return model, parameters, places
+
     def _copy(self) -> nn.Module:
-        if not hasattr(self._own, "model"):
+        heard = hears_all()
+        if not hasattr(self._own, "model") or self._own.heard != heard:
             model = copy.deepcopy(self._model)
             self._own.parameters = [own for own in model.parameters() if own.requires_grad]
             parts = dict(model.named_modules())
@@ -110,7 +124,8 @@ class Functional:
                         part.__class__ = Flat
             self._own.statistics = list(statistics_of(model).values())
             self._own.innermost = [id(own) in kernels for own in (*self._own.parameters, *self._own.statistics)]
-            self._own.model = model
+            lean(model)
+            self._own.model, self._own.heard = model, heard
         own: nn.Module = self._own.model
         return own
 

@@ -7,7 +7,7 @@ the module has them, and nothing is planned, checked or copied in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -24,6 +24,8 @@ from fedsim.parallel.cores import spread
 
 WORTH_A_THREAD = 20_000_000
 """Multiply-adds that a step must have, for each core, before threads win more than they lose to Python's lock."""
+
+NOT_DRAWING = nullcontext()
 
 Step = Callable[[int, Sequence[Tensor], float], None]
 """Takes a step: its number, the gradient, the learning rate."""
@@ -51,11 +53,15 @@ class PlainLoop:
             start.new_zeros(clients),
             torch.ones(clients, dtype=torch.bool),
         )
-        weights = {count: (start.new_ones(1, count) / count) for count in set(counts)}
+        weights = {count: start.new_ones(1, count) / count for count in set(counts)}
+        together = list(self._layout.named(start).values()) if start.dim() == 1 else None
+        losses: list[Tensor] = [start] * len(counts)
 
         def train(client: int) -> None:
             rows = slice(firsts[client], firsts[client] + steps[client])
-            self._train(descent, client, rows, counts[rows], weights, found)
+            leaves = list(self._layout.named(start[client]).values()) if together is None else together
+            shares = [weights[count][0] for count in counts[rows]]
+            losses[rows] = self._train(descent, client, leaves, rows, shares, found.params[client])
             if not surely_finite(found.params[client]):
                 found.finite[client] = torch.isfinite(found.params[client]).all()
 
@@ -65,45 +71,47 @@ class PlainLoop:
         else:
             for client in longest:
                 train(client)
+        for count, weight in weights.items():
+            own = [row for row, other in enumerate(counts) if other == count]
+            found.losses[own] = weighted(torch.stack([losses[row] for row in own]), weight.expand(len(own), -1))
+        for first, several, total in zip(firsts, steps, found.total, strict=True):
+            for loss in found.losses[first : first + several].unbind():
+                total += loss
         return found
 
     def _train(
         self,
         descent: Descent,
         client: int,
+        leaves: Sequence[Tensor],
         rows: slice,
-        counts: Sequence[int],
-        weights: Mapping[int, Tensor],
-        found: Descended,
-    ) -> None:
-        """Take the steps of a client, which have these rows, so many examples each, and write where it ends."""
+        shares: Sequence[Tensor],
+        end: Tensor,
+    ) -> list[Tensor]:
+        """Take the steps of a client, which have these rows: the losses of their examples.
+
+        leaves: where it begins. shares: what each example of a step counts. end: [d], where it is written where it
+        ends.
+        """
         layout, rule, x, y, draw = self._layout, descent.rule, descent.x, descent.y, descent.draw
-        start = _row(descent.start, client)
-        # Each in memory of its own, which begins where vectors do.
-        copies = [part.clone() for part in layout.named(start).values()]
-        model, parameters = self._model.bind(copies)
-        places = [parameter.data for parameter in parameters]
+        model, parameters, places = self._model.own(leaves)
+        moved = places[: layout.trained]
         shift = None if descent.shift is None else _row(descent.shift, client)
-        step_by = self._plainly(rule, places, shift) if rule.plain else self._stepper(rule, places, shift)
+        step_by = self._plainly(rule, moved, shift) if rule.plain else self._stepper(rule, moved, shift)
         who, turn = draw.clients[client : client + 1], draw.turn
         turn = turn[client : client + 1] if isinstance(turn, Tensor) else turn
-        history = []
-        for step, (row, count) in enumerate(zip(descent.index[rows].unbind(), counts, strict=True)):
-            index = row[:count]
-            named = Draw(draw.streams, who, turn, step)
-            with drawing(named, stacked=False) if self._draws else nullcontext():
+        found = []
+        for step, (row, share) in enumerate(zip(descent.index[rows].unbind(), shares, strict=True)):
+            index = row[: len(share)]
+            with drawing(Draw(draw.streams, who, turn, step), stacked=False) if self._draws else NOT_DRAWING:
                 outputs = model(x.index_select(0, index))
             losses = self._loss.examples(outputs, y.index_select(0, index))
-            step_by(step, weighted_gradient(losses, weights[count][0], parameters), descent.rates[step])
-            history.append(weighted(losses.detach().unsqueeze(0), weights[count]))
-        end, total = found.params[client], found.total[client]
-        torch.cat([part.reshape(-1) for part in (*places, *copies[layout.trained :])], out=end)
+            step_by(step, weighted_gradient(losses, share, parameters), descent.rates[step])
+            found.append(losses.detach())
+        torch.cat([place.reshape(-1) for place in places], out=end)
         if descent.change:
-            end.sub_(start)
-        if history:
-            torch.cat(history, out=found.losses[rows])
-        for loss in found.losses[rows].unbind():
-            total += loss
+            end.sub_(_row(descent.start, client))
+        return found
 
     def _plainly(self, rule: Rule, places: Sequence[Tensor], shift: Tensor | None) -> Step:
         """The step of a rule without memory, which goes by element and asks for no axis of clients."""

@@ -88,7 +88,7 @@ class DroppingLSTM(nn.LSTM):
     def forward(self, x: Tensor, hx: Any = None) -> tuple[Tensor, Any]:  # type: ignore[override]
         """As PyTorch's, of a batch of sequences and, perhaps, states to begin with: outputs and states."""
         if hx is None:
-            hx = (_zeros(self, x, self.proj_size or self.hidden_size), _zeros(self, x, self.hidden_size))
+            hx = (zeros(self, x, self.proj_size or self.hidden_size), zeros(self, x, self.hidden_size))
         outputs, hidden, cell = _layer_by_layer(self, x, hx)
         return outputs, (hidden, cell)
 
@@ -100,11 +100,11 @@ class DroppingGRU(nn.GRU):
 
     def forward(self, x: Tensor, hx: Any = None) -> tuple[Tensor, Any]:  # type: ignore[override]
         """As PyTorch's, of a batch of sequences and, perhaps, states to begin with: outputs and states."""
-        outputs, hidden = _layer_by_layer(self, x, (_zeros(self, x, self.hidden_size) if hx is None else hx,))
+        outputs, hidden = _layer_by_layer(self, x, (zeros(self, x, self.hidden_size) if hx is None else hx,))
         return outputs, hidden
 
 
-def _zeros(layer: nn.RNNBase, x: Tensor, size: int) -> Tensor:
+def zeros(layer: nn.RNNBase, x: Tensor, size: int) -> Tensor:
     """States to begin with, of all layers and directions."""
     count = layer.num_layers * (2 if layer.bidirectional else 1)
     return x.new_zeros(count, x.shape[0 if layer.batch_first else 1], size)

@@ -71,7 +71,7 @@ def test_gradients_of_flattened_images_lie_as_the_images_do(innermost):
 def test_a_known_networks_flattening_is_such_a_one():
     model = prepare(LeNet().build((1, 28, 28), 10, 0))
     bound, _ = Functional(model).bind(model.parameters())
-    assert any(type(part) is Flat for part in bound.modules())
+    assert any(isinstance(part, Flat) for part in bound.modules())
 
 
 @pytest.mark.parametrize(
