@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from fedsim.core.errors import InputError
 from fedsim.nets import attention, products, recurrence
-from fedsim.nets.attention import EncoderLayer
+from fedsim.nets.attention import Attention, EncoderLayer
 from fedsim.nets.convolution import Geometry, batch_last, convolve
 from fedsim.nets.dropout import NamedDropout, mapped, training
 from fedsim.nets.elementwise import in_whole_registers
@@ -38,6 +38,8 @@ WORTH_A_CALL = 10_000_000
 """Multiply-adds from which a convolutional network's forward pass is faster for one client than for a stack of them."""
 WORTH_A_STEP = 50_000
 """The same of a network with LSTMs, for one step of its sequences."""
+WORTH_A_LAYER = 40_000_000
+"""The same of a network with attention and without dropout, whose masks a stack draws in one call."""
 
 Lowered = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 """(parameters by name, each [C, ...]; inputs [C, B, ...]) -> outputs [C, B, ...]."""
@@ -67,15 +69,18 @@ def loses_to_a_loop(model: nn.Module, operations: int) -> bool:
     """Whether PyTorch's own CPU kernels, which a stack cannot use, make a loop over the clients the faster way.
 
     operations: multiply-adds of a forward pass of one client's batch, of recurrent layers those of one step. With
-    LSTMs and convolutions the loop runs at the speed of the arithmetic where a batch is enough work for one call; GRUs
-    and attention have no such kernels.
+    LSTMs, convolutions and attention the loop runs at the speed of the arithmetic where a batch is enough work for one
+    call; GRUs have no such kernels.
     """
     kinds = [type(part) for part in model.modules()]
     if any(issubclass(kind, nn.RNN) for kind in kinds):
         return True
     recurrent = any(issubclass(kind, nn.LSTM) for kind in kinds)
     convolutional = any(issubclass(kind, nn.modules.conv._ConvNd) for kind in kinds)
-    return (recurrent and operations > WORTH_A_STEP) or (convolutional and operations > WORTH_A_CALL)
+    attentive = any(issubclass(kind, Attention) for kind in kinds)
+    attentive &= not any(isinstance(part, NamedDropout) and part.p > 0 for part in model.modules())
+    limits = ((recurrent, WORTH_A_STEP), (convolutional, WORTH_A_CALL), (attentive, WORTH_A_LAYER))
+    return any(there and operations > limit for there, limit in limits)
 
 
 def lower(model: nn.Module, prefix: str = "") -> Lowered:

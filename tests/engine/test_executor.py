@@ -118,6 +118,14 @@ def test_auto_takes_the_loop_for_large_convolutions_on_a_cpu_and_for_what_cannot
     steps = blobs(shape=(8, 8))
     expected += [(blobs(), mlp(), "stacked"), (steps, recurrent(lstm), "loop"), (steps, recurrent(short), "stacked")]
     expected += [(steps, recurrent(gru), "stacked"), (steps, recurrent(other), "loop")]
+
+    def attentive(fed: int, dropout: float) -> nn.Module:
+        layer = nn.TransformerEncoderLayer(8, 2, fed, dropout=dropout, batch_first=True)
+        return nn.Sequential(layer, LastStep(), nn.Linear(8, 3))
+
+    # 8 places times 2 x 8 x 30,000, of batches of 12: 46 million multiply-adds.
+    expected += [(steps, attentive(16, 0.0), "stacked"), (steps, attentive(30_000, 0.0), "loop")]
+    expected += [(steps, attentive(30_000, 0.1), "stacked")]
     for data, model, name in expected:
         problem = fedsim.supervised(**data, model=model, device="cpu")
         assert Executor(problem, Sgd(epochs=1), Streams(0)).name == name
