@@ -13,12 +13,13 @@ from rich.text import Text
 
 from fedsim.cli.console import Console
 from fedsim.cli.words import outcome_line
+from fedsim.core.measures import CENTRAL
 
 if TYPE_CHECKING:
     from fedsim.running.result import Round
     from fedsim.running.sweep import Outcome
 
-JUDGED = ("test_accuracy", "personal_accuracy", "gap", "value")
+JUDGED = ("test_accuracy", "validation_accuracy", "personal_accuracy", "gap", "value")
 """Of what the global model is judged by, the first that was measured is shown; measures that were asked for before."""
 
 
@@ -30,7 +31,7 @@ class Progress:
     """
 
     def __init__(self, rounds: int | None, duration: float | None, label: str, asked: Iterable[str] = ()) -> None:
-        self._judged = (*(f"{whose}_{name}" for name in asked for whose in ("test", "personal")), *JUDGED)
+        self._judged = (*(f"{whose}_{name}" for name in asked for whose in CENTRAL), *JUDGED)
         self._bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 STATUS = {**{status: int(not well) for status, well in ENDED.items()}, "failed": 1, "interrupted": 130}
 """The exit code of a command after a run, or a point of a sweep, that ended so."""
 MEASURES = (
-    *("train_loss", "global_train_loss", "test_loss", "test_accuracy", "client_accuracy_p10"),
+    *("train_loss", "global_train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy"),
+    *("client_accuracy_p10", "validation_personal_loss", "validation_personal_accuracy"),
     *("personal_loss", "personal_accuracy", "personal_accuracy_p10", "value", "gap"),
 )
 """What is said of a run, where it was measured."""
@@ -74,11 +75,11 @@ def _said(measured: Iterable[str], asked: Asked) -> list[str]:
 
     Of these test accuracies, and training losses.
     """
-    from fedsim.core.measures import attack_of
+    from fedsim.core.measures import CENTRAL, attack_of
 
     found = dict.fromkeys(measured)
     under = [name for name in found if attack_of(name, asked)]
-    named = dict.fromkeys((*MEASURES, *(f"{whose}_{label}" for label in asked for whose in ("test", "personal"))))
+    named = dict.fromkeys((*MEASURES, *(f"{whose}_{label}" for label in asked for whose in CENTRAL)))
     tests = [name for name in under if name.startswith("test_") and name.endswith("_accuracy")]
     losses = [name for name in under if name.startswith("global_train_") and name.endswith("_loss")]
     return [*(name for name in named if name in found), *tests, *losses]

@@ -18,7 +18,7 @@ from fedsim.problems.base import Trial
 from fedsim.problems.measures import Measure, tables
 from fedsim.problems.measures.base import LABEL
 
-Measurable = Literal["test", "train"]
+Measurable = Literal["test", "train", "validation"]
 Measured = Annotated[
     tuple[Measurable, ...],
     Field(strict=False, min_length=1),
@@ -56,12 +56,14 @@ class Evaluation(HasPlugins):
     every_seconds: Seconds | None = None
     """Instead, virtual seconds between two evaluations; the end has one in any case. Not given: rounds count."""
     on: Measured = ("test",)
-    """Sets that the model is judged on: test, the test set; train, all training examples. Where clients have models of
-    their own, each is judged on its held-out or test examples instead, and on nothing else.
+    """Sets that the model is judged on: test, the test set; train, all training examples; validation, what the
+    partition sets aside. Where clients have models of their own, each is judged on its own part of these, or its
+    hold-out.
     """
     clients: bool | Literal["auto"] = "auto"
-    """Judge the model also on each client's own examples, by accuracy, or by loss where targets are numbers; auto: by
-    accuracy, with up to 1,000 clients, and up to 20,000 examples where these are what clients train on.
+    """Judge the model also on each client's own examples (for validation, without the test set), by accuracy, or by
+    loss where targets are numbers; auto: by accuracy, with up to 1,000 clients, and up to 20,000 examples where these
+    are what clients train on.
     """
     metrics: Metrics = ()
     """Measures beside loss and accuracy, as in ["f1_macro", "auroc"] or ["mae", "r2"], of each set and, where they are

@@ -12,10 +12,17 @@ from types import MappingProxyType
 
 LOWER = frozenset({"loss", "error", "value", "gap", "std"})
 HIGHER = frozenset({"accuracy", "success", "precision", "recall", "f1", "jaccard", "cosine"})
-FIRST = ("test_accuracy", "personal_accuracy", "value", "gap", "test_loss", "train_loss", "client_accuracy_p10")
+FIRST = (
+    *("test_accuracy", "validation_accuracy", "personal_accuracy", "value", "gap", "test_loss", "validation_loss"),
+    *("train_loss", "client_accuracy_p10"),
+)
 """What is said first of a run, in this order, where it was measured."""
-COLUMN = re.compile(r"(test|global_train|client|personal)_(?P<what>\w+?)(_(mean|p10|p90|worst))?")
+SETS = r"test|global_train|client|personal|validation_client|validation_personal|validation"
+"""How columns of models begin: whose examples they are about."""
+COLUMN = re.compile(rf"({SETS})_(?P<what>\w+?)(_(mean|p10|p90|worst))?")
 """Columns of models: whose examples, under which attack, which measure, and what of the clients' values it is."""
+CENTRAL = ("test", "validation", "personal")
+"""Whose measures are said of a run beside its others."""
 ALWAYS = ("accuracy", "loss")
 UNDEFINED = "_undefined"
 """The end of a column that counts the clients for which a measure is undefined."""
@@ -53,7 +60,7 @@ def is_measure(name: str, asked: Asked = NOTHING) -> bool:
 def first(asked: Asked) -> tuple[str, ...]:
     """What is said first of a run, where it was measured: `FIRST`, with what was asked for after the test accuracy."""
     labels = [label for label in asked if label not in ALWAYS]
-    return (FIRST[0], *(f"{whose}_{label}" for label in labels for whose in ("test", "personal")), *FIRST[1:])
+    return (FIRST[0], *(f"{whose}_{label}" for label in labels for whose in CENTRAL), *FIRST[1:])
 
 
 def noted(asked: Asked) -> dict[str, str]:

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedsim.configuration.tables import Experiment
 from fedsim.core.errors import DivergedError, InputError, StalledError
+from fedsim.core.measures import ALWAYS, CENTRAL
 from fedsim.core.terminal import tell
 from fedsim.devices.fleet import Devices
 from fedsim.exchange.aggregation import Aggregator
@@ -158,8 +159,8 @@ def _refuse_devices(experiment: Experiment) -> None:
 
 def _say(rounds: int | None, asked: Iterable[str], seen: Round) -> None:
     """Print a line a row, which Flower shows in its log. asked: measures beside loss and accuracy."""
-    said = ("train_loss", "test_loss", "test_accuracy", "personal_loss", "personal_accuracy")
-    names = dict.fromkeys((*said, *(f"{whose}_{label}" for label in asked for whose in ("test", "personal"))))
+    always = (f"{whose}_{kind}" for whose in CENTRAL for kind in reversed(ALWAYS))
+    names = dict.fromkeys(("train_loss", *always, *(f"{whose}_{label}" for label in asked for whose in CENTRAL)))
     measures = [f"{name} {seen.row[name]:.4f}" for name in names if name in seen.row]
     end = f", {seen.row['time']:.1f} s" if rounds is None else f"/{rounds}"
     tell(f"round {seen.row['round']}{end}: {', '.join(measures)}")

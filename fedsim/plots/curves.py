@@ -39,6 +39,9 @@ BOOKKEEPING = frozenset(
     ]
 )
 WHOSE = {
+    "validation_client": "clients, for validation",
+    "validation_personal": "own models, for validation",
+    "validation": "validation set",
     "global_train": "training set",
     "train": "local training",
     "test": "test set",
@@ -47,6 +50,9 @@ WHOSE = {
 }
 """Prefixes of columns: the global model on all training examples, the clients' own models while they train, ..."""
 COLOURS = {
+    "validation_client": BRIGHT[4],
+    "validation_personal": BRIGHT[3],
+    "validation": BRIGHT[3],
     "global_train": BRIGHT[5],
     "train": BRIGHT[1],
     "test": BRIGHT[0],

@@ -25,7 +25,8 @@ def attacked(judged: Judged, model: Model, params: Tensor, trial: Trial) -> dict
     """Loss, accuracy and other measures under attacks of the model with parameters [d].
 
     For each attack test_<label>_loss, test_<label>_accuracy and so on, <label> the attack's; with `trial.clients`
-    client_<label>_accuracy_mean, _p10 and _worst, on the examples that client accuracies are about. A sample of a
+    client_<label>_accuracy_mean, _p10 and _worst, on the examples that client accuracies are about (and so of a
+    validation set). A sample of a
     set is drawn without replacement, by a draw that is the same in all runs. What an attack draws for an example is
     named by the number of the example and whether it is one of the test set: the same whenever it is attacked.
     """
@@ -37,10 +38,9 @@ def attacked(judged: Judged, model: Model, params: Tensor, trial: Trial) -> dict
         for name, rows in sets.items():
             outputs = _outputs(network, y, size, attack, rows, trial.streams)
             found |= judged.scores(f"{name}_{attack.label}", outputs, rows, trial.metrics)
-        if trial.clients:
-            own, count = judged.own()
+        for name, (own, count) in judged.by_clients(trial.on).items() if trial.clients else ():
             outputs = _outputs(network, y, size, attack, own, trial.streams)
-            found |= judged.client_scores(f"client_{attack.label}", outputs, own, count, trial.metrics)
+            found |= judged.client_scores(f"{name}_{attack.label}", outputs, own, count, trial.metrics)
     return found
 
 
@@ -50,7 +50,8 @@ def attacked_measures(judged: Judged, trial: Trial) -> list[str]:
         raise InputError("attack_clients", True, "clients are judged by accuracy, and these labels are no classes")
     sets = {name: _sampled(rows, trial.examples) for name, rows in judged.sets(trial.on).items()}
     judged.hold_suiting(trial.metrics, sets)
-    rows = [*sets.values(), *([judged.own()[0]] if trial.clients else [])]
+    apart = judged.by_clients(trial.on) if trial.clients else {}
+    rows = [*sets.values(), *(own for own, _ in apart.values())]
     if not rows:
         raise InputError("attacks", trial.attacks[0].label, "there is no test set to attack; put train into on")
     for number, attack in enumerate(trial.attacks):
@@ -60,7 +61,10 @@ def attacked_measures(judged: Judged, trial: Trial) -> list[str]:
     labels = [attack.label for attack in trial.attacks]
     kinds = [*judged.kinds(), *(measure.label for measure in judged.beside(trial.metrics))]
     return [f"{name}_{label}_{kind}" for label in labels for name in sets for kind in kinds] + [
-        name for label in labels if trial.clients for name in judged.client_measures(f"client_{label}", trial.metrics)
+        column
+        for label in labels
+        for name, own in apart.items()
+        for column in judged.client_measures(f"{name}_{label}", *own, trial.metrics)
     ]
 
 

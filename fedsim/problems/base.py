@@ -126,7 +126,7 @@ class Oracle(Protocol):
 class Trial:
     """How the global model is judged under attacks.
 
-    attacks: which, of different labels. on: `test`, `train` or both, the sets whose examples are attacked. examples:
+    attacks: which, of different labels. on: of `test`, `train` and `validation` the sets that are attacked. examples:
     a sample of at most so many of each set; None: all. clients: attack each client's own examples too, all of them.
     streams: of what attacks draw. metrics: what is measured beside loss and accuracy.
     """
@@ -210,8 +210,14 @@ class Problem(Looped, Protocol):
         """
         ...
 
-    def client_measures(self, params: Tensor, metrics: Sequence[Measure] = ()) -> Mapping[str, Tensor]:
-        """What parameters [d] come to on each client, by these measures, too, by name: [N] each."""
+    def client_measures(
+        self, params: Tensor, metrics: Sequence[Measure] = (), on: Collection[str] = ("test",)
+    ) -> Mapping[str, Tensor]:
+        """What parameters [d] come to on each client, by these measures, too, by name: [N] each.
+
+        on: the sets that are measured; with `validation` and without `test`, on what each has set aside. Empty: no
+        client is judged, but those who are set aside.
+        """
         ...
 
     def measures(self, clients: bool | str, on: Collection[str], metrics: Sequence[Measure] = ()) -> list[str]:

@@ -182,7 +182,12 @@ class BlackBox:
             found["client_value_worst"] = float(values.max())
         return found
 
-    def client_measures(self, params: Tensor, metrics: Sequence[Measure] = ()) -> dict[str, Tensor]:
+    def client_measures(
+        self,
+        params: Tensor,
+        metrics: Sequence[Measure] = (),
+        on: Collection[str] = ("test",),  # noqa: ARG002
+    ) -> dict[str, Tensor]:
         """The value of each client's function at params [d], without noise: float64 [N]."""
         _hold_none(metrics)
         return {"value": self._everywhere(params, torch.arange(self.num_clients, device=self.device))}

@@ -20,7 +20,13 @@ from fedsim.problems.partitions.base import Partition
 
 STATISTICS = {True: ("mean", "p10", "worst"), False: ("mean", "p90", "worst")}
 """What is said of the clients' values where higher is better, and where lower is, in the names of measures."""
-HELD = {"test": "test", "global_train": "training", "personal": "clients' own"}
+HELD = {
+    "test": "test",
+    "global_train": "training",
+    "validation": "validation",
+    "personal": "clients' own",
+    "validation_personal": "clients' validation",
+}
 """What the examples of a set are, by the beginning of its measures' names."""
 
 
@@ -100,7 +106,31 @@ class Judged:
             found["test"] = Rows("test", self.x_test, self.y_test, None)
         if "train" in on:
             found["global_train"] = Rows("train", self.data.x, self.data.y, self.data.order)
+        if "validation" in on:
+            found["validation"] = self.set_aside[0]
         return found
+
+    def by_clients(self, on: Collection[str], whose: str = "client") -> dict[str, tuple[Rows, Tensor]]:
+        """What clients are judged on, as `own` gives it, by the beginning of the measures' names.
+
+        on: the sets that are measured. With `validation` examples set aside, of each client or of those set aside; and
+        without `test` beside it these alone. whose: `client`, for the global model, or `personal`, for their own.
+        """
+        found = {f"validation_{whose}": self.set_aside} if "validation" in on else {}
+        return found if found and "test" not in on else found | {whose: self.own()}
+
+    @cached_property
+    def set_aside(self) -> tuple[Rows, Tensor]:
+        """The examples set aside for validation, one client after the other, and how many each has.
+
+        InputError: there are none.
+        """
+        split = self.partition
+        if split.validation_order is None or split.validation_offset is None:
+            remedy = "no example is set aside for that; set partition.validation = 0.2 (of own data: validation=0.2)"
+            raise InputError("on", "validation", remedy)
+        order, _, count = ranges(split.validation_order, split.validation_offset, self.data.x.device)
+        return Rows("train", self.data.x, self.data.y, order), count
 
     def own(self) -> tuple[Rows, Tensor]:
         """The examples that clients are judged on, one client after the other, and how many each has, int64 [N].
@@ -142,12 +172,11 @@ class Judged:
             found |= {f"{name}_{label}": value for label, value in values.items() if math.isfinite(value)}
         return found
 
-    def client_measures(self, name: str, metrics: Sequence[Measure] = ()) -> list[str]:
+    def client_measures(self, name: str, rows: Rows, count: Tensor, metrics: Sequence[Measure] = ()) -> list[str]:
         """The names of `client_scores`, but for counts; without measures that are undefined for every client."""
         kind, wanted = self.kinds()[-1], self.beside(metrics)
         kinds = {kind: kind != "loss"}
         if wanted:
-            rows, count = self.own()
             counted = self._counted(self._nothing(rows), rows)
             own = [part for part in torch.split(counted.targets, counted.of_clients(count).tolist()) if len(part)]
             said = [measure for measure in wanted if any(measure.undefined(part) is None for part in own)]
@@ -180,21 +209,21 @@ class Judged:
                 found[f"{column}{UNDEFINED}"] = undefined
         return found
 
-    def has_own(self) -> bool:
+    def has_own(self, on: Collection[str]) -> bool:
         """Whether clients have examples to be judged on that they are not trained on."""
-        return self.own()[0].index is not self.data.order
+        return all(rows.index is not self.data.order for rows, _ in self.by_clients(on).values())
 
-    def personal_measures(self, metrics: Sequence[Measure] = ()) -> list[str]:
+    def personal_measures(self, name: str, metrics: Sequence[Measure] = ()) -> list[str]:
         """The names of `personal_scores`, but for counts."""
         kinds, beside = self.kinds(), {measure.label: measure.higher_is_better for measure in self.beside(metrics)}
-        central = [f"personal_{label}" for label in (*kinds, *beside)]
+        central = [f"{name}_{label}" for label in (*kinds, *beside)]
         spread = {kinds[-1]: kinds[-1] != "loss", **beside}.items()
         return central + [
-            column for label, higher in spread for column in _columns(f"personal_{label}", higher=higher, spread=True)
+            column for label, higher in spread for column in _columns(f"{name}_{label}", higher=higher, spread=True)
         ]
 
     def personal_scores(
-        self, outputs: Tensor, rows: Rows, count: Tensor, metrics: Sequence[Measure] = ()
+        self, name: str, outputs: Tensor, rows: Rows, count: Tensor, metrics: Sequence[Measure] = ()
     ) -> dict[str, float]:
         """What models of the clients' own come to, each on its client's examples, whose outputs [n, K] these are.
 
@@ -202,8 +231,8 @@ class Judged:
         lower is better), worst and standard deviation are over the clients that have any, by accuracy or else by loss,
         and by measures, of those for which they are defined; the others are counted.
         """
-        together = self.scores("personal", outputs, rows, metrics)
-        return together | self.client_scores("personal", outputs, rows, count, metrics, spread=True)
+        together = self.scores(name, outputs, rows, metrics)
+        return together | self.client_scores(name, outputs, rows, count, metrics, spread=True)
 
     def by_client(self, kinds: Sequence[str], outputs: Tensor, rows: Rows, count: Tensor) -> dict[str, Tensor]:
         """The means of each client, float64 [N], NaN without examples, of some of `kinds`; see `client_scores`."""
@@ -217,28 +246,33 @@ class Judged:
             found[kind] = sums.index_add_(0, owner, of_examples.double()) / count
         return found
 
-    def each_client(self, outputs: Tensor, metrics: Sequence[Measure]) -> dict[str, Tensor]:
+    def each_client(self, outputs: Tensor, rows: Rows, count: Tensor, metrics: Sequence[Measure]) -> dict[str, Tensor]:
         """How many examples each client is judged on, int64 [N], their mean loss, accuracy and measures, float64 [N].
 
-        NaN where a client has no examples, or a measure is undefined for it. outputs: [n, *places, K], for `own`.
+        NaN where a client has no examples, or a measure is undefined for it. outputs: [n, *places, K].
         """
-        rows, count = self.own()
         means = self.by_client(self.kinds(), outputs, rows, count)
         found = self._measured_by_client(outputs, rows, count, metrics)
         return {"examples": count, **means, **{measure.label: values for measure, values in found.items()}}
 
-    def measures(self, sets: Mapping[str, Rows] | None, clients: bool, metrics: Sequence[Measure]) -> list[str]:
+    def measures(self, on: Collection[str], clients: bool, metrics: Sequence[Measure], *, personal: bool) -> list[str]:
         """The names of `scores` for these sets, and of `client_scores`.
 
-        sets: None, where clients have models of their own: those of `personal_scores`. InputError: a measure does not
-        suit the targets, or is undefined on a set.
+        personal: clients have models of their own, and the names are those of `personal_scores`. InputError: a measure
+        does not suit the targets, or is undefined on a set.
         """
-        self.hold_suiting(metrics, {"personal": self.own()[0]} if sets is None else sets)
-        if sets is None:
-            return self.personal_measures(metrics) if clients else []
+        if personal:
+            own = self.by_clients(on, "personal")
+            self.hold_suiting(metrics, {name: rows for name, (rows, _) in own.items()})
+            return [column for name in own if clients for column in self.personal_measures(name, metrics)]
+        sets = self.sets(on)
+        self.hold_suiting(metrics, sets)
         kinds = [*self.kinds(), *(measure.label for measure in self.beside(metrics))]
         central = [f"{name}_{kind}" for name in sets for kind in kinds]
-        return central + (self.client_measures("client", metrics) if clients else [])
+        apart = self.by_clients(on) if clients else {}
+        return central + [
+            column for name, judged in apart.items() for column in self.client_measures(name, *judged, metrics)
+        ]
 
     def hold_suiting(self, metrics: Sequence[Measure], sets: Mapping[str, Rows]) -> None:
         """InputError: a measure does not suit the targets, or is undefined on a set, whatever the outputs are."""

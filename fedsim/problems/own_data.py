@@ -7,6 +7,7 @@ used is refused in a line that names the argument.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -23,7 +24,8 @@ from fedsim.problems.datasets import Dataset
 from fedsim.problems.datasets.base import TARGETS, Task
 from fedsim.problems.modules import too_large
 from fedsim.problems.normalisation import Normalisation, Rule
-from fedsim.problems.partitions.base import Partition
+from fedsim.problems.partitions.base import Partition, listed
+from fedsim.problems.partitions.validation import set_aside
 from fedsim.problems.supervised import Supervised
 
 Array = np.ndarray[Any, Any]
@@ -37,6 +39,7 @@ def supervised(
     clients: Iterable[Any],
     test: tuple[Any, Any] | None = None,
     test_clients: Iterable[Any] | None = None,
+    validation: float | Iterable[Any] | None = None,
     loss: str | Mapping[str, Any] | Loss | Callable[[Tensor, Tensor], Any] | None = None,
     task: Task | None = None,
     num_classes: int | None = None,
@@ -53,14 +56,16 @@ def supervised(
     [B, 1] for targets [n]); its parameters are where training starts. clients: for each client the indices of its
     examples. test: inputs and targets to judge the global model on; without it the training examples are. test_clients:
     for each client the indices of the test examples that it is judged on itself; without it they are its own for
-    training. loss: a name, a table with `kind` and options, a `Loss`, or a function of outputs and targets that gives a
-    loss for each example, see `fedsim.nets.losses.Given`; by default cross_entropy of classes, squared_error of
-    numbers, binary_cross_entropy of tags. task: `classification`, `regression` or `tags`; by default what the loss is
-    for, or else whole numbers are classes and floats targets of a regression. num_classes: how many classes there are,
-    where labels need not have all. head: where in what the model returns its outputs are, as a key, an attribute or a
-    place of a tuple, or a table of the options of `problem.head`. statistics: what becomes of the running statistics of
-    batch normalisation, `averaged` (by default), `pooled`, `frozen`, `local_statistics` or `local`; see
-    `problem.normalisation`. device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
+    training. validation: what `evaluation.on = "validation"` is about: the share of each client's examples that nobody
+    trains on, drawn as under seed 0 (see `partition.validation`); or for each client the indices of such examples,
+    which no list of `clients` has. loss: a name, a table with `kind` and options, a `Loss`, or a function of outputs
+    and targets that gives a loss for each example, see `fedsim.nets.losses.Given`; by default cross_entropy of classes,
+    squared_error of numbers, binary_cross_entropy of tags. task: `classification`, `regression` or `tags`; by default
+    what the loss is for, or else whole numbers are classes and floats targets of a regression. num_classes: how many
+    classes there are, where labels need not have all. head: where in what the model returns its outputs are, as a key,
+    an attribute or a place of a tuple, or a table of the options of `problem.head`. statistics: what becomes of the
+    running statistics of batch normalisation, `averaged` (by default), `pooled`, `frozen`, `local_statistics` or
+    `local`; see `problem.normalisation`. device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
     """
     if dtype not in (torch.float32, torch.float64):
         raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
@@ -96,6 +101,9 @@ def supervised(
         raise InputError("test_clients", f"{len(tests)} lists", f"there are {len(lists)} clients; give a list for each")
     partition = Partition.from_lists(lists, tests)
     partition.check(dataset)
+    if validation is not None:
+        partition = _validated(partition, validation)
+        partition.check(dataset)
     try:
         device = choose_device(device, "device")
         problem = Supervised(
@@ -114,6 +122,29 @@ def supervised(
         raise InputError("problem.model", type(model).__name__, too_large(error)) from error
     private = () if normalisation is None else normalisation.private
     return problem.keeping(*private) if private else problem
+
+
+def _validated(partition: Partition, validation: Any) -> Partition:
+    """The partition with examples for validation: a share of each client's, or those that are named for each."""
+    if isinstance(validation, int | float):
+        if not 0 < validation < 1:
+            raise InputError("validation", validation, "give a share above 0 and below 1, or for each client indices")
+        try:
+            return set_aside(partition, validation, None, seed=0)
+        except InputError as error:
+            raise InputError("validation", validation, error.remedy) from None
+    lists = _lists(validation, "validation")
+    if len(lists) != partition.clients:
+        remedy = f"there are {partition.clients} clients; give a list for each"
+        raise InputError("validation", f"{len(lists)} lists", remedy)
+    order, offset = listed(lists, "validation")
+    if not len(order):
+        raise InputError("validation", "no example", "name some, or give a share such as 0.2")
+    trained = order[np.isin(order, partition.order)]
+    if len(trained):
+        remedy = "is in a list of clients, too, and would be trained on; take it out of one"
+        raise InputError("validation", f"example {trained[0]}", remedy)
+    return replace(partition, validation_order=order, validation_offset=offset)
 
 
 def _pair(test: Any) -> tuple[tuple[str, Any], tuple[str, Any]]:

@@ -60,6 +60,7 @@ from fedsim.problems.modules import (
 from fedsim.problems.normalisation import Normalisation
 from fedsim.problems.partitions.base import Partition, noisy_labels
 from fedsim.problems.partitions.cached import cached_partition
+from fedsim.problems.partitions.validation import set_aside
 
 EXAMPLES_EVALUATED = 20_000
 """Training examples up to which clients are evaluated on them without being asked for."""
@@ -105,11 +106,11 @@ class SupervisedOptions(HasPlugins):
         streams = Streams(setting.seed)
         dataset = self._loaded(setting.folder, streams)
         seed = streams.derive("partition")
-        partition = cached_partition(setting.partition, dataset, seed)
-        if setting.partition.noise:
-            noisy = noisy_labels(
-                dataset.y, dataset.num_classes if dataset.labelled else 0, setting.partition.noise, seed
-            )
+        dealt = setting.partition
+        partition = cached_partition(dealt, dataset, seed)
+        partition = set_aside(partition, dealt.validation, dealt.validation_clients, seed)
+        if dealt.noise:
+            noisy = noisy_labels(dataset.y, dataset.num_classes if dataset.labelled else 0, dealt.noise, seed)
             if partition.holdout_order is not None:  # what clients are judged on stays clean
                 noisy[partition.holdout_order] = dataset.y[partition.holdout_order]
             dataset = replace(dataset, y=noisy)
@@ -326,7 +327,8 @@ class Supervised:
         """Loss and accuracy of the global model, where there is one, and what other measures say of it.
 
         on: `test`, the test set; `train`, all the clients' training examples together, as global_train_loss and
-        global_train_accuracy. clients: also the accuracies of the clients' own examples, or their losses.
+        global_train_accuracy; `validation`, the examples that were set aside for that, as validation_loss and so on.
+        clients: also the accuracies of the clients' own examples, or their losses.
         """
         if self.model.private is not None:
             remedy = "each client has a model of its own, and none is for all; look at the personal measures of a run"
@@ -336,35 +338,33 @@ class Supervised:
         for name, rows in self.judged.sets(on).items():
             made.append((rows, self._outputs(params, rows)))
             found |= self.judged.scores(name, made[-1][1], rows, metrics)
-        if clients:
-            own, count = self.judged.own()
+        for name, (own, count) in self.judged.by_clients(on).items() if clients else ():
             known = (rows.of(outputs, own) for rows, outputs in made if rows.covers(own))
             if (outputs := next(known, None)) is None:
                 outputs = self._outputs(params, own)
-            found |= self.judged.client_scores("client", outputs, own, count, metrics)
+            found |= self.judged.client_scores(name, outputs, own, count, metrics)
         return found
 
     def judged_examples(self, on: Collection[str], *, clients: bool) -> int:
         """How many examples `evaluate` sends through the model."""
         sets = list(self.judged.sets(on).values()) if self.model.private is None else []
-        own = self.judged.own()[0] if clients else None
-        return sum(map(len, sets)) + (0 if own is None or any(rows.covers(own) for rows in sets) else len(own))
+        apart = [rows for rows, _ in self.judged.by_clients(on).values()] if clients else []
+        return sum(map(len, sets)) + sum(len(own) for own in apart if not any(rows.covers(own) for rows in sets))
 
     def attacked_examples(self, trial: Trial) -> int:
         """How many examples `attacked` attacks, by each attack."""
         sets = self.judged.sets(trial.on).values()
         most = [len(rows) if trial.examples is None else min(len(rows), trial.examples) for rows in sets]
-        return sum(most) + (len(self.judged.own()[0]) if trial.clients else 0)
+        return sum(most) + sum(len(rows) for rows, _ in self.judged.by_clients(trial.on).values() if trial.clients)
 
     def client_measures(
-        self, params: Tensor, metrics: Sequence[Measure] = (), outputs: Tensor | None = None
+        self, params: Tensor, metrics: Sequence[Measure] = (), on: Collection[str] = ("test",)
     ) -> dict[str, Tensor]:
-        """What each client is judged by; see `Judged.each_client`.
-
-        outputs: [n, K], of the clients' own models for `judged.own()`; None: of the model for all.
-        """
-        found = self._outputs(params, self.judged.own()[0]) if outputs is None else outputs
-        return self.judged.each_client(found, metrics)
+        """What each client is judged by; see `Judged.each_client`. Empty where only those set aside are judged."""
+        *_, (name, (rows, count)) = self.judged.by_clients(on).items()
+        if name != "client" and self.partition.validation_clients is not None:
+            return {}
+        return self.judged.each_client(self._outputs(params, rows), rows, count, metrics)
 
     def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:
         """Loss and accuracy of the global model under attacks; see `fedsim.problems.attacked`."""
@@ -425,8 +425,8 @@ class Supervised:
         self, clients: bool | str, on: Collection[str] = ("test",), metrics: Sequence[Measure] = ()
     ) -> list[str]:
         """The names that `evaluate` gives, but for counts. InputError: as of `Judged.measures`."""
-        sets = self.judged.sets(on) if self.model.private is None else None
-        return self.judged.measures(sets, self.evaluates_clients(clients), metrics)
+        personal = self.model.private is not None
+        return self.judged.measures(on, self.evaluates_clients(clients), metrics, personal=personal)
 
     def _outputs(self, params: Tensor, rows: Rows) -> Tensor:
         cost = self.model.footprint

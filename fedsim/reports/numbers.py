@@ -20,7 +20,7 @@ from fedsim.plots import measured
 from fedsim.running.history import History, Row
 from fedsim.running.stored import open_run
 
-HIDDEN = re.compile(r"(client_(\w+_)?|personal_)(accuracy|loss)_(mean|worst|std)|client_value_worst")
+HIDDEN = re.compile(r"(validation_)?(client_(\w+_)?|personal_)(accuracy|loss)_(mean|worst|std)|client_value_worst")
 """Columns of clients that say less than the one that is shown."""
 COUNTS = {"queries": "queries", "extra_queries": "extra queries", "late": "late", "lost": "lost"}
 """Columns whose sum over the rows is a number of the run, and its label."""
@@ -100,7 +100,8 @@ class Run:
 
     def _hidden(self, column: str) -> bool:
         """Whether a column of clients says less than the one that is shown of the same measure."""
-        if not column.startswith(("client_", "personal_")) or not column.endswith(("_mean", "_worst", "_std")):
+        whose = column.removeprefix("validation_")
+        if not whose.startswith(("client_", "personal_")) or not column.endswith(("_mean", "_worst", "_std")):
             return HIDDEN.fullmatch(column) is not None
         return HIDDEN.fullmatch(column) is not None or label_of(column.removesuffix("_std"), self.asked) is not None
 

@@ -152,13 +152,13 @@ def _check_own_models(experiment: Experiment, problem: Supervised) -> None:
         kind = kind_of("clients", client)
         remedy = "does more with a model than local training, which alone trains what stays with a client; take sgd"
         raise InputError("client.kind", kind, remedy)
-    if evaluation.on != ("test",):
+    if "train" in evaluation.on:
         remedy = "each client has a model of its own, and no model is for all; leave it out"
         raise InputError("evaluation.on", ", ".join(evaluation.on), remedy)
     if evaluation.keep_best is not None:
         remedy = "is of models of the clients' own, of which none is written; leave it out"
         raise InputError("evaluation.keep_best", evaluation.keep_best, remedy)
-    hold_judged(problem, evaluation.clients)
+    hold_judged(problem, evaluation.clients, evaluation.on)
 
 
 def _check_statistics(experiment: Experiment) -> None:

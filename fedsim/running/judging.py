@@ -229,7 +229,8 @@ class Judge:
             return problem.evaluate(params, clients=self._clients, on=wanted.on, metrics=wanted.measures)
         if not self._clients:
             return {}
-        return personal_measures(setup.engine, cast("Supervised", problem), params, setup.evaluation.measures)
+        judged, wanted = cast("Supervised", problem), setup.evaluation
+        return personal_measures(setup.engine, judged, params, wanted.on, wanted.measures)
 
     def _is_attacked_now(self, number: int, last: bool) -> bool:
         if self._trial is None or self.so_far.attacked == number:

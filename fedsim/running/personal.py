@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,9 +23,13 @@ def has_own_models(problem: Looped) -> bool:
     return isinstance(problem, Supervised) and problem.model.private is not None
 
 
-def hold_judged(problem: Supervised, wanted: bool | str) -> None:
+def hold_judged(problem: Supervised, wanted: bool | str, on: Collection[str]) -> None:
     """Refuse to judge models of the clients' own by what they were trained on. wanted: `evaluation.clients`."""
-    if problem.evaluates_clients(wanted) and not problem.judged.has_own():
+    apart = problem.partition.validation_clients
+    if "validation" in on and apart is not None:
+        remedy = "clients have models of their own, and who is set aside has none; take partition.validation"
+        raise InputError("partition.validation_clients", f"{len(apart)} clients", remedy)
+    if problem.evaluates_clients(wanted) and not problem.judged.has_own(on):
         remedy = "each client's model is judged on examples of its own that it is not trained on; hold some out (0.2)"
         raise InputError(
             "partition.holdout", 0.0, f"{remedy}, give test_clients in Python, or set evaluation.clients = false"
@@ -56,10 +60,11 @@ class OwnModels:
         assert isinstance(engine, Remembers)
         return cls(problem, engine.executor, params, remembered(engine, problem)[0])
 
-    def client_measures(self, metrics: Sequence[Measure]) -> dict[str, Tensor]:
+    def client_measures(self, metrics: Sequence[Measure], on: Collection[str]) -> dict[str, Tensor]:
         """What each client's model comes to on examples of its own; see `Supervised.client_measures`."""
-        found = personal_outputs(self.executor, self.params, self.rows, *self.problem.judged.own())
-        return self.problem.client_measures(self.params, metrics, found)
+        *_, own = self.problem.judged.by_clients(on).values()
+        found = personal_outputs(self.executor, self.params, self.rows, *own)
+        return self.problem.judged.each_client(found, *own, metrics)
 
     def tensors(self) -> dict[str, Tensor]:
         """What the clients have of their own, by the parameters' names, [N, *shape] each."""
@@ -69,16 +74,18 @@ class OwnModels:
 
 
 def personal_measures(
-    engine: Engine, problem: Supervised, params: Tensor, metrics: Sequence[Measure]
+    engine: Engine, problem: Supervised, params: Tensor, on: Collection[str], metrics: Sequence[Measure]
 ) -> dict[str, float]:
-    """What the clients' models come to on examples of their own; see `Judged.personal_scores`.
+    """What the clients' models come to on examples of their own, of these sets; see `Judged.personal_scores`.
 
     personal_untrained: how many of the clients that are judged have not taken part yet, and have what they would begin
     with.
     """
     assert isinstance(engine, Remembers)
     own, known = remembered(engine, problem)
-    rows, count = problem.judged.own()
-    outputs = personal_outputs(engine.executor, params, own, rows, count)
-    found = problem.judged.personal_scores(outputs, rows, count, metrics)
-    return found | {"personal_untrained": int((~known & (count > 0)).sum())}
+    found, judged = dict[str, float](), torch.zeros_like(known)
+    for name, (rows, count) in problem.judged.by_clients(on, "personal").items():
+        outputs = personal_outputs(engine.executor, params, own, rows, count)
+        found |= problem.judged.personal_scores(name, outputs, rows, count, metrics)
+        judged |= count > 0
+    return found | {"personal_untrained": int((~known & judged).sum())}

@@ -262,9 +262,10 @@ def drive(
             folder.write_own(own.tensors(), run)
         if ENDED.get(status) and problem.evaluates_clients(experiment.evaluation.clients):
             with _not_needed(CLIENTS):
-                metrics = experiment.evaluation.measures
-                measured = problem.client_measures(params, metrics) if own is None else own.client_measures(metrics)
-                write_clients(measured, problem.names, folder)
+                metrics, on = experiment.evaluation.measures, experiment.evaluation.on
+                judged = partial(problem.client_measures, params) if own is None else own.client_measures
+                if measured := judged(metrics, on):
+                    write_clients(measured, problem.names, folder)
         finish(folder, rows, summary, asked, partial(problem.illustrate, folder.place, params))
     history = History(rows) if folder is None else folder.history
     told = {name: table for name, table in config.items() if name != "resolved"}

@@ -57,7 +57,7 @@ LARGEST = 2**30
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Moment = Annotated[float, Field(ge=0, le=1e10)]
 """Virtual seconds; the clock has no more."""
-MEASURED = ("test_", "global_train_", "client_", "personal_", "best_")
+MEASURED = ("test_", "global_train_", "client_", "personal_", "validation_", "best_")
 """How names in a summary begin that are those of numbers."""
 
 

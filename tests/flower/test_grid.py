@@ -104,15 +104,16 @@ class OwnHeads(SupervisedOptions):
 
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_what_stays_with_clients_stays_on_their_nodes_and_is_judged_as_in_one_process(nodes):
-    tables = tiny().resolved() | {"partition": {"kind": "iid", "clients": 7, "holdout": 0.2}}
-    del tables["evaluation"]
+    dealt = {"kind": "iid", "clients": 7, "holdout": 0.2, "validation": 0.2}
+    tables = tiny().resolved() | {"partition": dealt, "evaluation": {"on": ["test", "validation"]}}
     tables["problem"] = tables["problem"] | {"kind": f"{__name__}:OwnHeads"}
     experiment = fedsim.experiment(**tables)
     grid, results = grid_of(experiment, nodes), []
     server_app(experiment, save=False, timeout=5.0, receive=results.append)(grid, Context(1, 1, {}, RecordDict(), {}))
     ours, theirs = fedsim.run(experiment, save=False), results[0]
     assert ours.problem.dimension == 64 * 8 + 8
-    for name in ("clients", "bytes_up", "bytes_down", "personal_loss", "personal_accuracy", "personal_untrained"):
+    judged = ("personal_loss", "personal_accuracy", "validation_personal_loss", "validation_personal_accuracy")
+    for name in ("clients", "bytes_up", "bytes_down", *judged, "personal_untrained"):
         assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
     torch.testing.assert_close(theirs.own.rows, ours.own.rows, **SAME)
     sent = [message for message in grid.seen if message.metadata.message_type == "train"]

@@ -476,7 +476,7 @@ def test_what_a_measure_leaves_undefined_of_clients_own_models_is_left_out_and_e
     problem = small_problem()
     rows, count = problem.judged.own()
     outputs = outputs_of(problem, problem.initial(), rows.x if rows.index is None else rows.x[rows.index])
-    found = problem.judged.personal_scores(outputs, rows, count, [Never()])
+    found = problem.judged.personal_scores("personal", outputs, rows, count, [Never()])
     assert [name for name in found if "never" in name] == ["personal_never_undefined"]
     assert all(map(math.isfinite, found.values()))
 

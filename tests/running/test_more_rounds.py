@@ -56,6 +56,10 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "the best model": {"evaluation": {"every": 2, "keep_best": "test_accuracy"}},
     "attacks": {"evaluation": {"every": 1, "attacks": [FGSM], "attacks_every": 2}},
+    "clients set aside": {
+        "partition": {"kind": "natural", "validation_clients": 0.3},
+        "evaluation": {"every": 2, "on": "validation", "keep_best": "validation_accuracy"},
+    },
 }
 
 

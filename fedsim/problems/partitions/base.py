@@ -31,6 +31,9 @@ class Partition:
     order: int64 [total], indices into the training set, client after client; offset: int64 [C + 1].
     order_test, offset_test: the same into the test set, for judging each client on its own kind of data.
     holdout_order, holdout_offset: the same into the training set, kept from training for that purpose.
+    validation_order, validation_offset: the same, kept from training so that options are chosen by them; a row a
+    client, or, where clients are set aside, a row each of these. validation_clients: int64 [V], which of the clients
+    that were dealt those are, who are none of the C; None: no client is set aside.
     Raises InputError when rows and offsets do not fit, or a client has no training example.
     """
 
@@ -40,11 +43,16 @@ class Partition:
     offset_test: Indices | None = None
     holdout_order: Indices | None = None
     holdout_offset: Indices | None = None
+    validation_order: Indices | None = None
+    validation_offset: Indices | None = None
+    validation_clients: Indices | None = None
 
     def __post_init__(self) -> None:
         for name, order, offset in self.rows():
             sizes = np.diff(offset)
-            shaped = order.ndim == 1 and offset.ndim == 1 and len(offset) == len(self.offset) > 1
+            apart = self.validation_clients if name == "validation" else None
+            wanted = len(self.offset) if apart is None else len(apart) + 1
+            shaped = order.ndim == 1 and offset.ndim == 1 and len(offset) == wanted > 1
             if not shaped or offset[0] != 0 or offset[-1] != len(order) or (sizes < 0).any():
                 raise InputError("partition", f"{name} rows", "offset must rise from 0 to the number of indices")
         empty = np.flatnonzero(self.sizes == 0)
@@ -57,7 +65,7 @@ class Partition:
 
         tests: lists of test indices, of which a client may have none; None: nobody has any.
         """
-        return cls(*_rows(lists, "clients"), *((None, None) if tests is None else _rows(tests, "test_clients")))
+        return cls(*listed(lists, "clients"), *((None, None) if tests is None else listed(tests, "test_clients")))
 
     @property
     def clients(self) -> int:
@@ -79,6 +87,7 @@ class Partition:
             ("training", self.order, self.offset),
             ("test", self.order_test, self.offset_test),
             ("holdout", self.holdout_order, self.holdout_offset),
+            ("validation", self.validation_order, self.validation_offset),
         ]
         return [(name, order, offset) for name, order, offset in named if order is not None and offset is not None]
 
@@ -91,7 +100,7 @@ class Partition:
                 raise InputError("partition", data.name, fault)
 
 
-def _rows(lists: Sequence[ArrayLike], option: str) -> tuple[Indices, Indices]:
+def listed(lists: Sequence[ArrayLike], option: str) -> tuple[Indices, Indices]:
     """Lists of indices, one a client, as sparse rows. option: which argument they are."""
     rows = []
     for client, indices in enumerate(lists):
@@ -112,6 +121,8 @@ class Partitioner(Protocol):
 
     cached: ClassVar[bool]
     holdout: float
+    validation: float | None
+    validation_clients: float | None
     noise: float
 
     def split(self, data: Dataset, seed: int) -> Partition:
@@ -125,8 +136,16 @@ class Shared:
 
     holdout: Fraction = 0.0
     """Share of each client's examples kept for its own accuracy; one is always left to train on."""
+    validation: Fraction | None = None
+    """Share of each client's training examples, after the hold-out, that nobody trains on, to choose options by; one is
+    always left to train on. Where clients share examples one is set aside for all who have it. Not given: none is.
+    """
+    validation_clients: Fraction | None = None
+    """Instead, share of the clients, one at least, who are set aside with all that they have. Not given: none is."""
     noise: Share = 0.0
-    """Share of the training labels that `noisy_labels` replaces after the partition was made."""
+    """Share of the training labels that `noisy_labels` replaces after the partition was made; those for validation are
+    among them, those of the hold-out are not.
+    """
     cached: ClassVar[bool] = True
     """Whether remaking the partition costs more than a file on disk."""
 
@@ -167,8 +186,20 @@ def hold_out(partition: Partition, share: float, seed: int) -> Partition:
     """
     if share == 0:
         return partition
+    order, offset, held_order, held_offset = parted(partition, share, "partition/holdout", seed)
+    return dataclasses.replace(
+        partition, order=order, offset=offset, holdout_order=held_order, holdout_offset=held_offset
+    )
+
+
+def parted(partition: Partition, share: float, draw: str, seed: int) -> tuple[Indices, Indices, Indices, Indices]:
+    """Each client's training examples in two rows, as (order, offset) of those that stay and of those that move.
+
+    share: of each client's examples, rounded to the nearest, that moves, but for one at least; an example that a client
+    has several times stays or moves as a whole. draw: the name of the draw that says which.
+    """
     sizes = partition.sizes
-    keys = Streams(seed).generator("partition/holdout").permutation(int(partition.order.max()) + 1)
+    keys = Streams(seed).generator(draw).permutation(int(partition.order.max()) + 1)
     owner = np.repeat(np.arange(partition.clients), sizes)
     order = partition.order[np.lexsort((keys[partition.order], owner))]
     # Equal examples of a client are neighbours now; a client may be cut where a run of them begins.
@@ -182,13 +213,7 @@ def hold_out(partition: Partition, share: float, seed: int) -> Partition:
     place = np.arange(len(order))
     held = place >= np.repeat(cut, sizes)
     offset = np.concatenate(([0], np.cumsum(cut - partition.offset[:-1])))
-    return dataclasses.replace(
-        partition,
-        order=order[~held],
-        offset=offset,
-        holdout_order=order[held],
-        holdout_offset=partition.offset - offset,
-    )
+    return order[~held], offset, order[held], partition.offset - offset
 
 
 def noisy_labels(y: NDArray[Any], num_classes: int, share: float, seed: int) -> NDArray[Any]:
