@@ -12,6 +12,7 @@ import click
 import typer
 
 from fedsim.cli.arguments import DataDir, Seeds, Settings, experiment_files, parse_seeds
+from fedsim.cli.report import Report, leave_report
 from fedsim.cli.words import STATUS, say, shares_test_set
 from fedsim.core.errors import InputError
 from fedsim.core.terminal import tell
@@ -38,6 +39,7 @@ def run(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder, which was interrupted or killed.")
     ] = None,
+    report: Report = False,
 ) -> None:
     """Run an experiment and write its run folder, or go on with a run."""
     from fedsim.configuration.tables import load
@@ -55,12 +57,12 @@ def run(
         same = None
         if experiment is not None or overrides or seed is not None:
             same = partial(load, experiment or resume / CONFIG, overrides=overrides, seed=seed, data_dir=data_dir)
-        raise typer.Exit(_go_on(resume, same, data_dir, force))
+        raise typer.Exit(_go_on(resume, same, data_dir, force, report))
     if experiment is None:
         raise click.MissingParameter(param_hint="'EXPERIMENT'", param_type="argument")
     loaded = load(experiment, overrides=overrides, seed=seed, data_dir=data_dir)
     if seeds is None:
-        raise typer.Exit(_execute(loaded, out, force, loaded.name))
+        raise typer.Exit(_execute(loaded, out, force, loaded.name, report))
     if seed is not None:
         raise InputError("seeds", seeds, "give --seed or --seeds, not both")
     numbers = parse_seeds(seeds)
@@ -72,6 +74,8 @@ def run(
             codes.append(_execute(loaded.with_seed(number), group.path / f"seed-{number}", force, f"seed {number}"))
             if codes[-1] == STATUS["interrupted"]:
                 break
+        if report:
+            leave_report(group.path)
     finally:
         group.discard()  # which it does if no run has been left in it
     if len(numbers) > 1 and shares_test_set(loaded):
@@ -79,14 +83,16 @@ def run(
     raise typer.Exit(max(codes))
 
 
-def _execute(experiment: Experiment, out: Path | None, force: bool, label: str) -> int:
+def _execute(experiment: Experiment, out: Path | None, force: bool, label: str, report: bool = False) -> int:
     """Run one experiment, say what it came to and return the exit code."""
     from fedsim.running.runner import run as run_experiment
 
-    return _watch(partial(run_experiment, experiment, out=out, force=force), experiment, label)
+    return _watch(partial(run_experiment, experiment, out=out, force=force), experiment, label, report)
 
 
-def _go_on(folder: Path, same: Callable[[], Experiment] | None, data_dir: Path | None, force: bool) -> int:
+def _go_on(
+    folder: Path, same: Callable[[], Experiment] | None, data_dir: Path | None, force: bool, report: bool
+) -> int:
     """Go on with the run in a folder, say what it came to and return the exit code. same: makes what it must be."""
     from fedsim.running.folder import RunFolder
     from fedsim.running.more_rounds import more_rounds
@@ -104,14 +110,19 @@ def _go_on(folder: Path, same: Callable[[], Experiment] | None, data_dir: Path |
         with RunFolder.reopen(folder) as opened:
             opened.tidy()
         tell(f"{folder}: this run has {ended}; nothing is left to do")
+        if report:
+            leave_report(folder)
         return 0
     made = experiment or recorded(folder, data_dir)
     begin = partial(resume_run, folder, experiment, data_dir=data_dir, force=force)
-    return _watch(begin, made, made.name)
+    return _watch(begin, made, made.name, report)
 
 
-def _watch(begin: Callable[..., Result], experiment: Experiment, label: str) -> int:
-    """Have a run go, say what it came to and return the exit code; a bar is drawn where somebody looks."""
+def _watch(begin: Callable[..., Result], experiment: Experiment, label: str, report: bool) -> int:
+    """Have a run go, say what it came to and return the exit code; a bar is drawn where somebody looks.
+
+    report: write its page.
+    """
     from fedsim.cli.progress import Progress as RoundProgress
     from fedsim.running.runner import unresumable
 
@@ -121,6 +132,8 @@ def _watch(begin: Callable[..., Result], experiment: Experiment, label: str) -> 
     else:
         result = begin()
     say(result)
+    if report and result.folder is not None:
+        leave_report(result.folder)
     if result.status == "interrupted" and unresumable(experiment) is None:
         tell(f"to go on: fedsim run --resume {result.folder}")
     return STATUS[result.status]

@@ -13,6 +13,7 @@ import typer
 from fedsim.cli.arguments import DataDir, Seeds, Settings, experiment_files, parse_seeds
 from fedsim.cli.console import Console
 from fedsim.cli.progress import SweepProgress
+from fedsim.cli.report import Report, leave_report
 from fedsim.cli.words import STATUS, say_outcome, sweep_table
 from fedsim.core.terminal import tell
 
@@ -33,6 +34,7 @@ def sweep(
         bool, typer.Option("--stack", help="Run the seeds of a black box together, as one stack in one process.")
     ] = False,
     data_dir: DataDir = None,
+    report: Report = False,
 ) -> None:
     """Run files under every combination of a grid and every seed. With the same --out it goes on where it ended."""
     from fedsim.parallel.cores import cores
@@ -60,4 +62,6 @@ def sweep(
     counted = [f"{number} {status}" for status, number in found.items()]
     tell(f"{', '.join(counted)}{f' ({skipped} of them before)' if skipped else ''}")
     tell(f"sweep folder: {group.path}")
+    if report:
+        leave_report(group.path)
     raise typer.Exit(max(STATUS[status] for status in found))

@@ -5,7 +5,7 @@ something is drawn. Every function writes one file, whole or not at all (Storage
 PDF or SVG by its name; a `Picture` is one in memory.
 """
 
-from fedsim.plots.curves import Along, axes_of, compare_curves, curves, measured
+from fedsim.plots.curves import Along, axes_of, compare_curves, curves, measured, ranked
 from fedsim.plots.histograms import histograms
 from fedsim.plots.labels import Dealt, label_distribution
 from fedsim.plots.picture import Picture
@@ -23,6 +23,7 @@ __all__ = [
     "histograms",
     "label_distribution",
     "measured",
+    "ranked",
     "timeline",
     "timelines",
 ]

@@ -101,6 +101,12 @@ def measured(columns: Iterable[str], asked: Asked = NOTHING) -> list[str]:
     return [column for column in own if _whose(column) or is_measure(column, asked)] or own
 
 
+def ranked(columns: Iterable[str], asked: Asked = NOTHING) -> list[str]:
+    """The measured columns that would hide no others, in the order in which they are shown."""
+    clear = [column for column in measured(columns, asked) if not _is_noise(column, asked)]
+    return sorted(clear, key=lambda column: _place(column, asked))
+
+
 def curves(rows: Sequence[Row], path: Path | BytesIO, asked: Asked = NOTHING) -> bool:
     """Draw what a run measured against the round, one panel a quantity (loss, accuracy, ...), into `path`.
 
@@ -159,11 +165,11 @@ def compare_curves(runs: Runs, path: Path | BytesIO, along: Sequence[Along] = ()
     """
     along = list(along) or [axis for axis, shown in axes_of(runs).items() if shown]
     panels: dict[str, dict[Along, dict[str, Line]]] = {}
-    for column in measured(_columns(row for group in runs.values() for rows in group for row in rows), asked):
+    for column in ranked(_columns(row for group in runs.values() for rows in group for row in rows), asked):
         drawn = {axis: bands for axis in along if (bands := _bands(runs, column, axis))}
-        if drawn and not _is_noise(column, asked):
+        if drawn:
             panels[column] = drawn
-    shown = _in_order(sorted(panels, key=lambda column: _place(column, asked))[:ROWS], asked)
+    shown = _in_order([*panels][:ROWS], asked)
     if not shown:
         return False
     figure, grid = _grid(len(shown), len(along))

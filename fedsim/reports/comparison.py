@@ -27,6 +27,7 @@ from fedsim.plots import Along, Picture, axes_of, compare_curves, measured
 from fedsim.reports.cells import cell, cell_spent, measure_of, seeds
 from fedsim.reports.numbers import COUNTS, Group, Run, Spread
 from fedsim.running.history import Row
+from fedsim.running.reporting import write_report
 from fedsim.running.result import Result
 from fedsim.running.stored import CONFIG, METRICS, is_run, open_run
 from fedsim.running.sweep import Outcome
@@ -48,11 +49,13 @@ class Comparison:
     """Groups of runs, in the order in which they were named.
 
     targets: levels of measures, by the measure. along: the horizontal axes of the curves; none: the usual ones.
+    rowless: folders of runs that were left out, as they have no row yet.
     """
 
     groups: tuple[Group, ...]
     targets: Mapping[str, float] = field(default_factory=dict)
     along: tuple[Along, ...] = ()
+    rowless: tuple[Path, ...] = ()
 
     @property
     def rows(self) -> dict[str, list[list[Row]]]:
@@ -67,6 +70,10 @@ class Comparison:
     def plot(self) -> Picture:
         """The curves of all groups. FedsimError: no number was measured."""
         return Picture(lambda place: compare_curves(self.rows, place, self.along, self.asked))
+
+    def report(self, path: Path | str) -> None:
+        """Write all that it says as one HTML page, as `fedsim report` does."""
+        write_report(self, path)
 
     def __repr__(self) -> str:
         runs = sum(len(group.runs) for group in self.groups)
@@ -121,14 +128,16 @@ def compare(
     *,
     targets: Mapping[str, float] | None = None,
     along: Sequence[str] = (),
+    under_way: bool = False,
 ) -> Comparison:
     """Read runs and group them. runs: results, outcomes of a sweep, run folders, or folders that hold some.
 
     A run that is named twice counts once. Runs of equal seed and config are not replicas but results to be
     compared (of two versions of the code, say): they stand in different groups. targets: levels, by the measure that is
     to reach them. along: what the curves are drawn against, of round, time, queries and bytes; by default see
-    `plots.axes_of`. InputError: there is no path, one holds no run, a run cannot be read or has no row yet, a target is
-    no measure of any run, or no run has what curves are to be drawn against.
+    `plots.axes_of`. under_way: runs that have no row yet are left out and named in `Comparison.rowless`. InputError:
+    there is no path, one holds no run, a run cannot be read, or has no row yet and none is under way, a target is no
+    measure of any run, or no run has what curves are to be drawn against.
     """
     found: dict[Path | int, Run] = {}
     for given in [runs] if isinstance(runs, Compared) or not isinstance(runs, Iterable) else runs:
@@ -138,6 +147,11 @@ def compare(
             found |= {path: found.get(path) or _read(path) for path in map(Path.resolve, _runs_in(_place(given)))}
     if not found:
         raise InputError("runs", "(nothing)", "name at least one run folder")
+    rowless = [key for key, run in found.items() if isinstance(key, Path) and not len(run.history)]
+    if rowless and not under_way:
+        raise InputError("runs", str(rowless[0] / METRICS), "no round was logged; leave this run out")
+    for key in rowless:
+        del found[key]
     grouped: dict[tuple[str, int], list[Run]] = {}
     occurrences: Counter[tuple[str, int | None]] = Counter()
     for run in found.values():
@@ -154,7 +168,8 @@ def compare(
     for measure, level in (targets or {}).items():
         if measure not in measures:
             raise InputError("target", f"{measure}={level:g}", name_one(measure, measures))
-    comparison = Comparison(compared, targets or {}, cast("tuple[Along, ...]", tuple(dict.fromkeys(along))))
+    axes_asked = cast("tuple[Along, ...]", tuple(dict.fromkeys(along)))
+    comparison = Comparison(compared, targets or {}, axes_asked, tuple(rowless))
     axes = axes_of(comparison.rows)
     for axis in along:
         if axis not in axes:
@@ -204,10 +219,7 @@ def _read(path: Path) -> Run:
     seed = config.pop("seed", None)
     if not isinstance(seed, int | None):
         raise InputError("seed", seed, f"is no whole number; {path / CONFIG} is not as a run has written it")
-    history = folder.history
-    if len(history) == 0:
-        raise InputError("runs", str(path / METRICS), "no round was logged; leave this run out")
-    return Run(path, seed, _compared(config), history, asked=folder.asked())
+    return Run(path, seed, _compared(config), folder.history, asked=folder.asked())
 
 
 def _place(given: Compared) -> Path:
@@ -227,7 +239,7 @@ def _in_memory(result: Result) -> Run:
     seed = config.pop("seed")
     if len(result.history) == 0:
         raise InputError("runs", config["name"], "no round was logged; leave this run out")
-    return Run(None, seed, _compared(config), result.history, result.trace, result.asked)
+    return Run(None, seed, _compared(config), result.history, result.trace, result.asked, result.summary)
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,8 +49,8 @@ class Spread:
 class Run:
     """A run as it was read. config: the options without the seed, keys of nested tables joined by dots.
 
-    path: its folder; None: it is a result that was not saved, and told is what it says as its trace. asked: which way
-    measures improve that it was asked for.
+    path: its folder; None: it is a result that was not saved, told is what it says as its trace, and came what it has
+    come to, as in a summary. asked: which way measures improve that it was asked for.
     """
 
     path: Path | None
@@ -59,6 +59,7 @@ class Run:
     history: History
     told: Mapping[str, Any] | None = None
     asked: Asked = field(default_factory=dict)
+    came: Mapping[str, Any] | None = None
 
     @property
     def rows(self) -> list[Row]:
@@ -123,6 +124,16 @@ class Run:
                     found["up (MiB)"] = totals["bytes_up"] / 2**20
                 return {label: float(number) for label, number in found.items() if number is not None}
         return None
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """What it has come to, as summary.json has it; empty while it is under way."""
+        return (self.came if self.path is None else open_run(self.path).summary()) or {}
+
+    @cached_property
+    def status(self) -> str:
+        """How it has ended, or that it has not; see `StoredRun.status`."""
+        return str(self.summary["status"]) if self.path is None else open_run(self.path).status()
 
     @cached_property
     def trace(self) -> Mapping[str, Any] | None:

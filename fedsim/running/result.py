@@ -12,6 +12,7 @@ from fedsim.core.html import cell, html_table
 from fedsim.core.measures import Asked, first
 from fedsim.plots import Picture, curves
 from fedsim.running.history import History, Row
+from fedsim.running.reporting import write_report
 
 # Who compares runs reads no tensors, and does not wait for PyTorch.
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ class Result:
     def plot(self) -> Picture:
         """What it measured against the round. FedsimError: no number was measured."""
         return Picture(lambda place: curves(self.history.rows, place, self.asked))
+
+    def report(self, path: Path | str) -> None:
+        """Write all that it says of itself as one HTML page, as `fedsim report` does."""
+        write_report(self, path)
 
     def __repr__(self) -> str:
         measures = [f"{name} {cell(self.summary[name])}" for name in first(self.asked) if name in self.summary]

@@ -261,7 +261,7 @@ def drive(
         if own is not None:
             folder.write_own(own.tensors(), run)
         if ENDED.get(status) and problem.evaluates_clients(experiment.evaluation.clients):
-            with _not_needed(CLIENTS):
+            with not_needed(CLIENTS):
                 metrics, on = experiment.evaluation.measures, experiment.evaluation.on
                 judged = partial(problem.client_measures, params) if own is None else own.client_measures
                 if measured := judged(metrics, on):
@@ -299,7 +299,7 @@ def finish(
     folder.sync()  # pictures come after all that counts: to load what draws them takes longer than many a round
     for draw in (lambda: curves(rows, folder.place(CURVES), asked), illustrate):
         if draw is not None:
-            with _not_needed("a picture"):
+            with not_needed("a picture"):
                 draw()
     folder.write_summary(summary)
     if summary["status"] in ENDED:
@@ -315,7 +315,7 @@ def unresumable(experiment: Experiment) -> str | None:
 
 
 @contextmanager
-def _not_needed(what: str) -> Iterator[None]:
+def not_needed(what: str) -> Iterator[None]:
     """Within this block whatever fails is said and no more: what a run has come to does not wait for a picture."""
     try:
         yield

@@ -13,6 +13,7 @@ curves.png          loss, accuracy, the value of a function against the round
 partition.png       the label distribution of the clients; of supervised problems
 adversarial.png     an image before and after; of attacks
 traceback.txt       where a run that failed was
+report.html         all of this as a page; if it is asked for
 checkpoints/        what a run that has not ended goes on from; see `fedsim.running.checkpoint`
 
 A file other than metrics.jsonl appears whole or not at all: it is written beside its place, then renamed.
@@ -39,9 +40,12 @@ from fedsim.running.endings import ENDED
 from fedsim.running.history import History, Row, fits_row, read_rows
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
-TRACE, CURVES, TRACEBACK = "trace.json", "curves.png", "traceback.txt"
+TRACE, CURVES, TRACEBACK, REPORT = "trace.json", "curves.png", "traceback.txt", "report.html"
 BEST, OWN, END, CLIENTS = "best.safetensors", "own.safetensors", "end.safetensors", "clients.csv"
-FILES = (CONFIG, METRICS, MODEL, BEST, OWN, END, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, ADVERSARIAL, TRACEBACK)
+FILES = (
+    *(CONFIG, METRICS, MODEL, BEST, OWN, END, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, ADVERSARIAL, TRACEBACK),
+    REPORT,
+)
 """The names that a run writes, and beside its checkpoints the only ones that it ever removes."""
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = re.compile(r"(\d{8,})-([0-9a-f]{32})\.safetensors")

@@ -42,7 +42,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 def test_a_run_leaves_the_whole_folder(monkeypatch, capsys, tmp_path):
     out = tmp_path / "run"
-    assert call(monkeypatch, "run", DIGITS, *QUICK, "--seed", "3", "--out", str(out)) == 0
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--seed", "3", "--out", str(out), "--report") == 0
     assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - {ADVERSARIAL, BEST, OWN, TRACEBACK})
     config = tomllib.loads((out / "config.toml").read_text())
     assert (config["seed"], config["rounds"], config["client"]["epochs"]) == (3, 2, 1)
@@ -58,6 +58,7 @@ def test_a_run_leaves_the_whole_folder(monkeypatch, capsys, tmp_path):
     said = capsys.readouterr().out
     assert "finished: 2 rounds" in said
     assert "run folder:" in said
+    assert f"report: {out / 'report.html'}" in said
 
 
 def test_a_run_can_be_run_again_from_its_own_config(monkeypatch, tmp_path):
@@ -69,8 +70,9 @@ def test_a_run_can_be_run_again_from_its_own_config(monkeypatch, tmp_path):
 
 def test_seeds_make_a_group_that_compare_reads(monkeypatch, capsys, tmp_path):
     group, picture = tmp_path / "group", tmp_path / "both.png"
-    assert call(monkeypatch, "run", DIGITS, *QUICK, "--seeds", "0-1", "--out", str(group)) == 0
-    assert sorted(path.name for path in group.iterdir()) == ["seed-0", "seed-1"]
+    assert call(monkeypatch, "run", DIGITS, *QUICK, "--seeds", "0-1", "--out", str(group), "--report") == 0
+    assert sorted(path.name for path in group.iterdir()) == ["report.html", "seed-0", "seed-1"]
+    assert "2 runs in 1 group: 2 finished." in (group / "report.html").read_text()
     note = 'all seeds share one test set; problem.split = "seed" draws one for each'
     assert note in capsys.readouterr().out
     assert call(monkeypatch, "compare", str(group), "--out", str(picture)) == 0
@@ -326,7 +328,8 @@ def test_a_sweep_leaves_runs_and_a_table_and_goes_on(monkeypatch, capsys, tmp_pa
     assert said.count(": finished, train loss") == 4
     assert "4 finished\nsweep folder: runs/sweep-0\n" in said
     (out / "client.lr=0.1" / "seed-1" / "summary.json").unlink()
-    assert call(monkeypatch, *arguments, "--out", "runs/sweep-0") == 0
+    assert call(monkeypatch, *arguments, "--out", "runs/sweep-0", "--report") == 0
+    assert "4 runs in 2 groups: 4 finished." in Path("runs/sweep-0/report.html").read_text()
     again = capsys.readouterr().out
     assert again.count(": finished, train loss") == 1
     assert "4 finished (3 of them before)" in again

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
+from runs_on_disk import write
 from traces import every, everybody, schedule
 
 import fedsim
@@ -20,26 +21,6 @@ from fedsim.reports.pictures import draw, places
 from fedsim.reports.table import render
 from fedsim.running.folder import RunFolder
 from fedsim.testing import small_problem
-
-
-def write(path: Path, accuracies: list[float | None], *, seed: int = 0, lr: float = 0.1, **options: object) -> Path:
-    """A run that evaluates in every second round only, and in the last; test_loss = 1 - accuracy."""
-    with RunFolder.create(path, "x") as folder:
-        folder.write_config({"name": "x", "seed": seed, "client": {"kind": "sgd", "lr": lr}, **options})
-        for number, accuracy in enumerate(accuracies, start=1):
-            row = {"round": number, "time": 2.0 * number, "wall": 0.5 * number, "clients": 10}
-            row |= {
-                "bytes_up": 2**18,
-                "bytes_down": 2**19,
-                "queries": 0,
-                "failed": 0,
-                "train_loss": 1.0 / number,
-            }
-            if number % 2 == 0 or number == len(accuracies):
-                row["test_accuracy"] = math.nan if accuracy is None else accuracy
-                row["test_loss"] = math.nan if accuracy is None else 1 - accuracy
-            folder.append(row)
-    return path
 
 
 def text(comparison: Comparison, width: int = 120) -> str:

@@ -1,0 +1,59 @@
+"""`fedsim report`: runs as one page of HTML, to be opened from the disk."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedsim.core.errors import InputError
+from fedsim.core.terminal import tell
+
+Report = Annotated[bool, typer.Option("--report", help="Write report.html into the folder, a page for the browser.")]
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
+    out: Annotated[Path | None, typer.Option(help="Where the page goes; by default report.html.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="measure=level, as in test_accuracy=0.9: what it took to get there; may be given several times."
+        ),
+    ] = None,
+    along: Annotated[
+        str | None, typer.Option(help="What curves are drawn against at first: round, time, queries or bytes.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier page.")] = False,
+) -> None:
+    """Write runs as one page of HTML that needs no network and no server. Runs that are under way are in it, too."""
+    from fedsim.core.files import StorageError, look
+    from fedsim.reports.comparison import compare, parse_targets
+    from fedsim.reports.page import write_page
+
+    if out is None:
+        names = (Path("report.html" if number == 0 else f"report-{number}.html") for number in count())
+        out = next(path for path in names if force or look(path, "out") is None)
+    elif look(out, "out") is not None and not force:
+        raise InputError("out", str(out), "this file exists; choose another or pass --force")
+    axes = [] if along is None else [along]
+    compared = compare(runs, targets=parse_targets(target or []), along=axes, under_way=True)
+    try:
+        write_page(compared, out)
+    except StorageError as error:
+        raise InputError("out", str(out), str(error)) from error
+    tell(f"report: {out}")
+
+
+def leave_report(folder: Path) -> None:
+    """Write the page of the runs in a folder into it; where that fails it is said, and no more."""
+    from fedsim.reports.comparison import compare
+    from fedsim.reports.page import write_page
+    from fedsim.running.runner import not_needed
+    from fedsim.running.stored import REPORT
+
+    with not_needed(REPORT):
+        write_page(compare(folder, under_way=True), folder / REPORT)
+        tell(f"report: {folder / REPORT}")

@@ -1,0 +1,200 @@
+"""What the page says: tables and sentences, as its template writes them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fedsim.core.measures import first, is_measure, lower_is_better
+from fedsim.core.terminal import printable
+from fedsim.reports.cells import cell, cell_spent, measure_of, seeds
+from fedsim.reports.comparison import ONE_TEST_SET, Comparison
+from fedsim.reports.numbers import Group, Spread
+
+NAMED = 3
+"""So many groups are named in the title of a page."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text, and what it is sorted by: a number, or the text itself. marked: it is the best, or differs."""
+
+    text: str
+    number: float | None = None
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: its heading, its cells, and the place of the group that it is about; None: of none."""
+
+    head: str
+    cells: tuple[Cell, ...]
+    group: int | None = None
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be sorted by each of its columns. key: its name in the page."""
+
+    key: str
+    caption: str
+    heads: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+class Facts:
+    """The facts of a comparison, each found when it is asked for."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+        self.groups = comparison.groups
+
+    @cached_property
+    def title(self) -> str:
+        """What was compared, in a few words."""
+        names = [group.name for group in self.groups[:NAMED]]
+        more = len(self.groups) - len(names)
+        return " · ".join(names) + (f" and {more} more" if more else "") if names else "no round yet"
+
+    @cached_property
+    def lead(self) -> str:
+        """How much was compared, and how it has ended."""
+        runs = [run for group in self.groups for run in group.runs]
+        counted = Counter(run.status for run in runs)
+        said = ", ".join(f"{number} {status}" for status, number in counted.items())
+        count = f"{_many(len(runs), 'run')} in {_many(len(self.groups), 'group')}"
+        return f"{count}: {said}." if runs else "No run has a row yet."
+
+    @cached_property
+    def rowless(self) -> list[str]:
+        """The runs that have no row yet."""
+        return [printable(str(path)) for path in self._comparison.rowless]
+
+    @cached_property
+    def verdict(self) -> list[str]:
+        """Which group is best by what is said first of a run, and whether the seeds can tell."""
+        found = self._main()
+        if found is None:
+            return []
+        label, spreads = found
+        asked = self._comparison.asked
+        lower = lower_is_better(measure_of(label) or label, asked)
+        order = sorted(spreads, key=lambda place: spreads[place].mean, reverse=not lower)[:2]
+        said = [
+            f"{self.groups[place].name} {cell(label, spreads[place], len(self.groups[place].runs), asked)}"
+            for place in order
+        ]
+        if len(order) == 1:
+            return [f"{label}: {said[0]}."]
+        lines = [f"Best by {label} ({'lower' if lower else 'higher'} is better): {said[0]}; next {said[1]}."]
+        if any(len(self.groups[place].runs) == 1 for place in order):
+            lines.append("With a single seed a difference is not told from chance: run several, as with --seeds 0-4.")
+        if self._comparison.one_test_set:
+            lines.append(f"{ONE_TEST_SET[0].upper()}{ONE_TEST_SET[1:]}.")
+        return lines
+
+    def _main(self) -> tuple[str, dict[int, Spread]] | None:
+        """The first of what is said of runs that all groups have, with its finite values by the group's place."""
+        for measure in first(self._comparison.asked):
+            label = f"{measure}, final"
+            spreads = {
+                place: spread
+                for place, group in enumerate(self.groups)
+                if (spread := group.numbers.get(label)) is not None and math.isfinite(spread.mean)
+            }
+            if spreads and len(spreads) == len(self.groups):
+                return label, spreads
+        return None
+
+    @cached_property
+    def summary(self) -> Table:
+        """A line a group: how it ended, what it came to and what that cost."""
+        labels, asked = self._comparison.labels, self._comparison.asked
+        best = {label: self._best(label) for label in labels}
+        targets = [
+            (measure, level, label)
+            for measure, level in self._comparison.targets.items()
+            for label in dict.fromkeys(name for spent in self._comparison.spent[measure] for name in spent)
+            or ("rounds",)
+        ]
+        lines = []
+        for place, group in enumerate(self.groups):
+            cells = [Cell(_statuses(group)), Cell(seeds(group), len(group.runs))]
+            for label in labels:
+                spread = group.numbers.get(label)
+                cells.append(Cell(cell(label, spread, len(group.runs), asked), _mean(spread), place in best[label]))
+            for measure, _, label in targets:
+                spent = self._comparison.spent[measure][place]
+                cells.append(Cell(cell_spent(group, measure, label, spent), _mean(spent.get(label))))
+            lines.append(Line(group.name, tuple(cells), place))
+        heads = [f"{label} until {measure} {level:g}" for measure, level, label in targets]
+        return Table("summary", "What each group came to", ("group", "status", "seeds", *labels, *heads), tuple(lines))
+
+    def _best(self, label: str) -> set[int]:
+        """The groups that are best by a measure; none where there is one group, or better has no meaning."""
+        measure = measure_of(label)
+        if measure is None or len(self.groups) < 2 or not is_measure(measure, self._comparison.asked):
+            return set()
+        means = {
+            place: spread.mean
+            for place, group in enumerate(self.groups)
+            if (spread := group.numbers.get(label)) is not None and math.isfinite(spread.mean)
+        }
+        pick = min if lower_is_better(measure, self._comparison.asked) else max
+        return {place for place, mean in means.items() if mean == pick(means.values())}
+
+    @cached_property
+    def configuration(self) -> Table:
+        """A line an option: its value in each group, marked where groups differ."""
+        configs = [group.runs[0].config for group in self.groups]
+        keys = [key for key in dict.fromkeys(key for config in configs for key in config) if not _is_version(key)]
+        return self._options("configuration", "Options of each group, as resolved", keys)
+
+    @cached_property
+    def versions(self) -> Table:
+        """A line a package: its version in each group, marked where groups differ."""
+        configs = [group.runs[0].config for group in self.groups]
+        keys = [key for key in dict.fromkeys(key for config in configs for key in config) if _is_version(key)]
+        return self._options("versions", "Versions that computed each group", keys)
+
+    def _options(self, key: str, caption: str, keys: Sequence[str]) -> Table:
+        differing = self._comparison.differing
+        lines = [
+            Line(
+                printable(name.removeprefix("versions.")),
+                tuple(_value(group.runs[0].config.get(name), name in differing) for group in self.groups),
+                marked=name in differing,
+            )
+            for name in keys
+        ]
+        return Table(key, caption, ("option", *(group.name for group in self.groups)), tuple(lines))
+
+
+def _is_version(key: str) -> bool:
+    return key.startswith("versions.")
+
+
+def _value(value: Any, marked: bool) -> Cell:
+    """A value as a run's config.toml has it; what is absent is a dash."""
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return Cell("–" if value is None else printable(str(value)), number, marked)
+
+
+def _statuses(group: Group) -> str:
+    """How the runs of a group have ended: in a word, where all have ended alike."""
+    counted = Counter(run.status for run in group.runs)
+    return next(iter(counted)) if len(counted) == 1 else ", ".join(f"{n} {status}" for status, n in counted.items())
+
+
+def _mean(spread: Spread | None) -> float | None:
+    return None if spread is None or not math.isfinite(spread.mean) else spread.mean
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number:,} {what}s"

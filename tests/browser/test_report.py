@@ -1,0 +1,195 @@
+"""The page of runs in a browser: it draws what plots.curves would, and does what its controls say."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from runs_on_disk import write
+
+from fedsim.plots.curves import _bands
+from fedsim.reports.comparison import compare
+from fedsim.reports.page import write_page
+from fedsim.running.folder import RunFolder
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+HOSTILE = "<img src=x onerror=alert(1)>\u2028${alert(1)}<b>"
+PANEL = "document.querySelector('[data-measure=%s] .plot')"
+
+
+def show(page: Page, runs: Any, folder: Path, **options: Any) -> Any:
+    """Open the page of runs and wait until something is drawn; the comparison."""
+    comparison = compare(runs, **options)
+    write_page(comparison, folder / "page.html")
+    page.goto((folder / "page.html").as_uri())
+    page.locator("#curves").scroll_into_view_if_needed()
+    page.wait_for_selector("html[data-drawn] #panels .main-svg")
+    return comparison
+
+
+def held(page: Page, what: str, measure: str = "test_accuracy") -> Any:
+    """What Plotly holds of a panel."""
+    return page.evaluate(f"{PANEL % measure}.{what}")
+
+
+def drawn(page: Page, *, named: bool = True) -> list[dict[str, Any]]:
+    """Names, places and values of the lines of the accuracy's panel that have a name, or of the others."""
+    lines = held(page, "data.map(({name, x, y}) => ({name: name ?? '', x: [...x], y: [...y]}))")
+    return [line for line in lines if bool(line["name"]) is named]
+
+
+def until(seen: Any) -> None:
+    """Wait for what a page does in its own time. (Its policy lets Playwright evaluate no text within it.)"""
+    last = time.monotonic() + 10
+    while not seen():
+        assert time.monotonic() < last
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two groups: of two seeds whose rounds take different times, and of one seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        with RunFolder.create(folder / "slow" / f"seed-{seed}", "slow") as made:
+            made.write_config({"name": "x", "seed": seed, "client": {"kind": "sgd", "lr": 0.1}})
+            for number in range(1, 8):
+                row = {"round": number, "time": number * (1 + 0.3 * seed), "wall": 0.1 * number, "bytes_up": 10}
+                row["test_accuracy"] = math.nan if number == 3 and seed else 0.1 * number + 0.02 * seed
+                made.append(row | {"test_loss": 10.0 ** (-number)})
+    write(folder / "fast", [0.5, 0.6, 0.7, 0.8], lr=0.3)
+    return folder
+
+
+# One page for several tests, as a browser takes a second to open one; each puts back what it has chosen.
+@pytest.fixture(scope="module")
+def opened(browser: Browser, runs: Path) -> Iterator[tuple[Page, list[str], Any]]:
+    faults: list[str] = []
+    page = browser.new_context(color_scheme="dark").new_page()
+    page.set_default_timeout(10_000)
+    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else faults.append(asked.url))
+    comparison = show(page, runs, runs, targets={"test_accuracy": 0.65})
+    yield page, faults, comparison
+    page.context.close()
+
+
+@pytest.fixture
+def report(opened: tuple[Page, list[str], Any]) -> Iterator[Page]:
+    """The page of `runs`; an error in it or in its console, or that it asks for anything, fails the test."""
+    page, faults, _ = opened
+    yield page
+    assert faults == []
+
+
+def test_curves_are_those_of_the_pictures_along_every_axis(report, opened):
+    rows = opened[2].rows
+    for axis in ("bytes", "time", "round"):
+        report.select_option("#axis", axis)
+        expected = _bands(rows, "test_accuracy", axis)
+        found = {line["name"]: line for line in drawn(report) if line["name"] != "target"}
+        assert list(found) == list(expected) == ["fast", "slow"]
+        for name, (where, mean, _) in expected.items():
+            assert found[name]["x"] == pytest.approx(where, rel=1e-4)
+            assert found[name]["y"] == pytest.approx(mean, rel=1e-4)
+    assert drawn(report)[-1] == {"name": "target", "x": [1, 7], "y": [0.65, 0.65]}
+
+
+def test_a_band_is_one_standard_deviation_or_from_the_least_to_the_greatest(report):
+    low, high = (line["y"] for line in drawn(report, named=False))
+    # in round 1: 0.1 and 0.12, mean 0.11, s = 0.02 / sqrt(2)
+    assert (low[0], high[0]) == pytest.approx((0.11 - 0.02 / math.sqrt(2), 0.11 + 0.02 / math.sqrt(2)), rel=1e-3)
+    report.select_option("#seeds", "range")
+    low, high = (line["y"] for line in drawn(report, named=False))
+    assert (low[0], high[0]) == pytest.approx((0.1, 0.12))
+    report.select_option("#seeds", "each")
+    assert [len(line["y"]) for line in drawn(report, named=False)] == [7, 6]
+    report.select_option("#seeds", "band")
+
+
+def test_smoothing_and_logarithms(report):
+    report.locator("#smoothing").fill("0.5")
+    # weights 0.5 and 0.25, divided by their sum
+    assert drawn(report)[0]["y"] == pytest.approx([0.6, (0.5 * 0.8 + 0.25 * 0.6) / 0.75])
+    report.locator("#smoothing").fill("0")
+    assert held(report, "layout.yaxis.type") == "linear"
+    assert held(report, "layout.yaxis.type", "test_loss") == "log"  # over more than two powers of ten
+    report.select_option("#vertical", "log")
+    assert held(report, "layout.yaxis.type") == "log"
+    report.select_option("#vertical", "auto")
+
+
+def test_groups_and_measures_are_chosen(report):
+    report.get_by_label("slow", exact=True).uncheck()
+    assert [line["name"] for line in drawn(report)] == ["fast", "target"]
+    report.locator("[data-measure=test_accuracy] details summary").click()
+    table = report.locator("[data-measure=test_accuracy] table")
+    assert table.locator("thead th").all_inner_texts() == ["round", "fast"]
+    assert table.locator("tbody tr").all_inner_texts() == ["2\t0.6", "4\t0.8"]
+    report.get_by_role("button", name="only slow").click(force=True)
+    assert [line["name"] for line in drawn(report)] == ["slow", "target"]
+    report.get_by_role("button", name="all", exact=True).click()
+    report.locator("#choice summary").click()
+    report.get_by_label("bytes up", exact=True).check()
+    report.locator("[data-measure=bytes_up]").scroll_into_view_if_needed()
+    report.locator("[data-measure=bytes_up] .main-svg").first.wait_for()
+    report.get_by_label("bytes up", exact=True).uncheck()
+    assert report.locator("[data-measure=bytes_up]").count() == 0
+
+
+def test_zoom_is_the_same_in_all_panels_and_is_kept(report):
+    report.evaluate(f"Plotly.relayout({PANEL % 'test_accuracy'}, {{'xaxis.range': [2, 3]}})")
+    until(lambda: held(report, "layout.xaxis.range", "test_loss") == [2, 3])
+    report.select_option("#seeds", "range")
+    assert held(report, "layout.xaxis.range", "test_loss") == [2, 3]
+    report.select_option("#seeds", "band")
+    report.click("#reset")
+    until(lambda: held(report, "layout.xaxis.range", "test_loss")[1] > 6)
+
+
+def test_tables_sort_by_numbers_and_filter_by_text(report):
+    table = report.locator("#table-summary")
+    names = lambda: table.locator("tbody th").all_inner_texts()  # noqa: E731
+    head = table.get_by_role("columnheader", name="test_accuracy, final")
+    head.get_by_role("button").click()  # 0.8 and 0.71: the largest first
+    assert (names(), head.get_attribute("aria-sort")) == (["fast", "slow"], "descending")
+    head.get_by_role("button").click()
+    assert (names(), head.get_attribute("aria-sort")) == (["slow", "fast"], "ascending")
+    rows = report.locator("#table-configuration tbody tr:visible")
+    assert rows.locator("th").all_inner_texts() == ["name", "client.kind", "≠ client.lr"]
+    report.get_by_label("only what differs").check()
+    assert rows.locator("th").all_inner_texts() == ["≠ client.lr"]
+    report.get_by_label("only what differs").uncheck()
+    report.locator("input[data-table=table-configuration][type=search]").fill("client")
+    assert rows.locator("th").all_inner_texts() == ["client.kind", "≠ client.lr"]
+
+
+def test_a_page_is_dark_or_light_as_the_system_is_or_as_its_reader_wants(report):
+    look = lambda: (held(report, "layout.font.color"), report.evaluate("getComputedStyle(document.body).color"))  # noqa: E731
+    dark = look()
+    report.get_by_role("button", name="theme: auto").click()
+    light = look()
+    assert [one != other for one, other in zip(dark, light, strict=True)] == [True, True]
+    report.get_by_role("button", name="theme: light").click()
+    assert look() == dark
+
+
+def test_names_are_texts_in_pictures_too(page, tmp_path):
+    said = []
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    runs = [write(tmp_path / HOSTILE, [0.1, 0.5]), write(tmp_path / "b", [0.2, 0.6], lr=1.0)]
+    show(page, runs, tmp_path)
+    assert HOSTILE.replace("\u2028", r"\u2028") in page.inner_text("#legend")
+    box = page.locator("[data-measure=test_accuracy] .nsewdrag").bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("[data-measure=test_accuracy] .hoverlayer text")
+    assert "<img src=x onerror=alert(1)>" in page.text_content("[data-measure=test_accuracy] .hoverlayer")
+    assert page.locator("img").count() == 0
+    assert said == []

@@ -1,0 +1,213 @@
+"""The page of runs: what it says, that nothing in it can become markup or script, and how large it is."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import random
+import re
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs_on_disk import write
+
+from fedsim.core.errors import FedsimError
+from fedsim.reports.comparison import compare
+from fedsim.reports.page import document as parts
+from fedsim.reports.page import page, write_page
+from fedsim.reports.page.columns import column, shortened
+from fedsim.running.folder import RunFolder
+from fedsim.running.summary import summarise
+
+HOSTILE = '</script><img src=x onerror="alert(1)">\u2028{{ 7 * 7 }}<b>'
+
+
+class Read(HTMLParser):
+    """What a browser would make of a page: its elements with their attributes, and the texts of its scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self._in_script = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._in_script = tag == "script"
+        if self._in_script:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_script:
+            self.scripts[-1] += data
+
+    def numbers(self) -> Any:
+        """What the scripts are given to draw."""
+        return json.loads(zlib.decompress(base64.b64decode(self.scripts[0])))
+
+
+def told(text: str) -> str:
+    """The texts of a page, as a reader has them."""
+    body = re.sub(r"<(script|style).*?</\1>", "", text, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
+def ended(path: Path, status: str = "finished") -> None:
+    folder = RunFolder(path)
+    folder.write_summary(summarise(totalled(folder.rows()), status, ""))
+
+
+def totalled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the counts that those of a real run have."""
+    counts = dict.fromkeys(("late", "crashed", "lost", "faults", "extra_queries"), 0)
+    return [counts | row for row in rows]
+
+
+def test_a_page_says_what_was_compared_which_is_best_and_how_runs_ended(tmp_path):
+    for seed, last in enumerate([0.8, 0.9]):
+        ended(write(tmp_path / "slow" / f"seed-{seed}", [0.1, last], seed=seed))
+        ended(write(tmp_path / "fast" / f"seed-{seed}", [0.1, last + 0.05], seed=seed, lr=0.3), "diverged")
+    said = told(page(compare([tmp_path])))
+    assert "4 runs in 2 groups: 2 diverged, 2 finished." in said
+    # means of 0.85, 0.95 and of 0.8, 0.9; s = sqrt(2 * 0.05^2) = 0.0707 for both
+    best = "Best by test_accuracy, final (higher is better): fast 0.9000 ± 0.0707; next slow 0.8500 ± 0.0707."
+    assert best in said
+    assert "≠ client.lr 0.3 0.1" in said
+    assert "single seed" not in said
+
+
+def test_the_best_of_losses_is_the_least_and_one_seed_tells_nothing(tmp_path):
+    for name, lr, loss in (("a", 0.1, 2.0), ("b", 0.2, 1.0)):
+        with RunFolder.create(tmp_path / name, name) as folder:
+            folder.write_config({"name": name, "seed": 0, "client": {"lr": lr}})
+            folder.append({"round": 1, "value": loss})
+    said = told(page(compare([tmp_path])))
+    assert "Best by value, final (lower is better): b 1; next a 2." in said
+    assert "With a single seed a difference is not told from chance" in said
+
+
+def test_the_numbers_of_a_page_are_those_of_the_rows(tmp_path):
+    write(tmp_path / "a", [0.123456789, None, 0.5])
+    (group,) = Read(page(compare([tmp_path / "a"]))).numbers()["groups"]
+    (run,) = group["runs"]
+    assert run["rows"] == 3
+    assert run["columns"]["round"] == [1, 2, 3]
+    assert run["columns"]["bytes_up"] == 2**18  # the same in all rows
+    assert run["columns"]["train_loss"] == [1, 0.5, 0.33333]
+    assert run["columns"]["test_accuracy"] == [None, None, 0.5]  # the second was not finite, the first not measured
+
+
+def test_numbers_keep_five_digits_and_whole_ones_all():
+    assert [shortened(value) for value in (123456789, 1.23456789e-7, 123456.789, float("nan"), None)] == [
+        *(123456789, 1.2346e-7, 123460, None, None)
+    ]
+    assert column([2.0, 2.0]) == 2
+    assert column([]) == []
+    assert column([2.0, None]) == [2, None]
+
+
+def test_nothing_that_a_run_is_called_or_holds_becomes_markup_or_script(tmp_path):
+    hostile = HOSTILE.replace("/", "∕")  # which no file name can have
+    run = write(tmp_path / hostile, [0.1, 0.5], note=HOSTILE, **{HOSTILE: {HOSTILE: HOSTILE}})
+    write(tmp_path / "b", [0.1, 0.5])
+    clean = Read(page(compare([tmp_path / "b", write(tmp_path / "c", [0.1, 0.5], lr=0.3)])))
+    text = page(compare([run, tmp_path / "b"]))
+    read = Read(text)
+    assert {tag for tag, _ in read.elements} == {tag for tag, _ in clean.elements}
+    assert len(read.scripts) == len(clean.scripts) == 3
+    assert not [name for _, attributes in read.elements for name in attributes if name.startswith("on")]
+    assert read.scripts[2] == clean.scripts[2]
+    assert "{{ 7 * 7 }}" in text  # a template is not rendered twice
+    assert "\u2028" not in text
+    assert read.numbers()["groups"][0]["name"] == hostile.replace("\u2028", "\\u2028")
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_the_policy_lets_only_the_own_scripts_run_and_nothing_be_loaded(tmp_path, live):
+    read = Read(page(compare([write(tmp_path / "a", [0.1, 0.5])]), live=live))
+    (policy,) = (meta["content"] for tag, meta in read.elements if tag == "meta" and "http-equiv" in meta)
+    library = zlib.decompress(base64.b64decode(read.scripts[1]))
+    assert library.startswith(b"/**\n* plotly.js")
+    for script in (read.scripts[2].encode(), library):
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" in policy
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-inline" not in policy.partition("style-src")[0]
+    assert ("connect-src 'self'" in policy) is live
+    addresses = [
+        value for _, attributes in read.elements for name, value in attributes.items() if name in ("src", "href")
+    ]
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+
+
+def test_the_parts_of_a_page_that_have_a_name_are_where_its_links_lead(tmp_path):
+    read = Read(page(compare([write(tmp_path / "a", [0.1, 0.5])])))
+    ids = [attributes["id"] for _, attributes in read.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+    named = [
+        attributes.get(name) for _, attributes in read.elements for name in ("aria-labelledby", "for", "data-table")
+    ]
+    links = [attributes["href"][1:] for tag, attributes in read.elements if tag == "a"]
+    assert {*links, *filter(None, named)} <= {*ids}
+    heads = [attributes for tag, attributes in read.elements if tag == "th"]
+    assert heads
+    assert all(attributes["scope"] in ("col", "row") for attributes in heads)
+
+
+def test_runs_that_are_under_way_are_shown_and_those_without_a_row_named(tmp_path):
+    write(tmp_path / "runs" / "a", [0.1, 0.5])
+    with RunFolder.create(tmp_path / "runs" / "b", "b") as folder:
+        folder.write_config({"name": "b", "seed": 0})
+    with RunFolder.create(tmp_path / "runs" / "a" / "c", "c") as folder:  # in a run, so no run of its own
+        folder.write_config({"name": "c", "seed": 0})
+    comparison = compare(tmp_path / "runs", under_way=True)
+    said = told(page(comparison))
+    assert "1 run in 1 group: 1 interrupted." in said
+    assert f"Without a row, and left out: {tmp_path / 'runs' / 'b'}" in said
+    empty = told(page(compare(tmp_path / "runs" / "b", under_way=True)))
+    assert "No run has a row yet." in empty
+
+
+def test_targets_are_in_the_table_and_in_the_numbers(tmp_path):
+    run = write(tmp_path / "a", [0.1, 0.5, 0.6, 0.7])
+    made = page(compare([run], targets={"test_accuracy": 0.6}))
+    assert Read(made).numbers()["targets"] == {"test_accuracy": 0.6}
+    assert "rounds until test_accuracy 0.6" in told(made)
+
+
+def test_twenty_runs_of_a_thousand_rounds_stay_below_six_megabytes(tmp_path):
+    """Here 2 runs, of 25 columns of noise, which nothing compresses; 18 more take at most as much each."""
+    draw = random.Random(0).random
+    for seed in (0, 1):
+        with RunFolder.create(tmp_path / f"seed-{seed}", "a") as folder:
+            folder.write_config({"name": "a", "seed": seed})
+            text = "".join(
+                json.dumps({"round": number + 1} | {f"test_{name}_loss": draw() for name in range(24)}) + "\n"
+                for number in range(1000)
+            )
+            (folder.path / "metrics.jsonl").write_text(text)
+    one, two = (len(page(compare(runs)).encode()) for runs in (tmp_path / "seed-0", tmp_path))
+    assert one + 19 * (two - one) < 6e6
+
+
+def test_a_page_is_written_whole_from_a_comparison_and_from_a_result(tmp_path):
+    comparison = compare([write(tmp_path / "a", [0.1, 0.5])])
+    comparison.report(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == page(comparison)
+    with pytest.raises(FedsimError, match="cannot write"):
+        write_page(comparison, tmp_path / "absent" / "page.html")
+
+
+def test_a_page_without_its_library_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts.importlib.util, "find_spec", lambda name: None)
+    parts._plotly.cache_clear()
+    with pytest.raises(FedsimError, match="pip install --force-reinstall plotly"):
+        page(compare([write(tmp_path / "a", [0.1, 0.5])]))
