@@ -44,6 +44,12 @@ class Plan:
         real = torch.arange(self.index.shape[1], device=self.index.device) < self.count.unsqueeze(1)
         return real.to(dtype) / self.count.unsqueeze(1).to(dtype)
 
+    def padded(self) -> list[bool]:
+        """Whether there is padding in the rows of each step, asked of the device once for all."""
+        partial = [0, *(self.count < self.index.shape[1]).cumsum(0).tolist()]
+        rows = zip(self.start, self.active, strict=True)
+        return [partial[begin + working] > partial[begin] for begin, working in rows]
+
 
 @dataclass(frozen=True)
 class ClientPlan:

@@ -361,6 +361,7 @@ class Cohort:
     def _gather(self, plan: Plan) -> Iterator[Batch]:
         x, y, shape, weights = self.data.x, self.data.y, plan.index.shape, plan.weights(self.dtype)
         numbers = max(1, x[0].numel() * shape[1])
+        padded = plan.padded() if self.network.layout.normalises else [None] * len(plan.active)
         step = 0
         while step < len(plan.active):
             last, first_row = step, plan.start[step]
@@ -380,6 +381,7 @@ class Cohort:
                     ys[rows],
                     weights[begin : begin + count],
                     Draw(self.streams, self.clients[:count], first(self.turn, count), number),
+                    padded=padded[number],
                 )
             step = last
 

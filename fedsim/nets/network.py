@@ -45,7 +45,8 @@ class Batch:
     """One local step of the clients that still work, the first k rows of a cohort.
 
     x: [k, B, ...], y: [k, B, *places], weight: [k, B]: 1/count for examples and 0 for padding. draw: whose draws they
-    make. loss: instead of the network's own; where it is about V views of each example, B is V times as wide.
+    make. loss: instead of the network's own; where it is about V views of each example, B is V times as wide. padded:
+    whether there is padding; None: who has to know looks, for which a GPU is waited for.
     """
 
     x: Tensor
@@ -53,6 +54,7 @@ class Batch:
     weight: Tensor
     draw: Draw
     loss: Loss | None = None
+    padded: bool | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -61,13 +63,15 @@ class Batch:
     def real(self) -> Tensor | None:
         """Which places are examples, bool [k, B]; None: all are."""
         real = self.weight > 0
-        return None if bool(real.all()) else real
+        padded = not bool(real.all()) if self.padded is None else self.padded
+        return real if padded else None
 
     def cut(self, count: int) -> Batch:
-        """The first `count` examples of each client."""
+        """The first `count` examples of each client, which are no padding."""
         if count == self.weight.shape[1]:
             return self
-        return replace(self, x=self.x[:, :count], y=self.y[:, :count], weight=self.weight[:, :count])
+        x, y, weight = self.x[:, :count], self.y[:, :count], self.weight[:, :count]
+        return replace(self, x=x, y=y, weight=weight, padded=False)
 
 
 class Network(Protocol):

@@ -65,6 +65,17 @@ def test_weights_of_a_row_are_one_over_its_count():
     assert set(made.count.tolist()) == {4, 3, 1}
 
 
+def test_a_step_is_padded_where_a_row_of_it_is():
+    # Of 9, 7, 4 and 1 examples batches of 4 have 4, 4, 4, 1 at the first step, then 4, 3, and last 1.
+    assert plan(epochs=1, steps=None, batch_size=4).padded() == [True, True, True]
+    whole = plan(epochs=1, steps=None, batch_size=1)
+    assert whole.padded() == [False] * 9
+    drawn = plan_batches(replace(batching(epochs=None, steps=2, batch_size=4), examples=torch.tensor([9, 7, 4, 4])))
+    assert drawn.padded() == [False, False]
+    two = replace(batching(epochs=2, steps=None, batch_size=4), examples=torch.tensor([8, 7, 4, 4]))
+    assert plan_batches(two).padded() == [False, True, False, True]
+
+
 def test_epochs_and_rounds_and_clients_shuffle_differently():
     made = plan(epochs=2, steps=None, batch_size=9)
     first, second = batches_of(made, 0)

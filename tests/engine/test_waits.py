@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from contract import ROWS
 from elsewhere import DEVICE, pretended
+from torch import nn
 
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
@@ -78,10 +80,12 @@ def longer(row: str, times: int) -> dict[str, Any] | None:
     return None
 
 
-def simulated(tables: dict[str, Any], device: torch.device, **others: Any) -> Simulation:
+def simulated(
+    tables: dict[str, Any], device: torch.device, model: Callable[[], nn.Module] = mlp, **others: Any
+) -> Simulation:
     """A simulation of `small_problem` on a device."""
     like = small_problem()
-    problem = Supervised(like.dataset, like.partition, mlp(), device=device, dtype=torch.float64)
+    problem = Supervised(like.dataset, like.partition, model(), device=device, dtype=torch.float64)
     defaults = {"rounds": 2, "engine": {"executor": "stacked"}}
     return build_simulation(small_experiment(**{**tables, **defaults, **others}), problem)
 
@@ -132,13 +136,19 @@ def test_local_steps_do_not_wait(row: str) -> None:
         assert function in ONCE.get(path, ()), place
 
 
-@pytest.mark.parametrize("executor", ["stacked", "loop"])
-def test_no_step_of_either_executor_waits(executor: str) -> None:
+def normalised() -> nn.Module:
+    """Layers which must know what is padding."""
+    flat, first, act, last = mlp()
+    return nn.Sequential(flat, first, nn.BatchNorm1d(8), act, last)
+
+
+@pytest.mark.parametrize(("executor", "model"), [("stacked", mlp), ("stacked", normalised), ("loop", mlp)])
+def test_no_step_of_either_executor_waits(executor: str, model: Callable[[], nn.Module]) -> None:
     few, many = ({"client": {"kind": "sgd", **TRAINING, "epochs": times}} for times in (2, 20))
-    engine = {"engine": {"executor": executor}}
-    found, params = waited(many, **engine)
-    assert found == waited(few, **engine)[0]
-    assert torch.equal(params, run(simulated(many, torch.device("cpu"), **engine)))
+    others: dict[str, Any] = {"engine": {"executor": executor}, "model": model}
+    found, params = waited(many, **others)
+    assert found == waited(few, **others)[0]
+    assert torch.equal(params, run(simulated(many, torch.device("cpu"), **others)))
 
 
 @pytest.mark.parametrize("more", ["count", "pool"])
