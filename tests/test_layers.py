@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["core"],
     ["parallel"],
-    ["nets", "exchange", "devices", "plots"],
+    ["nets", "exchange", "devices", "plots", "trackers"],
     ["attacks", "server"],
     ["problems"],
     ["engine"],
@@ -106,6 +106,7 @@ AUTHORS = (
     "problems.measures",
     "problems.models",
     "nets.losses",
+    "trackers",
 )
 """Rooms from which authors of plug-ins import all that they need."""
 

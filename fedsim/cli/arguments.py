@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,16 @@ DataDir = Annotated[Path | None, typer.Option(envvar="FEDSIM_DATA", help="Folder
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="table.option=value; may be given several times, in any order.")
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(help="A tracker by its kind, as tensorboard, instead of the file's; may be given several times."),
+]
 Seeds = Annotated[str | None, typer.Option(help="Several seeds, as in 0-4 or 0,2,5.")]
+
+
+def with_trackers(settings: list[str] | None, trackers: list[str] | None) -> list[str]:
+    """What is set, and which trackers there are instead of the file's."""
+    return [*(settings or []), *([f"track={json.dumps(trackers)}"] if trackers else [])]
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -35,6 +35,7 @@ GROUPS = {
     "transform": "transforms",
     "speed": "speeds",
     "availability": "availabilities",
+    "tracker": "trackers",
 }
 """What one plug-in of a group is called."""
 WIDTH = 80

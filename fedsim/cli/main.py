@@ -7,6 +7,7 @@ cannot be used, said in one line. 130: interrupted, with a usable run folder.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -29,6 +30,7 @@ from fedsim.core.blame import is_theirs, mistake
 from fedsim.core.errors import FedsimError, InputError, one_line
 from fedsim.core.terminal import tell
 from fedsim.core.version import __version__
+from fedsim.trackers.courier import is_stuck
 
 
 class Commands(TyperGroup):
@@ -125,4 +127,8 @@ def main() -> None:
         else:
             tell(traceback.format_exc(), "stderr")
         code = 1
+    if is_stuck():  # and would have the process wait where it ends
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
     sys.exit(code)

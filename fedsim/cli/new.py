@@ -43,6 +43,7 @@ SCAFFOLDS: Mapping[str, Mapping[str, str]] = {
             "loss",
             "measure",
             "model",
+            "tracker",
             "flower",
         )
     },
@@ -115,6 +116,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
     "loss": {"model": '{ kind = "mlp", hidden = [64] }\nloss = { kind = "$file", q = 0.7 }'},
     "measure": {"metrics": '\nmetrics = [{ kind = "$file", least = 5 }, "auroc"]'},
     "model": {"model": '{ kind = "$file", width = 32 }'},
+    "tracker": {"more": '[[track]]\nkind = "$file"\nfolder = "told"\n\n'},
     "dataset": {
         "dataset": '{ kind = "$file", noise = 0.2 }',
         "data": "points around two rings, 100 clients alike",

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union
 from pydantic import BeforeValidator
 from pydantic_core import PydanticUndefined
 
-from fedsim.configuration.tables import PLUGINS, TABLES, TRANSFORMS, Top
+from fedsim.configuration.tables import LISTS, PLUGINS, TABLES, Top
 from fedsim.core.plugins import HasPlugins, names, option_class, ours
 
 Key = str | tuple[type[Any], ...]
@@ -22,7 +22,7 @@ TOP = "experiment"
 PARTS: Mapping[str, Key] = {
     TOP: (Top,),
     **{part: group for part, (group, _) in PLUGINS.items()},
-    **dict.fromkeys(TRANSFORMS, "transforms"),
+    **LISTS,
     **{table: (made,) for table, made in TABLES.items()},
 }
 """What stands at the top of a file and in its tables."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fedsim.cli.places import TOP, Key, alternatives, default_of, gather, hints, is_required, key_of, kind_of
-from fedsim.configuration.tables import TRANSFORMS
+from fedsim.configuration.tables import LISTS
 from fedsim.core.options import LONGEST, texts
 from fedsim.core.plugins import HasPlugins
 
@@ -126,7 +126,7 @@ def table(options: Iterable[Option]) -> Iterator[str]:
 def _heading(table: str) -> str:
     if table == TOP:
         return "The top of the file"
-    return f"`[[{table}]]`" if table in TRANSFORMS else f"`[{table}]`"
+    return f"`[[{table}]]`" if table in LISTS else f"`[{table}]`"
 
 
 def _escaped(text: str) -> str:

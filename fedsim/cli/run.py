@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from fedsim.cli.arguments import DataDir, Seeds, Settings, experiment_files, parse_seeds
+from fedsim.cli.arguments import DataDir, Seeds, Settings, Track, experiment_files, parse_seeds, with_trackers
 from fedsim.cli.report import Report, leave_report
 from fedsim.cli.words import STATUS, say, shares_test_set
 from fedsim.core.errors import InputError
@@ -36,6 +36,7 @@ def run(
     ] = False,
     data_dir: DataDir = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    track: Track = None,
     resume: Annotated[
         Path | None, typer.Option(help="Go on with the run in this folder, which was interrupted or killed.")
     ] = None,
@@ -47,7 +48,7 @@ def run(
     from fedsim.running.folder import RunFolder
     from fedsim.running.stored import CONFIG
 
-    overrides = list(settings or [])
+    overrides = with_trackers(settings, track)
     if device is not None:
         overrides.append(f'engine.device="{device}"')
     if resume is not None:
@@ -62,7 +63,7 @@ def run(
         raise click.MissingParameter(param_hint="'EXPERIMENT'", param_type="argument")
     loaded = load(experiment, overrides=overrides, seed=seed, data_dir=data_dir)
     if seeds is None:
-        raise typer.Exit(_execute(loaded, out, force, loaded.name, report))
+        raise typer.Exit(_execute(loaded, out, force, loaded.name, report=report))
     if seed is not None:
         raise InputError("seeds", seeds, "give --seed or --seeds, not both")
     numbers = parse_seeds(seeds)
@@ -71,7 +72,8 @@ def run(
     codes = []
     try:
         for number in numbers:
-            codes.append(_execute(loaded.with_seed(number), group.path / f"seed-{number}", force, f"seed {number}"))
+            place, label = group.path / f"seed-{number}", f"seed {number}"
+            codes.append(_execute(loaded.with_seed(number), place, force, label, group=group.path))
             if codes[-1] == STATUS["interrupted"]:
                 break
         if report:
@@ -83,11 +85,20 @@ def run(
     raise typer.Exit(max(codes))
 
 
-def _execute(experiment: Experiment, out: Path | None, force: bool, label: str, report: bool = False) -> int:
-    """Run one experiment, say what it came to and return the exit code."""
+def _execute(
+    experiment: Experiment,
+    out: Path | None,
+    force: bool,
+    label: str,
+    *,
+    group: Path | None = None,
+    report: bool = False,
+) -> int:
+    """Run one experiment, say what it came to and return the exit code. group: see `fedsim.run`."""
     from fedsim.running.runner import run as run_experiment
 
-    return _watch(partial(run_experiment, experiment, out=out, force=force), experiment, label, report)
+    begin = partial(run_experiment, experiment, out=out, force=force, group=group)
+    return _watch(begin, experiment, label, report)
 
 
 def _go_on(

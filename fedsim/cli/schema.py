@@ -25,7 +25,7 @@ from fedsim.cli.places import (
     key_of,
 )
 from fedsim.cli.reference import summary
-from fedsim.configuration.tables import NOTES, PLUGINS, TRANSFORMS
+from fedsim.configuration.tables import LISTS, NOTES, PLUGINS
 from fedsim.core.options import texts
 from fedsim.core.plugins import HasPlugins
 from fedsim.problems.measures.names import SHORT, TOP_K
@@ -44,7 +44,7 @@ def document(*, built_in: bool = False) -> Json:
         made.add(key, place.kinds)
     top = made.definitions.pop(TOP)
     for part, key in PARTS.items():
-        if part in TRANSFORMS:
+        if part in LISTS:
             top["properties"][part] = {"type": "array", "items": made.reference(key)}
         elif part != TOP:
             top["properties"][part] = made.reference(key)

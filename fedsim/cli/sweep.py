@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from fedsim.cli.arguments import DataDir, Seeds, Settings, experiment_files, parse_seeds
+from fedsim.cli.arguments import DataDir, Seeds, Settings, Track, experiment_files, parse_seeds, with_trackers
 from fedsim.cli.console import Console
 from fedsim.cli.progress import SweepProgress
 from fedsim.cli.report import Report, leave_report
@@ -34,6 +34,7 @@ def sweep(
         bool, typer.Option("--stack", help="Run the seeds of a black box together, as one stack in one process.")
     ] = False,
     data_dir: DataDir = None,
+    track: Track = None,
     report: Report = False,
 ) -> None:
     """Run files under every combination of a grid and every seed. With the same --out it goes on where it ended."""
@@ -46,7 +47,12 @@ def sweep(
     group = RunFolder.create(None, "sweep") if out is None else RunFolder(out)
     try:
         points = expand(
-            experiments, out=group.path, grid=values, seeds=numbers, overrides=settings or [], data_dir=data_dir
+            experiments,
+            out=group.path,
+            grid=values,
+            seeds=numbers,
+            overrides=with_trackers(settings, track),
+            data_dir=data_dir,
         )
         bar = SweepProgress(len(points), workers or cores()) if sys.stderr.isatty() else nullcontext(say_outcome)
         with bar as heard:

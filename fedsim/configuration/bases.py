@@ -15,6 +15,7 @@ from fedsim.nets.losses import Loss
 from fedsim.problems.measures import Measure
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
+from fedsim.trackers.base import Tracker
 
 BASES: Mapping[str, tuple[str, type[Any]]] = {
     "strategies": ("fedsim.server", Strategy),
@@ -24,6 +25,7 @@ BASES: Mapping[str, tuple[str, type[Any]]] = {
     "transforms": ("fedsim.exchange", Transform),
     "losses": ("fedsim.nets.losses", Loss),
     "measures": ("fedsim.problems.measures", Measure),
+    "trackers": ("fedsim.trackers", Tracker),
 }
 """What plug-ins of these groups are subclasses of, and where authors import it from."""
 NAMED: Mapping[str, tuple[str, ...]] = {

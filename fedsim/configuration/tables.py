@@ -28,10 +28,14 @@ from fedsim.engine.client import Client
 from fedsim.engine.options import EngineOptions
 from fedsim.exchange.transforms import Chain, Transform
 from fedsim.server.strategy import Strategy
+from fedsim.trackers.base import Tracker
+from fedsim.trackers.secrets import hold_no_secrets
 
 Table = Mapping[str, Any]
 TRANSFORMS = ("transforms", "order_transforms")
 """Lists of transforms: of the clients' replies, and of the server's orders."""
+LISTS: Mapping[str, str] = {**dict.fromkeys(TRANSFORMS, "transforms"), "track": "trackers"}
+"""Lists of plug-ins, by the group that these are of."""
 TOP = ("name", "seed", "rounds", "duration")
 INSTEAD = {"count": "fraction", "steps": "epochs"}
 """Options of which the first takes the place of the second, where that has its default of `PLUGINS`."""
@@ -90,6 +94,7 @@ class Experiment:
     aggregation: Any
     transforms: tuple[Any, ...]
     order_transforms: tuple[Any, ...]
+    track: tuple[Tracker, ...]
     evaluation: Evaluation
     stopping: Stopping | None
     devices: Devices
@@ -110,6 +115,8 @@ class Experiment:
             del found["partition"]
         for part in TRANSFORMS:
             found[part] = [described("transforms", made) for made in getattr(self, part)]
+        if self.track:
+            found["track"] = [described("trackers", made) for made in self.track]
         for part in ("evaluation", "devices", "engine", "checkpoint"):
             found[part] = _values(getattr(self, part))
         if self.faults.kinds:
@@ -157,7 +164,7 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
             raise InputError(name, type(value).__name__, f"cannot be used: {error}") from error
     tables = placed(tables, Path.cwd())
     _hold_writable(tables)
-    known = (*TOP, *PLUGINS, *TRANSFORMS, *TABLES)
+    known = (*TOP, *PLUGINS, *LISTS, *TABLES)
     for name, value in tables.items():
         if name not in known:
             raise InputError(name, value, f"no such option here; remove it or correct its name{meant(name, known)}")
@@ -166,13 +173,13 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
     if isinstance(given["problem"], Mapping):  # which alone may leave its kind out
         given["problem"] = {"kind": PLUGINS["problem"][1]} | dict(given["problem"])
     made = {part: plugins.make(group, given[part], part) for part, (group, _) in PLUGINS.items()}
-    for part in TRANSFORMS:
+    for part, group in LISTS.items():
         several = tables.get(part, [])
         if not isinstance(several, list | tuple):
             raise InputError(part, several, f"write each as a [[{part}]] table")
-        made[part] = tuple(
-            plugins.make("transforms", table, f"{part}.{number}") for number, table in enumerate(several)
-        )
+        if part == "track":
+            hold_no_secrets(several)
+        made[part] = tuple(plugins.make(group, table, f"{part}.{number}") for number, table in enumerate(several))
     checked = Experiment(
         name=top.name,
         seed=top.seed,
@@ -189,9 +196,9 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         raise InputError("partition", dealt, f"problem {kind} has no examples to deal; remove it")
     for part in PLUGINS:
         hold_base(part, PLUGINS[part][0], made[part])
-    for part in TRANSFORMS:
-        for number, transform in enumerate(made[part]):
-            hold_base(f"{part}.{number}", "transforms", transform)
+    for part, group in LISTS.items():
+        for number, plugin in enumerate(made[part]):
+            hold_base(f"{part}.{number}", group, plugin)
     hold_pair(checked.strategy, checked.client, checked.transforms)
     return checked
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -53,6 +55,24 @@ def is_locked(path: Path) -> bool:
         except OSError:
             return False
     return False
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within this block no other thread or process is in one for the same folder: they wait.
+
+    Where there are no locks (see `is_locked`) nobody waits.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of network file systems without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def next_free(root: Path, name: str, made: list[Path]) -> Path:

@@ -49,6 +49,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "transforms": ("vectors", "state", "size", "apply"),
     "speeds": ("start",),
     "availabilities": ("start",),
+    "trackers": ("check", "begin"),
 }
 """The groups of plug-ins, and what one of each has at least."""
 CALLED: Mapping[str, Mapping[str, int]] = {

@@ -21,7 +21,7 @@ from fedsim.devices.fleet import Devices
 from fedsim.exchange.aggregation import Aggregator
 from fedsim.flower import node
 from fedsim.flower.grid import GridEngine
-from fedsim.flower.recipe import Recipe
+from fedsim.flower.recipe import Recipe, configured
 from fedsim.problems.base import Problem
 from fedsim.running.build import build_executor
 from fedsim.running.result import Callback, Result, Round
@@ -66,9 +66,10 @@ def server_app(
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         config = context.run_config
-        recipe = Recipe.configured(config) if experiment is None else Recipe.of(experiment)
+        made = configured(config) if experiment is None else experiment
+        recipe = Recipe.of(made)
         waited = float(config.get("timeout", TIMEOUT)) if timeout is None else timeout
-        checked = recipe.experiment()
+        checked = dataclasses.replace(recipe.experiment(), track=made.track)
         _refuse_devices(checked)
 
         def engine(problem: Problem, aggregator: Aggregator) -> GridEngine:

@@ -31,25 +31,13 @@ class Recipe:
     def of(cls, made: Experiment) -> Recipe:
         """Write an experiment down; its data folder absolute, for other processes start elsewhere."""
         place = "" if made.data_dir is None else str(made.data_dir.absolute())
-        return cls(json.dumps(made.resolved(), sort_keys=True), place)
+        tables = {name: table for name, table in made.resolved().items() if name != "track"}  # of the server alone
+        return cls(json.dumps(tables, sort_keys=True), place)
 
     @classmethod
     def configured(cls, run_config: Mapping[str, Any], node_config: Mapping[str, Any] | None = None) -> Recipe:
-        """Read the experiment that Flower's run configuration names: `experiment`, `overrides`, `data-dir`.
-
-        A node's own `data-dir`, in its node configuration, comes before the run's. Raises InputError.
-        """
-        name = str(run_config.get("experiment", ""))
-        if not name:
-            raise InputError(
-                "experiment", "(nothing)", "name a file of the experiments package in [tool.flwr.app.config]"
-            )
-        data_dir = str((node_config or {}).get("data-dir", run_config.get("data-dir", "")))
-        if data_dir and not Path(data_dir).is_absolute():
-            raise InputError("data-dir", data_dir, "write it absolute; nodes do not start in this folder")
-        assignments = [part.strip() for part in re.split("[;\n]", str(run_config.get("overrides", "")))]
-        path = ROOT / "experiments" / name
-        return cls.of(load(path, overrides=filter(None, assignments), data_dir=data_dir or None))
+        """Write down what `configured` reads. Raises InputError."""
+        return cls.of(configured(run_config, node_config))
 
     def experiment(self) -> Experiment:
         """Make the experiment."""
@@ -59,6 +47,22 @@ class Recipe:
     def digest(self) -> str:
         """Hash the experiment, without the place of its data."""
         return hashlib.sha256(self.tables.encode()).hexdigest()[:16]
+
+
+def configured(run_config: Mapping[str, Any], node_config: Mapping[str, Any] | None = None) -> Experiment:
+    """Read the experiment that Flower's run configuration names: `experiment`, `overrides`, `data-dir`.
+
+    A node's own `data-dir`, in its node configuration, comes before the run's. Raises InputError.
+    """
+    name = str(run_config.get("experiment", ""))
+    if not name:
+        raise InputError("experiment", "(nothing)", "name a file of the experiments package in [tool.flwr.app.config]")
+    data_dir = str((node_config or {}).get("data-dir", run_config.get("data-dir", "")))
+    if data_dir and not Path(data_dir).is_absolute():
+        raise InputError("data-dir", data_dir, "write it absolute; nodes do not start in this folder")
+    assignments = [part.strip() for part in re.split("[;\n]", str(run_config.get("overrides", "")))]
+    path = ROOT / "experiments" / name
+    return load(path, overrides=filter(None, assignments), data_dir=data_dir or None)
 
 
 @cache

@@ -22,10 +22,10 @@ from fedsim.core.files import GoneError, StorageError, look, reason, write_whole
 from fedsim.core.folders import lock, make, next_free, remove_empty
 from fedsim.running.stored import (
     BEST,
-    CHECKPOINT,
     CHECKPOINTS,
     CONFIG,
     FILES,
+    FOLDERS,
     HALF,
     HALF_FILE,
     METRICS,
@@ -88,9 +88,9 @@ class RunFolder(StoredRun):
             raise InputError("out", str(place), remedy) from error
         folder._made = tuple(made)
         if folder.is_ours:
-            folder._stale = tuple(file for file in (*FILES, CHECKPOINTS) if file in present)
+            folder._stale = tuple(file for file in (*FILES, *FOLDERS) if file in present)
         else:
-            folder._kept = frozenset({CHECKPOINTS, TRACEBACK} & present)
+            folder._kept = frozenset({*FOLDERS, TRACEBACK} & present)
         return folder
 
     @classmethod
@@ -109,7 +109,7 @@ class RunFolder(StoredRun):
         except OSError as error:
             folder.close()
             raise InputError("resume", str(path), f"cannot go on: {reason(error)}") from error
-        folder._kept = frozenset((*FILES, CHECKPOINTS))
+        folder._kept = frozenset((*FILES, *FOLDERS))
         return folder
 
     @staticmethod
@@ -159,7 +159,7 @@ class RunFolder(StoredRun):
             for path in (self.path / TRACEBACK, *damaged):
                 path.unlink(missing_ok=True)
             self._remove_half_written()
-            self._remove_checkpoints(HALF)
+            self._remove_from(CHECKPOINTS, HALF)
         except OSError as error:
             raise StorageError(self.path / METRICS, error) from error
         self.appended = rows
@@ -175,7 +175,7 @@ class RunFolder(StoredRun):
         if self.appended or (self._writing and self.has_checkpoint):
             return
         if self._writing:
-            for file in (*FILES, CHECKPOINTS):
+            for file in (*FILES, *FOLDERS):
                 if file not in self._kept:
                     self._remove(file)
         remove_empty(self._made)
@@ -303,22 +303,22 @@ class RunFolder(StoredRun):
             raise StorageError(self.checkpoints, error) from error
 
     def _remove(self, name: str) -> None:
-        """Remove a file, or of the checkpoints' folder those and the folder, if nothing else is in it."""
-        if name != CHECKPOINTS:
+        """Remove a file, or of one of `FOLDERS` what is a run's and the folder, if nothing else is in it."""
+        if name not in FOLDERS:
             (self.path / name).unlink(missing_ok=True)
         else:
-            self._remove_checkpoints(CHECKPOINT)
-            self._remove_checkpoints(HALF)
-            remove_empty([self.checkpoints])
+            self._remove_from(name, *FOLDERS[name])
+            remove_empty([self.path / name])
 
     def _remove_half_written(self) -> None:
         for path in self.path.iterdir():
             if HALF_FILE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
-    def _remove_checkpoints(self, called: re.Pattern[str]) -> None:
-        for path in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():
-            if called.fullmatch(path.name):
+    def _remove_from(self, name: str, *called: re.Pattern[str]) -> None:
+        folder = self.path / name
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if any(one.fullmatch(path.name) for one in called):
                 path.unlink(missing_ok=True)
 
     def close(self) -> None:

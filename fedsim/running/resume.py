@@ -31,10 +31,11 @@ from fedsim.running.runner import describe, drive, execute, recording, unresumab
 from fedsim.running.simulation import Simulation
 from fedsim.running.stored import CONFIG, METRICS, open_run
 from fedsim.running.summary import TOTALS
+from fedsim.running.tracking import check_trackers
 
 DECIDING = ("fedsim", "torch", "numpy")
 """What decides the last bits of results."""
-FREE = ("checkpoint", "engine.cores")
+FREE = ("checkpoint", "engine.cores", "track")
 """Tables and options that change no result, and need not be as they were."""
 OWN = {"kind": "own"}
 TEXTS = ("executor", "device", "data_dir")
@@ -52,26 +53,28 @@ def resume(
     data_dir: Path | str | None = None,
     force: bool = False,
     anew: bool = False,
+    group: Path | str | None = None,
 ) -> Result:
     """Go on with the run in a folder.
 
-    experiment: what it must be, if given; only how often there are checkpoints, and on how many cores, may be another.
+    experiment: what it must be, if given; only how often there are checkpoints, on how many cores, and its trackers may
+    be others.
     problem: your own, for a run that was on one. callbacks: called with every row that is still to come. data_dir:
     where data files are, by default where they were. force: go on under other versions, too. anew: begin the experiment
-    again where there is no run, or one that cannot go on.
+    again where there is no run, or one that cannot go on. group: see `fedsim.run`.
     InputError: there is no run here, it has ended, it is another experiment, or it cannot go on, and why.
     """
-    path = path_of(folder, "run")
+    path, together = path_of(folder, "run"), None if group is None else path_of(group, "group")
     if not anew:
-        return _resume(path, experiment, problem, callbacks, data_dir, force)
+        return _resume(path, experiment, problem, callbacks, data_dir, force, together)
     if experiment is None:
         raise InputError("anew", anew, "name the experiment that is to begin")
     if (path / CONFIG).is_file():
         try:
-            return _resume(path, experiment, problem, callbacks, data_dir, force)
+            return _resume(path, experiment, problem, callbacks, data_dir, force, together)
         except UnusableError:
             pass
-    return execute(experiment, problem=problem, callbacks=callbacks, out=path, force=True)
+    return execute(experiment, problem=problem, callbacks=callbacks, out=path, force=True, group=together)
 
 
 def recorded(folder: Path, data_dir: Path | str | None = None) -> Experiment:
@@ -104,6 +107,7 @@ def _resume(
     callbacks: Sequence[Callback],
     data_dir: Path | str | None,
     force: bool,
+    group: Path | None,
 ) -> Result:
     with RunFolder.reopen(path) as folder, recording(folder):
         accepted = _accept(folder, force=force, more=experiment is not None)
@@ -125,8 +129,10 @@ def _resume(
             _hold_same(path, describe(made, problem), describe(experiment, problem))
             if accepted.ended and rounds is None:
                 raise InputError("resume", str(path), f"this run has {accepted.ended}; nothing is left to do")
-            made = replace(made, checkpoint=experiment.checkpoint, data_dir=experiment.data_dir or made.data_dir)
+            made = replace(made, checkpoint=experiment.checkpoint, track=experiment.track)
+            made = replace(made, data_dir=experiment.data_dir or made.data_dir)
             made = replace(made, engine=replace(made.engine, cores=experiment.engine.cores))
+        check_trackers(made, saved=True)
         if (why := unresumable(made)) is not None:
             raise UnusableError("resume", str(path), f"such a run cannot go on: {why}")
         pinned = _pinned(made, accepted.resolved)
@@ -146,7 +152,7 @@ def _resume(
                 if accepted.ended:
                     begin_again(folder, found, config)
                 folder.rewind(found.position, found.rows, accepted.damaged)
-            return drive(made, problem, simulation, config, callbacks, folder, keeps=True)
+            return drive(made, problem, simulation, config, callbacks, folder, keeps=True, group=group)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from fedsim.running.result import Callback, Result, Round
 from fedsim.running.simulation import Simulation
 from fedsim.running.stored import CLIENTS, CURVES, TRACEBACK
 from fedsim.running.summary import summarise
+from fedsim.running.tracking import Telling, check_trackers, telling
 
 VERSIONED = ("torch", "numpy", "scikit-learn", "pandas", "pillow")
 
@@ -56,6 +57,7 @@ def run(
     force: bool = False,
     save: bool = True,
     data_dir: Path | str | None = None,
+    group: Path | str | None = None,
     **parts: Any,
 ) -> Result:
     """Run an experiment: one that is made, the path of an experiment file, or its parts by name.
@@ -66,7 +68,7 @@ def run(
     every row: of each round, or, where clients work on between rounds (asynchronous strategies) or time says when the
     model is judged, of each evaluation; one that returns True ends the run. out: the run folder, by default the next
     `runs/<name>-<n>`; force: replace an earlier run there. save: False writes nothing. data_dir: where data files are
-    looked for.
+    looked for. group: a folder of several runs, `out` among them, which trackers show as runs that belong together.
 
     A run that diverges or is interrupted keeps what it logged; `Result.status` says so. A run that was interrupted or
     killed goes on with `fedsim.resume`. InputError: an option cannot be used.
@@ -78,7 +80,7 @@ def run(
     if not save and (out is not None or force):
         option, value = ("out", str(out)) if out is not None else ("force", force)
         raise InputError(option, value, "save = False says that nothing is written; leave one of the two out")
-    return execute(made, problem=own, callbacks=callbacks, out=out, force=force, save=save)
+    return execute(made, problem=own, callbacks=callbacks, out=out, force=force, save=save, group=group)
 
 
 def execute(
@@ -90,6 +92,7 @@ def execute(
     out: Path | str | None = None,
     force: bool = False,
     save: bool = True,
+    group: Path | str | None = None,
 ) -> Result:
     """Run an experiment on this process's engine, or on the one that `engine` makes; the rest as for `run`.
 
@@ -98,6 +101,8 @@ def execute(
     """
     hold_pinned()
     place = None if out is None else path_of(out, "out")
+    together = None if group is None else path_of(group, "group")
+    check_trackers(experiment, saved=save)
     if save:
         RunFolder.check(place, experiment.name, force=force)
     described, own = describe(experiment, problem), problem is not None
@@ -116,13 +121,14 @@ def execute(
             if experiment.evaluation.keep_best is not None:
                 remedy = "with save=False no model is kept; leave one of the two out"
                 raise InputError("evaluation.keep_best", experiment.evaluation.keep_best, remedy)
-            return drive(experiment, problem, simulation, config, callbacks)
+            return drive(experiment, problem, simulation, config, callbacks, group=together)
         with RunFolder.create(place, experiment.name, force=force) as folder, recording(folder):
             data = problem.provenance()
             config |= {"data": data} if data else {}
             folder.write_config(config)
             folder.begin()
-            return drive(experiment, problem, simulation, config, callbacks, folder, keeps=engine is None)
+            keeps = engine is None
+            return drive(experiment, problem, simulation, config, callbacks, folder, keeps=keeps, group=together)
 
 
 def _hold_callable(callbacks: Any) -> None:
@@ -201,12 +207,31 @@ def drive(
     folder: RunFolder | None = None,
     *,
     keeps: bool = False,
+    group: Path | None = None,
 ) -> Result:
     """Go through a simulation from where it is, write into the folder what it comes to, and return that.
 
-    config: the experiment's tables and notes. keeps: write checkpoints, if the strategy can be resumed.
+    config: the experiment's tables and notes. keeps: write checkpoints, if the strategy can be resumed. group: see
+    `run`.
     """
     rows = finite_or_nan([] if folder is None else folder.rows())  # those of an earlier part of the run
+    with telling(experiment, config, tuple(rows), folder, group) as told:
+        return _drive(experiment, problem, simulation, config, callbacks, folder, rows, told, keeps=keeps)
+
+
+def _drive(
+    experiment: Experiment,
+    problem: Problem,
+    simulation: Simulation,
+    config: Mapping[str, Any],
+    callbacks: Sequence[Callback],
+    folder: RunFolder | None,
+    rows: list[Row],
+    told: Telling,
+    *,
+    keeps: bool,
+) -> Result:
+    """See `drive`. rows: those of an earlier part of the run, to which the others are added. told: the trackers."""
     keeper = None
     if folder is not None and keeps and unresumable(experiment) is None:
         keeper = simulation.between = Keeper(folder, simulation, experiment.checkpoint)
@@ -218,6 +243,7 @@ def drive(
             rows.append(row)
             if folder is not None:
                 folder.append(row)
+            told.row(row)
             if best is not None:
                 best(row, simulation.params)
             answers = [callback(Round(row, simulation.params.clone())) for callback in callbacks]
@@ -267,10 +293,11 @@ def drive(
                 if measured := judged(metrics, on):
                     write_clients(measured, problem.names, folder)
         finish(folder, rows, summary, asked, partial(problem.illustrate, folder.place, params))
+    told.end(status, reason, summary)
     history = History(rows) if folder is None else folder.history
-    told = {name: table for name, table in config.items() if name != "resolved"}
+    tables = {name: table for name, table in config.items() if name != "resolved"}
     place = None if folder is None else folder.path
-    return Result(params, problem, status, reason, summary, history, place, told, trace, own, asked)
+    return Result(params, problem, status, reason, summary, history, place, tables, trace, own, asked)
 
 
 def outcome(

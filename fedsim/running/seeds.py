@@ -37,12 +37,14 @@ def run_seeds(
     out: Path | str | None = None,
     force: bool = False,
     save: bool = True,
+    group: Path | str | None = None,
 ) -> list[Result]:
     """Run an experiment on black boxes under each of these seeds: the results, in their order.
 
     problem: your own, the same for all, instead of the one that the experiment describes under each seed. on_round: see
     `Heard`. out: the folder of the run folders `seed-<k>`, by default the next `runs/<name>-<n>`; force: replace
-    earlier runs in them. save: False writes nothing. InputError: an option cannot be used, or this is no black box.
+    earlier runs in them. save: False writes nothing. group: see `fedsim.run`; by default it is `out`.
+    InputError: an option cannot be used, or this is no black box.
     """
     if not (experiment.values_only if problem is None else isinstance(problem, BlackBox)):
         kind = type(experiment.problem if problem is None else problem).__name__
@@ -51,16 +53,17 @@ def run_seeds(
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError("seeds", list(seeds), "give different whole numbers, one at least")
     if not save:
-        return _driven(experiment, seeds, problem, on_round, dict.fromkeys(seeds), force)
+        return _driven(experiment, seeds, problem, on_round, dict.fromkeys(seeds), force, None)
     RunFolder.check(None if out is None else Path(out), experiment.name, force=True)
-    group = RunFolder.create(None, experiment.name) if out is None else RunFolder(Path(out))
-    folders = {seed: group.path / f"seed-{seed}" for seed in seeds}
+    place = RunFolder.create(None, experiment.name) if out is None else RunFolder(Path(out))
+    folders = {seed: place.path / f"seed-{seed}" for seed in seeds}
     try:
         for folder in folders.values():
             RunFolder.check(folder, experiment.name, force=force)
-        return _driven(experiment, seeds, problem, on_round, folders, force)
+        together = place.path if group is None else Path(group)
+        return _driven(experiment, seeds, problem, on_round, folders, force, together)
     finally:
-        group.discard()  # which it does if no run has been left in it
+        place.discard()  # which it does if no run has been left in it
 
 
 def _driven(
@@ -70,6 +73,7 @@ def _driven(
     on_round: Heard | None,
     folders: dict[int, Path] | dict[int, None],
     force: bool,
+    group: Path | None,
 ) -> list[Result]:
     """Run all seeds in lockstep; a folder that is None: without one."""
     lockstep = Lockstep(len(seeds))
@@ -90,6 +94,7 @@ def _driven(
             out=folder,
             force=force,
             save=folder is not None,
+            group=group,
         )
 
     return lockstep.drive([partial(one, number, seed) for number, seed in enumerate(seeds)])

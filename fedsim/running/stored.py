@@ -12,9 +12,12 @@ trace.json          staleness, participation, and when the first clients worked 
 curves.png          loss, accuracy, the value of a function against the round
 partition.png       the label distribution of the clients; of supervised problems
 adversarial.png     an image before and after; of attacks
+rows.csv            the rows as a table, where the tracker csv is asked for
+tracking.json       what names the run to its trackers, where it has some
 traceback.txt       where a run that failed was
 report.html         all of this as a page; if it is asked for
 checkpoints/        what a run that has not ended goes on from; see `fedsim.running.checkpoint`
+tensorboard/        what the tracker tensorboard has written, where it is asked for
 
 A file other than metrics.jsonl appears whole or not at all: it is written beside its place, then renamed.
 """
@@ -38,20 +41,25 @@ from fedsim.plots.evasion import ADVERSARIAL
 from fedsim.plots.labels import PARTITION
 from fedsim.running.endings import ENDED
 from fedsim.running.history import History, Row, fits_row, read_rows
+from fedsim.trackers.csv import ROWS
+from fedsim.trackers.tensorboard import EVENT_FILE, EVENTS
 
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
 TRACE, CURVES, TRACEBACK, REPORT = "trace.json", "curves.png", "traceback.txt", "report.html"
 BEST, OWN, END, CLIENTS = "best.safetensors", "own.safetensors", "end.safetensors", "clients.csv"
+TRACKING = "tracking.json"
 FILES = (
-    *(CONFIG, METRICS, MODEL, BEST, OWN, END, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, ADVERSARIAL, TRACEBACK),
-    REPORT,
+    *(CONFIG, METRICS, MODEL, BEST, OWN, END, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, ADVERSARIAL),
+    *(ROWS, TRACKING, TRACEBACK, REPORT),
 )
-"""The names that a run writes, and beside its checkpoints the only ones that it ever removes."""
+"""The names that a run writes, and beside those in `FOLDERS` the only ones that it ever removes."""
 CHECKPOINTS = "checkpoints"
 CHECKPOINT = re.compile(r"(\d{8,})-([0-9a-f]{32})\.safetensors")
 """The name of a checkpoint: its round, and the checksum of its content."""
 HALF = re.compile(rf"\.{CHECKPOINT.pattern}\.\d+\.tmp")
 """What it is called before it is whole; see `write_whole`."""
+FOLDERS: Mapping[str, tuple[re.Pattern[str], ...]] = {CHECKPOINTS: (CHECKPOINT, HALF), EVENTS: (EVENT_FILE,)}
+"""Folders in that of a run, and what the files in them are called that are a run's."""
 HALF_FILE = re.compile(rf"\.({'|'.join(map(re.escape, FILES))})\.\d+\.tmp")
 """The same of the other files."""
 

@@ -42,10 +42,11 @@ LONGEST = 200
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep, and the folder that is to hold it."""
+    """One run of a sweep, and the folder that is to hold it. group: see `fedsim.run`."""
 
     experiment: Experiment
     folder: Path
+    group: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def expand(
                 where = ", ".join([given.name if isinstance(given, Experiment) else str(given), *combination])
                 raise InputError(error.option, error.value, f"{error.remedy} (in {where})") from error
             group = Path(out) / loaded.name / _folder_name(combination)
-            points += [Point(loaded.with_seed(seed), group / f"seed-{seed}") for seed in seeds or [loaded.seed]]
+            for seed in seeds or [loaded.seed]:
+                points.append(Point(loaded.with_seed(seed), group / f"seed-{seed}", Path(out)))
     return points
 
 
@@ -187,8 +189,10 @@ def run_points(
     """
     from fedsim.configuration.tables import hold_findable
     from fedsim.parallel.cores import cores
+    from fedsim.running.tracking import check_trackers
 
     for point in points:
+        check_trackers(point.experiment, saved=True)
         hold_findable(point.experiment.resolved(), "a sweep runs in several: move it to a file's top")
     if workers is not None and workers < 1:
         raise InputError("workers", workers, "at least one process is needed")
@@ -223,7 +227,7 @@ def _work_off(groups: Sequence[Sequence[Point]], workers: int, each: int, done: 
     tasks = []
     for group in groups:
         made, folders = group[0].experiment, {point.experiment.seed: point.folder for point in group}
-        tasks.append((made.resolved(), made.data_dir, folders))
+        tasks.append((made.resolved(), made.data_dir, folders, group[0].group))
     with Workers(workers, take_cores, each) as pool, closing(pool.stream(_run, tasks)) as outcomes:
         for number, outcome in outcomes:
             ended = outcome
@@ -235,24 +239,27 @@ def _work_off(groups: Sequence[Sequence[Point]], workers: int, each: int, done: 
                 done(Outcome(point, *came))
 
 
-def _run(_: None, task: tuple[Mapping[str, Any], Path | None, Mapping[int, Path]]) -> list[Ended]:
-    """Run a point, or several seeds of it as a stack, in a worker. task: its tables, data folder, folders by seed."""
+def _run(_: None, task: tuple[Mapping[str, Any], Path | None, Mapping[int, Path], Path | None]) -> list[Ended]:
+    """Run a point, or several seeds of it as a stack, in a worker.
+
+    task: its tables, data folder, folders by seed, and the folder of its group.
+    """
     from fedsim.configuration.tables import experiment
     from fedsim.core.files import write_whole
     from fedsim.running.resume import resume
     from fedsim.running.seeds import run_seeds
     from fedsim.running.stored import TRACEBACK
 
-    tables, data_dir, folders = task
+    tables, data_dir, folders, together = task
     traces = [folder / TRACEBACK for folder in folders.values()]
     for trace in traces:
         trace.unlink(missing_ok=True)  # a run removes only those of runs, not one left by an attempt that came to none
     try:
         made = experiment(data_dir=data_dir, **tables)
         if len(folders) == 1:
-            results = [resume(traces[0].parent, made, anew=True)]
+            results = [resume(traces[0].parent, made, anew=True, group=together)]
         else:
-            results = run_seeds(made, list(folders), out=traces[0].parent.parent, force=True)
+            results = run_seeds(made, list(folders), out=traces[0].parent.parent, force=True, group=together)
     except FedsimError as error:
         return [("failed", _line(error), {})] * len(folders)
     except Exception as error:

@@ -25,9 +25,13 @@ from fedsim.testing.subject import table_of, values_of
 
 
 class Specimen(ABC):
-    """A plug-in that is held to what its kind keeps to. group: of the plug-ins of its kind."""
+    """A plug-in that is held to what its kind keeps to.
+
+    group: of the plug-ins of its kind. moving: whether each option must change what one comes to.
+    """
 
     group: ClassVar[str]
+    moving: ClassVar[bool] = True
 
     def __init__(self, plugin: Any) -> None:
         self.plugin = plugin

@@ -15,7 +15,18 @@ from fedsim.configuration.tables import PLUGINS
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.core.near import name_one
-from fedsim.testing import aggregators, checks, datasets, losses, measures, models, option_checks, selectors, transforms
+from fedsim.testing import (
+    aggregators,
+    checks,
+    datasets,
+    losses,
+    measures,
+    models,
+    option_checks,
+    selectors,
+    trackers,
+    transforms,
+)
 from fedsim.testing.on_ray import the_same_under_flowers_engine
 from fedsim.testing.others import Other
 from fedsim.testing.plugin import MARKER
@@ -36,6 +47,7 @@ KITS: Mapping[str, tuple[type[Specimen], Sequence[Check]]] = {
     "losses": (losses.Costing, losses.CHECKS),
     "measures": (measures.Measuring, measures.CHECKS),
     "models": (models.Making, models.CHECKS),
+    "trackers": (trackers.Following, trackers.CHECKS),
 }
 """Of the kinds that work on plain numbers a class of specimens, and what each keeps to."""
 
@@ -46,19 +58,21 @@ def conformance(
     others: Mapping[str, Any] | None = None,
     refused: Collection[str] = (),
     folder: FilePath | None = None,
+    read: trackers.Read | None = None,
     **settings: Any,
 ) -> type:
     """Make a test class of all that plug-ins of a kind keep to; assign it to a name that begins with `Test`.
 
-    plugin: a strategy, a client, a selector, an aggregator, a transform, a data set, a loss, a measure or a model, made
-    with options with which it works: a strategy or a client on `small_problem`, a selector among 6 clients, an
-    aggregator on 12 replies, a loss of four classes, numbers or tags, a measure of six. Or the tables of an experiment,
-    whose strategy and client are held to the contract, whichever it names.
+    plugin: a strategy, a client, a selector, an aggregator, a transform, a data set, a loss, a measure, a model or a
+    tracker, made with options with which it works: a strategy or a client on `small_problem`, a selector among 6
+    clients, an aggregator on 12 replies, a loss of four classes, numbers or tags, a measure of six. Or the tables of an
+    experiment, whose strategy and client are held to the contract, whichever it names.
 
     others: for options whose other values are not found by their types, a value that must change something, or a pair
     of it and what it needs to matter: other options, and of a strategy or a client also tables, or
     `{"values_only": True}` for functions. refused: options that it has from others and takes no other value of.
     folder: where a data set finds its files, by default where FEDSIM_DATA says; without that its tests are skipped.
+    read: gives the rows that a tracker has of the run in a folder; without it these are not looked at.
 
     settings, of strategies and clients: `strategy` or `client`, the partner, an object, a name or a table; by default
     `fedavg`, and `sgd` in two epochs of batches of 4. `crossing`, `reporting`: as others, for options that change only
@@ -71,11 +85,12 @@ def conformance(
     """
     group = "algorithms" if isinstance(plugin, Mapping) else group_of(plugin)
     if group in KITS:
-        if folder is not None:
-            settings["folder"] = folder
+        settings |= {name: one for name, one in (("folder", folder), ("read", read)) if one is not None}
         return _of_specimen(group, plugin, others or {}, refused, settings)
     if folder is not None:
         raise InputError("folder", str(folder), "only a data set is read from one; leave it out")
+    if read is not None:
+        raise InputError("read", str(read), "only of a tracker rows are read; leave it out")
     return _of_algorithms(plugin, others=others or {}, refused=refused, **settings)
 
 
@@ -85,14 +100,14 @@ def _of_specimen(
     """The tests of a plug-in that works on plain numbers."""
     made, own = KITS[group]
     for name, value in settings.items():
-        if (group, name) != ("datasets", "folder"):
+        if (group, name) not in (("datasets", "folder"), ("trackers", "read")):
             raise InputError(name, str(value), f"is no setting for {group}; leave it out")
     specimen = made(plugin, **settings)
     options = [field.name for field in dataclasses.fields(plugin)]
     _hold_known({"others": others, "refused": refused}, options)
     methods: dict[str, Any] = {f"test_{check.__name__}": _about(check, specimen) for check in (*EVERY, *own)}
     for check, about, given in (
-        (every_option_moves_something, [name for name in options if name not in refused], others),
+        (every_option_moves_something, [name for name in options if made.moving and name not in refused], others),
         (an_option_that_is_refused, refused, {}),
     ):
         if about:

@@ -23,7 +23,21 @@ from fedsim.cli.arguments import parse_seeds
 from fedsim.cli.main import main
 from fedsim.core.errors import InputError
 from fedsim.plots.evasion import ADVERSARIAL
-from fedsim.running.stored import BEST, CHECKPOINTS, CLIENTS, CONFIG, END, FILES, METRICS, MODEL, OWN, TRACE, TRACEBACK
+from fedsim.running.stored import (
+    BEST,
+    CHECKPOINTS,
+    CLIENTS,
+    CONFIG,
+    END,
+    FILES,
+    METRICS,
+    MODEL,
+    OWN,
+    ROWS,
+    TRACE,
+    TRACEBACK,
+    TRACKING,
+)
 from fedsim.running.sweep import Outcome, Point
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +57,8 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_a_run_leaves_the_whole_folder(monkeypatch, capsys, tmp_path):
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--seed", "3", "--out", str(out), "--report") == 0
-    assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - {ADVERSARIAL, BEST, OWN, TRACEBACK})
+    untold = {ADVERSARIAL, BEST, OWN, ROWS, TRACEBACK, TRACKING}
+    assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - untold)
     config = tomllib.loads((out / "config.toml").read_text())
     assert (config["seed"], config["rounds"], config["client"]["epochs"]) == (3, 2, 1)
     assert config["resolved"]["executor"] == "stacked"

@@ -30,6 +30,7 @@ NAMES = {
     "loss": ("bounded", "my_loss"),
     "measure": ("rarest", "my_measure"),
     "model": ("curved", "my_model"),
+    "tracker": ("written", "my_tracker"),
     "experiment": ("trial", "my_trial"),
     "project": ("drifting", "my_package"),
     "flower": ("halfway", "my_flower"),
