@@ -1,4 +1,4 @@
-"""The command line: run, sweep, compare, report, list, describe, new, schema, flower.
+"""The command line: run, sweep, compare, report, watch, list, describe, new, schema, flower.
 
 Exit code 0: done. 1: something went wrong inside, or the run diverged; what was logged is kept. 2: an input that
 cannot be used, said in one line. 130: interrupted, with a usable run folder.
@@ -25,6 +25,7 @@ from fedsim.cli.new import new
 from fedsim.cli.report import report
 from fedsim.cli.run import run
 from fedsim.cli.sweep import sweep
+from fedsim.cli.watch import watch
 from fedsim.cli.words import STATUS
 from fedsim.core.blame import is_theirs, mistake
 from fedsim.core.errors import FedsimError, InputError, one_line
@@ -71,6 +72,7 @@ app.command()(run)
 app.command()(sweep)
 app.command()(compare)
 app.command()(report)
+app.command()(watch)
 app.command("list")(list_plugins)
 app.command()(describe)
 app.command()(new)

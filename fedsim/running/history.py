@@ -112,7 +112,7 @@ def read_rows(path: Path) -> list[Row]:
                 if next(lines, None) is None:
                     break
                 raise InputError("metrics", str(path), f"line {number} is not JSON") from error
-            if fault := _fault(found, names):
+            if fault := fault_of(found, names):
                 raise InputError("metrics", str(path), f"line {number} {fault}")
             rows.append({names[name]: value for name, value in found.items()})
     except FileNotFoundError:
@@ -127,7 +127,7 @@ def finite_or_nan(rows: Iterable[Row]) -> list[Row]:
     return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
 
 
-def _fault(row: Any, names: dict[str, str]) -> str:
+def fault_of(row: Any, names: dict[str, str]) -> str:
     """What is wrong with a row; empty: nothing. names: those of earlier rows, which those of this one join.
 
     A row has them from there, for a text a value would be most of what a long run takes of the memory.
