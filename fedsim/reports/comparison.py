@@ -40,6 +40,8 @@ DEPTH = 3
 """How deep below a given folder runs are looked for: runs/sweep-<n>/<name>/<options>/seed-<k>."""
 
 
+NO_ROW = "it has no row yet"
+"""Why a run is left out that has only begun."""
 ONE_TEST_SET = 'all seeds share one test set; problem.split = "seed" draws one for each, where it is drawn'
 """What is said where the spread over seeds has nothing of the choice of the test set in it."""
 
@@ -49,13 +51,13 @@ class Comparison:
     """Groups of runs, in the order in which they were named.
 
     targets: levels of measures, by the measure. along: the horizontal axes of the curves; none: the usual ones.
-    rowless: folders of runs that were left out, as they have no row yet.
+    left_out: folders of runs that are not in it, and why.
     """
 
     groups: tuple[Group, ...]
     targets: Mapping[str, float] = field(default_factory=dict)
     along: tuple[Along, ...] = ()
-    rowless: tuple[Path, ...] = ()
+    left_out: Mapping[Path, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> dict[str, list[list[Row]]]:
@@ -135,7 +137,7 @@ def compare(
     A run that is named twice counts once. Runs of equal seed and config are not replicas but results to be
     compared (of two versions of the code, say): they stand in different groups. targets: levels, by the measure that is
     to reach them. along: what the curves are drawn against, of round, time, queries and bytes; by default see
-    `plots.axes_of`. under_way: runs that have no row yet are left out and named in `Comparison.rowless`. InputError:
+    `plots.axes_of`. under_way: runs that have no row yet are left out and named in `Comparison.left_out`. InputError:
     there is no path, one holds no run, a run cannot be read, or has no row yet and none is under way, a target is no
     measure of any run, or no run has what curves are to be drawn against.
     """
@@ -144,17 +146,23 @@ def compare(
         if isinstance(given, Result) and given.folder is None:
             found[id(given)] = _in_memory(given)
         else:
-            found |= {path: found.get(path) or _read(path) for path in map(Path.resolve, _runs_in(_place(given)))}
+            found |= {path: found.get(path) or read_run(path) for path in map(Path.resolve, _runs_in(_place(given)))}
     if not found:
         raise InputError("runs", "(nothing)", "name at least one run folder")
     rowless = [key for key, run in found.items() if isinstance(key, Path) and not len(run.history)]
     if rowless and not under_way:
         raise InputError("runs", str(rowless[0] / METRICS), "no round was logged; leave this run out")
-    for key in rowless:
-        del found[key]
+    runs_with_rows = [run for key, run in found.items() if key not in rowless]
+    return group_runs(runs_with_rows, targets or {}, along, dict.fromkeys(rowless, NO_ROW))
+
+
+def group_runs(
+    runs: Iterable[Run], targets: Mapping[str, float], along: Sequence[str], left_out: Mapping[Path, str]
+) -> Comparison:
+    """Group runs that have been read, as `compare` does. InputError: see there, of targets and along."""
     grouped: dict[tuple[str, int], list[Run]] = {}
     occurrences: Counter[tuple[str, int | None]] = Counter()
-    for run in found.values():
+    for run in runs:
         config = json.dumps(run.config, sort_keys=True, default=str)
         place = occurrences[config, run.seed]
         occurrences[config, run.seed] += 1
@@ -165,11 +173,11 @@ def compare(
     known = dict.fromkeys(name for group in compared for run in group.runs for name in run.history.columns)
     asked = _asked(compared)
     measures = [name for name in measured(known, asked) if is_measure(name, asked)]
-    for measure, level in (targets or {}).items():
+    for measure, level in targets.items():
         if measure not in measures:
             raise InputError("target", f"{measure}={level:g}", name_one(measure, measures))
     axes_asked = cast("tuple[Along, ...]", tuple(dict.fromkeys(along)))
-    comparison = Comparison(compared, targets or {}, axes_asked, tuple(rowless))
+    comparison = Comparison(compared, targets, axes_asked, left_out)
     axes = axes_of(comparison.rows)
     for axis in along:
         if axis not in axes:
@@ -213,7 +221,8 @@ def _search(folder: Path, depth: int) -> list[Path]:
     return [path for below in sorted(folder.iterdir()) for path in _search(below, depth - 1)]
 
 
-def _read(path: Path) -> Run:
+def read_run(path: Path) -> Run:
+    """Read the folder of a run; its rows when they are first asked for. InputError: it cannot be read."""
     folder = open_run(path)
     config = folder.config()
     seed = config.pop("seed", None)

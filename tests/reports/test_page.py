@@ -171,7 +171,7 @@ def test_runs_that_are_under_way_are_shown_and_those_without_a_row_named(tmp_pat
     comparison = compare(tmp_path / "runs", under_way=True)
     said = told(page(comparison))
     assert "1 run in 1 group: 1 interrupted." in said
-    assert f"Without a row, and left out: {tmp_path / 'runs' / 'b'}" in said
+    assert f"Left out: {tmp_path / 'runs' / 'b'} : it has no row yet" in said
     empty = told(page(compare(tmp_path / "runs" / "b", under_way=True)))
     assert "No run has a row yet." in empty
 

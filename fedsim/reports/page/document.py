@@ -30,16 +30,18 @@ def page(comparison: Comparison, *, live: bool = False) -> str:
     Nothing of what runs are called or hold becomes markup or script: texts are escaped, numbers are compressed, and the
     page's policy lets only the scripts run whose hashes it names. It loads nothing. FedsimError: plotly's file is gone.
     """
-    script, plotly, packed = _script(), _plotly(), compressed(as_json(numbers(comparison)))
-    template = _templates().get_template("page.html")
-    return template.render(
-        facts=Facts(comparison),
-        live=live,
-        policy=_policy([script, plotly.text], live=live),
-        style=_own("style.css"),
-        script=script,
-        plotly=plotly.packed,
-        numbers=packed,
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            facts=Facts(comparison),
+            live=live,
+            policy=policy(live=live),
+            style=_own("style.css"),
+            script=_script(),
+            plotly=_plotly().packed,
+            numbers=compressed(as_json(numbers(comparison))),
+        )
     )
 
 
@@ -73,9 +75,10 @@ def _script() -> str:
     return f'(() => {{\n"use strict";\n{parts}\n}})();\n'
 
 
-def _policy(scripts: list[str], *, live: bool) -> str:
-    """What a browser is to let the page do: run these scripts, style itself, draw; and nothing from elsewhere."""
-    sums = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+@cache
+def policy(*, live: bool) -> str:
+    """What a browser is to let the page do: run its scripts, style itself, draw; live: ask its server; no more."""
+    sums = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (_script(), _plotly().text)]
     hashes = " ".join(f"'sha256-{checksum}'" for checksum in sums)
     rules = ["default-src 'none'", f"script-src {hashes}", "style-src 'unsafe-inline'", "img-src data: blob:"]
     rules += ["connect-src 'self'"] if live else []

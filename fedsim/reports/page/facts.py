@@ -72,9 +72,9 @@ class Facts:
         return f"{count}: {said}." if runs else "No run has a row yet."
 
     @cached_property
-    def rowless(self) -> list[str]:
-        """The runs that have no row yet."""
-        return [printable(str(path)) for path in self._comparison.rowless]
+    def left_out(self) -> dict[str, str]:
+        """The runs that are not shown, and why."""
+        return {printable(str(path)): printable(why) for path, why in self._comparison.left_out.items()}
 
     @cached_property
     def verdict(self) -> list[str]:
