@@ -22,6 +22,15 @@ def experiment_files(incomplete: str) -> Iterator[str]:
             yield found
 
 
+def run_folders(incomplete: str) -> Iterator[str]:
+    """Folders whose path begins so: those of runs, and others, in which runs may be."""
+    from fedsim.running.stored import is_run
+
+    for found in sorted(glob.glob(f"{glob.escape(incomplete)}*")):
+        if Path(found).is_dir():
+            yield found if is_run(Path(found)) else f"{found}/"
+
+
 DataDir = Annotated[Path | None, typer.Option(envvar="FEDSIM_DATA", help="Folder in which data files are looked for.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="table.option=value; may be given several times, in any order.")

@@ -1,4 +1,4 @@
-"""The command line: run, sweep, compare, report, watch, list, describe, new, schema, flower.
+"""The command line: run, sweep, compare, report, watch, ls, list, describe, new, schema, flower.
 
 Exit code 0: done. 1: something went wrong inside, or the run diverged; what was logged is kept. 2: an input that
 cannot be used, said in one line. 130: interrupted, with a usable run folder.
@@ -21,6 +21,7 @@ from fedsim.cli.compare import compare
 from fedsim.cli.console import guard
 from fedsim.cli.describe import describe
 from fedsim.cli.installed import list_plugins
+from fedsim.cli.ls import ls
 from fedsim.cli.new import new
 from fedsim.cli.report import report
 from fedsim.cli.run import run
@@ -73,6 +74,7 @@ app.command()(sweep)
 app.command()(compare)
 app.command()(report)
 app.command()(watch)
+app.command()(ls)
 app.command("list")(list_plugins)
 app.command()(describe)
 app.command()(new)

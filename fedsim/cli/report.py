@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fedsim.cli.answers import Answer
 from fedsim.core.errors import InputError
 from fedsim.core.terminal import tell
 
@@ -47,7 +48,7 @@ def report(
     tell(f"report: {out}")
 
 
-def leave_report(folder: Path) -> None:
+def leave_report(folder: Path, answer: Answer) -> None:
     """Write the page of the runs in a folder into it; where that fails it is said, and no more."""
     from fedsim.reports.comparison import compare
     from fedsim.reports.page import write_page
@@ -56,4 +57,4 @@ def leave_report(folder: Path) -> None:
 
     with not_needed(REPORT):
         write_page(compare(folder, under_way=True), folder / REPORT)
-        tell(f"report: {folder / REPORT}")
+        answer.tell(f"report: {folder / REPORT}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Annotated
 
 import typer
 
+from fedsim.cli.answers import Json, Quiet, answering
 from fedsim.cli.arguments import DataDir, Seeds, Settings, Track, experiment_files, parse_seeds, with_trackers
-from fedsim.cli.console import Console
-from fedsim.cli.progress import SweepProgress
 from fedsim.cli.report import Report, leave_report
-from fedsim.cli.words import STATUS, say_outcome, sweep_table
+from fedsim.cli.words import STATUS, outcome_line, record_of, sweep_table
 from fedsim.core.terminal import tell
 
 
@@ -36,38 +34,54 @@ def sweep(
     data_dir: DataDir = None,
     track: Track = None,
     report: Report = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Run files under every combination of a grid and every seed. With the same --out it goes on where it ended."""
+    from fedsim.cli.board import Board
     from fedsim.parallel.cores import cores
     from fedsim.running.folder import RunFolder
-    from fedsim.running.sweep import expand, parse_grid, run_points
+    from fedsim.running.sweep import Outcome, expand, parse_grid, run_points
 
-    values = parse_grid(grid or [])
-    numbers = [] if seeds is None else parse_seeds(seeds)
-    group = RunFolder.create(None, "sweep") if out is None else RunFolder(out)
-    try:
-        points = expand(
-            experiments,
-            out=group.path,
-            grid=values,
-            seeds=numbers,
-            overrides=with_trackers(settings, track),
-            data_dir=data_dir,
-        )
-        bar = SweepProgress(len(points), workers or cores()) if sys.stderr.isatty() else nullcontext(say_outcome)
-        with bar as heard:
-            outcomes = run_points(points, workers=workers, on_done=heard, stack=stack)
-    except KeyboardInterrupt:
-        tell(f"fedsim: interrupted; the same command with --out {group.path} goes on", "stderr")
-        raise typer.Exit(STATUS["interrupted"]) from None
-    finally:
-        group.discard()  # which it does if no run has been left in it
-    Console(width=None if sys.stdout.isatty() else 200).print(sweep_table(outcomes))
-    found = Counter(outcome.status for outcome in outcomes)
-    skipped = sum(outcome.skipped for outcome in outcomes)
-    counted = [f"{number} {status}" for status, number in found.items()]
-    tell(f"{', '.join(counted)}{f' ({skipped} of them before)' if skipped else ''}")
-    tell(f"sweep folder: {group.path}")
-    if report:
-        leave_report(group.path)
-    raise typer.Exit(max(STATUS[status] for status in found))
+    with answering(quiet, as_json) as answer:
+        values = parse_grid(grid or [])
+        numbers = [] if seeds is None else parse_seeds(seeds)
+        group = RunFolder.create(None, "sweep") if out is None else RunFolder(out)
+
+        at_once = (workers or cores()) * (len(numbers) if stack and numbers else 1)
+        try:
+            points = expand(
+                experiments,
+                out=group.path,
+                grid=values,
+                seeds=numbers,
+                overrides=with_trackers(settings, track),
+                data_dir=data_dir,
+            )
+            with Board(points, at_once) if answer.watched else nullcontext() as board:
+
+                def done(outcome: Outcome) -> None:
+                    made = outcome.point.experiment
+                    record = record_of(made, outcome.status, outcome.summary, outcome.point.folder)
+                    answer.give(record | {"reason": outcome.reason, "skipped": outcome.skipped})
+                    if board is not None:
+                        board(outcome)
+                    elif not outcome.skipped:
+                        answer.tell(outcome_line(outcome))
+
+                outcomes = run_points(points, workers=workers, on_done=done, stack=stack)
+        except KeyboardInterrupt:
+            tell(f"fedsim: interrupted; the same command with --out {group.path} goes on", "stderr")
+            raise typer.Exit(STATUS["interrupted"]) from None
+        finally:
+            group.discard()  # which it does if no run has been left in it
+        answer.lay_out(sweep_table(outcomes))
+        found = Counter(outcome.status for outcome in outcomes)
+        skipped = sum(outcome.skipped for outcome in outcomes)
+        counted = [f"{number} {status}" for status, number in found.items()]
+        answer.tell(f"{', '.join(counted)}{f' ({skipped} of them before)' if skipped else ''}")
+        answer.tell(f"sweep folder: {group.path}")
+        if report:
+            leave_report(group.path, answer)
+        answer.place(group.path)
+        raise typer.Exit(max(STATUS[status] for status in found))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.core.terminal import printable, tell
+from fedsim.core.terminal import printable
 from fedsim.running.endings import ENDED
 
 if TYPE_CHECKING:
@@ -30,44 +31,50 @@ MEASURES = (
 """What is said of a run, where it was measured."""
 
 
-def say(result: Result) -> None:
-    """Say what a run has come to."""
+def lines_of(result: Result) -> Iterator[str]:
+    """Lines about what a run has come to."""
     summary = result.summary
     queries = [f"{summary['total_queries']:,} queries"] if summary["total_queries"] else []
-    traffic = _size(summary["total_bytes_up"] + summary["total_bytes_down"])
+    traffic = size_of(summary["total_bytes_up"] + summary["total_bytes_down"])
     head = f"{result.status}: {summary['rounds']} rounds in {summary['wall']:.1f} s"
-    tell(", ".join([head, *measures(summary, result.asked), *queries, f"{traffic} exchanged"]))
+    yield ", ".join([head, *measures(summary, result.asked), *queries, f"{traffic} exchanged"])
     if summary["total_failed"]:
-        tell(f"{summary['total_failed']} updates were not finite, or misshapen, and were left out")
+        yield f"{summary['total_failed']} updates were not finite, or misshapen, and were left out"
     if summary.get("total_failed_queries"):
-        tell(f"{summary['total_failed_queries']:,} evaluations gave no finite value")
+        yield f"{summary['total_failed_queries']:,} evaluations gave no finite value"
     if summary.get("failures"):
-        tell(f"the first failure: {summary['failures'][0]}")
+        yield f"the first failure: {summary['failures'][0]}"
     if summary.get("strays"):
-        tell(f"{summary['strays']} replies answered nothing that was asked, and were dropped")
+        yield f"{summary['strays']} replies answered nothing that was asked, and were dropped"
     if summary["total_crashed"]:
-        tell(f"{summary['total_crashed']} orders ended with the failure of the client's machine")
+        yield f"{summary['total_crashed']} orders ended with the failure of the client's machine"
     if summary["total_lost"]:
         share = f"{100 * summary['lost_weight']:.3g} % of the examples"
-        tell(f"{summary['total_lost']} clients failed for good, and with them {share}")
+        yield f"{summary['total_lost']} clients failed for good, and with them {share}"
     if summary["faults"]:
         kinds = ", ".join(f"{number} {kind}" for kind, number in summary["faults"].items())
-        tell(f"{sum(summary['faults'].values())} replies were faulty on purpose: {kinds}")
+        yield f"{sum(summary['faults'].values())} replies were faulty on purpose: {kinds}"
     if summary["skipped"]:
-        tell(f"{summary['skipped']} times too few replies were left for the aggregator, and none was used")
+        yield f"{summary['skipped']} times too few replies were left for the aggregator, and none was used"
     if result.folder is not None:
-        tell(f"run folder: {result.folder}")
+        yield f"run folder: {result.folder}"
     kept = result.config["evaluation"].get("keep_best")
     if kept is not None and f"best_{kept}" in summary:
-        value, number = _number(kept, summary[f"best_{kept}"]), summary[f"best_{kept}_round"]
-        tell(f"best model: {kept.replace('_', ' ')} {value}, after round {number}")
+        value, number = number_of(kept, summary[f"best_{kept}"]), summary[f"best_{kept}_round"]
+        yield f"best model: {kept.replace('_', ' ')} {value}, after round {number}"
     if result.reason:
-        tell(result.reason)
+        yield result.reason
+
+
+def record_of(experiment: Experiment, status: str, summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What a program is answered about a run."""
+    ended = {"status": status, "reason": summary.get("reason", "")}
+    return {"folder": folder, "name": experiment.name, "seed": experiment.seed} | ended | {"summary": summary}
 
 
 def measures(summary: Mapping[str, Any], asked: Asked) -> list[str]:
     """What was measured, each with its name. asked: by which measures a run was asked to be judged, too."""
-    return [f"{name.replace('_', ' ')} {_number(name, summary[name])}" for name in _said(summary, asked)]
+    return [f"{name.replace('_', ' ')} {number_of(name, summary[name])}" for name in _said(summary, asked)]
 
 
 def _said(measured: Iterable[str], asked: Asked) -> list[str]:
@@ -85,14 +92,14 @@ def _said(measured: Iterable[str], asked: Asked) -> list[str]:
     return [*(name for name in named if name in found), *tests, *losses]
 
 
-def _size(count: int) -> str:
+def size_of(count: int) -> str:
     """Bytes in a unit that leaves something before the point."""
     if count < 2**17:
         return f"{count / 2**10:.1f} KiB"
-    return f"{count / 2**20:.1f} MiB"
+    return f"{count / 2**20:.1f} MiB" if count < 2**37 else f"{count / 2**30:,.1f} GiB"
 
 
-def _number(name: str, value: float) -> str:
+def number_of(name: str, value: float) -> str:
     """Four digits after the point; of what may be small by design, four in all."""
     return f"{value:.4g}" if name in ("value", "gap") else f"{value:.4f}"
 
@@ -136,12 +143,6 @@ def _cell(values: Sequence[float | None]) -> str:
     if not math.isfinite(spread.mean):
         return "not finite"
     return f"{spread.mean:.4f}" + ("" if spread.deviation is None else f" ± {spread.deviation:.4f}")
-
-
-def say_outcome(outcome: Outcome) -> None:
-    """Say what a point of a sweep has come to, if it was run."""
-    if not outcome.skipped:
-        tell(outcome_line(outcome))
 
 
 def _asked(outcome: Outcome) -> Asked:

@@ -8,7 +8,12 @@ colours, and letters that turn the direction of writing around. All that fedsim 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
+
+_noting = ContextVar("_noting", default=True)
 
 
 def printable(text: str) -> str:
@@ -24,6 +29,22 @@ def printable(text: str) -> str:
 def tell(text: str, to: Literal["stdout", "stderr"] = "stdout") -> None:
     """Print a text, at once, so that whatever it holds steers nothing."""
     print(printable(text), file=getattr(sys, to), flush=True)
+
+
+def note(text: str) -> None:
+    """Tell on standard error what is good to know and no more; see `without_notes`."""
+    if _noting.get():
+        tell(f"fedsim: {text}", "stderr")
+
+
+@contextmanager
+def without_notes() -> Iterator[None]:
+    """Within this block nothing is noted."""
+    before = _noting.set(False)
+    try:
+        yield
+    finally:
+        _noting.reset(before)
 
 
 def _escaped(letter: str) -> str:

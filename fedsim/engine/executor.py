@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError, one_line, warn
 from fedsim.core.streams import Streams
-from fedsim.core.terminal import tell
+from fedsim.core.terminal import note
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import PRIVATE, Cohort
 from fedsim.engine.job import CohortResult, Job, JobResult, gathered
@@ -78,7 +78,7 @@ def choose_network(
     except InputError as error:
         if choice == "stacked":
             raise
-        tell(f"fedsim: clients are executed one at a time: {error.remedy}", "stderr")
+        note(f"clients are executed one at a time: {error.remedy}")
         return "loop", alone
     return "stacked", stacked
 

@@ -24,7 +24,7 @@ from fedsim.core.machine import processor
 from fedsim.core.measures import NOTHING, Asked, noted
 from fedsim.core.memory import no_room
 from fedsim.core.plugins import DISTRIBUTION
-from fedsim.core.terminal import tell
+from fedsim.core.terminal import note
 from fedsim.parallel.arithmetic import arithmetic, hold_pinned
 from fedsim.parallel.cores import at_most
 from fedsim.plots import curves
@@ -116,7 +116,7 @@ def execute(
             simulation = build_simulation(experiment, problem, engine, own=own)
         config = described | _notes(experiment, simulation, problem)
         if (line := simulation.pace.line(experiment.evaluation)) is not None:
-            tell(f"fedsim: {line}", "stderr")
+            note(line)
         if not save:
             if experiment.evaluation.keep_best is not None:
                 remedy = "with save=False no model is kept; leave one of the two out"

@@ -112,21 +112,25 @@ class StoredRun:
         """Whether there is a checkpoint, be it damaged."""
         return self.checkpoints.is_dir() and any(CHECKPOINT.fullmatch(path.name) for path in self.checkpoints.iterdir())
 
-    def ended(self) -> str | None:
-        """How the run has ended, one of `ENDED`; None: it has not, or has been interrupted."""
+    def ended(self, config: Mapping[str, Any] | None = None) -> str | None:
+        """How the run has ended, one of `ENDED`; None: it has not, or has been interrupted.
+
+        config: what config.toml says, where it has been read already.
+        """
         summary = self.summary()
         status = "" if summary is None else summary["status"]
-        if summary is None or status not in ENDED or (status == "finished" and self._is_to_have_more(summary)):
+        if summary is None or status not in ENDED or (status == "finished" and self._is_to_have_more(summary, config)):
             return None
         return status
 
-    def status(self) -> str:
+    def status(self, config: Mapping[str, Any] | None = None) -> str:
         """How the run has ended, one of `ENDED`; or "running", "failed", or "interrupted".
 
         running: a living process holds it. failed: an error has ended it, of which it has the traceback. interrupted:
-        by somebody, or its process was killed; where there are no locks (see `is_locked`) it may be running.
+        by somebody, or its process was killed; where there are no locks (see `is_locked`) it may be running. config:
+        what config.toml says, where it has been read already.
         """
-        ended = self.ended()
+        ended = self.ended(config)
         if ended is not None:
             return ended
         if self.is_held:
@@ -141,10 +145,10 @@ class StoredRun:
         except OSError:  # it has no rows, or none that can be read
             return False
 
-    def _is_to_have_more(self, summary: Mapping[str, Any]) -> bool:
+    def _is_to_have_more(self, summary: Mapping[str, Any], config: Mapping[str, Any] | None) -> bool:
         """Whether config.toml asks for more rounds than the run has had, as when it has begun to be extended."""
         try:
-            config = self.config()
+            config = self.config() if config is None else config
         except InputError:
             return False
         asked, had = config.get("rounds"), summary.get("rounds")

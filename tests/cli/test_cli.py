@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -18,7 +17,7 @@ import pytest
 from rich.console import Console
 
 import fedsim
-from fedsim.cli import progress, words
+from fedsim.cli import words
 from fedsim.cli.arguments import parse_seeds
 from fedsim.cli.main import main
 from fedsim.core.errors import InputError
@@ -33,6 +32,7 @@ from fedsim.running.stored import (
     METRICS,
     MODEL,
     OWN,
+    REPORT,
     ROWS,
     TRACE,
     TRACEBACK,
@@ -313,7 +313,7 @@ def test_an_interrupt_leaves_a_usable_folder(monkeypatch, tmp_path):
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(out)) == 130
     assert json.loads((out / "summary.json").read_text())["rounds"] == 1
-    ends = {ADVERSARIAL, BEST, CLIENTS, END, OWN, TRACEBACK}
+    ends = {ADVERSARIAL, BEST, CLIENTS, END, OWN, REPORT, ROWS, TRACEBACK, TRACKING}
     assert sorted(path.name for path in out.iterdir()) == sorted({CHECKPOINTS, *FILES} - ends)
 
 
@@ -408,27 +408,6 @@ def test_the_table_of_a_sweep_has_mean_and_deviation():
         ["digits/lr=2", "1 (1 diverged)", "2.0000", "0.1000", "0.2500"],
         ["digits/lr=3", "1 (1 failed)", "-", "-", "-"],
     ]
-
-
-def test_the_bar_of_a_sweep_says_what_is_done_running_failed_and_left(monkeypatch):
-    shown = io.StringIO()
-    monkeypatch.setattr(
-        progress, "Console", lambda **_: Console(file=shown, force_terminal=True, width=120, color_system=None)
-    )
-    clock = [100.0]
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: clock[0]))
-    bar = progress.SweepProgress(6, 2)
-    bar(dataclasses.replace(outcome("lr=1", 0, "finished", train_loss=1.0), skipped=True))
-    for seed, now, status in ((1, 110.0, "failed"), (2, 120.0, "finished")):
-        clock[0] = now
-        bar(outcome("lr=1", seed, status, wall=1.0))
-    assert shown.getvalue() == "digits/lr=1/seed-1: failed: the reason\n"
-    clock[0] = 125.0
-    bar._bar.refresh()
-    bar._bar.console.print(bar._bar.get_renderable())
-    # 2 points took 20 s, or 10 each, so that at 120 s the other 3 would take until 150 s; it is 125 s now.
-    for part in ("3/6", "2 running, 1 failed", "0:00:25 left"):
-        assert part in shown.getvalue()
 
 
 HEAVY = (

@@ -6,6 +6,7 @@ import pytest
 from runs_on_disk import write
 from typer.testing import CliRunner
 
+from fedsim.cli.answers import answering
 from fedsim.cli.main import app
 from fedsim.cli.report import leave_report
 from fedsim.core.errors import InputError
@@ -48,7 +49,8 @@ def test_a_page_that_fails_is_said_and_fails_no_run(tmp_path, monkeypatch, capsy
         raise RuntimeError("no room for pages")
 
     monkeypatch.setattr(page, "write_page", fails)
-    leave_report(write(tmp_path / "a", [0.1, 0.5]))
+    with answering() as answer:
+        leave_report(write(tmp_path / "a", [0.1, 0.5]), answer)
     told = capsys.readouterr()
     assert "report.html is missing: RuntimeError: no room for pages" in told.err
     assert "report:" not in told.out

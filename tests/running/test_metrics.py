@@ -12,13 +12,12 @@ import pytest
 import sklearn.metrics as reference
 import torch
 from rich.console import Console
-from rich.progress import Progress as Bar
 from safetensors import safe_open
 
 import fedsim
 from fedsim import InputError, plots
 from fedsim.attacks.gradient import FGSM
-from fedsim.cli import progress, words
+from fedsim.cli import live, progress, words
 from fedsim.configuration.evaluation import Evaluation, Stopping
 from fedsim.core.options import options
 from fedsim.core.streams import Streams
@@ -365,10 +364,10 @@ def test_what_is_asked_for_is_said_first_of_a_run(tmp_path, monkeypatch):
     assert summary["best_test_f1_macro"] == summary["test_f1_macro"]
     assert StoredRun(tmp_path / "run").summary() == summary
     shown = io.StringIO()
-    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=shown, force_terminal=True, width=150))
-    assert progress.Bar is Bar
+    monkeypatch.setattr(live, "Console", lambda **_: Console(file=shown, force_terminal=True, width=150))
     with progress.Progress(3, None, "x", result.asked) as bar:
         bar(SimpleNamespace(row={**result.history.rows[-1], "round": 1}))
+        bar._live.refresh()
     assert "f1_macro 0." in shown.getvalue()
 
 
