@@ -1,4 +1,4 @@
-"""`fedsim compare`: runs side by side, as a table and as pictures."""
+"""`fedsim compare`: runs side by side, as tables and as pictures."""
 
 from __future__ import annotations
 
@@ -28,13 +28,32 @@ def compare(
         list[str] | None,
         typer.Option(help="What curves are drawn against: round, time, queries, bytes; may be given several times."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an earlier picture.")] = False,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="By what groups are tested against each other, as test_accuracy (its final value) or"
+            " 'test_accuracy, best'; by default the first of the table; may be given several times."
+        ),
+    ] = None,
+    interval: Annotated[
+        str, typer.Option(help="How the means' intervals are found: t, bootstrap; or none: they are not shown.")
+    ] = "t",
+    level: Annotated[float, typer.Option(help="The level of confidence of intervals and tests.")] = 0.95,
+    to: Annotated[
+        list[Path] | None,
+        typer.Option(help="Where the numbers go, as .tex (booktabs), .md or .csv; may be given several times."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace earlier files.")] = False,
 ) -> None:
-    """Show runs side by side: a table, and pictures of all. Runs that differ only in their seed are one group."""
+    """Show runs side by side: a table, what their seeds can tell, and pictures of all.
+
+    Runs that differ only in their seed are one group.
+    """
     from fedsim.core.files import StorageError, look
     from fedsim.reports.comparison import compare as compare_runs
     from fedsim.reports.comparison import parse_targets
     from fedsim.reports.pictures import draw, places
+    from fedsim.reports.sheet import format_of
     from fedsim.reports.table import render
 
     def taken(path: Path) -> Path | None:
@@ -45,8 +64,25 @@ def compare(
         out = next(path for path in names if force or taken(path) is None)
     elif (present := taken(out)) is not None and not force:
         raise InputError("out", str(present), "this file exists; choose another or pass --force")
-    compared = compare_runs(runs, targets=parse_targets(target or []), along=along or [])
+    for path in to or []:
+        format_of(path)
+        if look(path, "to") is not None and not force:
+            raise InputError("to", str(path), "this file exists; choose another or pass --force")
+    compared = compare_runs(
+        runs,
+        targets=parse_targets(target or []),
+        along=along or [],
+        measures=measure or [],
+        interval=None if interval == "none" else interval,
+        level=level,
+    )
     Console().print(render(compared))
+    for path in to or []:
+        try:
+            compared.export(path)
+        except StorageError as error:
+            raise InputError("to", str(path), str(error)) from error
+        tell(f"table: {path}")
     try:
         drawn = draw(compared, out)
     except StorageError as error:

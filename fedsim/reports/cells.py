@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from fedsim.core.measures import Asked, is_measure, lower_is_better
 from fedsim.reports.numbers import Group, Spread
+from fedsim.reports.statistics import Interval, Kind, Reached
 
 
 def measure_of(label: str) -> str | None:
@@ -40,9 +40,9 @@ def cell(label: str, spread: Spread | None, runs: int, asked: Asked) -> str:
         text = _cost(spread.mean)
         deviation = "" if spread.deviation is None else _cost(spread.deviation)
     else:
-        share = is_measure(measure, asked) and not lower_is_better(measure, asked)
-        text = f"{spread.mean:{'.4f' if share else '.4g'}}"
-        deviation = "" if spread.deviation is None else f"{spread.deviation:{'.4f' if share else '.2g'}}"
+        form = _form(measure, asked)
+        text = f"{spread.mean:{form}}"
+        deviation = "" if spread.deviation is None else f"{spread.deviation:{form.replace('4g', '2g')}}"
     if deviation:
         text += f" ± {deviation}"
     return text if len(spread.values) == runs else f"{text} (n = {len(spread.values)} of {runs})"
@@ -55,9 +55,25 @@ def _cost(number: float) -> str:
     return f"{number:,.2f}" if number >= 0.1 else f"{number:.2g}"
 
 
-def cell_spent(group: Group, measure: str, label: str, spent: Mapping[str, Spread]) -> str:
-    """Write what it took to reach a target; never, where no run did that was measured."""
-    runs = len(group.runs)
-    if spent or not any(measure in run.history.columns for run in group.runs):
-        return cell(label, spent.get(label), runs, group.asked)
-    return "never" if runs == 1 else f"never (n = 0 of {runs})"
+def cell_interval(label: str, found: Interval | None, kind: Kind, asked: Asked) -> str:
+    """Write where the mean is; by which rule, where it is not the one that is asked for."""
+    if found is None:
+        return "-"
+    if found.kind == "equal":
+        return "all equal"
+    form = _form(measure_of(label) or label, asked)
+    return f"{found.low:{form}} to {found.high:{form}}{'' if found.kind == kind else f' ({found.kind})'}"
+
+
+def cell_spent(spent: Reached | None) -> str:
+    """Write what it took to reach a target, or within what it was not."""
+    if spent is None:
+        return "-"
+    median, came, runs = spent.median, sum(spent.reached), len(spent.reached)
+    text = f"not in {_cost(max(spent.values))}" if median is None else _cost(median)
+    return text if came == runs or runs == 1 else f"{text} ({came} of {runs})"
+
+
+def _form(measure: str, asked: Asked) -> str:
+    """How a measure is written: shares with four decimals, others with four digits."""
+    return ".4f" if is_measure(measure, asked) and not lower_is_better(measure, asked) else ".4g"

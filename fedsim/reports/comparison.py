@@ -2,30 +2,35 @@
 
 Runs whose options (config.toml without `resolved`) differ in nothing but `seed` are one group. What is said of a
 group is the mean over its runs and, from two runs on, the sample standard deviation
-sqrt(sum_i (x_i - mean)^2 / (n - 1)). A target, such as a test accuracy of 0.9, adds what it took each run to reach it
-for the first time; runs that never do have no such numbers, and the table says of how many runs its mean is.
+sqrt(sum_i (x_i - mean)^2 / (n - 1)) and an interval of the mean. Groups are tested against each other, see
+`fedsim.reports.verdicts`. A target, such as a test accuracy of 0.9, adds what it took the runs to reach it for the
+first time: the median over all, those that never did censored where they ended.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any, cast
 
 from fedsim.core.errors import InputError
+from fedsim.core.files import path_of, write_whole
 from fedsim.core.html import html_table
-from fedsim.core.measures import Asked, first, is_measure
+from fedsim.core.measures import Asked, first, is_measure, lower_is_better
 from fedsim.core.near import name_one
-from fedsim.core.terminal import printable
 from fedsim.plots import Along, Picture, axes_of, compare_curves, measured
-from fedsim.reports.cells import cell, cell_spent, measure_of, seeds
-from fedsim.reports.numbers import COUNTS, Group, Run, Spread
+from fedsim.reports.cells import cell, cell_interval, cell_spent, measure_of, seeds
+from fedsim.reports.names import names_of
+from fedsim.reports.numbers import COUNTS, Group, Run, options_of
+from fedsim.reports.sheet import Sheet, csv_of, format_of
+from fedsim.reports.statistics import LEVEL, Interval, Kind, Reached, held_kind, held_level, interval
+from fedsim.reports.verdicts import Verdicts, judge
 from fedsim.running.history import Row
 from fedsim.running.reporting import write_report
 from fedsim.running.result import Result
@@ -42,6 +47,7 @@ DEPTH = 3
 
 NO_ROW = "it has no row yet"
 """Why a run is left out that has only begun."""
+NOT_IN = "not in x: x did not suffice for half of the runs"
 ONE_TEST_SET = 'all seeds share one test set; problem.split = "seed" draws one for each, where it is drawn'
 """What is said where the spread over seeds has nothing of the choice of the test set in it."""
 
@@ -51,13 +57,17 @@ class Comparison:
     """Groups of runs, in the order in which they were named.
 
     targets: levels of measures, by the measure. along: the horizontal axes of the curves; none: the usual ones.
-    left_out: folders of runs that are not in it, and why.
+    left_out: folders of runs that are not in it, and why. tested: the labels by which groups are tested. interval: how
+    the intervals of the means are found, None: there are none. level: of confidence, of intervals and tests.
     """
 
     groups: tuple[Group, ...]
     targets: Mapping[str, float] = field(default_factory=dict)
     along: tuple[Along, ...] = ()
     left_out: Mapping[Path, str] = field(default_factory=dict)
+    tested: tuple[str, ...] = ()
+    interval: Kind | None = "t"
+    level: float = LEVEL
 
     @property
     def rows(self) -> dict[str, list[list[Row]]]:
@@ -84,7 +94,10 @@ class Comparison:
         return f"Comparison({len(self.groups)} groups of {runs} runs: {names}{more})"
 
     def _repr_html_(self) -> str:
-        return html_table(("", *(group.name for group in self.groups)), lines_of(self))
+        table = html_table(("", *(group.name for group in self.groups)), lines_of(self))
+        said = "".join(f"<li>{escape(line)}</li>" for line in self.tests.lines)
+        notes = "<br>".join(map(escape, notes_of(self)))
+        return f"{table}<ul>{said}</ul><small>{notes}</small>"
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -105,8 +118,79 @@ class Comparison:
         return any((run.get("problem.kind"), run.get("problem.split")) == ("supervised", "fixed") for run in runs)
 
     @cached_property
-    def spent(self) -> dict[str, tuple[dict[str, Spread], ...]]:
-        """What each group took to reach each target, by its measure; see `Group.spent`."""
+    def intervals(self) -> dict[str, tuple[Interval | None, ...]]:
+        """Where the mean of each group is, by the labels of measures; None: its runs do not say. See `interval`."""
+        if self.interval is None:
+            return {}
+        return {
+            label: tuple(
+                interval(group.numbers[label].values, self.interval, self.level) if label in group.numbers else None
+                for group in self.groups
+            )
+            for label in self.labels
+            if measure_of(label) is not None
+        }
+
+    @cached_property
+    def tests(self) -> Verdicts:
+        """Which groups are better than which, by the labels that are tested."""
+        return judge(self.groups, self.tested, self.asked, self.level)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with a row a run: its group and seed, the options that differ, and its numbers."""
+        import pandas
+
+        rows = []
+        for place, group in enumerate(self.groups):
+            differing = {key: values[place] for key, values in self.differing.items()}
+            rows += [{"group": group.name, "seed": run.seed, **differing, **run.numbers} for run in group.runs]
+        return pandas.DataFrame(rows)
+
+    @cached_property
+    def sheet(self) -> Sheet:
+        """A line a group, with the numbers that are tested and what it took to reach each target.
+
+        Bold is who is told to be better than every other group.
+        """
+        asked, groups = self.asked, self.groups
+        ways = ("↓" if lower_is_better(measure_of(label) or "", asked) else "↑" for label in self.tested)
+        columns = [["seeds", *(str(len(group.runs)) for group in groups)]]
+        for label, way in zip(self.tested, ways, strict=True):
+            name = label.removesuffix(", final").replace("_", " ")
+            found = (cell(label, group.numbers.get(label), len(group.runs), group.asked) for group in groups)
+            columns.append([f"{name} {way}", *found])
+        for measure, level in self.targets.items():
+            until = f"until {measure.replace('_', ' ')} {level:g}"
+            columns += [[f"{label} {until}", *cells] for label, *cells in spent_of(self, measure)]
+        told = (
+            (place, 2 + number)
+            for place, group in enumerate(groups)
+            for number, label in enumerate(self.tested)
+            if self.tests.told(label, group.name)
+        )
+        heads, *cells = zip(*columns, strict=True)
+        lines = [[group.name, *line] for group, line in zip(groups, cells, strict=True)]
+        notes = [*notes_of(replace(self, interval=None)), *self.tests.notes]
+        return Sheet(("", *heads), lines, frozenset(told), f"{'; '.join(notes)}." if notes else "")
+
+    def export(self, path: Path | str) -> None:
+        """Write the numbers for a paper (.tex), a page (.md) or a spreadsheet (.csv, which has all of them).
+
+        InputError: the name ends otherwise. StorageError: it cannot be written.
+        """
+        place = path_of(path, "to")
+        match format_of(place):
+            case ".tex":
+                text = self.sheet.latex()
+            case ".md":
+                text = self.sheet.markdown()
+            case _:
+                text = csv_of(*table_of(self))
+        write_whole(place, text.encode())
+
+    @cached_property
+    def spent(self) -> dict[str, tuple[dict[str, Reached], ...]]:
+        """What it took each group to reach each target, by its measure; see `Group.spent`."""
         return {
             measure: tuple(group.spent(measure, level) for group in self.groups)
             for measure, level in self.targets.items()
@@ -130,6 +214,9 @@ def compare(
     *,
     targets: Mapping[str, float] | None = None,
     along: Sequence[str] = (),
+    measures: Sequence[str] = (),
+    interval: str | None = "t",
+    level: float = LEVEL,
     under_way: bool = False,
 ) -> Comparison:
     """Read runs and group them. runs: results, outcomes of a sweep, run folders, or folders that hold some.
@@ -137,10 +224,16 @@ def compare(
     A run that is named twice counts once. Runs of equal seed and config are not replicas but results to be
     compared (of two versions of the code, say): they stand in different groups. targets: levels, by the measure that is
     to reach them. along: what the curves are drawn against, of round, time, queries and bytes; by default see
-    `plots.axes_of`. under_way: runs that have no row yet are left out and named in `Comparison.left_out`. InputError:
-    there is no path, one holds no run, a run cannot be read, or has no row yet and none is under way, a target is no
-    measure of any run, or no run has what curves are to be drawn against.
+    `plots.axes_of`. measures: by which groups are tested, such as test_accuracy (its final value) or
+    "test_accuracy, best"; by default the first of the table. interval: "t", "bootstrap" or None; level: of confidence.
+    under_way: runs that have no row yet are left out and named in `Comparison.left_out`.
+
+    InputError: there is no path, one holds no run, a run cannot be read, or has no row yet and none is under way, a
+    target or a measure is none of any run, no run has what curves are to be drawn against, or an interval or its level
+    is none.
     """
+    kind = None if interval is None else held_kind(interval)
+    held_level(level)
     found: dict[Path | int, Run] = {}
     for given in [runs] if isinstance(runs, Compared) or not isinstance(runs, Iterable) else runs:
         if isinstance(given, Result) and given.folder is None:
@@ -153,13 +246,18 @@ def compare(
     if rowless and not under_way:
         raise InputError("runs", str(rowless[0] / METRICS), "no round was logged; leave this run out")
     runs_with_rows = [run for key, run in found.items() if key not in rowless]
-    return group_runs(runs_with_rows, targets or {}, along, dict.fromkeys(rowless, NO_ROW))
+    comparison = group_runs(runs_with_rows, targets or {}, along, dict.fromkeys(rowless, NO_ROW), measures)
+    return replace(comparison, interval=kind, level=level)
 
 
 def group_runs(
-    runs: Iterable[Run], targets: Mapping[str, float], along: Sequence[str], left_out: Mapping[Path, str]
+    runs: Iterable[Run],
+    targets: Mapping[str, float],
+    along: Sequence[str],
+    left_out: Mapping[Path, str],
+    measures: Sequence[str] = (),
 ) -> Comparison:
-    """Group runs that have been read, as `compare` does. InputError: see there, of targets and along."""
+    """Group runs that have been read, as `compare` does. InputError: see there, of targets, along and measures."""
     grouped: dict[tuple[str, int], list[Run]] = {}
     occurrences: Counter[tuple[str, int | None]] = Counter()
     for run in runs:
@@ -168,21 +266,34 @@ def group_runs(
         occurrences[config, run.seed] += 1
         grouped.setdefault((config, place), []).append(run)
     groups = [sorted(group, key=lambda run: -1 if run.seed is None else run.seed) for group in grouped.values()]
-    names = _names(groups)
+    names = names_of(groups)
     compared = tuple(Group(name, tuple(group)) for name, group in zip(names, groups, strict=True))
     known = dict.fromkeys(name for group in compared for run in group.runs for name in run.history.columns)
     asked = _asked(compared)
-    measures = [name for name in measured(known, asked) if is_measure(name, asked)]
+    targeted = [name for name in measured(known, asked) if is_measure(name, asked)]
     for measure, level in targets.items():
-        if measure not in measures:
-            raise InputError("target", f"{measure}={level:g}", name_one(measure, measures))
+        if measure not in targeted:
+            raise InputError("target", f"{measure}={level:g}", name_one(measure, targeted))
     axes_asked = cast("tuple[Along, ...]", tuple(dict.fromkeys(along)))
     comparison = Comparison(compared, targets, axes_asked, left_out)
+    comparison = replace(comparison, tested=_tested(comparison, measures))
     axes = axes_of(comparison.rows)
     for axis in along:
         if axis not in axes:
             raise InputError("along", axis, name_one(axis, axes))
     return comparison
+
+
+def _tested(comparison: Comparison, measures: Sequence[str]) -> tuple[str, ...]:
+    """The labels of measures that somebody has named; by default the first final value of the table."""
+    labels = [label for label in comparison.labels if is_measure(measure_of(label) or "", comparison.asked)]
+    if not measures:
+        return tuple(label for label in labels if label.endswith(", final"))[:1]
+    found = {name: name if name in labels else f"{name}, final" for name in measures}
+    for name, label in found.items():
+        if label not in labels:
+            raise InputError("measure", name, name_one(name, [label.removesuffix(", final") for label in labels]))
+    return tuple(dict.fromkeys(found.values()))
 
 
 def parse_targets(assignments: Iterable[str]) -> dict[str, float]:
@@ -228,7 +339,7 @@ def read_run(path: Path) -> Run:
     seed = config.pop("seed", None)
     if not isinstance(seed, int | None):
         raise InputError("seed", seed, f"is no whole number; {path / CONFIG} is not as a run has written it")
-    return Run(path, seed, _compared(config), folder.history, asked=folder.asked())
+    return Run(path, seed, options_of(config), folder.history, asked=folder.asked())
 
 
 def _place(given: Compared) -> Path:
@@ -248,58 +359,7 @@ def _in_memory(result: Result) -> Run:
     seed = config.pop("seed")
     if len(result.history) == 0:
         raise InputError("runs", config["name"], "no round was logged; leave this run out")
-    return Run(None, seed, _compared(config), result.history, result.trace, result.asked, result.summary)
-
-
-def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes runs alike but for their seed, by `table.option`: without what came of the options, and trackers.
-
-    Of the data the checksums of their files count; what was drawn of them for training follows the seed.
-    """
-    held = {name: table for name, table in config.items() if name not in ("resolved", "arithmetic", "data", "track")}
-    data = config.get("data")
-    if isinstance(data, Mapping) and "files" in data:
-        held["data"] = {"files": data["files"]}
-    return dict(_flat(held))
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Name each group by its runs' folders; without one, by what its experiment is called."""
-    paths = [[run.path for run in group if run.path is not None] for group in groups]
-    saved = iter(_names_of([inner for inner in paths if inner]))
-    names: list[str] = []
-    for group, inner in zip(groups, paths, strict=True):
-        name = next(saved) if inner else str(group[0].config["name"])
-        alike = sum(other == name or other.startswith(f"{name} (") for other in names)
-        names.append(f"{name} ({alike + 1})" if alike and not inner else name)
-    return [printable(name) for name in names]
-
-
-def _names_of(groups: Sequence[Sequence[Path]]) -> list[str]:
-    """Name each group by its run, by the folder that holds its runs alone, or by its first run."""
-    if not groups:
-        return []
-    holders = Counter(parent for group in groups for parent in {path.parent for path in group})
-    places = [
-        group[0].parent
-        if len(group) > 1 and len({path.parent for path in group}) == 1 and holders[group[0].parent] == 1
-        else group[0]
-        for group in groups
-    ]
-    common = os.path.commonpath([place.parent for place in places])
-    names = [os.path.relpath(place, common) for place in places]
-    return [
-        name if place != group[0] or len(group) == 1 else f"{name} (+{len(group) - 1})"
-        for name, place, group in zip(names, places, groups, strict=True)
-    ]
+    return Run(None, seed, options_of(config), result.history, result.trace, result.asked, result.summary)
 
 
 def _asked(groups: Iterable[Group]) -> Asked:
@@ -315,19 +375,65 @@ def _rank(label: str, order: Sequence[str]) -> int:
     return order.index(measure) if measure in order else len(order)
 
 
+def numbers_of(comparison: Comparison) -> list[list[str]]:
+    """The numbers of all groups as lines of texts, each with a heading; below a measure the intervals of its means."""
+    groups, lines = comparison.groups, []
+    for label in comparison.labels:
+        cells = (cell(label, group.numbers.get(label), len(group.runs), group.asked) for group in groups)
+        lines.append([label, *cells])
+        found = comparison.intervals.get(label, ())
+        # The best of many rounds was picked by what it is judged by; where its mean is says little.
+        if comparison.interval is not None and any(found) and label.endswith(", final"):
+            kind = comparison.interval
+            cells = (cell_interval(label, one, kind, comparison.asked) for one in found)
+            lines.append([f"  {100 * comparison.level:g} % ({kind})", *cells])
+    return lines
+
+
+def spent_of(comparison: Comparison, measure: str) -> list[list[str]]:
+    """What it took to reach the target of a measure, as `numbers_of`; without queries where nobody asked any."""
+    spent = comparison.spent[measure]
+    labels = dict.fromkeys(label for found in spent for label in found)
+    if not any(any(found["queries"].values) for found in spent if "queries" in found):
+        labels.pop("queries", None)
+    return [[label, *(cell_spent(found.get(label)) for found in spent)] for label in labels or ("rounds",)]
+
+
 def lines_of(comparison: Comparison) -> list[list[str]]:
     """The comparison as lines of texts, each with a heading before the groups' cells."""
-    groups = comparison.groups
-    lines = [["seeds", *map(seeds, groups)]]
-    for label in comparison.labels:
-        lines.append(
-            [label, *(cell(label, group.numbers.get(label), len(group.runs), group.asked) for group in groups)]
-        )
+    lines = [["seeds", *map(seeds, comparison.groups)], *numbers_of(comparison)]
     for measure, level in comparison.targets.items():
-        spent = comparison.spent[measure]
-        for label in dict.fromkeys(label for found in spent for label in found) or ("rounds",):
-            cells = (cell_spent(group, measure, label, found) for group, found in zip(groups, spent, strict=True))
-            lines.append([f"{label} until {measure} {level:g}", *cells])
+        lines += [[f"{label} until {measure} {level:g}", *cells] for label, *cells in spent_of(comparison, measure)]
     for key, values in comparison.differing.items():
         lines.append([key, *("(absent)" if value is None else str(value) for value in values)])
     return lines
+
+
+def notes_of(comparison: Comparison) -> list[str]:
+    """What the signs in the table mean, and what is not in them."""
+    if all(len(group.runs) == 1 for group in comparison.groups):
+        return [NOT_IN] if comparison.targets else []
+    notes = ["±: one sample standard deviation over the seeds"]
+    if any(any(found) for found in comparison.intervals.values()):
+        said = "by Student's t" if comparison.interval == "t" else "by the bootstrap (BCa)"
+        notes.append(f"{100 * comparison.level:g} %: where the mean is, {said}, as far as seeds vary")
+    if comparison.targets:
+        notes.append(f"until: median over the runs, k of m of which came there (Kaplan-Meier); {NOT_IN}")
+    return [*notes, ONE_TEST_SET] if comparison.one_test_set else notes
+
+
+def table_of(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """Headings and lines of all numbers of all groups; of targets the median and how many runs came there."""
+    headings = ("group", "number", "runs", "mean", "deviation", "low", "high", "interval", "median", "reached")
+    lines: list[tuple[object, ...]] = []
+    for place, group in enumerate(comparison.groups):
+        for label, spread in group.numbers.items():
+            found = comparison.intervals[label][place] if label in comparison.intervals else None
+            ends = (None, None, None) if found is None else (found.low, found.high, found.kind)
+            lines.append((group.name, label, len(spread.values), spread.mean, spread.deviation, *ends, None, None))
+        for measure, level in comparison.targets.items():
+            for label, took in comparison.spent[measure][place].items():
+                name, nothing = f"{label} until {measure} {level:g}", (None,) * 5
+                runs, came = len(took.values), sum(took.reached)
+                lines.append((group.name, name, runs, *nothing, took.median, came))
+    return headings, lines

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,15 @@ from typing import Any
 
 from fedsim.core.measures import Asked, attack_of, is_measure, label_of, lower_is_better
 from fedsim.plots import measured
+from fedsim.reports.statistics import Reached
+from fedsim.running.endings import ENDED
 from fedsim.running.history import History, Row
 from fedsim.running.stored import open_run
 
 HIDDEN = re.compile(r"(validation_)?(client_(\w+_)?|personal_)(accuracy|loss)_(mean|worst|std)|client_value_worst")
 """Columns of clients that say less than the one that is shown."""
+HOPELESS = frozenset(status for status, well in ENDED.items() if not well)
+"""How runs have ended that would not have come any further."""
 COUNTS = {"queries": "queries", "extra_queries": "extra queries", "late": "late", "lost": "lost"}
 """Columns whose sum over the rows is a number of the run, and its label."""
 
@@ -72,8 +76,8 @@ class Run:
         history = self.history
         numbers: dict[str, float] = {}
         for column in (column for column in measured(history.columns, self.asked) if not self._hidden(column)):
-            # A final value that was not finite must not pass for the last one that was.
-            final = history.last(column)
+            # A final value that was not finite, or not measured any more, must not pass for the last one that was.
+            final = None if self.summary.get("status") == "diverged" else history.last(column)
             numbers[f"{column}, final"] = math.nan if final is None else float(final)
             finite = [value for value in history[column] if value is not None]
             # The best of many robust accuracies says little.
@@ -106,24 +110,26 @@ class Run:
             return HIDDEN.fullmatch(column) is not None
         return HIDDEN.fullmatch(column) is not None or label_of(column.removesuffix("_std"), self.asked) is not None
 
-    def spent(self, measure: str, level: float) -> dict[str, float] | None:
-        """What it took until the measure was first as good as the level; None: it never was.
+    def spent(self, measure: str, level: float) -> tuple[dict[str, float], bool]:
+        """What it took until the measure was first as good as the level, and whether it ever was; else all it took.
 
         Rounds, and, where the rows have them, virtual seconds, queries and MiB sent up by all clients until then.
         """
         sign = -1.0 if lower_is_better(measure, self.asked) else 1.0
+        row: Row = {}
+        reached = False
         totals = dict.fromkeys((column for column in ("queries", "bytes_up") if column in self.history.columns), 0)
         for row in self.rows:
             for column in totals:
                 totals[column] += row.get(column) or 0
             value = row.get(measure)
-            if value is not None and sign * value >= sign * level:
-                found = {name: row.get(column) for name, column in (("rounds", "round"), ("virtual time (s)", "time"))}
-                found["queries"] = totals.get("queries")
-                if "bytes_up" in totals:
-                    found["up (MiB)"] = totals["bytes_up"] / 2**20
-                return {label: float(number) for label, number in found.items() if number is not None}
-        return None
+            if reached := value is not None and sign * value >= sign * level:
+                break
+        found = {name: row.get(column) for name, column in (("rounds", "round"), ("virtual time (s)", "time"))}
+        found["queries"] = totals.get("queries")
+        if "bytes_up" in totals:
+            found["up (MiB)"] = totals["bytes_up"] / 2**20
+        return {label: float(number) for label, number in found.items() if number is not None}, reached
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:
@@ -161,8 +167,46 @@ class Group:
             label: Spread(tuple(run.numbers[label] for run in self.runs if label in run.numbers)) for label in labels
         }
 
-    def spent(self, measure: str, level: float) -> dict[str, Spread]:
-        """What it took those runs that reached the level; see `Run.spent`. Empty: none did."""
-        found = [taken for run in self.runs if (taken := run.spent(measure, level)) is not None]
-        labels = dict.fromkeys(label for taken in found for label in taken)
-        return {label: Spread(tuple(taken[label] for taken in found if label in taken)) for label in labels}
+    def by_seed(self, label: str) -> dict[Any, float]:
+        """A number of those runs that have it, by their seeds; a run without one is like no other."""
+        named = [(run.seed if run.seed is not None else (self.name, place), run) for place, run in enumerate(self.runs)]
+        return {seed: run.numbers[label] for seed, run in named if label in run.numbers}
+
+    def spent(self, measure: str, level: float) -> dict[str, Reached]:
+        """What it took the runs to reach the level; of those that have not measured it nothing. See `Run.spent`.
+
+        A run that diverged or stalled would never have reached it. It counts as one that went on without success as
+        long as any of the group did.
+        """
+        runs = [run for run in self.runs if measure in run.history.columns]
+        found = [run.spent(measure, level) for run in runs]
+        spent: dict[str, Reached] = {}
+        for label in dict.fromkeys(label for taken, _ in found for label in taken):
+            longest = max(taken[label] for taken, _ in found if label in taken)
+            values = [
+                (longest if run.summary.get("status") in HOPELESS and not reached else taken[label], reached)
+                for run, (taken, reached) in zip(runs, found, strict=True)
+                if label in taken
+            ]
+            spent[label] = Reached(tuple(value for value, _ in values), tuple(reached for _, reached in values))
+        return spent
+
+
+def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes runs alike but for their seed, by `table.option`: without what came of the options, and trackers.
+
+    Of the data the checksums of their files count; what was drawn of them for training follows the seed.
+    """
+    held = {name: table for name, table in config.items() if name not in ("resolved", "arithmetic", "data", "track")}
+    data = config.get("data")
+    if isinstance(data, Mapping) and "files" in data:
+        held["data"] = {"files": data["files"]}
+    return dict(_flat(held))
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

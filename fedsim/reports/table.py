@@ -9,8 +9,8 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 
 from fedsim.core.terminal import printable
-from fedsim.reports.cells import cell, cell_spent, seeds
-from fedsim.reports.comparison import ONE_TEST_SET, Comparison
+from fedsim.reports.cells import seeds
+from fedsim.reports.comparison import Comparison, notes_of, numbers_of, spent_of
 
 WIDEST = 22
 """Letters after which the name of a group and the value of an option go on in the next line."""
@@ -24,6 +24,7 @@ class _Tables:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.measure import Measurement
+        from rich.text import Text
 
         comparison, unbounded = self._comparison, options.update(max_width=sys.maxsize)
         first, count = 0, len(comparison.groups)
@@ -39,13 +40,15 @@ class _Tables:
                 yield table
                 yield ""
             else:
-                table.caption = _caption(comparison)
                 yield table
+                for lines, style in ((notes_of(comparison), "italic"), (comparison.tests.lines, "")):
+                    for line in lines:
+                        yield Text(fill(printable(line), options.max_width, subsequent_indent="  "), style=style)
             first = last
 
 
 def render(comparison: Comparison) -> RenderableType:
-    """Lay out the comparison: a column a group; below the numbers the targets, and the options that differ."""
+    """Lay out the comparison: a column a group; numbers, targets, and options that differ; below it the verdicts."""
     return _Tables(comparison)
 
 
@@ -60,19 +63,13 @@ def _table(comparison: Comparison, shown: range) -> Table:
     for group in groups:
         table.add_column(Text(fill(group.name, WIDEST)), justify="right", overflow="fold")
     table.add_row("seeds", *(seeds(group) for group in groups), end_section=True)
-    for label in comparison.labels:
-        cells = (cell(label, group.numbers.get(label), len(group.runs), group.asked) for group in groups)
-        table.add_row(Text(label), *cells)
+    for heading, *cells in numbers_of(comparison):
+        table.add_row(Text(heading), *(cells[place] for place in shown))
     for measure, level in comparison.targets.items():
-        spent = comparison.spent[measure]
-        labels = dict.fromkeys(label for found in spent for label in found)
-        if not any(any(found["queries"].values) for found in spent if "queries" in found):
-            labels.pop("queries", None)
         table.add_section()
         table.add_row(Text(f"until {measure} {level:g}", style="italic"))
-        for label in labels or ("rounds",):
-            cells = (cell_spent(comparison.groups[place], measure, label, spent[place]) for place in shown)
-            table.add_row(Text(f"  {label}"), *cells)
+        for heading, *cells in spent_of(comparison, measure):
+            table.add_row(Text(f"  {heading}"), *(cells[place] for place in shown))
     if len(comparison.groups) > 1:
         table.add_section()
         table.add_row(Text("options that differ" + ("" if comparison.differing else ": none"), style="italic"))
@@ -80,13 +77,3 @@ def _table(comparison: Comparison, shown: range) -> Table:
         said = ("(absent)" if values[place] is None else str(values[place]) for place in shown)
         table.add_row(Text(printable(key)), *(Text(fill(printable(text), WIDEST)) for text in said))
     return table
-
-
-def _caption(comparison: Comparison) -> str | None:
-    """Say what the signs in the table mean, and what is not in them."""
-    if all(len(group.runs) == 1 for group in comparison.groups):
-        return None
-    said = "±: one sample standard deviation over the seeds"
-    if comparison.targets:
-        said += "; n = k of m: over the k of m runs that came to it"
-    return f"{said}\n{ONE_TEST_SET}" if comparison.one_test_set else said

@@ -219,7 +219,7 @@ def test_a_folder_says_which_way_is_better_where_the_plug_in_is_gone(tmp_path, m
     for run in group.runs:
         assert run.numbers["test_lost, best"] == min(run.history["test_lost"])
         assert run.numbers["test_f1_macro, best"] == max(run.history["test_f1_macro"])
-        assert run.spent("test_lost", 0.9) is not None
+        assert run.spent("test_lost", 0.9)[1]
     labels = [label for label in found.labels if label.startswith("client_")]
     assert labels[:4] == [f"client_{label}_{end}" for label, end in LISTED]
     text = {line[0]: line[1] for line in lines_of(found)}

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular  # type: ignore[import-untyped]
-from scipy.spatial.distance import cdist  # type: ignore[import-untyped]
+from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
+from scipy.spatial.distance import cdist
 
 Numbers = NDArray[np.float64]
 

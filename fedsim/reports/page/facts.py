@@ -93,8 +93,7 @@ class Facts:
         if len(order) == 1:
             return [f"{label}: {said[0]}."]
         lines = [f"Best by {label} ({'lower' if lower else 'higher'} is better): {said[0]}; next {said[1]}."]
-        if any(len(self.groups[place].runs) == 1 for place in order):
-            lines.append("With a single seed a difference is not told from chance: run several, as with --seeds 0-4.")
+        lines += [f"{line}." for line in self._comparison.tests.lines]
         if self._comparison.one_test_set:
             lines.append(f"{ONE_TEST_SET[0].upper()}{ONE_TEST_SET[1:]}.")
         return lines
@@ -130,8 +129,8 @@ class Facts:
                 spread = group.numbers.get(label)
                 cells.append(Cell(cell(label, spread, len(group.runs), asked), _mean(spread), place in best[label]))
             for measure, _, label in targets:
-                spent = self._comparison.spent[measure][place]
-                cells.append(Cell(cell_spent(group, measure, label, spent), _mean(spent.get(label))))
+                spent = self._comparison.spent[measure][place].get(label)
+                cells.append(Cell(cell_spent(spent), None if spent is None else spent.median))
             lines.append(Line(group.name, tuple(cells), place))
         heads = [f"{label} until {measure} {level:g}" for measure, level, label in targets]
         return Table("summary", "What each group came to", ("group", "status", "seeds", *labels, *heads), tuple(lines))
