@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -17,6 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import budgets
 import pytest
+from forks import FORKING
 
 import fedsim  # noqa: F401  # first: it fixes the kernels that bitwise comparisons rely on
 
@@ -57,6 +59,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
 def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or fills the user's cache, and none writes into the checkout."""
     monkeypatch.setenv("FEDSIM_CACHE", str(cache))
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes are forked from one that has PyTorch instead of importing it, which is most of their work."""
+    get = multiprocessing.get_context
+    monkeypatch.setattr(multiprocessing, "get_context", lambda how=None: FORKING if how == "spawn" else get(how))
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """A long run does not grow."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -30,8 +29,8 @@ print(max(sizes[100:]) - sizes[99])
 
 def grown(rounds: int, out: Path) -> int:
     """Bytes by which the process grows after its first 100 rounds."""
-    command = [sys.executable, "-c", MEASURED, str(rounds), str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = forks.python("-c", MEASURED, rounds, out, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     return int(done.stdout.splitlines()[-1])
 
 

@@ -4,8 +4,7 @@ A page is followed in its order, in a folder that has the experiments: a block w
 file's name is written to that file, `fedsim`, `pytest` and `python` lines of console blocks are carried out (a run for
 two rounds, with the data folder where one is at hand), tables of an experiment are checked. Then the page's other
 Python blocks run, one after the other in one process, warnings being errors. Other lines (pip, flwr) are not run here.
-Of each command the README's first is a process of its own; the others run in this one, for each process would import
-PyTorch.
+Of each command the README's first is a process of its own, the others run in this one.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import forks
 import pytest
 import typer
 from typer.cli import get_docs_for_click
@@ -65,8 +63,8 @@ def commands(block: str) -> Iterator[list[str]]:
 
 
 def execute(arguments: list[str], place: Path) -> str:
-    """What a process says that comes to a good end."""
-    done = subprocess.run(arguments, cwd=place, capture_output=True, text=True, timeout=280, check=False)
+    """What a process of Python says that comes to a good end."""
+    done = forks.python(*arguments, cwd=place)
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -74,7 +72,7 @@ def execute(arguments: list[str], place: Path) -> str:
 def follow(words: list[str], place: Path, *, apart: bool) -> None:
     """Carry out a command. apart: in a process of its own."""
     if apart or words[0] != "fedsim":
-        said = execute([sys.executable, *(words[1:] if words[0] == "python" else ["-m", *words])], place)
+        said = execute(words[1:] if words[0] == "python" else ["-m", *words], place)
     else:
         result = CliRunner().invoke(app, words[1:], catch_exceptions=False)
         assert result.exit_code == 0, f"{words}\n{result.output}"
@@ -82,6 +80,7 @@ def follow(words: list[str], place: Path, *, apart: bool) -> None:
     assert said, words
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in NOT_RUN], ids=lambda page: page.stem)
 def test_a_page_can_be_followed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -105,7 +104,7 @@ def test_a_page_can_be_followed(page: Path, tmp_path: Path, monkeypatch: pytest.
         libraries += ["flwr.app"] if "flwr" in script else []
         prelude = f"import {', '.join(libraries)}\nwarnings.simplefilter('error')\n"
         (tmp_path / "page.py").write_text(prelude + script, encoding="utf-8")
-        execute([sys.executable, "page.py"], tmp_path)
+        execute(["page.py"], tmp_path)
 
 
 def test_the_experiment_of_the_readme_is_the_one_that_its_first_command_runs() -> None:

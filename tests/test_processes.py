@@ -10,18 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+import forks
 
 from fedsim.reports.comparison import compare
 from fedsim.running.stored import open_run
 
 ROOT = Path(__file__).parent.parent
 DIGITS = str(ROOT / "experiments" / "digits_fedavg.toml")
-
-
-def command(out: Path, *settings: str) -> list[str]:
-    given = [part for setting in settings for part in ("--set", setting)]
-    return [sys.executable, "-m", "fedsim", "run", DIGITS, "--out", str(out), *given]
 
 
 def rows_of(out: Path) -> list[dict]:
@@ -60,26 +58,21 @@ def test_the_number_of_cores_changes_no_byte(tmp_path):
 
 
 @contextmanager
-def started(out: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A run of many rounds that has logged at least three; it is over when the block is."""
-    with subprocess.Popen(
-        command(out, "rounds=100000", "evaluation.every=0"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        try:
-            metrics, began = out / "metrics.jsonl", time.monotonic()
-            while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() - began < 60
-                time.sleep(0.05)
-            yield process
-        finally:
-            process.kill()
+def started(out: Path) -> Iterator[tuple[ForkServerProcess, Path]]:
+    """A run of many rounds that has logged at least three, and what it says; it is over when the block is."""
+    settings = ("--set", "rounds=100000", "--set", "evaluation.every=0")
+    with forks.started("-m", "fedsim", "run", DIGITS, "--out", out, *settings, cwd=ROOT) as (process, said, errors):
+        metrics, began = out / "metrics.jsonl", time.monotonic()
+        while not metrics.exists() or metrics.read_bytes().count(b"\n") < 3:
+            assert process.is_alive(), errors.read_text()
+            assert time.monotonic() - began < 60
+            time.sleep(0.01)
+        yield process, said
 
 
 def test_finished_rounds_survive_a_kill(tmp_path):
-    with started(tmp_path / "run") as process:
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=30)
+    with started(tmp_path / "run"):
+        pass  # SIGKILL
     run = open_run(tmp_path / "run")
     rows = run.rows()
     assert [row["round"] for row in rows] == list(range(1, len(rows) + 1))
@@ -89,11 +82,11 @@ def test_finished_rounds_survive_a_kill(tmp_path):
 
 
 def test_an_interrupt_ends_the_run_cleanly(tmp_path):
-    with started(tmp_path / "run") as process:
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"interrupted" in said
+    with started(tmp_path / "run") as (process, said):
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+        assert process.exitcode == 130
+        assert "interrupted" in said.read_text()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["rounds"] == len(rows_of(tmp_path / "run"))
     assert (tmp_path / "run" / "model.safetensors").exists()

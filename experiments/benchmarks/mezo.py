@@ -52,8 +52,8 @@ WIDTHS = (64, 900, 900, 140, 10)
 EXAMPLES = 64
 MU, LR, STEPS = 1e-3, 1e-5, 3
 STREAMS = Streams(3)
-AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "32768", "MALLOC_TRIM_THRESHOLD_": "32768", "OMP_NUM_THREADS": "1"}
-"""What makes glibc hand memory back when it is freed."""
+AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"}
+"""What makes glibc hand memory back when it is freed: vectors, layers and activations, which are larger than this."""
 
 
 def model() -> nn.Sequential:

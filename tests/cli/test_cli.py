@@ -331,6 +331,7 @@ def test_seeds_are_read():
             parse_seeds(bad)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_sweep_leaves_runs_and_a_table_and_goes_on(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     arguments = ["sweep", DIGITS, *QUICK, "--grid", "client.lr=0.05,0.1", "--seeds", "0-1", "--workers", "1"]
@@ -370,6 +371,7 @@ def test_a_sweep_with_a_bad_point_is_one_line_and_leaves_nothing(monkeypatch, ca
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_sweep_with_a_failed_point_ends_with_1(monkeypatch, capsys, tmp_path):
     # Of 100 clients, 101 cannot be selected, which only shows when the problem has been built.
     arguments = [*QUICK, "--grid", "selection.count=2,101", "--workers", "1", "--out", str(tmp_path / "all")]

@@ -11,8 +11,10 @@ import venv
 from pathlib import Path
 from runpy import run_path
 
+import forks
 import pytest
 import torch
+from ruff import find_ruff_bin
 from typer.testing import CliRunner
 
 from fedsim.cli.main import app
@@ -63,11 +65,14 @@ def made(kind: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     return folder / name if kind in PROJECTS else folder
 
 
-def python(folder: Path, *arguments: str, python: str = sys.executable, path: str = "") -> str:
+def python(folder: Path, *arguments: str, python: str | None = None, path: str = "") -> str:
+    """What a process says that comes to a good end. python: an interpreter, by default a fork of this environment's."""
     environment = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [python, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
+    if python is None:
+        done = forks.python(*arguments, cwd=folder, env=environment)
+    else:
+        command = [python, *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -145,8 +150,11 @@ def test_what_is_written_is_as_the_linter_wants_it(kind, tmp_path, monkeypatch):
         (tmp_path / str(number)).mkdir()
         folder = made(kind, name, tmp_path / str(number), monkeypatch)
         settings = () if kind in PROJECTS else ("--config", str(ROOT / "pyproject.toml"))
-        python(folder, "-m", "ruff", "check", "--no-cache", *settings, ".")
-        python(folder, "-m", "ruff", "format", "--no-cache", "--check", *settings, ".")
+        for command in (("check",), ("format", "--check")):
+            done = subprocess.run(
+                [find_ruff_bin(), *command, "--no-cache", *settings, "."], cwd=folder, capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
 def test_a_project_lints_as_this_one(tmp_path, monkeypatch):

@@ -16,6 +16,8 @@ from fedsim.problems.evaluators import BlackBoxError
 from fedsim.testing import blobs, mlp
 
 pytestmark = pytest.mark.xdist_group("process")  # for its tests count the children of their process
+FORKED = pytest.mark.usefixtures("forked_workers")
+"""Of all but one test that start processes."""
 
 CLIENT = '''
 import os
@@ -109,13 +111,14 @@ def rows(result):
     return [{name: value for name, value in row.items() if name != "wall"} for row in result.history]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "functions" else FORKED) for name in RUNS])
 def test_a_run_is_that_of_stacked_to_the_bit(name):
     stacked, found = ran(RUNS[name], "stacked"), ran(RUNS[name], workers=1 if name == "functions" else 2)
     assert torch.equal(found.params, stacked.params)
     assert rows(found) == rows(stacked)
 
 
+@FORKED
 def test_many_cohorts_are_shared_by_few_processes():
     """Of one client each, in the memory that there is."""
     tables = RUNS["state"] | {"problem": DATA["problem"] | {"model": {"kind": "mlp", "hidden": [2000]}}, "rounds": 1}
@@ -123,6 +126,7 @@ def test_many_cohorts_are_shared_by_few_processes():
     assert torch.equal(found.params, ran(tables, "stacked", memory_mib=1).params)
 
 
+@FORKED
 def test_a_client_that_ends_its_process_is_failed_and_nobody_else(odd, capsys):
     """As if its update were not finite, and nothing else had happened."""
     failed, found = ran(odd("nan"), "stacked"), ran(odd("exit"), workers=2)
@@ -131,12 +135,14 @@ def test_a_client_that_ends_its_process_is_failed_and_nobody_else(odd, capsys):
     assert "client 3 ended its process with exit code 9, twice; its update is left out" in capsys.readouterr().err
 
 
+@FORKED
 def test_a_process_that_ends_once_changes_nothing(odd, tmp_path):
     found = ran(odd("exit once"), workers=2)
     assert (tmp_path / "flag").exists()
     assert torch.equal(found.params, ran(odd("nothing"), "stacked").params)
 
 
+@FORKED
 def test_an_interrupted_run_goes_on_in_processes(tmp_path):
     """From its checkpoint: after two of the three rounds, with what clients remember."""
 
@@ -153,6 +159,7 @@ def test_an_interrupted_run_goes_on_in_processes(tmp_path):
     assert torch.equal(found.params, ran(RUNS["state"], "stacked").params)
 
 
+@FORKED
 def test_what_clients_raise_is_raised_here(odd):
     with pytest.raises(InputError, match=r"^client\.does = refuse: take another$") as refused:
         ran(odd("refuse"), workers=1)
@@ -163,6 +170,7 @@ def test_what_clients_raise_is_raised_here(odd):
     assert "Traceback" in str(caught.value.__cause__)
 
 
+@FORKED
 def test_a_problem_of_your_own_is_sent_or_refused():
     tables = {name: value for name, value in FUNCTIONS.items() if name != "problem"}
 
@@ -179,6 +187,7 @@ def test_a_problem_of_your_own_is_sent_or_refused():
         ran(tables, problem=problem(lambda x: x[0]))
 
 
+@FORKED
 def test_examples_and_a_model_of_your_own_are_sent():
     tables = {"client": {"kind": "sgd", "steps": 2, "batch_size": 4}, "rounds": 2}
     problem = fedsim.supervised(**blobs(), model=mlp(), device="cpu")

@@ -279,6 +279,7 @@ def test_what_the_server_app_raises_is_raised():
     assert note.startswith("2 replies are errors; the first, of partition 0: ValueError: No query function registered")
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_the_quickstart_is_the_same_in_this_process_and_in_a_worker(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = {path: path.read_bytes() for path in (APPS / "quickstart").rglob("*") if path.is_file()}
@@ -300,6 +301,7 @@ def test_the_quickstart_is_the_same_in_this_process_and_in_a_worker(tmp_path, mo
     assert str(APPS / "quickstart") not in sys.path
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_that_go_wrong_are_error_replies_of_their_nodes(monkeypatch):
     app = ServerApp()
 

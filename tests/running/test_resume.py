@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 import tomli_w
 import torch
@@ -151,15 +152,14 @@ def test_processes_of_the_command_line_that_are_killed(tmp_path, monkeypatch):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     digits = ROOT / "experiments" / "digits_fedavg.toml"
     settings = ["--set", "rounds=40", "--set", "checkpoint.every=1"]
-    begin = [sys.executable, "-m", "fedsim", "run", str(digits), *settings, "--out", str(torn)]
-    go_on = [sys.executable, "-m", "fedsim", "run", "--resume", str(torn)]
+    begin = ["-m", "fedsim", "run", digits, *settings, "--out", torn]
+    go_on = ["-m", "fedsim", "run", "--resume", torn]
     for command, rounds in ((begin, 5), (go_on, 12)):
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
-            while lines(torn / METRICS) < rounds and process.poll() is None:
+        with forks.started(*command, cwd=ROOT) as (process, _, _):
+            while lines(torn / METRICS) < rounds and process.is_alive():
                 time.sleep(0.002)
-            process.kill()
-        assert process.returncode == -signal.SIGKILL
-    ended = subprocess.run(go_on, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert process.exitcode == -signal.SIGKILL
+    ended = forks.python(*go_on, cwd=ROOT)
     assert ended.returncode == 0, ended.stderr
     assert "finished: 40 rounds" in ended.stdout
     run(fedsim.load(digits, overrides=settings[1::2]), out=whole)

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import forks
 import pytest
 import torch
 from matplotlib.colors import to_rgb
@@ -217,10 +218,7 @@ print(json.dumps(problem.attacked(problem.initial(), Trial(attacks, ("test", "tr
 
 
 def test_numbers_do_not_depend_on_the_number_of_cores():
-    found = [
-        json.loads(subprocess.run([sys.executable, "-c", SCRIPT, cores], capture_output=True, check=True).stdout)
-        for cores in ("1", "3")
-    ]
+    found = [json.loads(forks.python("-c", SCRIPT, cores).stdout) for cores in (1, 3)]
     assert found[0] == found[1]
     assert len(found[0]) == 7
 

@@ -21,6 +21,8 @@ from fedsim.plots.evasion import ADVERSARIAL
 from fedsim.running.stored import BEST, CONFIG, FILES, METRICS, MODEL, OWN, REPORT, ROWS, SUMMARY, TRACEBACK, TRACKING
 from fedsim.running.sweep import LONGEST, Outcome, Point, expand, parse_grid, run_points
 
+FORKED = pytest.mark.usefixtures("forked_workers")
+"""Of tests whose processes need not begin as those of users do; the others' do."""
 ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "experiments" / "digits_fedavg.toml")
 FEDPROX = str(ROOT / "experiments" / "digits_fedprox.toml")
@@ -199,6 +201,7 @@ def test_points_are_what_run_makes_of_them(plugins, workers):
             assert (folder / file).read_bytes() == (again / file).read_bytes()
 
 
+@FORKED
 def test_the_others_go_on_when_one_fails_or_dies(plugins, monkeypatch):
     """One worker, so that no other point runs while a process dies."""
     monkeypatch.setattr("fedsim.parallel.cores.given", lambda: 3)
@@ -218,6 +221,7 @@ def test_the_others_go_on_when_one_fails_or_dies(plugins, monkeypatch):
     assert not (plugins / "refused").exists()
 
 
+@FORKED
 def test_a_point_whose_process_dies_once_goes_on_from_its_checkpoint(plugins):
     made = point(plugins / "dies", "strategy.kind=./plugins.py:DiesOnce", "rounds=4", "checkpoint.every=1")
     (outcome,) = run_points([made], workers=1)
@@ -230,6 +234,7 @@ def test_a_point_whose_process_dies_once_goes_on_from_its_checkpoint(plugins):
     assert (made.folder / MODEL).read_bytes() == (plain.folder / MODEL).read_bytes()
 
 
+@FORKED
 def test_what_is_not_finished_begins_anew(tmp_path):
     """Over what a run leaves that was ended at any time, and what a failed one does."""
     whole = point(tmp_path / "whole")
@@ -337,6 +342,7 @@ client = {kind = "fedzo", steps = 2, estimator = {kind = "differences", count = 
 """
 
 
+@FORKED
 def test_stacked_seeds_are_the_same_runs_and_are_done_once(tmp_path):
     path = tmp_path / "functions.toml"
     path.write_text(FUNCTIONS)
@@ -359,6 +365,7 @@ def test_stacked_seeds_are_the_same_runs_and_are_done_once(tmp_path):
             assert (folder / file).read_bytes() == (single / file).read_bytes()
 
 
+@FORKED
 def test_stacked_seeds_fail_together(plugins):
     path = plugins / "functions.toml"
     path.write_text(FUNCTIONS.replace("rounds = 3", 'rounds = 3\nselection = {kind = "uniform", count = 9}'))
@@ -392,6 +399,7 @@ def test_what_is_no_experiment_is_refused_alone_or_among_others(tmp_path):
             expand(given, out=tmp_path)
 
 
+@FORKED
 def test_from_python_a_sweep_takes_experiments_and_gives_what_is_compared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = fedsim.experiment(name="small", rounds=1, client=Sgd(epochs=1), partition={"kind": "iid", "clients": 3})

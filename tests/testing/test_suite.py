@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import pytest
 
 from fedsim.core.errors import InputError
@@ -67,16 +68,12 @@ TestDamped = conformance(Damped(epochs=1, batch_size=4), others={"damping": 0.75
 """
 
 
+OPTIONS = ("-P", "-m", "pytest", "-p", "no:cacheprovider", "-Werror", "--strict-markers")
+
+
 def pytest_of(folder: Path, *arguments: str) -> tuple[int, str]:
     """The exit status of a pytest in a folder, and what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider", "-Werror", "--strict-markers", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = forks.python(*OPTIONS, *arguments, cwd=folder)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -134,8 +131,8 @@ def test_pytest_starts_without_pytorch_and_flower(tmp_path):
         "    assert pytestconfig.pluginmanager.has_plugin('fedsim')\n"
         "    assert not {'torch', 'flwr', 'ray', 'numpy', 'pydantic'} & set(sys.modules)\n"
     )
-    status, said = pytest_of(tmp_path, "-q")
-    assert status == 0, said
+    done = subprocess.run([sys.executable, *OPTIONS, "-q"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_an_experiment_has_both_of_its_plug_ins_tested():
@@ -214,7 +211,7 @@ def test_a_class_of_a_script_is_one_line(tmp_path):
         STRATEGY + "from fedsim.testing import conformance\n"
         "try:\n    conformance(SignedPower())\nexcept ValueError as error:\n    print(error)\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=True)
+    done = forks.python(script)
     assert done.stdout.startswith("plugin = SignedPower: no experiment can name a class within a script")
 
 
