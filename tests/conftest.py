@@ -18,7 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import budgets
 import pytest
-from forks import FORKING
+from forks import FORKING, sketch
 
 import fedsim  # noqa: F401  # first: it fixes the kernels that bitwise comparisons rely on
 
@@ -66,6 +66,14 @@ def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes are forked from one that has PyTorch instead of importing it, which is most of their work."""
     get = multiprocessing.get_context
     monkeypatch.setattr(multiprocessing, "get_context", lambda how=None: FORKING if how == "spawn" else get(how))
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are made but not laid out and painted, which takes longer than a small run, and is tested elsewhere."""
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", sketch)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import cache
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 LIBRARIES = [
     "fedsim",  # first: it fixes the kernels that bitwise comparisons rely on
@@ -41,8 +41,13 @@ def _server() -> ForkServerContext:
     return context
 
 
+def sketch(_: object, place: IO[bytes], **__: object) -> None:
+    """Save a figure without painting it."""
+    place.write(b"a picture")
+
+
 class Forking:
-    """What stands for the context "spawn" of `multiprocessing` where workers are to start at once."""
+    """What stands for the context "spawn" of `multiprocessing` where workers are to start at once, without pictures."""
 
     Pipe = staticmethod(multiprocessing.Pipe)
 
@@ -50,10 +55,17 @@ class Forking:
         self, *, target: Callable[..., object], args: tuple[Any, ...], name: str | None = None
     ) -> ForkServerProcess:
         """A process as that context's would be, with the environment that there is now."""
-        return _server().Process(target=_within, args=(dict(os.environ), target, *args), name=name)
+        return _server().Process(target=_within, args=(dict(os.environ), _work, target, *args), name=name)
 
 
 FORKING = Forking()
+
+
+def _work(target: Callable[..., object], *arguments: object) -> None:
+    from matplotlib.figure import Figure
+
+    Figure.savefig = sketch  # type: ignore[method-assign, assignment]
+    target(*arguments)
 
 
 def _within(environment: dict[str, str], target: Callable[..., object], *arguments: object) -> None:
@@ -119,7 +131,7 @@ def _begin(arguments: list[str], cwd: str, path: list[str], said: Path, errors: 
         (how, what, *rest), first = arguments, cwd if arguments[0] == "-m" else ""
         sys.argv = [how, *rest]
     else:
-        (what, *rest), how, first = arguments, "", str(Path(arguments[0]).parent)
+        (what, *rest), how, first = arguments, "", str(Path(arguments[0]).absolute().parent)
         sys.argv = [what, *rest]
     added = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.path[:] = [*([] if safe else [first]), *added, *path]
@@ -130,4 +142,4 @@ def _begin(arguments: list[str], cwd: str, path: list[str], said: Path, errors: 
         sys.modules["__main__"] = main
         exec(compile(what, "<string>", "exec"), main.__dict__)
     else:
-        runpy.run_path(what, run_name="__main__")
+        runpy.run_path(str(Path(what).absolute()), run_name="__main__")

@@ -20,7 +20,6 @@ import tomli_w
 from contract import ROWS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
 from fedsim.cli.main import main
 from fedsim.cli.words import STATUS
@@ -135,9 +134,8 @@ def check(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 @pytest.fixture
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs draw no pictures, and are interrupted when they have taken so many local steps that they would take long."""
-    monkeypatch.setattr(Figure, "savefig", lambda *_, **__: None)
+def hurried(monkeypatch: pytest.MonkeyPatch, unpainted: None) -> None:
+    """Runs paint nothing, and are interrupted when they have taken so many local steps that they would take long."""
     assign, taken = Executor.assign, [0]
 
     def counted(self: Executor, orders: Any) -> Any:

@@ -30,6 +30,8 @@ from fedsim.core.errors import InputError
 from fedsim.flower import AppOptions, as_flower_strategy
 from fedsim.flower.serving.strategy import needs
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 ROOT = Path(__file__).parent.parent
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]

@@ -40,6 +40,8 @@ from fedsim.running.stored import (
 )
 from fedsim.running.sweep import Outcome, Point
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 ROOT = Path(__file__).parents[2]
 DIGITS = str(ROOT / "experiments" / "digits_fedavg.toml")
 QUICK = ["--set", "rounds=2", "--set", "client.epochs=1"]
@@ -91,7 +93,7 @@ def test_seeds_make_a_group_that_compare_reads(monkeypatch, capsys, tmp_path):
     note = 'all seeds share one test set; problem.split = "seed" draws one for each'
     assert note in capsys.readouterr().out
     assert call(monkeypatch, "compare", str(group), "--out", str(picture)) == 0
-    assert picture.stat().st_size > 10_000
+    assert picture.is_file()
     said = " ".join(capsys.readouterr().out.split())
     assert "±" in said
     assert note in said

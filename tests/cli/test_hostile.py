@@ -18,6 +18,8 @@ from fedsim.cli.console import Console, guard
 from fedsim.cli.main import main
 from fedsim.core.terminal import printable
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 DIGITS = str(Path(__file__).parents[2] / "experiments" / "digits_fedavg.toml")
 TITLE = "\x1b]0;pwned\x07"
 LONG = "a" * 5_000

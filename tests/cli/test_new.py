@@ -21,6 +21,8 @@ from fedsim.cli.main import app
 from fedsim.cli.new import LONGEST, PROJECTS, SCAFFOLDS, scaffold
 from fedsim.core.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 ROOT = Path(__file__).parents[2]
 NAMES = {
     "strategy": ("drift", "my_mean"),

@@ -35,6 +35,8 @@ from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 KINDS = ("drop_before", "drop_after", "crash", "late", "duplicate", "non_finite", "wrong_shape", "sign_flip", "scale")
 SILENT = ("drop_before", "drop_after", "crash")
 """Kinds of which no reply comes."""

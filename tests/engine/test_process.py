@@ -17,7 +17,6 @@ from fedsim.testing import blobs, mlp
 
 pytestmark = pytest.mark.xdist_group("process")  # for its tests count the children of their process
 FORKED = pytest.mark.usefixtures("forked_workers")
-"""Of all but one test that start processes."""
 
 CLIENT = '''
 import os
@@ -111,8 +110,10 @@ def rows(result):
     return [{name: value for name, value in row.items() if name != "wall"} for row in result.history]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "functions" else FORKED) for name in RUNS])
-def test_a_run_is_that_of_stacked_to_the_bit(name):
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_that_of_stacked_to_the_bit(name, request):
+    if name != "functions":  # whose process begins as those of users do
+        request.getfixturevalue("forked_workers")
     stacked, found = ran(RUNS[name], "stacked"), ran(RUNS[name], workers=1 if name == "functions" else 2)
     assert torch.equal(found.params, stacked.params)
     assert rows(found) == rows(stacked)

@@ -16,6 +16,8 @@ from experiments.curriculum import study
 from fedsim.running.runner import run
 from fedsim.running.sweep import Outcome
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 CLAIMS = {claim.name: claim for claim in study.CLAIMS}
 SMALL = (
     "problem.dataset=digits",

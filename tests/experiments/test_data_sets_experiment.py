@@ -14,6 +14,8 @@ from experiments import check
 from experiments.data_sets import study
 from fedsim.running.sweep import Point
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 def test_each_published_file_is_measured() -> None:
     files = {file.stem for file in study.FOLDER.glob("*.toml")}

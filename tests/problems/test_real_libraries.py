@@ -25,6 +25,8 @@ from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
 from fedsim.testing.problems import small_experiment as small
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 DECLARED = torch.library.Library("torchvision", "FRAGMENT")
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 

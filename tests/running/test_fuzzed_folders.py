@@ -28,6 +28,8 @@ from fedsim.running.runner import run
 from fedsim.running.stored import CONFIG, END, METRICS, MODEL, SUMMARY, TRACE
 from fedsim.testing.problems import small_experiment as small
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 TABLES: dict[str, Any] = {
     "problem": {
         "dataset": {"kind": "synthetic", "clients": 5, "features": 3, "classes": 2, "examples_per_client": 6},

@@ -24,6 +24,8 @@ from fedsim.running.runner import run
 from fedsim.running.stored import BEST, CLIENTS, END, MODEL, SUMMARY, open_run
 from fedsim.testing.problems import small_experiment as small
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 WALL = re.compile(rb'"wall": [^,}]*')
 TABLES: dict[str, Any] = {
     "problem": {

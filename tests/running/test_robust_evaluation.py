@@ -1,12 +1,10 @@
 """Evaluation under attacks: values against closed forms, when and on what attacks are made, and what is refused."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
-import numpy as np
 import forks
+import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
@@ -29,6 +27,8 @@ from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
 from fedsim.testing.problems import blobs, mlp, small_problem
 from fedsim.testing.problems import small_experiment as small
+
+pytestmark = pytest.mark.usefixtures("unpainted")
 
 ANYWHERE = "none"
 FIRST = {"kind": "fgsm", "epsilon": 0.5, "domain": ANYWHERE}

@@ -20,6 +20,8 @@ from fedsim.running.runner import run
 from fedsim.running.seeds import run_seeds
 from fedsim.running.stored import CONFIG, END, METRICS, MODEL, SUMMARY, TRACEBACK
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 SEEDS = [4, 0, 9]
 FUNCTIONS = {"kind": "benchmark", "dimension": 6, "clients": 5, "noise": 0.01}
 SEARCH: dict[str, Any] = {"steps": 3, "lr": 0.05}

@@ -27,6 +27,8 @@ from fedsim.running.result import Round
 from fedsim.server.strategy import ServerState
 from fedsim.testing.problems import DEVICE, blobs, small_experiment
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 SAME = {"rtol": 0.0, "atol": 1e-12}
 D, FEATURES = 6 * 2 + 7 * 8 + 8 * 2 + 9 * 3, 6 + 8
 """Trained numbers of the model, and channels that it normalises."""

@@ -21,6 +21,8 @@ from fedsim.plots.evasion import ADVERSARIAL
 from fedsim.running.stored import BEST, CONFIG, FILES, METRICS, MODEL, OWN, REPORT, ROWS, SUMMARY, TRACEBACK, TRACKING
 from fedsim.running.sweep import LONGEST, Outcome, Point, expand, parse_grid, run_points
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 FORKED = pytest.mark.usefixtures("forked_workers")
 """Of tests whose processes need not begin as those of users do; the others' do."""
 ROOT = Path(__file__).parents[2]

@@ -26,6 +26,8 @@ from strategies.fedavg import FedAvg
 from strategies.fedbuff import FedBuff
 from strategies.fedprox import FedProx
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 DURATIONS = {0: 2.0, 1: 1.5, 2: 1.0, 3: 0.5}
 PARTS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 
