@@ -50,7 +50,7 @@ TraceSummary = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """One order of one client; times in virtual seconds. stop: when work ended, or the end of what is known."""
 
     client: int
@@ -78,11 +78,11 @@ def timelines(traces: Mapping[str, TraceSummary], path: Path) -> bool:
     """
     from matplotlib.figure import Figure
 
-    found = {name: _works(trace) for name, trace in traces.items() if trace["timeline"]}
+    found = {name: works_of(trace) for name, trace in traces.items() if trace["timeline"]}
     drawn = dict(list(found.items())[:GROUPS])
     if not any(map(_is_news, drawn.values())):
         return False
-    shown = min(max(map(_end, drawn.values())), *map(_limit, drawn.values()))
+    shown = min(max(map(_end, drawn.values())), *map(limit_of, drawn.values()))
     heights = [0.9 + 0.17 * max(_clients(traces[name]), 8) for name in drawn]
     figure = Figure(figsize=(11.0, 0.9 + sum(heights)), layout="constrained")
     axes = figure.subplots(len(drawn), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
@@ -107,7 +107,7 @@ def timelines(traces: Mapping[str, TraceSummary], path: Path) -> bool:
 
 
 def _draw_run(
-    figure: Figure, axis: Axes, name: str, trace: TraceSummary, works: Sequence[_Work], shown: float
+    figure: Figure, axis: Axes, name: str, trace: TraceSummary, works: Sequence[Work], shown: float
 ) -> dict[str, Any]:
     """Draw a run up to a moment into a panel; returns what the legend has to name."""
     from matplotlib.ticker import MaxNLocator
@@ -142,11 +142,11 @@ def _draw_run(
     return entries
 
 
-def _works(trace: TraceSummary) -> list[_Work]:
+def works_of(trace: TraceSummary) -> list[Work]:
     """Read the orders of a trace; work that goes on lasts until the trace ends."""
     entries = trace["timeline"]
     return [
-        _Work(
+        Work(
             entry["client"],
             entry["version"],
             entry["start"],
@@ -158,7 +158,7 @@ def _works(trace: TraceSummary) -> list[_Work]:
     ]
 
 
-def _is_news(works: Sequence[_Work]) -> bool:
+def _is_news(works: Sequence[Work]) -> bool:
     """Tell whether the clients are anything but equally quick and never waiting."""
     finished = [work for work in works if work.outcome != "working"]
     if any(work.outcome != "used" or work.used != work.stop for work in finished):
@@ -167,19 +167,19 @@ def _is_news(works: Sequence[_Work]) -> bool:
     return not np.allclose(durations, durations[:1], rtol=1e-6, atol=0.0)
 
 
-def _durations(works: Sequence[_Work]) -> list[float]:
+def _durations(works: Sequence[Work]) -> list[float]:
     return [work.stop - work.start for work in works]
 
 
-def _end(works: Sequence[_Work]) -> float:
+def _end(works: Sequence[Work]) -> float:
     """Find the last moment that is known."""
     return max(work.stop if work.used is None else work.used for work in works)
 
 
-def _limit(works: Sequence[_Work]) -> float:
+def limit_of(works: Sequence[Work]) -> float:
     """Find the time up to which a run's bars are wide enough to be read; infinite where all are."""
     longest = max(_durations([work for work in works if work.outcome != "working"]), default=math.inf)
-    first = min(work.start for work in works)
+    first = min((work.start for work in works), default=0.0)
     starts: dict[int, list[float]] = {}
     for work in works:
         starts.setdefault(work.client, []).append(work.start)
@@ -218,7 +218,7 @@ def _name_versions(figure: Figure, axis: Axes, colours: ScalarMappable) -> None:
     bar.outline.set_visible(False)
 
 
-def _draw_works(axis: Axes, works: Sequence[_Work], colours: ScalarMappable) -> dict[str, Any]:
+def _draw_works(axis: Axes, works: Sequence[Work], colours: ScalarMappable) -> dict[str, Any]:
     """Draw bars, waits and crosses into a panel; returns what its legend has to name."""
     from matplotlib.patches import Patch
 
@@ -245,5 +245,5 @@ def _draw_works(axis: Axes, works: Sequence[_Work], colours: ScalarMappable) -> 
     return entries
 
 
-def _look(work: _Work) -> str:
+def _look(work: Work) -> str:
     return work.outcome if work.outcome in LOOKS else "used"

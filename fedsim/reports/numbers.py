@@ -146,6 +146,11 @@ class Run:
         """What it says of staleness, participation and the first clients; None without one. InputError: unreadable."""
         return self.told if self.path is None else open_run(self.path).trace()
 
+    @cached_property
+    def clients(self) -> Mapping[str, list[Any]] | None:
+        """What its final model comes to on each client, as clients.csv has it; None without. InputError: unreadable."""
+        return None if self.path is None else open_run(self.path).clients()
+
 
 @dataclass(frozen=True)
 class Group:

@@ -24,6 +24,8 @@ A file other than metrics.jsonl appears whole or not at all: it is written besid
 
 from __future__ import annotations
 
+import csv
+import math
 import re
 import stat
 from collections.abc import Mapping
@@ -217,6 +219,31 @@ class StoredRun:
             raise InputError("trace", str(path), f"cannot be read: {error}") from error
         return found
 
+    def clients(self) -> dict[str, list[Any]] | None:
+        """Read clients.csv: its columns by name, of numbers but for what clients are called; None without it.
+
+        A number that it does not have is None. InputError: it cannot be read.
+        """
+        path = self.path / CLIENTS
+        try:
+            lines = [*csv.reader(read_bytes(path, LARGEST).decode().splitlines(), strict=True)]
+            names = lines[0] if lines else []
+            columns = {name: [line[place] for line in lines[1:]] for place, name in enumerate(names)}
+            return {name: texts if name == "name" else [*map(_number, texts)] for name, texts in columns.items()}
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError("clients", str(path), f"cannot be read: {reason(error)}") from error
+        except (ValueError, IndexError, csv.Error) as error:
+            raise InputError("clients", str(path), f"no run has written this: {error}") from error
+
+    def failure(self) -> str | None:
+        """Read traceback.txt; None without it, or where it cannot be read."""
+        try:
+            return read_bytes(self.path / TRACEBACK, LARGEST).decode(errors="replace")
+        except OSError:
+            return None
+
     def config(self) -> dict[str, Any]:
         """Read config.toml. InputError: it is absent or not TOML."""
         path = self.path / CONFIG
@@ -226,6 +253,18 @@ class StoredRun:
             raise InputError("run", str(path), f"cannot be read: {reason(error)}") from error
         except ValueError as error:
             raise InputError("run", str(path), f"is not TOML: {error}") from error
+
+
+def _number(text: str) -> float | int | None:
+    """A cell of clients.csv. ValueError: it has no finite number."""
+    if not text:
+        return None
+    if re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
+        return int(text)
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number")
+    return number
 
 
 def open_run(path: Path) -> StoredRun:

@@ -13,6 +13,7 @@ from runs_on_disk import write
 
 from fedsim.plots.curves import _bands
 from fedsim.reports.comparison import compare
+from fedsim.reports.page import page as html_of
 from fedsim.reports.page import write_page
 from fedsim.running.folder import RunFolder
 
@@ -63,7 +64,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 row = {"round": number, "time": number * (1 + 0.3 * seed), "wall": 0.1 * number, "bytes_up": 10}
                 row["test_accuracy"] = math.nan if number == 3 and seed else 0.1 * number + 0.02 * seed
                 made.append(row | {"test_loss": 10.0 ** (-number)})
-    write(folder / "fast", [0.5, 0.6, 0.7, 0.8], lr=0.3)
+    fast = write(folder / "fast", [0.5, 0.6, 0.7, 0.8], lr=0.3)
+    (fast / "clients.csv").write_text("client,examples,loss,accuracy\n0,10,0.5,0.75\n1,20,2.5,0.25\n2,30,1.5,0.5\n")
+    works = [
+        {"client": 0, "version": 0, "start": 0.0, "end": 1.0, "used": 2.0, "outcome": "late"},
+        {"client": 1, "version": 1, "start": 1.0, "end": 2.0, "used": 2.0, "outcome": "used"},
+    ]
+    trace = {"staleness": {"0": 3, "2": 1}, "participation": [4, 0, 4], "until": 2.0, "timeline_clients": 20}
+    RunFolder(fast).write_trace(trace | {"timeline": works})
     return folder
 
 
@@ -171,6 +179,30 @@ def test_tables_sort_by_numbers_and_filter_by_text(report):
     assert rows.locator("th").all_inner_texts() == ["client.kind", "≠ client.lr"]
 
 
+def test_clients_are_shown_the_worst_first(report):
+    table = report.locator("#table-clients tbody tr")
+    assert table.all_inner_texts() == ["1\t20\t0\t2.5\t0.25", "2\t30\t4\t1.5\t0.5", "0\t10\t4\t0.5\t0.75"]
+    assert report.inner_text("#worst") == "Worst by accuracy: 1 (0.25), 2 (0.5), 0 (0.75)."
+    report.select_option("#client-measure", "loss")
+    assert report.inner_text("#worst") == "Worst by loss: 1 (2.5), 2 (1.5), 0 (0.5)."
+    report.locator("#table-clients").get_by_role("button", name="accuracy").click()
+    assert [text[0] for text in table.all_inner_texts()] == ["0", "2", "1"]
+    report.locator("#client-figures").scroll_into_view_if_needed()
+    report.locator("[data-measure=clients] .main-svg").first.wait_for()
+    assert held(report, "data[0].x", "clients") == [0.5, 1.5, 2.5]
+    assert held(report, "data[0].y", "clients") == pytest.approx([1 / 3, 2 / 3, 1])
+
+
+def test_virtual_time_is_drawn(report):
+    report.locator("#time-figures").scroll_into_view_if_needed()
+    report.locator("[data-measure=staleness] .main-svg").first.wait_for()
+    bars = "data.filter(one => one.type === 'bar').map(({name, base, x, y}) => [name, [...base], [...x], [...y]])"
+    late = "late: a window closed without it"
+    assert held(report, bars, "timeline") == [["at work", [1], [1], ["1"]], [late, [0], [1], ["0"]]]
+    assert held(report, "data[0].y", "staleness") == [0.75, 0.25]
+    assert held(report, "data[0].x", "participation") == [0, 4]
+
+
 def test_a_page_is_dark_or_light_as_the_system_is_or_as_its_reader_wants(report):
     look = lambda: (held(report, "layout.font.color"), report.evaluate("getComputedStyle(document.body).color"))  # noqa: E731
     dark = look()
@@ -193,3 +225,27 @@ def test_names_are_texts_in_pictures_too(page, tmp_path):
     assert "<img src=x onerror=alert(1)>" in page.text_content("[data-measure=test_accuracy] .hoverlayer")
     assert page.locator("img").count() == 0
     assert said == []
+
+
+def test_a_live_page_has_news_and_keeps_what_was_chosen(page, tmp_path):
+    run, other = write(tmp_path / "runs" / "b", [0.1, 0.5]), tmp_path / "runs" / "a"
+    page.route(
+        "http://localhost/",
+        lambda route: route.fulfill(
+            body=html_of(compare(run.parent), live=True), content_type="text/html; charset=utf-8"
+        ),
+    )
+    page.clock.install()
+    page.goto("http://localhost/")
+    page.locator("#curves").scroll_into_view_if_needed()
+    page.wait_for_selector("html[data-drawn] #panels .main-svg")
+    page.get_by_label("b", exact=True).uncheck()
+    page.get_by_role("columnheader", name="rounds done").get_by_role("button").click()
+    page.get_by_role("columnheader", name="rounds done").get_by_role("button").click()
+    write(other, [0.2, 0.3, 0.4, 0.6], lr=0.3)
+    page.clock.run_for(3100)
+    until(lambda: page.inner_text("#lead").startswith("2 runs"))
+    until(lambda: [line["name"] for line in drawn(page)] == ["a"])
+    assert not page.get_by_label("b", exact=True).is_checked()
+    assert page.locator("#table-summary tbody th").all_inner_texts() == ["b", "a"]  # by rounds, as before
+    assert page.inner_text("#state") == "live"

@@ -199,6 +199,98 @@ def test_twenty_runs_of_a_thousand_rounds_stay_below_six_megabytes(tmp_path):
     assert one + 19 * (two - one) < 6e6
 
 
+def test_clients_and_virtual_time_are_in_the_numbers(tmp_path):
+    run = write(tmp_path / "a", [0.1, 0.5])
+    (run / "clients.csv").write_text("client,name,examples,loss,accuracy\n0,ann,10,0.5,\n1,bob,20,0.25,0.75\n")
+    works = [
+        {"client": 0, "version": 0, "start": 0.0, "end": 1.0, "used": 2.0, "outcome": "late"},
+        {"client": 1, "version": 1, "start": 0.0, "end": None, "used": None, "outcome": "working"},
+    ]
+    trace = {"staleness": {"0": 3, "2": 1}, "participation": [4, 0], "until": 2.0, "timeline_clients": 20}
+    RunFolder(run).write_trace(trace | {"timeline": works, "clients": ["ann", "bob"], "faults": {"sign": 2}})
+    read = Read(page(compare([run])))
+    (group,) = read.numbers()["groups"]
+    clients = {"rows": 2, "client": [0, 1], "name": ["ann", "bob"], "examples": [10, 20], "participation": [4, 0]}
+    assert group["runs"][0]["clients"] == clients | {"loss": [0.5, 0.25], "accuracy": [None, 0.75]}
+    assert group["runs"][0]["staleness"] == {"0": 3, "2": 1}
+    assert group["runs"][0]["participation"] == [[0, 1], [4, 1]]  # one client never, one four times
+    timeline = group["timeline"]
+    assert (timeline["rows"], timeline["of"], timeline["until"], timeline["names"]) == (2, 2, 2, ["ann", "bob"])
+    assert timeline["columns"]["stop"] == [1, 2]  # what goes on lasts until the trace ends
+    assert timeline["columns"]["outcome"] == ["late", "working"]
+    assert [found["better"] for found in read.numbers()["clients"]] == ["lower", "higher"]
+
+
+def test_what_went_wrong_and_what_it_cost_is_added_up(tmp_path):
+    for seed, crashed in ((0, 1), (1, 3)):
+        run = write(tmp_path / "a" / f"seed-{seed}", [0.1, 0.5], seed=seed)
+        rows = [row | {"late": 0, "crashed": crashed} for row in RunFolder(run).rows()]
+        (run / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    said = told(page(compare([tmp_path / "a"])))
+    # two rounds of 1 and of 3: 2 and 6, mean 4, s = sqrt(2 * 2^2) = 2.83; nothing was late
+    assert "group orders ended by a failure a 4 ± 2.83" in said
+    # 2^18 bytes a round up and twice as many down, ten replies each
+    assert "0.50 ± 0 0.25 ± 0 1 ± 0 0.50 ± 0 0 ± 0 20 ± 0" in said
+    clean = told(page(compare([write(tmp_path / "b", [0.1, 0.5])])))
+    assert "Nothing has gone wrong" in clean
+
+
+def test_runs_that_failed_or_were_ended_say_why(tmp_path):
+    run = write(tmp_path / "a", [0.1, 0.5])
+    RunFolder(run).write_traceback("Traceback\n  File 'x'\nValueError: <b>no</b>\n")
+    ended_run = write(tmp_path / "b", [0.1, 0.5], lr=0.3)
+    folder = RunFolder(ended_run)
+    folder.write_summary(summarise(totalled(folder.rows()), "diverged", "the loss is not finite"))
+    text = page(compare([run, ended_run]))
+    said = told(text)
+    assert "1 failed, 1 diverged" in said
+    assert "b: diverged, the loss is not finite" in said
+    assert "a: what was said Traceback File 'x' ValueError: <b>no</b>" in said
+    assert "<b>no" not in text
+
+
+def test_pictures_are_held_once_and_only_if_they_are_pictures(tmp_path):
+    png = b"\x89PNG\r\n\x1a\n"
+    for name, lr, content in (
+        ("a", 0.1, png + b"1"),
+        ("b", 0.2, png + b"1"),
+        ("c", 0.3, png + b"2"),
+        ("d", 0.4, b"<svg"),
+    ):
+        run = write(tmp_path / name, [0.1, 0.5], lr=lr)
+        (run / "partition.png").write_bytes(content)
+    (run / "adversarial.png").write_bytes(png + b"3")
+    read = Read(page(compare(tmp_path)))
+    images = [attributes for tag, attributes in read.elements if tag == "img"]
+    held = [(base64.b64decode(image["src"].partition(",")[2])[8:], image["alt"]) for image in images]
+    assert [content for content, _ in held] == [b"1", b"2", b"3"]
+    assert held[0][1] == "labels of the clients of a, b"
+
+
+def test_each_group_says_how_to_run_it_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        versions = {"python": "3.11", "fedsim": "0.1.0", "torch": "2.13.0+cpu"}
+        write(tmp_path / "a b" / f"seed-{seed}", [0.1, 0.5], seed=seed, versions=versions, data={"sha256": "ab12"})
+    read = page(compare([tmp_path / "a b"]))
+    said = told(read)
+    assert "pip install fedsim-lab==0.1.0 torch==2.13.0" in said
+    assert "fedsim run 'a b/seed-0/config.toml' --seeds 0,1" in said
+    assert (
+        html.escape((tmp_path / "a b" / "seed-0" / "config.toml").read_text(), quote=False).replace('"', "&#34;")
+        in read
+    )
+    assert "sha256 ab12" in said
+
+
+@pytest.mark.parametrize("text", ["client,loss\n0\n", "client,loss\n0,bad\n", "client,loss\n0,inf\n", 'client\n"0'])
+def test_a_table_of_clients_that_no_run_has_written_is_said_in_a_line(tmp_path, text):
+    run = write(tmp_path / "a", [0.1, 0.5])
+    (run / "clients.csv").write_text(text)
+    with pytest.raises(FedsimError, match=r"clients = .*clients\.csv: no run has written this"):
+        page(compare([run]))
+
+
 def test_a_page_is_written_whole_from_a_comparison_and_from_a_result(tmp_path):
     comparison = compare([write(tmp_path / "a", [0.1, 0.5])])
     comparison.report(tmp_path / "page.html")

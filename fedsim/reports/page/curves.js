@@ -72,7 +72,7 @@ function bandOf(group, column, axis, seeds) {
 /** The groups that are shown, each with its place and its band of a column. */
 function bandsOf(column) {
   return data.groups
-    .map((group, place) => ({group, place, band: chosen.hidden.has(place) ? null : bandOf(group, column, chosen.axis, chosen.seeds)}))
+    .map((group, place) => ({group, place, band: chosen.hidden.has(group.name) ? null : bandOf(group, column, chosen.axis, chosen.seeds)}))
     .filter(({band}) => band !== null && band.x.length > 0);
 }
 
@@ -112,7 +112,7 @@ function pictureOf(column) {
     traces.push({
       x: band.x, y: smooth(band.mean, chosen.smoothing), name, mode: single ? "markers" : "lines",
       line: {color: colour, dash, width: 2, shape}, marker: {color: colour, size: 8},
-      hovertemplate: "%{y:.5g}", hoverlabel: {namelength: 40},
+      hovertemplate: "%{y:.5g}",
     });
   }
   const level = data.targets[column];
@@ -123,13 +123,11 @@ function pictureOf(column) {
   return {traces, logarithmic, bands};
 }
 
-/** Numbers behind a picture: a line a place, evenly chosen of many, a column a group. */
+/** Numbers behind a picture: a line a place, a column a group. */
 function tableOf(column, most) {
   const bands = bandsOf(column);
   const places = [...new Set(bands.flatMap(({band}) => band.x))].sort((a, b) => a - b);
-  const step = (places.length - 1) / (most - 1);
-  const kept = places.length <= most ? places : Array.from({length: most}, (_, number) => places[Math.round(number * step)]);
   const head = [data.axes[chosen.axis].label, ...bands.map(({group}) => group.name)];
-  const rows = kept.map((place) => [place, ...bands.map(({band}) => (place < band.x[0] || place > band.x.at(-1) ? null : valuesAt({x: band.x, y: band.mean}, [place])[0]))]);
-  return {head, rows, of: places.length};
+  const at = (band, place) => (place < band.x[0] || place > band.x.at(-1) ? null : valuesAt({x: band.x, y: band.mean}, [place])[0]);
+  return {head, rows: evenly(places, most).map((place) => [place, ...bands.map(({band}) => at(band, place))]), of: places.length};
 }

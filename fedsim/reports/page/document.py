@@ -19,7 +19,10 @@ from fedsim.reports.page.facts import Facts
 from fedsim.reports.page.numbers import numbers
 from fedsim.running.result import Result
 
-SCRIPTS = ("start.js", "tables.js", "curves.js", "draw.js")
+SCRIPTS = (
+    *("start.js", "tables.js", "figures.js", "curves.js", "panels.js", "clients.js", "time.js", "live.js"),
+    "begin.js",
+)
 """The scripts of the page, in their order: one function, so that none of their names meets one of Plotly's."""
 PLOTLY = "package_data/plotly.min.js"
 

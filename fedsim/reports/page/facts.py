@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,38 +13,13 @@ from fedsim.core.terminal import printable
 from fedsim.reports.cells import cell, cell_spent, measure_of, seeds
 from fedsim.reports.comparison import ONE_TEST_SET, Comparison
 from fedsim.reports.numbers import Group, Spread
+from fedsim.reports.page.again import Again, again
+from fedsim.reports.page.costs import endings, failures, ledger, wrongs
+from fedsim.reports.page.pictures import Gallery, adversaries, partitions
+from fedsim.reports.page.tables import Cell, Line, Table, spread_cell
 
 NAMED = 3
 """So many groups are named in the title of a page."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A text, and what it is sorted by: a number, or the text itself. marked: it is the best, or differs."""
-
-    text: str
-    number: float | None = None
-    marked: bool = False
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of a table: its heading, its cells, and the place of the group that it is about; None: of none."""
-
-    head: str
-    cells: tuple[Cell, ...]
-    group: int | None = None
-    marked: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table that can be sorted by each of its columns. key: its name in the page."""
-
-    key: str
-    caption: str
-    heads: tuple[str, ...]
-    lines: tuple[Line, ...]
 
 
 class Facts:
@@ -127,7 +101,7 @@ class Facts:
             cells = [Cell(_statuses(group)), Cell(seeds(group), len(group.runs))]
             for label in labels:
                 spread = group.numbers.get(label)
-                cells.append(Cell(cell(label, spread, len(group.runs), asked), _mean(spread), place in best[label]))
+                cells.append(spread_cell(label, spread, len(group.runs), asked, marked=place in best[label]))
             for measure, _, label in targets:
                 spent = self._comparison.spent[measure][place].get(label)
                 cells.append(Cell(cell_spent(spent), None if spent is None else spent.median))
@@ -147,6 +121,61 @@ class Facts:
         }
         pick = min if lower_is_better(measure, self._comparison.asked) else max
         return {place for place, mean in means.items() if mean == pick(means.values())}
+
+    @cached_property
+    def sections(self) -> dict[str, str]:
+        """The sections that have something to show: their headings by their names."""
+        runs = [run for group in self.groups for run in group.runs]
+        traced = [run.trace for run in runs if run.trace is not None]
+        there = {
+            "summary": "Summary",
+            "curves": "Curves" if runs else "",
+            "clients": "Clients" if any(run.clients for run in runs) else "",
+            "partition": "Partition" if self.partitions.pictures else "",
+            "time": "Virtual time" if traced else "",
+            "adversarial": "Adversarial images" if self.adversaries.pictures else "",
+            "faults": "Faults" if runs else "",
+            "ledger": "Ledger" if runs else "",
+            "configuration": "Configuration" if runs else "",
+            "versions": "Versions" if runs else "",
+            "again": "Run it again" if runs else "",
+        }
+        return {name: heading for name, heading in there.items() if heading}
+
+    @cached_property
+    def ledger(self) -> Table:
+        """What each group has sent and asked."""
+        return ledger(self.groups)
+
+    @cached_property
+    def wrongs(self) -> Table | None:
+        """What has gone wrong in each group; None: nothing."""
+        return wrongs(self.groups)
+
+    @cached_property
+    def endings(self) -> list[str]:
+        """Why runs ended that did not just finish."""
+        return endings(self.groups)
+
+    @cached_property
+    def failures(self) -> list[tuple[str, str]]:
+        """What errors have said."""
+        return failures(self.groups)
+
+    @cached_property
+    def partitions(self) -> Gallery:
+        """Who has which labels."""
+        return partitions(self.groups)
+
+    @cached_property
+    def adversaries(self) -> Gallery:
+        """What attacks have made of an image."""
+        return adversaries(self.groups)
+
+    @cached_property
+    def again(self) -> list[Again]:
+        """How to run each group again."""
+        return [again(group) for group in self.groups]
 
     @cached_property
     def configuration(self) -> Table:

@@ -1,14 +1,18 @@
-"""What the page's scripts draw: the rows of all runs as columns, and how they may be looked at."""
+"""What the page's scripts draw: rows, clients and virtual time of all runs, and how they may be looked at."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from fedsim.core.measures import is_measure, lower_is_better
 from fedsim.plots import ranked
 from fedsim.plots.style import BRIGHT, STYLES
+from fedsim.plots.timeline import limit_of, works_of
 from fedsim.reports.comparison import Comparison
-from fedsim.reports.page.columns import columns
+from fedsim.reports.numbers import Run
+from fedsim.reports.page.columns import Column, column, columns
 
 SHOWN = 4
 """So many measures are drawn until others are chosen."""
@@ -38,21 +42,74 @@ def numbers(comparison: Comparison) -> dict[str, Any]:
         for key, (label, summed) in AXES.items()
         if (any(row.get(summed) for row in rows) if summed else key in {"round", *known})
     }
+    groups = [
+        {
+            "name": group.name,
+            "runs": [_run(run) for run in group.runs],
+            "timeline": None if (trace := group.runs[0].trace) is None else _timeline(trace),
+        }
+        for group in comparison.groups
+    ]
+    of_clients = dict.fromkeys(
+        name for group in comparison.groups for run in group.runs for name in run.clients or {} if name not in WHO
+    )
     return {
         "colours": BRIGHT,
         "dashes": [DASHES[style] for style in STYLES],
         "axes": axes,
         "along": comparison.along[0] if comparison.along else "round",
         "measures": [{"name": name, "better": _better(name, comparison)} for name in measures],
+        "clients": [{"name": name, "better": _better(f"client_{name}", comparison)} for name in of_clients],
         "first": first[:SHOWN],
         "targets": dict(comparison.targets),
-        "groups": [
-            {
-                "name": group.name,
-                "runs": [{"seed": run.seed, "rows": len(run.rows), "columns": columns(run.rows)} for run in group.runs],
-            }
-            for group in comparison.groups
-        ],
+        "groups": groups,
+    }
+
+
+WHO = ("client", "name", "examples")
+"""Columns of clients.csv that say who a client is."""
+
+
+def _run(run: Run) -> dict[str, Any]:
+    trace, clients = run.trace, run.clients
+    return {
+        "seed": run.seed,
+        "rows": len(run.rows),
+        "columns": columns(run.rows),
+        "clients": None if clients is None else _clients(clients, trace),
+        "staleness": None if trace is None else trace["staleness"],
+        # how many clients have taken part so often
+        "participation": None if trace is None else sorted(Counter(trace["participation"]).items()),
+    }
+
+
+def _clients(clients: Mapping[str, list[Any]], trace: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The columns of clients.csv, and how often each of these clients has taken part."""
+    found: dict[str, Any] = {name: values if name == "name" else column(values) for name, values in clients.items()}
+    times = [] if trace is None else trace["participation"]
+    if times and all(isinstance(client, int) and client < len(times) for client in clients.get("client", [])):
+        found["participation"] = column([times[client] for client in clients.get("client", [])])
+    return found | {"rows": len(clients.get("client", []))}
+
+
+def _timeline(trace: Mapping[str, Any]) -> dict[str, Any]:
+    """When the first clients worked, up to the time that can be read, in columns.
+
+    stop: where what it did ends that is known; used: when a window took the reply.
+    """
+    works = works_of(trace)
+    until = min(limit_of(works), max((work.stop for work in works), default=0.0))
+    shown = [work for work in works if work.start < until]
+    names: dict[str, Column | list[str]] = {
+        name: column([getattr(work, name) for work in shown]) for name in ("client", "version", "start", "stop", "used")
+    }
+    return {
+        "rows": len(shown),
+        "of": len(works),
+        "columns": names | {"outcome": [work.outcome for work in shown]},
+        "until": until,
+        "population": len(trace["participation"]),
+        "names": trace.get("clients", [])[: int(trace["timeline_clients"])],
     }
 
 

@@ -29,8 +29,11 @@ async function inflated(id, page = document) {
 async function numbersOf(page) {
   const found = JSON.parse(await inflated("numbers", page));
   for (const run of found.groups.flatMap((group) => group.runs)) {
-    for (const [name, column] of Object.entries(run.columns)) {
-      if (!Array.isArray(column)) run.columns[name] = new Array(run.rows).fill(column);
+    for (const table of run.clients ? [run, run.clients] : [run]) {
+      const columns = table.columns ?? table;
+      for (const [name, column] of Object.entries(columns)) {
+        if (name !== "rows" && !Array.isArray(column)) columns[name] = new Array(table.rows).fill(column);
+      }
     }
   }
   return found;
@@ -40,7 +43,7 @@ async function numbersOf(page) {
 const plain = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
 const words = (name) => name.replaceAll("_", " ");
-const shown = (value) => (value === null || value === undefined ? "–" : Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(5))));
+const shown = (value) => (value === null || value === undefined ? "–" : typeof value !== "number" ? value : Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(5))));
 const colourOf = (place) => data.colours[place % data.colours.length];
 const dashOf = (place) => data.dashes[place % data.dashes.length];
 const LENGTHS = {solid: "", dash: "7 4", dot: "2 3", dashdot: "7 3 2 3"};

@@ -1,0 +1,41 @@
+// A page of runs that go on asks its own address for news, and keeps what its reader has chosen.
+
+const EVERY = 3000;
+let before = null;
+
+/** Replace what the server says anew by its text of now; what stays is what was chosen, sorted, opened and zoomed. */
+async function renew() {
+  const answer = await fetch(location.href, {cache: "no-cache"});
+  if (!answer.ok) throw new Error(`the server says ${answer.status}`);
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const now = all("[data-renewed]", page).map((part) => part.innerHTML).join("") + page.getElementById("numbers").textContent;
+  if (now === before) return;
+  before = now;
+  data = await numbersOf(page);
+  for (const part of all("[data-renewed]", page)) {
+    const place = find(part.id);
+    if (place.innerHTML === part.innerHTML) continue;
+    const open = all("details[open][id]", place).map((details) => details.id);
+    place.replaceChildren(...part.childNodes);
+    for (const id of open) if (find(id)) find(id).open = true;
+  }
+  for (const link of all("nav a")) link.parentElement.hidden = !page.getElementById(link.hash.slice(1));
+  refresh();
+}
+
+function live() {
+  if (document.documentElement.dataset.live === undefined) return;
+  const state = find("state");
+  const again = async () => {
+    if (!document.hidden) {
+      try {
+        await renew();
+        state.textContent = "live";
+      } catch (error) {
+        state.textContent = `not renewed: ${error.message}`;
+      }
+    }
+    setTimeout(again, EVERY);
+  };
+  setTimeout(again, EVERY);
+}
