@@ -139,6 +139,7 @@ def test_groups_and_measures_are_chosen(report):
     assert [line["name"] for line in drawn(report)] == ["fast", "target"]
     report.locator("[data-measure=test_accuracy] details summary").click()
     table = report.locator("[data-measure=test_accuracy] table")
+    table.wait_for()
     assert table.locator("thead th").all_inner_texts() == ["round", "fast"]
     assert table.locator("tbody tr").all_inner_texts() == ["2\t0.6", "4\t0.8"]
     report.get_by_role("button", name="only slow").click(force=True)

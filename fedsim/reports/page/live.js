@@ -1,12 +1,14 @@
 // A page of runs that go on asks its own address for news, and keeps what its reader has chosen.
 
 const EVERY = 3000;
-let before = null;
+let before = null, tag = null;
 
 /** Replace what the server says anew by its text of now; what stays is what was chosen, sorted, opened and zoomed. */
 async function renew() {
-  const answer = await fetch(location.href, {cache: "no-cache"});
+  const answer = await fetch(location.href, {cache: "no-store", headers: tag === null ? {} : {"If-None-Match": tag}});
+  if (answer.status === 304) return;
   if (!answer.ok) throw new Error(`the server says ${answer.status}`);
+  tag = answer.headers.get("ETag");
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   const now = all("[data-renewed]", page).map((part) => part.innerHTML).join("") + page.getElementById("numbers").textContent;
   if (now === before) return;
