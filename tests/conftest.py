@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,7 @@ from forks import FORKING, sketch
 
 import fedsim  # noqa: F401  # first: it fixes the kernels that bitwise comparisons rely on
 
+gc.disable()  # until all tests are collected, of which none become garbage; it is half of that work
 LONGEST = 10
 """Files of which the time is told, at the end of a run of more than these."""
 
@@ -30,6 +32,12 @@ LONGEST = 10
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Tests that are named run in this process, as others would take seconds to start; else one a core."""
     return 0 if any("::" in argument for argument in config.args) else None
+
+
+def pytest_collection_finish() -> None:
+    """What there is now stays: to look through all of it again and again is left out from here on."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
