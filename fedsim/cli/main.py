@@ -1,4 +1,4 @@
-"""The command line: run, sweep, compare, report, watch, ls, list, describe, new, schema, flower.
+"""The command line: run, sweep, compare, report, watch, ls, show, clean, list, describe, new, schema, flower.
 
 Exit code 0: done. 1: something went wrong inside, or the run diverged; what was logged is kept. 2: an input that
 cannot be used, said in one line. 130: interrupted, with a usable run folder.
@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from fedsim.cli import flower
+from fedsim.cli.clean import clean
 from fedsim.cli.compare import compare
 from fedsim.cli.console import guard
 from fedsim.cli.describe import describe
@@ -25,6 +26,7 @@ from fedsim.cli.ls import ls
 from fedsim.cli.new import new
 from fedsim.cli.report import report
 from fedsim.cli.run import run
+from fedsim.cli.show import show
 from fedsim.cli.sweep import sweep
 from fedsim.cli.watch import watch
 from fedsim.cli.words import STATUS
@@ -75,6 +77,8 @@ app.command()(compare)
 app.command()(report)
 app.command()(watch)
 app.command()(ls)
+app.command()(show)
+app.command()(clean)
 app.command("list")(list_plugins)
 app.command()(describe)
 app.command()(new)

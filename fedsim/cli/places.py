@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union
@@ -108,6 +108,18 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return _plain(field.default_factory())
     return None if is_required(field) else _plain(field.default)
+
+
+def differing(made: Any) -> Iterator[tuple[str, Any, Any]]:
+    """The options of an object that are not as by default: their names, values and defaults, as a file has them.
+
+    One that must be given is among them. Of plug-ins in it, which have options of their own, there are none.
+    """
+    inner = made.parts if isinstance(made, HasPlugins) else ()
+    for field in dataclasses.fields(made):
+        value, default = _plain(getattr(made, field.name)), default_of(field)
+        if field.name not in inner and value != default:
+            yield field.name, value, default
 
 
 def _plain(value: Any) -> Any:

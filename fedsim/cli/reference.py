@@ -154,7 +154,7 @@ def _words(hint: Any) -> str:
     if origin is Annotated:
         return _bounded(arguments[0], arguments[1:])
     if origin is Literal:
-        return " or ".join(map(_toml, arguments))
+        return " or ".join(map(toml_of, arguments))
     if origin is tuple:
         inner = arguments[:1] if arguments[1:] == (Ellipsis,) else arguments
         return f"a list: {', '.join(' or '.join(map(_words, alternatives(one))) for one in inner)}"
@@ -182,19 +182,19 @@ def _default(field: dataclasses.Field[Any]) -> str | None:
     if is_required(field):
         return None
     default = default_of(field)
-    return "" if default is None else _toml(default)
+    return "" if default is None else toml_of(default)
 
 
-def _toml(value: Any) -> str:
+def toml_of(value: Any) -> str:
     """A value as TOML has it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(toml_of, value))}]"
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{name} = {_toml(one)}' for name, one in value.items())} }}" if value else "{}"
+        return f"{{ {', '.join(f'{name} = {toml_of(one)}' for name, one in value.items())} }}" if value else "{}"
     return str(value)
 
 

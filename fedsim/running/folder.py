@@ -317,7 +317,7 @@ class RunFolder(StoredRun):
 
     def _remove_from(self, name: str, *called: re.Pattern[str]) -> None:
         folder = self.path / name
-        for path in folder.iterdir() if folder.is_dir() else ():
+        for path in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():
             if any(one.fullmatch(path.name) for one in called):
                 path.unlink(missing_ok=True)
 
