@@ -2,7 +2,7 @@
 
 x = x_0 - lr * sum_j a_j z_j, then T steps, each with a j of the pool:
 p = (f_i(y + mu z_j) - f_i(y - mu z_j)) / (2 mu),  y <- y - lr * p z_j
-Uplink the T pairs (j, p), 8 T bytes; or h_j = sum of the p of j, K floats. 2 T evaluations. To rebuild x, once for a
+Uplink the T pairs (j, p), 8 T bytes; or h_j, the sum of the p of j, K floats. 2 T evaluations. To rebuild x, once for a
 cohort, takes K directions. A step whose p is not finite, or whose values differ by more than `clip`, is not taken:
 p = 0. Qin et al. 2024.
 """

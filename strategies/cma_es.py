@@ -1,7 +1,7 @@
 """CMA-ES by a server that knows F as its clients tell it: a centralised reference for search with values alone.
 
-x_j ~ m + sigma N(0, C), j = 1..n;  F(x_j) = sum_i w_i f_i(x_j), by default w_i = 1/k;  m, sigma and C move with the
-better half of the x_j. The global model is m.
+x_j ~ m + sigma N(0, C), j = 1..n;  F(x_j) = sum_i w_i f_i(x_j), by default w_i = 1/k
+With the better half of the x_j move m, sigma and C. The global model is m.
 Downlink n d floats a client, uplink n floats and n evaluations. Hansen and Ostermeier 2001; Hansen 2016, by its
 package `cma` (pip install 'fedsim-lab[cma]'), with cumulative step-size adaptation in any dimension.
 """

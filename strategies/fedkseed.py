@@ -1,7 +1,7 @@
 """FedKSeed: a model that is the first one and a sum of pooled directions, of which the coefficients cross.
 
 x = x_0 - lr * sum_j a_j z_j, j = 0 .. K-1;  a <- a + (1/k) sum_i h_i over the k clients of a round
-importance (FedKSeed-Pro): clients draw directions with probabilities softmax(minmax(mean |p| of each direction so far))
+Importance (FedKSeed-Pro): clients draw directions with probabilities softmax(minmax(mean |p| of each direction so far))
 Downlink K floats (2 K with importance), and once the pool's seed, of 8 bytes, and x_0, d floats, unless it is public.
 Uplink K floats, or T pairs of an index and a float, 8 T bytes. Qin et al. 2024. By linearity this is the mean of the
 clients' local models; the rate is the same in all rounds. Another aggregator takes the place of the mean of the h_i.

@@ -1,7 +1,7 @@
 """FedNova: normalised averaging, so that clients with more local steps do not bias the objective.
 
 theta <- theta + eta * (sum_i w_i nu_i) * sum_i w_i Delta_i / nu_i
-nu_i is the l1 norm of the weights that client i's gradients have in Delta_i / lr. Uplink d + 1 floats a client,
+Of them nu_i is the l1 norm of the weights that client i's gradients have in Delta_i / lr. Uplink d + 1 floats a client,
 downlink d. Wang et al. 2020, equations 8 and 9.
 """
 

@@ -1,6 +1,6 @@
 """Just One Byte: every machine sends one byte a direction, and all of them take the same step.
 
-x <- x - lr * a_S * value(c_kg) * z_kg, for machines k in ascending order and samples g = 0 .. G-1
+x <- x - lr * a_S * value(c_kg) * z_kg, for machines k in ascending order and g = 0 .. G-1
 S = sum_k G over the machines of the round, a_S = 1/S (mean) or 1/sqrt(S)
 Uplink G bytes a machine. Downlink the codes of the other machines since it last took part, and 4 bytes a member where
 the members of a round are not those of the round before. A machine joins with the model (d floats, the members, the

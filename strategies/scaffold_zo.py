@@ -3,7 +3,7 @@
 theta <- theta + eta * sum_i w_i Delta_i;  c <- sum_i w_i c_i, by default w_i = 1/k, over those who answer
 fresh (SCAFFOLD-I): when theta is chosen, c_i <- ghat_i(theta), in a window of its own. Uplink 2d floats a client;
 downlink 3d, for a client is sent the model again when it trains; q + 1 evaluations outside the published count.
-average (SCAFFOLD-II): c_i <- the mean of the ghat_i of the client's local steps. Uplink and downlink 2d floats, no
+average (SCAFFOLD-II): c_i <- mean_t ghat_i(z_t) over the client's local steps. Uplink and downlink 2d floats, no
 further evaluation.
 With a guard one or two floats more up, and up to 2d more down. Karimireddy et al. 2020; both kinds of control variate
 as in Shu et al. 2023 (FZooS) and the code published with it.

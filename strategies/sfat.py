@@ -1,6 +1,7 @@
 """SFAT: slack aggregation, which trusts the clients with the smallest adversarial losses more.
 
-theta <- theta + eta * sum_i w_i Delta_i,  w_i ~ p_i * ((1 + alpha) / (1 - alpha) for the khat smallest losses, else 1)
+theta <- theta + eta * sum_i w_i Delta_i,  w_i ~ p_i b_i
+b_i = (1 + alpha) / (1 - alpha) for the khat smallest losses, else 1
 The first round is plain. Uplink d + 1 floats a client: the mean loss of its last epoch; downlink d. Zhu et al. 2023,
 whose khat is at most half of the cohort; of equal losses that of the smaller id counts as smaller. The published code
 divides by another number than the sum of the weights, unless the first client is one of the khat, and so shrinks the

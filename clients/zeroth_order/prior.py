@@ -1,6 +1,7 @@
 """Prior-guided RGF: directions that lean towards a guess of the gradient, a client's own previous estimate.
 
-u_j = sqrt(lambda) v + sqrt(1 - lambda) e_j,   v = previous / |previous|,   e_j uniform on the unit sphere across v
+u_j = sqrt(lambda) v + sqrt(1 - lambda) e_j,   v = p / |p|, p the estimate before
+e_j uniform on the unit sphere across v
 ghat = (1/q) sum_j (f(x + mu u_j) - f(x)) / mu * u_j
 
 lambda may be chosen anew in each step: with a = cos(v, grad f) it is best, in that (E[ghat.g])^2 / E|ghat|^2 is

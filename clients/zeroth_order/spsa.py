@@ -1,20 +1,4 @@
-"""SPSA: simultaneous perturbation with decaying gains; and SPSA-GC, with gradient correction.
-
-In a client's k-th estimate, k = 1, 2, ... over all its rounds, u_j being its own random directions:
-c_k = c / k^gamma,   r_k = ((1 + offset) / (k + offset))^alpha
-s_j = (f(x + c_k u_j) - f(x - c_k u_j)) / (2 c_k),   ghat_k = (1/q) sum_j s_j / u_j   (elementwise)
-
-`Spsa` gives r_k ghat_k. With optimizer = "sgd" and without a schedule the step is a_k ghat_k, the classical
-a_k = a / (k + offset)^alpha with a_1 = lr; Adam divides such a slow decay out again.
-`SpsaGC`, whose m is 0 before the first estimate, gives with
-form = "code":       m <- beta m + ghat_k,       r_k (ghat_k + beta m)
-form = "lookahead":  m <- beta m + r_k ghat_k,   r_k ghat_k + beta m
-With constant gains, alpha = 0, these are the same. The second is v <- beta v - a_k ghat(y + beta v), y <- y + v, where
-the model stands for the look-ahead point y + beta v, and v = -lr m.
-
-2 q evaluations; the mean is over those s_j whose values came, and 0 where none did. Spall 1992; Oh et al. 2023
-(BlackVIP), the first form as in their code, the second as in their paper.
-"""
+"""SPSA, simultaneous perturbation with decaying gains; and SPSA-GC, with gradient correction."""
 
 from __future__ import annotations
 
@@ -29,7 +13,17 @@ from fedsim.zeroth_order import Estimate, Memory, Probe, check, dual, mean_told,
 
 @options
 class Spsa:
-    """A client keeps the number of its estimates."""
+    """SPSA: simultaneous perturbation with decaying gains.
+
+    ghat = r_k (1/q) sum_j s_j / u_j, elementwise,  r_k = ((1 + offset) / (k + offset))^alpha
+    s_j = (f(x + c_k u_j) - f(x - c_k u_j)) / (2 c_k),  c_k = c / k^gamma
+    This is a client's k-th estimate, k = 1, 2, ... over all its rounds, and the u_j are its own random directions. With
+    optimizer = "sgd" and without a schedule the gains are the classical a_k = a / (k + offset)^alpha, a_1 = lr; Adam
+    divides such a slow decay out again.
+
+    2 q evaluations; the mean is over those s_j whose values came, and 0 where none did. A client keeps the number of
+    its estimates. Spall 1992.
+    """
 
     values_only: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
@@ -83,7 +77,16 @@ class Spsa:
 
 @options
 class SpsaGC(Spsa):
-    """With beta = 0 it is SPSA."""
+    """SPSA-GC: SPSA with gradient correction.
+
+    form = "code":       m <- beta m + ghat_k,      ghat = r_k (ghat_k + beta m)
+    form = "lookahead":  m <- beta m + r_k ghat_k,  ghat = r_k ghat_k + beta m
+    Here ghat_k is SPSA's estimate without its gain r_k, and m is 0 before the first one. With constant gains,
+    alpha = 0, the forms are the same. The second is v <- beta v - a_k ghat(y + beta v), y <- y + v, where the model
+    stands for the look-ahead point y + beta v, and v = -lr m. With beta = 0 it is SPSA.
+
+    2 q evaluations. Oh et al. 2023 (BlackVIP), the first form as in their code, the second as in their paper.
+    """
 
     beta: Fraction = 0.9
     """The momentum of the correction."""

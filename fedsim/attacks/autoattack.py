@@ -1,5 +1,6 @@
 """AutoAttack, through the Adversarial Robustness Toolbox: a judge of models, not something to train against.
 
+it succeeds where  argmax_k z_k(x') != y,  |x' - x| <= epsilon
 Untargeted, one part after the other on the examples that are still predicted right:
 `apgd_ce`, `apgd_dlr`: Auto-PGD on the cross-entropy and on the difference of logits ratio, first step 2 epsilon;
 `deepfool`: the nearest boundary, counted where it lies in the ball; `square`: random squares of images, no gradients.

@@ -228,7 +228,12 @@ class Iterated(Ascent):
 
 @options
 class PGD(Iterated):
-    """Projected gradient ascent. Madry et al. 2018."""
+    """Projected gradient ascent.
+
+    x_(s+1) = P(x_s + a u(g_s)),  g_s = grad_x loss(x_s)
+    P projects onto the ball of radius epsilon around x and onto the domain; linf: u(g) = sign(g), l2: u(g) = g / |g|.
+    It begins at a random point of the ball, or at x. Madry et al. 2018.
+    """
 
     stem: ClassVar[str] = "pgd"
 
@@ -250,7 +255,11 @@ class PGD(Iterated):
 
 @options
 class FGSM(Ascent):
-    """One step of size epsilon. Goodfellow et al. 2015."""
+    """One step of size epsilon.
+
+    x' = P(x + epsilon u(g)),  g = grad_x loss(x)
+    P and u are those of `pgd`: with linf it is x + epsilon sign(g). Goodfellow et al. 2015.
+    """
 
     stem: ClassVar[str] = "fgsm"
 
@@ -259,7 +268,11 @@ class FGSM(Ascent):
 
 @options
 class MIM(Iterated):
-    """Steps along m <- decay m + g / mean |g|, of size epsilon / S from x itself. Dong et al. 2018, algorithm 1."""
+    """Steps along a momentum of normalised gradients.
+
+    m <- decay m + g_s / mean(|g_s|),  x_(s+1) = P(x_s + a u(m)),  a = epsilon / S
+    P, u and g_s are those of `pgd`; it begins at x itself. Dong et al. 2018, algorithm 1.
+    """
 
     stem: ClassVar[str] = "mim"
     REACH: ClassVar[float] = 1.0
@@ -276,7 +289,11 @@ class MIM(Iterated):
 
 @options
 class CW(Iterated):
-    """PGD on the margin max_{k != y} z_k - z_y: what adversarial training calls CW. Carlini and Wagner 2017, f_6."""
+    """PGD on the margin of the outputs: what adversarial training calls CW.
+
+    x_(s+1) = P(x_s + a u(g_s)),  g_s = grad_x (max_{k != y} z_k - z_y)
+    P and u are those of `pgd`, z the outputs at x_s and y the target. Carlini and Wagner 2017, f_6.
+    """
 
     stem: ClassVar[str] = "cw"
 

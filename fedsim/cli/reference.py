@@ -103,7 +103,7 @@ def _section(heading: str, made: type[Any]) -> Iterator[str]:
     if heading.startswith("*"):
         bases = []
     yield ""
-    yield _escaped(note)
+    yield escaped(note)
     if bases:
         yield f"Options: those of {bases[0]}{', and' if own else '.'}"
     elif not own:
@@ -120,7 +120,7 @@ def table(options: Iterable[Option]) -> Iterator[str]:
     for option in options:
         name = f"**`{option.name}`**" if option.default is None else f"`{option.name}`"
         default = f"`{option.default}`" if option.default else ""
-        yield f"| {name} | {default} | {_escaped(option.values)} | {_escaped(option.text)} |"
+        yield f"| {name} | {default} | {escaped(option.values)} | {escaped(option.text)} |"
 
 
 def _heading(table: str) -> str:
@@ -129,7 +129,7 @@ def _heading(table: str) -> str:
     return f"`[[{table}]]`" if table in LISTS else f"`[{table}]`"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """A text as a cell of a table has it, in which Markdown sees no tags."""
     return re.sub(r"<(?=\w)", r"\\<", text).replace("|", "\\|")
 

@@ -61,7 +61,11 @@ class Aggregator(ABC):
 
 @options
 class WeightedMean(Aggregator):
-    """sum_i w_i x_i / sum_i w_i. Cost C d."""
+    """The weighted mean.
+
+    z = sum_i w_i x_i / sum_i w_i
+    Cost C d.
+    """
 
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """See `Aggregator`."""
@@ -75,6 +79,7 @@ class WeightedMean(Aggregator):
 class Median(Aggregator):
     """The median of each coordinate, unweighted; of an even number of rows, halfway between the middle two.
 
+    z_j = median_i x_ij
     Yin et al. 2018. Cost C log C d. Needs C >= 3: of two rows it is the mean.
     """
 
@@ -93,6 +98,7 @@ class Median(Aggregator):
 class TrimmedMean(Aggregator):
     """The mean of each coordinate without its max(1, int(beta C)) smallest and as many largest values, unweighted.
 
+    z_j = (1/(C - 2b)) sum_(b < i <= C - b) y_i,  b = max(1, floor(beta C)),  y the values x_ij in ascending order
     Yin et al. 2018. Cost C log C d. Needs C >= 3.
     """
 
@@ -116,6 +122,7 @@ class TrimmedMean(Aggregator):
 class Krum(Aggregator):
     """The row with the smallest sum of squared distances to its C - malicious - 2 nearest others.
 
+    z = x_i,  i = argmin_i s_i,  s_i = sum_(j in N_i) |x_i - x_j|^2,  N_i the nearest others
     Blanchard et al. 2017. Cost C^2 d. Needs C >= 2 malicious + 3. Rows with equal sums (two that are
     each other's only neighbour always have) are told apart by the sum of their distances to all rows.
     """
@@ -138,6 +145,7 @@ class Krum(Aggregator):
 class MultiKrum(Aggregator):
     """The weighted mean of the `keep` rows that have the best Krum scores.
 
+    z = sum_(i in K) w_i x_i / sum_(i in K) w_i,  K the rows with the smallest s_i of `krum`
     Blanchard et al. 2017, section 5, with the weights of the replies, as in Flower. Cost C^2 d. Needs
     C >= 2 malicious + 3 and keep <= C - malicious.
     """
@@ -169,10 +177,10 @@ class MultiKrum(Aggregator):
 class Bulyan(Aggregator):
     """Krum's choice again and again, then per coordinate the mean of what lies closest to the median.
 
-    El Mhamdi et al. 2018: Krum picks a row and takes it out of the candidates until theta = C - 2 malicious
-    are picked; of each coordinate's theta values, the theta - 2 malicious closest to their median are
-    averaged, unweighted. When few candidates remain, a row's score counts at least its nearest one. Cost
-    C^2 (C + d). Needs C >= 4 malicious + 3.
+    z_j = (1/(m - 2 malicious)) sum_(i in M_j) x_ij,  m = C - 2 malicious rows picked
+    M_j are those m - 2 malicious of the picked rows whose values are closest to the median of all m, unweighted. Krum
+    picks a row and takes it out of the candidates, m times. When few candidates remain, a row's score counts at least
+    its nearest one. El Mhamdi et al. 2018. Cost C^2 (C + d). Needs C >= 4 malicious + 3.
     """
 
     malicious: PositiveInt
@@ -195,10 +203,10 @@ class Bulyan(Aggregator):
 class GeometricMedian(Aggregator):
     """The point z with the smallest sum_i w_i |z - x_i|, by the smoothed Weiszfeld iteration.
 
-    z <- sum_i b_i x_i / sum_i b_i with b_i = w_i / max(smoothing, |z - x_i|) (Pillutla et al. 2022,
-    algorithm 2), from the coordinates' medians, until z moves by at most `tolerance` times the weighted mean
-    of |z - x_i|, or `iterations` times. Cost C d an iteration, in double precision. Needs C >= 3: between two
-    rows of equal weight every point is one.
+    z <- sum_i b_i x_i / sum_i b_i,  b_i = w_i / max(smoothing, |z - x_i|)
+    It begins at the coordinates' medians and ends when z moves by at most `tolerance` times the weighted mean of
+    |z - x_i|, or after `iterations` steps. Pillutla et al. 2022, algorithm 2. Cost C d an iteration, in double
+    precision. Needs C >= 3: between two rows of equal weight every point is one.
     """
 
     smoothing: PositiveFloat = 1e-6
