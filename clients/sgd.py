@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fedsim.client import (
@@ -21,7 +22,6 @@ from fedsim.client import (
     Order,
     Size,
     Update,
-    normaliser,
     options,
 )
 
@@ -69,7 +69,7 @@ class Sgd(LocalTraining):
             raise InputError("proximal_mu", self.proximal_mu, "the strategy sends its own; leave this one out")
         if "report-nu" not in sent:
             return
-        if self.optimizer != "sgd" or self.nesterov or (self.momentum and self.proximal_mu):
+        if self.rule.weights(torch.ones(1), self.lr * self.proximal_mu) is None:
             raise InputError(
                 "optimizer",
                 self.optimizer,
@@ -84,4 +84,6 @@ class Sgd(LocalTraining):
 
     def normaliser(self, steps: Tensor, lr: float, mu: float) -> Tensor:
         """nu_i after `steps` [C] steps, float64 [C]."""
-        return normaliser(steps, momentum=self.momentum, shrinkage=lr * mu)
+        weights = self.rule.weights(steps, lr * mu)
+        assert weights is not None
+        return weights

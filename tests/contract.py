@@ -72,6 +72,7 @@ def fzoos(strategy: dict[str, Any] | None = None, **client: Any) -> dict[str, An
     }
 
 
+NESTEROV = {"kind": "sgd", "momentum": 0.9, "nesterov": True}
 ROWS: dict[str, dict[str, Any]] = {
     "fedavg": {"strategy": {"kind": "fedavg"}},
     "fedavgm": {"strategy": {"kind": "fedavg", "server_optimizer": {"kind": "sgd", "momentum": 0.9}}},
@@ -80,7 +81,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "scaffold": {"strategy": {"kind": "scaffold"}, "client": {"kind": "scaffold", **TRAINING}},
     "fednova": {"strategy": {"kind": "fednova"}},
     "feddyn": {"strategy": {"kind": "feddyn", "alpha": 0.1}, "client": {"kind": "feddyn", **TRAINING}},
-    "momentum": {"client": {"kind": "sgd", **TRAINING, "momentum": 0.9, "nesterov": True}},
+    "momentum": {"client": {"kind": "sgd", **TRAINING, "optimizer": NESTEROV}},
     "adam": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "adam"}},
     "lion": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "lion", "weight_decay": 0.1}},
     "steps": {"client": {"kind": "sgd", "steps": 5, "batch_size": 4, "clip_norm": 0.3, "weight_decay": 0.01}},
@@ -446,9 +447,15 @@ ATTACKS: dict[str, Others] = {
     },
     "cw": {**FOLLOWING, **ITERATING, "random_start": (False, {})},
 }
+OPTIMIZERS: dict[str, Others] = {
+    "momentum": {"momentum": (0.5, {}), "nesterov": (False, {})},
+    "adam": {"beta1": (0.5, {}), "beta2": (0.5, {}), "epsilon": (0.1, {})},
+    "lion": {"beta1": (0.5, {}), "beta2": (0.5, {})},
+}
 PATHS: dict[str, Path] = {
     "strategy": ("strategy",),
     "client": ("client",),
+    "optimizer": ("client", "optimizer"),
     "estimator": ("client", "estimator"),
     "defence": ("client", "adversarial"),
     "attack": ("client", "adversarial", "attack"),
@@ -457,6 +464,7 @@ PATHS: dict[str, Path] = {
 PARTS: dict[str, dict[str, Others]] = {
     "strategy": STRATEGIES,
     "client": CLIENTS,
+    "optimizer": OPTIMIZERS,
     "estimator": ESTIMATORS,
     "defence": DEFENCES,
     "attack": ATTACKS,

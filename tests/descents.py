@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from clients.optimizers.sgd import Sgd
 from fedsim.core.streams import Streams
 from fedsim.nets.descent import Descended, Descent, Rule
 from fedsim.nets.dropout import Draw
@@ -17,10 +18,7 @@ from fedsim.nets.stack import Layout
 
 C, N = 5, 9
 """Clients, and examples of each; the third client takes two of three steps."""
-PLAIN = {
-    "optimizer": "sgd", "momentum": 0.0, "nesterov": False, "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8,
-    "clip_norm": None, "decay": 0.0, "decoupled": 0.0,
-}  # fmt: skip
+PLAIN = {"optimizer": Sgd(), "clip_norm": None, "decay": 0.0, "decoupled": 0.0}
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

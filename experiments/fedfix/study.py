@@ -72,7 +72,7 @@ _BY_CLASS = "devices.compute.by=label"
 PARTS = {
     "unequal": Part(tuple(SCHEMES), tuned=True),
     "equal": Part(("fedfix_05",), ("devices.compute.spread=0", "client.lr=0.02"), tuned=True),
-    "momentum": Part(("fedavg", "fedfix_05", "async_unbiased"), ("client.lr=0.001", "client.momentum=0.9")),
+    "momentum": Part(("fedavg", "fedfix_05", "async_unbiased"), ("client.lr=0.001", "client.optimizer.momentum=0.9")),
     "by_class": Part(("fedavg",), (_BY_CLASS,)),
     "by_class_unbiased": Part(WEIGHTED, (_BY_CLASS, "strategy.weights=unbiased")),
     "by_class_identical": Part(WEIGHTED, (_BY_CLASS, "strategy.weights=identical")),

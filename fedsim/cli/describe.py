@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 GROUPS = {
     "strategy": "strategies",
     "client": "clients",
+    "optimizer": "optimizers",
     "estimator": "estimators",
     "defence": "defences",
     "attack": "attacks",

@@ -27,6 +27,7 @@ from fedsim.nets import products
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.losses import CrossEntropy, Loss
 from fedsim.nets.network import Batch
+from fedsim.nets.optimizers import Elementwise, Optimizer, Remembered, Step
 from fedsim.nets.stack import Stack
 
 __all__ = [
@@ -41,21 +42,25 @@ __all__ = [
     "CrossEntropy",
     "Defence",
     "Divergence",
+    "Elementwise",
     "Fraction",
     "InputError",
     "LocalTraining",
     "Loss",
     "NonNegativeFloat",
     "NonNegativeInt",
+    "Optimizer",
     "Order",
     "Passes",
     "PositiveFloat",
     "PositiveInt",
+    "Remembered",
     "Scalar",
     "Shapes",
     "Share",
     "Size",
     "Stack",
+    "Step",
     "Streams",
     "Trained",
     "Update",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from fedsim.core.options import (
     LARGEST,
     BatchSize,
     Decay,
-    Fraction,
     NonNegativeFloat,
     Passes,
     PositiveFloat,
@@ -35,7 +34,7 @@ from fedsim.exchange.messages import Cost, Order, Size
 from fedsim.exchange.transforms import Shapes
 from fedsim.nets.descent import Descent, Loop, Rule
 from fedsim.nets.dropout import Draw
-from fedsim.nets.optimizers import corrected, stepper
+from fedsim.nets.optimizers import Optimizer
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,10 @@ class Trained:
 class LocalTraining(HasPlugins, Client):
     """How a client trains: y <- y - lr * direction, over mini-batches of its own examples.
 
-    Give `epochs` or `steps`. Optimizers begin anew in every round.
+    Give `epochs` or `steps`.
     """
 
-    parts: ClassVar[Mapping[str, str]] = {"adversarial": "defences"}
+    parts: ClassVar[Mapping[str, str]] = {"adversarial": "defences", "optimizer": "optimizers"}
     keeps_statistics: ClassVar[bool] = True
     descends: ClassVar[bool] = False
     """Whether `descend` takes all of its mini-batches: what else it does with a cohort goes row by row."""
@@ -81,22 +80,12 @@ class LocalTraining(HasPlugins, Client):
     """Step s of a round has lr times (1 + inverse_decay s)^(-inverse_power), s from 0; 0: all steps have the same."""
     inverse_power: PositiveFloat = 0.75
     """The exponent of that."""
-    optimizer: Literal["sgd", "adam", "lion"] = "sgd"
-    """sgd, with momentum or Nesterov's form of it; adam, bias-corrected (Kingma and Ba 2015); or lion, the sign of an
-    interpolated momentum (Chen et al. 2023).
-    """
-    momentum: Fraction = 0.0
-    """The momentum of sgd; 0: none."""
-    nesterov: bool = False
-    """Nesterov's form, which needs a momentum."""
-    beta1: Fraction = 0.9
-    """Of adam, how slowly the mean gradient moves; of lion, the momentum's part of the direction."""
-    beta2: Fraction = 0.99
-    """Of adam, how slowly the mean square moves; of lion, how slowly the momentum does."""
-    epsilon: PositiveFloat = 1e-8
-    """Of adam, added to the root of the mean square."""
+    optimizer: Any = "sgd"
+    """The rule of a step, by which weight decay may be another thing; it begins anew in every round."""
     weight_decay: Decay = 0.0
-    """Factor of the weights, added to the gradient for sgd and adam, decoupled for lion."""
+    """Factor of the weights, added to the gradient, or, where the optimizer decouples it, as lion does, by which times
+    lr they shrink.
+    """
     clip_norm: PositiveFloat | None = None
     """Bound of the l2 norm of the gradient of the client's loss, before decay and corrections. Not given: there is no
     bound.
@@ -121,21 +110,17 @@ class LocalTraining(HasPlugins, Client):
             raise InputError("epochs_schedule.gamma", self.epochs_schedule.gamma, "epochs may not grow; take at most 1")
         if self.inverse_power != 0.75 and not self.inverse_decay:
             raise InputError("inverse_power", self.inverse_power, "is the exponent of inverse_decay; give that above 0")
-        if self.optimizer == "lion" and self.epsilon != 1e-8:
-            raise InputError("epsilon", self.epsilon, "is an option of optimizer = 'adam' only")
-        if self.nesterov and self.momentum == 0.0:
-            raise InputError("nesterov", True, "needs a momentum above 0")
-        if self.optimizer == "sgd":
-            for name, default in (("beta1", 0.9), ("beta2", 0.99), ("epsilon", 1e-8)):
-                if getattr(self, name) != default:
-                    raise InputError(name, getattr(self, name), "is an option of optimizer = 'adam' or 'lion' only")
-        if self.momentum and self.optimizer != "sgd":
-            raise InputError("momentum", self.momentum, "is an option of optimizer = 'sgd' only")
 
     @property
     def plain(self) -> bool:
         """Whether a step is a multiple of the gradient, so that it may be fused with it."""
-        return self.optimizer == "sgd" and self.momentum == 0.0 and self.clip_norm is None
+        return self.rule.plain and self.clip_norm is None
+
+    @property
+    def rule(self) -> Optimizer:
+        """The optimizer."""
+        rule: Optimizer = self.made["optimizer"]
+        return rule
 
     @property
     def same_every_round(self) -> bool:
@@ -152,7 +137,7 @@ class LocalTraining(HasPlugins, Client):
     @property
     def in_any_order(self) -> bool:
         """Whether its cohorts need not be sorted by steps where one loop takes all of a client's steps."""
-        return self.descends and self.defence is None
+        return self.descends and self.defence is None and self.rule.compiled is not None
 
     @property
     def views(self) -> int:
@@ -191,6 +176,10 @@ class LocalTraining(HasPlugins, Client):
             effort = scoring if effort is None else effort + scoring
         return Cost(steps, {"delta": Size.of(params)}, effort=effort)
 
+    def numbers(self, dimension: int, largest: int) -> int:
+        """About six vectors of d, two of them an optimizer's, or as many as it has."""
+        return super().numbers(dimension, largest) + max(self.rule.vectors - 2, 0) * dimension
+
     def state(self, dimension: int) -> Shapes:
         """What clients keep for their curriculum."""
         return {} if self.curriculum is None else self.curriculum.state(dimension)
@@ -221,7 +210,7 @@ class LocalTraining(HasPlugins, Client):
             own = cohort.state[PRIVATE]
             start = private.join(start, own)
             shift = None if shift is None else private.join(shift, decay * own)
-        if loop is not None and arm is None:
+        if loop is not None and arm is None and loop.takes(rule):
             params, losses, last = self._at_once(cohort, loop, start, shift, rule, direct, report_last)
         else:
             params, losses, history = self._step_by_step(cohort, start, shift, rule, arm)
@@ -237,22 +226,12 @@ class LocalTraining(HasPlugins, Client):
 
     def _rule(self, cohort: Cohort, decay: float) -> Rule:
         """How a step of the cohort follows from a gradient; its decay is added to our own."""
-        coupled = decay + (self.weight_decay if self.optimizer != "lion" else 0.0)
-        decoupled = self.weight_decay if self.optimizer == "lion" else 0.0
+        coupled = decay + (0.0 if self.rule.decoupled else self.weight_decay)
+        decoupled = self.weight_decay if self.rule.decoupled else 0.0
         base = self.rate(cohort)
         if base * (coupled + decoupled) > LARGEST:
             raise DivergedError(f"a step of {base:.3g} times the decay {coupled + decoupled:.3g}; lower client.lr")
-        return Rule(
-            optimizer=self.optimizer,
-            momentum=self.momentum,
-            nesterov=self.nesterov,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            epsilon=self.epsilon,
-            clip_norm=self.clip_norm,
-            decay=coupled,
-            decoupled=decoupled,
-        )
+        return Rule(self.rule, self.clip_norm, coupled, decoupled)
 
     def _at_once(
         self,
@@ -297,7 +276,7 @@ class LocalTraining(HasPlugins, Client):
         """Parameters, the sums of the losses, and the losses of each step, which is a call of the network."""
         layout = cohort.network.layout
         y, fixed = layout.stack(start, len(cohort)), None if shift is None else layout.stack(shift, len(cohort))
-        take = None if rule.plain else stepper(rule, layout.moved(y))
+        take = None if rule.plain else rule.stepper(layout.moved(y))
         lr = base = self.rate(cohort)
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
         history: list[Tensor] = []
@@ -316,7 +295,7 @@ class LocalTraining(HasPlugins, Client):
             else:
                 loss, gradient = cohort.network.gradients(rows, batch)
                 moved, pull = layout.moved(rows), None if fixed_rows is None else layout.moved(fixed_rows)
-                take(step, moved, corrected(rule, moved, gradient, pull), lr)
+                take(step, moved, rule.corrected(moved, gradient, pull), lr)
             losses[:active] += loss
             history.append(loss)
         return y.flat(), losses, history

@@ -12,6 +12,7 @@ from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.messages import shown
 from fedsim.exchange.transforms import Transform
 from fedsim.nets.losses import Loss
+from fedsim.nets.optimizers import Optimizer
 from fedsim.problems.measures import Measure
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
@@ -24,6 +25,7 @@ BASES: Mapping[str, tuple[str, type[Any]]] = {
     "aggregators": ("fedsim.exchange", Aggregator),
     "transforms": ("fedsim.exchange", Transform),
     "losses": ("fedsim.nets.losses", Loss),
+    "optimizers": ("fedsim.client", Optimizer),
     "measures": ("fedsim.problems.measures", Measure),
     "trackers": ("fedsim.trackers", Tracker),
 }

@@ -35,6 +35,7 @@ from fedsim.core.options import undefined_name
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "strategies": ("down", "up", "init", "ask", "tell"),
     "clients": ("requires", "up", "cost"),
+    "optimizers": ("begin", "step"),
     "estimators": ("estimate", "evaluations"),
     "defences": ("arm",),
     "attacks": ("perturb",),

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fedsim.nets.dropout import Draw
+from fedsim.nets.optimizers import Optimizer, Step
+from fedsim.nets.stack import Stack
 
 EPSILON = 1e-12
 """Added to the norm of a gradient that is clipped."""
+
+
+Take = Callable[[int, Stack, Stack, float], None]
+"""Takes a step: its number, the first rows of the parameters, their gradients, the learning rate."""
 
 
 @dataclass(frozen=True)
 class Rule:
     """How a step follows from the gradient g of a client's loss at y.
 
-    g is scaled to a norm of at most `clip_norm`, if there is one; then g <- g + decay y - shift. sgd: with momentum,
-    perhaps in Nesterov's form; adam and lion with beta1 and beta2, adam with epsilon; with lion y <- (1 - lr decoupled)
-    y comes before the step.
+    g is scaled to a norm of at most `clip_norm`, if there is one; then g <- g + decay y - shift; then y <- (1 - lr
+    decoupled) y; then comes the optimizer's own step.
     """
 
-    optimizer: str
-    momentum: float
-    nesterov: bool
-    beta1: float
-    beta2: float
-    epsilon: float
+    optimizer: Optimizer
     clip_norm: float | None
     decay: float
     decoupled: float
@@ -36,7 +37,37 @@ class Rule:
     @property
     def plain(self) -> bool:
         """Whether a step is a multiple of the gradient, so that it may be fused with it."""
-        return self.optimizer == "sgd" and self.momentum == 0.0 and self.clip_norm is None
+        return self.optimizer.plain and self.clip_norm is None
+
+    def corrected(self, rows: Stack, gradient: Stack, shift: Stack | None) -> Stack:
+        """The gradient at `rows`, in its own memory, clipped, and with decay and shift."""
+        if self.clip_norm is not None:
+            squares = [leaf.reshape(len(leaf), -1).square().sum(dim=1) for leaf in gradient.leaves]
+            norm = torch.stack(squares, dim=1).sum(dim=1).sqrt()
+            factor = torch.clamp(self.clip_norm / (norm + EPSILON), max=1.0)
+            for leaf in gradient.leaves:
+                leaf.mul_(factor.view(-1, *(1,) * (leaf.dim() - 1)))
+        if self.decay:
+            gradient.add_(rows, alpha=self.decay)
+        if shift is not None:
+            gradient.add_(shift, alpha=-1.0)
+        return gradient
+
+    def stepper(self, y: Stack) -> Take:
+        """The optimizer's steps of clients that begin at y, the first rows of which work on, with fresh memory."""
+        everything = memory = self.optimizer.begin(y)
+        count = len(y)
+
+        def take(number: int, rows: Stack, gradient: Stack, lr: float) -> None:
+            nonlocal memory, count
+            if len(rows) != count:
+                count = len(rows)
+                memory = {name: part[:count] for name, part in everything.items()}
+            if self.decoupled:
+                rows.mul_(1.0 - lr * self.decoupled)
+            self.optimizer.step(memory, rows, Step(number, lr, gradient))
+
+        return take
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +146,10 @@ class Queries:
 
 class Loop(Protocol):
     """What takes all steps at once."""
+
+    def takes(self, rule: Rule) -> bool:
+        """Whether it can take those of a rule."""
+        ...
 
     def descend(self, descent: Descent) -> Descended:
         """Take them."""

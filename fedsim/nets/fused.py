@@ -51,8 +51,8 @@ EXAMPLES = 32
 """How many examples a query has in the cache at a time."""
 IN_CACHE = 2**18
 """Numbers that a model may have to be evaluated here: of larger ones, a search in place has no memory for a copy."""
-PLAIN = Rule("sgd", 0.0, False, 0.0, 0.0, 0.0, None, 0.0, 0.0)
-"""The rule that needs no room."""
+NO_ROOM = 0, 0
+"""How many vectors gradients, and the second moments of a rule, need where steps are fused with gradients."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,10 @@ class Fused:
         self._placed = lru_cache(maxsize=8)(self._place)
         self.evaluates = not layers.stages and layout.dimension <= IN_CACHE
 
+    def takes(self, rule: Rule) -> bool:
+        """Those that are compiled."""
+        return rule.optimizer.compiled is not None
+
     def descend(self, descent: Descent) -> Descended:
         """Take all steps of all clients."""
         rule, start, clients = descent.rule, descent.start, len(descent.steps)
@@ -207,7 +211,8 @@ class Fused:
         end, losses, total = (start.new_empty(shape) for shape in ((clients, start.shape[-1]), rows, clients))
         finite = torch.empty(clients, dtype=torch.bool)
         bits = end.view(torch.int32 if dtype == torch.float32 else torch.int64)
-        layers, stages, at = self._placed(descent.index.shape[1], start.element_size(), rule, descent.shift is not None)
+        width, shifted = descent.index.shape[1], descent.shift is not None
+        layers, stages, at = self._placed(width, start.element_size(), *_room(rule), shifted)
         x = descent.x.reshape(len(descent.x), -1)
         shift = start.new_empty((0, 1)) if descent.shift is None else _rows(descent.shift)
         vectors = [
@@ -220,7 +225,7 @@ class Fused:
         arrays = [vector.contiguous().numpy() for vector in vectors]
         arrays += [layers, np.array(self._shapes, dtype=arrays[0].dtype)]
         settings = self._settings(rule)
-        parts = _dealt(3 * self._operations * rows * descent.index.shape[1], WORTH_A_CORE, clients)
+        parts = _dealt(3 * self._operations * rows * width, WORTH_A_CORE, clients)
 
         def train(first: int) -> None:
             self._module.descend(first, parts, descent.change, *arrays, stages, at, settings)
@@ -253,7 +258,7 @@ class Fused:
         # Points that all clients share are read where they are.
         apart = 0 if points.stride(0) == 0 else points.shape[1]
         rows = points[: 1 if apart == 0 else None].flatten(0, 1)
-        layers, _, at = self._placed(EXAMPLES, points.element_size(), PLAIN, False)
+        layers, _, at = self._placed(EXAMPLES, points.element_size(), *NO_ROOM, False)
         x = queries.x.reshape(len(queries.x), -1)
         vectors = [rows, x, *_targets(queries.y, points.dtype), queries.index, queries.begin, queries.count]
         arrays = [vector.contiguous().numpy() for vector in vectors]
@@ -271,24 +276,26 @@ class Fused:
     def _settings(self, rule: Rule) -> Settings:
         from fedsim.nets.kernels import rules
 
+        own = rule.optimizer.compiled
+        assert own is not None
         return self._module.Settings(
             loss=self._kind,
             share=float(getattr(self._loss, "label_smoothing", 0.0)),
-            optimizer=int(getattr(rules, rule.optimizer.upper())),
+            optimizer=int(getattr(rules, own.name.upper())),
             plain=rule.plain,
             decay=float(rule.decay),
             decoupled=float(rule.decoupled),
             clip=float(rule.clip_norm or 0.0),
             epsilon_norm=EPSILON,
-            momentum=float(rule.momentum),
-            nesterov=rule.nesterov,
-            beta1=float(rule.beta1),
-            beta2=float(rule.beta2),
-            epsilon=float(rule.epsilon),
+            momentum=float(own.momentum),
+            nesterov=own.nesterov,
+            beta1=float(own.beta1),
+            beta2=float(own.beta2),
+            epsilon=float(own.epsilon),
         )
 
     def _place(
-        self, width: int, size: int, rule: Rule, shifted: bool
+        self, width: int, size: int, gradients: int, squares: int, shifted: bool
     ) -> tuple[NDArray[np.int64], Stages | None, Places]:
         """The table of the layers, that of stages, and where everything is, for batches of this width of such numbers.
 
@@ -340,11 +347,15 @@ class Fused:
         widest = int(own[:, [chain.ROW, chain.OUT_ROW]].max())
         widest = max([widest, *(filled(stage.units) for stage in stages)])
         outputs, delta, other = room(width * int(own[-1, chain.OUT_ROW])), room(width * widest), room(width * widest)
-        gradient = room(0 if rule.plain else block)
-        first_moment = room(0 if rule.plain else block)
-        second = room(block if rule.optimizer == "adam" else 0)
+        gradient, first_moment, second = room(gradients * block), room(gradients * block), room(squares * block)
         shift = room(block if shifted else 0)
         return table, made, chain.Places(end, block, outputs, delta, other, gradient, first_moment, second, shift)
+
+
+def _room(rule: Rule) -> tuple[int, int]:
+    """How many vectors gradients, as many as first moments, and second moments need."""
+    own = rule.optimizer.compiled
+    return NO_ROOM if rule.plain else (1, int(own is not None and own.name == "adam"))
 
 
 def _dealt(work: int, least: int, items: int) -> int:

@@ -1,15 +1,83 @@
-"""A local step of a stack of clients by a `Rule`, for networks that give gradients and for what takes many steps."""
+"""How steps follow from gradients: the base of rules, and what they are given.
+
+A rule is about a stack of clients. Every norm, mean, counter or rate that it has is one a client, a tensor [k], never a
+number over the stack, so that a client's numbers do not depend on who else is in it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
-import torch
+from torch import Tensor
 
-from fedsim.nets.descent import EPSILON, Rule
 from fedsim.nets.stack import Stack
 
-Step = Callable[[int, Stack, Stack, float], None]
+Remembered = dict[str, Stack]
+"""What a rule remembers of each client from step to step of a round, by name."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the k clients that still work. number: from 0, the same for all. lr: the learning rate.
+
+    gradient: of each client's loss, clipped, with decay and corrections; the rule may write over it.
+    """
+
+    number: int
+    lr: float
+    gradient: Stack
+
+
+class Elementwise(NamedTuple):
+    """A rule that is compiled (see `fedsim.nets.kernels.rules`), and its numbers; 0 are those that it has not."""
+
+    name: Literal["sgd", "adam", "lion"]
+    momentum: float = 0.0
+    nesterov: bool = False
+    beta1: float = 0.0
+    beta2: float = 0.0
+    epsilon: float = 0.0
+
+
+class Optimizer(ABC):
+    """The rule of a step; options of a subclass are its numbers.
+
+    decoupled: whether weight decay shrinks the parameters before the step, instead of being a part of the gradient.
+    vectors: how many vectors of d numbers it remembers of a client.
+    """
+
+    decoupled: ClassVar[bool] = False
+    vectors: ClassVar[int] = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether a step is -lr times the gradient and no more, so that it may be fused with what makes that."""
+        return False
+
+    @property
+    def compiled(self) -> Elementwise | None:
+        """The compiled rule that this is; None: it is not compiled, and its steps are taken by PyTorch."""
+        return None
+
+    def begin(self, y: Stack) -> Remembered:  # noqa: ARG002
+        """What is remembered at the beginning of a round, of all C clients, where their parameters are y."""
+        return {}
+
+    @abstractmethod
+    def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
+        """Take a step in place. rows and memory are views of the first k clients.
+
+        What is remembered is written there: what is put in its place is lost when the next client has finished.
+        """
+
+    def weights(self, steps: Tensor, shrinkage: float) -> Tensor | None:  # noqa: ARG002
+        """The l1 norm of the gradients' weights in what so many steps [C] come to, divided by lr: float64 [C].
+
+        shrinkage: lr times the factor of a proximal term. None: it is no fixed sum of gradients (FedNova asks).
+        """
+        return None
 
 
 def descend_plainly(y: Stack, gradient: Stack, lr: float, decay: float, shift: Stack | None) -> None:
@@ -19,51 +87,3 @@ def descend_plainly(y: Stack, gradient: Stack, lr: float, decay: float, shift: S
     y.add_(gradient, alpha=-lr)
     if shift is not None:
         y.add_(shift, alpha=lr)
-
-
-def corrected(rule: Rule, rows: Stack, gradient: Stack, shift: Stack | None) -> Stack:
-    """The gradient at `rows`, in its own memory, clipped, and with decay and shift."""
-    if rule.clip_norm is not None:
-        squares = [leaf.reshape(len(leaf), -1).square().sum(dim=1) for leaf in gradient.leaves]
-        norm = torch.stack(squares, dim=1).sum(dim=1).sqrt()
-        factor = torch.clamp(rule.clip_norm / (norm + EPSILON), max=1.0)
-        for leaf in gradient.leaves:
-            leaf.mul_(factor.view(-1, *(1,) * (leaf.dim() - 1)))
-    if rule.decay:
-        gradient.add_(rows, alpha=rule.decay)
-    if shift is not None:
-        gradient.add_(shift, alpha=-1.0)
-    return gradient
-
-
-def stepper(rule: Rule, y: Stack) -> Step:
-    """The step (its number, the first rows of y, their gradients, lr) of the rule's optimizer, with fresh memory."""
-    first = Stack([torch.zeros_like(leaf) for leaf in y.leaves])
-    second = Stack([torch.zeros_like(leaf) for leaf in y.leaves]) if rule.optimizer == "adam" else first
-
-    def sgd(step: int, rows: Stack, gradient: Stack, lr: float) -> None:  # noqa: ARG001
-        velocity = first[: len(rows)]
-        if rule.momentum:
-            velocity.mul_(rule.momentum).add_(gradient)
-            gradient = gradient.add_(velocity, rule.momentum) if rule.nesterov else velocity
-        rows.add_(gradient, -lr)
-
-    def adam(step: int, rows: Stack, gradient: Stack, lr: float) -> None:
-        mean, square = first[: len(rows)].leaves, second[: len(rows)].leaves
-        torch._foreach_lerp_(mean, gradient.leaves, 1.0 - rule.beta1)
-        torch._foreach_mul_(square, rule.beta2)
-        torch._foreach_addcmul_(square, gradient.leaves, gradient.leaves, 1.0 - rule.beta2)
-        scale = torch._foreach_div(square, 1.0 - rule.beta2 ** (step + 1))
-        torch._foreach_sqrt_(scale)
-        torch._foreach_add_(scale, rule.epsilon)
-        torch._foreach_addcdiv_(rows.leaves, mean, scale, -lr / (1.0 - rule.beta1 ** (step + 1)))
-
-    def lion(step: int, rows: Stack, gradient: Stack, lr: float) -> None:  # noqa: ARG001
-        mean = first[: len(rows)].leaves
-        if rule.decoupled:
-            rows.mul_(1.0 - lr * rule.decoupled)
-        direction = torch._foreach_lerp(mean, gradient.leaves, 1.0 - rule.beta1)
-        torch._foreach_add_(rows.leaves, [part.sign_() for part in direction], alpha=-lr)
-        torch._foreach_lerp_(mean, gradient.leaves, 1.0 - rule.beta2)
-
-    return {"sgd": sgd, "adam": adam, "lion": lion}[rule.optimizer]

@@ -18,7 +18,7 @@ from fedsim.nets.descent import Descended, Descent, Rule
 from fedsim.nets.dropout import Draw, NamedDropout, drawing
 from fedsim.nets.functional import Functional
 from fedsim.nets.losses import Loss, weighted, weighted_gradient
-from fedsim.nets.optimizers import corrected, descend_plainly, stepper
+from fedsim.nets.optimizers import descend_plainly
 from fedsim.nets.stack import Layout, Stack
 from fedsim.parallel.cores import spread
 
@@ -41,6 +41,10 @@ class PlainLoop:
         self._model, self._layout, self._loss = model, layout, loss
         self._spreads = operations > WORTH_A_THREAD
         self._draws = layout.normalises or any(isinstance(part, NamedDropout) for part in model.parts())
+
+    def takes(self, rule: Rule) -> bool:  # noqa: ARG002
+        """Any."""
+        return True
 
     def descend(self, descent: Descent) -> Descended:
         """Take all steps of all clients."""
@@ -127,11 +131,11 @@ class PlainLoop:
         """The step of a rule of any kind, for a stack of one client."""
         rows = Stack([place.unsqueeze(0) for place in places])
         shifts = None if shift is None else self._layout.moved(self._layout.stack(shift))
-        take = stepper(rule, rows)
+        take = rule.stepper(rows)
 
         def step_by(step: int, gradient: Sequence[Tensor], lr: float) -> None:
             own = Stack([part.unsqueeze(0) for part in gradient])
-            take(step, rows, corrected(rule, rows, own, shifts), lr)
+            take(step, rows, rule.corrected(rows, own, shifts), lr)
 
         return step_by
 

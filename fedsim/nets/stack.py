@@ -102,6 +102,10 @@ class Stack:
             self._transposed = [leaf.unsqueeze(1) if leaf.dim() == 2 else leaf.mT for leaf in self.leaves]
         return self._transposed
 
+    def zeros(self) -> Stack:
+        """Zeros of the same shapes."""
+        return Stack([torch.zeros_like(leaf) for leaf in self.leaves])
+
     def flat(self) -> Tensor:
         """The rows as one matrix [C, d]."""
         return torch.cat([leaf.reshape(len(leaf), leaf.shape[1:].numel()) for leaf in self.leaves], dim=1)

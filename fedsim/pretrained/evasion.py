@@ -78,7 +78,8 @@ class Evasion(HasPlugins):
         self._check(data)
         generator = Streams(self.training_seed).generator("attack/deal")
         partition = by_class(data.y, data.num_classes, self.clients, self.portion, generator)
-        training = Fit(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, optimizer="adam", beta2=0.999)
+        adam = {"kind": "adam", "beta2": 0.999}
+        training = Fit(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, optimizer=adam)
         module, params = classifiers(data, partition, self.made["model"], training, self.training_seed, setting.device)
         ensemble = Ensemble(module, params.to(setting.dtype), data.x.shape[1:])
         x_test = torch.from_numpy(data.x_test).to(setting.device, setting.dtype)

@@ -40,7 +40,8 @@ def train_expert(problem: Supervised, expert: Expert, folder: Path | None = None
         remedy = f"the labels of {data.name} are no classes; set it to 0"
         raise InputError("label_smoothing", expert.label_smoothing, remedy)
     everything = Partition.from_lists([np.unique(problem.partition.order)])
-    fit = Fit(epochs=expert.epochs, batch_size=expert.batch_size, lr=expert.lr, momentum=expert.momentum)
+    descent = {"kind": "sgd", "momentum": expert.momentum}
+    fit = Fit(epochs=expert.epochs, batch_size=expert.batch_size, lr=expert.lr, optimizer=descent)
 
     def made() -> Tensor:
         smooth = expert.label_smoothing

@@ -152,7 +152,8 @@ class Metric(HasPlugins):
     def build(self, setting: Setting) -> BlackBox:
         """Train the network, or read the one trained before, and deal the test half."""
         data, device, dtype = self._halves(self.made["dataset"].load(setting.folder)), setting.device, setting.dtype
-        training = Fit(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, optimizer="adam", beta2=0.999)
+        adam = {"kind": "adam", "beta2": 0.999}
+        training = Fit(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, optimizer=adam)
         everything = Partition.from_lists([np.arange(len(data.x))])
         _, params = classifiers(data, everything, MLP(hidden=self.hidden), training, self.training_seed, device)
         generator = Streams(self.split_seed).generator("metric/deal")

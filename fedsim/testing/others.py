@@ -36,11 +36,6 @@ LOCAL: Others = {
 """Of clients that train."""
 STEPPING: Others = {
     "optimizer": ("adam", {}),
-    "momentum": (0.5, {}),
-    "nesterov": (True, {"momentum": 0.5}),
-    "beta1": (0.5, {"optimizer": "adam"}),
-    "beta2": (0.5, {"optimizer": "adam"}),
-    "epsilon": (0.1, {"optimizer": "adam"}),
     "weight_decay": (0.1, {}),
     "clip_norm": (0.1, {}),
 }

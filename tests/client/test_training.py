@@ -51,13 +51,13 @@ def theirs(make: Any) -> torch.Tensor:
     [
         ({}, lambda own: torch.optim.SGD(own, lr=LR)),
         ({"weight_decay": 0.1}, lambda own: torch.optim.SGD(own, lr=LR, weight_decay=0.1)),
-        ({"momentum": 0.9}, lambda own: torch.optim.SGD(own, lr=LR, momentum=0.9)),
+        ({"optimizer": {"kind": "sgd", "momentum": 0.9}}, lambda own: torch.optim.SGD(own, lr=LR, momentum=0.9)),
         (
-            {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+            {"optimizer": {"kind": "sgd", "momentum": 0.9, "nesterov": True}, "weight_decay": 0.1},
             lambda own: torch.optim.SGD(own, lr=LR, momentum=0.9, nesterov=True, weight_decay=0.1),
         ),
         (
-            {"optimizer": "adam", "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3, "weight_decay": 0.1},
+            {"optimizer": {"kind": "adam", "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}, "weight_decay": 0.1},
             lambda own: torch.optim.Adam(own, lr=LR, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.1),
         ),
     ],
@@ -100,9 +100,9 @@ def test_a_schedule_scales_the_rate_of_its_round():
     [
         ({}, "epochs"),
         ({"epochs": 1, "steps": 1}, "epochs"),
-        ({"epochs": 1, "nesterov": True}, "nesterov"),
-        ({"epochs": 1, "optimizer": "adam", "momentum": 0.5}, "momentum"),
-        ({"epochs": 1, "beta1": 0.5}, "beta1"),
+        ({"epochs": 1, "optimizer": {"kind": "sgd", "nesterov": True}}, r"optimizer\.nesterov"),
+        ({"epochs": 1, "optimizer": {"kind": "adam", "momentum": 0.5}}, r"optimizer\.momentum"),
+        ({"epochs": 1, "optimizer": {"kind": "lion", "epsilon": 1e-3}}, r"optimizer\.epsilon"),
         ({"epochs": 1, "schedule": "exponential"}, "schedule.gamma"),
     ],
 )

@@ -368,7 +368,9 @@ class Own(Sgd):
 def test_the_class_of_an_object_need_not_be_installed(tmp_path, monkeypatch):
     made = fedsim.experiment(client=Own(epochs=1, factor=3.0))
     assert made.resolved()["client"]["kind"] == f"{__name__}:Own"
-    assert fedsim.experiment(**made.resolved()).client == made.client
+    again = fedsim.experiment(**made.resolved())
+    assert again.resolved() == made.resolved()
+    assert type(again.client) is Own
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(CELL)
     read = fedsim.experiment(client={"kind": "./mine.py:Mine", "epochs": 1}).client

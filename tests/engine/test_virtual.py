@@ -449,7 +449,7 @@ def test_what_is_due_at_the_end_of_an_asynchronous_run_is_in_it(duration, replie
 
 @pytest.mark.parametrize("name", ASYNCHRONOUS)
 def test_which_replies_are_computed_together_changes_no_bit(name, monkeypatch):
-    client = {"kind": "sgd", "epochs": 2, "batch_size": 4, "lr": 0.1, "momentum": 0.9}
+    client = {"kind": "sgd", "epochs": 2, "batch_size": 4, "lr": 0.1, "optimizer": {"kind": "sgd", "momentum": 0.9}}
     tables = {"client": client, "rounds": 20, "dtype": torch.float32, "engine": {"executor": "stacked"}}
     together = final(made(name, **tables))
     monkeypatch.setattr(Executor, "together", property(lambda self: 1))

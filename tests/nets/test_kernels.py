@@ -208,7 +208,9 @@ def test_losses_do_not_depend_on_where_an_example_stands(dtype):
 
 
 @pytest.mark.parametrize(
-    "client", [Sgd(epochs=1, lr=0.1, momentum=0.9), Sgd(epochs=1, lr=0.1, proximal_mu=0.3)], ids=["momentum", "mu"]
+    "client",
+    [Sgd(epochs=1, lr=0.1, optimizer={"kind": "sgd", "momentum": 0.9}), Sgd(epochs=1, lr=0.1, proximal_mu=0.3)],
+    ids=["momentum", "mu"],
 )
 def test_normalisers_do_not_depend_on_who_else_took_steps(client):
     for first in range(0, 300, CLIENTS):

@@ -69,7 +69,7 @@ def told(client: dict[str, Any], at_once: bool) -> dict[str, torch.Tensor]:
     [
         {},
         {"weight_decay": 0.1, "inverse_decay": 0.5},
-        {"momentum": 0.9, "nesterov": True, "clip_norm": 0.3},
+        {"optimizer": {"kind": "sgd", "momentum": 0.9, "nesterov": True}, "clip_norm": 0.3},
         {"optimizer": "adam", "lr": 0.01, "weight_decay": 0.1},
         {"optimizer": "lion", "lr": 0.01, "weight_decay": 0.1},
         {"epochs": None, "steps": 3, "batch_size": 1},

@@ -11,6 +11,7 @@ from torch import nn
 
 import fedsim
 import fedsim.engine.executor as executors
+from clients.optimizers.sgd import Sgd
 from fedsim.core.errors import InputError
 from fedsim.nets import fused as module
 from fedsim.nets.descent import Rule
@@ -75,7 +76,7 @@ def test_batches_of_any_width(width):
 def test_what_rules_keep_and_shifts_are_of_all_parameters():
     """Two steps of momentum with a decay and a shift, in the terms of the rule, from gradients of autograd."""
     model = network(*STAGES["two"])
-    loop, descent = described(model, LOSS, shape=SIDES, optimizer="sgd", momentum=0.9, decay=0.1)
+    loop, descent = described(model, LOSS, shape=SIDES, optimizer=Sgd(momentum=0.9), decay=0.1)
     shift = 0.1 * normal(len(descent.start), seed=3)
     plain = changed(descent, rule=Rule(**PLAIN), rates=[1.0] * 3)
     found = loop.descend(changed(descent, shift=shift, steps=torch.full((C,), 2))).params
@@ -132,7 +133,7 @@ def small_images(dtype: torch.dtype) -> Any:
 
 CLIENTS: dict[str, dict[str, Any]] = {
     "plain": {"weight_decay": 0.1, "proximal_mu": 0.2},
-    "momentum": {"momentum": 0.9, "nesterov": True, "clip_norm": 0.05},
+    "momentum": {"optimizer": {"kind": "sgd", "momentum": 0.9, "nesterov": True}, "clip_norm": 0.05},
     "adam": {"optimizer": "adam", "lr": 0.01},
     "scaffold": {"kind": "scaffold"},
 }

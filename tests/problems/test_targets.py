@@ -106,7 +106,7 @@ def test_one_step_is_autograds_and_executors_agree(name):
     """All clients in one cohort, whose batches of the small ones are padded; a client of all examples by autograd."""
     ends = {}
     for executor in ("loop", "stacked"):
-        client = {"kind": "sgd", "epochs": 2, "batch_size": 4, "lr": 0.1, "momentum": 0.5}
+        client = {"kind": "sgd", "epochs": 2, "batch_size": 4, "lr": 0.1, "optimizer": {"kind": "sgd", "momentum": 0.5}}
         made = fedsim.run(
             rounds=2, problem=problem(name), client=client, engine={"executor": executor, "device": "cpu"}, save=False
         )

@@ -271,7 +271,7 @@ def test_another_error_of_a_run_is_as_it_was_raised():
     ("client", "line"),
     [
         ({"inverse_power": 0.5}, r"client\.inverse_power = 0\.5: is the exponent of inverse_decay"),
-        ({"optimizer": "lion", "epsilon": 1e-3}, r"client\.epsilon = 0\.001: is an option of optimizer = 'adam' only"),
+        ({"optimizer": {"kind": "lion", "epsilon": 1e-3}}, r"client\.optimizer\.epsilon = 0\.001: no such option here"),
     ],
 )
 def test_options_of_another_way_to_train_are_refused(client, line):

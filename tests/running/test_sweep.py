@@ -405,14 +405,14 @@ def test_what_is_no_experiment_is_refused_alone_or_among_others(tmp_path):
 def test_from_python_a_sweep_takes_experiments_and_gives_what_is_compared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = fedsim.experiment(name="small", rounds=1, client=Sgd(epochs=1), partition={"kind": "iid", "clients": 3})
-    grid = {"client.lr": [0.1, 0.2], "client.nesterov": [False], "problem.model.hidden": [[3]], "strategy": ["fedavg"]}
+    grid = {"client.lr": [0.1, 0.2], "checkpoint.last": [False], "problem.model.hidden": [[3]], "strategy": ["fedavg"]}
     heard: list[Outcome] = []
     outcomes = fedsim.sweep(made, grid=grid, seeds=[0, 1], workers=1, on_done=heard.append)
     assert [outcome.status for outcome in outcomes] == ["finished"] * 4
     assert heard == outcomes
     folder = tmp_path / "runs" / "sweep-0" / "small"
     assert {path.name for path in folder.iterdir()} == {
-        f"client.lr={lr},client.nesterov=false,problem.model.hidden=[3],strategy=fedavg" for lr in (0.1, 0.2)
+        f"client.lr={lr},checkpoint.last=false,problem.model.hidden=[3],strategy=fedavg" for lr in (0.1, 0.2)
     }
     compared = fedsim.compare(outcomes)
     assert compared.differing == {"client.lr": (0.1, 0.2)}

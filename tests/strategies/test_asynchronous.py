@@ -195,7 +195,7 @@ def train(strategy: dict, dtype: torch.dtype = torch.float32, rounds: int = 4, *
     return final(build_simulation(small(rounds, strategy=strategy, **tables), small_problem(dtype)))
 
 
-LOCAL = [{}, {"momentum": 0.9}, {"proximal_mu": 0.5}]
+LOCAL = [{}, {"optimizer": {"kind": "sgd", "momentum": 0.9}}, {"proximal_mu": 0.5}]
 
 
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])

@@ -1,0 +1,48 @@
+"""Adam: steps of a size of their own for each number.
+
+m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2
+y <- y - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon),  t = 1, 2, ... within the round
+Memory: m and v. Kingma and Ba 2015; with the weight decay in g, as torch.optim.Adam has it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from fedsim.client import Elementwise, Fraction, Optimizer, PositiveFloat, Remembered, Stack, Step, options
+
+
+@options
+class Adam(Optimizer):
+    """Moments begin anew in every round, so that its first step has the size lr in each number."""
+
+    vectors: ClassVar[int] = 2
+
+    beta1: Fraction = 0.9
+    """How slowly m moves."""
+    beta2: Fraction = 0.99
+    """How slowly v moves; PyTorch's default is 0.999, which a round of few steps does not come to."""
+    epsilon: PositiveFloat = 1e-8
+    """Added to the root."""
+
+    @property
+    def compiled(self) -> Elementwise:
+        """All of it."""
+        return Elementwise("adam", beta1=self.beta1, beta2=self.beta2, epsilon=self.epsilon)
+
+    def begin(self, y: Stack) -> Remembered:
+        """Moments of zeros."""
+        return {"m": y.zeros(), "v": y.zeros()}
+
+    def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
+        """Move by the corrected moments."""
+        mean, square, gradient = memory["m"].leaves, memory["v"].leaves, step.gradient.leaves
+        torch._foreach_lerp_(mean, gradient, 1.0 - self.beta1)
+        torch._foreach_mul_(square, self.beta2)
+        torch._foreach_addcmul_(square, gradient, gradient, 1.0 - self.beta2)
+        scale = torch._foreach_div(square, 1.0 - self.beta2 ** (step.number + 1))
+        torch._foreach_sqrt_(scale)
+        torch._foreach_add_(scale, self.epsilon)
+        torch._foreach_addcdiv_(rows.leaves, mean, scale, -step.lr / (1.0 - self.beta1 ** (step.number + 1)))

@@ -1,0 +1,57 @@
+"""Gradient descent, with momentum or Nesterov's form of it.
+
+v <- momentum v + g;  y <- y - lr v, or with nesterov y <- y - lr (g + momentum v)
+Memory: v, where there is a momentum. The form of torch.optim.SGD without dampening.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedsim.client import Elementwise, Fraction, InputError, Optimizer, Remembered, Stack, Step, normaliser, options
+
+
+@options
+class Sgd(Optimizer):
+    """The rule of federated averaging; without momentum a step is fused with the gradient."""
+
+    vectors: ClassVar[int] = 1
+
+    momentum: Fraction = 0.0
+    """How slowly v moves; 0: it is g."""
+    nesterov: bool = False
+    """Nesterov's form, which needs a momentum."""
+
+    def __post_init__(self) -> None:
+        if self.nesterov and self.momentum == 0.0:
+            raise InputError("nesterov", True, "needs a momentum above 0")
+
+    @property
+    def plain(self) -> bool:
+        """Without momentum."""
+        return self.momentum == 0.0
+
+    @property
+    def compiled(self) -> Elementwise:
+        """All of it."""
+        return Elementwise("sgd", momentum=self.momentum, nesterov=self.nesterov)
+
+    def begin(self, y: Stack) -> Remembered:
+        """A velocity of zeros."""
+        return {} if self.plain else {"v": y.zeros()}
+
+    def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
+        """Move along the velocity."""
+        along = step.gradient
+        if not self.plain:
+            velocity = memory["v"].mul_(self.momentum).add_(along)
+            along = along.add_(velocity, self.momentum) if self.nesterov else velocity
+        rows.add_(along, -step.lr)
+
+    def weights(self, steps: Tensor, shrinkage: float) -> Tensor | None:
+        """See `normaliser`, which knows a momentum or a proximal term, and not Nesterov's form."""
+        if self.nesterov or (self.momentum and shrinkage):
+            return None
+        return normaliser(steps, momentum=self.momentum, shrinkage=shrinkage)

@@ -1,0 +1,138 @@
+"""Rules of a step on two quadratic functions at once, each alone, and against numbers of the rules' official packages.
+
+f_c(y) = (y - s)' A_c (y - s) / 2 from y = (1, 1). A client's numbers are those that it has alone, to the bit, and who
+has finished stays where it is.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+import fedsim
+from clients.optimizers.adam import Adam
+from clients.optimizers.lion import Lion
+from clients.optimizers.sgd import Sgd
+from fedsim.client import Optimizer, Remembered, Stack, Step, options
+from fedsim.core.errors import InputError
+from fedsim.nets.descent import Rule
+from fedsim.testing.problems import small_experiment, small_problem
+
+CURVATURES = torch.tensor([[[3.0, 1.0], [1.0, 2.0]], [[10.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
+LEAST = torch.tensor([0.6, -0.8], dtype=torch.float64)
+
+
+def gradients(y: Tensor, clients: slice) -> Stack:
+    return Stack([(CURVATURES[clients] @ (y - LEAST).unsqueeze(2)).squeeze(2)])
+
+
+def path(optimizer: Optimizer, steps: list[int], decay: float = 0.0, clients: slice = slice(None)) -> Tensor:
+    """Where clients are after each step, [steps, C, 2]; steps: how many each takes, the most first. lr is 0.1."""
+    coupled, decoupled = (0.0, decay) if optimizer.decoupled else (decay, 0.0)
+    rule = Rule(optimizer, None, coupled, decoupled)
+    y = Stack([torch.ones(len(steps), 2, dtype=torch.float64)])
+    take, found = rule.stepper(y), []
+    for number in range(max(steps)):
+        rows = y[: sum(number < own for own in steps)]
+        own = slice(clients.start or 0, (clients.start or 0) + len(rows))
+        take(number, rows, rule.corrected(rows, gradients(rows.leaves[0], own), None), 0.1)
+        found.append(y.leaves[0].clone())
+    return torch.stack(found)
+
+
+ORACLES = {
+    # torch.optim.Adam, to 3e-16.
+    "adam": (Adam(beta2=0.999), 0.0, [[0.9] * 4, [0.800626, 0.800279, 0.801742, 0.80019]]),
+    # Lion of pytorch_optimizer, exactly.
+    "lion": (Lion(), 0.5, [[0.85] * 4, [0.7075] * 4, [0.572125] * 4]),
+    # By hand: g = (3, 4) and (4, 1.8), then (1.7, 2.9) and (0, 1.62); v = g, then 0.5 v + g.
+    "momentum": (Sgd(momentum=0.5), 0.0, [[0.7, 0.6, 0.6, 0.82], [0.38, 0.11, 0.4, 0.568]]),
+    "nesterov": (Sgd(momentum=0.5, nesterov=True), 0.0, [[0.55, 0.4, 0.4, 0.73]]),
+}
+"""A rule, a weight decay, and where the first client and the second are after each step."""
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_steps_are_those_of_the_official_package_together_and_alone(name):
+    optimizer, decay, wanted = ORACLES[name]
+    expected = torch.tensor(wanted, dtype=torch.float64).view(-1, 2, 2)
+    together = path(optimizer, [len(wanted)] * 2, decay)
+    assert torch.allclose(together, expected, rtol=0, atol=6e-7)
+    for client in range(2):
+        alone = path(optimizer, [len(wanted)], decay, slice(client, client + 1))
+        assert torch.equal(alone[:, 0], together[:, client])
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(momentum=0.9), Adam(), Lion()], ids=lambda own: type(own).__name__)
+def test_who_has_finished_stays_and_the_others_go_on_as_if_alone(optimizer):
+    found, first = path(optimizer, [6, 2]), path(optimizer, [6], clients=slice(0, 1))
+    assert torch.equal(found[:, 0], first[:, 0])
+    assert torch.equal(found[1:, 1], found[1:2, 1].expand(5, -1))
+
+
+def test_what_is_remembered_is_in_as_many_vectors_as_is_said():
+    y = Stack([torch.zeros(3, 2)])
+    for optimizer in (Sgd(momentum=0.9), Adam(), Lion()):
+        assert len(optimizer.begin(y)) == type(optimizer).vectors
+    assert Sgd().begin(y) == {}
+
+
+def test_a_decay_of_lion_bounds_each_number():
+    """|y| <= 1 / decay is never left, and entered geometrically (Chen et al. 2023); here to its corner."""
+    rule, y, gradient = (
+        Rule(Lion(), None, 0.0, 0.5),
+        Stack([torch.full((1, 2), 10.0, dtype=torch.float64)]),
+        (3.0, -2.0),
+    )
+    take, seen = rule.stepper(y), []
+    for number in range(200):
+        take(number, y, Stack([torch.tensor([gradient], dtype=torch.float64)]), 0.1)
+        seen.append(y.leaves[0][0].clone())
+    assert torch.allclose(torch.stack(seen[:2]), torch.tensor([[9.4, 9.6], [8.83, 9.22]], dtype=torch.float64))
+    assert torch.allclose(seen[-1], torch.tensor([-1.999579, 2.00028], dtype=torch.float64), rtol=0, atol=6e-6)
+
+
+def test_a_step_by_itself_is_what_adam_makes_it_whatever_the_gradient():
+    (once,) = path(Adam(), [1, 1])
+    assert torch.allclose(once, torch.full((2, 2), 0.9, dtype=torch.float64))
+
+
+@options
+class Rooted(Optimizer):
+    """y <- y - lr times the root of how far m is from 0, with its sign: a rule of somebody's own, not compiled."""
+
+    vectors: ClassVar[int] = 1
+
+    keep: float = 0.5
+
+    def begin(self, y: Stack) -> Remembered:
+        """m, zeros."""
+        return {"m": y.zeros()}
+
+    def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
+        """Move."""
+        mean = memory["m"].mul_(self.keep).add_(step.gradient, 1.0 - self.keep)
+        rows.add_(Stack([leaf.sign() * leaf.abs().sqrt() for leaf in mean.leaves]), -step.lr)
+
+
+def trained(executor: str, **client: object) -> Tensor:
+    """Where a server of clients with this rule is after three rounds."""
+    table = {"kind": "sgd", "epochs": 2, "batch_size": 4, "lr": 0.05, "optimizer": Rooted(), **client}
+    made = small_experiment(rounds=3, client=table, engine={"executor": executor})
+    return fedsim.run(made, problem=small_problem(), save=False).params
+
+
+def test_a_rule_of_ones_own_runs_under_every_executor():
+    """Compiled networks take its steps one by one, for nothing compiles them."""
+    stacked = trained("stacked")
+    for executor in ("loop", "fused", "process"):
+        assert torch.allclose(trained(executor), stacked, rtol=0, atol=1e-12)
+    assert not torch.allclose(trained("stacked", optimizer=Rooted(keep=0.9)), stacked, rtol=0, atol=1e-3)
+
+
+def test_fednova_knows_no_weights_of_such_a_rule():
+    with pytest.raises(InputError, match=r"client\.optimizer = .*: FedNova knows sgd, with momentum"):
+        fedsim.experiment(strategy="fednova", client={"kind": "sgd", "epochs": 1, "optimizer": Rooted()})
