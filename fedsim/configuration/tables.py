@@ -271,12 +271,12 @@ def _override(tables: dict[str, Any], path: list[str], text: str, assignment: st
         raise InputError("set", assignment, "this is more than one value; write one --set for each")
     removed = text == "none"
     table = tables
-    for part in path[:-1]:
+    for place, part in enumerate(path[:-1]):
         if removed and part not in table:
             raise InputError("set", assignment, f"there is no {part} in the file")
         inner = table.get(part)
         if inner is None:
-            inner = _default(part) if table is tables else {}
+            inner = _inner_default(tables, path[: place + 1]) if place else _default(part)
         if isinstance(inner, str):  # a plug-in named without options
             inner = {"kind": inner}
         if not isinstance(inner, Mapping):
@@ -317,6 +317,22 @@ def _default(part: str) -> dict[str, Any]:
     """The table that stands for a part of a file by default."""
     default = PLUGINS[part][1] if part in PLUGINS else {}
     return {"kind": default} if isinstance(default, str) else dict(default)
+
+
+def _inner_default(tables: Table, path: list[str]) -> Any:
+    """The name or table that stands by default for a plug-in's plug-in, as `client.optimizer`; empty for none."""
+    group = _group(tables, path[:-1])
+    if group is None:
+        return {}
+    table: Any = tables
+    for part in path[:-1]:
+        table = table[part]
+    kind = str(table.get("kind", _default(path[0]).get("kind") if len(path) == 2 else None))
+    owner = plugins.find(group, kind, ".".join((*path[:-1], "kind")))
+    if not issubclass(owner, HasPlugins) or path[-1] not in owner.parts:
+        return {}
+    (field,) = (field for field in dataclasses.fields(owner) if field.name == path[-1])  # type: ignore[arg-type]
+    return field.default if isinstance(field.default, str) else {}
 
 
 def _without_default(part: str, table: Table, option: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from clients.sgd import Sgd
 from clients.zeroth_order.differences import Differences
 from fedsim.attacks.gradient import FGSM
 from fedsim.configuration.evaluation import Evaluation, Stopping
-from fedsim.configuration.tables import override
+from fedsim.configuration.tables import described, override
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import options
@@ -120,6 +120,19 @@ def test_set_adds_to_the_table_that_is_there_by_default(tmp_path):
     assert (other.client.steps, other.selection.count) == (7, 4)
     with pytest.raises(InputError, match=r"selection\.fraction = 1\.5"):
         fedsim.load(tmp_path / "bare.toml", overrides=["selection.fraction=1.5"])
+
+
+def test_set_adds_to_a_plug_in_that_another_has_by_default(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("rounds = 3\n")
+    momentum = fedsim.load(path, overrides=["client.optimizer.momentum=0.9"]).client
+    assert described("optimizers", momentum.rule) == {"kind": "sgd", "momentum": 0.9, "nesterov": False}
+    adam = fedsim.load(path, overrides=["client.optimizer.beta1=0.8", "client.optimizer.kind=adam"]).client
+    assert described("optimizers", adam.rule) == {"kind": "adam", "beta1": 0.8, "beta2": 0.99, "epsilon": 1e-8}
+    count = fedsim.load(path, overrides=["client.kind=fedzo", "strategy=fedzo", "client.estimator.count=7"]).client
+    assert count.made["estimator"].count == 7
+    with pytest.raises(InputError, match=r"client\.optimizer\.rho = 0\.9: no such option here"):
+        fedsim.load(path, overrides=["client.optimizer.rho=0.9"])
 
 
 @pytest.mark.parametrize("order", [1, -1])

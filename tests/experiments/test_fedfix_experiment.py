@@ -176,7 +176,7 @@ def in_turn(points, *, workers, on_done):
 def test_study_reads_what_it_has_run(tmp_path, monkeypatch):
     parts = {
         "unequal": study.Part(("fedavg",), tuple(TINY), tuned=True),
-        "momentum": study.Part(("fedfix_05",), (*TINY, "client.lr=0.01", "client.momentum=0.9")),
+        "momentum": study.Part(("fedfix_05",), (*TINY, "client.lr=0.01", "client.optimizer.momentum=0.9")),
     }
     monkeypatch.setattr(study, "PARTS", parts)
     monkeypatch.setattr(studies, "run_points", in_turn)
