@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from fedsim.running.result import Result, Round
     from fedsim.running.resume import resume
     from fedsim.running.runner import run
+    from fedsim.running.study import Study
     from fedsim.running.sweep import sweep
     from fedsim.server import Strategy
+    from fedsim.tuning.search import tune
 
 # See `fedsim.parallel.arithmetic`. MKL reads it at its first product, so it must stand before that.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
@@ -44,6 +46,7 @@ _HOMES = {
     "Result": "fedsim.running.result",
     "Round": "fedsim.running.result",
     "Strategy": "fedsim.server",
+    "Study": "fedsim.running.study",
     "black_box": "fedsim.problems.own_functions",
     "compare": "fedsim.reports.comparison",
     "experiment": "fedsim.configuration.tables",
@@ -53,6 +56,7 @@ _HOMES = {
     "run": "fedsim.running.runner",
     "supervised": "fedsim.problems.own_data",
     "sweep": "fedsim.running.sweep",
+    "tune": "fedsim.tuning.search",
 }
 
 __all__ = [
@@ -66,6 +70,7 @@ __all__ = [
     "Result",
     "Round",
     "Strategy",
+    "Study",
     "black_box",
     "compare",
     "experiment",
@@ -75,6 +80,7 @@ __all__ = [
     "run",
     "supervised",
     "sweep",
+    "tune",
 ]
 
 __getattr__, __dir__ = lazily(__name__, _HOMES)

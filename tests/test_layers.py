@@ -22,6 +22,7 @@ FLOORS = [
     ["pretrained"],
     ["running"],
     ["reports"],
+    ["tuning"],
     ["flower"],
     ["cli", "testing"],
 ]

@@ -50,7 +50,7 @@ def fences(page: Path) -> list[tuple[str, str]]:
 
 
 def commands(block: str) -> Iterator[list[str]]:
-    """The commands of a console block, in words; runs are for two rounds, data are where they are here."""
+    """The commands of a console block, in words; runs are for two rounds, searches of two trials, data of here."""
     data = os.environ.get("FEDSIM_DATA", "")
     for line in block.splitlines():
         words = shlex.split(line, comments=True)
@@ -60,8 +60,9 @@ def commands(block: str) -> Iterator[list[str]]:
             if not Path(data or "nowhere").is_dir():
                 continue
             words[words.index("--data-dir") + 1] = data
-        short = words[:2] in (["fedsim", "run"], ["fedsim", "sweep"])
-        yield [*words, "--set", "rounds=2"] if short else words
+        searches = words[:2] == ["fedsim", "tune"]
+        short = searches or words[:2] in (["fedsim", "run"], ["fedsim", "sweep"])
+        yield [*words, *["--set", "rounds=2"] * short, *["--trials", "2"] * searches]
 
 
 def execute(arguments: list[str], place: Path) -> str:

@@ -40,6 +40,19 @@ def lock(file: FileIO) -> None:
             return
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a file, which is made if need be, within this block, and before it wait for whoever holds it.
+
+    As of `lock`, whoever dies holds nothing, and where there are no locks nobody waits.
+    """
+    with open(path, "ab", buffering=0) as file:
+        if sys.platform != "win32":
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def is_locked(path: Path) -> bool:
     """Whether a living process holds a file by `lock`; no copy of a file is held, nor one whose holder was killed.
 

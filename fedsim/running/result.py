@@ -36,7 +36,7 @@ class Round:
 Callback = Callable[[Round], object]
 """Called with every row: of each round, or of each evaluation where clients work on between rounds or time says when.
 
-One that returns True, NumPy's too, ends the run there, with the status "stopped".
+One that returns True, NumPy's too, ends the run there, with the status "stopped", for the `reason` that it has, if any.
 """
 
 

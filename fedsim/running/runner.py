@@ -247,8 +247,13 @@ def _drive(
             if best is not None:
                 best(row, simulation.params)
             answers = [callback(Round(row, simulation.params.clone())) for callback in callbacks]
-            if any(isinstance(answer, bool | np.bool_) and answer for answer in answers):
-                status, reason = "stopped", "a callback has ended it"
+            ending = [
+                callback
+                for callback, answer in zip(callbacks, answers, strict=True)
+                if isinstance(answer, bool | np.bool_) and answer
+            ]
+            if ending:
+                status, reason = "stopped", str(getattr(ending[0], "reason", "a callback has ended it"))
                 break
         else:
             if simulation.stopped is not None:

@@ -97,6 +97,18 @@ def test_a_callback_that_returns_true_ends_the_run(file, tmp_path, kind):
     assert (whole.status, len(whole.history)) == ("finished", 5)
 
 
+def test_a_callback_may_say_why_it_ends_the_run(file):
+    class Enough:
+        reason = "nobody looked"
+
+        def __call__(self, told: fedsim.Round) -> bool:
+            self.reason = f"enough after round {told.row['round']}"
+            return True
+
+    result = fedsim.run(file, callbacks=[lambda _: None, Enough(), lambda _: True], save=False)
+    assert (result.status, result.reason) == ("stopped", "enough after round 1")
+
+
 def test_a_result_says_itself_in_a_line_and_a_small_table(file, tmp_path):
     result = fedsim.run(file, out=tmp_path / "<i>run")
     text = repr(result)

@@ -1,0 +1,1 @@
+"""Search over hyper-parameters, on Optuna; what a search came to is `fedsim.running.study`."""
