@@ -95,9 +95,8 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         table = html_table(("", *(group.name for group in self.groups)), lines_of(self))
-        said = "".join(f"<li>{escape(line)}</li>" for line in self.tests.lines)
         notes = "<br>".join(map(escape, notes_of(self)))
-        return f"{table}<ul>{said}</ul><small>{notes}</small>"
+        return f"{table}{self.tests._repr_html_()}<small>{notes}</small>"
 
     @cached_property
     def labels(self) -> tuple[str, ...]:

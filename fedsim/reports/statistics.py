@@ -205,11 +205,12 @@ class Reached:
     def median(self) -> float | None:
         """What it takes half the runs, after Kaplan and Meier (1958): the first at which no more than half are left.
 
-        None: more than half are left at the end.
+        None: more than half are left at the end, or fewer than half came there. Where the others ended before, those
+        few that went on would speak for all.
         """
         from scipy import stats
 
-        if not any(self.reached):
+        if 2 * sum(self.reached) < len(self.reached):
             return None
         came = [value for value, reached in zip(self.values, self.reached, strict=True) if reached]
         left = [value for value, reached in zip(self.values, self.reached, strict=True) if not reached]

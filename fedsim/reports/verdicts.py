@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from itertools import combinations
 from typing import Any
 
-from fedsim.core.html import html_table
 from fedsim.core.measures import Asked, lower_is_better
 from fedsim.reports.cells import measure_of
 from fedsim.reports.numbers import Group
@@ -132,7 +132,7 @@ class Verdicts:
         return "\n".join(self.lines)
 
     def _repr_html_(self) -> str:
-        return html_table((), [[line] for line in self.lines])
+        return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in self.lines)}</ul>"
 
     def to_pandas(self) -> Any:
         """A DataFrame with a row a pair and number; p_holm and p_ranks_holm are corrected, p and p_ranks are not."""

@@ -16,6 +16,7 @@ from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.files import read_lines, reason
 from fedsim.core.html import cell, html_table
 from fedsim.core.near import meant
+from fedsim.plots.curves import BOOKKEEPING
 
 Row = dict[str, Any]
 """What one completed round, or the time since the last row, came to, by the names of metrics.jsonl."""
@@ -64,10 +65,11 @@ class History:
         return f"History({len(self)} rows: {', '.join(self.columns)})"
 
     def _repr_html_(self) -> str:
-        """The first and the last rows, as a notebook shows them."""
+        """The first and the last rows, as a notebook shows them, without counts that are always zero."""
+        shown = [name for name in self.columns if name not in BOOKKEEPING or any(row.get(name) for row in self.rows)]
         ends = self.rows if len(self) <= 2 * SHOWN else [*self.rows[:SHOWN], None, *self.rows[-SHOWN:]]
-        cells = [["..." if row is None else cell(row.get(name)) for name in self.columns] for row in ends]
-        return html_table(self.columns, cells)
+        cells = [["..." if row is None else cell(row.get(name)) for name in shown] for row in ends]
+        return html_table(shown, cells)
 
     def to_pandas(self) -> Any:
         """A DataFrame with a row a row; NaN where one lacks the column or it was not finite.

@@ -126,8 +126,10 @@ def test_a_result_says_itself_in_a_line_and_a_small_table(file, tmp_path):
 
 
 def test_a_history_shows_both_its_ends():
-    rows = [{"round": number, "<b>": None if number == 1 else number / 3} for number in range(20)]
+    rows = [{"round": number, "<b>": None if number == 1 else number / 3, "lost": 0} for number in range(20)]
     page = fedsim.History(rows)._repr_html_()
+    assert "lost" not in page
+    assert "<th>lost</th>" in fedsim.History([*rows, {"lost": 1}])._repr_html_()
     assert page.count("<tr>") == 1 + 2 * SHOWN + 1
     assert "<th>&lt;b&gt;</th>" in page
     assert "<tr><td>1</td><td></td></tr>" in page
