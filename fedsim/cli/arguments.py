@@ -31,6 +31,33 @@ def run_folders(incomplete: str) -> Iterator[str]:
             yield found if is_run(Path(found)) else f"{found}/"
 
 
+def axes(incomplete: str) -> list[str]:
+    """What curves may be drawn against, that begins so."""
+    from typing import get_args
+
+    from fedsim.plots import Along
+
+    return [axis for axis in get_args(Along) if axis.startswith(incomplete)]
+
+
+def measures_of_runs(context: typer.Context, incomplete: str) -> list[str]:
+    """The measures of the runs that stand on the command line already, or of those in `runs`, that begin so."""
+    from fedsim.reports.listing import runs_below
+    from fedsim.running.stored import StoredRun
+
+    given = context.params.get("runs") or ["runs"]
+    found: set[str] = set()
+    for folder in (folder for root in given for folder, _ in runs_below(Path(root))):
+        summary = StoredRun(folder).summary() or {}
+        found |= {name for name in summary if f"best_{name}_round" in summary}
+    return sorted(name for name in found if name.startswith(incomplete))
+
+
+def targets_of_runs(context: typer.Context, incomplete: str) -> list[str]:
+    """The same, as targets begin."""
+    return [f"{name}=" for name in measures_of_runs(context, incomplete)]
+
+
 DataDir = Annotated[Path | None, typer.Option(envvar="FEDSIM_DATA", help="Folder in which data files are looked for.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="table.option=value; may be given several times, in any order.")

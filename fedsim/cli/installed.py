@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from fedsim.cli.console import Console
+from fedsim.cli.answers import Json, answering
 from fedsim.core.plugins import GROUPS, names
 
 
-def list_plugins() -> None:
+def list_plugins(as_json: Json = False) -> None:
     """List what is installed: strategies, clients, datasets, partitions, models and the rest."""
-    console = Console()
-    for group in GROUPS:
-        console.print(Text(group, style="bold") + f": {', '.join(names(group)) or 'none'}")
+    with answering(as_json=as_json) as answer:
+        answer.give({group: list(names(group)) for group in GROUPS})
+        for group in GROUPS:
+            answer.lay_out(Text(group, style="bold") + f": {', '.join(names(group)) or 'none'}")

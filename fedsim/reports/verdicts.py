@@ -134,10 +134,9 @@ class Verdicts:
     def _repr_html_(self) -> str:
         return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in self.lines)}</ul>"
 
-    def to_pandas(self) -> Any:
-        """A DataFrame with a row a pair and number; p_holm and p_ranks_holm are corrected, p and p_ranks are not."""
-        import pandas
-
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """A row a pair and number; p_holm and p_ranks_holm are corrected, p and p_ranks are not."""
         rows = []
         for pair in self.pairs:
             found = pair.difference
@@ -147,7 +146,13 @@ class Verdicts:
             row |= {"low": between[0], "high": between[1], "level": pair.level, "hedges_g": found.effect}
             row |= {"p": found.p, "p_holm": pair.p, "p_ranks": found.ranks, "p_ranks_holm": pair.ranks}
             rows.append({**row, "better": pair.better, "why_no_test": found.why})
-        return pandas.DataFrame(rows)
+        return rows
+
+    def to_pandas(self) -> Any:
+        """The `records` as a DataFrame."""
+        import pandas
+
+        return pandas.DataFrame(self.records)
 
 
 def judge(groups: Sequence[Group], labels: Sequence[str], asked: Asked, level: float) -> Verdicts:

@@ -94,6 +94,42 @@ def test_a_sweep_answers_a_line_a_point(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr() == (f"{tmp_path / 'all'}\n", "")
 
 
+def test_a_comparison_answers_with_all_numbers_of_its_groups(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for group, rate, values in (("a", 0.1, (0.25, 0.75)), ("b", 0.2, (0.5, 0.5))):
+        for seed, value in enumerate(values):
+            folder = tmp_path / group / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            (folder / "config.toml").write_text(f'name = "x"\nseed = {seed}\nclient = {{ lr = {rate} }}\n')
+            rows = [{"round": n, "test_accuracy": n * value / 2} for n in (1, 2)]
+            (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert call(monkeypatch, "compare", ".", "--target", "test_accuracy=0.5", "--json") == 0
+    (told,) = map(json.loads, capsys.readouterr().out.splitlines())
+    first, second = told["groups"]
+    assert (first["name"], first["seeds"]) == ("a", [0, 1])
+    assert first["folders"] == [str(tmp_path / "a" / f"seed-{seed}") for seed in (0, 1)]
+    final = first["numbers"]["test_accuracy, final"]
+    # 0.25 and 0.75: mean 0.5, deviation sqrt(2 * 0.25^2 / 1) = 0.3536.
+    assert (final["values"], final["mean"], final["deviation"]) == ([0.25, 0.75], 0.5, pytest.approx(0.3536, abs=1e-4))
+    assert final["interval"][0] < 0.5 < final["interval"][1]
+    assert first["targets"]["test_accuracy"]["rounds"]["reached"] == [False, True]
+    assert second["targets"]["test_accuracy"]["rounds"] == {
+        "values": [2.0, 2.0],
+        "reached": [True, True],
+        "median": 2.0,
+    }
+    assert told["targets"] == {"test_accuracy": 0.5}
+    assert told["differing"] == {"client.lr": [0.1, 0.2]}
+    assert [(test["group"], test["other"]) for test in told["tests"]] == [("a", "b")]
+    assert told["pictures"] == ["compare.png"]
+
+
+def test_the_list_of_what_is_installed_is_one_object(monkeypatch, capsys):
+    assert call(monkeypatch, "list", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "fedavg" in told["strategies"]
+
+
 def test_an_error_is_said_on_standard_error_in_any_form(monkeypatch, capsys, tmp_path):
     for form in ("--json", "--quiet"):
         assert call(monkeypatch, "run", DIGITS, "--set", "rounds=-1", "--out", str(tmp_path / "run"), form) == 2

@@ -459,6 +459,11 @@ def test_the_first_round_waits_for_no_library_that_it_does_not_need(tmp_path):
         ("describe client.schedule c", ["constant", "cosine"]),
         ("describe nothing f", []),
         ("new e", ["experiment"]),
+        ("compare experiments/dig", []),
+        ("compare experi", ["experiments/"]),
+        ("compare x --along q", ["queries"]),
+        ("ls --status st", ["stopped", "stalled"]),
+        ("ls --sort n", ["name"]),
     ],
 )
 def test_a_shell_completes_files_groups_and_kinds(monkeypatch, capsys, typed, completed):
@@ -472,6 +477,28 @@ def test_a_shell_completes_files_groups_and_kinds(monkeypatch, capsys, typed, co
     told = capsys.readouterr()
     assert told.out.split() == completed
     assert told.err == ""
+
+
+def test_a_shell_completes_runs_and_their_measures(monkeypatch, capsys, tmp_path):
+    folder = tmp_path / "runs" / "a"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text("")
+    measured = {"test_loss": 1.0, "best_test_loss": 1.0, "best_test_loss_round": 3, "train_loss": 1.0}
+    (folder / "summary.json").write_text(json.dumps({"status": "finished", **measured}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("_FEDSIM_COMPLETE", "complete_bash")
+    monkeypatch.setattr(sys, "argv", ["fedsim"])
+    for typed, completed in {
+        "show ru": ["runs/"],
+        "run --resume runs/": ["runs/a"],
+        "compare runs/a --target te": ["test_loss="],
+        "compare runs --measure te": ["test_loss"],
+    }.items():
+        monkeypatch.setenv("COMP_WORDS", f"fedsim {typed}")
+        monkeypatch.setenv("COMP_CWORD", str(len(typed.split())))
+        with pytest.raises(SystemExit):
+            main()
+        assert capsys.readouterr().out.split() == completed
 
 
 @pytest.mark.parametrize(
