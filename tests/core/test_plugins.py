@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import subprocess
 import sys
 from functools import cache
 
+import forks
 import pytest
 
 import fedsim
@@ -254,9 +254,7 @@ def crowded(tmp_path):
 
 def python(folder, *arguments):
     environment = os.environ | {"PYTHONSAFEPATH": ""}  # the current folder comes first on the path
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = forks.python(*arguments, cwd=folder, env=environment)
     return done.returncode, done.stdout, done.stderr
 
 
