@@ -14,9 +14,12 @@ from website.pages import compose
 
 def main(
     folder: Annotated[Path, typer.Option(help="Where to build; what was there is deleted.")] = Path("build/website"),
+    notebooks: Annotated[
+        Path | None, typer.Option(help="Where notebooks are that have been executed; else nothing of theirs is shown.")
+    ] = None,
 ) -> None:
     """Write the sources of the site's pages, and build it in `site` in that folder."""
-    command = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(compose(folder))]
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", str(compose(folder, notebooks))]
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from fedsim.cli.describe import GROUPS
 from fedsim.core.blame import ROOT
-from website import api, methods
+from website import api, methods, notebooks
 
 CONFIG = ROOT / "mkdocs.yml"
 STATIC = Path(__file__).parent / "static"
@@ -34,13 +34,21 @@ class BrokenLinkError(Exception):
     """A page leads to a file that is not there."""
 
 
-def compose(folder: Path) -> Path:
-    """Write the pages below `folder`, and the configuration of a build into its `site`; returns that file's path."""
+def compose(folder: Path, executed: Path | None = None) -> Path:
+    """Write the pages below `folder`, and the configuration of a build into its `site`; returns that file's path.
+
+    executed: where notebooks are that hold what they show; None: they are shown as they are kept, without.
+    """
     pages = folder / "pages"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(STATIC, pages)
     for source, place in places().items():
-        _write(pages / place, relinked(ROOT / source, place, pages))
+        if source.endswith(".ipynb"):
+            shown = ROOT / source if executed is None else executed / Path(source).name
+            text = notebooks.markdown(shown, pages / place)
+        else:
+            text = (ROOT / source).read_text(encoding="utf-8")
+        _write(pages / place, relinked(text, ROOT / source, place, pages))
     for group in GROUPS.values():
         _write(pages / METHODS / group / "index.md", "\n".join(methods.index(group)))
     for method in methods.methods():
@@ -57,7 +65,9 @@ def compose(folder: Path) -> Path:
 
 def places() -> Mapping[str, str]:
     """The place in the site of each page of the repository."""
-    return PLACES | {f"docs/{path.name}": path.name for path in sorted((ROOT / "docs").glob("*.md"))}
+    found = {f"docs/{path.name}": path.name for path in sorted((ROOT / "docs").glob("*.md"))}
+    kept = (path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb")))
+    return PLACES | found | {f"notebooks/{name}.ipynb": f"notebooks/{name}.md" for name in kept}
 
 
 def _write(path: Path, text: str) -> None:
@@ -65,10 +75,11 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def relinked(source: Path, place: str, pages: Path) -> str:
-    """The text of a page whose links lead to the same things from `place`; pictures are copied below `pages`.
+def relinked(page: str, source: Path, place: str, pages: Path) -> str:
+    """The text of a page that stands in `source`, whose links lead to the same things from `place`.
 
-    What is neither a page nor a picture is named instead, by its path in the repository.
+    Pictures are copied below `pages`. What is neither a page nor a picture is named instead, by its path in the
+    repository.
     """
 
     def lead(match: re.Match[str]) -> str:
@@ -77,6 +88,8 @@ def relinked(source: Path, place: str, pages: Path) -> str:
             return match[0]
         path = (source.parent / target).resolve()
         if not path.exists():
+            if ((pages / place).parent / target).is_file():  # it was made with the page
+                return match[0]
             raise BrokenLinkError(f"{source}: {target}")
         known = path.relative_to(ROOT).as_posix()
         if known in places():
@@ -88,8 +101,7 @@ def relinked(source: Path, place: str, pages: Path) -> str:
             return f"{mark}[{text}]({os.path.relpath(copy, (pages / place).parent)})"
         return text if f"`{known}`" in text else f"{text} (`{known}`)"
 
-    text = source.read_text(encoding="utf-8")
-    return "".join(part if part.startswith("```") else LINK.sub(lead, part) for part in FENCED.split(text))
+    return "".join(part if part.startswith("```") else LINK.sub(lead, part) for part in FENCED.split(page))
 
 
 def _filled(entry: Any) -> Any:
