@@ -1,0 +1,83 @@
+"""What a server shows of runs that go on renews itself, and what its reader has chosen stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import pytest
+
+from fedsim.reports.watching.serve import serve
+from fedsim.running.folder import RunFolder
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+
+def begun(path: Path, seed: int = 0) -> RunFolder:
+    """A run that this process goes on with, with two rows."""
+    folder = RunFolder.create(path, "x")
+    folder.write_config({"name": "x", "seed": seed, "rounds": 10})
+    for number in (1, 2):
+        go_on(folder, number)
+    return folder
+
+
+def go_on(folder: RunFolder, number: int) -> None:
+    folder.append({"round": number, "time": 1.0 * number, "test_accuracy": number / 10})
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Where the runs of this test are shown."""
+    served = serve(tmp_path, "127.0.0.1", 0)
+    answering = Thread(target=served.run)
+    answering.start()
+    yield served.address
+    served.server.should_exit = True
+    answering.join()
+
+
+def ask_now(page: Page) -> None:
+    """Have a page ask for news before its time has come."""
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+
+def test_the_list_renews_itself_and_keeps_what_was_chosen(page, address, tmp_path):
+    with begun(tmp_path / "a") as a, begun(tmp_path / "sweep-0" / "x" / "seed-0"), begun(tmp_path / "b"):
+        page.goto(address)
+        page.get_by_role("button", name="fold").click()
+        for name in ("a", "b"):
+            page.get_by_label(f"choose {name}", exact=True).check()
+        page.get_by_role("link", name="a", exact=True).focus()
+        assert page.locator("tr.run:visible").count() == 2
+        go_on(a, 3)
+        begun(tmp_path / "c").close()
+        ask_now(page)
+        page.get_by_text("3 of 10").wait_for()
+        assert page.locator("tr.run:visible th").all_inner_texts() == ["c", "a", "b"]  # the newest first
+        assert page.inner_text("#said") == "4 runs: 3 running, 1 interrupted"
+        checked = page.locator("input:checked").evaluate_all("boxes => boxes.map(({value}) => value)")
+        assert checked == ["a", "b"]
+        assert page.evaluate("document.activeElement.textContent") == "a"
+        page.fill("#filter", "interr")
+        assert page.locator("tr.run:visible th").all_inner_texts() == ["c"]
+        page.fill("#filter", "")
+        page.get_by_role("button", name="compare those chosen").click()
+        assert page.locator("#summary tbody th").all_inner_texts() == ["a", "b"]
+
+
+def test_the_list_says_when_nobody_answers(page, tmp_path, faults):
+    served = serve(tmp_path, "127.0.0.1", 0)
+    answering = Thread(target=served.run)
+    answering.start()
+    page.goto(served.address)
+    assert page.inner_text("#said") == "No run is here yet."
+    served.server.should_exit = True
+    answering.join()
+    ask_now(page)
+    page.get_by_text("No news since").wait_for()
+    assert all("ERR_CONNECTION" in fault for fault in faults)
+    faults.clear()
