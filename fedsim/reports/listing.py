@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +15,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.files import look, reason
 from fedsim.core.measures import Asked, first, is_measure, lower_is_better
 from fedsim.core.near import name_one
+from fedsim.reports.tail import Tail
 from fedsim.running.endings import ENDED
-from fedsim.running.history import Row
 from fedsim.running.stored import CONFIG, METRICS, SUMMARY, StoredRun, is_run
 
 DAMAGED = "damaged"
@@ -59,8 +59,11 @@ class Listed:
         return asdict(self) | {"folder": str(self.folder), "when": when}
 
 
-def read(folder: Path) -> Listed:
-    """Read a run. It says of itself that it is damaged where its files cannot be read."""
+def read(folder: Path, tail: Tail | None = None) -> Listed:
+    """Read a run. It says of itself that it is damaged where its files cannot be read.
+
+    tail: what was read of its rows before; where there are many more since, some are taken in, and no number is said.
+    """
     stored = StoredRun(folder)
     found = Listed(folder, DAMAGED)
     try:
@@ -73,7 +76,7 @@ def read(folder: Path) -> Listed:
         found = replace(found, **told)
         status = stored.status(config)
         asked = stored.asked() if isinstance(resolved, Mapping) and "metrics" in resolved else {}
-        return replace(found, status=status, **_measured(stored, status, asked))
+        return replace(found, status=status, **_measured(stored, status, asked, tail))
     except InputError as error:
         return replace(found, status=DAMAGED, fault=f"{error.value}: {error.remedy}")
     except OSError as error:
@@ -149,7 +152,7 @@ def _when(folder: Path) -> float:
     return next((one.st_mtime for one in times if stat.S_ISREG(one.st_mode)), 0.0)
 
 
-def _measured(stored: StoredRun, status: str, asked: Asked) -> dict[str, Any]:
+def _measured(stored: StoredRun, status: str, asked: Asked, tail: Tail | None) -> dict[str, Any]:
     """How far a run is, and what it was measured at."""
     summary = stored.summary()
     if status in ENDED or (status == "interrupted" and summary is not None and _is_last(stored)):
@@ -163,27 +166,21 @@ def _measured(stored: StoredRun, status: str, asked: Asked) -> dict[str, Any]:
     else:
         if summary is None and look(stored.path / SUMMARY, "run") is not None:
             raise InputError("summary", str(stored.path / SUMMARY), "is not as the run has written it")
-        rows = stored.rows()
-        measure = _first(dict.fromkeys(name for row in rows for name in row), asked)
-        told = {name: rows[-1].get(column) for name, column in (("rounds", "round"), ("time", "time")) if rows}
+        if tail is None:
+            tail = Tail(stored.path / METRICS)
+            while tail.read(asked):
+                pass
+        elif tail.read(asked):
+            return {}
+        measure = _first(tail.last, asked)
+        told = {"rounds": tail.last.get("round"), "time": tail.last.get("time")}
         if measure is not None:
-            told |= best_of(rows, measure, asked)
+            value, number = tail.best.get(measure, (None, None))
+            told |= {"last": tail.last[measure], "best": value, "best_round": number}
     numbers = {name: value for name, value in told.items() if value is not None}
     if measure is None:
         return numbers
     return numbers | {"measure": measure, "higher_is_better": not lower_is_better(measure, asked)}
-
-
-def best_of(rows: Sequence[Row], measure: str, asked: Asked) -> dict[str, Any]:
-    """The last value of a measure, and of its finite ones the first best one and its round."""
-    seen = [row for row in rows if measure in row]
-    finite = [row for row in seen if row[measure] is not None]
-    told: dict[str, Any] = {"last": seen[-1][measure]}
-    if finite:
-        pick = min if lower_is_better(measure, asked) else max
-        best = pick(finite, key=lambda row: row[measure])
-        told |= {"best": best[measure], "best_round": best.get("round")}
-    return told
 
 
 def _is_last(stored: StoredRun) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -26,7 +25,6 @@ from fedsim.reports.watching import app as watching
 from fedsim.reports.watching.app import Hosts, Watch
 from fedsim.reports.watching.serve import hosts_of, serve
 from fedsim.reports.watching.shelf import Line, Shelf
-from fedsim.reports.watching.tail import Tail
 from fedsim.running.folder import RunFolder
 
 HERE = Hosts()
@@ -60,7 +58,7 @@ class Browser:
         self._app = Watch(Shelf(root), self._draw, hosts)
 
     def _draw(self, lines: Sequence[Line]) -> str:
-        self.drawn.append(" ".join(line.found.place for line in lines))
+        self.drawn.append(" ".join(line.place for line in lines))
         return printable(self.drawn[-1])
 
     def ask(self, target: str, *headers: tuple[str, str], method: str = "GET", host: str = "127.0.0.1:8080") -> Answer:
@@ -89,9 +87,10 @@ def test_the_list_says_what_there_is(tmp_path):
     run(tmp_path / "begun", 2, ended=False)
     for seed in (0, 1):
         run(tmp_path / "sweep-0" / "x" / "lr=1" / f"seed-{seed}", seed=seed)
-    lines = {line.found.place: line for line in Shelf(tmp_path).lines()}
+    lines = {line.place: line for line in Shelf(tmp_path).lines()}
     assert [*lines] == ["begun", "sweep-0/x/lr=1/seed-0", "sweep-0/x/lr=1/seed-1", "whole"]
-    said = [(line.status, line.done, line.goal, line.measure, line.last, line.best) for line in lines.values()]
+    runs = [line.run for line in lines.values()]
+    said = [(run.status, run.rounds, run.asked, run.measure, run.last, run.best) for run in runs]
     assert said[0] == ("interrupted", 2, 10, "test_accuracy", 0.0, 0.1)
     assert said[3] == ("stopped", 3, 10, "test_accuracy", 0.0, 0.2)
     text = Browser(tmp_path).ask("/").text
@@ -188,7 +187,7 @@ def test_names_are_texts(tmp_path):
     assert "<b>" not in text
     assert "\x1b" not in text
     assert browser.ask("/runs/%ff").text == "\\udcff"
-    key = next(line.found.key for line in Shelf(tmp_path).lines() if line.found.place != "\udcff")
+    key = next(line.key for line in Shelf(tmp_path).lines() if line.place != "\udcff")
     assert f'href="/runs/{key}"' in text
     assert browser.ask(f"/runs/{key}").status == 200
     assert browser.ask(f"/compare?run={quote(key)}").status == 200
@@ -246,35 +245,15 @@ def test_more_rows_than_can_be_read_again_and_again_are_refused(tmp_path, monkey
     assert "fedsim report" in answer.text
 
 
-def test_a_tail_reads_each_row_once(tmp_path, monkeypatch):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"round": 1, "test_loss": 2.0}\n{"round": 2, "test_loss": null}\n{"round": 3, "te')
-    tail = Tail(path, {})
-    tail.read()
-    assert (tail.last, tail.best) == ({"round": 2, "test_loss": None}, {"test_loss": 2.0})
-    with open(path, "a") as file:
-        file.write('st_loss": 1.5}\n{"round": 4, "train_loss": 3}\n')
-    monkeypatch.setattr("fedsim.reports.watching.tail.parse_json", lambda line: json.loads(line) | {"seen": 1})
-    tail.read()
-    assert tail.last == {"round": 4, "test_loss": 1.5, "train_loss": 3, "seen": 1}
-    assert tail.best == {"test_loss": 1.5, "train_loss": 3}
-    path.write_text('{"round": 1, "test_loss": 9.0}\n')  # begun anew
-    tail.read()
-    assert tail.best == {"test_loss": 9.0}
-
-
-def test_a_tail_reads_a_long_file_in_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedsim.reports.watching.tail.STEP", 100)
-    path = run(tmp_path / "a", 9, ended=False)
+def test_a_long_run_is_read_in_steps_in_which_others_are_answered(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedsim.reports.tail.STEP", 100)
+    run(tmp_path / "a", 9, ended=False)
     shelf = Shelf(tmp_path)
-    seen = []
-    while not seen or seen[-1].done is None:
-        seen += shelf.lines()
-        assert len(seen) < 99
-    assert len(seen) == 5
-    assert (seen[-1].done, seen[-1].best) == (9, 0.8)
-    (path / "metrics.jsonl").write_text("x" * 200)
-    assert "more than 100 bytes" in shelf.lines()[0].fault
+    looks = [shelf.lines()[0].run for _ in range(6)]
+    assert [look.status for look in looks] == ["interrupted"] * 6
+    assert [look.best for look in looks] == [None] * 4 + [0.8] * 2
+    monkeypatch.setattr("fedsim.reports.watching.shelf.read", pytest.fail)
+    assert shelf.lines()[0].run == looks[-1]  # nothing has changed
 
 
 def test_where_nothing_can_listen_is_said(tmp_path):

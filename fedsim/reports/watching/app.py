@@ -95,6 +95,7 @@ class Watch:
         self._shelf, self._draw, self._hosts = shelf, draw, hosts
         self._looking, self._drawing = Desk(), Desk()
         self._made: OrderedDict[str, _Made] = OrderedDict()
+        self._began = time.time()  # a later version may show the same runs in another way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -122,15 +123,15 @@ class Watch:
             return await self._list(request, lines, trouble)
         if path == "/compare":
             asked = set(parse_qs(request.url.query).get("run", ()))
-            return await self._page(request, [one for one in lines if one.found.key in asked])
+            return await self._page(request, [one for one in lines if one.key in asked])
         if path.startswith("/runs/"):
             place = path.removeprefix("/runs/").strip("/")
-            below = [one for one in lines if f"{one.found.key}/".startswith(f"{place}/") or not place]
+            below = [one for one in lines if f"{one.key}/".startswith(f"{place}/") or not place]
             return await self._page(request, below)
         return _line(404, "there is nothing of this name; the list of runs is at /")
 
     async def _list(self, request: Request, lines: Sequence[Line], trouble: str) -> Response:
-        tag = _tag(lines, trouble)
+        tag = _tag(self._began, lines, trouble)
         if _has(request, tag):
             return Response(status_code=304, headers={"ETag": tag})
         content = await self._looking.do(lambda: index(str(self._shelf.root), lines, trouble))
@@ -140,11 +141,11 @@ class Watch:
         """A page of runs: as it was made, if nothing has changed since, or it has only just been made."""
         if not lines:
             return _line(404, "no run is there; the list of those that are is at /")
-        size = sum(line.found.size for line in lines)
+        size = sum(line.size for line in lines)
         if size > MOST:
             remedy = "choose fewer, or draw them once: fedsim report"
             return _line(503, f"{size:,} bytes of rows are more than the {MOST:,} that are shown live; {remedy}")
-        key, tag = _tag([line.found.place for line in lines]), _tag(lines)
+        key, tag = _tag([line.place for line in lines]), _tag(self._began, lines)
         made = self._made.get(key)
         if made is None or (made.tag != tag and time.monotonic() > made.until):
             try:

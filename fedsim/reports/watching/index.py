@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from fedsim.core.html import cell
 from fedsim.core.terminal import printable
+from fedsim.reports.listing import Listed
 from fedsim.reports.watching.shelf import Line, key_of
 
 
@@ -23,25 +24,35 @@ from fedsim.reports.watching.shelf import Line, key_of
 class Row:
     """A run, or the heading of those in a folder, as the list has it. key: where its page is.
 
-    line: what is said of the run; None: it is a heading. said: how many runs a heading stands for, and their status.
+    run: what is said of the run; None: it is a heading. said: how many runs a heading stands for, and their status.
     """
 
     key: str
     name: str
-    line: Line | None = None
+    run: Listed | None = None
     said: str = ""
 
     @property
-    def progress(self) -> str:
-        """Rounds, or virtual seconds, of how many."""
-        if self.line is None or self.line.done is None:
-            return ""
-        return cell(self.line.done) + ("" if self.line.goal is None else f" of {cell(self.line.goal)}")
+    def share(self) -> tuple[float, float] | None:
+        """How far the run is and where it is to end, in virtual seconds where these decide; None: nobody knows."""
+        if self.run is None:
+            return None
+        done, end = (
+            (self.run.rounds, self.run.asked) if self.run.duration is None else (self.run.time, self.run.duration)
+        )
+        return (done, end) if end else None
 
     @property
-    def written(self) -> str:
-        """When anything of the run was written last, by the clock of this machine."""
-        return "" if self.line is None else f"{datetime.fromtimestamp(self.line.found.written):%Y-%m-%d %H:%M:%S}"
+    def progress(self) -> str:
+        """The same in words."""
+        if self.share is not None:
+            return f"{cell(self.share[0])} of {cell(self.share[1])}"
+        return "" if self.run is None else cell(self.run.rounds)
+
+    @property
+    def when(self) -> str:
+        """When the run has written its last row, by the clock of this machine."""
+        return f"{datetime.fromtimestamp(self.run.when):%Y-%m-%d %H:%M:%S}" if self.run and self.run.when else ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Section:
     key: str
     heading: Row | None
     rows: tuple[Row, ...]
-    newest: float
+    newest: int
 
 
 def index(name: str, lines: Sequence[Line], trouble: str) -> str:
@@ -68,12 +79,12 @@ def index(name: str, lines: Sequence[Line], trouble: str) -> str:
 
 
 def sections(lines: Sequence[Line]) -> list[Section]:
-    """The runs by the folder that they are in below the one that is watched: where one was written last first."""
+    """The runs by the folder that they are in below the one that is watched; where one has begun last comes first."""
     made = []
-    for top, members in groupby(lines, key=lambda line: line.found.place.partition("/")[0]):
+    for top, members in groupby(lines, key=lambda line: line.place.partition("/")[0]):
         inner = list(members)
-        newest = max(line.found.written for line in inner)
-        if inner[0].found.place == top:
+        newest = max(line.began for line in inner)
+        if inner[0].place == top:
             made.append(Section(key_of(top), None, (_row(inner[0], ""),), newest))
         else:
             heading = Row(key_of(top), printable(top), said=_counted(inner))
@@ -83,7 +94,7 @@ def sections(lines: Sequence[Line]) -> list[Section]:
 
 def _rows(top: str, lines: Sequence[Line]) -> Iterator[Row]:
     """The runs below a folder, those that share a folder further below, as seeds do, under a heading of theirs."""
-    for parent, members in groupby(lines, key=lambda line: line.found.place.rpartition("/")[0]):
+    for parent, members in groupby(lines, key=lambda line: line.place.rpartition("/")[0]):
         inner = list(members)
         if parent != top and len(inner) > 1:
             yield Row(key_of(parent), printable(parent.removeprefix(f"{top}/")), said=_counted(inner))
@@ -93,12 +104,14 @@ def _rows(top: str, lines: Sequence[Line]) -> Iterator[Row]:
 
 
 def _row(line: Line, above: str) -> Row:
-    return Row(line.found.key, printable(line.found.place.removeprefix(f"{above}/")), line)
+    """A run as it is called below a folder; the one that is watched, if it is a run itself, by its own name."""
+    name = line.place.removeprefix(f"{above}/") or line.run.folder.resolve().name
+    return Row(line.key, printable(name), line.run)
 
 
 def _counted(lines: Sequence[Line]) -> str:
     """How many runs there are, and how they have ended."""
-    counted = Counter(line.status or "unreadable" for line in lines)
+    counted = Counter(line.run.status for line in lines)
     runs = f"{len(lines):,} run{'' if len(lines) == 1 else 's'}"
     return f"{runs}: {', '.join(f'{number:,} {status}' for status, number in counted.items())}"
 

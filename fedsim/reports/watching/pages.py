@@ -26,10 +26,10 @@ class Pages:
         read: dict[Path, tuple[State, Run]] = {}
         left_out: dict[Path, str] = {}
         for line in lines:
-            path, state = line.found.path, (line.found.marks, line.status)
+            path, state = line.run.folder, (line.marks, line.run.status)
             try:
-                if line.fault:
-                    left_out[path] = line.fault
+                if line.run.fault:
+                    left_out[path] = line.run.fault
                     continue
                 known = self._runs.get(path)
                 run = known[1] if known is not None and known[0] == state else read_run(path)
@@ -38,6 +38,6 @@ class Pages:
                 else:
                     left_out[path] = NO_ROW
             except InputError as error:
-                left_out[path] = f"{error.option}: {error.remedy}"
+                left_out[path] = f"{error.value}: {error.remedy}"
         self._runs = read
         return page(group_runs([run for _, run in read.values()], {}, (), left_out), live=True)

@@ -6,35 +6,31 @@ Links are not followed: nothing outside the folder is read.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-from fedsim.core.errors import InputError
-from fedsim.core.files import reason
-from fedsim.core.measures import Asked, first
-from fedsim.reports.watching.tail import Tail
+from fedsim.reports.listing import DAMAGED, Listed, read, runs_below
+from fedsim.reports.tail import Tail
+from fedsim.running.endings import ENDED
 from fedsim.running.stored import CONFIG, FILES, METRICS, StoredRun
 
-HERE = "."
-"""The place of the folder that is watched."""
 Mark = tuple[int, int, int]
 """Of a file its number, its bytes and when it was written."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A run that is there. place: where it lies below the folder that is watched. marks: of its files, by name.
+class Line:
+    """A run as it was last looked at.
 
-    linked: one of its files that is a link; empty: none is.
+    place: its folder, as it is called below the one that is watched; "": that itself. marks: of its files, by name.
+    run: what is said of it.
     """
 
-    path: Path
     place: str
     marks: Mapping[str, Mark]
-    linked: str
+    run: Listed
 
     @property
     def key(self) -> str:
@@ -42,32 +38,14 @@ class Found:
         return key_of(self.place)
 
     @property
-    def written(self) -> float:
-        """When anything of it was written last, in seconds since 1970."""
-        return max((moment for *_, moment in self.marks.values()), default=0) / 1e9
-
-    @property
     def size(self) -> int:
         """Bytes of its rows."""
         return self.marks.get(METRICS, (0, 0, 0))[1]
 
-
-@dataclass(frozen=True)
-class Line:
-    """A run as the list has it.
-
-    done, goal: rounds, or virtual seconds where they decide when the run ends; None: not known. measure: what last and
-    best are values of; empty: none was measured. fault: why it cannot be read; empty: it can.
-    """
-
-    found: Found
-    status: str = ""
-    done: float | None = None
-    goal: float | None = None
-    measure: str = ""
-    last: float | None = None
-    best: float | None = None
-    fault: str = ""
+    @property
+    def began(self) -> int:
+        """When it began: its config.toml is written first, and once."""
+        return self.marks.get(CONFIG, (0, 0, 0))[2]
 
 
 def key_of(place: str) -> str:
@@ -75,107 +53,62 @@ def key_of(place: str) -> str:
     return quote(os.fsencode(place))
 
 
-def runs_below(root: Path) -> list[Found]:
-    """The runs at a folder and at most `DEPTH` below it, in the order of their places. OSError: it cannot be read.
-
-    A folder below that cannot be read, or is gone before it is, holds none.
-    """
-    return list(_search(root, HERE, 6))
-
-
-def _search(folder: Path, place: str, depth: int) -> Iterator[Found]:
-    try:
-        with os.scandir(folder) as entries:
-            inner = sorted(entries, key=lambda entry: entry.name)
-    except OSError:
-        if place == HERE:
-            raise
-        return
-    files = {entry.name: entry for entry in inner if entry.name in FILES}
-    if any(name in files and files[name].is_file(follow_symlinks=False) for name in (CONFIG, METRICS)):
-        linked = next((name for name, entry in files.items() if entry.is_symlink()), "")
-        yield Found(folder, place, dict(_marks(files)), linked)
-    elif depth:
-        for entry in inner:
-            if entry.is_dir(follow_symlinks=False):
-                below = entry.name if place == HERE else f"{place}/{entry.name}"
-                yield from _search(Path(entry.path), below, depth - 1)
-
-
-def _marks(files: Mapping[str, os.DirEntry[str]]) -> Iterator[tuple[str, Mark]]:
-    for name, entry in files.items():
-        try:
-            now = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:  # since the folder was listed
-            continue
-        yield name, (now.st_ino, now.st_size, now.st_mtime_ns)
-
-
 class Shelf:
-    """The runs below a folder, and what the list says of each. For one thread at a time."""
+    """The runs below a folder. For one thread at a time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._readers: dict[str, _Reader] = {}
+        self._readers: dict[Path, _Reader] = {}
 
     def lines(self) -> list[Line]:
-        """All runs as they are now. OSError: the folder cannot be read."""
-        found = runs_below(self.root)
-        self._readers = {one.place: self._readers.get(one.place) or _Reader() for one in found}
-        return [self._readers[one.place].line(one) for one in found]
+        """All runs as they are now, in the order of their places. OSError: the folder cannot be read."""
+        os.scandir(self.root).close()
+        before, self._readers = self._readers, {}
+        found = list(runs_below(self.root))
+        self._readers = {path: before.get(path) or _Reader(path, self._place(path)) for path, _ in found}
+        return [self._readers[path].line(fault) for path, fault in found]
+
+    def _place(self, path: Path) -> str:
+        place = path.relative_to(self.root).as_posix()
+        return "" if place == "." else place
 
 
 class _Reader:
     """Reads of a run what has changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path, place: str) -> None:
+        self._path, self._place = path, place
+        self._tail = Tail(path / METRICS)
         self._line: Line | None = None
-        self._is_done = False  # nothing more is to be said before a file changes
-        self._config: tuple[Mark | None, Mapping[str, Any], Asked] | None = None
-        self._tail: Tail | None = None
+        self._is_held = False
 
-    def line(self, found: Found) -> Line:
-        """What is to be said of the run."""
-        if self._line is None or not self._is_done or self._line.found != found:
-            try:
-                self._line, self._is_done = self._read(found)
-            except InputError as error:
-                self._line, self._is_done = Line(found, fault=f"{error.option}: {error.remedy}"), True
-            except OSError as error:
-                self._line, self._is_done = Line(found, fault=reason(error)), True
+    def line(self, fault: str) -> Line:
+        """What is to be said of the run. fault: why its folder cannot be read; empty: it can."""
+        marks, linked = _looked_at(self._path)
+        fault = fault or (f"{linked} is a link, and none is followed" if linked else "")
+        if fault:
+            return Line(self._place, marks, Listed(self._path, DAMAGED, fault))
+        line = self._line
+        if line is not None and line.marks == marks:
+            if line.run.status in (*ENDED, DAMAGED):
+                return line
+            if StoredRun(self._path).is_held == self._is_held and not self._tail.is_behind:
+                return line
+        self._is_held = StoredRun(self._path).is_held
+        self._line = Line(self._place, marks, read(self._path, self._tail))
         return self._line
 
-    def _read(self, found: Found) -> tuple[Line, bool]:
-        """The line, and whether it stays. InputError, OSError: the run cannot be read."""
-        if found.linked:
-            return Line(found, fault=f"{found.linked} is a link, and none is followed"), True
-        run = StoredRun(found.path)
-        mark = found.marks.get(CONFIG)
-        if self._config is None or self._config[0] != mark:
-            self._config, self._tail = (mark, run.config(), run.asked()), None
-        _, config, asked = self._config
-        column, goal = _goal(config)
-        summary = run.summary() if run.ended() is not None else None
-        if summary is not None:
-            self._tail = None
-            done = summary.get("rounds" if column == "round" else column)
-            measure = next((name for name in first(asked) if name in summary), "")
-            values = (summary.get(measure), summary.get(f"best_{measure}"))
-            return Line(found, summary["status"], done, goal, measure, *values), True
-        if METRICS not in found.marks:
-            return Line(found, run.status(), goal=goal), False
-        self._tail = self._tail or Tail(found.path / METRICS, asked)
-        self._tail.read()
-        if self._tail.is_behind:
-            return Line(found, run.status(), goal=goal), False
-        last, best = self._tail.last, self._tail.best
-        measure = next((name for name in first(asked) if name in last), "")
-        return Line(found, run.status(), last.get(column), goal, measure, last.get(measure), best.get(measure)), False
 
-
-def _goal(config: Mapping[str, Any]) -> tuple[str, float | None]:
-    """What decides when a run ends, as rows call it, and how much of it there is to be."""
-    for option, column in (("duration", "time"), ("rounds", "round")):
-        if isinstance(config.get(option), int | float):
-            return column, config[option]
-    return "round", None
+def _looked_at(folder: Path) -> tuple[dict[str, Mark], str]:
+    """The files of a run as they are now, and the name of one that is a link; empty: none is."""
+    marks, linked = {}, ""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name in FILES:
+                    now = entry.stat(follow_symlinks=False)
+                    marks[entry.name] = (now.st_ino, now.st_size, now.st_mtime_ns)
+                    linked = entry.name if entry.is_symlink() else linked
+    except OSError:  # it is gone, or is being changed: then it is looked at again the next time
+        return {}, ""
+    return marks, linked
