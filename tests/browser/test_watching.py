@@ -86,3 +86,34 @@ def test_the_list_says_when_nobody_answers(page, tmp_path, faults):
     page.get_by_text("No news since").wait_for()
     assert all("ERR_CONNECTION" in fault for fault in faults)
     faults.clear()
+
+
+def test_a_page_grows_with_its_runs_and_keeps_what_was_chosen(page, address, tmp_path):
+    panel = "document.querySelector('[data-measure=test_accuracy] .plot')"
+    with begun(tmp_path / "s" / "a") as a, begun(tmp_path / "s" / "b", seed=1):
+        page.clock.install()
+        page.goto(f"{address}runs/s")
+        page.locator("#curves").scroll_into_view_if_needed()
+        page.wait_for_selector("html[data-drawn] #panels .main-svg")
+        page.select_option("#seeds", "each")
+        page.evaluate(f"Plotly.relayout({panel}, {{'xaxis.range': [1, 2], 'yaxis.range': [0.1, 0.2]}})")
+        page.locator("#table-configuration thead button").first.click()
+        page.fill("input[data-table=table-configuration]", "name")
+        seen = page.evaluate(f"{panel}.getBoundingClientRect().top")
+        assert page.evaluate(f"{panel}.data.map(({{x}}) => x.length)") == [2, 2, 2]
+        go_on(a, 3)
+        begun(tmp_path / "s" / "c", seed=2).close()
+        with page.expect_response(lambda answer: answer.status == 200):
+            page.clock.run_for(3_100)
+        page.get_by_text("3 runs in 1 group: 2 running, 1 interrupted").wait_for()
+        assert page.evaluate(f"{panel}.data.map(({{x}}) => x.length)") == [3, 2, 2, 2]
+        assert page.evaluate(f"{panel}.layout.xaxis.range") == [1, 2]
+        assert page.evaluate(f"{panel}.layout.yaxis.range") == [0.1, 0.2]
+        assert page.locator("#seeds").input_value() == "each"
+        assert page.locator("#table-configuration tbody tr:visible th").all_inner_texts() == ["name"]
+        assert page.locator("#table-configuration thead th").first.get_attribute("aria-sort") == "ascending"
+        assert page.evaluate(f"{panel}.getBoundingClientRect().top") == pytest.approx(seen, abs=1)
+        with page.expect_response(lambda answer: answer.status == 304):
+            page.clock.run_for(3_100)
+        page.get_by_role("link", name="all runs").click()
+        assert names(page) == ["a", "b", "c"]

@@ -6,8 +6,9 @@ let seen = null;
 /** The look of all pictures; `axes` says what theirs are. */
 function layoutOf({x = {}, y = {}, ...rest}) {
   const dark = isDark(), ink = dark ? "#e6e9ed" : "#1b1f24", grid = dark ? "#313842" : "#e5e8ec", line = dark ? "#596270" : "#9aa4af";
+  // As long as an axis is about the same its reader's zoom stays when there are new numbers.
   const axis = ({title = "", ...given}) => ({
-    gridcolor: grid, linecolor: line, zeroline: false, automargin: true, tickfont: {size: 11},
+    uirevision: `${x.title} ${title} ${given.type}`, gridcolor: grid, linecolor: line, zeroline: false, automargin: true, tickfont: {size: 11},
     title: {text: plain(title), font: {size: 12}, standoff: 6}, ...given,
   });
   return {

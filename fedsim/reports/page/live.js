@@ -28,13 +28,14 @@ async function renew() {
 function live() {
   if (document.documentElement.dataset.live === undefined) return;
   const state = find("state");
+  const say = (text) => { if (state.textContent !== text) state.textContent = text; };  // a reader aloud says what changes
   const again = async () => {
     if (!document.hidden) {
       try {
         await renew();
-        state.textContent = "live";
+        say("live");
       } catch (error) {
-        state.textContent = `not renewed: ${error.message}`;
+        say(`not renewed: ${error.message}`);
       }
     }
     setTimeout(again, EVERY);

@@ -8,7 +8,7 @@ function panelOf(measure) {
   const draw = () => {
     const {traces, logarithmic, bands} = pictureOf(measure);
     if (!bands.length) return null;
-    const x = {title: data.axes[chosen.axis].label, type: chosen.across ? "log" : "linear"};
+    const x = {title: data.axes[chosen.axis].label, type: chosen.across ? "log" : "linear", uirevision: String(zoom)};
     const layout = layoutOf({x: zoom ? {...x, range: zoom, autorange: false} : x, y: {type: logarithmic ? "log" : "linear"}});
     const last = bands.slice(0, 6).map(({group, band}) => `${group.name} ${shown(band.mean.at(-1))}`).join(", ");
     return {traces, layout, label: `${words(measure)} against ${data.axes[chosen.axis].label}; last values: ${last}`};
