@@ -91,8 +91,11 @@ def _say_head(answer: Answer, run: Listed, reason: str) -> None:
 def _measures(rows: list[Row], asked: Asked) -> Table:
     """A line a measure: its last and its best value, and its curve."""
     from fedsim.core.measures import is_measure
-    from fedsim.reports.listing import best_of
+    from fedsim.reports.tail import SoFar
 
+    so_far = SoFar(asked)
+    for row in rows:
+        so_far.take(row)
     found = dict.fromkeys(name for row in rows for name in row if is_measure(name, asked))
     names = [*(name for name in first(asked) if name in found), *(name for name in found if name not in first(asked))]
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_edge=False)
@@ -101,11 +104,12 @@ def _measures(rows: list[Row], asked: Asked) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for name in names:
-        told, curve = best_of(rows, name, asked), Curve()
+        curve = Curve()
         for row in rows:
             if row.get(name) is not None:
                 curve.add(row[name])
-        cells = [_number(name, told["last"]), _number(name, told.get("best")), str(told.get("best_round", "-"))]
+        best, number = so_far.best.get(name, (None, "-"))
+        cells = [_number(name, so_far.last[name]), _number(name, best), str(number)]
         table.add_row(Text(one_line(name)), *cells, sparkline(curve.values, CURVE, sys.stdout.encoding))
     return table
 

@@ -161,8 +161,8 @@ def _measured(stored: StoredRun, status: str, asked: Asked, tail: Tail | None) -
         measure = _first(names, asked)
         told = {name: summary.get(name) for name in ("rounds", "time")}
         if measure is not None:
-            best = {"best": summary.get(f"best_{measure}"), "best_round": summary[f"best_{measure}_round"]}
-            told |= {"last": summary.get(measure), **best}
+            told |= {"last": summary.get(measure), "best": summary.get(f"best_{measure}")}
+            told["best_round"] = summary[f"best_{measure}_round"]
     else:
         if summary is None and look(stored.path / SUMMARY, "run") is not None:
             raise InputError("summary", str(stored.path / SUMMARY), "is not as the run has written it")
@@ -172,11 +172,12 @@ def _measured(stored: StoredRun, status: str, asked: Asked, tail: Tail | None) -
                 pass
         elif tail.read(asked):
             return {}
-        measure = _first(tail.last, asked)
-        told = {"rounds": tail.last.get("round"), "time": tail.last.get("time")}
+        last, best = tail.so_far.last, tail.so_far.best
+        measure = _first(last, asked)
+        told = {"rounds": last.get("round"), "time": last.get("time")}
         if measure is not None:
-            value, number = tail.best.get(measure, (None, None))
-            told |= {"last": tail.last[measure], "best": value, "best_round": number}
+            value, number = best.get(measure, (None, None))
+            told |= {"last": last[measure], "best": value, "best_round": number}
     numbers = {name: value for name, value in told.items() if value is not None}
     if measure is None:
         return numbers

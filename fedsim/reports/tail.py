@@ -16,12 +16,39 @@ STEP = 2**22
 """Bytes that are read at a time, in well below a second."""
 
 
-class Tail:
-    """What a metrics.jsonl has come to so far.
+class SoFar:
+    """What rows have come to.
 
     last: of each column the value in the last row that has it. best: of each measure the first best of its finite
-    values, and its round. is_behind: there is more than was read. A last line that is no JSON is taken for half
-    written, and left for the next time.
+    values, and its round. asked: which way measures improve that the run was asked for.
+    """
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.last: Row = {}
+        self.best: dict[str, tuple[float, int | None]] = {}
+        self._signs: dict[str, int] = {}
+
+    def take(self, row: Row) -> None:
+        """Take in the next row."""
+        for name, value in row.items():
+            sign = self._sign(name)
+            if sign and value is not None and (name not in self.best or sign * value > sign * self.best[name][0]):
+                self.best[name] = (value, row.get("round"))
+        self.last |= row
+
+    def _sign(self, name: str) -> int:
+        """1: more is better; -1: less is; 0: it is no measure."""
+        if name not in self._signs:
+            way = -1 if lower_is_better(name, self.asked) else 1
+            self._signs[name] = way if is_measure(name, self.asked) else 0
+        return self._signs[name]
+
+
+class Tail:
+    """A metrics.jsonl that grows. is_behind: there is more than was read.
+
+    A last line that is no JSON is taken for half written, and left for the next time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,12 +57,10 @@ class Tail:
         self._begin(-1, NOTHING)
 
     def _begin(self, number: int, asked: Asked) -> None:
-        self._number, self._asked = number, asked
+        self._number = number
         self._position = self._lines = 0
         self._names: dict[str, str] = {}
-        self._signs: dict[str, int] = {}
-        self.last: Row = {}
-        self.best: dict[str, tuple[float, int | None]] = {}
+        self.so_far = SoFar(asked)
 
     def read(self, asked: Asked) -> bool:
         """Take in what was written since the last time, but no more than `STEP`, and say whether there is more.
@@ -46,7 +71,7 @@ class Tail:
         try:
             with open(self.path, "rb", opener=regular) as file:
                 now = os.fstat(file.fileno())
-                if (now.st_ino, asked) != (self._number, self._asked) or now.st_size < self._position:
+                if (now.st_ino, asked) != (self._number, self.so_far.asked) or now.st_size < self._position:
                     self._begin(now.st_ino, asked)
                 file.seek(self._position)
                 content = file.read(STEP)
@@ -71,19 +96,5 @@ class Tail:
                 raise InputError("metrics", str(self.path), f"line {self._lines + 1} {fault}")
             self._lines += 1
             self._position += len(line) + 1
-            self._take(row)
+            self.so_far.take(row)
         return self.is_behind
-
-    def _take(self, row: Row) -> None:
-        for name, value in row.items():
-            sign = self._sign(name)
-            if sign and value is not None and (name not in self.best or sign * value > sign * self.best[name][0]):
-                self.best[name] = (value, row.get("round"))
-        self.last |= row
-
-    def _sign(self, name: str) -> int:
-        """1: more is better; -1: less is; 0: it is no measure."""
-        if name not in self._signs:
-            way = -1 if lower_is_better(name, self._asked) else 1
-            self._signs[name] = way if is_measure(name, self._asked) else 0
-        return self._signs[name]

@@ -31,8 +31,8 @@ def test_each_row_is_read_once_when_it_is_whole(write, monkeypatch):
     path = write('{"round": 1, "test_loss": 2.0}\n{"round": 2, "test_loss": null, "clients": 3}\n{"round": 3, "te')
     tail = Tail(path)
     assert not tail.read({})
-    assert tail.last == {"round": 2, "test_loss": None, "clients": 3}
-    assert tail.best == {"test_loss": (2.0, 1)}
+    assert tail.so_far.last == {"round": 2, "test_loss": None, "clients": 3}
+    assert tail.so_far.best == {"test_loss": (2.0, 1)}
     write('st_loss": 1.5}\n{"round": 4, "test_loss": 1.5, "train_accuracy": 0.25}\n')
     read: list[bytes] = []
 
@@ -43,8 +43,8 @@ def test_each_row_is_read_once_when_it_is_whole(write, monkeypatch):
     monkeypatch.setattr(PARSE, parsed)
     assert not tail.read({})
     assert len(read) == 2
-    assert tail.last == {"round": 4, "test_loss": 1.5, "clients": 3, "train_accuracy": 0.25}
-    assert tail.best == {"test_loss": (1.5, 3), "train_accuracy": (0.25, 4)}
+    assert tail.so_far.last == {"round": 4, "test_loss": 1.5, "clients": 3, "train_accuracy": 0.25}
+    assert tail.so_far.best == {"test_loss": (1.5, 3), "train_accuracy": (0.25, 4)}
 
 
 @pytest.mark.parametrize("how", ["shortened", "replaced", "asked otherwise", "gone"])
@@ -52,10 +52,10 @@ def test_another_file_is_read_from_its_beginning(how, write):
     path = write('{"round": 1, "test_f": 9.0}\n{"round": 2, "test_f": 8.0}\n')
     tail = Tail(path)
     tail.read({"f": False})
-    assert tail.best == {"test_f": (8.0, 2)}
+    assert tail.so_far.best == {"test_f": (8.0, 2)}
     if how == "asked otherwise":
         tail.read({"f": True})
-        assert tail.best == {"test_f": (9.0, 1)}
+        assert tail.so_far.best == {"test_f": (9.0, 1)}
         return
     if how == "shortened":
         path.write_text("")
@@ -68,7 +68,7 @@ def test_another_file_is_read_from_its_beginning(how, write):
             tail.read({"f": False})
     else:
         tail.read({"f": False})
-    assert tail.best == ({} if how == "gone" else {"test_f": (9.5, 7)})
+    assert tail.so_far.best == ({} if how == "gone" else {"test_f": (9.5, 7)})
 
 
 def test_a_long_file_is_read_in_steps(write, monkeypatch):
@@ -76,7 +76,7 @@ def test_a_long_file_is_read_in_steps(write, monkeypatch):
     monkeypatch.setattr("fedsim.reports.tail.STEP", 100)
     tail = Tail(path)
     assert [tail.read({}), tail.read({}), tail.read({})] == [True, True, False]
-    assert (tail.last["round"], tail.best["value"]) == (9, (-9, 9))
+    assert (tail.so_far.last["round"], tail.so_far.best["value"]) == (9, (-9, 9))
     write("x" * 101)
     with pytest.raises(InputError, match="line 10 has more than 100 bytes"):
         tail.read({})
