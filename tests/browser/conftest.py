@@ -39,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("browser"))
 
 
-# Not for the session: as long as Playwright is there, its event loop runs in this thread, and nobody else's can.
+# Not for the session: as long as Playwright is there its event loop runs in this thread, and no other can, as by
+# asyncio.run. For it to be closed with the package this folder must be one.
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """One Chromium for all tests of this folder."""
