@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedsim.cli.answers import Answer
 from fedsim.core.errors import InputError
 from fedsim.core.terminal import tell
+
+if TYPE_CHECKING:
+    from fedsim.running.study import Study
 
 Report = Annotated[bool, typer.Option("--report", help="Write report.html into the folder, a page for the browser.")]
 
@@ -42,10 +45,17 @@ def report(
     axes = [] if along is None else [along]
     compared = compare(runs, targets=parse_targets(target or []), along=axes, under_way=True)
     try:
-        write_page(compared, out)
+        write_page(compared, out, study=_study(runs))
     except StorageError as error:
         raise InputError("out", str(out), str(error)) from error
     tell(f"report: {out}")
+
+
+def _study(folders: list[Path]) -> Study | None:
+    """The search that runs are of, where they are all those of one folder."""
+    from fedsim.running.study import read_study
+
+    return read_study(folders[0]) if len(folders) == 1 else None
 
 
 def leave_report(folder: Path, answer: Answer) -> None:
@@ -56,5 +66,5 @@ def leave_report(folder: Path, answer: Answer) -> None:
     from fedsim.running.stored import REPORT
 
     with not_needed(REPORT):
-        write_page(compare(folder, under_way=True), folder / REPORT)
+        write_page(compare(folder, under_way=True), folder / REPORT, study=_study([folder]))
         answer.tell(f"report: {folder / REPORT}")

@@ -180,6 +180,15 @@ def test_tables_sort_by_numbers_and_filter_by_text(report):
     assert rows.locator("th").all_inner_texts() == ["client.kind", "≠ client.lr"]
 
 
+def test_every_seed_is_drawn_beside_its_mean(report):
+    report.select_option("#outcome", "test_accuracy, final")
+    report.locator("#outcome-figure").scroll_into_view_if_needed()
+    report.locator("[data-measure=outcomes] .main-svg").first.wait_for()
+    points = held(report, "data.filter(one => one.mode === 'markers').map(({x, y}) => [[...x], y[0]])", "outcomes")
+    # the better group is the last, which is drawn highest; of each its seeds, then their mean
+    assert points == [[[0.7, 0.72], "slow"], [[0.71], "slow"], [[0.8], "fast"], [[0.8], "fast"]]
+
+
 def test_clients_are_shown_the_worst_first(report):
     table = report.locator("#table-clients tbody tr")
     assert table.all_inner_texts() == ["1\t20\t0\t2.5\t0.25", "2\t30\t4\t1.5\t0.5", "0\t10\t4\t0.5\t0.75"]
@@ -205,7 +214,12 @@ def test_virtual_time_is_drawn(report):
 
 
 def test_a_page_is_dark_or_light_as_the_system_is_or_as_its_reader_wants(report):
-    look = lambda: (held(report, "layout.font.color"), report.evaluate("getComputedStyle(document.body).color"))  # noqa: E731
+    def look() -> tuple[Any, ...]:
+        page_colour = report.evaluate("getComputedStyle(document.body).color")
+        return held(report, "layout.font.color", "outcomes"), page_colour
+
+    report.locator("#theme").scroll_into_view_if_needed()
+    until(lambda: held(report, "closest('.panel').figure.visible", "outcomes"))
     dark = look()
     report.get_by_role("button", name="theme: auto").click()
     light = look()

@@ -45,7 +45,7 @@ def test_what_cannot_be_reported_is_said_in_a_line(tmp_path):
 
 
 def test_a_page_that_fails_is_said_and_fails_no_run(tmp_path, monkeypatch, capsys):
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no room for pages")
 
     monkeypatch.setattr(page, "write_page", fails)

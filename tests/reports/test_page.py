@@ -22,6 +22,7 @@ from fedsim.reports.page import document as parts
 from fedsim.reports.page import page, write_page
 from fedsim.reports.page.columns import column, shortened
 from fedsim.running.folder import RunFolder
+from fedsim.running.study import Study, Trial, read_study, write_study
 from fedsim.running.summary import summarise
 
 HOSTILE = '</script><img src=x onerror="alert(1)">\u2028{{ 7 * 7 }}<b>'
@@ -231,7 +232,7 @@ def test_what_went_wrong_and_what_it_cost_is_added_up(tmp_path):
     # two rounds of 1 and of 3: 2 and 6, mean 4, s = sqrt(2 * 2^2) = 2.83; nothing was late
     assert "group orders ended by a failure a 4 ± 2.83" in said
     # 2^18 bytes a round up and twice as many down, ten replies each
-    assert "0.50 ± 0 0.25 ± 0 1 ± 0 0.50 ± 0 0 ± 0 20 ± 0" in said
+    assert "0.50 ± 0 0.25 ± 0 1 ± 0 0.50 ± 0 20 ± 0" in said
     clean = told(page(compare([write(tmp_path / "b", [0.1, 0.5])])))
     assert "Nothing has gone wrong" in clean
 
@@ -282,6 +283,64 @@ def test_each_group_says_how_to_run_it_again(tmp_path, monkeypatch):
         in read
     )
     assert "sha256 ab12" in said
+
+
+def test_options_of_three_groups_are_drawn_beside_what_came_of_them(tmp_path):
+    for name, lr, last in (("a", 0.01, 0.5), ("b", 0.1, 0.7), ("c", 1.0, 0.6)):
+        write(tmp_path / name, [0.1, last], lr=lr, note=name)
+    tried = Read(page(compare(tmp_path))).numbers()["tried"]
+    assert (tried["metric"], tried["better"]) == ("test_accuracy, final", "higher")
+    # the rates are a hundredfold apart, so their axis is logarithmic; notes are no numbers
+    assert tried["axes"] == [{"name": "note", "log": False}, {"name": "client.lr", "log": True}]
+    lines = [(line["group"], line["values"], line["outcome"]) for line in tried["lines"]]
+    assert lines == [(0, ["a", 0.01], 0.5), (1, ["b", 0.1], 0.7), (2, ["c", 1], 0.6)]
+    assert Read(page(compare([tmp_path / "a", tmp_path / "b"]))).numbers()["tried"] is None
+
+
+def test_every_seeds_outcome_is_told_with_the_interval_of_their_mean(tmp_path):
+    for seed, last in enumerate([0.7, 0.8, 0.9]):
+        write(tmp_path / f"seed-{seed}", [0.1, last], seed=seed)
+    outcomes = {found["label"]: found for found in Read(page(compare(tmp_path))).numbers()["outcomes"]}
+    assert outcomes["test_accuracy, final"]["values"] == [[0.7, 0.8, 0.9]]
+    # t of 2 degrees of freedom at 97.5 % is 4.3027; s = 0.1: 0.8 ± 4.3027 * 0.1 / sqrt(3)
+    assert outcomes["test_accuracy, final"]["intervals"] == [[0.55159, 1.0484]]
+    assert outcomes["test_loss, best"]["better"] == "lower"
+
+
+def test_a_search_is_shown_with_its_trials(tmp_path):
+    trials = []
+    for number, (lr, value, state) in enumerate(
+        ((0.1, 0.8, "complete"), (0.3, None, "pruned"), (0.2, 0.9, "complete"))
+    ):
+        folder = write(tmp_path / f"trial-{number}" / "seed-0", [0.1, value or 0.2], lr=lr).parent
+        values = () if value is None else (value,)
+        trials.append(Trial(number, {"client.lr": lr}, state, value, values, 2, 1.5, folder, "worse than the median"))
+    space = {"client.lr": "log:0.01..1"}
+    study = Study(
+        "test_accuracy",
+        True,
+        space,
+        (0,),
+        "tpe",
+        "median",
+        tuple(trials),
+        {"client.lr": 1.0},
+        2,
+        {"test_loss": (0.25,)},
+    )
+    text = page(compare(tmp_path), study=study)
+    said, tried = told(text), Read(text).numbers()["tried"]
+    assert "3 trials, proposed by tpe, given up by median." in said
+    assert "Best: trial 2, test_accuracy 0.9, with client.lr = 0.2." in said
+    assert "the best comes to test_loss 0.25." in said
+    assert [(line["name"], line["outcome"], line["state"]) for line in tried["lines"]] == [
+        ("trial 0", 0.8, "complete"),
+        ("trial 1", None, "pruned"),
+        ("trial 2", 0.9, "complete"),
+    ]
+    assert tried["importance"] == {"client.lr": 1}
+    write_study(study, tmp_path)
+    assert read_study(tmp_path) is not None
 
 
 @pytest.mark.parametrize("text", ["client,loss\n0\n", "client,loss\n0,bad\n", "client,loss\n0,inf\n", 'client\n"0'])

@@ -25,6 +25,7 @@ function refresh() {
   measuresList();
   arrange();
   clientSection();
+  if (find("outcome")) outcomeSection();
   timeSection();
   drawAll();
 }
@@ -42,6 +43,8 @@ async function begin() {
   observeFigures();
   controls();
   legend();
+  outcomeControls();
+  triedControls();
   clientControls();
   timeControls();
   themes(drawAll);

@@ -73,7 +73,8 @@ function clientFigures() {
       return {head: ["group", "seed", "client", "examples", name()], rows: evenly(rows, most), of: rows.length};
     },
   });
-  find("client-figures").replaceChildren(...[distribution, histogram, scatter].map(({element}) => element));
+  const sized = data.groups.some(({runs}) => runs.some((run) => run.clients?.examples));
+  find("client-figures").replaceChildren(...[distribution, histogram, ...(sized ? [scatter] : [])].map(({element}) => element));
 }
 
 const PATTERNS = ["", "/", ".", "x", "\\", "-", "+"];

@@ -32,6 +32,8 @@ LINES = 40
 def ledger(groups: Sequence[Group]) -> Table:
     """A line a group: bytes and queries, in all and a round."""
     found = [[_spent(run) for run in group.runs] for group in groups]
+    asked = {label for runs in found for run in runs for label, number in run.items() if number or "quer" not in label}
+    found = [[{label: number for label, number in run.items() if label in asked} for run in runs] for runs in found]
     return totals("ledger", "What crossed between server and clients, and was asked", groups, found)
 
 

@@ -18,40 +18,44 @@ from fedsim.reports.page.columns import as_json, compressed
 from fedsim.reports.page.facts import Facts
 from fedsim.reports.page.numbers import numbers
 from fedsim.running.result import Result
+from fedsim.running.study import Study
 
 SCRIPTS = (
-    *("start.js", "tables.js", "figures.js", "curves.js", "panels.js", "clients.js", "time.js", "live.js"),
-    "begin.js",
+    *("start.js", "tables.js", "figures.js", "curves.js", "panels.js", "outcomes.js", "clients.js", "time.js"),
+    *("tried.js", "live.js", "begin.js"),
 )
 """The scripts of the page, in their order: one function, so that none of their names meets one of Plotly's."""
 PLOTLY = "package_data/plotly.min.js"
 
 
-def page(comparison: Comparison, *, live: bool = False) -> str:
-    """Runs as one HTML page. live: it asks its own address for news, and keeps what its reader has chosen.
+def page(comparison: Comparison, *, study: Study | None = None, live: bool = False) -> str:
+    """Runs as one HTML page. study: the search that they are of.
+
+    live: it asks its own address for news, and keeps what its reader has chosen.
 
     Nothing of what runs are called or hold becomes markup or script: texts are escaped, numbers are compressed, and the
     page's policy lets only the scripts run whose hashes it names. It loads nothing. FedsimError: plotly's file is gone.
     """
+    facts = Facts(comparison, study)
     return (
         _templates()
         .get_template("page.html")
         .render(
-            facts=Facts(comparison),
+            facts=facts,
             live=live,
             policy=policy(live=live),
             style=_own("style.css"),
             script=_script(),
             plotly=_plotly().packed,
-            numbers=compressed(as_json(numbers(comparison))),
+            numbers=compressed(as_json(numbers(comparison, facts.tried))),
         )
     )
 
 
-def write_page(runs: Comparison | Result, path: Path) -> None:
+def write_page(runs: Comparison | Result, path: Path, *, study: Study | None = None) -> None:
     """Write the page into a file, whole or not at all. StorageError: it cannot be written."""
     comparison = runs if isinstance(runs, Comparison) else compare(runs)
-    write_whole(path, page(comparison).encode())
+    write_whole(path, page(comparison, study=study).encode())
 
 
 class _Library:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from fedsim.core.measures import first, is_measure, lower_is_better
+from fedsim.core.measures import is_measure, lower_is_better
 from fedsim.core.terminal import printable
 from fedsim.reports.cells import cell, cell_spent, measure_of, seeds
 from fedsim.reports.comparison import ONE_TEST_SET, Comparison
-from fedsim.reports.numbers import Group, Spread
+from fedsim.reports.numbers import Group
 from fedsim.reports.page.again import Again, again
 from fedsim.reports.page.costs import endings, failures, ledger, wrongs
 from fedsim.reports.page.pictures import Gallery, adversaries, partitions
 from fedsim.reports.page.tables import Cell, Line, Table, spread_cell
+from fedsim.reports.page.tried import main, search_lines, trials, tried
+from fedsim.running.study import Study
 
 NAMED = 3
 """So many groups are named in the title of a page."""
@@ -25,16 +29,19 @@ NAMED = 3
 class Facts:
     """The facts of a comparison, each found when it is asked for."""
 
-    def __init__(self, comparison: Comparison) -> None:
-        self._comparison = comparison
+    def __init__(self, comparison: Comparison, study: Study | None) -> None:
+        self._comparison, self._study = comparison, study
         self.groups = comparison.groups
 
     @cached_property
     def title(self) -> str:
         """What was compared, in a few words."""
-        names = [group.name for group in self.groups[:NAMED]]
-        more = len(self.groups) - len(names)
-        return " · ".join(names) + (f" and {more} more" if more else "") if names else "no round yet"
+        names = [group.name for group in self.groups]
+        if len(names) <= NAMED:
+            return " · ".join(names) or "no round yet"
+        paths = [run.path for group in self.groups for run in group.runs if run.path is not None]
+        holder = Path(os.path.commonpath(paths)).name if paths else ""
+        return f"{printable(holder)}: {len(names)} groups" if holder else f"{len(names)} groups"
 
     @cached_property
     def lead(self) -> str:
@@ -53,7 +60,7 @@ class Facts:
     @cached_property
     def verdict(self) -> list[str]:
         """Which group is best by what is said first of a run, and whether the seeds can tell."""
-        found = self._main()
+        found = main(self._comparison)
         if found is None:
             return []
         label, spreads = found
@@ -71,19 +78,6 @@ class Facts:
         if self._comparison.one_test_set:
             lines.append(f"{ONE_TEST_SET[0].upper()}{ONE_TEST_SET[1:]}.")
         return lines
-
-    def _main(self) -> tuple[str, dict[int, Spread]] | None:
-        """The first of what is said of runs that all groups have, with its finite values by the group's place."""
-        for measure in first(self._comparison.asked):
-            label = f"{measure}, final"
-            spreads = {
-                place: spread
-                for place, group in enumerate(self.groups)
-                if (spread := group.numbers.get(label)) is not None and math.isfinite(spread.mean)
-            }
-            if spreads and len(spreads) == len(self.groups):
-                return label, spreads
-        return None
 
     @cached_property
     def summary(self) -> Table:
@@ -129,6 +123,7 @@ class Facts:
         traced = [run.trace for run in runs if run.trace is not None]
         there = {
             "summary": "Summary",
+            "tried": "" if self.tried is None else "Options and outcomes" if self._study is None else "Search",
             "curves": "Curves" if runs else "",
             "clients": "Clients" if any(run.clients for run in runs) else "",
             "partition": "Partition" if self.partitions.pictures else "",
@@ -141,6 +136,21 @@ class Facts:
             "again": "Run it again" if runs else "",
         }
         return {name: heading for name, heading in there.items() if heading}
+
+    @cached_property
+    def tried(self) -> dict[str, Any] | None:
+        """What was tried, as it is drawn; None: nothing that can be."""
+        return tried(self._comparison, self._study)
+
+    @cached_property
+    def trials(self) -> Table | None:
+        """The trials of a search; None: there was none."""
+        return None if self._study is None else trials(self._study)
+
+    @cached_property
+    def search(self) -> list[str]:
+        """How a search was made and what it came to."""
+        return [] if self._study is None else search_lines(self._study)
 
     @cached_property
     def ledger(self) -> Table:
@@ -218,10 +228,6 @@ def _statuses(group: Group) -> str:
     """How the runs of a group have ended: in a word, where all have ended alike."""
     counted = Counter(run.status for run in group.runs)
     return next(iter(counted)) if len(counted) == 1 else ", ".join(f"{n} {status}" for status, n in counted.items())
-
-
-def _mean(spread: Spread | None) -> float | None:
-    return None if spread is None or not math.isfinite(spread.mean) else spread.mean
 
 
 def _many(number: int, what: str) -> str:

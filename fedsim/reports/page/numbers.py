@@ -10,9 +10,10 @@ from fedsim.core.measures import is_measure, lower_is_better
 from fedsim.plots import ranked
 from fedsim.plots.style import BRIGHT, STYLES
 from fedsim.plots.timeline import limit_of, works_of
+from fedsim.reports.cells import measure_of
 from fedsim.reports.comparison import Comparison
 from fedsim.reports.numbers import Run
-from fedsim.reports.page.columns import Column, column, columns
+from fedsim.reports.page.columns import Column, column, columns, shortened
 
 SHOWN = 4
 """So many measures are drawn until others are chosen."""
@@ -30,8 +31,8 @@ DASHES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}
 """Plotly's words for the styles of lines."""
 
 
-def numbers(comparison: Comparison) -> dict[str, Any]:
-    """All that the scripts need, as JSON takes it: groups, colours, axes, measures, targets."""
+def numbers(comparison: Comparison, tried: dict[str, Any] | None) -> dict[str, Any]:
+    """All that the scripts need, as JSON takes it: groups, colours, axes, measures, targets. tried: see there."""
     rows = [row for group in comparison.groups for run in group.runs for row in run.rows]
     known = dict.fromkeys(name for row in rows for name in row if name != "round")
     asked = comparison.asked
@@ -63,6 +64,8 @@ def numbers(comparison: Comparison) -> dict[str, Any]:
         "first": first[:SHOWN],
         "targets": dict(comparison.targets),
         "groups": groups,
+        "tried": tried,
+        "outcomes": _outcomes(comparison),
     }
 
 
@@ -109,8 +112,24 @@ def _timeline(trace: Mapping[str, Any]) -> dict[str, Any]:
         "columns": names | {"outcome": [work.outcome for work in shown]},
         "until": until,
         "population": len(trace["participation"]),
+        "clients": min(int(trace["timeline_clients"]), len(trace["participation"])),
         "names": trace.get("clients", [])[: int(trace["timeline_clients"])],
     }
+
+
+def _outcomes(comparison: Comparison) -> list[dict[str, Any]]:
+    """Of each measure, final and best, what every run has come to, and the interval of each group's mean."""
+    found = []
+    for label in comparison.labels:
+        measure = measure_of(label)
+        if measure is None:
+            continue
+        between = comparison.intervals.get(label, (None,) * len(comparison.groups))
+        spreads = [group.numbers.get(label) for group in comparison.groups]
+        values = [[] if spread is None else [*map(shortened, spread.values)] for spread in spreads]
+        ends = [None if one is None else [shortened(one.low), shortened(one.high)] for one in between]
+        found.append({"label": label, "better": _better(measure, comparison), "values": values, "intervals": ends})
+    return found
 
 
 def _better(name: str, comparison: Comparison) -> str:

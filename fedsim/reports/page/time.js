@@ -24,10 +24,10 @@ function worksOf() {
 }
 
 function timelinePicture() {
-  const {until, of, rows, population} = data.groups[timed].timeline, works = worksOf();
+  const {until, of, rows, population, clients, names: given} = data.groups[timed].timeline, works = worksOf();
   if (!works.length) return null;
   const versions = works.map(({version}) => version), first = versions.reduce((a, b) => Math.min(a, b)), last = versions.reduce((a, b) => Math.max(a, b));
-  const ink = isDark() ? "#e6e9ed" : "#333333", names = [...new Set(works.map(({name}) => name))];
+  const ink = isDark() ? "#e6e9ed" : "#333333", names = Array.from({length: clients}, (_, client) => given[client] ?? String(client));
   const traces = [];
   for (const [outcome, {text, shape}] of Object.entries(OUTCOMES)) {
     const found = works.filter((work) => work.outcome === outcome);
