@@ -43,6 +43,7 @@ def shape(mathml: str) -> str:
         ("e = sqrt(1 - lambda) ghat", "row(e = row(sqrt(row(1 − λ)) over(g ^)))"),
         ("k = 0 .. K-1", "row(k = 0 … row(K − 1))"),
         ("D = KL(f || g)", "row(D = row(KL row(( f ∥ g ))))"),
+        ("m = beta1 m + v2^t", "row(m = row(row(sub(β 1) m) + sup(sub(v 2) t)))"),
         ("c_i+ = c_i - c", "row(subsup(c i +) = row(sub(c i) − c))"),
     ],
 )
