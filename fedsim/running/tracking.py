@@ -25,11 +25,11 @@ from fedsim.plots.evasion import ADVERSARIAL
 from fedsim.plots.labels import PARTITION
 from fedsim.running.folder import RunFolder
 from fedsim.running.history import Row
-from fedsim.running.stored import CLIENTS, CONFIG, CURVES, METRICS, SUMMARY, TRACE, TRACKING
+from fedsim.running.stored import CLIENTS, CONFIG, CURVES, METRICS, MODEL, REPORT, SUMMARY, TRACE, TRACKING
 from fedsim.trackers.base import Ending, Group, TrackedRun
 from fedsim.trackers.courier import Couriers
 
-TOLD = (CONFIG, METRICS, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, ADVERSARIAL)
+TOLD = (CONFIG, METRICS, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, ADVERSARIAL, REPORT)
 """Files that trackers are told of at the end, those of them that there are."""
 LARGEST = 10_000
 """Bytes of a tracking.json that are read."""
@@ -58,7 +58,8 @@ class Telling:
         self._ended = True
         places = {} if self._folder is None else {name: self._folder.path / name for name in TOLD}
         files = {name: path for name, path in places.items() if path.is_file()}
-        self._couriers.end(Ending(status, reason, summary, files))
+        model = None if self._folder is None else self._folder.path / MODEL
+        self._couriers.end(Ending(status, reason, summary, files, model if model and model.is_file() else None))
 
     def fail(self, error: BaseException) -> None:
         """Tell that the run has failed, if it has not ended."""
@@ -133,7 +134,7 @@ def _described(
 
 def _group(folder: Path, began: float) -> Group:
     with alone(folder):
-        return Group(_kept(folder / TRACKING, began)[0], folder)
+        return Group(*_kept(folder / TRACKING, began), folder)
 
 
 def _kept(path: Path, began: float) -> tuple[str, float]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fedsim.core.options import PositiveFloat, PositiveInt, Texts, options
     from fedsim.trackers.base import Ending, Group, Log, Row, TrackedRun, Tracker
     from fedsim.trackers.csv import CSV
+    from fedsim.trackers.mlflow import MLflow
     from fedsim.trackers.tensorboard import TensorBoard
 
 # Loaded when first asked for: the commands ask at their end whether a tracker hangs.
@@ -22,6 +23,7 @@ _HOMES = {
     "Ending": "fedsim.trackers.base",
     "Group": "fedsim.trackers.base",
     "InputError": "fedsim.core.errors",
+    "MLflow": "fedsim.trackers.mlflow",
     "Log": "fedsim.trackers.base",
     "PositiveFloat": "fedsim.core.options",
     "PositiveInt": "fedsim.core.options",
@@ -39,6 +41,7 @@ __all__ = [
     "Group",
     "InputError",
     "Log",
+    "MLflow",
     "PositiveFloat",
     "PositiveInt",
     "Row",

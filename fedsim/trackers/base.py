@@ -29,10 +29,12 @@ Row = Mapping[str, float]
 class Group:
     """Runs that belong together: the points of a sweep, or the seeds of a run.
 
-    key: names it among all groups, and stays when it is gone on with. folder: which has the folders of its runs.
+    key: names it among all groups, and stays when it is gone on with. began: seconds since 1970 when its first run
+    began. folder: which has the folders of its runs.
     """
 
     key: str
+    began: float
     folder: Path
 
     @property
@@ -76,13 +78,15 @@ class Ending:
     """How a run has ended, or been interrupted.
 
     status: finished, stopped, diverged, stalled, interrupted or failed. summary: as summary.json has it. files: those
-    of its folder that say what it came to, by name: config.toml, tables and pictures; without models.
+    of its folder that say what it came to, by name: config.toml, tables and pictures. model: the final one, if it is
+    there.
     """
 
     status: str
     reason: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    model: Path | None = None
 
     @property
     def numbers(self) -> dict[str, float]:

@@ -6,11 +6,9 @@ import csv
 import json
 import math
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,7 +17,6 @@ from tensorboard.util.tensor_util import make_ndarray
 import fedsim
 from fedsim.core.errors import InputError
 from fedsim.flower.recipe import Recipe
-from fedsim.problems.supervised import Supervised
 from fedsim.reports.comparison import compare
 from fedsim.running import runner
 from fedsim.running.folder import RunFolder
@@ -57,18 +54,8 @@ def scalars(folder: Path) -> list[dict[str, float]]:
     ]
 
 
-PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x05\0\0\0\x07"
-"""The beginning of a picture, 5 wide and 7 high."""
 TestCSV = conformance(CSV(), read=table)
 TestTensorBoard = conformance(TensorBoard(), read=lambda folder: scalars(folder / "tensorboard"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pictures() -> Iterator[None]:
-    """Pictures take longer than all else here; one of the size is enough."""
-    curves = patch.object(runner, "curves", lambda rows, place, asked: place.write_bytes(PICTURE))
-    with curves, patch.object(Supervised, "illustrate", lambda *_: None):
-        yield
 
 
 def run(out: Path | None, *track: Any, seed: int = 0, **given: Any) -> fedsim.Result:
@@ -88,7 +75,7 @@ def test_a_table_has_columns_that_come_later_and_numbers_that_are_not_finite(tmp
     assert path.read_text() == "round;loss;accuracy\n1;0.1;\n2;nan;\n3;;0.5\n"
 
 
-def test_tensorboard_has_options_summary_and_pictures_by_its_own_reader(tmp_path):
+def test_tensorboard_has_options_summary_and_pictures_by_its_own_reader(tmp_path, picture):
     run(tmp_path / "runs" / "a", {"kind": "tensorboard", "folder": str(tmp_path / "told")})
     run(tmp_path / "other" / "a", {"kind": "tensorboard", "folder": str(tmp_path / "told")})
     first, second = sorted((tmp_path / "told").iterdir(), key=lambda path: len(path.name))
@@ -99,7 +86,7 @@ def test_tensorboard_has_options_summary_and_pictures_by_its_own_reader(tmp_path
     read = events(first)
     assert read.Tags()["images"] == ["curves"]
     (image,) = read.Images("curves")
-    assert (image.encoded_image_string, image.width, image.height, image.step) == (PICTURE, 5, 7, 3)
+    assert (image.encoded_image_string, image.width, image.height, image.step) == (picture, 5, 7, 3)
     said = make_ndarray(read.Tensors("summary")[0].tensor_proto).item().decode()
     assert "| status | finished |" in said
     from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
