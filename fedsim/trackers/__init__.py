@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedsim.trackers.csv import CSV
     from fedsim.trackers.mlflow import MLflow
     from fedsim.trackers.tensorboard import TensorBoard
+    from fedsim.trackers.wandb import WandB
 
 # Loaded when first asked for: the commands ask at their end whether a tracker hangs.
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "Texts": "fedsim.core.options",
     "TrackedRun": "fedsim.trackers.base",
     "Tracker": "fedsim.trackers.base",
+    "WandB": "fedsim.trackers.wandb",
     "options": "fedsim.core.options",
 }
 
@@ -49,6 +51,7 @@ __all__ = [
     "Texts",
     "TrackedRun",
     "Tracker",
+    "WandB",
     "options",
 ]
 

@@ -1,4 +1,4 @@
-"""The tracker for MLflow, by MLflow itself, where it is installed: what it has of runs, in a database of these tests."""
+"""The tracker for MLflow by MLflow itself, where it is installed: what it has of runs, in a database of these tests."""
 
 from __future__ import annotations
 
