@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 from fedsim.core.errors import InputError
 from fedsim.core.extras import library
 from fedsim.core.options import options
-from fedsim.trackers.base import Ending, Group, Log, Row, TrackedRun, Tracker
+from fedsim.trackers.base import Ending, Log, Row, TrackedRun, Tracker
 
 METRICS, PARAMETERS = 1000, 100
 """How many a batch has at most."""
@@ -58,12 +59,13 @@ class MLflow(Tracker):
         """Begin a run of MLflow's, or go on with the one that has this run's key."""
         from mlflow import MlflowClient
 
-        client = MlflowClient(tracking_uri=self.uri)
-        place = _experiment(client, self.experiment or str(run.options.get("name", "fedsim")))
-        tags = {"fedsim.label": run.label, **run.tags}
-        parent = None if run.group is None else _parent(client, place, run.group)
-        if parent is not None:
-            tags["mlflow.parentRunId"] = parent
+        tags, parent = {"fedsim.label": run.label, **run.tags}, None
+        with nullcontext() if run.group is None else run.group.alone():  # one process makes a database, and the parent
+            client = MlflowClient(tracking_uri=self.uri)
+            place = _experiment(client, self.experiment or str(run.options.get("name", "fedsim")))
+            if run.group is not None:
+                parent = _found(client, place, run.group.key, run.group.name, run.group.began, {})
+                tags["mlflow.parentRunId"] = parent
         return _MLflowRun(client, _found(client, place, run.key, run.label, run.began, tags), run, parent, self.model)
 
 
@@ -156,9 +158,3 @@ def _found(client: Any, place: str, key: str, name: str, began: float, tags: Map
         return str(runs[0].info.run_id)
     given = {name: value[:LONGEST] for name, value in ({KEY: key} | dict(tags)).items()}
     return str(client.create_run(place, int(1000 * began), given, name).info.run_id)
-
-
-def _parent(client: Any, place: str, group: Group) -> str:
-    """The id of the run that a group's runs are below; one for all processes."""
-    with group.alone():
-        return _found(client, place, group.key, group.name, group.began, {})
