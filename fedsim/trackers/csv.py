@@ -43,7 +43,6 @@ class _Table(Log):
         self._path, self._delimiter = path, delimiter
         self._columns: list[str] = []
         self._rows: list[Row] = []
-        write_whole(path, b"")
 
     def add(self, rows: Sequence[Row]) -> None:
         """Append the rows; if they bring new columns, write the file anew."""

@@ -25,7 +25,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its own libraries
     from mlflow import MlflowClient
 
-from fedsim.trackers import MLflow
+from fedsim.trackers import MLflow, TrackedRun
 
 FOLDER = TemporaryDirectory()
 URI = f"sqlite:///{FOLDER.name}/mlflow.db"
@@ -98,6 +98,12 @@ def test_runs_of_a_group_have_one_parent_and_end_as_they_ended(client, tmp_path)
     parent = client.get_run(first.data.tags["mlflow.parentRunId"])
     assert parent.info.run_id == second.data.tags["mlflow.parentRunId"]
     assert (parent.info.run_name, parent.info.status) == ("tries", "FINISHED")
+    key = json.loads((group / "a" / "seed-1" / "tracking.json").read_text())["key"]
+    options = {"name": "small", "rounds": 9, "another": 1}
+    MLflow(uri=URI).begin(TrackedRun(key, "a/seed-1", 0.0, options=options))
+    again = found(group / "a" / "seed-1")
+    assert (again.info.run_id, again.info.status) == (second.info.run_id, "RUNNING")
+    assert (again.data.params["rounds"], again.data.params["another"]) == ("2", "1")
     fedsim.resume(group / "a" / "seed-1", problem=small_problem())
     assert found(group / "a" / "seed-1").info.status == "FINISHED"
 
@@ -108,6 +114,16 @@ def test_a_folder_is_refused_early_unless_mlflow_is_told_to_keep_runs_in_folders
         MLflow(uri=uri).check(True)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     MLflow(uri=uri).check(True)
+
+
+def test_in_folders_a_row_and_a_total_are_there_once_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    uri = f"file:{tmp_path / 'kept'}"
+    fedsim.run(small_experiment(2, track=[MLflow(uri=uri)]), problem=small_problem(), out=tmp_path / "run")
+    client = MlflowClient(tracking_uri=uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    told = {name: len(client.get_metric_history(run.info.run_id, name)) for name in run.data.metrics}
+    assert (told["wall"], told["train_loss"], told["test_accuracy"], told["best_test_accuracy"]) == (2, 2, 1, 1)
 
 
 def test_without_a_folder_there_is_no_model():

@@ -23,6 +23,7 @@ from fedsim.running.folder import RunFolder
 from fedsim.running.seeds import run_seeds
 from fedsim.running.stored import FILES, StoredRun
 from fedsim.running.sweep import expand, run_points
+from fedsim.running.tracking import Telling
 from fedsim.testing import conformance, small_experiment, small_problem
 from fedsim.trackers import CSV, Ending, Log, TensorBoard, TrackedRun, Tracker, courier, options
 
@@ -202,33 +203,67 @@ def test_a_run_goes_on_with_other_trackers_and_those_get_all_of_it(tmp_path):
     assert [row["round"] for row in table(out)] == [1, 2, 3]
 
 
-class Told(Log):
-    def add(self, rows) -> None: ...
+class Kept(Log):
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
 
-    def end(self, ending: Ending) -> None: ...
+    def add(self, rows) -> None:
+        self.rows += rows
+
+    def end(self, ending: Ending) -> None:
+        self.ending = ending
 
 
 @options
-class Listing(Tracker):
-    """Notes down which runs there are."""
+class Keeping(Tracker):
+    """Keeps what it is told."""
 
     def begin(self, run: TrackedRun) -> Log:
         group = run.group
         RUNS.append((run.label, None if group is None else group.name, None if group is None else group.key))
-        return Told()
+        LOGS.append(Kept())
+        return LOGS[-1]
 
 
 RUNS: list[tuple[str, str | None, str | None]] = []
+LOGS: list[Kept] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> None:
+    RUNS.clear()
+    LOGS.clear()
+
+
+def test_each_tracker_has_rows_of_its_own_without_infinities(tmp_path):
+    couriers = courier.Couriers({"one": Keeping(), "two": Keeping()}, TrackedRun("k", "run", 0.0))
+    told = Telling(couriers, None)
+    told.row({"round": 1, "loss": math.inf, "gap": 0.5})
+    told.end("finished", "", {})
+    (first,), (second,) = (log.rows for log in LOGS)
+    assert first is not second
+    assert math.isnan(first["loss"])
+    assert (first["gap"], second["gap"]) == (0.5, 0.5)
+
+
+def test_a_run_that_fails_has_failed_for_its_trackers_too(tmp_path):
+    with pytest.raises(RuntimeError, match="stop"):
+        run(tmp_path / "run", Keeping(), callbacks=[stop])
+    assert (LOGS[0].ending.status, LOGS[0].ending.reason) == ("failed", "RuntimeError: stop")
+    assert [row["round"] for row in LOGS[0].rows] == [1]
+    assert run(tmp_path / "other", Keeping()).status == LOGS[1].ending.status == "finished"
+    assert LOGS[1].ending.numbers["rounds"] == 3
+    assert LOGS[1].ending.model == tmp_path / "other" / "model.safetensors"
 
 
 def test_runs_say_which_group_they_are_of(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    run(tmp_path / "runs" / "alone", Keeping())
+    run(None, Keeping(), save=False)
+    run(tmp_path / "tries" / "a" / "b", Keeping(), group=tmp_path / "tries")
+    assert [seen[:2] for seen in RUNS] == [("alone", None), ("small-seed-0", None), ("a/b", "tries")]
     RUNS.clear()
-    run(tmp_path / "runs" / "alone", Listing())
-    run(None, Listing(), save=False)
-    assert RUNS == [("alone", None, None), ("small-seed-0", None, None)]
-    RUNS.clear()
-    functions = small_experiment(1, track=[Listing()], client={"kind": "fedzo"}, problem={"kind": "benchmark"})
+    functions = small_experiment(1, track=[Keeping()], client={"kind": "fedzo"}, problem={"kind": "benchmark"})
     run_seeds(functions, [0, 1], out="both")
     (first, second) = sorted(RUNS)
     assert (first[:2], second[:2]) == (("seed-0", "both"), ("seed-1", "both"))
@@ -258,7 +293,7 @@ class Absent(Tracker):
     library: ClassVar[tuple[str, str]] = ("no_such", "extra")
 
     def begin(self, run: TrackedRun) -> Log:
-        return Told()
+        return Kept()
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,19 @@ def test_a_run_has_its_options_summary_files_and_place(tmp_path):
     assert only(found, "exit").exit_code == 0
 
 
+def test_the_rest_of_an_interrupted_run_has_a_file_of_its_own_and_nothing_that_was_told(tmp_path):
+    def interrupt(seen: fedsim.Round) -> None:
+        if seen.row["round"] == 1:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    fedsim.run(small_experiment(3, track=[OFFLINE]), problem=small_problem(), out=out, callbacks=[interrupt])
+    fedsim.resume(out, problem=small_problem())
+    found = told(out)
+    assert [record.history.step.num for record in found if record.WhichOneof("record_type") == "history"] == [0, 1, 2]
+    assert [record.exit.exit_code for record in found if record.WhichOneof("record_type") == "exit"] == [1, 0]
+
+
 def test_seeds_as_one_stack_are_runs_of_their_own(tmp_path):
     functions = {"client": {"kind": "fedzo"}, "problem": {"kind": "benchmark"}, "evaluation": {"every": 1}}
     run_seeds(small_experiment(2, track=[OFFLINE], **functions), [0, 1], out=tmp_path / "both")
