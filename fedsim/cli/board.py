@@ -9,6 +9,7 @@ import json
 import math
 import statistics
 import time
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,10 @@ NEEDED = ("round", "time", "wall")
 """Columns that a row has always."""
 CURVE = 16
 """Letters of a curve."""
+BAR = 12
+"""Letters of a bar at the least, with what is between it and what is said."""
+WIDTHS = (44, 56, 76)
+"""From how many columns on the time left, the measure, and its curve are shown beside how far a run is."""
 
 
 class Watched:
@@ -172,21 +177,28 @@ class Board:
         running = min(waiting, self._at_once)
         bad = sum(number for status, number in self._found.items() if STATUS[status])
         said = [f"{done}/{self._points} done", *([f"{bad} failed"] if bad else []), f"{running} running"]
+        said.append(f"{waiting - running} waiting")
+        runs = list(self._running.values())
+        far = done + sum(run.done / max(run.total, 1e-9) for run in runs)
+        texts = (", ".join(said), clock(self.left))
         head = Table.grid(padding=(0, 1), expand=True)
         head.add_column(ratio=1, no_wrap=True)
-        head.add_column(no_wrap=True)
-        head.add_column(no_wrap=True, justify="right")
-        said.append(f"{waiting - running} waiting")
-        head.add_row(ProgressBar(total=self._points, completed=done), ", ".join(said), clock(self.left))
+        if options.max_width >= BAR + sum(map(len, texts)):
+            head.add_column(no_wrap=True)
+            head.add_column(no_wrap=True, justify="right")
+            head.add_row(ProgressBar(total=self._points, completed=far), *texts)
+        else:
+            head.add_row(Text(", ".join(reversed(texts)), overflow="ellipsis"))
         yield head
         room = max(options.size.height - 4, 1)
-        runs = list(self._running.values())
+        shown = 1 + bisect(WIDTHS, options.max_width)
         body = Table.grid(padding=(0, 1), expand=True)
         body.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        for _ in range(4):
+        for _ in range(shown):
             body.add_column(no_wrap=True, justify="right")
         for run in runs[:room]:
-            body.add_row(*_cells(run, options.encoding))
+            label, *cells = _cells(run, options.encoding)
+            body.add_row(label, *cells[:shown])
         if runs[:room]:
             yield body
         if runs[room:]:
@@ -194,12 +206,13 @@ class Board:
 
 
 def _cells(run: Watched, encoding: str) -> tuple[Text, ...]:
+    """What is said of a run: its name, how far it is, when it will be done, its measure, and that one's curve."""
     far = f"{run.done}/{run.total:g}" if run.duration is None else f"{run.done:.4g}/{run.total:g} s"
     measure = run.measure
     if not run.reckoner.rows:
-        return Text(run.label), Text("starting"), Text(""), Text(""), Text("")
+        return Text(run.label), Text("starting")
     if measure is None:
-        return Text(run.label), Text(far), Text(""), Text(""), Text(clock(run.left))
+        return Text(run.label), Text(far), Text(clock(run.left))
     value = f"{measure.partition('_')[2] or measure} {number_of(measure, run.seen[measure])}"
     curve = sparkline(run.curves[measure].values, CURVE, encoding)
-    return Text(run.label), Text(far), Text(value), Text(curve), Text(clock(run.left))
+    return Text(run.label), Text(far), Text(clock(run.left)), Text(value), Text(curve)

@@ -72,8 +72,26 @@ def test_a_board_says_how_far_runs_are_and_when_all_are_done(terminal):
     head, *runs = terminal.shown()
     # Of the first 15 s are left, and 20 s are what it takes in all, as then do the other five: 115 s, shared by two.
     assert re.search(r"0/6 done, 2 running, 4 waiting +0:00:58 left", head)
-    assert re.fullmatch(r"lr=1/seed-0 +5/20 mae 0.2000 +█▃▂▁▁ 0:00:15 left", runs[0])
+    assert re.fullmatch(r"lr=1/seed-0 +5/20 0:00:15 left mae 0.2000 +█▃▂▁▁", runs[0])
     assert re.fullmatch(r"lr=1/seed-1 +starting", runs[1])
+
+
+@pytest.mark.parametrize(
+    ("width", "said"),
+    [
+        (80, "lr=1/seed-0 5/20 0:00:15 left mae 0.2000 █▃▂▁▁"),
+        (60, "lr=1/seed-0 5/20 0:00:15 left mae 0.2000"),
+        (50, "lr=1/seed-0 5/20 0:00:15 left"),
+        (30, "lr=1/seed-0 5/20"),
+    ],
+)
+def test_in_a_narrow_terminal_less_is_said_and_all_of_it_can_be_read(terminal, width, said):
+    terminal.write(0, 1, 2, 3, 4, 5)
+    terminal.board._live.console.width = width
+    head, first, *_ = terminal.shown()
+    assert " ".join(first.split()) == said
+    assert "0:00:58 left" in head
+    assert max(map(len, terminal.shown())) <= width
 
 
 def test_points_of_other_combinations_take_as_long_as_their_own(terminal):
