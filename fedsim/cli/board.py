@@ -12,6 +12,7 @@ import time
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.cli.live import Live, clock
+from fedsim.cli.live import Live, clock, gathered
 from fedsim.cli.reckoner import Reckoner
 from fedsim.cli.sparkline import Curve, sparkline
 from fedsim.cli.words import STATUS, number_of, outcome_line
@@ -120,14 +121,20 @@ class Board:
         """What points have taken that were run, by the folder of their combination."""
         self._running: dict[Path, Watched] = {}
         self._looked = -math.inf
-        self._live = Live(self)
+        self._live, self._stack = Live(self), ExitStack()
 
     def __enter__(self) -> Board:
+        self._live.console.file = self._stack.enter_context(gathered(self._say))
+        self._stack.callback(self._live.stop)
         self._live.start(refresh=True)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._live.stop()
+        self._stack.close()
+
+    def _say(self, line: str) -> None:
+        """Say something above what is drawn."""
+        self._live.console.print(Text(line))
 
     def __call__(self, outcome: Outcome) -> None:
         """Take an outcome."""
@@ -138,7 +145,7 @@ class Board:
         if not outcome.skipped and "wall" in outcome.summary:
             self._walls.setdefault(folder.parent, []).append(outcome.summary["wall"])
         if outcome.status == "failed":
-            self._live.console.print(outcome_line(outcome))
+            self._say(outcome_line(outcome))
 
     def _look(self) -> None:
         now = time.monotonic()

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import resource_tracker
+from threading import Thread
+from typing import TextIO
 
 from rich.console import Console as AnyConsole
 from rich.console import ConsoleOptions, RenderableType, RenderResult
@@ -16,6 +22,8 @@ from fedsim.cli.console import Console
 
 RATE = 4
 """Times a second that it is drawn."""
+PARTING = 1.0
+"""Seconds within which the last of what others have written is heard."""
 
 
 class Live(RichLive):
@@ -56,6 +64,41 @@ class Live(RichLive):
                 )
             self._width = width
             super().refresh()
+
+
+@contextmanager
+def gathered(say: Callable[[str], None]) -> Iterator[TextIO]:
+    """Within this block what other processes write to the terminal is said, line by line; it gives the terminal.
+
+    So workers, and what they load, write above what is drawn, and not into it.
+    """
+    drawn_on = [number for number in (1, 2) if os.isatty(number)]
+    if not drawn_on:
+        yield sys.stderr
+        return
+    resource_tracker.ensure_running()  # which lives longer than this block, and is to write where it always has
+    begin, end = os.pipe()
+    kept = {number: os.dup(number) for number in drawn_on}
+    listener = Thread(target=_listen, args=(begin, say), daemon=True)
+    with open(os.dup(drawn_on[-1]), "w", encoding=sys.stderr.encoding, errors="backslashreplace") as terminal:
+        for number in drawn_on:
+            os.dup2(end, number)
+        os.close(end)
+        listener.start()
+        try:
+            yield terminal
+        finally:
+            for number, before in kept.items():
+                os.dup2(before, number)
+                os.close(before)
+            listener.join(PARTING)
+
+
+def _listen(begin: int, say: Callable[[str], None]) -> None:
+    """Say what is written, until nobody has it open."""
+    with open(begin, encoding="utf-8", errors="backslashreplace") as lines:
+        for line in lines:
+            say(line.rstrip("\n"))
 
 
 def clock(seconds: float | None) -> str:

@@ -40,7 +40,7 @@ class Progress:
         self._judged = (*(f"{whose}_{name}" for name in asked for whose in CENTRAL), *JUDGED)
         self._total = rounds if duration is None else duration
         self._reckoner = Reckoner(float(self._total or 0))
-        self._done, self._heard, self._speed = 0.0, time.monotonic(), 0.0
+        self._done, self._heard, self._speed = 0, time.monotonic(), 0.0
         self._clients, self._began = 0, 0.0
         self._seen: dict[str, float] = {}
         self._curves: dict[str, Curve] = {}
@@ -80,7 +80,7 @@ class Progress:
         head.add_row(one_line(self._label)[:LABEL], bar, of, clock(left))
         yield head
         said = [f"{name.partition('_')[2] or name} {value:#.4g}" for name, value in self._seen.items()]
-        speed = f"{self._speed:,.0f} clients/s"
+        speed = f"{self._speed:,.0f} clients/s" if self._reckoner.rows else "starting"
         taken = sum(len(text) + 3 for text in (*said, speed))
         width = min((options.max_width - taken) // max(len(said), 1), WIDEST)
         cells = [

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -168,3 +171,27 @@ def test_a_name_that_means_ill_steers_nothing(tmp_path, monkeypatch):
     assert len(evil.shown()) == 2
     assert "\x1b]0" not in evil.text()
     assert r"\x1b]0;pwned\x07[red]" in evil.text()
+
+
+GATHERS = """
+import os, sys
+from fedsim.cli.live import gathered
+heard = []
+with gathered(heard.append) as terminal:
+    os.system("echo of another; echo and another >&2")
+    print("of this one", flush=True)
+    print("drawn", file=terminal, flush=True)
+os.system("echo later")
+print(heard, flush=True)
+"""
+
+
+def test_what_other_processes_write_to_the_terminal_is_said_above():
+    """And not where it is drawn; afterwards all is as before."""
+    master, slave = os.openpty()
+    done = subprocess.run([sys.executable, "-c", GATHERS], stdout=slave, stderr=slave, timeout=60, check=False)
+    os.close(slave)
+    with open(master, "rb", buffering=0) as terminal:
+        written = terminal.read(10_000).decode().splitlines()
+    assert done.returncode == 0
+    assert written == ["drawn", "later", "['of another', 'and another', 'of this one']"]

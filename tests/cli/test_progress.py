@@ -40,6 +40,16 @@ def test_a_run_says_round_loss_accuracy_speed_and_the_time_left(monkeypatch):
         assert part in text
 
 
+def test_before_its_first_round_a_run_is_starting(monkeypatch):
+    shown = io.StringIO()
+    made = Console(file=shown, force_terminal=True, width=80, color_system=None, legacy_windows=False)
+    monkeypatch.setattr(live, "Console", lambda **_: made)
+    with progress.Progress(9, None, "digits"):
+        pass
+    assert " 0/9 -:--:-- left" in shown.getvalue()
+    assert "\nstarting" in shown.getvalue()
+
+
 def test_without_an_accuracy_a_run_says_the_gap_and_without_that_the_value(monkeypatch):
     text = said(monkeypatch, train_loss=-1.5, value=-1.25, gap=1.5e-7)
     assert "loss -1.500" in text
