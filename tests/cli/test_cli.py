@@ -97,6 +97,14 @@ def test_seeds_make_a_group_that_compare_reads(monkeypatch, capsys, tmp_path):
     said = " ".join(capsys.readouterr().out.split())
     assert "±" in said
     assert note in said
+    monkeypatch.chdir(tmp_path)
+    asked = ("--out", "c.png", "--measure", "test_loss", "--interval", "none", "--level", "0.9", "--to", "t.tex")
+    assert call(monkeypatch, "compare", str(group), *asked) == 0
+    assert "90 %" not in capsys.readouterr().out
+    assert r"test loss $\downarrow$" in Path("t.tex").read_text()
+    for wrong in (["--to", "t.tex"], ["--to", "t.doc"], ["--level", "95"], ["--interval", "z"], ["--measure", "loss"]):
+        assert call(monkeypatch, "compare", str(group), *wrong) == 2
+        assert re.match(rf"fedsim: {wrong[0][2:]} = {wrong[1]}", capsys.readouterr().err)
 
 
 def test_seeds_with_test_sets_and_labels_of_their_own_are_one_group(monkeypatch, capsys, tmp_path):

@@ -67,6 +67,10 @@ def test_seeds_are_a_group_with_mean_and_deviation(tmp_path):
     assert cells["seeds"] == ["3 (0 to 2)"]
     assert cells["test_accuracy, final"] == ["0.8000 ± 0.1000"]
     assert cells["test_accuracy, best"] == ["0.8667 ± 0.0289"]
+    # t(2) = 4.303: 0.8 ± 4.303 * 0.1 / sqrt(3).
+    assert "0.5516 to 1.0484" in text(comparison)
+    assert "95 % (t)" not in text(compare([tmp_path / "a-0"], interval=None))
+    assert "90 % (bootstrap)" in text(compare([tmp_path / "a-0"], interval="bootstrap", level=0.9))
     assert cells["rounds done"] == ["4 ± 0"]
     assert "client_accuracy_p10, final" not in cells
 
@@ -79,6 +83,7 @@ def test_one_run_is_a_group_without_a_deviation(tmp_path):
     assert comparison.differing == {}
     cells = table(comparison)
     assert cells["seeds"] == ["1 (4)"]
+    assert "95 % (t)" not in cells
     assert cells["test_accuracy, final"] == ["0.7500"]
 
 

@@ -124,10 +124,11 @@ def test_what_is_not_finite_is_the_worst_of_all_ranks():
 
 
 def test_ranks_of_equal_differences_are_exact_whatever_their_last_bits_are():
-    # Six differences of 0.1, in floats of four kinds, and all are above: 2 / 2^6.
-    base = np.array([0.1, 0.3, 0.6, 0.7, 0.8])
-    found = difference(seeded([*(base + 0.1), 0.5]), seeded([*base, 0.3]), lower=False)
-    assert found.ranks == pytest.approx(2 / 64)
+    # Five of six differences of 0.1 are above, which in floats are of several sizes: 2 (1 + 6) / 2^6 by their signs.
+    base = np.array([0.1, 0.3, 0.6, 0.7, 0.8, 0.9])
+    other = base + 0.1 * np.array([1, 1, 1, 1, 1, -1])
+    assert len(np.unique(np.abs(other - base))) > 1
+    assert difference(seeded(other), seeded(base), lower=False).ranks == pytest.approx(14 / 64)
 
 
 def test_holms_correction_is_that_of_statsmodels():

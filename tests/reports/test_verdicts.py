@@ -109,6 +109,18 @@ def test_all_pairs_and_measures_are_one_family():
     assert list(frame["better"].fillna("-")) == [pair.better or "-" for pair in both.pairs]
 
 
+def test_what_only_an_uncorrected_p_tells_is_not_told():
+    noisy = [0.9 + 0.0045 + noise for noise in (0.004, -0.004, 0.003, -0.002, 0.0)]
+    two = group("a", [0.9, 0.9, 0.9, 0.9, 0.901]), group("b", noisy)
+    (pair,) = compared(*two).tests.pairs
+    assert 0.02 < pair.p == pair.difference.p <= 0.05
+    assert pair.better == "b"
+    three = compared(*two, group("c", around(0.902, (0.0, 0.003, -0.003, 0.002, -0.002)))).tests
+    assert [pair.better for pair in three.pairs] == [None] * 3
+    assert "5 paired seeds cannot tell b and a apart" in three.lines[1]
+    assert compared(*two, level=0.99).tests.pairs[0].better is None
+
+
 LABELS = (("test_accuracy, final",), ("test_accuracy, final", "test_loss, final"))
 
 
