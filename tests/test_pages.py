@@ -117,6 +117,22 @@ def test_a_page_can_be_followed(page: Path, tmp_path: Path, monkeypatch: pytest.
         execute(["page.py"], tmp_path)
 
 
+@pytest.mark.slow
+def test_the_first_page_can_be_followed_from_a_clone(tmp_path: Path) -> None:
+    """As it stands, from an empty folder, but for the address and the server that the last line starts."""
+    text = next(text for language, text in fences(DOCS / "index.md") if language == "console")
+    *lines, last = text.splitlines()
+    assert len(lines) < 10
+    assert last == "tensorboard --logdir runs"
+    script = "\n".join(["set -e", *lines, "tensorboard --version", "test -s report.html"]).replace(
+        "ADDRESS", str(ROOT), 1
+    )
+    told = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=told, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "scaffold is better than fedavg" in done.stdout
+
+
 def test_the_experiment_of_the_readme_is_the_one_that_its_first_command_runs() -> None:
     first = next(text for language, text in fences(README) if language == "toml")
     assert first == (ROOT / "experiments" / "digits_fedavg.toml").read_text(encoding="utf-8")
