@@ -10,9 +10,9 @@
     factor    = (grad | sum_i | ...) or an atom with _sub, ^sup, ' and a narrow /atom
     atom      = a number, a letter, a name, (list), [list], {list}, |sum|
 
-Names are letters, Greek ones by their names, a number close behind which is an index, `ghat` and `xbar` for accents, the
-functions and names of `KNOWN`, the options of the class that is described, and whatever stands before a parenthesis.
-Two spaces end a formula.
+Names are letters, Greek ones by their names, a number close behind which is an index, `ghat` and `xbar` for accents,
+the functions and names of `KNOWN`, the options of the class that is described, and whatever stands before a
+parenthesis. Two spaces end a formula.
 """
 
 from __future__ import annotations

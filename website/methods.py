@@ -18,7 +18,7 @@ from fedsim.configuration.tables import LISTS
 from fedsim.core.blame import ROOT
 from fedsim.core.plugins import option_class, ours
 from website import maths
-from website.usage import Use, uses
+from website.usage import uses
 
 SINGULAR = {plural: singular for singular, plural in GROUPS.items()}
 TITLES = {
@@ -124,17 +124,28 @@ def index(group: str) -> Iterator[str]:
             yield f"| [`{method.kind}`]({method.kind}.md) | {reference.escaped(reference.summary(method.made))} |"
 
 
-def page(method: Method) -> Iterator[str]:
-    """Lines of a method's page."""
+def experiments(method: Method) -> list[Path]:
+    """The experiments that use a method; first those that are named after it."""
+    found = dict.fromkeys(use.page for use in uses().get((method.group, method.kind), []) if use.is_experiment)
+    return sorted(found, key=lambda path: method.kind not in path.stem)
+
+
+def page(method: Method, figure: tuple[str, str] | None = None) -> Iterator[str]:
+    """Lines of a method's page. figure: the address of a picture from there, and what it shows."""
     described = reference.describe(method.made)
-    used = uses().get((method.group, method.kind), [])
     yield f"# `{method.kind}`"
     yield ""
     yield from _rule(method, described)
     yield ""
     yield "## Use"
     yield ""
-    yield from _use(method, used)
+    yield from _use(method)
+    if figure is not None:
+        address, caption = figure
+        yield ""
+        yield f"![{caption.replace('`', '')}]({address})"
+        yield ""
+        yield f"{caption}."
     yield ""
     yield "## Options"
     yield ""
@@ -162,21 +173,22 @@ def _rule(method: Method, described: reference.Description) -> Iterator[str]:
     yield "</div>"
 
 
-def _use(method: Method, used: list[Use]) -> Iterator[str]:
+def _use(method: Method) -> Iterator[str]:
     """How an experiment names it, the command that runs one that does, and where else it stands."""
     yield "```toml"
     yield example(*first_use(method)).rstrip()
     yield "```"
     yield ""
-    experiments = list(dict.fromkeys(use.page for use in used if use.is_experiment))
+    files = experiments(method)
     yield "```console"
-    if experiments:
-        yield f"fedsim run {experiments[0]}"
+    if files:
+        yield f"fedsim run {files[0]}"
     yield f"fedsim describe {SINGULAR[method.group]} {method.kind}"
     yield "```"
-    if experiments:
+    if files:
         yield ""
-        yield f"Experiments: {', '.join(f'`{path}`' for path in experiments)}."
+        yield f"Experiments: {', '.join(f'`{path}`' for path in files)}."
+    used = uses().get((method.group, method.kind), [])
     pages = list(dict.fromkeys(use.page for use in used if not use.is_experiment))
     if pages:
         yield ""

@@ -13,7 +13,7 @@ import yaml
 
 from fedsim.cli.describe import GROUPS
 from fedsim.core.blame import ROOT
-from website import api, methods, notebooks
+from website import api, methods, notebooks, pictures
 
 CONFIG = ROOT / "mkdocs.yml"
 STATIC = Path(__file__).parent / "static"
@@ -26,6 +26,8 @@ PLACES = {
 """Where pages of the repository stand in the site that are not in docs/."""
 FENCED = re.compile(r"^(```.*?^```)$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[([^\[\]]+)\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
+PICTURED = frozenset(("strategies", "clients", "estimators", "defences", "attacks", "problems", "selectors"))
+"""Groups whose methods have a picture of an experiment that uses them."""
 METHODS = "methods"
 """The entry of the navigation that the methods' pages come under."""
 
@@ -52,7 +54,8 @@ def compose(folder: Path, executed: Path | None = None) -> Path:
     for group in GROUPS.values():
         _write(pages / METHODS / group / "index.md", "\n".join(methods.index(group)))
     for method in methods.methods():
-        _write(pages / method.path, "\n".join(methods.page(method)))
+        figure = _pictured(method, pages, folder.parent / "website_pictures")
+        _write(pages / method.path, "\n".join(methods.page(method, figure)))
     for place, text in api.pages().items():
         _write(pages / place, text)
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
@@ -61,6 +64,18 @@ def compose(folder: Path, executed: Path | None = None) -> Path:
     made = folder / "mkdocs.yml"
     made.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return made
+
+
+def _pictured(method: methods.Method, pages: Path, kept: Path) -> tuple[str, str] | None:
+    """The address of a method's picture, which is copied below `pages`, and what it shows."""
+    files = methods.experiments(method) if method.group in PICTURED else []
+    found = pictures.picture(files[0], kept) if files else None
+    if found is None:
+        return None
+    copy = pages / "pictures" / "methods" / f"{files[0].parent.name}-{found.file.name}"
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(found.file, copy)
+    return os.path.relpath(copy, (pages / method.path).parent), found.caption
 
 
 def places() -> Mapping[str, str]:

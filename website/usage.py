@@ -48,12 +48,17 @@ def uses() -> Mapping[tuple[str, str], list[Use]]:
 
 def _tables() -> Iterator[tuple[Path, Mapping[str, Any]]]:
     folder = ROOT / "experiments"
-    for path in sorted(folder.rglob("*.toml"), key=lambda path: (len(path.parts), path)):
+    for path in sorted(folder.rglob("*.toml"), key=_plainness):
         if path.name != "pyproject.toml":
             yield path.relative_to(ROOT), tomllib.loads(path.read_text(encoding="utf-8"))
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for block in FENCES.findall(path.read_text(encoding="utf-8")):
             yield path.relative_to(ROOT), tomllib.loads(block)
+
+
+def _plainness(path: Path) -> tuple[int, bool, Path]:
+    """By which experiments are sorted: the simplest first, then others without a study, then those of studies."""
+    return len(path.parts), path.stem != "digits_fedavg", path
 
 
 def _named(table: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Any]]:
