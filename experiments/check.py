@@ -31,6 +31,7 @@ from experiments.fzoos import study as fzoos
 from experiments.one_byte import study as one_byte
 from experiments.sensors import study as sensors
 from experiments.studies import run_all
+from experiments.tuning import study as tuning
 from fedsim.core.machine import processor
 from fedsim.running.runner import versions
 
@@ -239,6 +240,12 @@ def sensors_apart(place: Place) -> Outcome:
     return Outcome(*sensors.judge(sensors.measure(place.runs / "sensors")))
 
 
+def tuning_digits(place: Place) -> Outcome:
+    """A search beside a grid; always anew, for it is about time."""
+    with TemporaryDirectory(dir=place.runs) as fresh:
+        return Outcome(*tuning.judge(tuning.measure(Path(fresh))))
+
+
 CLAIMS = (
     Claim(
         "digits_fedavg",
@@ -263,6 +270,7 @@ CLAIMS = (
     *map(of_faults, faults.CLAIMS),
     *map(of_data_set, data_sets.STUDIES),
     Claim("sensors", f"sensors/: {sensors.CLAIM}", sensors_apart),
+    Claim("tuning", f"tuning/: {tuning.CLAIM}", tuning_digits),
     Claim("flower_agreement", f"flower_strategies/: {agreement.CLAIM}", flower_agreement),
     *map(of_sleeping, sleeping.CLAIMS),
 )

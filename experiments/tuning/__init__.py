@@ -1,0 +1,1 @@
+"""A search for a learning rate beside a grid."""
