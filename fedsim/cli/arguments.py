@@ -14,12 +14,15 @@ from fedsim.core.errors import InputError
 
 
 def experiment_files(incomplete: str) -> Iterator[str]:
-    """Folders, and files that may be experiments, whose path begins so."""
+    """Folders, files that may be experiments, and experiments that come with fedsim, whose path or name begins so."""
+    from fedsim.configuration.places import shipped
+
     for found in sorted(glob.glob(f"{glob.escape(incomplete)}*")):
         if Path(found).is_dir():
             yield f"{found}/"
         elif found.endswith(".toml"):
             yield found
+    yield from (name for name in shipped() if name.startswith(incomplete))
 
 
 def run_folders(incomplete: str) -> Iterator[str]:

@@ -9,12 +9,38 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.core.data_files import matching
+from fedsim.core.errors import InputError
+from fedsim.core.files import path_of
+from fedsim.core.near import meant
 from fedsim.core.plugins import FILE_KIND
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+"""Those that come with fedsim, in a clone as in what is installed."""
 
 FOLDER_KIND = r"(?P<resolver>hf:)(?P<folder>[^\x00]+)"
 """What a kind is like that names a folder, after the prefix of a resolver."""
 PATHS = ("path", "test_path", "file")
 """Options that name a file or folder of data."""
+
+
+def shipped() -> list[str]:
+    """The names of the experiments that come with fedsim."""
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
+
+
+def experiment_file(given: Path | str) -> Path:
+    """The path of an experiment; a name without folder and ending that is no file here is one that comes with fedsim.
+
+    InputError: it is no path, or such a name of none.
+    """
+    path = path_of(given, "experiment")
+    if path.suffix or len(path.parts) != 1 or os.path.isfile(path):
+        return path
+    known = shipped()
+    if path.name not in known:
+        remedy = f"there is no such file; fedsim comes with {', '.join(known)}{meant(path.name, known)}"
+        raise InputError("experiment", str(path), remedy)
+    return EXPERIMENTS / f"{path}.toml"
 
 
 def placed(tables: Any, folder: Path, option: str = "") -> Any:

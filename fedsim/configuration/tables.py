@@ -14,7 +14,7 @@ from typing import Any
 
 from fedsim.configuration.bases import hold_base
 from fedsim.configuration.evaluation import Evaluation, Stopping
-from fedsim.configuration.places import placed
+from fedsim.configuration.places import experiment_file, placed
 from fedsim.core import plugins
 from fedsim.core.documents import hold_shallow, parse_toml, read_toml
 from fedsim.core.errors import InputError, naming
@@ -210,11 +210,11 @@ def load(
     seed: int | None = None,
     data_dir: Path | str | None = None,
 ) -> Experiment:
-    """Read an experiment file, in which paths are from its own folder.
+    """Read an experiment file, in which paths are from its own folder; or one that comes with fedsim, by its name.
 
     overrides: `table.option=value` in TOML syntax, with paths from the current folder; bare words are strings.
     """
-    path = path_of(path, "experiment")
+    path = experiment_file(path)
     if look(path, "experiment") is None:
         raise InputError("experiment", str(path), "there is no such file")
     try:

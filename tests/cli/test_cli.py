@@ -461,6 +461,7 @@ def test_the_first_round_waits_for_no_library_that_it_does_not_need(tmp_path):
     ("typed", "completed"),
     [
         ("run experiments/digits_fedp", ["experiments/digits_fedprox.toml"]),
+        ("run digits_fedp", ["digits_fedprox"]),
         ("sweep experiments/fedf", ["experiments/fedfix/"]),
         ("describe str", ["strategy"]),
         ("describe strategy fedp", ["fedprox"]),

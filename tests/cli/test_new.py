@@ -263,8 +263,8 @@ def test_the_wheel_has_what_scaffolds_are_made_of():
     """Every file of a package folder is in it, unless git ignores it; so none may be ignored, and all are needed."""
     files = {path.name.removesuffix(".txt") for path in (ROOT / "fedsim" / "cli" / "templates").iterdir()}
     assert files == {file for files in SCAFFOLDS.values() for file in files.values()}
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert packages == {"packages": ["fedsim", "fedsim_lab.py", "strategies", "clients", "experiments"]}
+    targets = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert targets["wheel"]["packages"] == ["fedsim", "fedsim_lab.py", "strategies", "clients", "experiments"]
 
 
 @pytest.mark.slow
