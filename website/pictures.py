@@ -57,8 +57,9 @@ def _curves(experiment: Path, kept: Path) -> Path:
         for earlier in kept.glob(f"{experiment.stem}-*.png"):
             earlier.unlink()
         with TemporaryDirectory() as folder:
-            run = fedsim.run(replace(fedsim.load(ROOT / experiment), rounds=ROUNDS), out=Path(folder) / "run")
-            shutil.copyfile(run.folder / "curves.png", curves)
+            run = Path(folder) / "run"
+            fedsim.run(replace(fedsim.load(ROOT / experiment), rounds=ROUNDS), out=run)
+            shutil.copyfile(run / "curves.png", curves)
     return curves
 
 
