@@ -9,7 +9,6 @@ killed offline, is the one that is there; the axis of its charts is the round.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -25,8 +24,6 @@ WELL = ("finished", "stopped")
 """Ends that W&B shows as such; others have failed."""
 LOCAL = ("offline", "disabled", "dryrun")
 """Modes in which nothing is sent."""
-SECOND = 1.0
-"""W&B calls a folder by the second in which it was made, so that the next part of a run waits for the next one."""
 
 
 @options
@@ -79,9 +76,7 @@ class WandB(Tracker):
         if self.folder is not None:
             kept = Path(self.folder) / "wandb"
             kept.mkdir(parents=True, exist_ok=True)
-        before = list(kept.glob(f"offline-run-*-{run.key}"))
-        if before:
-            time.sleep(SECOND)
+        before = any(kept.glob(f"offline-run-*-{run.key}*"))
         made = wandb.init(
             id=run.key,
             resume="allow",
