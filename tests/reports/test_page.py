@@ -97,6 +97,19 @@ def test_the_best_of_losses_is_the_least_and_one_seed_tells_nothing(tmp_path):
     assert "value, final: no test, as one seed has no spread; run several seeds, as with --seeds 0-4." in said
 
 
+def test_a_page_has_intervals_of_means_and_every_pair_that_was_tested(tmp_path):
+    for seed, last in enumerate([0.8, 0.9]):
+        write(tmp_path / "slow" / f"seed-{seed}", [0.1, last], seed=seed)
+        write(tmp_path / "fast" / f"seed-{seed}", [0.1, last + 0.03 + 0.001 * seed], seed=seed, lr=0.3)
+    said = told(page(compare([tmp_path], measures=["test_accuracy"])))
+    # t(1) = 12.706: 0.85 ± 12.706 * 0.05; of the differences 0.0305 ± 12.706 * 0.0005, t = 61, p = 0.0104.
+    assert "fast 0.2388 to 1.5222" in said
+    assert "slow 0.2147 to 1.4853" in said
+    assert "test_accuracy, final fast slow 0.0305 0.0241 to 0.0369 paired t 0.0104 0.0104 – fast" in said
+    alone = told(page(compare([tmp_path / "slow" / "seed-0"])))
+    assert "Intervals and tests" not in alone
+
+
 def test_the_numbers_of_a_page_are_those_of_the_rows(tmp_path):
     write(tmp_path / "a", [0.123456789, None, 0.5])
     (group,) = Read(page(compare([tmp_path / "a"]))).numbers()["groups"]

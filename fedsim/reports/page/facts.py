@@ -18,6 +18,7 @@ from fedsim.reports.numbers import Group
 from fedsim.reports.page.again import Again, again
 from fedsim.reports.page.costs import endings, failures, ledger, wrongs
 from fedsim.reports.page.pictures import Gallery, adversaries, partitions
+from fedsim.reports.page.seeds import told
 from fedsim.reports.page.tables import Cell, Line, Table, spread_cell
 from fedsim.reports.page.tried import main, search_lines, trials, tried
 from fedsim.running.study import Study
@@ -102,6 +103,11 @@ class Facts:
             lines.append(Line(group.name, tuple(cells), place))
         heads = [f"{label} until {measure} {level:g}" for measure, level, label in targets]
         return Table("summary", "What each group came to", ("group", "status", "seeds", *labels, *heads), tuple(lines))
+
+    @cached_property
+    def seeds(self) -> list[Table]:
+        """What the seeds tell, in tables."""
+        return list(told(self._comparison))
 
     def _best(self, label: str) -> set[int]:
         """The groups that are best by a measure; none where there is one group, or better has no meaning."""
