@@ -44,6 +44,7 @@ def clean(
     Never anything that no run has written, nor of a run that goes on. Without --yes it asks on a terminal, and
     elsewhere only lists.
     """
+    from fedsim.core.files import look
     from fedsim.reports.listing import DEPTH, runs_below
     from fedsim.running.cleaning import empty_folders, removable, remove
     from fedsim.running.stored import StoredRun
@@ -52,7 +53,7 @@ def clean(
     whole = ("failed",) * failed + ("interrupted",) * interrupted
     roots = folders or ([RUNS] if RUNS.is_dir() else [])
     for root in roots:
-        if root.is_symlink() or not root.is_dir():
+        if look(root, "folders") is None or root.is_symlink() or not root.is_dir():
             raise InputError("folders", str(root), "name a folder that is there, and no link to it")
     with answering(as_json=as_json) as answer:
         below = dict.fromkeys(path for root in roots for path, fault in runs_below(root) if not fault)
