@@ -13,6 +13,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,7 +153,7 @@ class Board:
         if now - self._looked < PAUSE:
             return
         self._looked = now
-        for folder, point in list(self._waiting.items())[: self._at_once]:
+        for folder, point in islice(self._waiting.items(), self._at_once):
             if folder not in self._running:
                 self._running[folder] = Watched(point)
             self._running[folder].look()

@@ -17,6 +17,7 @@ from fedsim.core.terminal import note
 from fedsim.running import sweep
 from fedsim.running.sweep import Outcome, Point
 
+pytestmark = pytest.mark.usefixtures("unpainted")
 DIGITS = str(Path(__file__).parents[2] / "experiments" / "digits_fedavg.toml")
 QUICK = ["--set", "rounds=1", "--set", "client.epochs=1"]
 LOUD = """

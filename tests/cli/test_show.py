@@ -13,6 +13,8 @@ import fedsim
 from fedsim.cli.main import main
 from fedsim.testing.problems import small_experiment, small_problem
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["fedsim", "show", *arguments])
