@@ -1,5 +1,6 @@
 """Whatever the number of nodes, an experiment on a Flower grid comes to what it does in one process."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -21,6 +22,8 @@ from fedsim.flower import GridError, Recipe, client_app, node, server_app
 from fedsim.problems.supervised import SupervisedOptions
 from fedsim.running.build import build_executor, build_fleet, build_problem, build_simulation
 from fedsim.running.simulation import Simulation
+from fedsim.running.stored import StoredRun
+from fedsim.trackers import CSV
 
 # Sums of the same float32 numbers in the same order: nothing may differ by more than the last bits.
 SAME = {"rtol": 0.0, "atol": 1e-6}
@@ -407,3 +410,12 @@ def fedsim_experiment():
     from importlib.resources import files
 
     return str(files("experiments") / "digits_fedavg.toml")
+
+
+def test_the_server_tells_trackers_of_which_nodes_know_nothing(tmp_path):
+    experiment = dataclasses.replace(tiny(rounds=2), track=(CSV(),))
+    app = server_app(experiment, out=tmp_path / "run", timeout=5.0, receive=lambda _: None)
+    app(grid_of(tiny(rounds=2), 2), Context(1, 1, {}, RecordDict(), {}))
+    header, *lines = (tmp_path / "run" / "rows.csv").read_text().splitlines()
+    losses = [float(line.split(",")[header.split(",").index("train_loss")]) for line in lines]
+    assert losses == StoredRun(tmp_path / "run").history["train_loss"]
