@@ -28,19 +28,19 @@ class _Tables:
 
         comparison, unbounded = self._comparison, options.update(max_width=sys.maxsize)
         first, count = 0, len(comparison.groups)
+        cells = numbers_of(comparison), {measure: spent_of(comparison, measure) for measure in comparison.targets}
         while first < count:
             last = first + 1
-            table = _table(comparison, range(first, last))
+            table = _table(comparison, *cells, range(first, last))
             while last < count:
-                wider = _table(comparison, range(first, last + 1))
+                wider = _table(comparison, *cells, range(first, last + 1))
                 if Measurement.get(console, unbounded, wider).maximum > options.max_width:
                     break
                 table, last = wider, last + 1
+            yield table
             if last < count:
-                yield table
                 yield ""
             else:
-                yield table
                 for lines, style in ((notes_of(comparison), "italic"), (comparison.tests.lines, "")):
                     for line in lines:
                         yield Text(fill(printable(line), options.max_width, subsequent_indent="  "), style=style)
@@ -52,8 +52,8 @@ def render(comparison: Comparison) -> RenderableType:
     return _Tables(comparison)
 
 
-def _table(comparison: Comparison, shown: range) -> Table:
-    """Lay out some of the groups, by their places."""
+def _table(comparison: Comparison, numbers: list[list[str]], spent: dict[str, list[list[str]]], shown: range) -> Table:
+    """Lay out some of the groups, by their places. numbers, spent: the lines of all groups."""
     from rich.table import Table
     from rich.text import Text
 
@@ -63,12 +63,12 @@ def _table(comparison: Comparison, shown: range) -> Table:
     for group in groups:
         table.add_column(Text(fill(group.name, WIDEST)), justify="right", overflow="fold")
     table.add_row("seeds", *(seeds(group) for group in groups), end_section=True)
-    for heading, *cells in numbers_of(comparison):
+    for heading, *cells in numbers:
         table.add_row(Text(heading), *(cells[place] for place in shown))
     for measure, level in comparison.targets.items():
         table.add_section()
         table.add_row(Text(f"until {measure} {level:g}", style="italic"))
-        for heading, *cells in spent_of(comparison, measure):
+        for heading, *cells in spent[measure]:
             table.add_row(Text(f"  {heading}"), *(cells[place] for place in shown))
     if len(comparison.groups) > 1:
         table.add_section()

@@ -7,6 +7,7 @@ corrected by Holm's rule. So the chance that a comparison calls anything better 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -21,7 +22,9 @@ from fedsim.reports.statistics import ONE_SEED, Difference, difference, holm
 POINTS = frozenset({"accuracy", "success"})
 """Words of measures of which a hundredth is called a point."""
 ALL = 4
-"""Of more groups than so many only the pairs with the best are put into words."""
+"""Of more groups than so many only the pairs with the best are shown."""
+NEAREST = 5
+"""And so many of these, with the highest p, are put into words."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +118,27 @@ class Verdicts:
         if len(reasons) == 1 and "" not in reasons:
             hint = "; run several seeds, as with --seeds 0-4" if reasons == {ONE_SEED} else ""
             return [f"{label}: no test, as {reasons.pop()}{hint}"]
-        names = dict.fromkeys(name for pair in pairs for name in (pair.one, pair.other))
-        if len(names) == 2:
+        if len(pairs) == 1:
             return [str(pairs[0])]
-        wins = {name: sum(pair.ahead == name for pair in pairs) for name in names}
-        best = max(wins, key=wins.__getitem__)
+        best = _best(pairs)
         met = [pair for pair in pairs if best in (pair.one, pair.other)]
-        if self.told(label, best):
-            head = f"{label}: {best} is better than each of the other {len(met)}"
+        tied = [pair.other if pair.one == best else pair.one for pair in met if pair.better != best]
+        if tied:
+            more = f" and {len(tied) - NEAREST} more" if len(tied) > NEAREST else ""
+            head = f"{label}: {best} is ahead, but is not told from {', '.join(tied[:NEAREST])}{more}"
         else:
-            tied = [pair.other if pair.one == best else pair.one for pair in met if pair.better != best]
-            head = f"{label}: {best} is ahead, but is not told from {', '.join(tied)}"
-        return [head, *map(str, pairs if len(names) <= ALL else met)]
+            head = f"{label}: {best} is better than each of the other {len(met)}"
+        shown = self.shown(label)
+        near = sorted(shown, key=lambda pair: -1.0 if pair.difference.p is None else -pair.difference.p)[:NEAREST]
+        return [head, *(str(pair) for pair in shown if len(met) < ALL or pair in near)]
+
+    def shown(self, label: str) -> list[Pair]:
+        """The pairs by a number; of more than `ALL` groups those with the best."""
+        pairs = [pair for pair in self.pairs if pair.label == label]
+        if len(pairs) <= ALL * (ALL - 1) // 2:
+            return pairs
+        best = _best(pairs)
+        return [pair for pair in pairs if best in (pair.one, pair.other)]
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
@@ -172,6 +184,12 @@ def judge(groups: Sequence[Group], labels: Sequence[str], asked: Asked, level: f
     for (place, _), p in zip(ranked, holm([p for _, p in ranked]), strict=True):
         pairs[place] = replace(pairs[place], ranks=p)
     return Verdicts(tuple(pairs))
+
+
+def _best(pairs: Sequence[Pair]) -> str:
+    """Who is ahead most often; of several the first."""
+    wins = Counter(pair.ahead for pair in pairs)
+    return max(dict.fromkeys(name for pair in pairs for name in (pair.one, pair.other)), key=wins.__getitem__)
 
 
 def _chance(p: float) -> str:

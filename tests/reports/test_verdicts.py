@@ -131,6 +131,12 @@ def test_of_many_groups_those_pairs_are_told_in_which_the_best_is():
     assert head == "test_accuracy, final: g5 is better than each of the other 5"
     assert [line.split()[6] for line in lines] == ["g0", "g1", "g2", "g3", "g4"]
     assert len(compared(*groups[:4]).tests.lines) == 1 + 6
+    rest = [group(f"h{number}", around(0.7, [value * 200 for value in spread[number]])) for number in range(1, 6)]
+    many = compared(*groups, *rest, group("h6", around(0.7, [value * 500 for value in NOISE]))).tests
+    assert many.lines[0] == "test_accuracy, final: g5 is ahead, but is not told from h1, h2, h3, h4, h5 and 1 more"
+    # Of eleven pairs those in which p is highest: the widest ones.
+    assert [line.split("g5 and ")[1].split()[0] for line in many.lines[1:]] == ["h2", "h3", "h4", "h5", "h6"]
+    assert len(many.shown("test_accuracy, final")) == 11
 
 
 def test_bold_is_what_is_better_than_all_others_and_nothing_where_seeds_cannot_tell(tmp_path):

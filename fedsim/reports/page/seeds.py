@@ -38,8 +38,10 @@ def told(comparison: Comparison) -> Iterator[Table]:
             "Hedges' g",
             "better",
         )
-        lines = [Line(pair.label, tuple(_cells(pair))) for pair in pairs]
-        caption = f"Every pair of groups; p is corrected for {max(pair.family for pair in pairs)} tests"
+        shown = (pair for label in comparison.tested for pair in comparison.tests.shown(label))
+        lines = [Line(pair.label, tuple(_cells(pair))) for pair in shown]
+        which = "Pairs with the best" if len(lines) < len(pairs) else "Every pair"
+        caption = f"{which} of the groups; p is corrected for {max(pair.family for pair in pairs)} tests"
         yield Table("tests", caption, heads, tuple(lines))
 
 
