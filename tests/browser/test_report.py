@@ -264,3 +264,13 @@ def test_a_live_page_has_news_and_keeps_what_was_chosen(page, tmp_path):
     assert not page.get_by_label("b", exact=True).is_checked()
     assert page.locator("#table-summary tbody th").all_inner_texts() == ["b", "a"]  # by rounds, as before
     assert page.inner_text("#state") == "live"
+
+
+def test_what_is_not_in_sight_is_drawn_for_a_printer(page, tmp_path):
+    page.set_viewport_size({"width": 500, "height": 50})
+    show(page, write(tmp_path / "a", [0.1, 0.5]), tmp_path)
+    panels = page.locator("#panels .panel").count()
+    assert page.locator("#panels .panel:has(.main-svg)").count() < panels
+    assert page.locator(".nothing:visible").count() == 0  # they are not drawn yet
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    until(lambda: page.locator("#panels .panel:has(.main-svg)").count() == panels)

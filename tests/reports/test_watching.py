@@ -23,8 +23,9 @@ from fedsim.core.errors import InputError
 from fedsim.core.terminal import printable
 from fedsim.reports.watching import app as watching
 from fedsim.reports.watching.app import Hosts, Watch
+from fedsim.reports.watching.pages import Pages
 from fedsim.reports.watching.serve import hosts_of, serve
-from fedsim.reports.watching.shelf import Line, Shelf
+from fedsim.reports.watching.shelf import Line, Search, Shelf
 from fedsim.running.folder import RunFolder
 
 HERE = Hosts()
@@ -57,8 +58,8 @@ class Browser:
         self.drawn: list[str] = []
         self._app = Watch(Shelf(root), self._draw, hosts)
 
-    def _draw(self, lines: Sequence[Line]) -> str:
-        self.drawn.append(" ".join(line.place for line in lines))
+    def _draw(self, lines: Sequence[Line], search: Search | None) -> str:
+        self.drawn.append(" ".join([line.place for line in lines] + ([] if search is None else [search.folder.name])))
         return printable(self.drawn[-1])
 
     def ask(self, target: str, *headers: tuple[str, str], method: str = "GET", host: str = "127.0.0.1:8080") -> Answer:
@@ -110,6 +111,24 @@ def test_an_address_is_a_run_or_all_below_a_folder(tmp_path):
     assert browser.ask("/compare?run=ab&run=s/b&run=c").text == "ab s/b"
     for nothing in ("/runs/c", "/runs/a/a", "/compare", "/compare?run=c", "/a", "/run", "/runs"):
         assert browser.ask(nothing).status == 404, nothing
+
+
+def test_a_search_is_shown_with_all_of_its_runs(tmp_path):
+    for place in ("tune-0/trial-0/seed-0", "tune-0/trial-1/seed-0", "b"):
+        run(tmp_path / place)
+    browser, runs = Browser(tmp_path), "tune-0/trial-0/seed-0 tune-0/trial-1/seed-0"
+    tag = browser.ask("/runs/tune-0").headers["etag"]
+    (tmp_path / "study.json").symlink_to(tmp_path / "b" / "summary.json")
+    (tmp_path / "tune-0" / "study.json").write_text("{}")
+    assert browser.ask("/runs/tune-0", ("if-none-match", tag)).text == f"{runs} tune-0"
+    assert browser.ask("/runs/tune-0/trial-0").text == "tune-0/trial-0/seed-0"
+    assert browser.ask("/compare?run=tune-0/trial-0/seed-0&run=tune-0/trial-1/seed-0").text == runs
+    assert browser.ask("/runs/").text == f"b {runs}"  # no link is followed
+    served = Watch(Shelf(tmp_path), Pages().draw, HERE)
+    browser._app = served
+    answer = browser.ask("/runs/tune-0")
+    assert answer.status == 503
+    assert "no search has written this" in answer.text
 
 
 def test_nothing_but_what_was_found_is_read(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ function makeFigure({key, title, small = "", draw, numbers, zoomed = null}) {
   const plot = made("div", {class: "plot", role: "img"});
   const broad = made("button", {type: "button", "aria-pressed": "false"}, "wide");
   const behind = made("details", {}, made("summary", {}, "numbers"));
-  const nothing = made("p", {class: "nothing"}, "There is nothing to draw of the groups that are shown.");
+  const nothing = made("p", {class: "nothing", hidden: ""}, "There is nothing to draw of the groups that are shown.");
   const element = made("article", {class: "panel", "data-measure": key},
     made("h3", {}, title, made("small", {}, small)), nothing, plot, made("div", {class: "below"}, behind, broad));
   const figure = {key, title, element, plot, behind, nothing, draw, numbers, zoomed, stale: true, visible: false, listening: false};
@@ -67,10 +67,10 @@ function dropFigure(figure) {
   figures.delete(figure);
 }
 
-/** Draw the figures that are in sight and not up to date. */
+/** Draw the figures that are in sight, or all for a printer, and not up to date. */
 function drawSeen() {
   if (typeof Plotly === "undefined") return;
-  for (const figure of figures) if (figure.visible && figure.stale) drawFigure(figure);
+  for (const figure of figures) if ((figure.visible || printed) && figure.stale) drawFigure(figure);
 }
 
 function drawAll() {

@@ -28,7 +28,7 @@ from fedsim.core.files import reason
 from fedsim.reports.page.document import policy
 from fedsim.reports.watching.desk import Desk
 from fedsim.reports.watching.index import index, index_policy
-from fedsim.reports.watching.shelf import Line, Shelf
+from fedsim.reports.watching.shelf import Line, Search, Shelf
 
 KEPT = 6
 """Pages that are remembered; each has several MB."""
@@ -89,9 +89,9 @@ class _Made:
 
 
 class Watch:
-    """The application. draw: makes a page of runs, from their lines and from what they are called together."""
+    """The application. draw: makes a page of runs, and of the search that they are of."""
 
-    def __init__(self, shelf: Shelf, draw: Callable[[Sequence[Line]], str], hosts: Hosts) -> None:
+    def __init__(self, shelf: Shelf, draw: Callable[[Sequence[Line], Search | None], str], hosts: Hosts) -> None:
         self._shelf, self._draw, self._hosts = shelf, draw, hosts
         self._looking, self._drawing = Desk(), Desk()
         self._made: OrderedDict[str, _Made] = OrderedDict()
@@ -123,11 +123,11 @@ class Watch:
             return await self._list(request, lines, trouble)
         if path == "/compare":
             asked = set(parse_qs(request.url.query).get("run", ()))
-            return await self._page(request, [one for one in lines if one.key in asked])
+            return await self._page(request, [one for one in lines if one.key in asked], None)
         if path.startswith("/runs/"):
             place = path.removeprefix("/runs/").strip("/")
             below = [one for one in lines if f"{one.key}/".startswith(f"{place}/") or not place]
-            return await self._page(request, below)
+            return await self._page(request, below, place.count("/") + 1 if place else 0)
         return _line(404, "there is nothing of this name; the list of runs is at /")
 
     async def _list(self, request: Request, lines: Sequence[Line], trouble: str) -> Response:
@@ -137,19 +137,23 @@ class Watch:
         content = await self._looking.do(lambda: index(str(self._shelf.root), lines, trouble))
         return _html(content, tag, index_policy())
 
-    async def _page(self, request: Request, lines: Sequence[Line]) -> Response:
-        """A page of runs: as it was made, if nothing has changed since, or it has only just been made."""
+    async def _page(self, request: Request, lines: Sequence[Line], depth: int | None) -> Response:
+        """A page of runs: as it was made, if nothing has changed since, or it has only just been made.
+
+        depth: they are all runs of one folder, so deep below the one that is watched; None: they were chosen.
+        """
         if not lines:
             return _line(404, "no run is there; the list of those that are is at /")
+        search = None if depth is None else self._shelf.search(lines[0], depth)
         size = sum(line.size for line in lines)
         if size > MOST:
             remedy = "choose fewer, or draw them once: fedsim report"
             return _line(503, f"{size:,} bytes of rows are more than the {MOST:,} that are shown live; {remedy}")
-        key, tag = _tag([line.place for line in lines]), _tag(self._began, lines)
+        key, tag = _tag(depth, [line.place for line in lines]), _tag(self._began, lines, search)
         made = self._made.get(key)
         if made is None or (made.tag != tag and time.monotonic() > made.until):
             try:
-                made = await self._drawing.do(lambda: self._draw_once(key, tag, lines))
+                made = await self._drawing.do(lambda: self._draw_once(key, tag, lines, search))
             except FedsimError as error:
                 return _line(503, str(error))
             except OSError as error:
@@ -158,12 +162,12 @@ class Watch:
             return Response(status_code=304, headers={"ETag": made.tag})
         return _html(made.content, made.tag, policy(live=True))
 
-    def _draw_once(self, key: str, tag: str, lines: Sequence[Line]) -> _Made:
+    def _draw_once(self, key: str, tag: str, lines: Sequence[Line], search: Search | None) -> _Made:
         """Make a page, unless somebody who asked before has had it made meanwhile."""
         made = self._made.get(key)
         if made is None or made.tag != tag:
             began = time.monotonic()
-            content = self._draw(lines).encode()
+            content = self._draw(lines, search).encode()
             ended = time.monotonic()
             made = self._made[key] = _Made(tag, content, ended + PAUSE * (ended - began))
         self._made.move_to_end(key)

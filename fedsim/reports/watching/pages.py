@@ -9,7 +9,8 @@ from fedsim.core.errors import InputError
 from fedsim.reports.comparison import NO_ROW, group_runs, read_run
 from fedsim.reports.numbers import Run
 from fedsim.reports.page import page
-from fedsim.reports.watching.shelf import Line, Mark
+from fedsim.reports.watching.shelf import Line, Mark, Search
+from fedsim.running.study import read_study
 
 State = tuple[Mapping[str, Mark], str]
 """What a run was when it was read: its files, and its status, which can change without them."""
@@ -21,8 +22,11 @@ class Pages:
     def __init__(self) -> None:
         self._runs: dict[Path, tuple[State, Run]] = {}
 
-    def draw(self, lines: Sequence[Line]) -> str:
-        """The page of runs; those that cannot be read, or have no row, are named in it."""
+    def draw(self, lines: Sequence[Line], search: Search | None) -> str:
+        """The page of runs, and of the search that they are of; runs that cannot be read, or have no row, are named.
+
+        InputError: the search cannot be read.
+        """
         read: dict[Path, tuple[State, Run]] = {}
         left_out: dict[Path, str] = {}
         for line in lines:
@@ -40,4 +44,5 @@ class Pages:
             except InputError as error:
                 left_out[path] = f"{error.value}: {error.remedy}"
         self._runs = read
-        return page(group_runs([run for _, run in read.values()], {}, (), left_out), live=True)
+        study = None if search is None else read_study(search.folder)
+        return page(group_runs([run for _, run in read.values()], {}, (), left_out), study=study, live=True)

@@ -6,6 +6,7 @@ Links are not followed: nothing outside the folder is read.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from fedsim.reports.listing import DAMAGED, Listed, read, runs_below
 from fedsim.reports.tail import Tail
 from fedsim.running.endings import ENDED
 from fedsim.running.stored import CONFIG, FILES, METRICS, StoredRun
+from fedsim.running.study import STUDY
 
 Mark = tuple[int, int, int]
 """Of a file its number, its bytes and when it was written."""
@@ -48,6 +50,14 @@ class Line:
         return self.marks.get(CONFIG, (0, 0, 0))[2]
 
 
+@dataclass(frozen=True)
+class Search:
+    """A folder that has the study of a search over options. mark: of its file."""
+
+    folder: Path
+    mark: Mark
+
+
 def key_of(place: str) -> str:
     """A place as it stands in an address."""
     return quote(os.fsencode(place))
@@ -67,6 +77,15 @@ class Shelf:
         found = list(runs_below(self.root))
         self._readers = {path: before.get(path) or _Reader(path, self._place(path)) for path, _ in found}
         return [self._readers[path].line(fault) for path, fault in found]
+
+    def search(self, line: Line, depth: int) -> Search | None:
+        """The search in the folder above a run that is so deep below the one that is watched; None: there is none."""
+        folder = self.root.joinpath(*line.place.split("/")[:depth])
+        try:
+            now = (folder / STUDY).lstat()
+        except OSError:
+            return None
+        return Search(folder, _mark(now)) if stat.S_ISREG(now.st_mode) else None
 
     def _place(self, path: Path) -> str:
         place = path.relative_to(self.root).as_posix()
@@ -106,9 +125,12 @@ def _looked_at(folder: Path) -> tuple[dict[str, Mark], str]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name in FILES:
-                    now = entry.stat(follow_symlinks=False)
-                    marks[entry.name] = (now.st_ino, now.st_size, now.st_mtime_ns)
+                    marks[entry.name] = _mark(entry.stat(follow_symlinks=False))
                     linked = entry.name if entry.is_symlink() else linked
     except OSError:  # it is gone, or is being changed: then it is looked at again the next time
         return {}, ""
     return marks, linked
+
+
+def _mark(now: os.stat_result) -> Mark:
+    return now.st_ino, now.st_size, now.st_mtime_ns
