@@ -47,7 +47,7 @@ DEPTH = 3
 
 NO_ROW = "it has no row yet"
 """Why a run is left out that has only begun."""
-NOT_IN = "not in x: x did not suffice for half of the runs"
+NOT_IN = "not in x: fewer than half of the runs came there in x"
 ONE_TEST_SET = 'all seeds share one test set; problem.split = "seed" draws one for each, where it is drawn'
 """What is said where the spread over seeds has nothing of the choice of the test set in it."""
 
@@ -410,15 +410,17 @@ def lines_of(comparison: Comparison) -> list[list[str]]:
 
 def notes_of(comparison: Comparison) -> list[str]:
     """What the signs in the table mean, and what is not in them."""
+    spent = [took for groups in comparison.spent.values() for found in groups for took in found.values()]
+    missed = [NOT_IN] if any(took.median is None for took in spent) else []
     if all(len(group.runs) == 1 for group in comparison.groups):
-        return [NOT_IN] if comparison.targets else []
+        return missed
     notes = ["±: one sample standard deviation over the seeds"]
     if any(any(found) for found in comparison.intervals.values()):
         said = "by Student's t" if comparison.interval == "t" else "by the bootstrap (BCa)"
         notes.append(f"{100 * comparison.level:g} %: where the mean is, {said}, as far as seeds vary")
     if comparison.targets:
-        notes.append(f"until: median over the runs, k of m of which came there (Kaplan-Meier); {NOT_IN}")
-    return [*notes, ONE_TEST_SET] if comparison.one_test_set else notes
+        notes.append("until: median over the runs, k of m of which came there (Kaplan-Meier)")
+    return [*notes, *missed, ONE_TEST_SET] if comparison.one_test_set else [*notes, *missed]
 
 
 def table_of(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:

@@ -17,7 +17,7 @@ from typing import Any
 from fedsim.core.measures import Asked, lower_is_better
 from fedsim.reports.cells import measure_of
 from fedsim.reports.numbers import Group
-from fedsim.reports.statistics import ONE_SEED, Difference, difference, holm
+from fedsim.reports.statistics import LEVEL, ONE_SEED, Difference, difference, holm
 
 POINTS = frozenset({"accuracy", "success"})
 """Words of measures of which a hundredth is called a point."""
@@ -69,8 +69,9 @@ class Pair:
             unit = 100.0 if not POINTS.isdisjoint(self.label.partition(",")[0].split("_")) else 1.0
             turn = -unit if found.sign < 0 else unit
             ends = sorted((turn * found.interval.low, turn * found.interval.high))
+            level = "" if self.level == LEVEL else f"{100 * self.level:g} %: "
             middle, low, high = _rounded(turn * found.mean, *ends)
-            size = f"{' by' if holds else ''} {middle}{' points' if unit > 1 else ''} ({low} to {high})"
+            size = f"{' by' if holds else ''} {middle}{' points' if unit > 1 else ''} ({level}{low} to {high})"
         chance = f"{_chance(self.p)}{' after Holm' if self.family > 1 else ''}"
         if holds:
             return f"{self.label}: {ahead} is better than {behind}{size}, {chance}, {self._seeds()}"

@@ -49,6 +49,8 @@ def test_two_groups_are_told_apart_in_words_that_can_be_quoted():
     assert line == (
         "test_accuracy, final: fedprox is better than fedavg by 1.20 points (1.00 to 1.40), p < 0.001, 5 paired seeds"
     )
+    ninety = compared(group("fedavg", around(0.9)), group("fedprox", better), level=0.9)
+    assert "by 1.20 points (90 %: 1.05 to 1.35)" in ninety.tests.lines[0]
     loss = [1 - value for value in better]
     groups = group("a", around(0.9), test_loss=loss), group("b", around(0.9), test_loss=around(0.2))
     (line,) = compared(*groups, tested=("test_loss, final",)).tests.lines
@@ -153,6 +155,7 @@ def test_bold_is_what_is_better_than_all_others_and_nothing_where_seeds_cannot_t
     ]
     assert lines[3].startswith(r"\caption{$\pm$: one sample standard deviation over the seeds; until: median")
     assert lines[3].endswith("bold: better than every other, by paired t, p at most 0.05.}")
+    assert "not in x: fewer than half of the runs came there in x" in lines[3]
     open_ = compared(group("a", around(0.9)), group("b", around(0.9, NOISE)))
     open_.export(tmp_path / "t.md")
     assert (tmp_path / "t.md").read_text().splitlines()[:4] == [
@@ -161,6 +164,7 @@ def test_bold_is_what_is_better_than_all_others_and_nothing_where_seeds_cannot_t
         "| a | 5 | 0.9004 ± 0.0027 |",
         "| b | 5 | 0.9000 ± 0.0016 |",
     ]
+    assert "not in x" not in open_.sheet.caption
 
 
 def test_signs_that_mean_something_are_escaped():
