@@ -11,6 +11,7 @@ import typer
 from fedsim.cli.answers import Answer
 from fedsim.core.errors import InputError
 from fedsim.core.terminal import tell
+from fedsim.running.stored import REPORT
 
 if TYPE_CHECKING:
     from fedsim.running.study import Study
@@ -59,12 +60,18 @@ def _study(folders: list[Path]) -> Study | None:
 
 
 def leave_report(folder: Path, answer: Answer) -> None:
-    """Write the page of the runs in a folder into it; where that fails it is said, and no more."""
+    """Write the page of the runs in a folder into it, and say so; where that fails it is said, and no more."""
+    if wrote_report(folder):
+        answer.tell(f"report: {folder / REPORT}")
+
+
+def wrote_report(folder: Path) -> bool:
+    """Write the page of the runs in a folder into it: whether that was done; if not, it is said why."""
     from fedsim.reports.comparison import compare
     from fedsim.reports.page import write_page
     from fedsim.running.runner import not_needed
-    from fedsim.running.stored import REPORT
 
     with not_needed(REPORT):
         write_page(compare(folder, under_way=True), folder / REPORT, study=_study([folder]))
-        answer.tell(f"report: {folder / REPORT}")
+        return True
+    return False

@@ -22,9 +22,10 @@ from fedsim.cli.arguments import (
     run_folders,
     with_trackers,
 )
-from fedsim.cli.report import Report, leave_report
+from fedsim.cli.report import Report, leave_report, wrote_report
 from fedsim.cli.words import STATUS, lines_of, record_of, shares_test_set
 from fedsim.core.errors import InputError
+from fedsim.running.stored import REPORT
 
 if TYPE_CHECKING:
     from fedsim.configuration.tables import Experiment
@@ -163,6 +164,9 @@ def _draw(answer: Answer, begin: Callable[..., Result], experiment: Experiment, 
     """Have a run go, say what it came to and return the exit code; it is drawn where somebody looks."""
     from fedsim.cli.progress import Progress
 
+    written: list[bool] = []
+    if report:
+        begin = partial(begin, at_end=lambda folder: written.append(wrote_report(folder)))
     if answer.watched:
         asked = experiment.evaluation.asked
         with Progress(experiment.rounds, experiment.duration, experiment.name, asked) as drawn:
@@ -170,8 +174,8 @@ def _draw(answer: Answer, begin: Callable[..., Result], experiment: Experiment, 
     else:
         result = begin()
     folder = _tell(answer, result, experiment)
-    if report:
-        leave_report(folder, answer)
+    if any(written):
+        answer.tell(f"report: {folder / REPORT}")
     answer.place(folder)
     return STATUS[result.status]
 

@@ -27,7 +27,7 @@ from fedsim.running.checks import check_own
 from fedsim.running.folder import RunFolder
 from fedsim.running.more_rounds import begin_again, end_of, hold_extensible, more_rounds
 from fedsim.running.result import Callback, Result
-from fedsim.running.runner import describe, drive, execute, recording, unresumable, versions
+from fedsim.running.runner import AtEnd, describe, drive, execute, recording, unresumable, versions
 from fedsim.running.simulation import Simulation
 from fedsim.running.stored import CONFIG, METRICS, open_run
 from fedsim.running.summary import TOTALS
@@ -54,6 +54,7 @@ def resume(
     force: bool = False,
     anew: bool = False,
     group: Path | str | None = None,
+    at_end: AtEnd | None = None,
 ) -> Result:
     """Go on with the run in a folder.
 
@@ -61,20 +62,22 @@ def resume(
     be others.
     problem: your own, for a run that was on one. callbacks: called with every row that is still to come. data_dir:
     where data files are, by default where they were. force: go on under other versions, too. anew: begin the experiment
-    again where there is no run, or one that cannot go on. group: see `fedsim.run`.
+    again where there is no run, or one that cannot go on. group, at_end: see `fedsim.run`.
     InputError: there is no run here, it has ended, it is another experiment, or it cannot go on, and why.
     """
     path, together = path_of(folder, "run"), None if group is None else path_of(group, "group")
     if not anew:
-        return _resume(path, experiment, problem, callbacks, data_dir, force, together)
+        return _resume(path, experiment, problem, callbacks, data_dir, force, together, at_end)
     if experiment is None:
         raise InputError("anew", anew, "name the experiment that is to begin")
     if (path / CONFIG).is_file():
         try:
-            return _resume(path, experiment, problem, callbacks, data_dir, force, together)
+            return _resume(path, experiment, problem, callbacks, data_dir, force, together, at_end)
         except UnusableError:
             pass
-    return execute(experiment, problem=problem, callbacks=callbacks, out=path, force=True, group=together)
+    return execute(
+        experiment, problem=problem, callbacks=callbacks, out=path, force=True, group=together, at_end=at_end
+    )
 
 
 def recorded(folder: Path, data_dir: Path | str | None = None) -> Experiment:
@@ -108,6 +111,7 @@ def _resume(
     data_dir: Path | str | None,
     force: bool,
     group: Path | None,
+    at_end: AtEnd | None,
 ) -> Result:
     with RunFolder.reopen(path) as folder, recording(folder):
         accepted = _accept(folder, force=force, more=experiment is not None)
@@ -152,7 +156,7 @@ def _resume(
                 if accepted.ended:
                     begin_again(folder, found, config)
                 folder.rewind(found.position, found.rows, accepted.damaged)
-            return drive(made, problem, simulation, config, callbacks, folder, keeps=True, group=group)
+            return drive(made, problem, simulation, config, callbacks, folder, keeps=True, group=group, at_end=at_end)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ from fedsim.running.stored import CLIENTS, CURVES, TRACEBACK
 from fedsim.running.summary import summarise
 from fedsim.running.tracking import Telling, check_trackers, telling
 
+AtEnd = Callable[[Path], object]
+"""What is called with a run folder when all is there that a run leaves."""
 VERSIONED = ("torch", "numpy", "scikit-learn", "pandas", "pillow")
 
 
@@ -58,6 +60,7 @@ def run(
     save: bool = True,
     data_dir: Path | str | None = None,
     group: Path | str | None = None,
+    at_end: AtEnd | None = None,
     **parts: Any,
 ) -> Result:
     """Run an experiment: one that is made, the path of an experiment file, or its parts by name.
@@ -69,6 +72,7 @@ def run(
     model is judged, of each evaluation; one that returns True ends the run. out: the run folder, by default the next
     `runs/<name>-<n>`; force: replace an earlier run there. save: False writes nothing. data_dir: where data files are
     looked for. group: a folder of several runs, `out` among them, which trackers show as runs that belong together.
+    at_end: called with the run folder when all else is there, before trackers are told of its files.
 
     A run that diverges or is interrupted keeps what it logged; `Result.status` says so. A run that was interrupted or
     killed goes on with `fedsim.resume`. InputError: an option cannot be used.
@@ -80,7 +84,7 @@ def run(
     if not save and (out is not None or force):
         option, value = ("out", str(out)) if out is not None else ("force", force)
         raise InputError(option, value, "save = False says that nothing is written; leave one of the two out")
-    return execute(made, problem=own, callbacks=callbacks, out=out, force=force, save=save, group=group)
+    return execute(made, problem=own, callbacks=callbacks, out=out, force=force, save=save, group=group, at_end=at_end)
 
 
 def execute(
@@ -93,6 +97,7 @@ def execute(
     force: bool = False,
     save: bool = True,
     group: Path | str | None = None,
+    at_end: AtEnd | None = None,
 ) -> Result:
     """Run an experiment on this process's engine, or on the one that `engine` makes; the rest as for `run`.
 
@@ -128,7 +133,9 @@ def execute(
             folder.write_config(config)
             folder.begin()
             keeps = engine is None
-            return drive(experiment, problem, simulation, config, callbacks, folder, keeps=keeps, group=together)
+            return drive(
+                experiment, problem, simulation, config, callbacks, folder, keeps=keeps, group=together, at_end=at_end
+            )
 
 
 def _hold_callable(callbacks: Any) -> None:
@@ -208,15 +215,18 @@ def drive(
     *,
     keeps: bool = False,
     group: Path | None = None,
+    at_end: AtEnd | None = None,
 ) -> Result:
     """Go through a simulation from where it is, write into the folder what it comes to, and return that.
 
-    config: the experiment's tables and notes. keeps: write checkpoints, if the strategy can be resumed. group: see
-    `run`.
+    config: the experiment's tables and notes. keeps: write checkpoints, if the strategy can be resumed. group,
+    at_end: see `run`.
     """
     rows = finite_or_nan([] if folder is None else folder.rows())  # those of an earlier part of the run
     with telling(experiment, config, tuple(rows), folder, group) as told:
-        return _drive(experiment, problem, simulation, config, callbacks, folder, rows, told, keeps=keeps)
+        return _drive(
+            experiment, problem, simulation, config, callbacks, folder, rows, told, keeps=keeps, at_end=at_end
+        )
 
 
 def _drive(
@@ -230,6 +240,7 @@ def _drive(
     told: Telling,
     *,
     keeps: bool,
+    at_end: AtEnd | None,
 ) -> Result:
     """See `drive`. rows: those of an earlier part of the run, to which the others are added. told: the trackers."""
     keeper = None
@@ -298,6 +309,8 @@ def _drive(
                 if measured := judged(metrics, on):
                     write_clients(measured, problem.names, folder)
         finish(folder, rows, summary, asked, partial(problem.illustrate, folder.place, params))
+        if at_end is not None:
+            at_end(folder.path)
     told.end(status, reason, summary)
     history = History(rows) if folder is None else folder.history
     tables = {name: table for name, table in config.items() if name != "resolved"}

@@ -256,6 +256,15 @@ def test_a_run_that_fails_has_failed_for_its_trackers_too(tmp_path):
     assert LOGS[1].ending.model == tmp_path / "other" / "model.safetensors"
 
 
+def test_what_is_written_last_is_told_too(tmp_path):
+    run(tmp_path / "run", Keeping(), at_end=lambda folder: (folder / "report.html").write_text(""))
+    assert LOGS[0].ending.files["report.html"] == tmp_path / "run" / "report.html"
+    with pytest.raises(RuntimeError, match="stop"):
+        run(tmp_path / "stopped", "csv", callbacks=[stop], at_end=stop)
+    fedsim.resume(tmp_path / "stopped", problem=small_problem(), at_end=lambda folder: (folder / "last").touch())
+    assert (tmp_path / "stopped" / "last").exists()
+
+
 def test_runs_say_which_group_they_are_of(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run(tmp_path / "runs" / "alone", Keeping())
