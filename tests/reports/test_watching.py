@@ -12,7 +12,7 @@ from collections.abc import MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import quote, unquote
 from urllib.request import urlopen
@@ -229,6 +229,14 @@ def test_what_has_not_changed_costs_nothing(tmp_path, monkeypatch):
     assert browser.drawn == ["a", "a"]
 
 
+def test_a_run_whose_process_is_gone_is_seen_though_no_file_has_changed(tmp_path):
+    browser = Browser(tmp_path)
+    with RunFolder.reopen(run(tmp_path / "a", ended=False)):
+        first = browser.ask("/")
+        assert "1 run: 1 running" in first.text
+    assert "1 run: 1 interrupted" in browser.ask("/", ("if-none-match", first.headers["etag"])).text
+
+
 def test_a_page_that_takes_long_is_not_made_again_at_once(tmp_path, monkeypatch):
     path = run(tmp_path / "a", ended=False)
     monkeypatch.setattr(watching, "PAUSE", 1e9)
@@ -290,8 +298,10 @@ def test_others_are_warned_of(tmp_path, capsys):
     assert f"whoever reaches {served.address[7:-1]} reads" in capsys.readouterr().err
 
 
-def test_a_server_answers_while_others_dawdle_and_ends_at_once_by_ctrl_c(tmp_path, capfd):
+def test_a_server_answers_while_others_dawdle_and_ends_at_once_by_ctrl_c(tmp_path, capfd, caplog, monkeypatch):
     """All that is not answered when it ends is let go: half a request, and one for a page that is never done."""
+    done = Event()
+    monkeypatch.setattr(Pages, "draw", lambda *given: str(done.wait(60)))
     run(tmp_path / "a")
     served = serve(tmp_path, "127.0.0.1", 0)
     port = int(served.address.rstrip("/").rpartition(":")[2])
@@ -313,6 +323,8 @@ def test_a_server_answers_while_others_dawdle_and_ends_at_once_by_ctrl_c(tmp_pat
                     with socket.create_connection(("127.0.0.1", port)) as one:
                         one.sendall(text)
                         told.append(one.recv(12))
+                waiting = slow.enter_context(socket.create_connection(("127.0.0.1", port)))
+                waiting.sendall(b"GET /runs/a HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 with urlopen(served.address) as answer:
                     told.append(answer.status)
             finally:
@@ -322,7 +334,10 @@ def test_a_server_answers_while_others_dawdle_and_ends_at_once_by_ctrl_c(tmp_pat
     asking = Thread(target=ask)
     asking.start()
     served.run()
+    ended = time.monotonic()
+    done.set()
     asking.join()
     assert told[:4] == [b"HTTP/1.1 400", b"HTTP/1.1 421", b"HTTP/1.1 421", 200]
-    assert time.monotonic() - told[4] < 2
+    assert ended - told[4] < 2
     assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""

@@ -56,6 +56,7 @@ def serve(root: Path, host: str, port: int) -> Served:
     if not ip_address(address).is_loopback:
         warn(f"whoever reaches {name}:{number} reads what the runs in {root} have noted")
     LOG.setLevel(logging.ERROR)
+    LOG.disabled = False  # after an earlier server in this process
     config = uvicorn.Config(
         Watch(Shelf(root), Pages().draw, hosts_of(host, address)),
         loop="asyncio",
