@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import budgets
@@ -19,6 +20,12 @@ def test_a_group_is_known_to_who_deals_tests_out(request: pytest.FixtureRequest)
 def test_budgets_are_those_of_files_that_are_there() -> None:
     root = Path(__file__).parent.parent
     assert [file for file in budgets.SECONDS if not (root / file).is_file()] == []
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """Folders of tests are no packages: of two modules of one name pytest would refuse the second."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_the_longest_files_and_those_above_their_budgets_are_told() -> None:

@@ -25,7 +25,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "fedfix": {"strategy": "fedfix", "devices": SPREAD, "selection": ALL},
     "fedbuff": {"strategy": {"kind": "fedbuff", "size": 2}, "devices": SPREAD, "selection": ALL},
     "sfat": {"strategy": {"kind": "sfat"}},
-    "momentum": {"client": {"momentum": 0.9, "clip_norm": 1.0}},
+    "momentum": {"client": {"optimizer": {"kind": "sgd", "momentum": 0.9}, "clip_norm": 1.0}},
 }
 
 

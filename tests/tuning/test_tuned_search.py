@@ -278,10 +278,12 @@ def test_a_search_of_which_nothing_comes_says_so(tmp_path):
 
 
 def test_options_that_were_tried_are_not_run_again(tmp_path):
-    found = tune(made(), {"client.momentum": "0,0.9"}, trials=5, sampler="random", seeds=(0, 1), out=tmp_path / "t")
+    found = tune(
+        made(), {"client.optimizer.momentum": "0,0.9"}, trials=5, sampler="random", seeds=(0, 1), out=tmp_path / "t"
+    )
     first: dict[Any, Trial] = {}
     for trial in found.trials:
-        twin = first.setdefault(trial.options["client.momentum"], trial)
+        twin = first.setdefault(trial.options["client.optimizer.momentum"], trial)
         assert (trial.state, trial.values, trial.value) == ("complete", twin.values, twin.value)
         assert (trial.folder / "seed-0").exists() == (twin is trial)
         assert trial.reason == ("" if twin is trial else f"the same as trial {twin.number}")
@@ -290,7 +292,7 @@ def test_options_that_were_tried_are_not_run_again(tmp_path):
 
 
 def test_a_grid_is_tried_once_each_in_an_order_that_is_drawn(tmp_path):
-    space = {"client.epochs": "int:1..2", "client.momentum": "0,0.9"}
+    space = {"client.epochs": "int:1..2", "client.optimizer.momentum": "0,0.9"}
     orders = [[tuple(tried.values()) for tried in grid(parse_space(space), draws)] for draws in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1]) == [(1, "0"), (1, "0.9"), (2, "0"), (2, "0.9")]
     assert orders[0] != orders[1]
