@@ -65,7 +65,7 @@ class Dimension:
 
 
 def parse_space(space: Mapping[str, str | Sequence[Any]] | Iterable[str]) -> tuple[Dimension, ...]:
-    """Read a space: `client.lr=log:0.001..1`, `client.momentum=0,0.9` and the like, or the same by option.
+    """Read a space: `client.lr=log:0.001..1`, `client.optimizer.momentum=0,0.9` and the like, or the same by option.
 
     In Python choices may be a list. InputError: it is empty, an option is named twice or cannot be searched, or a text
     is none of such values.

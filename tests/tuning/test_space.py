@@ -32,10 +32,10 @@ def test_a_range(text, low, high, whole, log):
     [("0,0.9", ("0", "0.9")), ("sgd, adam", ("sgd", "adam")), ("[8],[8, 8]", ("[8]", "[8, 8]")), ("0.5", ("0.5",))],
 )
 def test_choices(text, choices):
-    (found,) = parse_space([f"client.momentum={text}"])
+    (found,) = parse_space([f"client.optimizer.momentum={text}"])
     assert found.choices == choices
     assert found.values == found.ends == list(choices)
-    assert found.assignment(choices[-1]) == f"client.momentum={choices[-1]}"
+    assert found.assignment(choices[-1]) == f"client.optimizer.momentum={choices[-1]}"
 
 
 def test_from_python_by_option_with_lists_of_choices():
