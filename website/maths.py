@@ -28,6 +28,8 @@ ALPHABET = (
 )
 CAPITALS = {"Gamma": "Γ", "Delta": "Δ", "Theta": "Θ", "Lambda": "Λ", "Sigma": "Σ", "Phi": "Φ", "Omega": "Ω"}
 GREEK = {name: chr(code) for code, name in enumerate(ALPHABET.split(), start=0x3B1) if name != "final"} | CAPITALS
+SPACE = '<mspace width="0.15em"/>'
+"""Between names of several letters that are multiplied."""
 LARGE = {"sum": "∑", "prod": "∏"}
 BELOW = frozenset(["max", "min", "argmax", "argmin", "mean", "median", "inf"])
 """Functions whose indices stand below them, after which their argument may follow without parentheses."""
@@ -220,8 +222,10 @@ class _Parser:
         parts = [self.factor()]
         while True:
             here = self.place
+            beside = self.tokens[here - 1].text, self.peek().text
+            words = any(text in KNOWN or (text in self.names and len(text) > 1) for text in beside)
             try:
-                parts.append(self.factor())
+                parts += [SPACE, self.factor()] if words else [self.factor()]
             except NoFormulaError:
                 self.place = here
                 return _row(*parts)
@@ -308,6 +312,8 @@ class _Parser:
         if closing not in (PAIRS[opening], {"(": "]", "[": ")"}.get(opening)):
             raise NoFormulaError
         self.bars = bars
+        if len(parts) == 2 and parts[1].startswith("<mfrac>") and not argument and self.peek().text not in ("^", "_"):
+            return parts[1]  # a line of its own says what belongs together
         return _row(*parts, _sign(closing, form="postfix"))
 
     def item(self, argument: bool = False) -> str:

@@ -28,6 +28,8 @@ TITLES = {
     "availabilities": "Availability of devices",
 }
 """Titles of groups that are not their names."""
+DISPLAYED = 80
+"""How many letters a line may have beside its formulas to be shown as one."""
 PGD = {"kind": "pgd", "epsilon": 0.1}
 EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("aggregators", "bulyan"): {"malicious": 1},
@@ -168,7 +170,9 @@ def _rule(method: Method, described: reference.Description) -> Iterator[str]:
     yield '<div class="rule">'
     for number, paragraph in enumerate(described.rule):
         for line in paragraph:
-            shown = "formula" if reference.FORMULA.search(line) else ("lead" if number == 0 else "text")
+            said = "".join(piece.text for piece in maths.pieces(line, method.options) if not piece.mathml)
+            displayed = len(said) < DISPLAYED and len(said) < len(line) and reference.FORMULA.search(line)
+            shown = "formula" if displayed else ("lead" if number == 0 else "text")
             yield f'<p class="{shown}">{maths.html(line, method.options)}</p>'
     yield "</div>"
 

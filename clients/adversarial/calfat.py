@@ -1,7 +1,7 @@
 """CalFAT: outputs are calibrated by how often a client has each class, so that skewed clients agree.
 
-minimise  CE(scale (z(x') + prior_weight log n_c), target),  n_c how many examples of class c the client has, at least 1
-x' maximises KL(softmax(z(x) + prior_weight log n) || softmax(z(x') + prior_weight log n)), or the loss itself
+minimise  L = CE(scale (z(x') + prior_weight log n_c), target),  n_c the number of its examples of class c, at least 1
+x' maximises  D = KL(softmax(z(x) + prior_weight log n) || softmax(z(x') + prior_weight log n)), or L itself
 Chen et al. 2022; scale, prior_weight, the unscaled KL and 1 for missing classes are those of the published code, whose
 attacks begin at x + 0.001 N(0, 1); here they begin at the attack's own random start (see `trades`). Its server takes
 the uniform mean. In rounds without an attack the loss is the plain one, uncalibrated.

@@ -4,7 +4,7 @@ u_j = sqrt(lambda) v + sqrt(1 - lambda) e_j,   v = p / |p|, p the estimate befor
 e_j uniform on the unit sphere across v
 ghat = (1/q) sum_j (f(x + mu u_j) - f(x)) / mu * u_j
 
-lambda may be chosen anew in each step: with a = cos(v, grad f) it is best, in that (E[ghat.g])^2 / E|ghat|^2 is
+lambda may be chosen anew in each step: with a = cos(v, grad f) it is best, in that (E[ghat * g])^2 / E|ghat|^2 is
 greatest, at
 
     0 if a^2 <= 1 / (d + 2q - 2),   1 if a^2 >= (2q - 1) / (d + 2q - 2),   otherwise

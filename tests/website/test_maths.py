@@ -18,7 +18,7 @@ def shape(mathml: str) -> str:
         name = node.tag.removeprefix("m")
         if name in ("ath", "style") or (name == "row" and len(inner) == 1):
             return inner[0]
-        text = node.text or ""
+        text = node.text or name * (name == "space")
         return f"{name}({' '.join(inner)})" if inner else text
 
     return told(ElementTree.fromstring(mathml))
@@ -44,6 +44,9 @@ def shape(mathml: str) -> str:
         ("k = 0 .. K-1", "row(k = 0 … row(K − 1))"),
         ("D = KL(f || g)", "row(D = row(KL row(( f ∥ g ))))"),
         ("m = beta1 m + v2^t", "row(m = row(row(sub(β 1) m) + sup(sub(v 2) t)))"),
+        ("a = (1/q) b", "row(a = row(frac(1 q) b))"),
+        ("a = (1/q)^2", "row(a = sup(row(( frac(1 q) )) 2))"),
+        ("a = b log n", "row(a = row(b space log space n))"),
         ("c_i+ = c_i - c", "row(subsup(c i +) = row(sub(c i) − c))"),
     ],
 )
@@ -58,6 +61,7 @@ def test_a_formula_looks_as_it_reads(text: str, wanted: str) -> None:
         ("w = 1, the weights;  d = 2", ["w = 1", "d = 2"]),
         ("where u_i is the staleness of a client", ["u_i"]),
         ("theta a client", ["theta"]),
+        ("a = b  c is another matter", ["a = b"]),
         ("that what it takes is d floats a client, and own_loss", []),
         ("x <- x + size e_j, with size an option", ["x <- x + size e_j"]),
         ("x = y is what a sum of parts is", ["x = y"]),
