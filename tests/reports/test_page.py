@@ -22,7 +22,7 @@ from fedsim.reports.page import document as parts
 from fedsim.reports.page import page, write_page
 from fedsim.reports.page.columns import column, shortened
 from fedsim.running.folder import RunFolder
-from fedsim.running.study import Study, Trial, read_study, write_study
+from fedsim.running.study import Study, Trial
 from fedsim.running.summary import summarise
 
 HOSTILE = '</script><img src=x onerror="alert(1)">\u2028{{ 7 * 7 }}<b>'
@@ -320,40 +320,38 @@ def test_every_seeds_outcome_is_told_with_the_interval_of_their_mean(tmp_path):
     assert outcomes["test_loss, best"]["better"] == "lower"
 
 
-def test_a_search_is_shown_with_its_trials(tmp_path):
+def test_a_search_is_shown_with_its_trials_and_its_options_by_importance(tmp_path):
+    tried = ((0.1, 3, 0.8, "complete"), (0.3, 1, None, "pruned"), (0.2, 2, 0.9, "complete"))
     trials = []
-    for number, (lr, value, state) in enumerate(
-        ((0.1, 0.8, "complete"), (0.3, None, "pruned"), (0.2, 0.9, "complete"))
-    ):
+    for number, (lr, epochs, value, state) in enumerate(tried):
         folder = write(tmp_path / f"trial-{number}" / "seed-0", [0.1, value or 0.2], lr=lr).parent
-        values = () if value is None else (value,)
-        trials.append(Trial(number, {"client.lr": lr}, state, value, values, 2, 1.5, folder, "worse than the median"))
-    space = {"client.lr": "log:0.01..1"}
+        options, values = {"client.lr": lr, "client.epochs": epochs}, () if value is None else (value,)
+        trials.append(Trial(number, options, state, value, values, 2, 1.5, folder, "worse than the median"))
     study = Study(
-        "test_accuracy",
-        True,
-        space,
-        (0,),
-        "tpe",
-        "median",
-        tuple(trials),
-        {"client.lr": 1.0},
-        2,
-        {"test_loss": (0.25,)},
+        metric="test_accuracy",
+        higher_is_better=True,
+        space={"client.lr": "log:0.01..1", "client.epochs": "int:1..3"},
+        seeds=(0,),
+        sampler="tpe",
+        pruner="median",
+        trials=tuple(trials),
+        importance={"client.lr": 0.25, "client.epochs": 0.75},
+        best=2,
+        test={"test_loss": (0.25,)},
     )
     text = page(compare(tmp_path), study=study)
-    said, tried = told(text), Read(text).numbers()["tried"]
+    said, drawn = told(text), Read(text).numbers()["tried"]
     assert "3 trials, proposed by tpe, given up by median." in said
-    assert "Best: trial 2, test_accuracy 0.9, with client.lr = 0.2." in said
+    assert "Best: trial 2, test_accuracy 0.9, with client.lr = 0.2, client.epochs = 2." in said
     assert "the best comes to test_loss 0.25." in said
-    assert [(line["name"], line["outcome"], line["state"]) for line in tried["lines"]] == [
-        ("trial 0", 0.8, "complete"),
-        ("trial 1", None, "pruned"),
-        ("trial 2", 0.9, "complete"),
+    assert "2 complete: worse than the median 0.2 2 0.9 best 1 2 1.5" in said  # the best trial is the first line
+    assert [axis["name"] for axis in drawn["axes"]] == ["client.epochs", "client.lr"]
+    assert [(line["name"], line["values"], line["outcome"], line["state"]) for line in drawn["lines"]] == [
+        ("trial 0", [3, 0.1], 0.8, "complete"),
+        ("trial 1", [1, 0.3], None, "pruned"),
+        ("trial 2", [2, 0.2], 0.9, "complete"),
     ]
-    assert tried["importance"] == {"client.lr": 1}
-    write_study(study, tmp_path)
-    assert read_study(tmp_path) is not None
+    assert drawn["importance"] == {"client.lr": 0.25, "client.epochs": 0.75}
 
 
 @pytest.mark.parametrize("text", ["client,loss\n0\n", "client,loss\n0,bad\n", "client,loss\n0,inf\n", 'client\n"0'])
