@@ -264,6 +264,13 @@ def test_a_live_page_has_news_and_keeps_what_was_chosen(page, tmp_path):
     assert not page.get_by_label("b", exact=True).is_checked()
     assert page.locator("#table-summary tbody th").all_inner_texts() == ["b", "a"]  # by rounds, as before
     assert page.inner_text("#state") == "live"
+    assert page.locator("#clients").count() == 0
+    (run / "clients.csv").write_text("client,loss\n0,0.5\n1,2.5\n")
+    page.clock.run_for(3100)
+    page.get_by_role("link", name="Clients").wait_for()
+    assert page.inner_text("#worst") == "Worst by loss: 1 (2.5), 0 (0.5)."
+    order = page.locator("main > section").evaluate_all("sections => sections.map(({id}) => id)")
+    assert order[:4] == ["summary", "curves", "clients", "faults"]
 
 
 def test_what_is_not_in_sight_is_drawn_for_a_printer(page, tmp_path):

@@ -1,16 +1,19 @@
 // How the page begins, and what is done when it has new numbers.
 
+let read = null;
+
 /** Mark in the list of sections the one that is read. */
 function sections() {
+  read?.disconnect();
   const links = new Map(all("nav a").map((link) => [link.hash.slice(1), link]));
-  const observer = new IntersectionObserver((entries) => {
+  read = new IntersectionObserver((entries) => {
     for (const {target, isIntersecting} of entries) {
       if (!isIntersecting) continue;
       for (const link of links.values()) link.removeAttribute("aria-current");
       links.get(target.id).setAttribute("aria-current", "true");
     }
   }, {rootMargin: "-10% 0px -80% 0px"});
-  for (const id of links.keys()) observer.observe(find(id));
+  for (const id of links.keys()) read.observe(find(id));
 }
 
 /** Have all that stands in the page be about the numbers of now. */

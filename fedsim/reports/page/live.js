@@ -1,6 +1,7 @@
 // A page of runs that go on asks its own address for news, and keeps what its reader has chosen.
 
 const EVERY = 3000;
+const CONTROLS = {tried: triedControls, clients: clientControls, time: timeControls};
 let before = null, tag = null;
 
 /** Replace what the server says anew by its text of now; what stays is what was chosen, sorted, opened and zoomed. */
@@ -13,7 +14,13 @@ async function renew() {
   const now = all("[data-renewed]", page).map((part) => part.innerHTML).join("") + page.getElementById("numbers").textContent;
   if (now === before) return;
   before = now;
-  data = await numbersOf(page);
+  const news = await numbersOf(page);
+  if (!data.groups.length && news.groups.length) return location.reload();  // until now there was nothing to choose
+  data = news;
+  const added = all("main > section", page).filter(({id}) => !find(id));
+  const following = new Map(added.map((section) => [section, section.nextElementSibling?.id]));
+  // the last first, so that what follows a new section is there before it
+  for (const section of added.reverse()) find("main").insertBefore(section, find(following.get(section) ?? ""));
   for (const part of all("[data-renewed]", page)) {
     const place = find(part.id);
     if (place.innerHTML === part.innerHTML) continue;
@@ -21,7 +28,9 @@ async function renew() {
     place.replaceChildren(...part.childNodes);
     for (const id of open) if (find(id)) find(id).open = true;
   }
-  for (const link of all("nav a")) link.parentElement.hidden = !page.getElementById(link.hash.slice(1));
+  find("sections").replaceChildren(...page.getElementById("sections").childNodes);
+  for (const {id} of added) CONTROLS[id]?.();
+  if (added.length) sections();
   refresh();
 }
 
