@@ -39,7 +39,11 @@ def test_choices(text, choices):
 
 
 def test_from_python_by_option_with_lists_of_choices():
-    given = {"client.lr": "log:0.1..1", "client.nesterov": [True, False], "problem.model.hidden": [[8], [8, 8]]}
+    given = {
+        "client.lr": "log:0.1..1",
+        "client.optimizer.nesterov": [True, False],
+        "problem.model.hidden": [[8], [8, 8]],
+    }
     found = parse_space(given)
     assert [dimension.option for dimension in found] == list(given)
     assert [dimension.choices for dimension in found] == [(), ("true", "false"), ("[8]", "[8, 8]")]

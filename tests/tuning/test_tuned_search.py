@@ -210,6 +210,7 @@ def test_a_trial_is_given_up_where_its_best_is_below_the_median_of_those_that_ar
     """Recounted from the rows: seed after seed, at each evaluation of the second on, after three complete trials."""
     found = tune(made(10), SPACE, trials=10, seeds=(0, 1), out=tmp_path / "t")
     assert Counter(trial.state for trial in found.trials)["pruned"] >= 2
+    reported = opened(tmp_path / "t", higher=True).get_trials()
     complete: list[list[float]] = []
     for trial in found.trials:
         curves = [
@@ -219,6 +220,7 @@ def test_a_trial_is_given_up_where_its_best_is_below_the_median_of_those_that_ar
         ]
         means = list(curves[0])
         means += [(one + two) / 2 for second in curves[1:] for one, two in zip(curves[0], second, strict=False)]
+        assert reported[trial.number].intermediate_values == pytest.approx(dict(enumerate(means)))
         lost = [
             step
             for step in range(min(len(means), 19))
@@ -237,11 +239,16 @@ def test_a_trial_is_given_up_where_its_best_is_below_the_median_of_those_that_ar
             complete.append(means)
 
 
-def test_nobody_is_given_up_without_a_pruner(tmp_path):
+def test_nobody_is_given_up_without_a_pruner_or_where_nothing_is_left_to_save(tmp_path):
     space = {"client.lr": "0.3,0.2,0.1,0.00001"}
     last = next(draws for draws in range(99) if grid(parse_space(space), draws)[-1]["client.lr"] == "0.00001")
-    for pruner, states in (("none", {"complete"}), ("median", {"complete", "pruned"})):
-        found = tune(made(5), space, sampler="grid", draws=last, pruner=pruner, out=tmp_path / pruner)
+    for pruner, rounds, states in (
+        ("none", 5, {"complete"}),
+        ("median", 5, {"complete", "pruned"}),
+        ("median", 1, {"complete"}),
+    ):
+        place = tmp_path / f"{pruner}-{rounds}"
+        found = tune(made(rounds), space, sampler="grid", draws=last, pruner=pruner, out=place)
         assert {trial.state for trial in found.trials} == states
 
 
