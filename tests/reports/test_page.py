@@ -344,6 +344,7 @@ def test_a_search_is_shown_with_its_trials_and_its_options_by_importance(tmp_pat
     assert "3 trials, proposed by tpe, given up by median." in said
     assert "Best: trial 2, test_accuracy 0.9, with client.lr = 0.2, client.epochs = 2." in said
     assert "the best comes to test_loss 0.25." in said
+    assert "Best by" not in said  # by its trials, which were not all judged by the same
     assert "2 complete: worse than the median 0.2 2 0.9 best 1 2 1.5" in said  # the best trial is the first line
     assert [axis["name"] for axis in drawn["axes"]] == ["client.epochs", "client.lr"]
     assert [(line["name"], line["values"], line["outcome"], line["state"]) for line in drawn["lines"]] == [

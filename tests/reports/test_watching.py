@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import MutableMapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -21,8 +21,10 @@ import pytest
 
 from fedsim.core.errors import InputError
 from fedsim.core.terminal import printable
+from fedsim.reports.listing import Listed
 from fedsim.reports.watching import app as watching
 from fedsim.reports.watching.app import Hosts, Watch
+from fedsim.reports.watching.index import Row
 from fedsim.reports.watching.pages import Pages
 from fedsim.reports.watching.serve import hosts_of, serve
 from fedsim.reports.watching.shelf import Line, Search, Shelf
@@ -99,6 +101,13 @@ def test_the_list_says_what_there_is(tmp_path):
     for place in ("whole", "begun", "sweep-0", "sweep-0/x/lr%3D1", "sweep-0/x/lr%3D1/seed-1"):
         assert f'href="/runs/{place}"' in text
     assert text.index("/runs/sweep-0") < text.index("/runs/begun") < text.index("/runs/whole")  # the newest first
+
+
+def test_progress_is_towards_the_end_that_is_nearer():
+    run = Listed(Path(), "running", rounds=3, asked=10, time=8.0, duration=16.0)
+    assert Row("", "", run).progress == "8 of 16"
+    assert Row("", "", replace(run, rounds=9)).progress == "9 of 10"
+    assert Row("", "", replace(run, asked=None, duration=None)).progress == "3"
 
 
 def test_an_address_is_a_run_or_all_below_a_folder(tmp_path):

@@ -60,9 +60,9 @@ class Facts:
 
     @cached_property
     def verdict(self) -> list[str]:
-        """Which group is best by what is said first of a run, and whether the seeds can tell."""
+        """Which group is best by what is said first of a run, and whether the seeds can tell; none of a search."""
         found = main(self._comparison)
-        if found is None:
+        if found is None or self._study is not None:
             return []
         label, spreads = found
         asked = self._comparison.asked

@@ -34,13 +34,11 @@ class Row:
 
     @property
     def share(self) -> tuple[float, float] | None:
-        """How far the run is and where it is to end, in virtual seconds where these decide; None: nobody knows."""
-        if self.run is None:
-            return None
-        done, end = (
-            (self.run.rounds, self.run.asked) if self.run.duration is None else (self.run.time, self.run.duration)
-        )
-        return (done, end) if end else None
+        """How far the run is and where it is to end: in rounds, or in virtual seconds where these are nearer."""
+        run = self.run
+        ends = [] if run is None else [(run.rounds, run.asked), (run.time, run.duration)]
+        known = [(done, end) for done, end in ends if end]
+        return max(known, key=lambda share: share[0] / share[1], default=None)
 
     @property
     def progress(self) -> str:
