@@ -9,6 +9,8 @@ from __future__ import annotations
 OTHERS = 6
 """Of a file that is not in `SECONDS`."""
 SECONDS = {
+    "tests/browser/test_live.py": 8,
+    "tests/browser/test_report.py": 12,
     "tests/cli/test_cli.py": 30,
     "tests/cli/test_new.py": 40,
     "tests/core/test_plugins.py": 15,

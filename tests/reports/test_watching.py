@@ -314,7 +314,7 @@ def test_a_server_answers_while_others_dawdle_and_ends_at_once_by_ctrl_c(tmp_pat
     run(tmp_path / "a")
     served = serve(tmp_path, "127.0.0.1", 0)
     port = int(served.address.rstrip("/").rpartition(":")[2])
-    with pytest.raises(InputError, match=f"port = {port}: 127.0.0.1 has it not: address already in use"):
+    with pytest.raises(InputError, match=f"port = {port}: 127.0.0.1 has it not: address already in use; choose"):
         serve(tmp_path, "127.0.0.1", port)
     told: list[Any] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 import uvicorn
 
 from fedsim.core.errors import InputError, warn
-from fedsim.core.files import look, reason
+from fedsim.core.files import look
 from fedsim.reports.watching.app import LOOPBACK, Hosts, Watch
 from fedsim.reports.watching.pages import Pages
 from fedsim.reports.watching.shelf import Shelf
@@ -89,4 +90,5 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server(address, family=family)
     except OSError as error:
-        raise InputError("port", port, f"{host} has it not: {reason(error)}; choose another, or 0") from error
+        said = os.strerror(error.errno or 0).lower()  # create_server adds the address, which is said here
+        raise InputError("port", port, f"{host} has it not: {said}; choose another, or 0") from error
