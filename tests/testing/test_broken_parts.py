@@ -7,6 +7,7 @@ from pathlib import Path
 import broken_parts as broken
 import numpy as np
 import pytest
+from broken_trackers import SpoilsTheModel, TellsTwice, rows
 from codes import EightBits, Largest, Sparse
 
 from fedsim.core.errors import InputError
@@ -145,7 +146,11 @@ MODELS = {
     broken.LearnsNothing(): {"it_trains_in_runs"},
     broken.DrawsItsFactor(): {"the_same_again"},
 }
-BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS | LOSSES | MEASURES | MODELS
+TRACKERS = {
+    SpoilsTheModel(): {"a_run_with_it_is_the_run_without"},
+    TellsTwice(): {"each_row_is_there_once", "runs_do_not_mix"},
+}
+BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS | LOSSES | MEASURES | MODELS | TRACKERS
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +164,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def objecting(plugin: object, folder: Path) -> set[str]:
     """The checks that object."""
     made, checks = KITS[group_of(plugin)]
-    specimen = made(plugin, folder) if made is KITS["datasets"][0] else made(plugin)
+    given = {"datasets": (folder,), "trackers": (rows,)}.get(group_of(plugin), ())
+    specimen = made(plugin, *given)
     found = set()
     for check in (*EVERY, *checks):
         try:
