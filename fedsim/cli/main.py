@@ -98,10 +98,10 @@ def schema() -> None:
     tell(json.dumps(document(), indent=1))
 
 
-def _is_of_click(error: SystemExit) -> bool:
-    """Whether the reader of the command line ends the process: a shell has its completions, or a pipe was closed."""
+def _is_of_terminal(error: SystemExit) -> bool:
+    """Whether what reads the command line or writes the answer ends the process: completions, or a closed pipe."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    return frames[-1][0].f_globals["__name__"].partition(".")[0] in ("click", "typer")
+    return frames[-1][0].f_globals["__name__"].partition(".")[0] in ("click", "typer", "rich")
 
 
 def _noted(line: str, error: BaseException) -> str:
@@ -125,7 +125,7 @@ def main() -> None:
         tell("fedsim: interrupted", "stderr")
         code = STATUS["interrupted"]
     except SystemExit as error:
-        if _is_of_click(error):
+        if _is_of_terminal(error):
             raise
         called = one_line(f"sys.exit({error.code!r})")
         line = f"code that was loaded or run has called {called}; have it raise an error"

@@ -85,6 +85,18 @@ def test_a_command_line_that_means_ill_is_refused_in_a_line(case, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", [["ls", "FOLDER"], ["list"]])
+def test_a_reader_that_has_gone_is_no_fault_of_code(monkeypatch, capsys, tmp_path, command):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("x=")  # a run that is damaged has a row, too
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as answer, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", answer)
+        assert call(patched, *[str(tmp_path) if word == "FOLDER" else word for word in command]) == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_a_pipe_is_not_waited_for(monkeypatch, capsys, tmp_path):
     os.mkfifo(tmp_path / "pipe.toml")
     assert call(monkeypatch, "run", str(tmp_path / "pipe.toml")) == 2
