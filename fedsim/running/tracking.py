@@ -39,6 +39,9 @@ def check_trackers(experiment: Experiment, *, saved: bool) -> None:
     """Refuse trackers that cannot work, before anything runs. saved: whether the run has a folder. InputError."""
     for number, tracker in enumerate(experiment.track):
         with naming(f"track.{number}"):
+            if tracker in experiment.track[:number]:  # and would write to the same place
+                kind = kind_of("trackers", tracker)
+                raise InputError("kind", kind, f"is the same as track.{experiment.track.index(tracker)}; leave one out")
             tracker.check(saved)
 
 

@@ -336,6 +336,12 @@ def test_what_cannot_work_is_refused_before_anything_runs(tmp_path, monkeypatch,
         run(None, tracker, save=False)
 
 
+def test_a_tracker_is_named_once(tmp_path):
+    with pytest.raises(InputError, match=r"^track.2.kind = csv: is the same as track.0; leave one out$"):
+        run(tmp_path / "run", CSV(), TensorBoard(), CSV())
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_no_run_has_written_is_refused(tmp_path):
     with pytest.raises(RuntimeError, match="stop"):
         run(tmp_path / "run", CSV(), callbacks=[stop])
