@@ -74,15 +74,21 @@ def _mend(path: Path) -> None:
 
 
 def opened(folder: Path, *, higher: bool) -> optuna.Study:
-    """The search in a folder, which is begun if there is none. higher: whether more is better."""
+    """The search in a folder, which is begun if there is none. higher: whether more is better.
+
+    InputError: its journal cannot be read.
+    """
     made, path = library(), folder / JOURNAL
     with held(folder / LOCK):
         backend = made.storages.journal.JournalFileBackend(str(path), lock_obj=_Lock(path))
-        storage = made.storages.JournalStorage(backend)
         direction = "maximize" if higher else "minimize"
-        found: optuna.Study = made.create_study(
-            storage=storage, study_name=NAME, direction=direction, load_if_exists=True
-        )
+        try:
+            storage = made.storages.JournalStorage(backend)
+            found: optuna.Study = made.create_study(
+                storage=storage, study_name=NAME, direction=direction, load_if_exists=True
+            )
+        except ValueError as error:  # of which those of JSON are some
+            raise InputError("out", str(path), "is not as a search has written it; choose another --out") from error
     return found
 
 

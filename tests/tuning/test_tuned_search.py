@@ -459,3 +459,11 @@ def test_several_workers_try_as_many_and_each_once(tmp_path):
     assert len({trial.options["client.lr"] for trial in found.trials}) == 5
     assert found.test is not None
     assert all(map(math.isfinite, found.test["test_accuracy"]))
+
+
+def test_a_journal_that_is_damaged_is_said_in_a_line(tmp_path):
+    opened(tmp_path, higher=True)
+    with open(tmp_path / JOURNAL, "ab") as journal:
+        journal.write(b"damaged\n")
+    with pytest.raises(InputError, match=r"^out = .*journal\.log: is not as a search has written it; choose another"):
+        opened(tmp_path, higher=True)
