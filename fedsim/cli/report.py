@@ -11,7 +11,6 @@ import typer
 from fedsim.cli.answers import Answer
 from fedsim.core.errors import InputError
 from fedsim.core.terminal import tell
-from fedsim.running.stored import REPORT
 
 if TYPE_CHECKING:
     from fedsim.running.study import Study
@@ -61,6 +60,8 @@ def _study(folders: list[Path]) -> Study | None:
 
 def leave_report(folder: Path, answer: Answer) -> None:
     """Write the page of the runs in a folder into it, and say so; where that fails it is said, and no more."""
+    from fedsim.running.stored import REPORT
+
     if wrote_report(folder):
         answer.tell(f"report: {folder / REPORT}")
 
@@ -70,6 +71,7 @@ def wrote_report(folder: Path) -> bool:
     from fedsim.reports.comparison import compare
     from fedsim.reports.page import write_page
     from fedsim.running.runner import not_needed
+    from fedsim.running.stored import REPORT
 
     with not_needed(REPORT):
         write_page(compare(folder, under_way=True), folder / REPORT, study=_study([folder]))

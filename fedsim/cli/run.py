@@ -25,7 +25,6 @@ from fedsim.cli.arguments import (
 from fedsim.cli.report import Report, leave_report, wrote_report
 from fedsim.cli.words import STATUS, lines_of, record_of, shares_test_set
 from fedsim.core.errors import InputError
-from fedsim.running.stored import REPORT
 
 if TYPE_CHECKING:
     from fedsim.configuration.tables import Experiment
@@ -175,6 +174,8 @@ def _draw(answer: Answer, begin: Callable[..., Result], experiment: Experiment, 
         result = begin()
     folder = _tell(answer, result, experiment)
     if any(written):
+        from fedsim.running.stored import REPORT
+
         answer.tell(f"report: {folder / REPORT}")
     answer.place(folder)
     return STATUS[result.status]

@@ -17,7 +17,7 @@ class Desk:
 
     def __init__(self) -> None:
         self._asked: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
-        Thread(target=self._work, daemon=True).start()
+        Thread(target=self._work, name="desk", daemon=True).start()
 
     async def do(self, work: Callable[[], T]) -> T:
         """What `work` returns, or raises, when its turn has come; nobody who has left by then has it done."""
