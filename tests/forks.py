@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -124,6 +125,7 @@ def _begin(arguments: list[str], cwd: str, path: list[str], said: Path, errors: 
         os.dup2(opened, stream)
         os.close(opened)
     os.chdir(cwd)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's job in the background ignores
     safe = bool(os.environ.get("PYTHONSAFEPATH"))
     if arguments[0] == "-P":
         safe, arguments = True, arguments[1:]

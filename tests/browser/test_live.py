@@ -116,4 +116,5 @@ def test_a_page_grows_with_its_runs_and_keeps_what_was_chosen(page, address, tmp
         with page.expect_response(lambda answer: answer.status == 304):
             page.clock.run_for(3_100)
         page.get_by_role("link", name="all runs").click()
+        page.locator("tr.run").first.wait_for()
         assert names(page) == ["a", "b", "c"]
