@@ -125,7 +125,9 @@ def _begin(arguments: list[str], cwd: str, path: list[str], said: Path, errors: 
         os.dup2(opened, stream)
         os.close(opened)
     os.chdir(cwd)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's job in the background ignores
+    # A shell's job in the background ignores it, and the server may have begun where workers' starts hold it back.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     safe = bool(os.environ.get("PYTHONSAFEPATH"))
     if arguments[0] == "-P":
         safe, arguments = True, arguments[1:]
