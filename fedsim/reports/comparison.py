@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from fedsim.core.errors import InputError
-from fedsim.core.files import path_of, write_whole
+from fedsim.core.files import look, path_of, write_whole
 from fedsim.core.html import html_table
 from fedsim.core.measures import Asked, first, is_measure, lower_is_better
 from fedsim.core.near import name_one
 from fedsim.plots import Along, Picture, axes_of, compare_curves, measured
 from fedsim.reports.cells import cell, cell_interval, cell_spent, measure_of, seeds
+from fedsim.reports.listing import runs_below
 from fedsim.reports.names import names_of
 from fedsim.reports.numbers import COUNTS, Group, Run, options_of
 from fedsim.reports.sheet import Sheet, csv_of, format_of
@@ -34,17 +35,13 @@ from fedsim.reports.verdicts import Verdicts, judge
 from fedsim.running.history import Row
 from fedsim.running.reporting import write_report
 from fedsim.running.result import Result
-from fedsim.running.stored import CONFIG, METRICS, is_run, open_run
+from fedsim.running.stored import CONFIG, METRICS, open_run
 from fedsim.running.sweep import Outcome
 
 SHOWN = 4
 """So many names of groups are said in one line."""
 WHERE_ANY = ("staleness, mean", *COUNTS.values())
 """What is left out where it is zero in all groups."""
-DEPTH = 3
-"""How deep below a given folder runs are looked for: runs/sweep-<n>/<name>/<options>/seed-<k>."""
-
-
 NO_ROW = "it has no row yet"
 """Why a run is left out that has only begun."""
 NOT_IN = "not in x: fewer than half of the runs came there in x"
@@ -313,22 +310,13 @@ def parse_targets(assignments: Iterable[str]) -> dict[str, float]:
 
 
 def _runs_in(given: Path) -> list[Path]:
-    try:
-        found = _search(given, DEPTH)
-    except OSError as error:
-        raise InputError("runs", str(given), f"cannot be read: {error.strerror}") from error
+    found = [] if look(given, "runs") is None else list(runs_below(given))
+    for folder, fault in found:
+        if fault:
+            raise InputError("runs", str(folder), fault)
     if not found:
         raise InputError("runs", str(given), "there is no run in this place, nor in the folders in it")
-    return found
-
-
-def _search(folder: Path, depth: int) -> list[Path]:
-    """List the runs at a folder or at most `depth` folders below it."""
-    if is_run(folder):
-        return [folder]
-    if depth == 0 or not folder.is_dir():
-        return []
-    return [path for below in sorted(folder.iterdir()) for path in _search(below, depth - 1)]
+    return [folder for folder, _ in found]
 
 
 def read_run(path: Path) -> Run:

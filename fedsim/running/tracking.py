@@ -7,7 +7,6 @@ it; so is a group of runs, in the tracking.json of the folder that has theirs.
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +53,7 @@ class Telling:
 
     def row(self, row: Row) -> None:
         """Tell of a row."""
-        self._couriers.row(_finite_or_nan(row))
+        self._couriers.row(row)
 
     def end(self, status: str, reason: str, summary: Mapping[str, Any]) -> None:
         """Tell how the run has ended, once all that it leaves is written."""
@@ -169,8 +168,3 @@ def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(inner, f"{name}.{key}" if name else str(key))
     else:
         yield name, value
-
-
-def _finite_or_nan(row: Row) -> Row:
-    """A row as trackers have it."""
-    return {name: value if math.isfinite(value) else math.nan for name, value in row.items()}

@@ -7,6 +7,7 @@ hangs may hang where the process ends, too, the commands do not wait for that ei
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
@@ -97,9 +98,9 @@ class Couriers:
         self._each = [Courier(name, tracker, run) for name, tracker in trackers.items()]
 
     def row(self, row: Row) -> None:
-        """Tell of a row."""
+        """Tell of a row; a number that is not finite is NaN."""
         for courier in self._each:
-            courier.bring(dict(row))
+            courier.bring({name: value if math.isfinite(value) else math.nan for name, value in row.items()})
 
     def end(self, ending: Ending) -> None:
         """Tell how the run has ended, and wait for each tracker, for its patience."""

@@ -17,6 +17,7 @@ import fedsim
 from fedsim.core.errors import InputError
 from fedsim.core.files import StorageError
 from fedsim.reports.comparison import Comparison, compare, parse_targets
+from fedsim.reports.listing import listed
 from fedsim.reports.pictures import draw, places
 from fedsim.reports.table import render
 from fedsim.running.folder import RunFolder
@@ -341,6 +342,12 @@ def test_a_trace_that_cannot_be_read_is_refused_before_anything_is_drawn(tmp_pat
 def test_markup_in_a_name_is_shown_and_not_obeyed(tmp_path):
     comparison = compare([write(tmp_path / "[red]a", [0.5])])
     assert table(comparison)[""] == ["[red]a"]
+
+
+def test_runs_are_found_as_deep_as_they_are_listed(tmp_path):
+    write(tmp_path / "1" / "2" / "3" / "4" / "5" / "a", [0.5])
+    (group,) = compare([tmp_path]).groups
+    assert [run.path for run in group.runs] == [run.folder for run in listed([tmp_path])]
 
 
 def test_what_is_no_run_is_refused(tmp_path):
