@@ -69,7 +69,7 @@ class Sgd(LocalTraining):
             raise InputError("proximal_mu", self.proximal_mu, "the strategy sends its own; leave this one out")
         if "report-nu" not in sent:
             return
-        if self.rule.weights(torch.ones(1), self.lr * self.proximal_mu) is None:
+        if self.rule.weights(torch.ones(1), self.base * self.proximal_mu) is None:
             raise InputError(
                 "optimizer",
                 self.optimizer,
@@ -77,9 +77,9 @@ class Sgd(LocalTraining):
             )
         if self.inverse_decay:
             raise InputError("inverse_decay", self.inverse_decay, "FedNova needs the same rate in all steps of a round")
-        if self.lr * self.proximal_mu >= 1.0:
+        if self.base * self.proximal_mu >= 1.0:
             raise InputError(
-                "proximal_mu", self.proximal_mu, f"FedNova needs lr * proximal_mu < 1; lower it or lr = {self.lr}"
+                "proximal_mu", self.proximal_mu, f"FedNova needs lr * proximal_mu < 1; lower it or lr = {self.base}"
             )
 
     def normaliser(self, steps: Tensor, lr: float, mu: float) -> Tensor:

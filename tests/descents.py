@@ -52,6 +52,7 @@ def described(
         count=count,
         first=first,
         steps=steps,
+        examples=torch.full((C,), N),
         draw=Draw(Streams(0), torch.arange(C), 0, 0),
         rates=[0.3, 0.2, 0.1],
         rule=Rule(**PLAIN | options),

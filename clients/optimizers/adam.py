@@ -7,18 +7,14 @@ Memory: m and v. Kingma and Ba 2015; with the weight decay in g, as torch.optim.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 
-from fedsim.client import Elementwise, Fraction, Optimizer, PositiveFloat, Remembered, Stack, Step, options
+from fedsim.client import Beginning, Elementwise, Fraction, Optimizer, PositiveFloat, Remembered, Stack, Step, options
 
 
 @options
 class Adam(Optimizer):
     """Moments begin anew in every round, so that its first step has the size lr in each number."""
-
-    vectors: ClassVar[int] = 2
 
     beta1: Fraction = 0.9
     """How slowly m moves."""
@@ -28,11 +24,16 @@ class Adam(Optimizer):
     """Added to the root."""
 
     @property
+    def vectors(self) -> float:
+        """M and v."""
+        return 2.0
+
+    @property
     def compiled(self) -> Elementwise:
         """All of it."""
         return Elementwise("adam", beta1=self.beta1, beta2=self.beta2, epsilon=self.epsilon)
 
-    def begin(self, y: Stack) -> Remembered:
+    def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """Moments of zeros."""
         return {"m": y.zeros(), "v": y.zeros()}
 
@@ -45,4 +46,4 @@ class Adam(Optimizer):
         scale = torch._foreach_div(square, 1.0 - self.beta2 ** (step.number + 1))
         torch._foreach_sqrt_(scale)
         torch._foreach_add_(scale, self.epsilon)
-        torch._foreach_addcdiv_(rows.leaves, mean, scale, -step.lr / (1.0 - self.beta1 ** (step.number + 1)))
+        step.move(rows, memory["m"], over=scale, per=1.0 - self.beta1 ** (step.number + 1))

@@ -6,19 +6,14 @@ Memory: m. Chen et al. 2023; the weight decay is decoupled, as there.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 
-from fedsim.client import Elementwise, Fraction, Optimizer, Remembered, Stack, Step, options
+from fedsim.client import Beginning, Elementwise, Fraction, Optimizer, Remembered, Stack, Step, options
 
 
 @options
 class Lion(Optimizer):
     """Each number moves by lr in each step, or not at all."""
-
-    decoupled: ClassVar[bool] = True
-    vectors: ClassVar[int] = 1
 
     beta1: Fraction = 0.9
     """The momentum's part of the direction."""
@@ -26,11 +21,21 @@ class Lion(Optimizer):
     """How slowly the momentum moves."""
 
     @property
+    def decoupled(self) -> bool:
+        """As in the paper."""
+        return True
+
+    @property
+    def vectors(self) -> float:
+        """M."""
+        return 1.0
+
+    @property
     def compiled(self) -> Elementwise:
         """All of it."""
         return Elementwise("lion", beta1=self.beta1, beta2=self.beta2)
 
-    def begin(self, y: Stack) -> Remembered:
+    def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """A momentum of zeros."""
         return {"m": y.zeros()}
 
@@ -38,5 +43,5 @@ class Lion(Optimizer):
         """Move by the signs of the direction, then the momentum."""
         mean, gradient = memory["m"].leaves, step.gradient.leaves
         direction = torch._foreach_lerp(mean, gradient, 1.0 - self.beta1)
-        torch._foreach_add_(rows.leaves, [part.sign_() for part in direction], alpha=-step.lr)
+        step.move(rows, Stack([part.sign_() for part in direction]))
         torch._foreach_lerp_(mean, gradient, 1.0 - self.beta2)

@@ -6,18 +6,25 @@ Memory: v, where there is a momentum. The form of torch.optim.SGD without dampen
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
-from fedsim.client import Elementwise, Fraction, InputError, Optimizer, Remembered, Stack, Step, normaliser, options
+from fedsim.client import (
+    Beginning,
+    Elementwise,
+    Fraction,
+    InputError,
+    Optimizer,
+    Remembered,
+    Stack,
+    Step,
+    normaliser,
+    options,
+)
 
 
 @options
 class Sgd(Optimizer):
     """The rule of federated averaging; without momentum a step is fused with the gradient."""
-
-    vectors: ClassVar[int] = 1
 
     momentum: Fraction = 0.0
     """How slowly v moves; 0: it is g."""
@@ -29,6 +36,11 @@ class Sgd(Optimizer):
             raise InputError("nesterov", True, "needs a momentum above 0")
 
     @property
+    def vectors(self) -> float:
+        """v, where there is a momentum."""
+        return float(self.momentum > 0.0)
+
+    @property
     def plain(self) -> bool:
         """Without momentum."""
         return self.momentum == 0.0
@@ -38,7 +50,7 @@ class Sgd(Optimizer):
         """All of it."""
         return Elementwise("sgd", momentum=self.momentum, nesterov=self.nesterov)
 
-    def begin(self, y: Stack) -> Remembered:
+    def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """A velocity of zeros."""
         return {} if self.plain else {"v": y.zeros()}
 
@@ -48,7 +60,7 @@ class Sgd(Optimizer):
         if not self.plain:
             velocity = memory["v"].mul_(self.momentum).add_(along)
             along = along.add_(velocity, self.momentum) if self.nesterov else velocity
-        rows.add_(along, -step.lr)
+        step.move(rows, along)
 
     def weights(self, steps: Tensor, shrinkage: float) -> Tensor | None:
         """See `normaliser`, which knows a momentum or a proximal term, and not Nesterov's form."""

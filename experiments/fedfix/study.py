@@ -157,7 +157,7 @@ def measure(
             file = HERE / f"{scheme}.toml"
             trained = fedsim.load(file, overrides=part.settings).client
             assert isinstance(trained, LocalTraining)
-            own = trained.lr
+            own = trained.base
             for lr in [own * factor for factor in FACTORS] if part.tuned else [own]:
                 points[name, scheme, lr] = expand(
                     [file],

@@ -27,7 +27,7 @@ from fedsim.nets import products
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.losses import CrossEntropy, Loss
 from fedsim.nets.network import Batch
-from fedsim.nets.optimizers import Elementwise, Optimizer, Remembered, Step
+from fedsim.nets.optimizers import Beginning, Elementwise, Need, Objective, Optimizer, Remembered, Step, columns
 from fedsim.nets.stack import Stack
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "Attack",
     "Batch",
     "BatchSize",
+    "Beginning",
     "Client",
     "Cohort",
     "Cost",
@@ -47,8 +48,10 @@ __all__ = [
     "InputError",
     "LocalTraining",
     "Loss",
+    "Need",
     "NonNegativeFloat",
     "NonNegativeInt",
+    "Objective",
     "Optimizer",
     "Order",
     "Passes",
@@ -61,10 +64,12 @@ __all__ = [
     "Size",
     "Stack",
     "Step",
+    "StepDraws",
     "Streams",
     "Trained",
     "Update",
     "Victim",
+    "columns",
     "divergence",
     "in_whole_registers",
     "normaliser",

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fedsim.client.curriculum import SampleCurriculum
 from fedsim.client.defence import Armed, Defence
+from fedsim.client.objective import BatchObjective
+from fedsim.core import schedules
 from fedsim.core.errors import DivergedError, InputError
 from fedsim.core.options import (
     LARGEST,
@@ -25,16 +27,21 @@ from fedsim.core.options import (
     table_of,
 )
 from fedsim.core.plugins import HasPlugins
-from fedsim.core.schedules import Constant, Exponential, Schedule, Step, scheduled
+from fedsim.core.schedules import Constant, Exponential, Schedule, scheduled
 from fedsim.engine.batches import steps_of
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import PRIVATE, Cohort
 from fedsim.exchange.actions import FORWARD
 from fedsim.exchange.messages import Cost, Order, Size
 from fedsim.exchange.transforms import Shapes
-from fedsim.nets.descent import Descent, Loop, Rule
+from fedsim.nets.descent import Descent, Loop, Rule, Stepper
 from fedsim.nets.dropout import Draw
-from fedsim.nets.optimizers import Optimizer
+from fedsim.nets.network import Batch
+from fedsim.nets.optimizers import Beginning, Optimizer, Step, StepDraws
+from fedsim.nets.stack import Stack
+
+KEPT = "optimizer "
+"""Before the name of what an optimizer keeps, under which clients remember it."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,8 @@ class LocalTraining(HasPlugins, Client):
     """So many steps, each on an independent batch. Not given: epochs decide."""
     batch_size: BatchSize = 32
     """Examples of a step; full: all that the client has."""
-    lr: Rate = 0.1
-    """The learning rate."""
+    lr: Rate | None = None
+    """The learning rate. Not given: what is usual for the optimizer, mostly 0.1."""
     schedule: Schedule = Constant()
     """Factor of lr over the rounds."""
     epochs_schedule: Schedule = Constant()
@@ -81,7 +88,7 @@ class LocalTraining(HasPlugins, Client):
     inverse_power: PositiveFloat = 0.75
     """The exponent of that."""
     optimizer: Any = "sgd"
-    """The rule of a step, by which weight decay may be another thing; it begins anew in every round."""
+    """The rule of a step, by which weight decay may be another thing; what it remembers begins anew in every round."""
     weight_decay: Decay = 0.0
     """Factor of the weights, added to the gradient, or, where the optimizer decouples it, as lion does, by which times
     lr they shrink.
@@ -106,10 +113,15 @@ class LocalTraining(HasPlugins, Client):
                 raise InputError("curriculum", "given", "it orders epochs; give epochs instead of steps")
             if not isinstance(self.epochs_schedule, Constant):
                 raise InputError("epochs_schedule", "given", "there are steps; give epochs instead")
-        if isinstance(self.epochs_schedule, Exponential | Step) and self.epochs_schedule.gamma > 1.0:
+        if isinstance(self.epochs_schedule, Exponential | schedules.Step) and self.epochs_schedule.gamma > 1.0:
             raise InputError("epochs_schedule.gamma", self.epochs_schedule.gamma, "epochs may not grow; take at most 1")
         if self.inverse_power != 0.75 and not self.inverse_decay:
             raise InputError("inverse_power", self.inverse_power, "is the exponent of inverse_decay; give that above 0")
+
+    @property
+    def base(self) -> float:
+        """The learning rate, as it is given or usual."""
+        return self.rule.usual if self.lr is None else self.lr
 
     @property
     def plain(self) -> bool:
@@ -146,7 +158,7 @@ class LocalTraining(HasPlugins, Client):
 
     def rate(self, cohort: Cohort) -> float:
         """The learning rate in the round of a cohort's order, at its first step."""
-        return self.lr if isinstance(self.schedule, Constant) else scheduled(self.lr, self.schedule, cohort.round)
+        return self.base if isinstance(self.schedule, Constant) else scheduled(self.base, self.schedule, cohort.round)
 
     def rates(self, cohort: Cohort) -> Tensor:
         """The sum of the rates of the steps that each client has taken, float64 [C]."""
@@ -165,24 +177,25 @@ class LocalTraining(HasPlugins, Client):
         return steps_of(examples, epochs, self.steps, self._width)
 
     def cost(self, order: Order, examples: Tensor) -> Cost:
-        """Steps, and one vector the size of the parameters sent up; beside, what attacks and scoring take."""
+        """Steps, and one vector the size of the parameters sent up; beside, what attacks, scoring and rules take."""
         params = order.payload["params"]
-        steps, effort = self.local_steps(examples, order.round), None
+        steps, width = self.local_steps(examples, order.round), examples if self._width is None else self._width
+        beside, passes = self.rule.effort - 1.0, self.rule.passes
         if self.defence is not None:
-            effort = steps * self.defence.effort(order.round)
+            beside += self.defence.effort(order.round)
         if self.curriculum is not None:
-            width = examples if self._width is None else self._width
-            scoring = self.curriculum.judgements() * FORWARD * -(-examples // width)
-            effort = scoring if effort is None else effort + scoring
+            passes += self.curriculum.judgements() * FORWARD
+        effort = steps * beside + passes * -(-examples // width) if beside or passes or self.defence else None
         return Cost(steps, {"delta": Size.of(params)}, effort=effort)
 
     def numbers(self, dimension: int, largest: int) -> int:
         """About six vectors of d, two of them an optimizer's, or as many as it has."""
-        return super().numbers(dimension, largest) + max(self.rule.vectors - 2, 0) * dimension
+        return super().numbers(dimension, largest) + math.ceil(max(self.rule.vectors - 2.0, 0.0) * dimension)
 
     def state(self, dimension: int) -> Shapes:
-        """What clients keep for their curriculum."""
-        return {} if self.curriculum is None else self.curriculum.state(dimension)
+        """What clients keep for their curriculum, and of their optimizer."""
+        kept = {KEPT + name: shape for name, shape in self.rule.kept(dimension).items()}
+        return kept if self.curriculum is None else {**self.curriculum.state(dimension), **kept}
 
     def descend(
         self,
@@ -256,6 +269,7 @@ class LocalTraining(HasPlugins, Client):
                 count=plan.count,
                 first=plan.first,
                 steps=plan.steps,
+                examples=cohort.examples,
                 draw=Draw(cohort.streams, cohort.clients, cohort.turn, 0),
                 rates=[base * self._decay(step) for step in range(longest)],
                 rule=rule,
@@ -276,7 +290,7 @@ class LocalTraining(HasPlugins, Client):
         """Parameters, the sums of the losses, and the losses of each step, which is a call of the network."""
         layout = cohort.network.layout
         y, fixed = layout.stack(start, len(cohort)), None if shift is None else layout.stack(shift, len(cohort))
-        take = None if rule.plain else rule.stepper(layout.moved(y))
+        stepper = None if rule.plain else rule.stepper(layout.moved(y), self._beginning(cohort))
         lr = base = self.rate(cohort)
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
         history: list[Tensor] = []
@@ -290,15 +304,45 @@ class LocalTraining(HasPlugins, Client):
                 lr = base * self._decay(step)
             if arm is not None:
                 batch = arm(rows, batch)
-            if take is None:
+            if stepper is None:
                 loss = cohort.network.descend(rows, batch, lr, rule.decay, fixed_rows)
             else:
-                loss, gradient = cohort.network.gradients(rows, batch)
-                moved, pull = layout.moved(rows), None if fixed_rows is None else layout.moved(fixed_rows)
-                take(step, moved, rule.corrected(moved, gradient, pull), lr)
+                loss = self._take(cohort, stepper, rule, step, lr, rows, batch, fixed_rows)
             losses[:active] += loss
             history.append(loss)
+        if stepper is not None:
+            end = layout.moved(y)
+            cohort.keep(**{KEPT + name: value for name, value in stepper.keep(end).items()})
+            y = Stack([*stepper.end(end).leaves, *y.leaves[len(end.leaves) :]])
         return y.flat(), losses, history
+
+    def _beginning(self, cohort: Cohort) -> Beginning:
+        """What the optimizer is told of the clients."""
+        kept = {name: cohort.state[KEPT + name] for name in self.rule.kept(cohort.dimension)}
+        return Beginning(cohort.examples, kept)
+
+    def _take(
+        self,
+        cohort: Cohort,
+        stepper: Stepper,
+        rule: Rule,
+        number: int,
+        lr: float,
+        rows: Stack,
+        batch: Batch,
+        fixed: Stack | None,
+    ) -> Tensor:
+        """A step in place of the first clients by a rule that is not fused: their losses [k] before."""
+        network, layout = cohort.network, cohort.network.layout
+        moved, shift = layout.moved(rows), None if fixed is None else layout.moved(fixed)
+        noise, at, place = StepDraws(batch.draw), moved, rows
+        if "point" in self.rule.needs:
+            at = stepper.point(moved, number, noise)
+            place = Stack([*at.leaves, *rows.leaves[len(at.leaves) :]])
+        loss, gradient = network.gradients(place, batch)
+        corrected = rule.corrected(at, gradient, shift)
+        stepper.take(moved, Step(number, lr, corrected, loss, noise, BatchObjective(network, rule, rows, batch, shift)))
+        return loss
 
     def _last_epoch(self, cohort: Cohort) -> Tensor:
         """How many of the steps taken are of the last epoch, int64 [C]; independent steps are of one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,15 +10,11 @@ import torch
 from torch import Tensor
 
 from fedsim.nets.dropout import Draw
-from fedsim.nets.optimizers import Optimizer, Step
+from fedsim.nets.optimizers import Beginning, Optimizer, Remembered, Step, StepDraws
 from fedsim.nets.stack import Stack
 
 EPSILON = 1e-12
 """Added to the norm of a gradient that is clipped."""
-
-
-Take = Callable[[int, Stack, Stack, float], None]
-"""Takes a step: its number, the first rows of the parameters, their gradients, the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +49,43 @@ class Rule:
             gradient.add_(shift, alpha=-1.0)
         return gradient
 
-    def stepper(self, y: Stack) -> Take:
-        """The optimizer's steps of clients that begin at y, the first rows of which work on, with fresh memory."""
-        everything = memory = self.optimizer.begin(y)
-        count = len(y)
+    def stepper(self, y: Stack, beginning: Beginning) -> Stepper:
+        """The optimizer's steps of clients that begin at y, the first rows of which work on."""
+        return Stepper(self, y, beginning)
 
-        def take(number: int, rows: Stack, gradient: Stack, lr: float) -> None:
-            nonlocal memory, count
-            if len(rows) != count:
-                count = len(rows)
-                memory = {name: part[:count] for name, part in everything.items()}
-            if self.decoupled:
-                rows.mul_(1.0 - lr * self.decoupled)
-            self.optimizer.step(memory, rows, Step(number, lr, gradient))
 
-        return take
+class Stepper:
+    """Steps of C clients from where they begin, and what the optimizer remembers of them in between."""
+
+    def __init__(self, rule: Rule, y: Stack, beginning: Beginning) -> None:
+        self._rule, self._optimizer = rule, rule.optimizer
+        self._everything = self._memory = self._optimizer.begin(y, beginning)
+        self._count = len(y)
+
+    def point(self, rows: Stack, number: int, noise: StepDraws) -> Stack:
+        """Where the gradient of the next step is taken, of the first rows."""
+        return self._optimizer.point(self._of(len(rows)), rows, number, noise)
+
+    def take(self, rows: Stack, step: Step) -> None:
+        """Take a step of the first rows in place."""
+        if self._rule.decoupled:
+            step.shrink(rows, self._rule.decoupled)
+        self._optimizer.step(self._of(len(rows)), rows, step)
+
+    def end(self, y: Stack) -> Stack:
+        """What all clients send that are now at y."""
+        return self._optimizer.end(self._everything, y)
+
+    def keep(self, y: Stack) -> Mapping[str, Tensor]:
+        """What they keep until their next round."""
+        return self._optimizer.keep(self._everything, y)
+
+    def _of(self, count: int) -> Remembered:
+        """What is remembered of the first clients, in its own memory."""
+        if count != self._count:
+            self._count = count
+            self._memory = {name: part[:count] for name, part in self._everything.items()}
+        return self._memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +94,9 @@ class Descent:
 
     start: [d] or [C, d]; shift: the same, or None. x: [n, ...], y: [n], the examples. index: int64 [R, B], the first
     `count`, int64 [R], of a row are the examples of a step; the rows of client c are first[c], first[c] + 1, ..., one a
-    step, R in all. first, steps: int64 [C]. draw: whose draws they make, all C, in their first step. rates: the
-    learning rate of each step. change: whether it is asked how far clients end from `start`, instead of where.
+    step, R in all. first, steps: int64 [C]. examples: int64 [C], how many clients have. draw: whose draws they make,
+    all C, in their first step. rates: the learning rate of each step. change: whether it is asked how far clients end
+    from `start`, instead of where.
     """
 
     start: Tensor
@@ -88,6 +107,7 @@ class Descent:
     count: Tensor
     first: Tensor
     steps: Tensor
+    examples: Tensor
     draw: Draw
     rates: Sequence[float]
     rule: Rule

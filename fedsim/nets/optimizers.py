@@ -7,27 +7,102 @@ number over the stack, so that a client's numbers do not depend on who else is i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
+from fedsim.core.streams import Index
+from fedsim.nets.dropout import Draw
 from fedsim.nets.stack import Stack
 
 Remembered = dict[str, Stack]
-"""What a rule remembers of each client from step to step of a round, by name."""
+"""What a rule remembers of each client from step to step of a round, by name; numbers [C] are leaves, too."""
+Need = Literal["loss", "noise", "point", "again", "state", "end"]
+"""What a rule asks for beside the gradient, which not every place where steps are taken can give.
+
+loss: `Step.loss`. noise: `StepDraws`. point: gradients elsewhere than where the client is. again: that of
+`Objective`. state: what a client keeps from round to round. end: to send something else than where it ends.
+"""
+
+
+@dataclass(frozen=True)
+class StepDraws:
+    """Random numbers of a rule, named: a client's are the same in whatever stack it is."""
+
+    draw: Draw
+
+    def normal(self, purpose: str, like: Stack) -> Stack:
+        """Standard normal numbers of the shapes of the first k clients' rows."""
+        name, owners, dtype = f"optimizer/{purpose}", self.draw.clients[: len(like)], like.leaves[0].dtype
+        drawn = self.draw.streams.normal(
+            name, owners, (_numbers(like),), turn=_first(self.draw, len(like)), step=self.draw.step, dtype=dtype
+        )
+        return _shaped(drawn, like)
+
+    def signs(self, purpose: str, like: Stack) -> Stack:
+        """As many times -1 or 1, each as likely (Rademacher)."""
+        name, owners = f"optimizer/{purpose}", self.draw.clients[: len(like)]
+        words = self.draw.streams.bits(
+            name, owners, _numbers(like), turn=_first(self.draw, len(like)), step=self.draw.step
+        )
+        return _shaped((words >> 31).to(like.leaves[0].dtype).mul_(2.0).sub_(1.0), like)
+
+
+class Objective(Protocol):
+    """The losses of a step's k clients on its mini-batch, with decay and corrections, as functions to ask again."""
+
+    def again(self, at: Stack) -> tuple[Tensor, Stack]:
+        """Losses [k] and gradients at another point, on the same mini-batch, under the same dropout."""
+        ...
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the k clients that still work. number: from 0, the same for all. lr: the learning rate.
+    """One step of the k clients that still work. number: from 0, the same for all.
 
-    gradient: of each client's loss, clipped, with decay and corrections; the rule may write over it.
+    lr: the learning rate, one or [k]. gradient: of each client's loss, clipped, with decay and corrections; the rule
+    may write over it. loss: [k], of what the gradient is of, before the step. What a rule does not need is not there.
     """
 
     number: int
-    lr: float
+    lr: float | Tensor
     gradient: Stack
+    loss: Tensor = field(default_factory=lambda: torch.empty(0))
+    noise: StepDraws | None = None
+    objective: Objective | None = None
+
+    def move(self, rows: Stack, along: Stack, over: Iterable[Tensor] | None = None, per: float = 1.0) -> None:
+        """Take rows <- rows - lr / per * along, or along / over element by element, in place."""
+        if isinstance(self.lr, Tensor):
+            parts = along.leaves if over is None else torch._foreach_div(along.leaves, list(over))
+            rate = self.lr / per
+            torch._foreach_sub_(rows.leaves, [part * columns(rate, part) for part in parts])
+        elif over is None:
+            rows.add_(along, -self.lr / per)
+        else:
+            torch._foreach_addcdiv_(rows.leaves, along.leaves, list(over), -self.lr / per)
+
+    def shrink(self, rows: Stack, decay: float) -> None:
+        """Take rows <- (1 - lr decay) rows, in place."""
+        if isinstance(self.lr, Tensor):
+            factor = 1.0 - self.lr * decay
+            torch._foreach_mul_(rows.leaves, [columns(factor, leaf) for leaf in rows.leaves])
+        else:
+            rows.mul_(1.0 - self.lr * decay)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What is known of C clients when they begin. examples: int64 [C], how many they have.
+
+    kept: what each has kept from its round before, [C, ...] by name, zeros where there was none.
+    """
+
+    examples: Tensor
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Elementwise(NamedTuple):
@@ -44,12 +119,40 @@ class Elementwise(NamedTuple):
 class Optimizer(ABC):
     """The rule of a step; options of a subclass are its numbers.
 
-    decoupled: whether weight decay shrinks the parameters before the step, instead of being a part of the gradient.
-    vectors: how many vectors of d numbers it remembers of a client.
+    usual: the learning rate where none is given. rate_free: whether it finds its own, and lr = 1 leaves it that.
     """
 
-    decoupled: ClassVar[bool] = False
-    vectors: ClassVar[int] = 0
+    usual: ClassVar[float] = 0.1
+    rate_free: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it asks for beside the gradient. Where that is not to be had, it is refused."""
+        return frozenset()
+
+    @property
+    def decoupled(self) -> bool:
+        """Whether weight decay shrinks the parameters before the step, instead of being a part of the gradient."""
+        return False
+
+    @property
+    def vectors(self) -> float:
+        """How many vectors of d numbers it remembers of a client."""
+        return 0.0
+
+    @property
+    def effort(self) -> float:
+        """What a step takes, in gradients of a mini-batch."""
+        return 1.0
+
+    @property
+    def passes(self) -> float:
+        """Passes over all examples of a client that it takes in a round beside its steps."""
+        return 0.0
+
+    def kept(self, dimension: int) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
+        """Shapes of what a client keeps from round to round, by name; see `keep`."""
+        return {}
 
     @property
     def plain(self) -> bool:
@@ -61,9 +164,13 @@ class Optimizer(ABC):
         """The compiled rule that this is; None: it is not compiled, and its steps are taken by PyTorch."""
         return None
 
-    def begin(self, y: Stack) -> Remembered:  # noqa: ARG002
+    def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """What is remembered at the beginning of a round, of all C clients, where their parameters are y."""
         return {}
+
+    def point(self, memory: Remembered, rows: Stack, number: int, noise: StepDraws) -> Stack:  # noqa: ARG002
+        """Where the gradient of the next step is taken; a stack of its own, if it is not where the clients are."""
+        return rows
 
     @abstractmethod
     def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
@@ -71,6 +178,14 @@ class Optimizer(ABC):
 
         What is remembered is written there: what is put in its place is lost when the next client has finished.
         """
+
+    def end(self, memory: Remembered, rows: Stack) -> Stack:  # noqa: ARG002
+        """What all C clients send: where they are, unless the rule `needs` an end of its own."""
+        return rows
+
+    def keep(self, memory: Remembered, rows: Stack) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """What each keeps until its next round, as `kept` says, [C, ...] by name."""
+        return {}
 
     def weights(self, steps: Tensor, shrinkage: float) -> Tensor | None:  # noqa: ARG002
         """The l1 norm of the gradients' weights in what so many steps [C] come to, divided by lr: float64 [C].
@@ -87,3 +202,23 @@ def descend_plainly(y: Stack, gradient: Stack, lr: float, decay: float, shift: S
     y.add_(gradient, alpha=-lr)
     if shift is not None:
         y.add_(shift, alpha=lr)
+
+
+def _numbers(stack: Stack) -> int:
+    """How many numbers a row has."""
+    return sum(leaf.shape[1:].numel() for leaf in stack.leaves)
+
+
+def _shaped(rows: Tensor, like: Stack) -> Stack:
+    """Rows [k, d] in the shapes of a stack."""
+    parts = torch.split(rows, [leaf.shape[1:].numel() for leaf in like.leaves], dim=1)
+    return Stack([part.reshape(leaf.shape) for part, leaf in zip(parts, like.leaves, strict=True)])
+
+
+def columns(numbers: Tensor, leaf: Tensor) -> Tensor:
+    """Numbers [k] in a shape that goes with a leaf [k, ...]."""
+    return numbers.view(-1, *(1,) * (leaf.dim() - 1))
+
+
+def _first(draw: Draw, count: int) -> Index:
+    return draw.turn[:count] if isinstance(draw.turn, Tensor) else draw.turn

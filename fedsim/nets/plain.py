@@ -18,7 +18,7 @@ from fedsim.nets.descent import Descended, Descent, Rule
 from fedsim.nets.dropout import Draw, NamedDropout, drawing
 from fedsim.nets.functional import Functional
 from fedsim.nets.losses import Loss, weighted, weighted_gradient
-from fedsim.nets.optimizers import descend_plainly
+from fedsim.nets.optimizers import Beginning, Step, descend_plainly
 from fedsim.nets.stack import Layout, Stack
 from fedsim.parallel.cores import spread
 
@@ -27,7 +27,7 @@ WORTH_A_THREAD = 20_000_000
 
 NOT_DRAWING = nullcontext()
 
-Step = Callable[[int, Sequence[Tensor], float], None]
+StepBy = Callable[[int, Sequence[Tensor], float], None]
 """Takes a step: its number, the gradient, the learning rate."""
 
 
@@ -42,9 +42,9 @@ class PlainLoop:
         self._spreads = operations > WORTH_A_THREAD
         self._draws = layout.normalises or any(isinstance(part, NamedDropout) for part in model.parts())
 
-    def takes(self, rule: Rule) -> bool:  # noqa: ARG002
-        """Any."""
-        return True
+    def takes(self, rule: Rule) -> bool:
+        """Those that ask for nothing but gradients."""
+        return not rule.optimizer.needs
 
     def descend(self, descent: Descent) -> Descended:
         """Take all steps of all clients."""
@@ -101,7 +101,10 @@ class PlainLoop:
         model, parameters, places = self._model.own(leaves)
         moved = places[: layout.trained]
         shift = None if descent.shift is None else _row(descent.shift, client)
-        step_by = self._plainly(rule, moved, shift) if rule.plain else self._stepper(rule, moved, shift)
+        if rule.plain:
+            step_by = self._plainly(rule, moved, shift)
+        else:
+            step_by = self._stepper(rule, moved, shift, Beginning(descent.examples[client : client + 1]))
         who, turn = draw.clients[client : client + 1], draw.turn
         turn = turn[client : client + 1] if isinstance(turn, Tensor) else turn
         found = []
@@ -117,7 +120,7 @@ class PlainLoop:
             end.sub_(_row(descent.start, client))
         return found
 
-    def _plainly(self, rule: Rule, places: Sequence[Tensor], shift: Tensor | None) -> Step:
+    def _plainly(self, rule: Rule, places: Sequence[Tensor], shift: Tensor | None) -> StepBy:
         """The step of a rule without memory, which goes by element and asks for no axis of clients."""
         rows = Stack(places)
         shifts = None if shift is None else self._layout.moved(Stack(self._layout.named(shift).values()))
@@ -127,15 +130,15 @@ class PlainLoop:
 
         return step_by
 
-    def _stepper(self, rule: Rule, places: Sequence[Tensor], shift: Tensor | None) -> Step:
+    def _stepper(self, rule: Rule, places: Sequence[Tensor], shift: Tensor | None, beginning: Beginning) -> StepBy:
         """The step of a rule of any kind, for a stack of one client."""
         rows = Stack([place.unsqueeze(0) for place in places])
         shifts = None if shift is None else self._layout.moved(self._layout.stack(shift))
-        take = rule.stepper(rows)
+        stepper = rule.stepper(rows, beginning)
 
         def step_by(step: int, gradient: Sequence[Tensor], lr: float) -> None:
             own = Stack([part.unsqueeze(0) for part in gradient])
-            take(step, rows, rule.corrected(rows, own, shifts), lr)
+            stepper.take(rows, Step(step, lr, rule.corrected(rows, own, shifts)))
 
         return step_by
 

@@ -6,8 +6,6 @@ has finished stays where it is.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +14,7 @@ import fedsim
 from clients.optimizers.adam import Adam
 from clients.optimizers.lion import Lion
 from clients.optimizers.sgd import Sgd
-from fedsim.client import Optimizer, Remembered, Stack, Step, options
+from fedsim.client import Beginning, Optimizer, Remembered, Stack, Step, options
 from fedsim.core.errors import InputError
 from fedsim.nets.descent import Rule
 from fedsim.testing.problems import small_experiment, small_problem
@@ -34,11 +32,11 @@ def path(optimizer: Optimizer, steps: list[int], decay: float = 0.0, clients: sl
     coupled, decoupled = (0.0, decay) if optimizer.decoupled else (decay, 0.0)
     rule = Rule(optimizer, None, coupled, decoupled)
     y = Stack([torch.ones(len(steps), 2, dtype=torch.float64)])
-    take, found = rule.stepper(y), []
+    stepper, found = rule.stepper(y, Beginning(torch.tensor(steps))), []
     for number in range(max(steps)):
         rows = y[: sum(number < own for own in steps)]
         own = slice(clients.start or 0, (clients.start or 0) + len(rows))
-        take(number, rows, rule.corrected(rows, gradients(rows.leaves[0], own), None), 0.1)
+        stepper.take(rows, Step(number, 0.1, rule.corrected(rows, gradients(rows.leaves[0], own), None)))
         found.append(y.leaves[0].clone())
     return torch.stack(found)
 
@@ -76,8 +74,8 @@ def test_who_has_finished_stays_and_the_others_go_on_as_if_alone(optimizer):
 def test_what_is_remembered_is_in_as_many_vectors_as_is_said():
     y = Stack([torch.zeros(3, 2)])
     for optimizer in (Sgd(momentum=0.9), Adam(), Lion()):
-        assert len(optimizer.begin(y)) == type(optimizer).vectors
-    assert Sgd().begin(y) == {}
+        assert len(optimizer.begin(y, Beginning(torch.ones(3)))) == optimizer.vectors > 0
+    assert Sgd().begin(y, Beginning(torch.ones(3))) == {}
 
 
 def test_a_decay_of_lion_bounds_each_number():
@@ -87,9 +85,9 @@ def test_a_decay_of_lion_bounds_each_number():
         Stack([torch.full((1, 2), 10.0, dtype=torch.float64)]),
         (3.0, -2.0),
     )
-    take, seen = rule.stepper(y), []
+    stepper, seen = rule.stepper(y, Beginning(torch.ones(1))), []
     for number in range(200):
-        take(number, y, Stack([torch.tensor([gradient], dtype=torch.float64)]), 0.1)
+        stepper.take(y, Step(number, 0.1, Stack([torch.tensor([gradient], dtype=torch.float64)])))
         seen.append(y.leaves[0][0].clone())
     assert torch.allclose(torch.stack(seen[:2]), torch.tensor([[9.4, 9.6], [8.83, 9.22]], dtype=torch.float64))
     assert torch.allclose(seen[-1], torch.tensor([-1.999579, 2.00028], dtype=torch.float64), rtol=0, atol=6e-6)
@@ -104,17 +102,20 @@ def test_a_step_by_itself_is_what_adam_makes_it_whatever_the_gradient():
 class Rooted(Optimizer):
     """y <- y - lr times the root of how far m is from 0, with its sign: a rule of somebody's own, not compiled."""
 
-    vectors: ClassVar[int] = 1
+    share: float = 0.5
 
-    keep: float = 0.5
+    @property
+    def vectors(self) -> float:
+        """m."""
+        return 1.0
 
-    def begin(self, y: Stack) -> Remembered:
+    def begin(self, y: Stack, beginning: Beginning) -> Remembered:
         """m, zeros."""
         return {"m": y.zeros()}
 
     def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
         """Move."""
-        mean = memory["m"].mul_(self.keep).add_(step.gradient, 1.0 - self.keep)
+        mean = memory["m"].mul_(self.share).add_(step.gradient, 1.0 - self.share)
         rows.add_(Stack([leaf.sign() * leaf.abs().sqrt() for leaf in mean.leaves]), -step.lr)
 
 
@@ -130,7 +131,7 @@ def test_a_rule_of_ones_own_runs_under_every_executor():
     stacked = trained("stacked")
     for executor in ("loop", "fused", "process"):
         assert torch.allclose(trained(executor), stacked, rtol=0, atol=1e-12)
-    assert not torch.allclose(trained("stacked", optimizer=Rooted(keep=0.9)), stacked, rtol=0, atol=1e-3)
+    assert not torch.allclose(trained("stacked", optimizer=Rooted(share=0.9)), stacked, rtol=0, atol=1e-3)
 
 
 def test_fednova_knows_no_weights_of_such_a_rule():
