@@ -27,7 +27,17 @@ from fedsim.nets import products
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.losses import CrossEntropy, Loss
 from fedsim.nets.network import Batch
-from fedsim.nets.optimizers import Beginning, Elementwise, Need, Objective, Optimizer, Remembered, Step, columns
+from fedsim.nets.optimizers import (
+    Beginning,
+    Elementwise,
+    Need,
+    Objective,
+    Optimizer,
+    Remembered,
+    Step,
+    StepDraws,
+    columns,
+)
 from fedsim.nets.stack import Stack
 
 __all__ = [
