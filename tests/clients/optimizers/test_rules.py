@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from oracles import finishes_early, held, path, stays_without_gradient
 from torch import Tensor
 
 import fedsim
@@ -18,28 +19,6 @@ from fedsim.client import Beginning, Optimizer, Remembered, Stack, Step, options
 from fedsim.core.errors import InputError
 from fedsim.nets.descent import Rule
 from fedsim.testing.problems import small_experiment, small_problem
-
-CURVATURES = torch.tensor([[[3.0, 1.0], [1.0, 2.0]], [[10.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
-LEAST = torch.tensor([0.6, -0.8], dtype=torch.float64)
-
-
-def gradients(y: Tensor, clients: slice) -> Stack:
-    return Stack([(CURVATURES[clients] @ (y - LEAST).unsqueeze(2)).squeeze(2)])
-
-
-def path(optimizer: Optimizer, steps: list[int], decay: float = 0.0, clients: slice = slice(None)) -> Tensor:
-    """Where clients are after each step, [steps, C, 2]; steps: how many each takes, the most first. lr is 0.1."""
-    coupled, decoupled = (0.0, decay) if optimizer.decoupled else (decay, 0.0)
-    rule = Rule(optimizer, None, coupled, decoupled)
-    y = Stack([torch.ones(len(steps), 2, dtype=torch.float64)])
-    stepper, found = rule.stepper(y, Beginning(torch.tensor(steps))), []
-    for number in range(max(steps)):
-        rows = y[: sum(number < own for own in steps)]
-        own = slice(clients.start or 0, (clients.start or 0) + len(rows))
-        stepper.take(rows, Step(number, 0.1, rule.corrected(rows, gradients(rows.leaves[0], own), None)))
-        found.append(y.leaves[0].clone())
-    return torch.stack(found)
-
 
 ORACLES = {
     # torch.optim.Adam, to 3e-16.
@@ -56,19 +35,17 @@ ORACLES = {
 @pytest.mark.parametrize("name", ORACLES)
 def test_steps_are_those_of_the_official_package_together_and_alone(name):
     optimizer, decay, wanted = ORACLES[name]
-    expected = torch.tensor(wanted, dtype=torch.float64).view(-1, 2, 2)
-    together = path(optimizer, [len(wanted)] * 2, decay)
-    assert torch.allclose(together, expected, rtol=0, atol=6e-7)
-    for client in range(2):
-        alone = path(optimizer, [len(wanted)], decay, slice(client, client + 1))
-        assert torch.equal(alone[:, 0], together[:, client])
+    held(optimizer, wanted, decay=decay)
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(momentum=0.9), Adam(), Lion()], ids=lambda own: type(own).__name__)
 def test_who_has_finished_stays_and_the_others_go_on_as_if_alone(optimizer):
-    found, first = path(optimizer, [6, 2]), path(optimizer, [6], clients=slice(0, 1))
-    assert torch.equal(found[:, 0], first[:, 0])
-    assert torch.equal(found[1:, 1], found[1:2, 1].expand(5, -1))
+    finishes_early(optimizer)
+
+
+@pytest.mark.parametrize("optimizer", [Sgd(momentum=0.9), Adam(), Lion()], ids=lambda own: type(own).__name__)
+def test_who_has_no_gradient_stays(optimizer):
+    stays_without_gradient(optimizer)
 
 
 def test_what_is_remembered_is_in_as_many_vectors_as_is_said():
