@@ -36,8 +36,8 @@ from fedsim.nets.optimizers import (
     Remembered,
     Step,
     StepDraws,
-    columns,
 )
+from fedsim.nets.rows import columns, inner, norms, scale, scaled, squares, squares_by_leaf
 from fedsim.nets.stack import Stack
 
 __all__ = [
@@ -82,8 +82,14 @@ __all__ = [
     "columns",
     "divergence",
     "in_whole_registers",
+    "inner",
     "normaliser",
+    "norms",
     "options",
     "products",
+    "scale",
+    "scaled",
+    "squares",
+    "squares_by_leaf",
     "victim",
 ]

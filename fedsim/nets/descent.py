@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsim.nets.dropout import Draw
 from fedsim.nets.optimizers import Beginning, Optimizer, Remembered, Step, StepDraws
+from fedsim.nets.rows import norms, scale
 from fedsim.nets.stack import Stack
 
 EPSILON = 1e-12
@@ -38,11 +39,7 @@ class Rule:
     def corrected(self, rows: Stack, gradient: Stack, shift: Stack | None) -> Stack:
         """The gradient at `rows`, in its own memory, clipped, and with decay and shift."""
         if self.clip_norm is not None:
-            squares = [leaf.reshape(len(leaf), -1).square().sum(dim=1) for leaf in gradient.leaves]
-            norm = torch.stack(squares, dim=1).sum(dim=1).sqrt()
-            factor = torch.clamp(self.clip_norm / (norm + EPSILON), max=1.0)
-            for leaf in gradient.leaves:
-                leaf.mul_(factor.view(-1, *(1,) * (leaf.dim() - 1)))
+            scale(gradient, torch.clamp(self.clip_norm / (norms(gradient) + EPSILON), max=1.0))
         if self.decay:
             gradient.add_(rows, alpha=self.decay)
         if shift is not None:

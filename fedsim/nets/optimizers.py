@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fedsim.core.streams import Index
 from fedsim.nets.dropout import Draw
+from fedsim.nets.rows import columns
 from fedsim.nets.stack import Stack
 
 Remembered = dict[str, Stack]
@@ -213,11 +214,6 @@ def _shaped(rows: Tensor, like: Stack) -> Stack:
     """Rows [k, d] in the shapes of a stack."""
     parts = torch.split(rows, [leaf.shape[1:].numel() for leaf in like.leaves], dim=1)
     return Stack([part.reshape(leaf.shape) for part, leaf in zip(parts, like.leaves, strict=True)])
-
-
-def columns(numbers: Tensor, leaf: Tensor) -> Tensor:
-    """Numbers [k] in a shape that goes with a leaf [k, ...]."""
-    return numbers.view(-1, *(1,) * (leaf.dim() - 1))
 
 
 def _first(draw: Draw, count: int) -> Index:
