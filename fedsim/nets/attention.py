@@ -120,7 +120,7 @@ class Attention(nn.MultiheadAttention):
             attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:])
         masks = attn_mask, key_padding_mask
         seen, weights = self.seen(self._heads(*given), *masks, causal=is_causal, weighs=need_weights)
-        found: Tensor = self.out_proj(seen.transpose(1, 2).reshape(given[0].shape))
+        found: Tensor = self.out_proj(seen.transpose(1, 2).flatten(2))
         if weights is not None:
             weights = weights.mean(dim=1) if average_attn_weights else weights
             weights = weights.squeeze(0) if alone else weights
@@ -130,12 +130,14 @@ class Attention(nn.MultiheadAttention):
 
     def _heads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Of sequences [B, T, width] what the heads compare and add up, three [B, H, T, d]."""
+        own: Any = self._parameters
+        weight, bias = own["in_proj_weight"], own["in_proj_bias"]
         if query is key and key is value:
-            mixed = functional.linear(query, self.in_proj_weight, self.in_proj_bias)
-            return mixed.view(len(query), -1, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        parts = zip((query, key, value), self.in_proj_weight.chunk(3), biases, strict=True)
-        shape = len(query), -1, self.num_heads, self.head_dim
+            mixed = functional.linear(query, weight, bias)
+            return mixed.view(query.size(0), -1, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind()
+        biases = (None,) * 3 if bias is None else bias.chunk(3)
+        parts = zip((query, key, value), weight.chunk(3), biases, strict=True)
+        shape = query.size(0), -1, self.num_heads, self.head_dim
         return tuple(functional.linear(*part).view(shape).transpose(1, 2) for part in parts)
 
     def seen(
@@ -205,14 +207,14 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         """Sequences [B, T, width] to the same, as PyTorch's."""
         if self.causal:
             src_mask = hidden_behind(src.shape[1 if self.self_attn.batch_first else 0], src.device)
-        masks: dict[str, Any] = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask}
+        causal = is_causal or self.causal
 
         def attention(x: Tensor) -> Tensor:
-            found: Tensor = self.self_attn(x, x, x, need_weights=False, is_causal=is_causal or self.causal, **masks)[0]
+            found: Tensor = self.self_attn(x, x, x, src_key_padding_mask, False, src_mask, is_causal=causal)[0]
             return found
 
-        parts: dict[str, Any] = dict(self._modules)
-        return self.compute(parts | {"self_attn": attention, "activation": self.activation}, src)
+        parts: dict[str, Any] = {**self._modules, "self_attn": attention, "activation": self.activation}
+        return self.compute(parts, src)
 
     def compute(self, part: Mapping[str, Part], x: Tensor) -> Tensor:
         """What the parts, by their names, make of sequences [..., T, width]."""

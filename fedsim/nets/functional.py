@@ -87,6 +87,7 @@ class Functional:
         step is a few microseconds of arithmetic.
         """
         model = self._copy()
+        self._own.at_home = False
         parameters: list[nn.Parameter] = self._own.parameters
         held = (*parameters, *self._own.statistics)
         for tensor, leaf, innermost in zip(held, leaves, self._own.innermost, strict=True):
@@ -99,12 +100,15 @@ class Functional:
 
         Each leaf has memory of its own, which begins where vectors do.
         """
-        if not hasattr(self._own, "places"):
-            self._own.places = [leaf.clone() for leaf in leaves]
-        model, parameters = self.bind(self._own.places)
-        self._own.places = places = [held.data for held in (*parameters, *self._own.statistics)]
-        torch._foreach_copy_(places, list(leaves))
-        return model, parameters, places
+        model, own = self._copy(), self._own
+        if not hasattr(own, "places"):
+            own.places = [leaf.clone() for leaf in leaves]
+        if not own.at_home:  # others have been bound since, or the copy is a new one
+            self.bind(own.places)
+            own.places = [held.data for held in (*own.parameters, *own.statistics)]
+            own.at_home = True
+        torch._foreach_copy_(own.places, list(leaves))
+        return model, own.parameters, own.places
 
     def _copy(self) -> nn.Module:
         heard = hears_all()
@@ -125,7 +129,7 @@ class Functional:
             self._own.statistics = list(statistics_of(model).values())
             self._own.innermost = [id(own) in kernels for own in (*self._own.parameters, *self._own.statistics)]
             lean(model)
-            self._own.model, self._own.heard = model, heard
+            self._own.model, self._own.heard, self._own.at_home = model, heard, False
         own: nn.Module = self._own.model
         return own
 

@@ -104,6 +104,7 @@ def _encoder(
 
 FORWARD: Mapping[type[nn.Module], Callable[..., Any]] = {
     nn.Linear: _linear,
+    nn.modules.linear.NonDynamicallyQuantizableLinear: _linear,
     nn.Conv2d: _conv2d,
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,

@@ -40,7 +40,8 @@ class PlainLoop:
     def __init__(self, model: Functional, layout: Layout, loss: Loss, operations: float) -> None:
         self._model, self._layout, self._loss = model, layout, loss
         self._spreads = operations > WORTH_A_THREAD
-        self._draws = layout.normalises or any(isinstance(part, NamedDropout) for part in model.parts())
+        dropout = [part for part in model.parts() if isinstance(part, NamedDropout)]
+        self._draws = layout.normalises or any(part.p > 0.0 for part in dropout)
 
     def takes(self, rule: Rule) -> bool:
         """Those that ask for nothing but gradients."""

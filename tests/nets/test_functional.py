@@ -87,6 +87,24 @@ def test_layers_that_may_ask_how_their_input_lies_and_double_precision_are_left_
     assert innermost(make())[-1] is False
 
 
+def test_a_client_has_its_numbers_in_the_module_whoever_had_it_before():
+    model, x = Functional(nn.Linear(2, 1, bias=False)), torch.tensor([1.0, 10.0])
+
+    def own(*weights: float) -> float:
+        return float(model.own([torch.tensor([weights])])[0](x).detach())
+
+    assert own(1.0, 2.0) == 21.0
+    bound, _ = model.bind([torch.tensor([[3.0, 4.0]])])
+    assert float(bound(x).detach()) == 43.0
+    assert own(5.0, 6.0) == 65.0
+    assert own(7.0, 8.0) == 87.0
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)  # for which the thread's copy is made anew
+    try:
+        assert own(2.0, 1.0) == 12.0
+    finally:
+        handle.remove()
+
+
 def encoder() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
