@@ -332,7 +332,8 @@ def _inner_default(tables: Table, path: list[str]) -> Any:
     if not issubclass(owner, HasPlugins) or path[-1] not in owner.parts:
         return {}
     (field,) = (field for field in dataclasses.fields(owner) if field.name == path[-1])  # type: ignore[arg-type]
-    return field.default if isinstance(field.default, str) else {}
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return default if isinstance(default, str | Mapping) else {}
 
 
 def _without_default(part: str, table: Table, option: str) -> dict[str, Any]:

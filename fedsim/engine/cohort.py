@@ -130,6 +130,14 @@ class Cohort:
             rows = self.private.join(rows, self.state[PRIVATE])
         return self.network.layout.stack(rows, len(self))
 
+    def parts(self, rows: Tensor) -> Stack:
+        """Rows [k, d] as a stack that is views of them, of the model's parameters; of a black box's one."""
+        if self._network is None:
+            return Stack([rows])
+        layout = self._network.layout
+        split = torch.split(rows, layout.sizes, dim=1)
+        return Stack([part.view(len(rows), *shape) for part, shape in zip(split, layout.shapes, strict=True)])
+
     @property
     def private(self) -> Private | None:
         """What of the model stays with each client; None: nothing does."""

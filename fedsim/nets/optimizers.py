@@ -14,6 +14,8 @@ from typing import ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import InputError
+from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Index
 from fedsim.nets.dropout import Draw
 from fedsim.nets.rows import columns
@@ -27,6 +29,16 @@ Need = Literal["loss", "noise", "point", "again", "state", "end"]
 loss: `Step.loss`. noise: `StepDraws`. point: gradients elsewhere than where the client is. again: that of
 `Objective`. state: what a client keeps from round to round. end: to send something else than where it ends.
 """
+
+NEEDS: Mapping[Need, str] = {
+    "loss": "the clients' losses",
+    "noise": "random draws",
+    "point": "gradients at points of its choice",
+    "again": "several gradients a step",
+    "state": "something that clients keep from round to round",
+    "end": "to send another point than the last",
+}
+"""What is said of what a rule asks for."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +142,13 @@ class Optimizer(ABC):
     def needs(self) -> frozenset[Need]:
         """What it asks for beside the gradient. Where that is not to be had, it is refused."""
         return frozenset()
+
+    def hold_needs(self, option: str, given: frozenset[Need], place: str) -> None:
+        """Refuse (InputError) to step in a place, as it is called, that does not give what the rule asks for."""
+        lacking = [NEEDS[need] for need in NEEDS if need in self.needs - given]
+        if lacking:
+            remedy = f"asks for {' and '.join(lacking)}, which {place} does not give; take another rule or its options"
+            raise InputError(option, kind_of("optimizers", self), remedy)
 
     @property
     def decoupled(self) -> bool:

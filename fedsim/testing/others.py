@@ -46,9 +46,6 @@ SEARCHING: Others = {
     "lr": (0.02, {}),
     "schedule": ({"kind": "exponential", "gamma": 0.5}, {}),
     "optimizer": ("sgd", {}),
-    "beta1": (0.5, {}),
-    "beta2": (0.5, {}),
-    "epsilon": (0.1, {}),
     "project": (False, {"lr": 0.5, **VALUES_ONLY}),
 }
 """Of clients that search along estimated gradients."""

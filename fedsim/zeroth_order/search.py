@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from dataclasses import field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError
-from fedsim.core.options import BatchSize, Fraction, Passes, PositiveFloat, Rate, options
+from fedsim.core.options import BatchSize, Passes, Rate, options
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.schedules import Constant, Schedule, scheduled
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Cost, Order, Size, Update
 from fedsim.exchange.transforms import Shapes
+from fedsim.nets.descent import Rule
+from fedsim.nets.dropout import Draw
 from fedsim.nets.network import Batch
+from fedsim.nets.optimizers import Beginning, Need, Optimizer, Step, StepDraws
 from fedsim.zeroth_order.estimator import Estimate, Memory, Probe, estimated
 from fedsim.zeroth_order.failures import outranked
 
@@ -32,13 +35,15 @@ def batches(cohort: Cohort, batch_size: BatchSize, steps: int) -> Iterator[Batch
         yield from cohort.batches(steps=steps, batch_size=batch_size)
 
 
+GIVEN: frozenset[Need] = frozenset({"noise", "end"})
+"""What a search gives an optimizer beside the direction."""
+
+
 @options
-class LocalSearch(Client):
-    """How a client searches: z <- z - lr * direction, so many steps from the server's model.
+class LocalSearch(HasPlugins, Client):
+    """How a client searches: z <- z - lr * direction, so many steps from the server's model."""
 
-    Optimizers begin anew in every round.
-    """
-
+    parts: ClassVar[Mapping[str, str]] = {"optimizer": "optimizers"}
     requires: ClassVar[frozenset[str]] = frozenset({"params"})
     accepts: ClassVar[frozenset[str]] = frozenset({"candidates"})
     up: ClassVar[frozenset[str]] = frozenset({"delta", "values"})
@@ -49,28 +54,26 @@ class LocalSearch(Client):
     """Examples that the values of a step are about, each step an independent batch; full: all of the client's, and all
     that a black box knows.
     """
-    lr: Rate = 0.01
-    """The learning rate."""
+    lr: Rate | None = None
+    """The learning rate. Not given: 0.01, or 1 where the optimizer finds its own."""
     schedule: Schedule = Constant()
     """Factor of lr over the rounds."""
-    optimizer: Literal["sgd", "adam"] = "adam"
-    """sgd, or adam (bias-corrected; Kingma and Ba 2015)."""
-    beta1: Fraction = 0.9
-    """Of adam, how slowly the mean direction moves."""
-    beta2: Fraction = 0.999
-    """Of adam, how slowly the mean square moves."""
-    epsilon: PositiveFloat = 1e-8
-    """Of adam, added to the root of the mean square."""
+    optimizer: Any = field(default_factory=lambda: {"kind": "adam", "beta2": 0.999})
+    """The rule of a step, for which directions are gradients; what it remembers begins anew in every round."""
     project: bool = True
     """Keep z within the problem's box."""
     cosine: bool = False
     """Tell the mean cosine of the directions to the gradient of F, where the problem knows it."""
 
     def __post_init__(self) -> None:
-        if self.optimizer == "sgd":
-            for name, default in (("beta1", 0.9), ("beta2", 0.999), ("epsilon", 1e-8)):
-                if getattr(self, name) != default:
-                    raise InputError(name, getattr(self, name), "is an option of optimizer = 'adam' only")
+        super().__post_init__()
+        self.rule.hold_needs("optimizer", GIVEN, "a search along directions that are made of values")
+
+    @property
+    def rule(self) -> Optimizer:
+        """The optimizer."""
+        rule: Optimizer = self.made["optimizer"]
+        return rule
 
     @property
     def values_only(self) -> bool:
@@ -84,7 +87,8 @@ class LocalSearch(Client):
 
     def rate(self, cohort: Cohort) -> float:
         """The learning rate in the round of a cohort's order."""
-        return self.lr if self.same_every_round else scheduled(self.lr, self.schedule, cohort.round)
+        lr = (self.rule.usual if self.rule.rate_free else 0.01) if self.lr is None else self.lr
+        return lr if self.same_every_round else scheduled(lr, self.schedule, cohort.round)
 
     def declared(self, order: Order, examples: Tensor, queries: int) -> Cost:
         """The cost of a search that asks for so many values and sends the change; or of measuring candidates."""
@@ -105,24 +109,20 @@ class LocalSearch(Client):
         direction(probe, z): the direction [C, d] at z, whatever it is made of.
         """
         z = start.expand(len(cohort), -1).clone()
-        mean, square = torch.zeros_like(z), torch.zeros_like(z)
-        lr, cosines = self.rate(cohort), list[Tensor]()
+        rows, lr, cosines = cohort.parts(z), self.rate(cohort), list[Tensor]()
+        stepper = Rule(self.rule, None, 0.0, 0.0).stepper(rows, Beginning(cohort.examples))
         for step, batch in enumerate(self.batches(cohort)):
             along = direction(Probe(cohort, len(cohort), batch, step), z)
             truth = cohort.truth(z) if self.cosine else None
             if truth is not None:
                 cosines.append(torch.cosine_similarity(along, truth, dim=1))
-            if self.optimizer == "adam":
-                mean.lerp_(along, 1.0 - self.beta1)
-                square.mul_(self.beta2).addcmul_(along, along, value=1.0 - self.beta2)
-                scale = (square / (1.0 - self.beta2 ** (step + 1))).sqrt_().add_(self.epsilon)
-                along = mean / (1.0 - self.beta1 ** (step + 1)) / scale
-            z.add_(along, alpha=-lr)
+            noise = StepDraws(Draw(cohort.streams, cohort.clients, cohort.turn, step))
+            stepper.take(rows, Step(step, lr, cohort.parts(along.clone()), noise=noise))
             if self.project and cohort.bounds is not None:
                 z.clamp_(*cohort.bounds)
         if cosines:
             cohort.metrics["cosine"] = torch.stack(cosines).mean(dim=0)
-        return z
+        return stepper.end(rows).flat() if "end" in self.rule.needs else z
 
     def measure(self, cohort: Cohort) -> Update:
         """Tell the values of f_c at the candidates, those that failed as the worst; the methods' papers count none."""
@@ -131,17 +131,13 @@ class LocalSearch(Client):
 
 
 @options
-class EstimatedSearch(HasPlugins, LocalSearch):
+class EstimatedSearch(LocalSearch):
     """A local search along gradients of an estimator."""
 
-    parts: ClassVar[Mapping[str, str]] = {"estimator": "estimators"}
+    parts: ClassVar[Mapping[str, str]] = {**LocalSearch.parts, "estimator": "estimators"}
 
     estimator: Any = "differences"
     """How gradients are made of values."""
-
-    def __post_init__(self) -> None:
-        LocalSearch.__post_init__(self)
-        HasPlugins.__post_init__(self)
 
     @property
     def values_only(self) -> bool:

@@ -15,6 +15,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import options
 from fedsim.engine.executor import choose_network
 from fedsim.exchange.messages import Cost, Order
+from fedsim.nets.optimizers import Optimizer, Remembered, Step
+from fedsim.nets.stack import Stack
 from fedsim.problems.own_functions import black_box
 from fedsim.testing.problems import small_problem
 from fedsim.zeroth_order.estimator import Probe
@@ -60,8 +62,8 @@ def test_sgd_goes_the_share_of_the_way_that_it_should() -> None:
 
 def test_adam_is_the_optimizer_of_that_name() -> None:
     """Held to torch's own, over seven steps, with options that are not the defaults."""
-    given: dict[str, Any] = {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}
-    found = searched(Searching(steps=7, lr=0.05, **given))
+    given = {"kind": "adam", "beta1": 0.8, "beta2": 0.95, "epsilon": 1e-3}
+    found = searched(Searching(steps=7, lr=0.05, optimizer=given))
     z = torch.zeros(C, D, dtype=torch.float64, device=DEVICE, requires_grad=True)
     optimizer = torch.optim.Adam([z], lr=0.05, betas=(0.8, 0.95), eps=1e-3)
     for _ in range(7):
@@ -168,8 +170,76 @@ def test_what_it_declares() -> None:
 
 @pytest.mark.parametrize("option", ["beta1", "beta2", "epsilon"])
 def test_options_of_adam_are_of_adam_only(option: str) -> None:
-    with pytest.raises(InputError, match=rf"{option} = 0.5: is an option of optimizer = 'adam' only"):
-        Searching(optimizer="sgd", **{option: 0.5})  # type: ignore[arg-type]
-    found, other = (searched(Searching(steps=3, **more)) for more in ({}, {option: 0.5}))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=rf"optimizer\.{option} = 0.5: no such option"):
+        Searching(optimizer={"kind": "sgd", option: 0.5})
+    with_it = {"kind": "adam", "beta2": 0.999, option: 0.5}
+    found, other = searched(Searching(steps=3)), searched(Searching(steps=3, optimizer=with_it))
     assert not torch.allclose(found, other, rtol=1e-3)
     assert math.isfinite(float(other.sum()))
+
+
+@options
+class Wandering(Optimizer):
+    """Goes by named draws, whatever the direction, and sends half of where it is."""
+
+    asked: str = "noise"
+
+    @property
+    def needs(self) -> frozenset[Any]:
+        """As the option says, and another end."""
+        return frozenset({self.asked, "end"})
+
+    def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
+        """Move."""
+        assert step.noise is not None
+        step.move(rows, step.noise.normal("way", rows))
+
+    def end(self, memory: Remembered, rows: Stack) -> Stack:
+        """Half of it."""
+        return Stack([leaf / 2.0 for leaf in rows.leaves])
+
+
+def test_rules_of_any_kind_step_along_directions_with_what_a_search_has() -> None:
+    z, cohort = searched(Searching(steps=3, lr=1.0, optimizer=Wandering())), cohort_of(box())
+    ways = [cohort.streams.normal("optimizer/way", cohort.clients, (D,), step=step, dtype=z.dtype) for step in range(3)]
+    assert torch.equal(z, -(ways[0] + ways[1] + ways[2]) / 2.0)
+    for need, said in (("again", "several gradients a step"), ("state", "something that clients keep")):
+        with pytest.raises(InputError, match=rf"optimizer = .*: asks for {said}.*, which a search .* does not give"):
+            Searching(optimizer=Wandering(asked=need))
+
+
+def test_a_direction_that_somebody_holds_is_not_written_over() -> None:
+    """Nesterov's form writes over what it is given."""
+    held: list[Tensor] = []
+
+    def along(probe: Probe, z: Tensor) -> Tensor:
+        held.append(downhill(probe, z))
+        return held[-1]
+
+    nesterov = {"kind": "sgd", "momentum": 0.5, "nesterov": True}
+    searched(Searching(steps=1, lr=0.1, optimizer=nesterov), along)
+    assert torch.equal(held[0], -CENTERS)
+
+
+def test_rules_see_the_layers_of_a_model() -> None:
+    """A rule that asks for shapes has those of the parameters; of a black box one vector."""
+    seen: list[list[tuple[int, ...]]] = []
+
+    @options
+    class Looking(Optimizer):
+        """Looks."""
+
+        def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
+            """Look, and move."""
+            seen.append([tuple(leaf.shape) for leaf in rows.leaves])
+            step.move(rows, step.gradient)
+
+    problem = small_problem()
+    cohort = cohort_of(problem, choose_network(problem.model, problem.data, "stacked")[1])
+    search = Searching(steps=1, lr=1.0, optimizer=Looking())
+    start = cohort.received("params")
+    moved = search.search(cohort, start, lambda probe, z: torch.ones_like(z))
+    assert torch.equal(moved, (start - 1.0).expand(6, -1))
+    searched(Searching(steps=1, optimizer=Looking()))
+    assert seen[1] == [(C, D)]
+    assert [shape[1:] for shape in seen[0]] == list(cohort.network.layout.shapes)
