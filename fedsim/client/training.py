@@ -115,6 +115,9 @@ class LocalTraining(HasPlugins, Client):
                 raise InputError("epochs_schedule", "given", "there are steps; give epochs instead")
         if isinstance(self.epochs_schedule, Exponential | schedules.Step) and self.epochs_schedule.gamma > 1.0:
             raise InputError("epochs_schedule.gamma", self.epochs_schedule.gamma, "epochs may not grow; take at most 1")
+        if isinstance(self.epochs_schedule, schedules.Table) and max(self.epochs_schedule.factors) > 1.0:
+            most = max(self.epochs_schedule.factors)
+            raise InputError("epochs_schedule.factors", most, "epochs may not grow; take factors of at most 1")
         if self.inverse_power != 0.75 and not self.inverse_decay:
             raise InputError("inverse_power", self.inverse_power, "is the exponent of inverse_decay; give that above 0")
 

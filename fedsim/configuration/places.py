@@ -19,8 +19,8 @@ EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
 FOLDER_KIND = r"(?P<resolver>hf:)(?P<folder>[^\x00]+)"
 """What a kind is like that names a folder, after the prefix of a resolver."""
-PATHS = ("path", "test_path", "file")
-"""Options that name a file or folder of data."""
+PATHS = ("path", "test_path", "file", "factors")
+"""Options that name a file, or a folder of data."""
 
 
 def shipped() -> list[str]:

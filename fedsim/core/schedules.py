@@ -3,10 +3,42 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated
 
-from fedsim.core.errors import DivergedError
+from pydantic import BeforeValidator, Field
+
+from fedsim.core.errors import DivergedError, InputError
 from fedsim.core.options import LARGEST, PositiveFloat, PositiveInt, Share, one_of, options
+
+
+def read_factors(given: object) -> object:
+    """Factors as they are, or from the file of this path: TOML, or a part of it, in which `factors` is an array.
+
+    InputError: the file cannot be read, or has no factors.
+    """
+    if not isinstance(given, str | Path):
+        return given
+    from fedsim.core.documents import read_toml  # which experiments need that name a file
+    from fedsim.core.files import reason
+
+    try:
+        return read_toml(Path(given))["factors"]
+    except OSError as error:
+        raise InputError("factors", str(given), f"cannot be read: {reason(error)}") from error
+    except KeyError:
+        raise InputError("factors", str(given), "write factors = [...] into it") from None
+    except ValueError as error:
+        raise InputError("factors", str(given), f"is no TOML: {error}") from error
+
+
+Factor = Annotated[float, Field(ge=0, le=LARGEST)]
+Factors = Annotated[
+    tuple[Factor, ...],
+    Field(strict=False, min_length=1),
+    BeforeValidator(read_factors, json_schema_input_type=str | tuple[Factor, ...]),
+]
+"""Factors; a TOML array, or the path of a file that has one."""
 
 
 @options
@@ -74,6 +106,39 @@ class Linear:
 
 
 @options
+class CosinePower:
+    """end + (1 - end) (power^h - 1) / (power - 1), h = (1 + cos(pi r / rounds)) / 2; `end` from round `rounds` on.
+
+    It falls faster than a cosine at first and slower in the end, where small rates matter (Hundt et al. 2019).
+    """
+
+    rounds: PositiveInt
+    """Rounds that it takes to `end`."""
+    end: Share = 0.0
+    """The last factor."""
+    power: Annotated[float, Field(gt=1, le=LARGEST)] = 10.0
+    """How much faster; towards 1 it is a cosine."""
+
+    def factor(self, round: int) -> float:  # noqa: A002
+        """The factor in a round."""
+        half = 0.5 * (1.0 + math.cos(math.pi * min(round / self.rounds, 1.0)))
+        decades = math.log(self.power)
+        return self.end + (1.0 - self.end) * math.expm1(half * decades) / math.expm1(decades)
+
+
+@options
+class Table:
+    """One factor a round, and the last one from there on."""
+
+    factors: Factors
+    """The factors; or a TOML file that has them, found from the folder of the experiment."""
+
+    def factor(self, round: int) -> float:  # noqa: A002
+        """The factor in a round."""
+        return self.factors[min(round, len(self.factors) - 1)]
+
+
+@options
 class Rise:
     """From `begin` in round 0 in equal steps to 1 in round `rounds`, and 1 from there on."""
 
@@ -88,8 +153,16 @@ class Rise:
 
 
 Schedule = Annotated[
-    Constant | Exponential | Step | Cosine | Linear,
-    one_of(constant=Constant, exponential=Exponential, step=Step, cosine=Cosine, linear=Linear),
+    Constant | Exponential | Step | Cosine | CosinePower | Linear | Table,
+    one_of(
+        constant=Constant,
+        exponential=Exponential,
+        step=Step,
+        cosine=Cosine,
+        cosine_power=CosinePower,
+        linear=Linear,
+        table=Table,
+    ),
 ]
 """A schedule, or its name, or a table with `kind` and its options."""
 

@@ -261,7 +261,7 @@ def test_a_group_is_listed_with_first_sentences():
         ),
         (["strategy", "fedsim.devices.fleet:Fleet"], "kind = fedsim.devices.fleet:Fleet: its options cannot be read"),
         (["engine", "x"], "kind = x: engine is a table without kinds; leave it out"),
-        (["client.schedule", "x"], "kind = x: name one of: constant, exponential, step, cosine, linear"),
+        (["client.schedule", "x"], "kind = x: name one of: constant, exponential, step, cosine, cosine_power, "),
         (["client.nothing"], "group = client.nothing: name one of: strategy, client, "),
     ],
 )
