@@ -82,8 +82,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "fednova": {"strategy": {"kind": "fednova"}},
     "feddyn": {"strategy": {"kind": "feddyn", "alpha": 0.1}, "client": {"kind": "feddyn", **TRAINING}},
     "momentum": {"client": {"kind": "sgd", **TRAINING, "optimizer": NESTEROV}},
-    "adam": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "adam"}},
+    "adam": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "adam", "weight_decay": 0.1}},
     "lion": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "lion", "weight_decay": 0.1}},
+    "amsgrad": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "amsgrad"}},
+    "adabelief": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "adabelief"}},
+    "diffgrad": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "diffgrad"}},
+    "adagrad": {"client": {"kind": "sgd", **TRAINING, "optimizer": "adagrad"}},
     "steps": {"client": {"kind": "sgd", "steps": 5, "batch_size": 4, "clip_norm": 0.3, "weight_decay": 0.01}},
     "median": {"aggregation": "median"},
     "orders": {"order_transforms": [{"kind": "noise", "std": 0.01}]},
@@ -447,9 +451,14 @@ ATTACKS: dict[str, Others] = {
     },
     "cw": {**FOLLOWING, **ITERATING, "random_start": (False, {})},
 }
+MOMENTS: Others = {"beta1": (0.5, {}), "beta2": (0.5, {}), "epsilon": (0.1, {})}
 OPTIMIZERS: dict[str, Others] = {
     "momentum": {"momentum": (0.5, {}), "nesterov": (False, {})},
-    "adam": {"beta1": (0.5, {}), "beta2": (0.5, {}), "epsilon": (0.1, {})},
+    "adam": {**MOMENTS, "decay": ("decoupled", {})},
+    "amsgrad": {**MOMENTS, "variant": ("paper", {})},
+    "adabelief": MOMENTS,
+    "diffgrad": MOMENTS,
+    "adagrad": {"initial": (1.0, {}), "epsilon": (0.1, {})},
     "lion": {"beta1": (0.5, {}), "beta2": (0.5, {})},
 }
 PATHS: dict[str, Path] = {

@@ -2,10 +2,13 @@
 
 m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2
 y <- y - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon),  t = 1, 2, ... within the round
-Memory: m and v. Kingma and Ba 2015; with the weight decay in g, as torch.optim.Adam has it.
+Memory: m and v. Kingma and Ba 2015; with the weight decay in g, as torch.optim.Adam has it, or decoupled: y <- (1 - lr
+weight_decay) y before the step (AdamW, Loshchilov and Hutter 2019).
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 
@@ -14,7 +17,10 @@ from fedsim.client import Beginning, Elementwise, Fraction, Optimizer, PositiveF
 
 @options
 class Adam(Optimizer):
-    """Moments begin anew in every round, so that its first step has the size lr in each number."""
+    """Moments begin anew in every round, so that its first step has the size lr in each number.
+
+    That holds whatever the gradient: with few local steps it is descent by signs.
+    """
 
     beta1: Fraction = 0.9
     """How slowly m moves."""
@@ -22,6 +28,13 @@ class Adam(Optimizer):
     """How slowly v moves; PyTorch's default is 0.999, which a round of few steps does not come to."""
     epsilon: PositiveFloat = 1e-8
     """Added to the root."""
+    decay: Literal["coupled", "decoupled"] = "coupled"
+    """coupled: `weight_decay` is a part of the gradient, and of its moments. decoupled: it shrinks the parameters."""
+
+    @property
+    def decoupled(self) -> bool:
+        """As `decay` says."""
+        return self.decay == "decoupled"
 
     @property
     def vectors(self) -> float:
