@@ -21,8 +21,6 @@ from fedsim.nets.descent import Rule
 from fedsim.testing.problems import small_experiment, small_problem
 
 ORACLES = {
-    # torch.optim.Adam, to 3e-16.
-    "adam": (Adam(beta2=0.999), 0.0, [[0.9] * 4, [0.800626, 0.800279, 0.801742, 0.80019]]),
     # Lion of pytorch_optimizer, exactly.
     "lion": (Lion(), 0.5, [[0.85] * 4, [0.7075] * 4, [0.572125] * 4]),
     # By hand: g = (3, 4) and (4, 1.8), then (1.7, 2.9) and (0, 1.62); v = g, then 0.5 v + g.
