@@ -36,6 +36,7 @@ SCAFFOLDS: Mapping[str, Mapping[str, str]] = {
         for kind in (
             "strategy",
             "client",
+            "optimizer",
             "selector",
             "aggregator",
             "transform",
@@ -110,6 +111,7 @@ OWN: Mapping[str, Mapping[str, str]] = {
     "app": {"strategy": INSTALLED, "flower": APP},
     "flower": {"strategy": '[strategy]\nkind = "flwr:$file"\nrate = 0.5'},
     "client": {"client": '[client]\nkind = "$file"\nthreshold = 0.001'},
+    "optimizer": {"client": '[client]\nkind = "sgd"\noptimizer = { kind = "$file", power = 0.5 }'},
     "selector": {"selection": 'kind = "$file"\nshare = 0.5'},
     "aggregator": {"more": '[aggregation]\nkind = "$file"\nfactor = 1.0\n\n'},
     "transform": {"more": '[[transforms]]\nkind = "$file"\nlevels = 127\n\n'},

@@ -22,6 +22,7 @@ from fedsim.testing import (
     losses,
     measures,
     models,
+    optimizers,
     option_checks,
     selectors,
     trackers,
@@ -47,9 +48,12 @@ KITS: Mapping[str, tuple[type[Specimen], Sequence[Check]]] = {
     "losses": (losses.Costing, losses.CHECKS),
     "measures": (measures.Measuring, measures.CHECKS),
     "models": (models.Making, models.CHECKS),
+    "optimizers": (optimizers.Stepping, optimizers.CHECKS),
     "trackers": (trackers.Following, trackers.CHECKS),
 }
 """Of the kinds that work on plain numbers a class of specimens, and what each keeps to."""
+SETTINGS = (("datasets", "folder"), ("trackers", "read"), ("optimizers", "lr"))
+"""What these take beside the plug-in, by their groups."""
 
 
 def conformance(
@@ -63,10 +67,11 @@ def conformance(
 ) -> type:
     """Make a test class of all that plug-ins of a kind keep to; assign it to a name that begins with `Test`.
 
-    plugin: a strategy, a client, a selector, an aggregator, a transform, a data set, a loss, a measure, a model or a
-    tracker, made with options with which it works: a strategy or a client on `small_problem`, a selector among 6
-    clients, an aggregator on 12 replies, a loss of four classes, numbers or tags, a measure of six. Or the tables of an
-    experiment, whose strategy and client are held to the contract, whichever it names.
+    plugin: a strategy, a client, an optimizer, a selector, an aggregator, a transform, a data set, a loss, a measure, a
+    model or a tracker, made with options with which it works: a strategy or a client on `small_problem`, as a client
+    that trains by an optimizer, a selector among 6 clients, an aggregator on 12 replies, a loss of four classes,
+    numbers or tags, a measure of six. Or the tables of an experiment, whose strategy and client are held to the
+    contract, whichever it names.
 
     others: for options whose other values are not found by their types, a value that must change something, or a pair
     of it and what it needs to matter: other options, and of a strategy or a client also tables, or
@@ -74,12 +79,13 @@ def conformance(
     folder: where a data set finds its files, by default where FEDSIM_DATA says; without that its tests are skipped.
     read: gives the rows that a tracker has of the run in a folder; without it these are not looked at.
 
-    settings, of strategies and clients: `strategy` or `client`, the partner, an object, a name or a table; by default
-    `fedavg`, and `sgd` in two epochs of batches of 4. `crossing`, `reporting`: as others, for options that change only
-    what crosses, or only what is reported. `alone`: options of the strategy with which it makes do with a single
-    client. `tolerance`: by how much executors may differ in single precision, of the largest parameter, 1e-5, and in
-    double by a ten-thousandth of that. Other tables of the experiment, such as `selection` or `devices`. Where an
-    option is one of a mapping's plug-ins it is named with its table, as in `client.lr`.
+    settings, of an optimizer: `lr`, by default its usual one; of strategies and clients: `strategy` or `client`, the
+    partner, an object, a name or a table; by default `fedavg`, and `sgd` in two epochs of batches of 4. `crossing`,
+    `reporting`: as others, for options that change only what crosses, or only what is reported. `alone`: options of the
+    strategy with which it makes do with a single client. `tolerance`: by how much executors may differ in single
+    precision, of the largest parameter, 1e-5, and in double by a ten-thousandth of that. Other tables of the
+    experiment, such as `selection` or `devices`. Where an option is one of a mapping's plug-ins it is named with its
+    table, as in `client.lr`.
 
     InputError: an experiment could not name the plug-in, or a setting is none for its kind.
     """
@@ -100,12 +106,14 @@ def _of_specimen(
     """The tests of a plug-in that works on plain numbers."""
     made, own = KITS[group]
     for name, value in settings.items():
-        if (group, name) not in (("datasets", "folder"), ("trackers", "read")):
+        if (group, name) not in SETTINGS:
             raise InputError(name, str(value), f"is no setting for {group}; leave it out")
     specimen = made(plugin, **settings)
     options = [field.name for field in dataclasses.fields(plugin)]
     _hold_known({"others": others, "refused": refused}, options)
     methods: dict[str, Any] = {f"test_{check.__name__}": _about(check, specimen) for check in (*EVERY, *own)}
+    if isinstance(specimen, optimizers.Stepping):
+        methods |= {f"test_{check.__name__}": _about(check, specimen.subject) for check in checks.CHECKS}
     for check, about, given in (
         (every_option_moves_something, [name for name in options if made.moving and name not in refused], others),
         (an_option_that_is_refused, refused, {}),

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = {
     "strategy": ("drift", "my_mean"),
     "client": ("frugal", "my_sgd"),
+    "optimizer": ("powered", "my_optimizer"),
     "selector": ("rested", "my_selector"),
     "aggregator": ("shorter", "my_aggregator"),
     "transform": ("rounded", "my_transform"),
@@ -233,7 +234,7 @@ def test_it_says_what_it_wrote_and_what_to_do_next(tmp_path, monkeypatch):
         (["project", "fedavg"], "name = fedavg: fedavg is an installed strategy already"),
         (
             ["problem", "mine"],
-            "kind = problem: name one of: strategy, client, selector, aggregator, transform, dataset, loss, ",
+            "kind = problem: name one of: strategy, client, optimizer, selector, aggregator, transform, dataset, loss, ",
         ),
         (["client", "mine", "--flower"], "flower = True: only a strategy can be one of Flower's"),
         (["strategy", "mine", "--flower-strategy"], "flower-strategy = True: only a project has an app"),
