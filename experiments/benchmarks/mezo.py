@@ -37,9 +37,10 @@ import fedsim
 from clients import one_byte as client
 from fedsim.core.streams import Streams
 from fedsim.engine.cohort import Cohort
+from fedsim.nets.chain import ChainNetwork
 from fedsim.nets.dropout import Draw
 from fedsim.nets.losses import CrossEntropy
-from fedsim.nets.network import Batch, ChainNetwork
+from fedsim.nets.network import Batch
 from fedsim.nets.stack import Layout, Stack
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation

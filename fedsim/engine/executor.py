@@ -30,10 +30,11 @@ from fedsim.engine.store import ClientStore
 from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
 from fedsim.exchange.messages import Cost, Order, Size, Update, finite_rows, total_bytes, untold_rows
 from fedsim.exchange.transforms import Chain, Sender, Transform
+from fedsim.nets.chain import ChainNetwork
 from fedsim.nets.dropout import Draw
 from fedsim.nets.fused import fits, fused, installed
 from fedsim.nets.lowering import Stackable, loses_to_a_loop
-from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
+from fedsim.nets.network import Batch, Network, PlainNetwork, StackedNetwork
 from fedsim.nets.normalisation import vector_parts
 from fedsim.nets.plain import WORTH_A_THREAD
 from fedsim.parallel.cores import at_most, cores, one_core_an_operation, spread

@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from fedsim.nets import products
+from fedsim.nets.modes import twice
 
 CACHE = {"cpu": 3 * 2**19}
 """Bytes of columns at a time, by the type of the device: few enough for a core's own cache."""
@@ -52,8 +53,11 @@ def batch_last(x: Tensor) -> bool:
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Each client's convolution with zero padding: x [C, B, in, H, W] to [C, B, out, H', W'].
 
-    weight: [C, out, in, *kernel], bias: [C, out]. Can be differentiated once, backward or forward.
+    weight: [C, out, in, *kernel], bias: [C, out]. Can be differentiated once, backward or forward, and in a block of
+    `second_order` twice.
     """
+    if twice():
+        return _unfolded(x, weight, bias, geometry)
     high, wide = geometry.padding
     images = x.permute(0, 2, 3, 4, 1)
     if high or wide:
@@ -63,6 +67,20 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
         weights = torch.cat((weights, bias.unsqueeze(2)), dim=2)
     out: Tensor = _Convolution.apply(images.contiguous(), weights, geometry)  # type: ignore[no-untyped-call]
     return out.permute(0, 4, 1, 2, 3)
+
+
+def _unfolded(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """The same by PyTorch's own columns, which can be differentiated as often as one likes and take their memory."""
+    kernel, stride, padding, dilation = geometry
+    sides = [
+        (side + 2 * rim - gap * (edge - 1) - 1) // step + 1
+        for side, rim, gap, edge, step in zip(x.shape[3:], padding, dilation, kernel, stride, strict=True)
+    ]
+    columns = functional.unfold(x.flatten(0, 1), kernel, dilation, padding, stride)
+    columns = columns.view(*x.shape[:2], *columns.shape[1:]).transpose(1, 2).flatten(2)
+    weights = weight.flatten(2)
+    out = products.bmm(weights, columns) if bias is None else products.baddbmm(bias.unsqueeze(2), weights, columns)
+    return out.view(len(x), weights.shape[1], x.shape[1], *sides).transpose(1, 2)
 
 
 class _Convolution(torch.autograd.Function):

@@ -34,6 +34,7 @@ from torch.nn import functional
 from fedsim.core.errors import InputError
 from fedsim.nets.dropout import training
 from fedsim.nets.layers import has_hooks
+from fedsim.nets.modes import twice
 
 Statistics = Literal["averaged", "pooled", "frozen"]
 MEAN, SECOND = "running_mean", "running_var"
@@ -147,7 +148,9 @@ class BatchNorm(nn.Module):
         real: which of the B places are examples, bool [k, B]; None: all.
         """
         variance = self._variance(mean, second)
-        made = _Normalised.apply(x, weight, bias, mean, variance, real, self.eps)  # type: ignore[no-untyped-call]
+        # Differentiated twice are its own steps: its backward pass takes what it has kept for constants.
+        normalise: Any = _Normalised.forward if twice() else _Normalised.apply
+        made = normalise(x, weight, bias, mean, variance, real, self.eps)
         # Within `vmap` nothing else says that no gradient goes through what running statistics are made of.
         out, own_mean, own_variance, count, *_ = made[0], *(one.detach() for one in made[1:])
         several = count > 1.0

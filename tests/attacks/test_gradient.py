@@ -20,9 +20,10 @@ from fedsim.attacks.losses import Divergence, Margin
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
+from fedsim.nets.chain import ChainNetwork
 from fedsim.nets.dropout import Draw
 from fedsim.nets.losses import CrossEntropy, Loss
-from fedsim.nets.network import ChainNetwork, Network, PlainNetwork, StackedNetwork
+from fedsim.nets.network import Network, PlainNetwork, StackedNetwork
 from fedsim.parallel.cores import one_core_an_operation
 
 DTYPES = [torch.float32, torch.float64]

@@ -10,7 +10,7 @@ from torch.func import functional_call, jvp
 from fedsim.nets import convolution
 from fedsim.nets.convolution import batch_last
 from fedsim.nets.lowering import lower
-from fedsim.nets.network import forward_mode
+from fedsim.nets.modes import forward_mode
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.testing.problems import DEVICE
 

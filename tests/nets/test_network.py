@@ -9,10 +9,11 @@ from torch import nn
 from fedsim.core.errors import InputError
 from fedsim.core.plugins import make
 from fedsim.core.streams import Streams
+from fedsim.nets.chain import ChainNetwork
 from fedsim.nets.dropout import Draw
 from fedsim.nets.footprint import footprint
 from fedsim.nets.losses import CrossEntropy
-from fedsim.nets.network import Batch, ChainNetwork, Network, PlainNetwork, StackedNetwork
+from fedsim.nets.network import Batch, Network, PlainNetwork, StackedNetwork
 from fedsim.nets.prepared import prepare
 from fedsim.nets.sequences import MeanStep
 from fedsim.nets.stack import Layout, Stack
