@@ -25,7 +25,6 @@ from fedsim.server import (
     Share,
     Strategy,
     Window,
-    observed,
     options,
 )
 
@@ -59,4 +58,5 @@ class FedAsync(ServerStep, Strategy):
             weights = weights * (replies.staleness <= self.max_staleness)
         rows = replies.sent("params") + delta - state.params if len(replies) else delta
         step = replies.combine(weights.to(delta.device, delta.dtype), rows=rows)
-        return self.advance(state, replies, step), {**observed(replies), "mixing": float(weights.sum())}, True
+        metrics = {**self.seen(state, replies, step), "mixing": float(weights.sum())}
+        return self.advance(state, replies, step), metrics, True

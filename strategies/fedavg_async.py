@@ -29,7 +29,6 @@ from fedsim.server import (
     counting,
     extended,
     hold_needed,
-    observed,
     observed_weights,
     options,
     recounted,
@@ -101,8 +100,5 @@ class FedAvgAsync(Averaging):
         else:
             weights, memory = observed_weights(self.weights, state, replies, self.floor)
         delta = replies.payload["delta"]
-        return (
-            self.advance(state, replies, replies.combine(weights.to(delta.device, delta.dtype)), **memory),
-            observed(replies),
-            True,
-        )
+        step = replies.combine(weights.to(delta.device, delta.dtype))
+        return self.advance(state, replies, step, **memory), self.seen(state, replies, step), True

@@ -30,7 +30,6 @@ from fedsim.server import (
     Window,
     counting,
     hold_needed,
-    observed,
     observed_weights,
     options,
     recounted,
@@ -87,8 +86,5 @@ class FedBuff(Averaging):
             unbiased, memory = observed_weights(self.weights, state, replies, self.floor)
             weights = weights * unbiased
         delta = replies.payload["delta"]
-        return (
-            self.advance(state, replies, replies.combine(weights.to(delta.device, delta.dtype)), **memory),
-            observed(replies),
-            True,
-        )
+        step = replies.combine(weights.to(delta.device, delta.dtype))
+        return self.advance(state, replies, step, **memory), self.seen(state, replies, step), True

@@ -30,7 +30,6 @@ from fedsim.server import (
     Window,
     counting,
     hold_needed,
-    observed,
     observed_weights,
     options,
     recounted,
@@ -103,7 +102,8 @@ class FedFix(Averaging):
             weights = state.memory["shares"][replies.clients] * self._windows(replies.durations)
         delta = replies.payload["delta"]
         step = replies.combine(weights.to(delta.device, delta.dtype))
-        return self.advance(state, replies, step, **memory), {**observed(replies), "weight": float(weights.sum())}, True
+        metrics = {**self.seen(state, replies, step), "weight": float(weights.sum())}
+        return self.advance(state, replies, step, **memory), metrics, True
 
     def _windows(self, duration: Tensor | int) -> Tensor | int:
         """How many windows work of so many ticks takes: it is taken in the one in which it ends."""

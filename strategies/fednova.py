@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fedsim.server import Averaging, Config, Metrics, Replies, ServerState, observed, options
+from fedsim.server import Averaging, Config, Metrics, Replies, ServerState, options
 
 
 @options
@@ -29,4 +29,5 @@ class FedNova(Averaging):
         delta = replies.combine(weights, scale=work, rows=replies.payload["delta"] / nu.unsqueeze(1))
         if state.trained is not None:
             delta = state.joined(delta, replies.combine(weights))
-        return self.advance(state, replies, delta), {**observed(replies), "effective_steps": float(work)}, True
+        metrics = {**self.seen(state, replies, delta), "effective_steps": float(work)}
+        return self.advance(state, replies, delta), metrics, True

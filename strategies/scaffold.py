@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.server import Averaging, Metrics, ProblemView, Replies, ServerState, Weighting, observed, options
+from fedsim.server import Averaging, Metrics, ProblemView, Replies, ServerState, Weighting, options
 
 
 @options
@@ -51,7 +51,8 @@ class Scaffold(Averaging):
         share = part / int(state.memory["whole"])
         change = replies.combine(replies.weights(self.weighting), share, name="control-delta")
         control = state.memory["control"] + change
-        return self.advance(state, replies, self.change(state, replies), control=control), observed(replies), True
+        delta = self.change(state, replies)
+        return self.advance(state, replies, delta, control=control), self.seen(state, replies, delta), True
 
     def _whole(self, problem: ProblemView) -> Tensor:
         """What the p_i are shares of: N, or the number of all examples."""

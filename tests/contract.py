@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fedsim.testing import checks
-from fedsim.testing.others import ESTIMATED, LOCAL, PGD, SEARCHING, STEPPING, VALUES_ONLY, Others
+from fedsim.testing.others import ESTIMATED, LOCAL, PGD, REPORTED, SEARCHING, STEPPING, VALUES_ONLY, Others
 from fedsim.testing.problems import TRAINING
 from fedsim.testing.subject import Path, Subject
 
@@ -480,7 +480,7 @@ PARTS: dict[str, dict[str, Others]] = {
 }
 REFUSED: dict[str, Others] = {"scaffold": STEPPING, "fzoos": {"batch_size": (4, {})}}
 """Options of a row's client that it has from others, and refuses."""
-REPORTING: Others = {"cosine": (True, VALUES_ONLY), "name": ("mine", {})}
+REPORTING: Others = {"cosine": (True, VALUES_ONLY), "name": ("mine", {}), **REPORTED}
 """Options that change what is reported, or how it is called, and must not change the run."""
 CROSSING: dict[str, Others] = {
     "one_byte": {"join": ("replay", {}), "history": (1, AWAY)},
@@ -511,7 +511,7 @@ SILENT = {"sgd", "scaffold", "feddyn"}
 """Clients that never ask for a value."""
 
 
-STEP = {"weighting", "server_lr", "server_optimizer", "deadline"}
+STEP = {"weighting", "server_lr", "server_optimizer", "report_norms", "deadline"}
 """Options of strategies that clients learn nothing of: how the server steps, and for how long it waits."""
 
 

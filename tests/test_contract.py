@@ -40,7 +40,7 @@ REPORTS = [
     for part, rows in PARTS.items()
     for row in rows
     for option in REPORTING
-    if hasattr(SUBJECTS[row].part(PATHS[part]), option) and part in ("client", "attack")
+    if hasattr(SUBJECTS[row].part(PATHS[part]), option) and part in ("strategy", "client", "attack")
 ]
 
 

@@ -1,4 +1,6 @@
-"""The command line: run, sweep, tune, compare, report, watch, ls, show, clean, list, describe, new, schema, flower.
+"""The command line.
+
+Commands are run, sweep, tune, schedule, compare, report, watch, ls, show, clean, list, describe, new, schema, flower.
 
 Exit code 0: done. 1: something went wrong inside, or the run diverged; what was logged is kept. 2: an input that
 cannot be used, said in one line. 130: interrupted, with a usable run folder.
@@ -26,6 +28,7 @@ from fedsim.cli.ls import ls
 from fedsim.cli.new import new
 from fedsim.cli.report import report
 from fedsim.cli.run import run
+from fedsim.cli.schedule import schedule
 from fedsim.cli.show import show
 from fedsim.cli.sweep import sweep
 from fedsim.cli.tune import tune
@@ -75,6 +78,7 @@ def options(
 app.command()(run)
 app.command()(sweep)
 app.command()(tune)
+app.command()(schedule)
 app.command()(compare)
 app.command()(report)
 app.command()(watch)

@@ -27,7 +27,7 @@ def read_factors(given: object) -> object:
     except OSError as error:
         raise InputError("factors", str(given), f"cannot be read: {reason(error)}") from error
     except KeyError:
-        raise InputError("factors", str(given), "write factors = [...] into it") from None
+        raise InputError("factors", str(given), "write factors = [...] into it, as fedsim schedule does") from None
     except ValueError as error:
         raise InputError("factors", str(given), f"is no TOML: {error}") from error
 
@@ -131,7 +131,9 @@ class Table:
     """One factor a round, and the last one from there on."""
 
     factors: Factors
-    """The factors; or a TOML file that has them, found from the folder of the experiment."""
+    """The factors; or a TOML file that has them, as `fedsim schedule` writes it, found from the folder of the
+    experiment.
+    """
 
     def factor(self, round: int) -> float:  # noqa: A002
         """The factor in a round."""

@@ -163,6 +163,10 @@ class ServerStep:
     """eta, the server's learning rate."""
     server_optimizer: ServerOptimizer = Sgd()
     """What makes a step of the change: sgd (FedAvgM with a momentum), or adagrad, adam, yogi (FedOpt)."""
+    report_norms: bool = False
+    """Report how long the mean change is, of what is trained: change_norm (l2) and change_norm_l1, of which
+    `fedsim schedule` makes a schedule.
+    """
 
     def init(self, problem: ProblemView) -> ServerState:
         """The state before the first round."""
@@ -179,6 +183,14 @@ class ServerStep:
             return later
         step, optimizer = self.server_optimizer.step(state.optimizer, delta, self.server_lr)
         return replace(later, params=state.params + state.joined(step, delta), optimizer=optimizer)
+
+    def seen(self, state: ServerState, replies: Replies, delta: Tensor) -> Metrics:
+        """What is `observed` of replies, and if that is asked for how long delta [d] is, which was made of them."""
+        metrics = observed(replies)
+        if not self.report_norms or not len(replies):
+            return metrics
+        trained = delta[: state.trained].double()
+        return {**metrics, "change_norm": float(trained.norm()), "change_norm_l1": float(trained.norm(p=1))}
 
 
 @options
@@ -224,7 +236,8 @@ class Averaging(ServerStep, Strategy):
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the mean change; where nobody answers, stay."""
-        return self.advance(state, replies, self.change(state, replies)), observed(replies), True
+        delta = self.change(state, replies)
+        return self.advance(state, replies, delta), self.seen(state, replies, delta), True
 
 
 def observed(replies: Replies) -> Metrics:

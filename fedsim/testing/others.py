@@ -58,6 +58,8 @@ SIZED: Others = {
     "fraction": (0.5, {"count": None, "fraction": 0.2}),
 }
 """Of selectors that take so many clients."""
+REPORTED: Others = {"report_norms": (True, {})}
+"""Of strategies that take a server's step, what changes no more than what is reported."""
 KNOWN: Mapping[type[Any], Others] = {
     FixedSize: SIZED,
     Transform: {"vectors": (["second"], {})},

@@ -29,7 +29,7 @@ from fedsim.testing import (
     transforms,
 )
 from fedsim.testing.on_ray import the_same_under_flowers_engine
-from fedsim.testing.others import Other
+from fedsim.testing.others import REPORTED, Other
 from fedsim.testing.plugin import MARKER
 from fedsim.testing.specimen import (
     EVERY,
@@ -169,7 +169,8 @@ def _of_algorithms(
         values_only = replace(subject, values_only=True)
         methods |= {f"test_{check.__name__}_on_functions": _about(check, values_only) for check in checks.ON_FUNCTIONS}
     options = _options(subject, tested, qualified=isinstance(plugin, Mapping))
-    values = {"others": others, "crossing": crossing or {}, "reporting": reporting or {}}
+    reported = {name: REPORTED[field] for name, (_, field) in options.items() if field in REPORTED}
+    values = {"others": others, "crossing": crossing or {}, "reporting": {**reported, **(reporting or {})}}
     _hold_known({**values, "refused": refused}, options)
     moving = [name for name in options if name not in {*values["crossing"], *values["reporting"], *refused}]
     for check, about, given in (

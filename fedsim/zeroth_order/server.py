@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsim.core.options import options
 from fedsim.exchange.messages import Order, Replies, Weighting
 from fedsim.exchange.windows import All, Window
-from fedsim.server.strategy import Averaging, Metrics, ProblemView, ServerState, observed
+from fedsim.server.strategy import Averaging, Metrics, ProblemView, ServerState
 from fedsim.zeroth_order.search import MEASURE
 
 TRAIN = "train"
@@ -74,8 +74,9 @@ class GuardedStep(Averaging):
         windows = self.windows(state)
         action, metrics = windows[state.phase], dict[str, float]()
         if action == TRAIN:
-            metrics |= observed(replies)
-            state = self._moved(state, replies)
+            delta = self.change(state, replies)
+            metrics |= self.seen(state, replies, delta)
+            state = self._moved(state, replies, delta)
         elif action == MEASURE:
             state, metrics["accepted"] = self._judged(state, replies)
         elif len(replies):
@@ -89,11 +90,11 @@ class GuardedStep(Averaging):
         shared = replies.combine(replies.weights(self.weighting), name=self.shared)
         return replace(state, memory={**state.memory, self.shared: shared})
 
-    def _moved(self, state: ServerState, replies: Replies) -> ServerState:
-        """The state with the candidate, which without a guard is the new model."""
+    def _moved(self, state: ServerState, replies: Replies, delta: Tensor) -> ServerState:
+        """The state with the candidate along delta [d], which without a guard is the new model."""
         candidate, optimizer = state.params, state.optimizer
         if len(replies):
-            step, optimizer = self.server_optimizer.step(optimizer, self.change(state, replies), self.server_lr)
+            step, optimizer = self.server_optimizer.step(optimizer, delta, self.server_lr)
             candidate = candidate + step
         if self.guard:
             return replace(state, optimizer=optimizer, memory={**state.memory, "candidate": candidate})
