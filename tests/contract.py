@@ -72,6 +72,7 @@ def fzoos(strategy: dict[str, Any] | None = None, **client: Any) -> dict[str, An
     }
 
 
+WITHOUT_RATE = {"kind": "sgd", "epochs": 2, "batch_size": 4}
 NESTEROV = {"kind": "sgd", "momentum": 0.9, "nesterov": True}
 ROWS: dict[str, dict[str, Any]] = {
     "fedavg": {"strategy": {"kind": "fedavg"}},
@@ -88,6 +89,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "adabelief": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "adabelief"}},
     "diffgrad": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "diffgrad"}},
     "adagrad": {"client": {"kind": "sgd", **TRAINING, "optimizer": "adagrad"}},
+    "dog": {"client": {**WITHOUT_RATE, "optimizer": {"kind": "dog", "distance": "client", "average": True}}},
+    "l_dog": {"client": {**WITHOUT_RATE, "optimizer": {"kind": "l_dog", "average": True}}},
+    "a_dog": {"client": {**WITHOUT_RATE, "optimizer": "a_dog"}},
+    "u_dog": {"client": {**WITHOUT_RATE, "optimizer": "u_dog"}},
     "steps": {"client": {"kind": "sgd", "steps": 5, "batch_size": 4, "clip_norm": 0.3, "weight_decay": 0.01}},
     "median": {"aggregation": "median"},
     "orders": {"order_transforms": [{"kind": "noise", "std": 0.01}]},
@@ -452,6 +457,8 @@ ATTACKS: dict[str, Others] = {
     "cw": {**FOLLOWING, **ITERATING, "random_start": (False, {})},
 }
 MOMENTS: Others = {"beta1": (0.5, {}), "beta2": (0.5, {}), "epsilon": (0.1, {})}
+FROM_DISTANCE: Others = {"reps_rel": (0.1, {}), "epsilon": (1.0, {})}
+AVERAGING: Others = {**FROM_DISTANCE, "init_eta": (0.01, {}), "average": (False, {}), "gamma": (0.0, {})}
 OPTIMIZERS: dict[str, Others] = {
     "momentum": {"momentum": (0.5, {}), "nesterov": (False, {})},
     "adam": {**MOMENTS, "decay": ("decoupled", {})},
@@ -460,6 +467,10 @@ OPTIMIZERS: dict[str, Others] = {
     "diffgrad": MOMENTS,
     "adagrad": {"initial": (1.0, {}), "epsilon": (0.1, {})},
     "lion": {"beta1": (0.5, {}), "beta2": (0.5, {})},
+    "dog": {**AVERAGING, "distance": ("round", {})},
+    "l_dog": AVERAGING,
+    "a_dog": FROM_DISTANCE,
+    "u_dog": FROM_DISTANCE,
 }
 PATHS: dict[str, Path] = {
     "strategy": ("strategy",),

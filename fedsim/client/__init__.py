@@ -37,7 +37,7 @@ from fedsim.nets.optimizers import (
     Step,
     StepDraws,
 )
-from fedsim.nets.rows import columns, inner, norms, scale, scaled, squares, squares_by_leaf
+from fedsim.nets.rows import columns, inner, mix, norms, scale, scaled, squares, squares_by_leaf
 from fedsim.nets.stack import Stack
 
 __all__ = [
@@ -83,6 +83,7 @@ __all__ = [
     "divergence",
     "in_whole_registers",
     "inner",
+    "mix",
     "normaliser",
     "norms",
     "options",

@@ -5,7 +5,7 @@ A sum is taken leaf by leaf and then over the leaves, in the order of the stack.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,10 +38,18 @@ def scaled(stack: Stack, numbers: Tensor) -> Stack:
     return Stack([leaf * columns(numbers, leaf) for leaf in stack.leaves])
 
 
-def scale(stack: Stack, numbers: Tensor) -> Stack:
-    """Multiply each row by its own number, numbers [k], in place."""
-    for leaf in stack.leaves:
-        leaf.mul_(columns(numbers, leaf))
+def scale(stack: Stack, numbers: Tensor | Sequence[Tensor]) -> Stack:
+    """Multiply each row by its own number, numbers [k], in place; or each leaf by its own numbers, [k] each."""
+    each = [numbers] * len(stack.leaves) if isinstance(numbers, Tensor) else numbers
+    for leaf, own in zip(stack.leaves, each, strict=True):
+        leaf.mul_(columns(own, leaf))
+    return stack
+
+
+def mix(stack: Stack, other: Stack, shares: Tensor) -> Stack:
+    """Move each row by its own share of the way to the same row of another stack, shares [k], in place."""
+    for leaf, there in zip(stack.leaves, other.leaves, strict=True):
+        leaf.lerp_(there, columns(shares, leaf))
     return stack
 
 

@@ -106,6 +106,14 @@ class Stack:
         """Zeros of the same shapes."""
         return Stack([torch.zeros_like(leaf) for leaf in self.leaves])
 
+    def copy(self) -> Stack:
+        """The same numbers in new memory."""
+        return Stack([leaf.clone() for leaf in self.leaves])
+
+    def minus(self, other: Stack) -> Stack:
+        """The difference from another, in new memory."""
+        return Stack(torch._foreach_sub(self.leaves, other.leaves))
+
     def flat(self) -> Tensor:
         """The rows as one matrix [C, d]."""
         return torch.cat([leaf.reshape(len(leaf), leaf.shape[1:].numel()) for leaf in self.leaves], dim=1)

@@ -38,6 +38,9 @@ def test_rows_are_multiplied_each_by_its_own_number_anew_or_in_place():
     assert torch.equal(rows.flat(), before)
     assert torch.equal(scale(rows, numbers).flat(), expected)
     assert torch.equal(rows.flat(), expected)
+    scale(rows, [torch.ones(5), numbers])
+    assert torch.equal(rows.leaves[0].flatten(1), expected[:, :6])
+    assert torch.equal(rows.leaves[1], expected[:, 6:] * numbers.view(-1, 1))
 
 
 @pytest.fixture
