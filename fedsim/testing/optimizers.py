@@ -52,8 +52,9 @@ def where_there_is_nothing_to_learn_it_stays(specimen: Stepping) -> None:
     torch.nn.init.zeros_(model.weight)
     problem = supervised(torch.zeros(6, 3), torch.zeros(6), model=model, clients=[[0, 1, 2, 3], [4, 5]])
     both = {"selection": {"kind": "uniform", "count": 2}, "engine": {"executor": "stacked"}}
-    found = simulate(client=specimen.client, problem=problem, rounds=2, **both).params
-    assert not bool(found.any()), f"gradients of zeros move parameters from 0 to {found.tolist()}"
+    result = simulate(client=specimen.client, problem=problem, rounds=2, **both)
+    assert result.status == "finished", f"gradients of zeros end in what is no number: {result.reason}"
+    assert not bool(result.params.any()), f"gradients of zeros move parameters from 0 to {result.params.tolist()}"
 
 
 def what_it_remembers_is_what_it_declares(specimen: Stepping) -> None:

@@ -234,7 +234,7 @@ def test_it_says_what_it_wrote_and_what_to_do_next(tmp_path, monkeypatch):
         (["project", "fedavg"], "name = fedavg: fedavg is an installed strategy already"),
         (
             ["problem", "mine"],
-            "kind = problem: name one of: strategy, client, optimizer, selector, aggregator, transform, dataset, loss, ",
+            "kind = problem: name one of: strategy, client, optimizer, selector, aggregator, transform, dataset, ",
         ),
         (["client", "mine", "--flower"], "flower = True: only a strategy can be one of Flower's"),
         (["strategy", "mine", "--flower-strategy"], "flower-strategy = True: only a project has an app"),

@@ -7,6 +7,16 @@ from pathlib import Path
 import broken_parts as broken
 import numpy as np
 import pytest
+from broken_optimizers import (
+    DeclaresNothing,
+    DividesByNothing,
+    DrawsFromTheProcess,
+    HasOneNormForAll,
+    KeepsWhatItDoesNotName,
+    Momentum,
+    NeedsStateForNothing,
+    PutsMemoryInItsPlace,
+)
 from broken_trackers import SpoilsTheModel, TellsTwice, rows
 from codes import EightBits, Largest, Sparse
 
@@ -14,6 +24,8 @@ from fedsim.core.errors import InputError
 from fedsim.exchange.aggregation import Median
 from fedsim.exchange.transforms import Clip
 from fedsim.server.selection.uniform import Uniform
+from fedsim.testing.checks import the_size_of_chunks_and_the_cores_change_no_bit
+from fedsim.testing.optimizers import Stepping
 from fedsim.testing.specimen import EVERY, Specimen, every_option_moves_something, options_survive_toml
 from fedsim.testing.subject import group_of
 from fedsim.testing.suite import KITS
@@ -150,7 +162,21 @@ TRACKERS = {
     SpoilsTheModel(): {"a_run_with_it_is_the_run_without"},
     TellsTwice(): {"each_row_is_there_once", "runs_do_not_mix"},
 }
-BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS | LOSSES | MEASURES | MODELS | TRACKERS
+ALIKE = "the_size_of_chunks_and_the_cores_change_no_bit"
+"""Of the checks of clients, which all rules are held to as well, the one that finds what is not a client's own."""
+OPTIMIZERS = {
+    PutsMemoryInItsPlace(): {ALIKE},
+    HasOneNormForAll(): {ALIKE},
+    DividesByNothing(): {"where_there_is_nothing_to_learn_it_stays", ALIKE},
+    DeclaresNothing(): {"what_it_remembers_is_what_it_declares"},
+    KeepsWhatItDoesNotName(): {
+        *("what_it_keeps_is_what_it_declares", "where_there_is_nothing_to_learn_it_stays"),
+        *("the_same_again", ALIKE),
+    },
+    NeedsStateForNothing(): {"what_it_keeps_is_what_it_declares"},
+    DrawsFromTheProcess(): {"the_same_again", ALIKE},
+}
+BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS | LOSSES | MEASURES | MODELS | TRACKERS | OPTIMIZERS
 
 
 @pytest.fixture(scope="module")
@@ -163,17 +189,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def objecting(plugin: object, folder: Path) -> set[str]:
     """The checks that object."""
-    made, checks = KITS[group_of(plugin)]
+    made, own = KITS[group_of(plugin)]
     given = {"datasets": (folder,), "trackers": (rows,)}.get(group_of(plugin), ())
     specimen = made(plugin, *given)
     found = set()
-    for check in (*EVERY, *checks):
+    for check in (*EVERY, *own):
         try:
             check(specimen)
         except pytest.skip.Exception:
             continue
         except Exception:
             found.add(check.__name__)
+    if isinstance(specimen, Stepping):
+        try:
+            the_size_of_chunks_and_the_cores_change_no_bit(specimen.subject)
+        except Exception:
+            found.add(ALIKE)
     return found
 
 
@@ -198,7 +229,7 @@ def test_each_check_has_something_broken_for_it(group):
 @pytest.mark.parametrize(
     "plugin",
     [
-        *(Uniform(count=4), Median(), Clip(max_norm=1.0), broken.Blocks(), broken.FromAFile()),
+        *(Uniform(count=4), Median(), Clip(max_norm=1.0), broken.Blocks(), broken.FromAFile(), Momentum()),
         *(Largest(share=0.5), EightBits(), Sparse()),  # which remember, draw, and take what depends on the numbers
     ],
     ids=lambda plugin: type(plugin).__name__,
