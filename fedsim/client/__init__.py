@@ -3,6 +3,7 @@
 from fedsim.attacks.attack import Attack, Victim
 from fedsim.attacks.losses import Divergence, divergence
 from fedsim.client.defence import Armed, Defence, victim
+from fedsim.client.divided import Divided, matrices
 from fedsim.client.normaliser import normaliser
 from fedsim.client.training import LocalTraining, Trained
 from fedsim.core.errors import InputError
@@ -23,7 +24,7 @@ from fedsim.engine.cohort import Cohort
 from fedsim.exchange.actions import FORWARD
 from fedsim.exchange.messages import Cost, Order, Scalar, Size, Update
 from fedsim.exchange.transforms import Shapes
-from fedsim.nets import products
+from fedsim.nets import polar, products
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.losses import CrossEntropy, Loss
 from fedsim.nets.network import Batch
@@ -53,6 +54,7 @@ __all__ = [
     "CrossEntropy",
     "Defence",
     "Divergence",
+    "Divided",
     "Elementwise",
     "Fraction",
     "InputError",
@@ -83,10 +85,12 @@ __all__ = [
     "divergence",
     "in_whole_registers",
     "inner",
+    "matrices",
     "mix",
     "normaliser",
     "norms",
     "options",
+    "polar",
     "products",
     "scale",
     "scaled",

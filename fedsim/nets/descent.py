@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -65,7 +65,9 @@ class Stepper:
 
     def take(self, rows: Stack, step: Step) -> None:
         """Take a step of the first rows in place."""
-        if self._rule.decoupled:
+        if self._rule.decoupled and self._optimizer.shrinks:
+            step = replace(step, decay=self._rule.decoupled)
+        elif self._rule.decoupled:
             step.shrink(rows, self._rule.decoupled)
         self._optimizer.step(self._of(len(rows)), rows, step)
 

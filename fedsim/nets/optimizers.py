@@ -7,7 +7,7 @@ number over the stack, so that a client's numbers do not depend on who else is i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
@@ -43,13 +43,14 @@ NEEDS: Mapping[Need, str] = {
 
 @dataclass(frozen=True)
 class StepDraws:
-    """Random numbers of a rule, named: a client's are the same in whatever stack it is."""
+    """Random numbers of a rule, named: a client's are the same in whatever stack it is. owner: before their names."""
 
     draw: Draw
+    owner: str = "optimizer"
 
     def normal(self, purpose: str, like: Stack) -> Stack:
         """Standard normal numbers of the shapes of the first k clients' rows."""
-        name, owners, dtype = f"optimizer/{purpose}", self.draw.clients[: len(like)], like.leaves[0].dtype
+        name, owners, dtype = f"{self.owner}/{purpose}", self.draw.clients[: len(like)], like.leaves[0].dtype
         drawn = self.draw.streams.normal(
             name, owners, (_numbers(like),), turn=_first(self.draw, len(like)), step=self.draw.step, dtype=dtype
         )
@@ -57,7 +58,7 @@ class StepDraws:
 
     def signs(self, purpose: str, like: Stack) -> Stack:
         """As many times -1 or 1, each as likely (Rademacher)."""
-        name, owners = f"optimizer/{purpose}", self.draw.clients[: len(like)]
+        name, owners = f"{self.owner}/{purpose}", self.draw.clients[: len(like)]
         words = self.draw.streams.bits(
             name, owners, _numbers(like), turn=_first(self.draw, len(like)), step=self.draw.step
         )
@@ -77,7 +78,8 @@ class Step:
     """One step of the k clients that still work. number: from 0, the same for all.
 
     lr: the learning rate, one or [k]. gradient: of each client's loss, clipped, with decay and corrections; the rule
-    may write over it. loss: [k], of what the gradient is of, before the step. What a rule does not need is not there.
+    may write over it. loss: [k], of what the gradient is of, before the step. decay: by which a rule that `shrinks`
+    has yet to shrink. What a rule does not need is not there.
     """
 
     number: int
@@ -86,6 +88,7 @@ class Step:
     loss: Tensor = field(default_factory=lambda: torch.empty(0))
     noise: StepDraws | None = None
     objective: Objective | None = None
+    decay: float = 0.0
 
     def move(self, rows: Stack, along: Stack, over: Iterable[Tensor] | None = None, per: float = 1.0) -> None:
         """Take rows <- rows - lr / per * along, or along / over element by element, in place."""
@@ -137,6 +140,8 @@ class Optimizer(ABC):
 
     usual: ClassVar[float] = 0.1
     rate_free: ClassVar[bool] = False
+    shrinks: ClassVar[bool] = False
+    """Whether its step has rates of its own, by which it shrinks the parameters itself: see `Step.decay`."""
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -169,6 +174,10 @@ class Optimizer(ABC):
     def passes(self) -> float:
         """Passes over all examples of a client that it takes in a round beside its steps."""
         return 0.0
+
+    def operations(self, shapes: Sequence[tuple[int, ...]]) -> int:  # noqa: ARG002
+        """Multiply-adds of products that a step takes beside the gradient; shapes: of a client's leaves."""
+        return 0
 
     def kept(self, dimension: int) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
         """Shapes of what a client keeps from round to round, by name; see `keep`."""
