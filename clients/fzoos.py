@@ -8,6 +8,8 @@ round. Shu et al. 2023, algorithm 1 and equations 5 to 8; defaults of its publis
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import ClassVar, Literal
@@ -115,8 +117,9 @@ class FZooS(LocalSearch):
         matrices = 12 * self.neighbours * max(self.neighbours, self.last_candidates)
         return 2 * (points * dimension + matrices + 8 * self.features)
 
-    def operations(self, dimension: int) -> int:
+    def operations(self, shapes: Sequence[tuple[int, ...]]) -> int:
         """A fit of the process and two gradients of the features; and the features' fit, of the steps' mean."""
+        dimension = sum(map(math.prod, shapes))
         process = len(length_scales(dimension)) * self.neighbours**3 // 6 + self.neighbours**2 * dimension
         share = self.features * self.last_active * (dimension + self.feature_points) // self.steps
         return process + 2 * self.features * dimension + share

@@ -93,6 +93,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "l_dog": {"client": {**WITHOUT_RATE, "optimizer": {"kind": "l_dog", "average": True}}},
     "a_dog": {"client": {**WITHOUT_RATE, "optimizer": "a_dog"}},
     "u_dog": {"client": {**WITHOUT_RATE, "optimizer": "u_dog"}},
+    "muon": {"client": {"kind": "sgd", **TRAINING, "lr": 0.05, "optimizer": "muon", "weight_decay": 0.1}},
     "steps": {"client": {"kind": "sgd", "steps": 5, "batch_size": 4, "clip_norm": 0.3, "weight_decay": 0.01}},
     "median": {"aggregation": "median"},
     "orders": {"order_transforms": [{"kind": "noise", "std": 0.01}]},
@@ -471,6 +472,15 @@ OPTIMIZERS: dict[str, Others] = {
     "l_dog": AVERAGING,
     "a_dog": FROM_DISTANCE,
     "u_dog": FROM_DISTANCE,
+    "muon": {
+        "beta": (0.5, {}),
+        "nesterov": (False, {}),
+        "newton_schulz": (0, {}),
+        "first": (False, {}),
+        "last": (True, {}),
+        "others": ("lion", {}),
+        "others_rate": (0.5, {}),
+    },
 }
 PATHS: dict[str, Path] = {
     "strategy": ("strategy",),

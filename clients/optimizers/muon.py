@@ -46,8 +46,8 @@ class Muon(Divided):
 
     @property
     def vectors(self) -> float:
-        """M, or what the other rule remembers, if that is more."""
-        return max(1.0, self.other.vectors)
+        """M, and at most three that steps to a factor take; or those of the other rule, if they are more."""
+        return max(4.0, self.other.vectors)
 
     def own(self, shapes: Sequence[tuple[int, ...]]) -> Sequence[int]:
         """Leaves with two axes or more, without the last of them, unless it is asked for."""

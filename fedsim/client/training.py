@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -194,6 +194,10 @@ class LocalTraining(HasPlugins, Client):
     def numbers(self, dimension: int, largest: int) -> int:
         """About six vectors of d, two of them an optimizer's, or as many as it has."""
         return super().numbers(dimension, largest) + math.ceil(max(self.rule.vectors - 2.0, 0.0) * dimension)
+
+    def operations(self, shapes: Sequence[tuple[int, ...]]) -> int:
+        """What the rule's products take."""
+        return self.rule.operations(shapes)
 
     def state(self, dimension: int) -> Shapes:
         """What clients keep for their curriculum, and of their optimizer."""

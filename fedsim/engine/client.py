@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -86,6 +87,6 @@ class Client(ABC):
         """
         return 6 * dimension
 
-    def operations(self, dimension: int) -> int:  # noqa: ARG002
-        """Multiply-adds that a step takes it beside the model's."""
+    def operations(self, shapes: Sequence[tuple[int, ...]]) -> int:  # noqa: ARG002
+        """Multiply-adds that a step takes it beside the model's; shapes: of the parameters, a black box has one."""
         return 0

@@ -84,6 +84,15 @@ def choose_network(
     return "stacked", stacked
 
 
+def operations_beside(client: Client, problem: Problem) -> int:
+    """Multiply-adds that a step takes a client beside the model's."""
+    if problem.model is None:
+        return client.operations(((problem.dimension,),))
+    private = problem.model.private
+    layout = problem.model.layout if private is None else private.layout
+    return client.operations(layout.shapes[: layout.trained])
+
+
 def _try(network: Network, alone: PlainNetwork, start: Tensor, data: Examples) -> None:
     """Two clients of two examples: a module that cannot be stacked is found out before a run, not in it.
 
@@ -152,14 +161,17 @@ class Executor:
         count = problem.num_clients if participants is None else min(participants, problem.num_clients)
         self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory, initial)
         numbers = client.numbers(whole, problem.largest)
+        self._beside = 0.0
         self._in_any_order = self.network is not None and self.network.loop is not None and client.in_any_order
         width = self._width * client.views
-        self._row_operations = client.operations(whole)
+        self._row_operations = beside = operations_beside(client, problem)
         if problem.model is not None:
             numbers += 3 * width * problem.model.footprint.activations  # with their gradients
             if self._in_any_order:  # a loop has those of one client at a time: y, a shift, and what is made of them
                 numbers = 3 * whole
             self._row_operations += width * problem.model.footprint.operations
+            if not client.values_only:
+                self._beside = beside * FORWARD / (self._width * problem.model.footprint.operations)
         self._row_bytes = numbers * problem.dtype.itemsize
         self.scratch = Scratch(memory)
         self.cores = cores()
@@ -197,7 +209,7 @@ class Executor:
 
     def work(self, job: Job) -> Tensor:
         """What a job takes in time, in local steps, float64 [C]: a forward pass takes a share of one."""
-        orders, cost, work = job.orders[0], job.cost, job.cost.steps.double()
+        orders, cost, work = job.orders[0], job.cost, job.cost.steps.double() * (1.0 + self._beside)
         if cost.queries:
             work = work + cost.queries * self._value
         if cost.effort is not None:

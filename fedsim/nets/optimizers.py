@@ -162,7 +162,7 @@ class Optimizer(ABC):
 
     @property
     def vectors(self) -> float:
-        """How many vectors of d numbers it remembers of a client."""
+        """How many vectors of d numbers it remembers of a client, and has beside while it steps, beyond one."""
         return 0.0
 
     @property

@@ -12,6 +12,7 @@ from itertools import count as numbers
 from fedsim.configuration.evaluation import Evaluation
 from fedsim.configuration.tables import Experiment
 from fedsim.core.streams import Streams
+from fedsim.engine.executor import operations_beside
 from fedsim.engine.returned import declared
 from fedsim.exchange.actions import FORWARD
 from fedsim.exchange.messages import Order
@@ -75,7 +76,7 @@ def pace(experiment: Experiment, problem: Problem, orders: Order, window: Window
     if given.keep_best is not None or (stopping is not None and stopping.watches):
         return Pace(replace(given, every=given.rounds))
     operations = problem.model.footprint.operations
-    training = operations * _forward_passes(experiment, problem, orders, window)
+    training = _training(experiment, problem, orders, window)
     allowed = max(CHEAP, SHARE * training / (1 if trial is None else 2))
     examples = problem.judged_examples(given.on, clients=problem.evaluates_clients(given.clients))
     every, attacks_every = given.every, given.attacks_every
@@ -88,8 +89,8 @@ def pace(experiment: Experiment, problem: Problem, orders: Order, window: Window
     return Pace(decided, examples, operations * examples / max(training, 1.0))
 
 
-def _forward_passes(experiment: Experiment, problem: Supervised, orders: Order, window: Window) -> float:
-    """Forward passes of one example that the work of a round's clients of mean size comes to, as they declare it."""
+def _training(experiment: Experiment, problem: Supervised, orders: Order, window: Window) -> float:
+    """Multiply-adds that the work of a round's clients of mean size comes to, as they declare it."""
     client, examples = experiment.client, problem.sizes_on_device[orders.clients]
     cost = declared(client, orders, examples)
     steps = cost.steps.double() if cost.effort is None else cost.steps + cost.effort
@@ -98,7 +99,9 @@ def _forward_passes(experiment: Experiment, problem: Supervised, orders: Order, 
     working = at_once(experiment.selection, problem.num_clients)
     if isinstance(window, First):
         working = min(working, window.count)
-    return working * float((passes * width).mean())
+    beside = 0 if client.values_only else operations_beside(client, problem)
+    examples_passed = working * float((passes * width).mean())
+    return problem.model.footprint.operations * examples_passed + working * beside * float(cost.steps.double().mean())
 
 
 def _least(work: float, allowed: float, unit: int, divides: int = 0) -> int:

@@ -135,6 +135,18 @@ def test_auto_takes_the_loop_for_large_convolutions_on_a_cpu_and_for_what_cannot
         )
 
 
+def test_what_steps_take_beside_gradients_is_work():
+    """Five times 2 x 6 x 6 x 8 + 6^3 multiply-adds beside three passes of 4 examples through a model of 83."""
+    problem, orders = small_problem(), Order("train", torch.arange(6), {"params": small_problem().initial()})
+    plain, muon = (
+        Executor(problem, Sgd(epochs=2, batch_size=4, optimizer=rule), Streams(0)) for rule in ("sgd", "muon")
+    )
+    work = plain.work(plain.assign(orders))
+    torch.testing.assert_close(muon.work(muon.assign(orders)), work * (1.0 + 3960 / 996))
+    assert muon.client.operations(problem.model.layout.shapes) == 3960
+    assert [made._spreads(5000 * made.cores) for made in (plain, muon)] == [False, muon.cores > 1]
+
+
 def test_chunks_follow_the_budget():
     problem = small_problem()
     small_budget = Executor(problem, Sgd(epochs=1, batch_size=4), Streams(0), memory=1)

@@ -71,6 +71,11 @@ EVERY = {
     "two epochs, 43.2 passes": ({"client": TABLES["client"] | {"epochs": 2}}, {"every": 5}),
     "full batches": ({"client": {"kind": "sgd", "steps": 1, "batch_size": "full"}}, {"every": 10}),
     "batches of more than all examples": ({"client": {"kind": "sgd", "epochs": 1, "batch_size": 64}}, {"every": 10}),
+    # Five times 2 x 5 x 5 x 6 + 5^3 multiply-adds in each of six steps, of a model of 57: 332 passes in all.
+    "steps of more work than their gradients": (
+        {"client": TABLES["client"] | {"optimizer": "muon"}},
+        {"every": 2},
+    ),
     "values, 2 x 4 and 2 steps, on 6 of 2 clients: 33.6 passes": (
         {"strategy": "fedzo", "client": {"kind": "fedzo", "steps": 2, "lr": 0.1, "batch_size": 6, "estimator": THREE}},
         {"every": 5},

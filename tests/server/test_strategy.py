@@ -101,5 +101,5 @@ def test_defaults_of_the_bases():
     state = strategy.init(small_problem())
     assert (strategy.aggregates, strategy.unresumable) == (True, None)
     assert strategy.seeded(state, Streams(0)) is state
-    assert (client.values_only, client.operations(7), client.numbers(7, 3), client.views) == (False, 0, 42, 1)
+    assert (client.values_only, client.operations([(7,)]), client.numbers(7, 3), client.views) == (False, 0, 42, 1)
     assert Values().accepts == frozenset()

@@ -407,7 +407,7 @@ def test_declared_work():
     assert [(cost.queries, cost.bytes_up) for cost in costs] == [(56, 4 * 50), (51, 4 * 10_000)]
     assert not any(cost.steps.any() for cost in costs)
     # 13 factorisations of 150^3 / 6 and 150^2 d, two gradients of M d, and a tenth of 50 rows of M (d + 500).
-    assert FZooS().operations(50) == 13 * 562_500 + 1_125_000 + 1_000_000 + 27_500_000
+    assert FZooS().operations([(5, 9), (5,)]) == 13 * 562_500 + 1_125_000 + 1_000_000 + 27_500_000
     assert FZooS().numbers(50, 1) < 2**21
 
 
