@@ -14,7 +14,7 @@ from fedsim.client.curriculum import Expert
 from fedsim.client.training import LocalTraining
 from fedsim.configuration.tables import Experiment, experiment, hold_findable
 from fedsim.core.data_files import DataFolder
-from fedsim.core.errors import InputError, naming, one_line
+from fedsim.core.errors import InputError, naming, one_line, warn
 from fedsim.core.memory import no_room
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
@@ -39,6 +39,7 @@ from fedsim.running.pace import pace
 from fedsim.running.promises import asked, at_once, begun
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Simulation, hold_transformable
+from fedsim.zeroth_order.search import LocalSearch
 
 
 def in_processes(experiment: Experiment, problem: Problem | None) -> Callable[..., ProcessExecutor]:
@@ -159,6 +160,7 @@ def build_simulation(
     have to be sent it.
     """
     check(experiment, problem)
+    _warn_of_rate(experiment.client)
     aggregator = experiment.aggregation
     if engine is None:
         kind: Callable[..., Executor] = Executor
@@ -201,6 +203,13 @@ def build_simulation(
         if least > budget:
             raise InputError("stopping.queries", budget, f"the clients of one round ask for {least} at least; raise it")
     return simulation
+
+
+def _warn_of_rate(client: Client) -> None:
+    """Say where clients have a learning rate to multiply by what their optimizer finds by itself."""
+    if isinstance(client, LocalTraining | LocalSearch) and client.rule.rate_free and client.lr not in (None, 1.0):
+        kind = kind_of("optimizers", client.rule)
+        warn(f"client.lr = {client.lr}: {kind} finds its own rate, which this multiplies; leave it out")
 
 
 def build_engine(experiment: Experiment, problem: Problem, executor: Executor) -> VirtualEngine:

@@ -11,6 +11,8 @@ from clients.optimizers.dog import Dog
 from clients.optimizers.l_dog import LDog
 from clients.optimizers.u_dog import UDog
 from fedsim.client import Beginning, InputError, Optimizer, Stack, Step
+from fedsim.running.build import build_simulation
+from fedsim.testing.problems import small_experiment, small_problem
 
 R = 0.01 / (1.0 + 2.0**0.5)
 """The reps_rel of a first distance of 0.01."""
@@ -157,3 +159,47 @@ def test_a_client_goes_on_with_the_distance_that_it_came_to():
 def test_a_weight_of_the_average_needs_one():
     with pytest.raises(InputError, match=r"^gamma = 0\.0: is about the average; give average = true$"):
         LDog(gamma=0.0)
+
+
+@pytest.mark.parametrize(
+    ("client", "said"),
+    [
+        (
+            {"lr": 0.5, "optimizer": "dog"},
+            "client.lr = 0.5: dog finds its own rate, which this multiplies; leave it out",
+        ),
+        ({"lr": 1.0, "optimizer": "dog"}, ""),
+        ({"lr": 0.5}, ""),
+    ],
+)
+def test_a_rate_for_a_rule_that_finds_its_own_is_warned_of(client, warned, capsys):
+    """In a line, whatever kind of client steps by it."""
+    training = {"kind": "sgd", "epochs": 1, "batch_size": 4}
+    search = {"kind": "fedzo", "steps": 2, "estimator": {"kind": "differences", "count": 2}, "optimizer": "sgd"}
+    for kind in (training, search):
+        tables = {"strategy": "fedzo"} if kind is search else {}
+        build_simulation(small_experiment(1, client=kind | client, **tables), small_problem())
+        line = "fedsim: warning: client.lr = 0.5: dog finds its own rate, which this multiplies; leave it out\n"
+        assert capsys.readouterr().err == (line if warned else "")
+    default = small_experiment(1, client=training | {"optimizer": "dog"})
+    assert default.client.base == 1.0
+
+
+KEPT_DISTANCES = {"kind": "dog", "distance": "client", "average": True, "reps_rel": 1e-6}
+
+
+@pytest.mark.slow  # for processes begin; in chunks of one process they are compared by the contract
+def test_distances_that_clients_keep_are_the_same_in_processes():
+    """To the bit: from round to round each is with its client, in whatever process that works."""
+    client = {"kind": "sgd", "epochs": 2, "batch_size": 4, "optimizer": KEPT_DISTANCES}
+    ends = []
+    for engine in ({"executor": "process", "workers": 2}, {"executor": "stacked"}):
+        experiment = small_experiment(3, client=client, engine=engine)
+        simulation = build_simulation(experiment, small_problem())
+        for _ in simulation:
+            pass
+        ends.append((simulation.params, simulation.parts.engine.remembered("optimizer rbar", torch.arange(6))[0]))
+    (params, kept), (others, own) = ends
+    assert torch.equal(params, others)
+    assert torch.equal(kept, own)
+    assert bool((own > 2e-6).any())
