@@ -34,7 +34,7 @@ class Stepping(Specimen):
         """The table of a client that trains by it."""
         table = {name: value for name, value in TRAINING.items() if name != "lr"}
         rate = {} if self.lr is None else {"lr": self.lr}
-        return {"kind": "sgd", **table, **rate, "optimizer": self.table}
+        return {"kind": "sgd", **table, **rate, "weight_decay": 0.01, "optimizer": self.table}
 
     @property
     def subject(self) -> Subject:
