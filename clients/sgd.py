@@ -75,8 +75,10 @@ class Sgd(LocalTraining):
                 self.optimizer,
                 "FedNova knows sgd, with momentum or with a proximal term, without Nesterov's form",
             )
-        if self.inverse_decay:
-            raise InputError("inverse_decay", self.inverse_decay, "FedNova needs the same rate in all steps of a round")
+        if self.rates_differ:
+            options = ("inverse_decay", "lr_scaling", "local_schedule")
+            name = next(name for name in options if getattr(self, name) != getattr(LocalTraining, name))
+            raise InputError(name, getattr(self, name), "FedNova needs the same rate in all steps of a round")
         if self.base * self.proximal_mu >= 1.0:
             raise InputError(
                 "proximal_mu", self.proximal_mu, f"FedNova needs lr * proximal_mu < 1; lower it or lr = {self.base}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedsim.client.curriculum import SampleCurriculum
 from fedsim.client.defence import Armed, Defence
 from fedsim.client.objective import BatchObjective
+from fedsim.client.rates import LocalSchedule, Same, Scaling, factors_of, scales
 from fedsim.core import schedules
 from fedsim.core.errors import DivergedError, InputError
 from fedsim.core.options import (
@@ -22,6 +23,7 @@ from fedsim.core.options import (
     NonNegativeFloat,
     Passes,
     PositiveFloat,
+    PositiveInt,
     Rate,
     options,
     table_of,
@@ -87,6 +89,14 @@ class LocalTraining(HasPlugins, Client):
     """Step s of a round has lr times (1 + inverse_decay s)^(-inverse_power), s from 0; 0: all steps have the same."""
     inverse_power: PositiveFloat = 0.75
     """The exponent of that."""
+    local_schedule: LocalSchedule = Same()
+    """Factor of lr over the steps that a client takes in a round."""
+    lr_scaling: Scaling = "none"
+    """What lr is multiplied by of a client whose batches have another size than reference_batch, as where it has fewer
+    examples: linear, their ratio, for sgd; sqrt, its root, for adam and its like.
+    """
+    reference_batch: PositiveInt | None = None
+    """The size of the batches that lr is meant for, by lr_scaling. Not given: batch_size."""
     optimizer: Any = "sgd"
     """The rule of a step, by which weight decay may be another thing; what it remembers begins anew in every round."""
     weight_decay: Decay = 0.0
@@ -120,6 +130,10 @@ class LocalTraining(HasPlugins, Client):
             raise InputError("epochs_schedule.factors", most, "epochs may not grow; take factors of at most 1")
         if self.inverse_power != 0.75 and not self.inverse_decay:
             raise InputError("inverse_power", self.inverse_power, "is the exponent of inverse_decay; give that above 0")
+        if self.reference_batch is not None and self.lr_scaling == "none":
+            raise InputError("reference_batch", self.reference_batch, "only lr_scaling asks for it; give that, too")
+        if self.lr_scaling != "none" and self.batch_size == "full" and self.reference_batch is None:
+            raise InputError("lr_scaling", self.lr_scaling, "batches are full; say in reference_batch what lr is for")
 
     @property
     def base(self) -> float:
@@ -165,12 +179,21 @@ class LocalTraining(HasPlugins, Client):
 
     def rates(self, cohort: Cohort) -> Tensor:
         """The sum of the rates of the steps that each client has taken, float64 [C]."""
-        if not self.inverse_decay:
+        if not self.rates_differ:
             return cohort.steps_taken.double() * self.rate(cohort)
+        own = self._own_rates(cohort)
+        if own is not None:
+            ends = (cohort.steps_taken - 1).clamp(min=0).unsqueeze(0)
+            return own.cumsum(0).gather(0, ends)[0] if len(own) else own.new_zeros(len(cohort))
         longest = int(cohort.steps_taken.max()) if len(cohort) else 0
         decayed = [self._decay(step) for step in range(longest)]
         sums = torch.tensor([0.0, *decayed], dtype=torch.float64, device=cohort.examples.device).cumsum(0)
         return sums[cohort.steps_taken] * self.rate(cohort)
+
+    @property
+    def rates_differ(self) -> bool:
+        """Whether steps of a round have different rates, of one client or of several."""
+        return bool(self.inverse_decay) or self.lr_scaling != "none" or not isinstance(self.local_schedule, Same)
 
     def local_steps(self, examples: Tensor, round: int = 0) -> Tensor:  # noqa: A002
         """How many steps clients with so many examples take in a round: int64 [C]."""
@@ -249,7 +272,9 @@ class LocalTraining(HasPlugins, Client):
         coupled = decay + (0.0 if self.rule.decoupled else self.weight_decay)
         decoupled = self.weight_decay if self.rule.decoupled else 0.0
         base = self.rate(cohort)
-        if base * (coupled + decoupled) > LARGEST:
+        if self.lr_scaling != "none" and len(cohort):
+            base *= float(self._scales(cohort).max())
+        if base * max(1.0, coupled + decoupled) > LARGEST:
             raise DivergedError(f"a step of {base:.3g} times the decay {coupled + decoupled:.3g}; lower client.lr")
         return Rule(self.rule, self.clip_norm, coupled, decoupled)
 
@@ -266,6 +291,7 @@ class LocalTraining(HasPlugins, Client):
         """Parameters [C, d] or their change, the sums of the losses [C], the means of the last epoch: all in one."""
         plan = cohort.plan_clients(**self._passes(cohort))
         base, longest = self.rate(cohort), int(plan.steps.max()) if len(cohort) else 0
+        own = self._own_rates(cohort)
         found = loop.descend(
             Descent(
                 start=start,
@@ -278,7 +304,7 @@ class LocalTraining(HasPlugins, Client):
                 steps=plan.steps,
                 examples=cohort.examples,
                 draw=Draw(cohort.streams, cohort.clients, cohort.turn, 0),
-                rates=[base * self._decay(step) for step in range(longest)],
+                rates=[base * self._decay(step) for step in range(longest)] if own is None else own.T,
                 rule=rule,
                 change=change,
             )
@@ -298,7 +324,8 @@ class LocalTraining(HasPlugins, Client):
         layout = cohort.network.layout
         y, fixed = layout.stack(start, len(cohort)), None if shift is None else layout.stack(shift, len(cohort))
         stepper = None if rule.plain else rule.stepper(layout.moved(y), self._beginning(cohort))
-        lr = base = self.rate(cohort)
+        lr: float | Tensor = self.rate(cohort)
+        base, own = self.rate(cohort), self._own_rates(cohort)
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
         history: list[Tensor] = []
         rows, fixed_rows = y, fixed
@@ -307,7 +334,9 @@ class LocalTraining(HasPlugins, Client):
             active = len(batch)
             if active != len(rows):
                 rows, fixed_rows = y[:active], None if fixed is None else fixed[:active]
-            if self.inverse_decay:
+            if own is not None:
+                lr = own[step, :active].to(y.leaves[0].dtype) if cohort.network.stacked else float(own[step, 0])
+            elif self.rates_differ:
                 lr = base * self._decay(step)
             if arm is not None:
                 batch = arm(rows, batch)
@@ -334,7 +363,7 @@ class LocalTraining(HasPlugins, Client):
         stepper: Stepper,
         rule: Rule,
         number: int,
-        lr: float,
+        lr: float | Tensor,
         rows: Stack,
         batch: Batch,
         fixed: Stack | None,
@@ -370,7 +399,26 @@ class LocalTraining(HasPlugins, Client):
         return max(1, math.floor(self.epochs * self.epochs_schedule.factor(round) + 0.5))
 
     def _decay(self, step: int) -> float:
-        return float((1.0 + self.inverse_decay * step) ** -self.inverse_power) if self.inverse_decay else 1.0
+        """The factor of a step of all clients alike."""
+        decay = float((1.0 + self.inverse_decay * step) ** -self.inverse_power) if self.inverse_decay else 1.0
+        return decay if self.steps is None else decay * self.local_schedule.factor(step, self.steps)
+
+    def _own_rates(self, cohort: Cohort) -> Tensor | None:
+        """The rates of each step of each client, float64 [S, C]; None where the options say that clients are alike."""
+        falls = self.steps is None and not isinstance(self.local_schedule, Same)
+        if self.lr_scaling == "none" and not falls:
+            return None
+        steps = self.local_steps(cohort.examples, 0 if isinstance(self.epochs_schedule, Constant) else cohort.round)
+        factors = factors_of(steps, self.local_schedule if falls else Same())
+        along = [self.rate(cohort) * self._decay(step) for step in range(len(factors))]
+        rates = torch.tensor(along, dtype=torch.float64, device=factors.device).unsqueeze(1) * factors
+        return rates * self._scales(cohort)
+
+    def _scales(self, cohort: Cohort) -> Tensor:
+        """What the rate of each client is multiplied by for its batches, float64 [C]."""
+        width, meant = self._width, self.reference_batch
+        batches = cohort.examples if width is None else cohort.examples.clamp(max=width)
+        return scales(batches, meant or width or 1, self.lr_scaling)
 
     def _passes(self, cohort: Cohort) -> dict[str, Any]:
         """What mini-batches the cohort takes, as arguments of `Cohort.plan`."""

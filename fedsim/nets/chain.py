@@ -15,6 +15,7 @@ from fedsim.nets.layers import has_hooks
 from fedsim.nets.losses import Loss, weighted
 from fedsim.nets.modes import forward_mode
 from fedsim.nets.network import Batch
+from fedsim.nets.rows import columns, scale, scaled
 from fedsim.nets.stack import Layout, Stack
 
 Part: TypeAlias = tuple[tuple[int, int | None], Tensor, Tensor]
@@ -122,8 +123,12 @@ class ChainNetwork:
             found = torch.func.jvp(lambda *leaves: self.values(Stack(leaves), batch), tuple(y.leaves), tuple(v.leaves))
         return found[0], found[1]
 
-    def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
+    def descend(
+        self, y: Stack, batch: Batch, lr: float | Tensor, decay: float = 0.0, shift: Stack | None = None
+    ) -> Tensor:
         """Take the step of the module's text in place; losses [k] before the step."""
+        if isinstance(lr, Tensor):
+            return self._descend_each(y, batch, lr, decay, shift)
         beta = 1.0 - lr * decay
         losses, parts = self._backward(y, batch)
         for (weight, bias), delta, h in parts:
@@ -136,6 +141,20 @@ class ChainNetwork:
                 leaf.add_(delta.sum(dim=1), alpha=-lr)
         if shift is not None:
             y.add_(shift, alpha=lr)
+        return losses
+
+    def _descend_each(self, y: Stack, batch: Batch, lr: Tensor, decay: float, shift: Stack | None) -> Tensor:
+        """The same at rates of the clients' own, [k], by which their deltas are multiplied."""
+        losses, parts = self._backward(y, batch)
+        if decay:
+            scale(y, 1.0 - lr * decay)
+        for (weight, bias), delta, h in parts:
+            own = delta * columns(lr, delta)
+            products.baddbmm_(y.leaves[weight], own.mT, h, beta=1.0, alpha=-1.0)
+            if bias is not None:
+                y.leaves[bias].sub_(own.sum(dim=1))
+        if shift is not None:
+            y.add_(scaled(shift, lr))
         return losses
 
     def _forward(self, y: Stack, x: Tensor) -> list[Tensor]:

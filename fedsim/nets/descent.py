@@ -94,8 +94,8 @@ class Descent:
     start: [d] or [C, d]; shift: the same, or None. x: [n, ...], y: [n], the examples. index: int64 [R, B], the first
     `count`, int64 [R], of a row are the examples of a step; the rows of client c are first[c], first[c] + 1, ..., one a
     step, R in all. first, steps: int64 [C]. examples: int64 [C], how many clients have. draw: whose draws they make,
-    all C, in their first step. rates: the learning rate of each step. change: whether it is asked how far clients end
-    from `start`, instead of where.
+    all C, in their first step. rates: the learning rate of each step, or of each client's, float64 [C, S]. change:
+    whether it is asked how far clients end from `start`, instead of where.
     """
 
     start: Tensor
@@ -108,7 +108,7 @@ class Descent:
     steps: Tensor
     examples: Tensor
     draw: Draw
-    rates: Sequence[float]
+    rates: Sequence[float] | Tensor
     rule: Rule
     change: bool = False
 

@@ -220,7 +220,7 @@ class Fused:
             *_targets(descent.y, dtype),
             *(descent.index, descent.count, torch.argsort(descent.steps, descending=True, stable=True), descent.first),
             descent.steps,
-            torch.tensor(descent.rates, dtype=torch.float64),
+            _rows(torch.as_tensor(descent.rates, dtype=torch.float64)),
         ]
         arrays = [vector.contiguous().numpy() for vector in vectors]
         arrays += [layers, np.array(self._shapes, dtype=arrays[0].dtype)]

@@ -118,8 +118,10 @@ class Network(Protocol):
         """Losses [k] as of `values`, and their derivatives [k] along the directions v, in forward mode."""
         ...
 
-    def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
-        """Take the step above in place for the k clients of a batch; losses [k] before the step."""
+    def descend(
+        self, y: Stack, batch: Batch, lr: float | Tensor, decay: float = 0.0, shift: Stack | None = None
+    ) -> Tensor:
+        """Take the step above in place for the k clients of a batch; losses [k] before the step. lr: one, or [k]."""
         ...
 
 
@@ -197,7 +199,9 @@ class _Autograd(ABC):
             found = torch.func.jvp(lambda *leaves: self._values(leaves, batch), tuple(y.leaves), tuple(v.leaves))
         return found[0], found[1]
 
-    def descend(self, y: Stack, batch: Batch, lr: float, decay: float = 0.0, shift: Stack | None = None) -> Tensor:
+    def descend(
+        self, y: Stack, batch: Batch, lr: float | Tensor, decay: float = 0.0, shift: Stack | None = None
+    ) -> Tensor:
         """Gradient first, then the elementwise step."""
         losses, gradient = self.gradients(y, batch)
         shift = None if shift is None else self.layout.moved(shift)

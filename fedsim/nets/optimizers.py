@@ -18,7 +18,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Index
 from fedsim.nets.dropout import Draw
-from fedsim.nets.rows import columns
+from fedsim.nets.rows import columns, scale, scaled
 from fedsim.nets.stack import Stack
 
 Remembered = dict[str, Stack]
@@ -104,8 +104,7 @@ class Step:
     def shrink(self, rows: Stack, decay: float) -> None:
         """Take rows <- (1 - lr decay) rows, in place."""
         if isinstance(self.lr, Tensor):
-            factor = 1.0 - self.lr * decay
-            torch._foreach_mul_(rows.leaves, [columns(factor, leaf) for leaf in rows.leaves])
+            scale(rows, 1.0 - self.lr * decay)
         else:
             rows.mul_(1.0 - self.lr * decay)
 
@@ -224,8 +223,15 @@ class Optimizer(ABC):
         return None
 
 
-def descend_plainly(y: Stack, gradient: Stack, lr: float, decay: float, shift: Stack | None) -> None:
-    """Take y <- y - lr (gradient + decay y - shift) in place."""
+def descend_plainly(y: Stack, gradient: Stack, lr: float | Tensor, decay: float, shift: Stack | None) -> None:
+    """Take y <- y - lr (gradient + decay y - shift) in place. lr: one, or [k]."""
+    if isinstance(lr, Tensor):
+        if decay:
+            scale(y, 1.0 - lr * decay)
+        y.add_(scaled(gradient, lr), alpha=-1.0)
+        if shift is not None:
+            y.add_(scaled(shift, lr))
+        return
     if decay:
         y.mul_(1.0 - lr * decay)
     y.add_(gradient, alpha=-lr)

@@ -109,12 +109,13 @@ class PlainLoop:
         who, turn = draw.clients[client : client + 1], draw.turn
         turn = turn[client : client + 1] if isinstance(turn, Tensor) else turn
         found = []
+        rates = descent.rates[client].tolist() if isinstance(descent.rates, Tensor) else descent.rates
         for step, (row, share) in enumerate(zip(descent.index[rows].unbind(), shares, strict=True)):
             index = row[: len(share)]
             with drawing(Draw(draw.streams, who, turn, step), stacked=False) if self._draws else NOT_DRAWING:
                 outputs = model(x.index_select(0, index))
             losses = self._loss.examples(outputs, y.index_select(0, index))
-            step_by(step, weighted_gradient(losses, share, parameters), descent.rates[step])
+            step_by(step, weighted_gradient(losses, share, parameters), rates[step])
             found.append(losses.detach())
         torch.cat([place.reshape(-1) for place in places], out=end)
         if descent.change:

@@ -30,6 +30,9 @@ LOCAL: Others = {
     "epochs_schedule": ({"kind": "exponential", "gamma": 0.5}, EPOCHS),
     "inverse_decay": (0.5, {}),
     "inverse_power": (2.0, {"inverse_decay": 0.5}),
+    "local_schedule": ("linear", {}),
+    "lr_scaling": ("linear", {"batch_size": 32}),
+    "reference_batch": (16, {"batch_size": 32, "lr_scaling": "linear"}),
     "adversarial": ({"kind": "standard", "attack": PGD}, {}),
     "curriculum": ({"floor": 1}, EPOCHS),
 }

@@ -95,6 +95,18 @@ def test_starts_and_shifts_of_each_client_are_its_own():
     assert not torch.equal(each, loop.descend(changed(descent, start=starts)).params)
 
 
+def test_rates_of_each_client_are_its_own():
+    """As with those of one client for all, each by itself, whose rates are told either way."""
+    loop, descent = described(chain(nn.ReLU(), 6, 4), CrossEntropy(), decay=0.1)
+    rates = 0.1 + 0.1 * torch.arange(C * 3, dtype=torch.float64).view(C, 3)
+    each = loop.descend(changed(descent, rates=rates)).params
+    for client in range(C):
+        assert torch.equal(each[client], loop.descend(changed(descent, rates=rates[client].tolist())).params[client])
+        assert client == 0 or not torch.equal(
+            each[client], loop.descend(changed(descent, rates=rates[0].tolist())).params[client]
+        )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_change_is_where_clients_end_less_where_they_began(dtype):
     loop, descent = described(chain(nn.ReLU(), 6, 9, 4), CrossEntropy())

@@ -139,6 +139,17 @@ def test_a_step_is_what_its_rule_says(name, loss):
         expected = before - 0.1 * (gradient.flat() + 0.3 * before - shift.flat())
         assert torch.allclose(stepped.flat(), expected, rtol=0, atol=1e-12)
         assert torch.equal(y.flat(), before)
+        rates = torch.tensor([0.1, 0.0, 0.5, 0.02][:C], dtype=torch.float64)
+        apart = layout.stack(before)
+        network.descend(apart, batch, rates, decay=0.3, shift=shift)
+        expected = before - rates.unsqueeze(1) * (gradient.flat() + 0.3 * before - shift.flat())
+        assert torch.allclose(apart.flat(), expected, rtol=0, atol=1e-12)
+        for client in range(C):  # whoever is in the stack beside it
+            own = slice(client, client + 1)
+            alone = Stack([leaf[own].clone() for leaf in layout.stack(before).leaves])
+            data = Batch(batch.x[own], batch.y[own], batch.weight[own], batch.draw)
+            network.descend(alone, data, rates[own], decay=0.3, shift=shift[own])
+            assert torch.equal(alone.flat()[0], apart.flat()[client])
 
 
 def regression() -> tuple[nn.Module, Layout, Stack, Batch]:

@@ -224,8 +224,8 @@ def descend(
     less: these rows are differences to `start`. bits: the same memory as `end`, as integers. sound: bool [C], whether
     all numbers of a row are finite. shift: [0, 1 or C, d]. losses: [R] and totals: [C], their sums, are written; row
     begin[c] + s is client c's at step s. x: [n, i]. labels: int64 [n], targets: [n]; the loss reads one of them. index:
-    int64 [R, B]. count: int64 [R]. ranked, begin, steps: int64 [C]. rates: float64 [S]. layers: int64 [L, FIELDS],
-    those of the stages first. shapes: numbers of the activations, without theirs.
+    int64 [R, B]. count: int64 [R]. ranked, begin, steps: int64 [C]. rates: float64 [1 or C, S]. layers: int64 [L,
+    FIELDS], those of the stages first. shapes: numbers of the activations, without theirs.
     """
     w = aligned(at.size, x)
     shifted, real = len(shift) > 0, x.dtype.type
@@ -246,7 +246,7 @@ def descend(
             load(w[at.shift : at.shift + at.block], shift[c if len(shift) > 1 else 0], layers)
         if stages is not None:
             begin_images(w, stages)
-        totals[c] = 0
+        totals[c], own_rates = 0, rates[c if len(rates) > 1 else 0]
         for number in range(steps[c]):
             row = begin[c] + number
             examples = count[row]
@@ -263,6 +263,6 @@ def descend(
                 )
             losses[row] = total
             totals[c] += total
-            step(w, at, chain, stages, chosen, how, examples, rates[number], number, shifted)
+            step(w, at, chain, stages, chosen, how, examples, own_rates[number], number, shifted)
         keep(w[: at.block], end[c], layers, less, own_start)
         sound[c] = clean = finite(bits[c])
