@@ -13,4 +13,4 @@ def surely_finite(values: Tensor) -> bool:
     By their sum, which numbers that are finite, but huge, may overflow. Of numbers on a GPU, which would be waited for,
     it is never known: whoever asks looks at each then, to the same end.
     """
-    return values.device.type == "cpu" and math.isfinite(float(values.sum()))
+    return values.is_cpu and math.isfinite(float(values.sum()))

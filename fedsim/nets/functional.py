@@ -106,9 +106,16 @@ class Functional:
         if not own.at_home:  # others have been bound since, or the copy is a new one
             self.bind(own.places)
             own.places = [held.data for held in (*own.parameters, *own.statistics)]
+            own.flat = [place.view(-1) if place.is_contiguous() else None for place in own.places]
             own.at_home = True
         torch._foreach_copy_(own.places, list(leaves))
         return model, own.parameters, own.places
+
+    def write(self, end: Tensor) -> None:
+        """Write the numbers that are now in the memory of `own` to a vector [d], in the leaves' order."""
+        own = self._own
+        rows = zip(own.flat, own.places, strict=True)
+        torch.cat([place.reshape(-1) if flat is None else flat for flat, place in rows], out=end)
 
     def _copy(self) -> nn.Module:
         heard = hears_all()

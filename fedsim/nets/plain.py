@@ -7,7 +7,7 @@ the module has them, and nothing is planned, checked or copied in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -58,17 +58,14 @@ class PlainLoop:
             start.new_zeros(clients),
             torch.ones(clients, dtype=torch.bool),
         )
-        weights = {count: start.new_ones(1, count) / count for count in set(counts)}
+        weights = {count: start.new_ones(count) / count for count in set(counts)}
         together = list(self._layout.named(start).values()) if start.dim() == 1 else None
-        losses: list[Tensor] = [start] * len(counts)
+        losses, ends = [start] * len(counts), found.params.unbind()
 
         def train(client: int) -> None:
             rows = slice(firsts[client], firsts[client] + steps[client])
             leaves = list(self._layout.named(start[client]).values()) if together is None else together
-            shares = [weights[count][0] for count in counts[rows]]
-            losses[rows] = self._train(descent, client, leaves, rows, shares, found.params[client])
-            if not surely_finite(found.params[client]):
-                found.finite[client] = torch.isfinite(found.params[client]).all()
+            losses[rows] = self._train(descent, client, leaves, rows, counts[rows], weights, ends[client])
 
         longest = torch.argsort(descent.steps, descending=True, stable=True).tolist()
         if self._spreads:
@@ -76,6 +73,8 @@ class PlainLoop:
         else:
             for client in longest:
                 train(client)
+        if not surely_finite(found.params):
+            found.finite.copy_(torch.isfinite(found.params).all(dim=1))
         for count, weight in weights.items():
             own = [row for row, other in enumerate(counts) if other == count]
             found.losses[own] = weighted(torch.stack([losses[row] for row in own]), weight.expand(len(own), -1))
@@ -90,13 +89,14 @@ class PlainLoop:
         client: int,
         leaves: Sequence[Tensor],
         rows: slice,
-        shares: Sequence[Tensor],
+        counts: list[int],
+        weights: Mapping[int, Tensor],
         end: Tensor,
     ) -> list[Tensor]:
         """Take the steps of a client, which have these rows: the losses of their examples.
 
-        leaves: where it begins. shares: what each example of a step counts. end: [d], where it is written where it
-        ends.
+        leaves: where it begins. counts: how many examples each step has. weights: what each of that many counts.
+        end: [d], where it is written where it ends.
         """
         layout, rule, x, y, draw = self._layout, descent.rule, descent.x, descent.y, descent.draw
         model, parameters, places = self._model.own(leaves)
@@ -108,16 +108,18 @@ class PlainLoop:
             step_by = self._stepper(rule, moved, shift, Beginning(descent.examples[client : client + 1]))
         who, turn = draw.clients[client : client + 1], draw.turn
         turn = turn[client : client + 1] if isinstance(turn, Tensor) else turn
-        found = []
+        # Asked for here, at once: what is done between two passes is in no cache, and takes some ten times as long.
+        index = [row[:count] for row, count in zip(descent.index[rows].unbind(), counts, strict=True)]
+        targets = y.index_select(0, torch.cat(index)).split_with_sizes(counts)
         rates = descent.rates[client].tolist() if isinstance(descent.rates, Tensor) else descent.rates
-        for step, (row, share) in enumerate(zip(descent.index[rows].unbind(), shares, strict=True)):
-            index = row[: len(share)]
+        found = []
+        for step, (row, own, count) in enumerate(zip(index, targets, counts, strict=True)):
             with drawing(Draw(draw.streams, who, turn, step), stacked=False) if self._draws else NOT_DRAWING:
-                outputs = model(x.index_select(0, index))
-            losses = self._loss.examples(outputs, y.index_select(0, index))
-            step_by(step, weighted_gradient(losses, share, parameters), rates[step])
+                outputs = model(x.index_select(0, row))
+            losses = self._loss.examples(outputs, own)
+            step_by(step, weighted_gradient(losses, weights[count], parameters), rates[step])
             found.append(losses.detach())
-        torch.cat([place.reshape(-1) for place in places], out=end)
+        self._model.write(end)
         if descent.change:
             end.sub_(_row(descent.start, client))
         return found
