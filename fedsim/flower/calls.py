@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 import traceback
@@ -21,7 +22,7 @@ from fedsim.flower.internals import CRASHED, RAISED, copied, copied_context, qui
 from fedsim.flower.places import app_of
 from fedsim.flower.removed import removed
 from fedsim.flower.settings import Settings, present
-from fedsim.flower.worlds import AppFinder, World
+from fedsim.flower.worlds import AppFinder, Turns, World
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.parallel.workers import Failed, Raised, TimedOut, Workers
 
@@ -99,15 +100,16 @@ class Here:
 
     def answers(self, calls: Sequence[Call]) -> list[Answer]:
         """Make the calls."""
-        with seeded_globals(0), one_core_an_operation():
-            return [self._answer(call) for call in calls]
+        _collector.pass_over()
+        with seeded_globals(0), one_core_an_operation(), Turns() as turns:
+            return [self._answer(call, turns) for call in calls]
 
-    def _answer(self, call: Call) -> Answer:
+    def _answer(self, call: Call, turns: Turns) -> Answer:
         try:
             world, app = self.load(call.partition)
         except (Exception, SystemExit) as error:
             return Answer(failure(call.message, RAISED, _told(error)), None, 0.0)
-        return world.run(handle, app, call)
+        return turns.run(world, handle, app, call)
 
 
 def handle(app: ClientApp, call: Call) -> Answer:
@@ -231,17 +233,36 @@ def load_clients(
     return Here(place, AppFinder(*finder), {**present(), **settings}, seed, count)
 
 
+class _Collector:
+    """Python's collector passes over what was imported; every message has it look through all else again and again.
+
+    modules: how many there were when it was last told so; None: it is not to be told.
+    """
+
+    def __init__(self) -> None:
+        self.modules: int | None = None
+
+    def pass_over(self) -> None:
+        """Have it pass over what was imported since: PyTorch's first optimizer, for one, imports 800 modules."""
+        if self.modules is not None and self.modules < (count := len(sys.modules)):
+            self.modules = count
+            gc.collect()
+            gc.freeze()
+
+
+_collector = _Collector()
+
+
 @contextmanager
 def few_collections() -> Iterator[None]:
-    """Within this block Python's collector passes over what was there before, which is all that was imported.
-
-    Every message makes objects enough for it to look through all of them again and again.
-    """
+    """Within this block Python's collector passes over what was imported, before it and before each batch of calls."""
     if gc.get_freeze_count():
         yield
         return
     gc.freeze()
+    _collector.modules = len(sys.modules)
     try:
         yield
     finally:
+        _collector.modules = None
         gc.unfreeze()

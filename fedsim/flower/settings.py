@@ -66,10 +66,15 @@ def _enter(folder: str) -> None:
         os.chdir(folder)
 
 
-def _set_environment(wanted: Mapping[str, str]) -> None:
-    for name in set(os.environ) - set(wanted):
+_environment = vars(os.environ)["_data"]
+"""The variables as the process has them, of bytes or of text; to decode them all takes a hundred times as long."""
+
+
+def _set_environment(wanted: Mapping[Any, Any]) -> None:
+    variables = {os.fsdecode(name): os.fsdecode(value) for name, value in wanted.items()}
+    for name in set(os.environ) - set(variables):
         del os.environ[name]
-    os.environ.update(wanted)
+    os.environ.update(variables)
     if hasattr(time, "tzset"):
         time.tzset()  # TZ may be one of them
 
@@ -141,37 +146,52 @@ def _decimals() -> tuple[Any, ...]:
     return held.prec, held.rounding, held.Emin, held.Emax, held.capitals, held.clamp, [], traps
 
 
-def _loggers() -> dict[str, logging.Logger]:
-    root, place = logging.getLogger(), logging.PlaceHolder
-    made = root.manager.loggerDict.items()
-    return {"": root, **{name: logger for name, logger in made if not isinstance(logger, place)}}
+class _Loggers:
+    """All loggers, by name: some hundred, looked through after each call, and named anew only where one has come."""
+
+    def __init__(self) -> None:
+        self._made: list[Any] = []
+        self._named = [("", logging.getLogger())]
+
+    def __call__(self) -> list[tuple[str, logging.Logger]]:
+        """The loggers that there are now."""
+        root, place = logging.getLogger(), logging.PlaceHolder
+        made = list(root.manager.loggerDict.values())
+        if made != self._made:  # the same objects in the same order, which takes a microsecond to see
+            named = root.manager.loggerDict.items()
+            self._named = [("", root), *((name, one) for name, one in named if not isinstance(one, place))]
+            self._made = made
+        return self._named
+
+
+_loggers = _Loggers()
 
 
 def _levels() -> dict[str, int]:
-    return {name: logger.level for name, logger in _loggers().items() if logger.level != logging.NOTSET}
+    return {name: logger.level for name, logger in _loggers() if logger.level}
 
 
 def _set_levels(wanted: Mapping[str, int]) -> None:
-    for name, logger in _loggers().items():
+    for name, logger in _loggers():
         if logger.level != (level := wanted.get(name, logging.NOTSET)):
             logger.setLevel(level)
 
 
-_UNTOUCHED = (False, True, (), ())
+_UNTOUCHED: tuple[Any, ...] = (False, True, [], [])
 
 
 def _wiring() -> dict[str, Any]:
     """Of each logger that is not as it was made: whether it is disabled, passes on, its handlers and its filters."""
     found = {}
-    for name, logger in _loggers().items():
+    for name, logger in _loggers():
         if logger.handlers or logger.filters or logger.disabled or not logger.propagate:
-            handlers = tuple((handler, handler.level) for handler in logger.handlers)
-            found[name] = bool(logger.disabled), logger.propagate, handlers, tuple(logger.filters)
+            handlers = [(handler, handler.level) for handler in logger.handlers]
+            found[name] = bool(logger.disabled), logger.propagate, handlers, list(logger.filters)
     return found
 
 
 def _set_wiring(wanted: Mapping[str, Any]) -> None:
-    for name, logger in _loggers().items():
+    for name, logger in _loggers():
         disabled, propagate, handlers, filters = wanted.get(name, _UNTOUCHED)
         logger.disabled, logger.propagate = disabled, propagate
         logger.handlers[:] = [handler for handler, _ in handlers]
@@ -182,7 +202,7 @@ def _set_wiring(wanted: Mapping[str, Any]) -> None:
 
 _SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)]
 _SETTINGS: Mapping[str, _Setting] = {
-    "environment": _Setting(lambda: dict(os.environ), _set_environment),
+    "environment": _Setting(lambda: dict(_environment), _set_environment),
     "working folder": _Setting(_folder, _enter),
     "search path": _Setting(lambda: list(sys.path), lambda value: sys.path.__setitem__(slice(None), value)),
     "arguments": _Setting(lambda: list(sys.argv), lambda value: sys.argv.__setitem__(slice(None), value)),

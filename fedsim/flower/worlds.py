@@ -10,7 +10,8 @@ import contextvars
 import decimal
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
@@ -109,32 +110,61 @@ class World:
     """Modules, settings and context variables apart. finder: which modules are apart. settings: those at the start."""
 
     def __init__(self, finder: AppFinder, settings: Settings) -> None:
-        self._finder, self._settings = finder, settings
+        self.finder, self.settings, self.fresh = finder, settings, True
         self._modules: dict[str, ModuleType] = {}
-        self._variables = contextvars.copy_context()
-        self._variables.run(decimal.setcontext, decimal.getcontext().copy())  # which is edited where it is
+        self.variables = contextvars.copy_context()
+        self.variables.run(decimal.setcontext, decimal.getcontext().copy())  # which is edited where it is
 
     def run(self, function: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
         """Call a function in this world; afterwards the one around it is as it was."""
-        return self._variables.run(self._run, partial(function, *given, **named))
+        with Turns() as turns:
+            return turns.run(self, function, *given, **named)
 
-    def _run(self, function: Callable[[], Made]) -> Made:
-        around, outside = present(), self._exchanged(self._modules)
-        sys.meta_path.insert(0, self._finder)
-        change(around, self._settings)
+    @contextmanager
+    def modules(self) -> Iterator[None]:
+        """Within this block the app's modules are this world's."""
+        outside = self._exchanged(self._modules)
+        sys.meta_path.insert(0, self.finder)
         try:
-            return function()
+            yield
         finally:
-            self._settings = present()
-            change(self._settings, around)
-            sys.meta_path.remove(self._finder)
+            sys.meta_path.remove(self.finder)
             self._modules = self._exchanged(outside)
 
     def _exchanged(self, modules: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
         """Have these modules of the app loaded, and no others; those that were."""
-        before = {name: sys.modules.pop(name) for name in self._finder.names if name in sys.modules}
+        before = {name: sys.modules.pop(name) for name in self.finder.names if name in sys.modules}
         sys.modules.update(modules)
         return before
+
+
+class Turns:
+    """Calls in worlds, one after the other.
+
+    Between two of them the settings stay as the last one has left them, for to read them takes longer than a short
+    call does; after the block they are as they were before it. Context variables never leave their world.
+    """
+
+    def __enter__(self) -> Turns:
+        self._around = self._now = present()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        contextvars.copy_context().run(change, self._now, self._around)
+
+    def run(self, world: World, function: Callable[Given, Made], *given: Given.args, **named: Given.kwargs) -> Made:
+        """Call a function in a world."""
+        return world.variables.run(self._run, world, partial(function, *given, **named))
+
+    def _run(self, world: World, function: Callable[[], Made]) -> Made:
+        with world.modules():
+            try:
+                # What a new world has in its context variables is its maker's.
+                change(present() if world.fresh else self._now, world.settings)
+                world.fresh = False
+                return function()
+            finally:
+                world.settings = self._now = present()
 
 
 class _Loader(SourceFileLoader):

@@ -1,22 +1,28 @@
 """Server and nodes have worlds of their own: modules of the app, settings of the process, and nothing that leaks."""
 
 import decimal
+import gc
 import importlib.util
+import logging
+import os
 import shutil
 import sys
 import time
+import types
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from flwr.clientapp import ClientApp
 
 import strategies.fedavg
 from fedsim.core.errors import FedsimError, InputError
 from fedsim.flower import AppFolder, simulate
-from fedsim.flower.calls import Call, Here, Pool, imported
-from fedsim.flower.worlds import AppFinder
+from fedsim.flower.calls import Call, Here, Pool, few_collections, imported
+from fedsim.flower.settings import change, present
+from fedsim.flower.worlds import AppFinder, Turns, World
 
 APPS = Path(__file__).parent / "apps"
 
@@ -249,6 +255,72 @@ def test_what_is_wrong_with_a_client_app_in_a_worker_can_be_sent(monkeypatch, tm
         "nothing:app",
         "this is a int, not a ClientApp",
     )
+
+
+def test_what_lies_in_context_variables_stays_in_its_world():
+    around, held = present(), decimal.getcontext()
+    with np.errstate(over="ignore"):  # the maker's, not what the worlds begin with
+        worlds = [World(AppFinder(), around) for _ in range(2)]
+
+    def read():
+        return decimal.getcontext().prec, np.geterr()["over"], torch.get_default_dtype(), os.environ.get("FROM_APP")
+
+    def spoil():
+        decimal.getcontext().prec = 7
+        np.seterr(over="raise")
+        torch.set_default_dtype(torch.float64)
+        os.environ["FROM_APP"] = "1"
+
+    begun, left = read(), (7, "raise", torch.float64, "1")
+    with Turns() as turns:
+        assert turns.run(worlds[1], read) == begun
+        turns.run(worlds[0], spoil)
+        assert turns.run(worlds[1], read) == begun
+    assert (read(), present()) == (begun, around)
+    assert decimal.getcontext() is held
+    with Turns() as turns:
+        assert [turns.run(world, read) for world in worlds] == [left, begun]
+    assert worlds[0].run(read) == left
+    with pytest.raises(ZeroDivisionError), Turns() as turns:
+        turns.run(worlds[0], lambda: 1 / 0)
+    assert present() == around
+    assert decimal.getcontext() is held
+
+
+def test_loggers_that_take_a_place_that_was_kept_for_them_are_seen():
+    logging.getLogger("of.a.test")
+    count = len(logging.root.manager.loggerDict)
+    before = present()
+    logging.getLogger("of.a").setLevel(7)  # there is a placeholder of this name
+    assert len(logging.root.manager.loggerDict) == count
+    assert (before["log levels"].get("of.a"), present()["log levels"].get("of.a")) == (None, 7)
+    change(present(), before)
+    assert logging.getLogger("of.a").level == logging.NOTSET
+
+
+@pytest.fixture
+def nothing_passed_over():
+    """A process whose collector looks through everything, as it is outside of tests."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("nothing_passed_over")
+def test_the_collector_passes_over_what_calls_have_imported(monkeypatch):
+    clients, counts, held = Here(ClientApp()), [], []
+    with few_collections():
+        for name in (None, "imported_by_a_call", None):
+            held += [[number] for number in range(1000)]
+            if name is not None:
+                monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+            clients.answers([])
+            counts.append(gc.get_freeze_count())
+    assert counts[1] >= counts[0] + 1000
+    assert counts[2] < counts[1] + 1000
+    monkeypatch.setitem(sys.modules, "imported_afterwards", types.ModuleType("imported_afterwards"))
+    clients.answers([])
+    assert gc.get_freeze_count() == 0
 
 
 class Silent:
