@@ -94,6 +94,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "a_dog": {"client": {**WITHOUT_RATE, "optimizer": "a_dog"}},
     "u_dog": {"client": {**WITHOUT_RATE, "optimizer": "u_dog"}},
     "muon": {"client": {"kind": "sgd", **TRAINING, "lr": 0.05, "optimizer": "muon", "weight_decay": 0.1}},
+    "steepest": {"client": {"kind": "sgd", **TRAINING, "lr": 0.05, "optimizer": "steepest", "weight_decay": 0.1}},
     "steps": {"client": {"kind": "sgd", "steps": 5, "batch_size": 4, "clip_norm": 0.3, "weight_decay": 0.01}},
     "median": {"aggregation": "median"},
     "orders": {"order_transforms": [{"kind": "noise", "std": 0.01}]},
@@ -472,6 +473,13 @@ OPTIMIZERS: dict[str, Others] = {
     "l_dog": AVERAGING,
     "a_dog": FROM_DISTANCE,
     "u_dog": FROM_DISTANCE,
+    "steepest": {
+        "norm": ("rows", {}),
+        "biases": ("frobenius", {}),
+        "length": ("dual", {}),
+        "beta": (0.5, {}),
+        "newton_schulz": (0, {}),
+    },
     "muon": {
         "beta": (0.5, {}),
         "nesterov": (False, {}),

@@ -24,9 +24,10 @@ from fedsim.engine.cohort import Cohort
 from fedsim.exchange.actions import FORWARD
 from fedsim.exchange.messages import Cost, Order, Scalar, Size, Update
 from fedsim.exchange.transforms import Shapes
-from fedsim.nets import polar, products
+from fedsim.nets import matrix_norms, polar, products
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.losses import CrossEntropy, Loss
+from fedsim.nets.matrix_norms import MatrixNorm, VectorNorm
 from fedsim.nets.network import Batch
 from fedsim.nets.optimizers import (
     Beginning,
@@ -60,6 +61,7 @@ __all__ = [
     "InputError",
     "LocalTraining",
     "Loss",
+    "MatrixNorm",
     "Need",
     "NonNegativeFloat",
     "NonNegativeInt",
@@ -80,12 +82,14 @@ __all__ = [
     "Streams",
     "Trained",
     "Update",
+    "VectorNorm",
     "Victim",
     "columns",
     "divergence",
     "in_whole_registers",
     "inner",
     "matrices",
+    "matrix_norms",
     "mix",
     "normaliser",
     "norms",
