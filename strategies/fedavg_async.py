@@ -51,6 +51,7 @@ class FedAvgAsync(Averaging):
     """The least frequency that is taken for observed, as a share of the rounds."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weights == "identical":
             hold_needed(self, "identical weights know no such thing", "frequency", "floor")
         elif self.frequency == "declared":

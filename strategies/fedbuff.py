@@ -52,6 +52,7 @@ class FedBuff(Averaging):
     """The least f_i, as a share of the rounds."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weights == "identical":
             hold_needed(self, "identical weights know no such thing", "floor")
 

@@ -56,6 +56,7 @@ class FedFix(Averaging):
     """The least frequency that is taken for observed, as a share of the windows."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weights == "identical":
             hold_needed(self, "identical weights know no such thing", "floor")
         elif self.frequency == "declared":

@@ -78,6 +78,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "fedavg": {"strategy": {"kind": "fedavg"}},
     "fedavgm": {"strategy": {"kind": "fedavg", "server_optimizer": {"kind": "sgd", "momentum": 0.9}}},
     "fedadam": {"strategy": {"kind": "fedavg", "server_lr": 0.1, "server_optimizer": "adam"}},
+    "server_lion": {
+        "strategy": {"kind": "fedavg", "server_lr": 0.02, "server_optimizer": "lion", "server_weight_decay": 0.1},
+    },
     "fedprox": {"strategy": {"kind": "fedprox", "proximal_mu": 0.5}},
     "scaffold": {"strategy": {"kind": "scaffold"}, "client": {"kind": "scaffold", **TRAINING}},
     "fednova": {"strategy": {"kind": "fednova"}},
@@ -225,6 +228,7 @@ STRATEGIES: dict[str, Others] = {
         "weighting": ("uniform", {}),
         "server_lr": (0.5, {}),
         "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
         "deadline": (0.5, {"devices": SPREAD}),
         "first": (2, {}),
     },
@@ -232,6 +236,7 @@ STRATEGIES: dict[str, Others] = {
         "weighting": ("uniform", {}),
         "server_lr": (0.5, {}),
         "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
         "window": (0.3, {}),
         "weights": ("identical", {}),
         # Where durations are fixed, what is observed is what was declared.
@@ -242,6 +247,7 @@ STRATEGIES: dict[str, Others] = {
         "weighting": ("uniform", {}),
         "server_lr": (0.5, {}),
         "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
         "weights": ("identical", {}),
         "frequency": ("observed", {}),
         "floor": (0.9, {"frequency": "observed"}),
@@ -250,6 +256,7 @@ STRATEGIES: dict[str, Others] = {
         "weighting": ("uniform", {"weights": "unbiased"}),
         "server_lr": (0.5, {}),
         "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
         "size": (2, {}),
         "restart": ("window", {}),
         "staleness": ("constant", {}),
@@ -259,6 +266,7 @@ STRATEGIES: dict[str, Others] = {
     "fedasync": {
         "server_lr": (0.5, {}),
         "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
         "alpha": (0.3, {}),
         "staleness": ("constant", {}),
         "max_staleness": (3, {}),
@@ -268,20 +276,33 @@ STRATEGIES: dict[str, Others] = {
         "weighting": ("uniform", {}),
         "server_lr": (0.5, {}),
         "server_optimizer": ("yogi", {}),
+        "server_weight_decay": (0.1, {}),
         "proximal_mu": (0.9, {}),
     },
     "scaffold": {
         "weighting": ("examples", {}),
         "server_lr": (0.5, {}),
         "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
     },
-    "fednova": {"weighting": ("uniform", {}), "server_lr": (0.5, {}), "server_optimizer": ("adam", {})},
+    "fednova": {
+        "weighting": ("uniform", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adam", {}),
+        "server_weight_decay": (0.1, {}),
+    },
     "feddyn": {"alpha": (0.2, {})},
-    "fal": {"weighting": ("examples", {}), "server_lr": (0.5, {}), "server_optimizer": ("adagrad", {})},
+    "fal": {
+        "weighting": ("examples", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
+    },
     "sfat": {
         "weighting": ("uniform", {}),
         "server_lr": (0.5, {}),
         "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
         "alpha": (0.5, {}),
         "khat": (2, {}),
         "normalisation": ("published", {}),
@@ -290,12 +311,14 @@ STRATEGIES: dict[str, Others] = {
         "weighting": ("examples", {}),
         "server_lr": (0.5, {}),
         "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
         "guard": (True, {"server_lr": 30.0}),
     },
     "scaffold_zo": {
         "weighting": ("examples", {}),
         "server_lr": (0.5, {}),
         "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
         "guard": (True, {"server_lr": 30.0}),
         "variant": ("average", {}),
     },
@@ -303,6 +326,7 @@ STRATEGIES: dict[str, Others] = {
         "weighting": ("examples", {}),
         "server_lr": (0.5, {}),
         "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
         "guard": (True, {"server_lr": 30.0}),
         "correction": (False, {}),
     },
@@ -540,7 +564,7 @@ SILENT = {"sgd", "scaffold", "feddyn"}
 """Clients that never ask for a value."""
 
 
-STEP = {"weighting", "server_lr", "server_optimizer", "report_norms", "deadline"}
+STEP = {"weighting", "server_lr", "server_optimizer", "server_weight_decay", "report_norms", "deadline"}
 """Options of strategies that clients learn nothing of: how the server steps, and for how long it waits."""
 
 

@@ -12,7 +12,7 @@ import typer
 
 from fedsim.core.errors import InputError
 from fedsim.core.near import meant, name_one
-from fedsim.core.plugins import names
+from fedsim.core.plugins import names, own
 from fedsim.core.terminal import tell
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ GROUPS = {
     "strategy": "strategies",
     "client": "clients",
     "optimizer": "optimizers",
+    "server_optimizer": "server_optimizers",
     "estimator": "estimators",
     "defence": "defences",
     "attack": "attacks",
@@ -100,7 +101,7 @@ def _table(name: str) -> tuple[str, Mapping[str, type[Any]] | None]:
             return (key, None) if isinstance(key, str) else ("", place.kinds)
     if name in GROUPS.values():
         return name, None
-    groups = [group for group, plural in GROUPS.items() if name in names(plural)]
+    groups = [group for group, plural in GROUPS.items() if name in own(plural)]
     if groups:
         remedy = f"is a kind of {' and of '.join(groups)}; name the group before it: {groups[0]} {name}"
         raise InputError("group", name, remedy)

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from fedsim.cli.places import TOP, Key, alternatives, default_of, gather, hints, is_required, key_of, kind_of
 from fedsim.configuration.tables import LISTS
 from fedsim.core.options import LONGEST, texts
-from fedsim.core.plugins import HasPlugins
+from fedsim.core.plugins import BEHIND, HasPlugins, own
 
 PLAIN: dict[Any, str] = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 FORMULA = re.compile(r"<-|->| = | ~ ")
@@ -80,10 +80,16 @@ def summary(made: type[Any]) -> str:
 def markdown() -> Iterator[str]:
     """Lines of a page about all tables of an experiment file, with our own plug-ins: a line an option."""
     shown = set[type]()
-    for place in gather(built_in=True).values():
+    for key, place in gather(built_in=True).items():
         yield ""
         yield f"## {', '.join(map(_heading, place.tables))}"
+        behind = BEHIND.get(key) if isinstance(key, str) else None
+        if behind is not None:
+            yield ""
+            yield f"And the {behind} of other names, for which see theirs."
         for kind, made in place.kinds.items():
+            if behind is not None and kind not in own(str(key)):
+                continue
             for base in reversed(_ancestors(made)):
                 if base not in shown:
                     shown.add(base)

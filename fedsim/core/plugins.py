@@ -36,6 +36,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "strategies": ("down", "up", "init", "ask", "tell"),
     "clients": ("requires", "up", "cost"),
     "optimizers": ("begin", "step"),
+    "server_optimizers": ("init", "step"),
     "estimators": ("estimate", "evaluations"),
     "defences": ("arm",),
     "attacks": ("perturb",),
@@ -53,6 +54,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "trackers": ("check", "begin"),
 }
 """The groups of plug-ins, and what one of each has at least."""
+BEHIND: Mapping[str, str] = {"server_optimizers": "optimizers"}
+"""Groups in whose places plug-ins of another may stand, too, but for those that have a name of theirs."""
 CALLED: Mapping[str, Mapping[str, int]] = {
     "estimators": {"evaluations": 1, "state": 1, "check": 1, "estimate": 4},
     "attacks": {"check": 1, "perturb": 5},
@@ -79,12 +82,17 @@ LIKE = 0.8
 
 
 def names(group: str) -> dict[str, importlib.metadata.EntryPoint]:
-    """The plug-ins installed in `group` (one of `GROUPS`), by name."""
-    return {name: entries[0] for name, entries in _installed(group).items()}
+    """The plug-ins that may stand where one of `group` (one of `GROUPS`) is named: its own, and then those behind."""
+    return {name: entries[0] for name, entries in _standing(group).items()}
+
+
+def own(group: str) -> list[str]:
+    """Names of the plug-ins installed in a group itself, and not behind it."""
+    return list(_installed(group))
 
 
 def ours(group: str) -> list[str]:
-    """Names of the plug-ins of a group that came with this file."""
+    """Names of the plug-ins of a group, and of what is behind it, that came with this file."""
     return [name for name, entry in names(group).items() if entry.dist is not None and _is_ours(entry.dist)]
 
 
@@ -97,7 +105,7 @@ def find(group: str, kind: str, option: str) -> type[Any]:
             resolved: type[Any] = resolver.load()(group, kind, option)
             return resolved
         return _load_from(kind, option)
-    entries = _installed(group).get(kind)
+    entries = _standing(group).get(kind)
     if entries is None and kind.endswith(".py"):
         raise InputError(option, kind, f"name the class in it, too: {kind}:Class")
     if entries is None and (group, kind) in RENAMED:
@@ -182,7 +190,7 @@ def kind_of(group: str, plugin: Any) -> str:
         return written
     cls = type(plugin)
     path = f"{cls.__module__}:{cls.__qualname__}"
-    for name, entries in _installed(group).items():
+    for name, entries in _standing(group).items():
         if [entry.value for entry in entries] == [path]:
             return name
     file = getattr(sys.modules[cls.__module__], "__file__", None)
@@ -205,7 +213,7 @@ def _hold_member(group: str, cls: type[Any], kind: str, option: str) -> None:
     if undefined is not None:
         raise InputError(option, kind, undefined)
     absent = [name for name in GROUPS[group] if not _has(cls, name)]
-    if absent:
+    if absent and not (group in BEHIND and all(_has(cls, name) for name in GROUPS[BEHIND[group]])):
         raise InputError(option, kind, f"it has no {', '.join(absent)}, which all {group} have")
     fault = None if is_ours(cls) else misfit(cls, is_ours, CALLED.get(group, {}))
     if fault is not None:
@@ -229,6 +237,12 @@ def _installed(group: str) -> dict[str, list[importlib.metadata.EntryPoint]]:
     for entry in importlib.metadata.entry_points(group=f"fedsim.{group}"):
         found.setdefault(entry.name, {}).setdefault(entry.value, entry)
     return {name: list(found[name].values()) for name in sorted(found)}
+
+
+def _standing(group: str) -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """The entry points whose plug-ins may stand in a group's places, by name."""
+    own, behind = _installed(group), _installed(BEHIND[group]) if group in BEHIND else {}
+    return {**own, **{name: entries for name, entries in behind.items() if name not in own}}
 
 
 @cache

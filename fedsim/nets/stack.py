@@ -35,6 +35,11 @@ class Layout:
         every = {**tensors, **(statistics or {})}
         return cls(tuple(every), tuple(tuple(tensor.shape) for tensor in every.values()), len(tensors))
 
+    @classmethod
+    def flat(cls, dimension: int) -> Layout:
+        """The layout of a vector that is no model's: one leaf."""
+        return cls(("x",), ((dimension,),), 1)
+
     @property
     def normalises(self) -> bool:
         """Whether there are statistics."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError, one_line
 from fedsim.core.memory import room
 from fedsim.core.streams import Index, Streams
+from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.base import CLIENTS_EVALUATED, Trial
 from fedsim.problems.evaluators import Answer, BlackBoxError, Failure, Functions, misfit, real
@@ -80,6 +81,11 @@ class BlackBox:
         self.sizes_on_device, self.largest = self.sizes.to(self.device), 1
         self._start = _checked_start(start, dimension, self.bounds).to(self.device, dtype)
         self._complaints: dict[int, str] = {}
+
+    @property
+    def layout(self) -> Layout:
+        """Where parameters lie: all in one leaf."""
+        return Layout.flat(self.dimension)
 
     @property
     def num_clients(self) -> int:

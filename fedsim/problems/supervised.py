@@ -224,7 +224,7 @@ class Supervised:
     @property
     def dimension(self) -> int:
         """d, how many parameters the model has, its statistics among them, or of them are shared."""
-        return self._seen.dimension
+        return self.layout.dimension
 
     def initial(self) -> Tensor:
         """The parameters to start from, [d]; a copy."""
@@ -253,10 +253,10 @@ class Supervised:
     @property
     def trained(self) -> int | None:
         """How many numbers of the parameters, from the first, are trained, where running statistics follow."""
-        return self._seen.trained_numbers if self._seen.normalises else None
+        return self.layout.trained_numbers if self.layout.normalises else None
 
     @property
-    def _seen(self) -> Layout:
+    def layout(self) -> Layout:
         """Where everything is that strategies see."""
         private = self.model.private
         return self.model.layout if private is None else private.shared

@@ -16,6 +16,7 @@ from fedsim.core.options import (
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Late, Order, Replies, Scalar, Weighting
 from fedsim.exchange.windows import All, Every, First, Window
+from fedsim.server.optimizers import OptimizerState, ServerOptimizer
 from fedsim.server.participation import (
     Frequency,
     Weights,
@@ -44,6 +45,7 @@ __all__ = [
     "Metrics",
     "NonNegativeFloat",
     "NonNegativeInt",
+    "OptimizerState",
     "Order",
     "Passes",
     "Polynomial",
@@ -53,6 +55,7 @@ __all__ = [
     "Replies",
     "Scalar",
     "Seconds",
+    "ServerOptimizer",
     "ServerState",
     "ServerStep",
     "Share",

@@ -2,7 +2,8 @@
 
 An optimizer is two pure functions on flat vectors, after optax: `init` makes a state, and `step` turns the
 cohort's centre `delta` [d] (the negative of a gradient) into what is to be added to the parameters, and a new
-state. Nothing that goes in is changed, so a state can be kept, saved and returned to.
+state. Nothing that goes in is changed, so a state can be kept, saved and returned to. Beside those of this file, every
+rule by which clients step is one that needs the gradient alone (see `fedsim.server.rules`).
 
 With x the parameters, Delta the averaged change and eta the strategy's `server_lr`:
 
@@ -20,21 +21,35 @@ multiplies eta by sqrt(1 - beta2^(k+1)) / (1 - beta1^(k+1)) in its k-th step, k 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import Fraction, PositiveFloat, one_of, options
+from fedsim.core.options import Fraction, PositiveFloat, options
+from fedsim.nets.stack import Layout
 
 OptimizerState = Mapping[str, Tensor]
 Variant = Literal["paper", "flwr"]
 
 
+class ServerOptimizer(ABC):
+    """What the server makes of an averaged change; options of a subclass are its numbers."""
+
+    @abstractmethod
+    def init(self, params: Tensor, layout: Layout) -> OptimizerState:
+        """What is remembered before the first step. params: [d], which lie as the layout says."""
+
+    @abstractmethod
+    def step(self, state: OptimizerState, delta: Tensor, lr: float, params: Tensor) -> tuple[Tensor, OptimizerState]:
+        """What to add to the parameters [d] after an averaged change delta [d], and the new state."""
+
+
 @options
-class Sgd:
+class Sgd(ServerOptimizer):
     """v <- momentum v + Delta; x <- x + eta v, or with nesterov x <- x + eta (Delta + momentum v)."""
 
     momentum: Fraction = 0.0
@@ -46,11 +61,17 @@ class Sgd:
         if self.nesterov and not self.momentum:
             raise InputError("nesterov", True, "needs a momentum above 0")
 
-    def init(self, params: Tensor) -> OptimizerState:
+    def init(self, params: Tensor, layout: Layout) -> OptimizerState:  # noqa: ARG002
         """Keep a velocity of zeros, or nothing at all without momentum."""
         return {"v": torch.zeros_like(params)} if self.momentum else {}
 
-    def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
+    def step(
+        self,
+        state: OptimizerState,
+        delta: Tensor,
+        lr: float,
+        params: Tensor,  # noqa: ARG002
+    ) -> tuple[Tensor, OptimizerState]:
         """What to add to the parameters after an averaged change delta [d], and the new state."""
         if not self.momentum:
             return (delta if lr == 1.0 else lr * delta), {}
@@ -60,7 +81,7 @@ class Sgd:
 
 
 @options
-class Adagrad:
+class Adagrad(ServerOptimizer):
     """v <- v + Delta^2; x <- x + eta m / (sqrt v + tau)."""
 
     beta1: Fraction = 0.0
@@ -70,11 +91,17 @@ class Adagrad:
     variant: Variant = "paper"
     """How v begins and whether biases are corrected: as in the paper, or as in Flower."""
 
-    def init(self, params: Tensor) -> OptimizerState:
+    def init(self, params: Tensor, layout: Layout) -> OptimizerState:  # noqa: ARG002
         """Both moments: m of zeros, v as the variant says."""
         return _moments(params, self.tau, self.variant)
 
-    def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
+    def step(
+        self,
+        state: OptimizerState,
+        delta: Tensor,
+        lr: float,
+        params: Tensor,  # noqa: ARG002
+    ) -> tuple[Tensor, OptimizerState]:
         """What to add to the parameters after an averaged change delta [d], and the new state."""
         mean = torch.lerp(delta, state["m"], self.beta1)
         square = state["v"] + delta.square()
@@ -82,7 +109,7 @@ class Adagrad:
 
 
 @options
-class Adam:
+class Adam(ServerOptimizer):
     """v <- beta2 v + (1 - beta2) Delta^2; x <- x + eta m / (sqrt v + tau)."""
 
     beta1: Fraction = 0.9
@@ -94,11 +121,17 @@ class Adam:
     variant: Variant = "paper"
     """How v begins and whether biases are corrected: as in the paper, or as in Flower."""
 
-    def init(self, params: Tensor) -> OptimizerState:
+    def init(self, params: Tensor, layout: Layout) -> OptimizerState:  # noqa: ARG002
         """Both moments, and how many steps were taken."""
         return {**_moments(params, self.tau, self.variant), "steps": torch.zeros((), dtype=torch.int64)}
 
-    def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
+    def step(
+        self,
+        state: OptimizerState,
+        delta: Tensor,
+        lr: float,
+        params: Tensor,  # noqa: ARG002
+    ) -> tuple[Tensor, OptimizerState]:
         """What to add to the parameters after an averaged change delta [d], and the new state."""
         mean = torch.lerp(delta, state["m"], self.beta1)
         square = torch.lerp(delta.square(), state["v"], self.beta2)
@@ -110,7 +143,7 @@ class Adam:
 
 
 @options
-class Yogi:
+class Yogi(ServerOptimizer):
     """v <- v - (1 - beta2) Delta^2 sign(v - Delta^2); x <- x + eta m / (sqrt v + tau)."""
 
     beta1: Fraction = 0.9
@@ -122,11 +155,17 @@ class Yogi:
     variant: Variant = "paper"
     """How v begins and whether biases are corrected: as in the paper, or as in Flower."""
 
-    def init(self, params: Tensor) -> OptimizerState:
+    def init(self, params: Tensor, layout: Layout) -> OptimizerState:  # noqa: ARG002
         """Both moments: m of zeros, v as the variant says."""
         return _moments(params, self.tau, self.variant)
 
-    def step(self, state: OptimizerState, delta: Tensor, lr: float) -> tuple[Tensor, OptimizerState]:
+    def step(
+        self,
+        state: OptimizerState,
+        delta: Tensor,
+        lr: float,
+        params: Tensor,  # noqa: ARG002
+    ) -> tuple[Tensor, OptimizerState]:
         """What to add to the parameters after an averaged change delta [d], and the new state."""
         mean = torch.lerp(delta, state["m"], self.beta1)
         new = delta.square()
@@ -141,7 +180,3 @@ def _moments(params: Tensor, tau: float, variant: Variant) -> OptimizerState:
 
 def _scaled(mean: Tensor, square: Tensor, lr: float, tau: float) -> Tensor:
     return lr * mean / (square.sqrt() + tau)
-
-
-ServerOptimizer = Annotated[Sgd | Adagrad | Adam | Yogi, one_of(sgd=Sgd, adagrad=Adagrad, adam=Adam, yogi=Yogi)]
-"""An optimizer, or its name, or a table with `kind` and its options."""

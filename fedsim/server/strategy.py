@@ -5,18 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from functools import cached_property
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import InputError
 from fedsim.core.graph import storable
-from fedsim.core.options import Rate, options
-from fedsim.core.plugins import refuse_misspelt
+from fedsim.core.options import Decay, Rate, options
+from fedsim.core.plugins import HasPlugins, refuse_misspelt
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Late, Order, Replies, Scalar, Weighting
 from fedsim.exchange.windows import All, Window
-from fedsim.server.optimizers import ServerOptimizer, Sgd
+from fedsim.nets.optimizers import Optimizer
+from fedsim.nets.stack import Layout
+from fedsim.server.optimizers import OptimizerState, ServerOptimizer
+from fedsim.server.rules import ServerRule
 
 Config = Mapping[str, Scalar]
 Metrics = Mapping[str, float]
@@ -31,6 +36,11 @@ class ProblemView(Protocol):
     @property
     def num_clients(self) -> int:
         """N, how many clients there are."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """Where the parameters lie in the vector; of what is no model it is one leaf, [d]."""
         ...
 
     @property
@@ -156,22 +166,53 @@ class Strategy(ABC):
 
 
 @options
-class ServerStep:
+class ServerStep(HasPlugins):
     """The server's step theta <- theta + optimizer(Delta), for strategies that take one."""
+
+    parts: ClassVar[Mapping[str, str]] = {"server_optimizer": "server_optimizers"}
 
     server_lr: Rate = 1.0
     """eta, the server's learning rate."""
-    server_optimizer: ServerOptimizer = Sgd()
-    """What makes a step of the change: sgd (FedAvgM with a momentum), or adagrad, adam, yogi (FedOpt)."""
+    server_optimizer: Any = "sgd"
+    """What makes a step of the change: sgd (FedAvgM with a momentum), or adagrad, adam, yogi (FedOpt), or any other
+    rule of `client.optimizer` that needs the gradient alone, which is -Delta. Adaptive ones want a rate below 1.
+    """
+    server_weight_decay: Decay = 0.0
+    """Factor of the parameters, taken from the change, or, where the optimizer decouples it, as lion does, by which
+    times server_lr they shrink.
+    """
     report_norms: bool = False
     """Report how long the mean change is, of what is trained: change_norm (l2) and change_norm_l1, of which
     `fedsim schedule` makes a schedule.
     """
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.stepping  # noqa: B018  # what a server cannot do is refused when the experiment is read
+
+    @cached_property
+    def stepping(self) -> ServerOptimizer:
+        """The optimizer. InputError: it is none, or needs what a server has not."""
+        made = self.made["server_optimizer"]
+        if isinstance(made, Optimizer):
+            return ServerRule(made, self.server_weight_decay if made.decoupled else 0.0)
+        if not isinstance(made, ServerOptimizer):
+            remedy = "make it a subclass of fedsim.server.ServerOptimizer, or of fedsim.client.Optimizer"
+            raise InputError("server_optimizer", type(made).__name__, remedy)
+        return made
+
     def init(self, problem: ProblemView) -> ServerState:
         """The state before the first round."""
         params = problem.initial()
-        return ServerState(params, optimizer=self.server_optimizer.init(params), trained=problem.trained)
+        return ServerState(params, optimizer=self.stepping.init(params, problem.layout), trained=problem.trained)
+
+    def moved(self, state: ServerState, delta: Tensor) -> tuple[Tensor, OptimizerState]:
+        """Where the model comes to along delta [d], by which running statistics move, and the optimizer's state."""
+        optimizer, change = self.stepping, delta
+        if self.server_weight_decay and not (isinstance(optimizer, ServerRule) and optimizer.rule.decoupled):
+            change = delta - self.server_weight_decay * state.params
+        step, remembered = optimizer.step(state.optimizer, change, self.server_lr, state.params)
+        return state.params + state.joined(step, delta), remembered
 
     def advance(self, state: ServerState, replies: Replies, delta: Tensor, **memory: Tensor) -> ServerState:
         """The state one round later, the model moved along delta [d]; without replies it stays, and so do momenta.
@@ -181,8 +222,8 @@ class ServerStep:
         later = replace(state, round=state.round + 1, phase=0, memory={**state.memory, **memory})
         if not len(replies):
             return later
-        step, optimizer = self.server_optimizer.step(state.optimizer, delta, self.server_lr)
-        return replace(later, params=state.params + state.joined(step, delta), optimizer=optimizer)
+        params, optimizer = self.moved(state, delta)
+        return replace(later, params=params, optimizer=optimizer)
 
     def seen(self, state: ServerState, replies: Replies, delta: Tensor) -> Metrics:
         """What is `observed` of replies, and if that is asked for how long delta [d] is, which was made of them."""

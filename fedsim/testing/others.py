@@ -11,6 +11,7 @@ from fedsim.client.training import LocalTraining
 from fedsim.exchange.transforms import Transform
 from fedsim.problems.measures import Measure
 from fedsim.server.selection.size import FixedSize
+from fedsim.server.strategy import ServerStep
 from fedsim.zeroth_order.search import EstimatedSearch, LocalSearch
 
 Other = tuple[Any, Mapping[str, Any]]
@@ -64,6 +65,7 @@ SIZED: Others = {
 REPORTED: Others = {"report_norms": (True, {})}
 """Of strategies that take a server's step, what changes no more than what is reported."""
 KNOWN: Mapping[type[Any], Others] = {
+    ServerStep: {"server_optimizer": ("adagrad", {})},
     FixedSize: SIZED,
     Transform: {"vectors": (["second"], {})},
     EstimatedSearch: ESTIMATED,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fedsim.configuration.tables import Experiment
 from fedsim.configuration.tables import experiment as checked
+from fedsim.nets.stack import Layout
 from fedsim.problems.benchmark_functions import BenchmarkFunctions
 from fedsim.problems.black_box import BlackBox
 from fedsim.problems.own_data import supervised
@@ -73,6 +74,11 @@ class Fewer:
     def num_clients(self) -> int:
         """How many they are."""
         return len(self.sizes)
+
+    @property
+    def layout(self) -> Layout:
+        """As of the problem."""
+        return self.whole.layout
 
     @property
     def trained(self) -> int | None:

@@ -94,8 +94,7 @@ class GuardedStep(Averaging):
         """The state with the candidate along delta [d], which without a guard is the new model."""
         candidate, optimizer = state.params, state.optimizer
         if len(replies):
-            step, optimizer = self.server_optimizer.step(optimizer, delta, self.server_lr)
-            candidate = candidate + step
+            candidate, optimizer = self.moved(state, delta)
         if self.guard:
             return replace(state, optimizer=optimizer, memory={**state.memory, "candidate": candidate})
         return replace(state, optimizer=optimizer, params=candidate)

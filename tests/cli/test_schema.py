@@ -122,7 +122,7 @@ def test_what_may_stand_in_a_file(tables: dict[str, Any], validator: Draft202012
         {"strategy": {"kind": "fedavg", "server_lr": 0.0}},
         {"strategy": {"kind": "fedavg", "server_lr": "fast"}},
         {"strategy": {"kind": "fedavg", "server_optimizer": {"kind": "adam", "beta3": 0.5}}},
-        {"strategy": {"kind": "fedavg", "server_optimizer": "lion"}},
+        {"strategy": {"kind": "fedavg", "server_optimizer": "lyon"}},
         {"aggregation": "krum"},
         {"aggregation": {"kind": "krum"}},
         {"client": {**SGD, "schedule": "cosine"}},

@@ -32,6 +32,7 @@ from fedsim.flower.replies import RefusedError
 from fedsim.flower.searching import MEMORY, Search
 from fedsim.flower.serving.engine import AppEngine
 from fedsim.flower.serving.problem import AppProblem
+from fedsim.nets.stack import Layout
 from fedsim.running.build import build_fleet, build_simulation
 
 pytestmark = pytest.mark.usefixtures("local_flower")
@@ -186,7 +187,7 @@ def test_clients_that_have_forgotten_begin_again(name):
 def test_a_node_in_anothers_place_has_forgotten_what_that_knew():
     grid = SimpleNamespace(ids=[11, 12, 13], get_node_ids=lambda: grid.ids)
     clock = SimpleNamespace(real=False, read=lambda: 0, start=lambda tick: None)
-    problem = AppProblem(torch.zeros(2))
+    problem = AppProblem(torch.zeros(2), Layout.flat(2))
     engine = AppEngine(grid, clock, problem, None, None, Streams(0), identify=True)
     engine.register._said = {11: 0, 12: 1, 13: 2, 14: 1}
     engine.meet()

@@ -134,6 +134,15 @@ def test_statistics_are_averaged_with_the_weights_of_the_changes():
     [
         {"strategy": {"kind": "fedavg", "weighting": "uniform", "server_lr": 0.3, "server_optimizer": "adam"}},
         {"strategy": {"kind": "fedavg", "weighting": "uniform", "server_optimizer": {"kind": "sgd", "momentum": 0.9}}},
+        {
+            "strategy": {
+                "kind": "fedavg",
+                "weighting": "uniform",
+                "server_lr": 0.3,
+                "server_optimizer": "lion",
+                "server_weight_decay": 0.5,
+            }
+        },
         {"strategy": {"kind": "fednova", "weighting": "uniform"}},
         {"strategy": {"kind": "feddyn", "alpha": 0.1}, "client": {"kind": "feddyn"}},
         {"strategy": {"kind": "scaffold"}, "client": {"kind": "scaffold"}},

@@ -59,4 +59,4 @@ def test_what_is_known_comes_first_with_what_it_needs():
     assert next(others_of(client, "inverse_power")) == (2.0, {"inverse_decay": 0.5})
     assert next(others_of(client, "steps")) == (7, {"epochs": None, "steps": 4})
     # What is known is what it has already: the type says the rest.
-    assert next(others_of(Sgd(epochs=1, lr=0.05), "lr")) == (0.025, {})
+    assert next(others_of(Sgd(epochs=1, batch_size=3), "batch_size")) == (4, {})

@@ -91,8 +91,8 @@ def test_plug_ins_of_ones_own_pass_everything(package):
     """Each check once for each, each option once, and Ray is not asked for."""
     status, said = pytest_of(package, "-q")
     assert status == 0, said
-    # SignedPower has its two options and three of the plain round; Damped has 16 of Sgd's and its own.
-    assert f"{2 * len(checks.CHECKS) + 5 + 15} passed, 2 skipped" in said, said
+    # SignedPower has its two options and five of the plain round; Damped has 14 of Sgd's and its own.
+    assert f"{2 * len(checks.CHECKS) + 7 + 15} passed, 2 skipped" in said, said
 
 
 def test_a_failure_names_the_option_and_shows_the_numbers(package):
@@ -141,6 +141,7 @@ def test_an_experiment_has_both_of_its_plug_ins_tested():
     assert mark.args[1] == [
         "strategy.server_lr",
         "strategy.server_optimizer",
+        "strategy.server_weight_decay",
         "strategy.weighting",
         "strategy.proximal_mu",
     ]

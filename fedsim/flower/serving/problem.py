@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.nets.stack import Layout
 from fedsim.problems.base import Trial
 from fedsim.problems.measures import Measure
 
@@ -18,17 +19,18 @@ class AppProblem:
     How many examples a client has is known when it has answered; until then it counts with the mean of the others.
     Nothing is measured here: the app judges its model itself.
 
-    params: the model to start from, [d]. bounds: of the box that searches keep to; None: R^d. census: counts the
-    changes of who there is and of what they have. renewed: numbers of clients that have forgotten what they were sent,
-    until somebody empties it.
+    params: the model to start from, [d]. layout: where its arrays lie in that. bounds: of the box that searches keep
+    to; None: R^d. census: counts the changes of who there is and of what they have. renewed: numbers of clients that
+    have forgotten what they were sent, until somebody empties it.
     """
 
     oracle = None
     may_fail = True
     trained = None
 
-    def __init__(self, params: Tensor, bounds: tuple[float, float] | None = None) -> None:
-        self._params, self.bounds, self.device, self.dtype = params, bounds, params.device, params.dtype
+    def __init__(self, params: Tensor, layout: Layout, bounds: tuple[float, float] | None = None) -> None:
+        self._params, self.layout, self.bounds = params, layout, bounds
+        self.device, self.dtype = params.device, params.dtype
         self.census, self.renewed = -1, set[int]()
         self.know(np.zeros(0))
 

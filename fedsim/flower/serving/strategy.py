@@ -205,7 +205,7 @@ class FlowerStrategy(flower.Strategy):
         params, box = model.vector(arrays), settings.bounds
         if box is not None and not bool(((params >= box[0]) & (params <= box[1])).all()):
             raise InputError("initial_arrays", "a number outside", f"the box is {list(box)}; start in it")
-        problem = AppProblem(params, box)
+        problem = AppProblem(params, model.layout, box)
         dialect = Dialect(
             kind_of("strategies", self.strategy),
             model,

@@ -87,6 +87,7 @@ SYNCHRONOUS = {
     "fedavg": (FedAvg(), {}),
     "fedadam": (FedAvg(server_optimizer={"kind": "adam"}, server_lr=0.1), {}),
     "momentum": (FedAvg(server_optimizer={"kind": "sgd", "momentum": 0.9}), {}),
+    "lion": (FedAvg(server_optimizer="lion", server_lr=0.01), {}),
     "oort": (FedAvg(), {"selection": {"kind": "oort", "count": 2}}),
     "power of choice": (FedProx(proximal_mu=0.1), {"selection": {"kind": "power_of_choice", "pool": 3, "count": 2}}),
     "memory": (FedAvg(), {"transforms": [{"kind": "codes:Largest", "share": 0.5}]}),
