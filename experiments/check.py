@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,8 @@ from experiments.flower_strategies import agreement, sleeping
 from experiments.fzoos import applications
 from experiments.fzoos import study as fzoos
 from experiments.one_byte import study as one_byte
+from experiments.optimizers.__main__ import PARTS as OPTIMIZERS
+from experiments.optimizers.part import AnyPart
 from experiments.sensors import study as sensors
 from experiments.studies import run_all
 from experiments.tuning import study as tuning
@@ -179,6 +181,28 @@ def of_faults(claim: faults.Claim) -> Claim:
 
 
 @cache
+def optimizers_results(part: str, place: Place) -> Any:
+    """The runs of a part of the comparison of rules."""
+    return OPTIMIZERS[part].measure(place.runs / "optimizers" / part)
+
+
+def of_optimizers(part: AnyPart) -> list[Claim]:
+    """The claims about them."""
+
+    def about(judge: Callable[[Any], tuple[str, bool | None]]) -> Callable[[Place], Outcome]:
+        def measure(place: Place) -> Outcome:
+            told, held = judge(optimizers_results(part.name, place))
+            return Outcome(told, held, observed=held is None)
+
+        return measure
+
+    return [
+        Claim(f"optimizers_{claim.name}", f"optimizers/{part.name}: {claim.text}", about(claim.judge))
+        for claim in part.claims
+    ]
+
+
+@cache
 def sleeping_results(place: Place) -> sleeping.Results:
     """The runs of asynchronous strategies over nodes that sleep."""
     return sleeping.measure((place.runs / "flower_strategies" / "sleeping").absolute())
@@ -268,6 +292,7 @@ CLAIMS = (
     of_fal(fal.RELATIVES, fal_relatives, needs_data=True),
     *map(of_curriculum, curriculum.CLAIMS),
     *map(of_faults, faults.CLAIMS),
+    *(claim for part in OPTIMIZERS.values() for claim in of_optimizers(part)),
     *map(of_data_set, data_sets.STUDIES),
     Claim("sensors", f"sensors/: {sensors.CLAIM}", sensors_apart),
     Claim("tuning", f"tuning/: {tuning.CLAIM}", tuning_digits),

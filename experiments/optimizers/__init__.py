@@ -1,0 +1,1 @@
+"""Rules of a step beside each other: `python -m experiments.optimizers PART`."""

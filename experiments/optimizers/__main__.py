@@ -1,0 +1,44 @@
+"""The comparison of rules of a step: `python -m experiments.optimizers PART [--out runs/optimizers] [--workers N]`.
+
+PART is one of `PARTS`. Runs what is not finished in --out, prints the table, draws the picture and checks the claims.
+Exit code 1 when one does not hold, 2 for an input that cannot be used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from experiments.optimizers import rules
+from experiments.optimizers.part import AnyPart
+from experiments.studies import concluding, console, said
+from fedsim.core.errors import InputError
+from fedsim.core.near import name_one
+
+PARTS: Mapping[str, AnyPart] = {one.PART.name: one.PART for one in (rules,)}
+
+
+def main(
+    part: Annotated[str, typer.Argument(help=f"One of: {', '.join(PARTS)}.")],
+    out: Annotated[Path, typer.Option(help="Folder of all runs; those that are finished are not done again.")] = Path(
+        "runs/optimizers"
+    ),
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Where the picture goes; by default beside this file.")] = None,
+) -> None:
+    """Run a part, print its table, draw its picture and check its claims."""
+    with concluding() as judged:
+        if part not in PARTS:
+            raise InputError("part", part, name_one(part, PARTS))
+        chosen = PARTS[part]
+        results = chosen.measure(out / part, workers=workers, on_done=said)
+        chosen.draw(results, chosen.picture if picture is None else picture)
+        judged += [(claim.text, *claim.judge(results)) for claim in chosen.claims]
+        console(140).print(chosen.table(results))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,54 @@
+"""What the parts of the comparison of rules have in common: runs, a table, a picture, and claims about the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from rich.table import Table
+
+from fedsim.running.sweep import Outcome
+
+HERE = Path(__file__).parent
+R = TypeVar("R")
+Found = TypeVar("Found", covariant=True)
+
+
+class Measure(Protocol[Found]):
+    """What measures a part."""
+
+    def __call__(
+        self, out: Path, *, workers: int | None = None, on_done: Callable[[Outcome], None] | None = None
+    ) -> Found:
+        """Run what is not finished in `out` and read it all. FedsimError: a run failed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Claim(Generic[R]):
+    """text: what is claimed. judge: the numbers in words, and whether they bear it out; None: nothing is demanded."""
+
+    name: str
+    text: str
+    judge: Callable[[R], tuple[str, bool | None]]
+
+
+@dataclass(frozen=True)
+class Part(Generic[R]):
+    """One comparison. name: of its folder of runs, its picture and its claims."""
+
+    name: str
+    measure: Measure[R]
+    table: Callable[[R], Table]
+    draw: Callable[[R, Path], None]
+    claims: Sequence[Claim[R]]
+
+    @property
+    def picture(self) -> Path:
+        """Where its picture is."""
+        return HERE / f"{self.name}.png"
+
+
+AnyPart = Part[Any]
