@@ -35,7 +35,7 @@ class ADog(Distances):
         (distance,), (total,), far = memory["distance"].leaves, memory["total"].leaves, memory["w"]
         summed, alpha = memory["numbers"].leaves
         total.addcmul_(alpha.square(), squares(step.gradient))
-        rate = torch.where(total > 0.0, distance / (total.sqrt() + self.epsilon), 0.0)
+        rate = distance / (total.clamp(min=torch.finfo(total.dtype).tiny).sqrt_() + self.epsilon)
         step.move(far, scaled(step.gradient, alpha * rate))
         step.move(rows, scale(step.gradient, rate))
         torch.maximum(distance, norms(far.minus(memory["start"])), out=distance)

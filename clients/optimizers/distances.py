@@ -55,8 +55,8 @@ class Distances(Optimizer):
         return squares_by_leaf(stack) if self.by_leaf else [squares(stack)]
 
     def rate(self, distance: Tensor, total: Tensor) -> Tensor:
-        """Distance / sqrt(total), all [k]; 0 where there was no gradient yet."""
-        return torch.where(total > 0.0, distance / total.sqrt(), 0.0)
+        """Distance / sqrt(total), all [k]; finite where there was no gradient yet."""
+        return distance / total.clamp(min=torch.finfo(total.dtype).tiny).sqrt_()
 
 
 @options

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.nets.dropout import Draw
 from fedsim.nets.optimizers import Beginning, Optimizer, Remembered, Step, StepDraws
-from fedsim.nets.rows import norms, scale
+from fedsim.nets.rows import scale, squares_by_leaf
 from fedsim.nets.stack import Stack
 
 EPSILON = 1e-12
@@ -39,7 +39,8 @@ class Rule:
     def corrected(self, rows: Stack, gradient: Stack, shift: Stack | None) -> Stack:
         """The gradient at `rows`, in its own memory, clipped, and with decay and shift."""
         if self.clip_norm is not None:
-            scale(gradient, torch.clamp(self.clip_norm / (norms(gradient) + EPSILON), max=1.0))
+            norm = torch.stack(squares_by_leaf(gradient), dim=1).sum(dim=1).sqrt_()
+            scale(gradient, torch.clamp(self.clip_norm / (norm + EPSILON), max=1.0))
         if self.decay:
             gradient.add_(rows, alpha=self.decay)
         if shift is not None:

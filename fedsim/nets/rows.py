@@ -1,21 +1,22 @@
-"""Numbers of the rows of stacks: one a client, each of which has the bits that it has alone.
-
-A sum is taken leaf by leaf and then over the leaves, in the order of the stack.
-"""
+"""Numbers of the rows of stacks: one a client, each of which has the bits that it has alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fedsim.nets.stack import Stack
+from fedsim.nets.stack import Stack, flat
+
+SHARED = 2**15
+"""Numbers from which PyTorch shares a sum to a single number among threads, and then adds in another order."""
 
 
 def squares(stack: Stack) -> Tensor:
     """The squared l2 norm of each row over all leaves, [k]."""
-    return _over_leaves(squares_by_leaf(stack))
+    vectors = stack.flat()
+    return _sum(vectors.mul_(vectors))
 
 
 def norms(stack: Stack) -> Tensor:
@@ -25,12 +26,12 @@ def norms(stack: Stack) -> Tensor:
 
 def inner(one: Stack, other: Stack) -> Tensor:
     """The inner product of each row with the same row of another stack, over all leaves, [k]."""
-    return _over_leaves(_sums(part) for part in torch._foreach_mul(one.leaves, other.leaves))
+    return _sum(one.flat().mul_(other.flat()))
 
 
 def squares_by_leaf(stack: Stack) -> list[Tensor]:
     """The squared l2 norm of each leaf of each row, [k] each."""
-    return [_sums(leaf.square()) for leaf in stack.leaves]
+    return [_sum(flat(leaf)) for leaf in torch._foreach_mul(stack.leaves, stack.leaves)]
 
 
 def scaled(stack: Stack, numbers: Tensor) -> Stack:
@@ -58,15 +59,6 @@ def columns(numbers: Tensor, leaf: Tensor) -> Tensor:
     return numbers.view(-1, *(1,) * (leaf.dim() - 1))
 
 
-def _over_leaves(sums: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(sums), dim=1).sum(dim=1)
-
-
-def _sums(leaf: Tensor) -> Tensor:
-    """The sum of each row of a leaf [k, ...], [k].
-
-    A row by itself is summed as one of two: PyTorch shares a sum to a single number among threads, from 32768 numbers
-    on, and then adds in another order.
-    """
-    flat = leaf.reshape(len(leaf), leaf.shape[1:].numel())
-    return flat.expand(2, -1).sum(dim=1)[:1] if len(flat) == 1 else flat.sum(dim=1)
+def _sum(rows: Tensor) -> Tensor:
+    """The sum of each of rows [k, n], [k]. A long one by itself is summed as one of two."""
+    return rows.expand(2, -1).sum(dim=1)[:1] if len(rows) == 1 and rows.numel() >= SHARED else rows.sum(dim=1)

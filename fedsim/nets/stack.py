@@ -121,7 +121,7 @@ class Stack:
 
     def flat(self) -> Tensor:
         """The rows as one matrix [C, d]."""
-        return torch.cat([leaf.reshape(len(leaf), leaf.shape[1:].numel()) for leaf in self.leaves], dim=1)
+        return torch.cat([flat(leaf) for leaf in self.leaves], dim=1)
 
     def add_(self, other: Stack, alpha: float = 1.0) -> Stack:
         """Add alpha * other in place; `other` may have one row for all."""
@@ -132,3 +132,8 @@ class Stack:
         """Multiply by a number in place."""
         torch._foreach_mul_(self.leaves, factor)
         return self
+
+
+def flat(leaf: Tensor) -> Tensor:
+    """A leaf [C, ...] as a matrix."""
+    return leaf.flatten(1) if leaf.dim() > 1 else leaf.unsqueeze(1)
