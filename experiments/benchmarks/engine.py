@@ -19,13 +19,21 @@ from fedsim.running.simulation import Simulation
 class Fedsim:
     """Federated averaging of a `Work` in this process, under one executor.
 
-    strategy: what averages. tf32: round what a GPU multiplies.
+    strategy: what averages. optimizer: by what clients step. tf32: round what a GPU multiplies.
     """
 
     def __init__(
-        self, work: Work, executor: str, device: str = "cpu", strategy: str = "fedavg", *, tf32: bool = False
+        self,
+        work: Work,
+        executor: str,
+        device: str = "cpu",
+        strategy: str = "fedavg",
+        *,
+        optimizer: Any = "sgd",
+        tf32: bool = False,
     ) -> None:
-        self.work, self.executor, self.device, self.strategy, self.tf32 = work, executor, device, strategy, tf32
+        self.work, self.executor, self.device, self.tf32 = work, executor, device, tf32
+        self.strategy, self.optimizer = strategy, optimizer
         self.simulation: Simulation | None = None
 
     def missing(self) -> str | None:
@@ -50,7 +58,7 @@ class Fedsim:
         experiment = fedsim.experiment(
             rounds=10**6,
             strategy=self.strategy,
-            client={"kind": "sgd", **training},
+            client={"kind": "sgd", "optimizer": self.optimizer, **training},
             selection={"kind": "uniform", "count": work.cohort_size},
             evaluation={"every": 0},
             engine={"executor": self.executor, "device": self.device, "tf32": self.tf32},
