@@ -16,7 +16,7 @@ class BatchObjective:
     """The `Objective` of a step: what its mini-batch, decay and corrections make of the clients' losses.
 
     rows: the parameters of the batch's k clients, with their running statistics, which no question here moves. shift:
-    is taken from gradients, [k, ...], of what is trained.
+    is taken from gradients, [k, ...], of what is trained. start: see `Rule.value`.
     """
 
     network: Network
@@ -24,11 +24,12 @@ class BatchObjective:
     rows: Stack
     batch: Batch
     shift: Stack | None
+    start: Stack | None
 
     def again(self, at: Stack) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients at another point, on the same mini-batch, under the same dropout."""
         losses, gradient = self.network.gradients(self._everything(at), self.batch)
-        return losses, self.rule.corrected(at, gradient, self.shift)
+        return self.rule.value(losses, at, self.shift, self.start), self.rule.corrected(at, gradient, self.shift)
 
     def _everything(self, at: Stack) -> Stack:
         """A point with statistics of its own, for a training pass moves them."""

@@ -44,6 +44,8 @@ from fedsim.nets.stack import Stack
 
 KEPT = "optimizer "
 """Before the name of what an optimizer keeps, under which clients remember it."""
+VALUED = frozenset({"loss", "again"})
+"""What rules need that read values of what the gradient is of, with those of decay and corrections."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,7 @@ class LocalTraining(HasPlugins, Client):
             base *= float(self._scales(cohort).max())
         if base * max(1.0, coupled + decoupled) > LARGEST:
             raise DivergedError(f"a step of {base:.3g} times the decay {coupled + decoupled:.3g}; lower client.lr")
-        return Rule(self.rule, self.clip_norm, coupled, decoupled)
+        return Rule(self.rule, self.clip_norm, coupled, decoupled, pull=decay)
 
     def _at_once(
         self,
@@ -326,6 +328,8 @@ class LocalTraining(HasPlugins, Client):
         stepper = None if rule.plain else rule.stepper(layout.moved(y), self._beginning(cohort))
         lr: float | Tensor = self.rate(cohort)
         base, own = self.rate(cohort), self._own_rates(cohort)
+        corrected = bool(rule.decay) or shift is not None
+        began = layout.moved(layout.stack(start, len(cohort))) if corrected and self.rule.needs & VALUED else None
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
         history: list[Tensor] = []
         rows, fixed_rows = y, fixed
@@ -343,7 +347,7 @@ class LocalTraining(HasPlugins, Client):
             if stepper is None:
                 loss = cohort.network.descend(rows, batch, lr, rule.decay, fixed_rows)
             else:
-                loss = self._take(cohort, stepper, rule, step, lr, rows, batch, fixed_rows)
+                loss = self._take(cohort, stepper, rule, step, lr, rows, batch, fixed_rows, began)
             losses[:active] += loss
             history.append(loss)
         if stepper is not None:
@@ -367,17 +371,20 @@ class LocalTraining(HasPlugins, Client):
         rows: Stack,
         batch: Batch,
         fixed: Stack | None,
+        began: Stack | None,
     ) -> Tensor:
         """A step in place of the first clients by a rule that is not fused: their losses [k] before."""
         network, layout = cohort.network, cohort.network.layout
         moved, shift = layout.moved(rows), None if fixed is None else layout.moved(fixed)
+        start = None if began is None else began[: len(rows)]
         noise, at, place = StepDraws(batch.draw), moved, rows
         if "point" in self.rule.needs:
             at = stepper.point(moved, number, noise)
             place = Stack([*at.leaves, *rows.leaves[len(at.leaves) :]])
         loss, gradient = network.gradients(place, batch)
-        corrected = rule.corrected(at, gradient, shift)
-        stepper.take(moved, Step(number, lr, corrected, loss, noise, BatchObjective(network, rule, rows, batch, shift)))
+        value, corrected = rule.value(loss, at, shift, start), rule.corrected(at, gradient, shift)
+        objective = BatchObjective(network, rule, rows, batch, shift, start)
+        stepper.take(moved, Step(number, lr, corrected, value, noise, objective))
         return loss
 
     def _last_epoch(self, cohort: Cohort) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.nets.dropout import Draw
 from fedsim.nets.optimizers import Beginning, Optimizer, Remembered, Step, StepDraws
-from fedsim.nets.rows import scale, squares_by_leaf
+from fedsim.nets.rows import inner, scale, squares, squares_by_leaf
 from fedsim.nets.stack import Stack
 
 EPSILON = 1e-12
@@ -23,13 +23,15 @@ class Rule:
     """How a step follows from the gradient g of a client's loss at y.
 
     g is scaled to a norm of at most `clip_norm`, if there is one; then g <- g + decay y - shift; then y <- (1 - lr
-    decoupled) y; then comes the optimizer's own step.
+    decoupled) y; then comes the optimizer's own step. pull: the part of `decay` that is to where clients begin, for
+    which `shift` has pull times that.
     """
 
     optimizer: Optimizer
     clip_norm: float | None
     decay: float
     decoupled: float
+    pull: float = 0.0
 
     @property
     def plain(self) -> bool:
@@ -46,6 +48,21 @@ class Rule:
         if shift is not None:
             gradient.add_(shift, alpha=-1.0)
         return gradient
+
+    def value(self, losses: Tensor, rows: Stack, shift: Stack | None, start: Stack | None) -> Tensor:
+        """The value [k] of what `corrected`, but for clipping, gives the gradient of, where the losses are [k].
+
+        f(y) + (decay - pull) / 2 |y|^2 + pull / 2 |y - start|^2 - <shift - pull start, y - start>: what is linear
+        counts from where clients begin. start: where they did, of the same rows; None: there is nothing but f.
+        """
+        if start is None:
+            return losses
+        away = Stack(torch._foreach_sub(rows.leaves, start.leaves))
+        found = losses + (self.decay - self.pull) / 2 * squares(rows) + self.pull / 2 * squares(away)
+        if shift is None:
+            return found
+        linear = Stack(torch._foreach_sub(shift.leaves, torch._foreach_mul(start.leaves, self.pull)))
+        return found - inner(linear, away)
 
     def stepper(self, y: Stack, beginning: Beginning) -> Stepper:
         """The optimizer's steps of clients that begin at y, the first rows of which work on."""
