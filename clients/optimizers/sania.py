@@ -68,13 +68,12 @@ class Sania(Optimizer):
     def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
         """Move to where the loss would be 0, if it were what is known of it."""
         square, gradient = memory["v"].leaves, step.gradient.leaves
+        weight, whole = 1.0, 1.0
         if self.metric == "adam_sqr":
             torch._foreach_mul_(square, self.beta2)
-            torch._foreach_addcmul_(square, gradient, gradient, 1.0 - self.beta2)
-            metric = torch._foreach_div(square, 1.0 - self.beta2 ** (step.number + 1))
-        else:
-            torch._foreach_addcmul_(square, gradient, gradient)
-            metric = [leaf.clone() for leaf in square]
+            weight, whole = 1.0 - self.beta2, 1.0 - self.beta2 ** (step.number + 1)
+        torch._foreach_addcmul_(square, gradient, gradient, weight)
+        metric = torch._foreach_div(square, whole)
         if self.root:
             torch._foreach_sqrt_(metric)
         torch._foreach_clamp_min_(metric, self.epsilon)
