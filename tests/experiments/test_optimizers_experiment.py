@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ import typer
 from typer.testing import CliRunner
 
 from experiments.optimizers import __main__ as program
-from experiments.optimizers import rules
+from experiments.optimizers import distances, rules
 from experiments.optimizers.part import Part
 from experiments.studies import Numbers
 from fedsim.core import plugins
+from fedsim.running.sweep import Point
 
 GRID = (0.01, 0.1, 1.0, 10.0)
 
@@ -76,3 +78,42 @@ def test_a_part_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "measured: and decades of rates" in done.output
     assert picture.stat().st_size > 10_000
     assert CliRunner().invoke(app, ["rule"]).exit_code == 2
+
+
+def test_what_is_claimed_of_distances_follows_from_the_numbers():
+    """Means as the prototype's; then each claim's own refutation."""
+    claims = {claim.name: claim.judge for claim in distances.PART.claims}
+    starts, seeds = np.array(distances.STARTS), np.zeros(5)
+    fresh = np.array([0.1, 0.2, 0.4, 0.9, 0.93, 0.94, 0.1, 0.1])[:, None] + seeds
+    kept = np.array([0.9, 0.91, 0.92, 0.92, 0.92, 0.91, 0.1, 0.1])[:, None] + seeds
+    likely = {"fresh": fresh, "kept": kept, "fresh_average": fresh + 0.01, "kept_average": kept + 0.01}
+    assert {name for name, judge in claims.items() if judge(likely)[1]} == set(claims)
+    assert distances.near(likely, "fresh") == [0.01, 0.1]
+    refuted = {
+        "published": {"kept": kept - 0.1 * (starts == 1e-6)[:, None]},
+        "ours": {"fresh": fresh - 0.02 * (starts == 0.01)[:, None]},
+        "collapse": {"fresh": fresh + 0.5 * (starts == 0.3)[:, None]},
+        "broader": {"kept": kept - 0.1 * (starts < 0.01)[:, None]},
+        "averages": {"kept_average": kept + 0.01 - 0.02 * (starts == 0.1)[:, None]},
+    }
+    for name, other in refuted.items():
+        assert not claims[name](likely | other)[1], name
+
+
+def test_distances_are_drawn_and_laid_out(tmp_path: Path):
+    found = {scheme: np.full((len(distances.STARTS), 2), 0.5) for scheme in distances.SCHEMES}
+    distances.draw(found, tmp_path / "distances.png")
+    assert (tmp_path / "distances.png").stat().st_size > 10_000
+    assert distances.table(found).row_count == len(distances.STARTS)
+
+
+def test_distances_are_measured_of_the_rule_that_a_scheme_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(distances, "STARTS", (0.1,))
+    monkeypatch.setattr(distances, "SEEDS", range(1))
+    monkeypatch.setattr(distances, "SCHEMES", {"kept_average": "the only one"})
+    points: list[Point] = []
+    monkeypatch.setattr(distances, "run_all", lambda given, *rest, **more: points.extend(given))
+    monkeypatch.setattr(distances, "open_run", lambda folder: SimpleNamespace(summary=lambda: {"status": "diverged"}))
+    assert distances.measure(tmp_path)["kept_average"].tolist() == [[0.0]]
+    rule = points[0].experiment.client.rule
+    assert (rule.reps_rel, rule.distance, rule.average) == (0.1, "client", True)
