@@ -92,6 +92,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "adabelief": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "adabelief"}},
     "diffgrad": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "diffgrad"}},
     "adagrad": {"client": {"kind": "sgd", **TRAINING, "optimizer": "adagrad"}},
+    "adahessian": {"client": {"kind": "sgd", **TRAINING, "optimizer": "adahessian", "weight_decay": 0.1}},
+    "oasis": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "oasis"}},
+    "ai_sarah": {"client": {"kind": "sgd", **TRAINING, "lr": 0.1, "optimizer": {"kind": "ai_sarah", "gamma": 0.99}}},
     "dog": {"client": {**WITHOUT_RATE, "optimizer": {"kind": "dog", "distance": "client", "average": True}}},
     "l_dog": {"client": {**WITHOUT_RATE, "optimizer": {"kind": "l_dog", "average": True}}},
     "a_dog": {"client": {**WITHOUT_RATE, "optimizer": "a_dog"}},
@@ -496,6 +499,7 @@ OPTIMIZERS: dict[str, Others] = {
     "adabelief": MOMENTS,
     "diffgrad": MOMENTS,
     "adagrad": {"initial": (1.0, {}), "epsilon": (0.1, {})},
+<<<<<<< HEAD
     "adagrad_norm": {"initial": (1.0, {}), "epsilon": (0.1, {})},
     "normalised": {},
     "induced": {
@@ -507,6 +511,11 @@ OPTIMIZERS: dict[str, Others] = {
         "epsilon": (0.1, {}),
     },
     "sania": {"metric": ("adagrad_sqr", {}), "beta2": (0.5, {}), "epsilon": (0.5, {}), "root": (True, {})},
+=======
+    "adahessian": {**MOMENTS, "power": (0.5, {})},
+    "oasis": {"beta2": (0.5, {}), "floor": (1.0, {}), "draws": (1, {})},
+    "ai_sarah": {"beta": (0.5, {}), "gamma": (0.1, {}), "restarts": (2, {})},
+>>>>>>> 1f952a7 (AdaHessian, OASIS and AI-SARAH step clients: rules may ask for products with Hessians and for whole gradients)
     "lion": {"beta1": (0.5, {}), "beta2": (0.5, {})},
     "dog": {**AVERAGING, "distance": ("round", {})},
     "l_dog": AVERAGING,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -38,8 +39,9 @@ from fedsim.exchange.messages import Cost, Order, Size
 from fedsim.exchange.transforms import Shapes
 from fedsim.nets.descent import Descent, Loop, Rule, Stepper
 from fedsim.nets.dropout import Draw
+from fedsim.nets.modes import without_fast_paths
 from fedsim.nets.network import Batch
-from fedsim.nets.optimizers import Beginning, Optimizer, Step, StepDraws
+from fedsim.nets.optimizers import NEEDS, Beginning, Optimizer, Step, StepDraws
 from fedsim.nets.stack import Stack
 
 KEPT = "optimizer "
@@ -136,6 +138,10 @@ class LocalTraining(HasPlugins, Client):
             raise InputError("reference_batch", self.reference_batch, "only lr_scaling asks for it; give that, too")
         if self.lr_scaling != "none" and self.batch_size == "full" and self.reference_batch is None:
             raise InputError("lr_scaling", self.lr_scaling, "batches are full; say in reference_batch what lr is for")
+        for option in ("adversarial", "curriculum"):
+            if getattr(self, option) is not None:
+                given = frozenset(NEEDS) - {"whole"}  # which would not be of what mini-batches are of
+                self.rule.hold_needs("optimizer", given, f"training with {option}")
 
     @property
     def base(self) -> float:
@@ -258,7 +264,8 @@ class LocalTraining(HasPlugins, Client):
         if loop is not None and arm is None and loop.takes(rule):
             params, losses, last = self._at_once(cohort, loop, start, shift, rule, direct, report_last)
         else:
-            params, losses, history = self._step_by_step(cohort, start, shift, rule, arm)
+            with without_fast_paths if "product" in self.rule.needs else nullcontext():
+                params, losses, history = self._step_by_step(cohort, start, shift, rule, arm)
             last, direct = self._last(cohort, history) if report_last else None, False
         if private is not None:
             params, own = private.split(params)
@@ -383,7 +390,7 @@ class LocalTraining(HasPlugins, Client):
             place = Stack([*at.leaves, *rows.leaves[len(at.leaves) :]])
         loss, gradient = network.gradients(place, batch)
         value, corrected = rule.value(loss, at, shift, start), rule.corrected(at, gradient, shift)
-        objective = BatchObjective(network, rule, rows, batch, shift, start)
+        objective = BatchObjective(cohort, rule, rows, batch, shift, start)
         stepper.take(moved, Step(number, lr, corrected, value, noise, objective))
         return loss
 

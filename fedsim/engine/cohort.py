@@ -286,6 +286,24 @@ class Cohort:
         counts: list[int] = plan.count.tolist()
         yield from (batch.cut(count) for batch, count in zip(batches, counts, strict=True))
 
+    def everything(self, rows: Tensor, width: int, name: str) -> Iterator[tuple[Tensor, Batch]]:
+        """All examples of the clients in some rows, int64 [r], so many at once: which of the r, and their batch.
+
+        Weights are 1 / n_c of all n_c examples. name: of the draws that are made for dropout.
+        """
+        many, wide = self.examples[rows], max(2, width)  # see `_at_least_two_wide`
+        for part, begin in enumerate(range(0, int(many.max()), wide)):
+            some = (many > begin).nonzero().flatten()
+            who = rows[some]
+            place = begin + torch.arange(wide, device=rows.device)
+            inside = place < many[some].unsqueeze(1)
+            index = self._index(who, torch.where(inside, place, 0))
+            turn = self.turn[who] if isinstance(self.turn, Tensor) else self.turn
+            draw = Draw(self.streams, self.clients[who], turn, part, within=f"{name}/")
+            weight = inside.to(self.dtype) / many[some].unsqueeze(1).to(self.dtype)
+            batch = Batch(self.data.x[index], self.data.y[index], weight, draw)
+            yield some, batch if self.network.stacked else batch.cut(int(inside.sum()))
+
     def plan(self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None) -> Plan:
         """Which examples are in the same mini-batches, whose steps count as taken."""
         return plan_batches(self._batching(epochs, steps, batch_size, course))

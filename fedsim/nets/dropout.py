@@ -29,12 +29,16 @@ WORTH_COMPILING = 50_000
 
 @dataclass(frozen=True)
 class Draw:
-    """Whose draws are to be made: of `clients` [k], in local step `step` of a turn, one or int64 [k]."""
+    """Whose draws are to be made: of `clients` [k], in local step `step` of a turn, one or int64 [k].
+
+    within: what their names begin with, where they are for another pass than the step's own.
+    """
 
     streams: Streams
     clients: Tensor
     turn: Index
     step: int
+    within: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,9 @@ class NamedDropout(nn.Module):
         current.calls[self.name] += 1
 
         def of_stack(rows: Tensor) -> Tensor:
-            found = keep(draw, f"dropout/{self.name}/{call}", rows.shape[1:].numel(), self.p).to(rows.dtype)
+            found = keep(draw, f"{draw.within}dropout/{self.name}/{call}", rows.shape[1:].numel(), self.p).to(
+                rows.dtype
+            )
             return found.view(-1, *rows.shape[1:]).expand(rows.shape)  # of a client that has itself for company, one
 
         if hidden():

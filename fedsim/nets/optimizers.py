@@ -23,11 +23,11 @@ from fedsim.nets.stack import Stack
 
 Remembered = dict[str, Stack]
 """What a rule remembers of each client from step to step of a round, by name; numbers [C] are leaves, too."""
-Need = Literal["loss", "noise", "point", "again", "state", "end"]
+Need = Literal["loss", "noise", "point", "again", "product", "whole", "state", "end"]
 """What a rule asks for beside the gradient, which not every place where steps are taken can give.
 
-loss: `Step.loss`. noise: `StepDraws`. point: gradients elsewhere than where the client is. again: that of
-`Objective`. state: what a client keeps from round to round. end: to send something else than where it ends.
+loss: `Step.loss`. noise: `StepDraws`. point: gradients elsewhere than where the client is. again, product, whole: those
+of `Objective`. state: what a client keeps from round to round. end: to send something else than where it ends.
 """
 
 NEEDS: Mapping[Need, str] = {
@@ -35,6 +35,8 @@ NEEDS: Mapping[Need, str] = {
     "noise": "random draws",
     "point": "gradients at points of its choice",
     "again": "several gradients a step",
+    "product": "products with the Hessian",
+    "whole": "gradients over all examples",
     "state": "something that clients keep from round to round",
     "end": "to send another point than the last",
 }
@@ -70,6 +72,17 @@ class Objective(Protocol):
 
     def again(self, at: Stack) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients at another point, on the same mini-batch, under the same dropout."""
+        ...
+
+    def product(self, at: Stack, v: Stack) -> Stack:
+        """Products H v with the Hessians at a point, on the same mini-batch, under the same dropout."""
+        ...
+
+    def whole(self, at: Stack, rows: Tensor) -> Stack:
+        """Gradients of the mean loss over all of a client's examples, of the clients in some rows, int64 [r].
+
+        at: where all k clients are. Dropout draws anew for each mini-batch that the examples are taken in.
+        """
         ...
 
 

@@ -100,14 +100,14 @@ P = Given(-exact([[3, 4], [-1, 0.5], [0.2, 0.1]]))
 
 @dataclass(frozen=True)
 class Known:
-    """Draws of a rule that are given: each step's, [d], the same for all clients and purposes."""
+    """Draws of a rule that are given, [d], the same for all clients, and for all purposes if these are not named."""
 
-    drawn: Tensor
+    drawn: Sequence[float] | Mapping[str, Sequence[float]]
 
     def normal(self, purpose: str, like: Stack) -> Stack:
         """The given ones."""
         sizes = [leaf.shape[1:].numel() for leaf in like.leaves]
-        parts = torch.split(self.drawn, sizes)
+        parts = torch.split(exact(self.drawn[purpose] if isinstance(self.drawn, Mapping) else self.drawn), sizes)
         return Stack(
             [part.expand(len(like), -1).reshape(leaf.shape) for part, leaf in zip(parts, like.leaves, strict=True)]
         )
@@ -129,6 +129,16 @@ class Asked:
         gradient = self.problem.gradient(at, self.clients, self.number)
         return self.problem.losses(at, self.clients, self.number), self.rule.corrected(at, gradient, None)
 
+    def product(self, at: Stack, v: Stack) -> Stack:
+        """Products with the curvatures, of a problem that has some."""
+        assert isinstance(self.problem, Quadratic)
+        return self.problem.curved(v, self.clients).add_(v, alpha=self.rule.decay)
+
+    def whole(self, at: Stack, rows: Tensor) -> Stack:
+        """The gradients, of which each step has the whole."""
+        gradient = self.rule.corrected(at, self.problem.gradient(at, self.clients, self.number), None)
+        return Stack([leaf[rows] for leaf in gradient.leaves])
+
 
 def path(
     optimizer: Optimizer,
@@ -139,14 +149,14 @@ def path(
     decay: float = 0.0,
     clients: slice = EVERYBODY,
     examples: int = 1,
-    draws: Sequence[Sequence[float]] = (),
+    draws: Sequence[Sequence[float] | Mapping[str, Sequence[float]]] = (),
     kept: Mapping[str, Tensor] | None = None,
     sent: bool = False,
 ) -> Tensor:
     """Where clients are after each step, [T, C, d].
 
     steps: how many each takes, the most first. lr: one, or [C]. clients: which of the problem's they are. examples: of
-    each. draws: of each step, [d]. kept: what they have kept. sent: what they would send if the step were the last.
+    each. draws: of each step, see `Known`. kept: what they have kept. sent: what they would send if it were the last.
     """
     coupled, decoupled = (0.0, decay) if optimizer.decoupled else (decay, 0.0)
     rule = Rule(optimizer, None, coupled, decoupled)
@@ -156,7 +166,7 @@ def path(
     for number in range(max(steps)):
         rows = y[: sum(number < own for own in steps)]
         own = slice(first, first + len(rows))
-        noise = Known(exact(draws[number])) if draws else None
+        noise = Known(draws[number]) if draws else None
         at = stepper.point(rows, number, noise) if "point" in optimizer.needs else rows
         gradient = rule.corrected(at, problem.gradient(at, own, number), None)
         rate = lr[: len(rows)] if isinstance(lr, Tensor) else lr
