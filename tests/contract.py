@@ -92,7 +92,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "adabelief": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "adabelief"}},
     "diffgrad": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "diffgrad"}},
     "adagrad": {"client": {"kind": "sgd", **TRAINING, "optimizer": "adagrad"}},
-    "adahessian": {"client": {"kind": "sgd", **TRAINING, "optimizer": "adahessian", "weight_decay": 0.1}},
+    "adahessian": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "adahessian", "weight_decay": 0.1}},
     "oasis": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "oasis"}},
     "ai_sarah": {"client": {"kind": "sgd", **TRAINING, "lr": 0.1, "optimizer": {"kind": "ai_sarah", "gamma": 0.99}}},
     "dog": {"client": {**WITHOUT_RATE, "optimizer": {"kind": "dog", "distance": "client", "average": True}}},

@@ -3,7 +3,8 @@
 h <- |z * H z| for signs z, each as likely; of convolutions the mean over a kernel's places
 m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) h^2
 y <- y - lr (m / (1 - beta1^t)) / ((v / (1 - beta2^t))^(power / 2) + epsilon),  t = 1, 2, ... within the round
-Memory: m and v. Yao et al. 2021, with their code's constants; the weight decay is decoupled, as there.
+Memory: m and v. Yao et al. 2021, with their code's constants; the weight decay is decoupled, as there: all is of y
+before it shrinks.
 A step takes a gradient and a product H v on the same mini-batch, which takes about two.
 """
 
@@ -32,7 +33,8 @@ class AdaHessian(Optimizer):
     usual = 0.15
     needs = frozenset[Need]({"product", "noise"})
     decoupled = True
-    vectors = 2.0
+    shrinks = True
+    vectors = 4.0  # with z and H z
     effort = 3.0
 
     beta1: Fraction = 0.9
@@ -53,6 +55,8 @@ class AdaHessian(Optimizer):
         assert step.objective is not None
         assert step.noise is not None
         curved = step.objective.product(rows, step.noise.signs("curvature", rows)).leaves
+        if step.decay:
+            step.shrink(rows, step.decay)
         torch._foreach_abs_(curved)
         curved = [part.mean((-2, -1), keepdim=True).expand_as(part) if part.dim() == 5 else part for part in curved]
         mean, square = memory["m"].leaves, memory["v"].leaves

@@ -35,7 +35,7 @@ class AiSarah(Optimizer):
     usual = 1.0
     rate_free = True
     needs = frozenset[Need]({"again", "product", "whole"})
-    vectors = 1.0
+    vectors = 3.0  # with H V, and a gradient
     effort = 4.0
 
     beta: Fraction = 0.999

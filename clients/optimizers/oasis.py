@@ -33,7 +33,7 @@ class Oasis(Optimizer):
     """lr is the size of a round's first step, and the later ones follow from it and from what is seen."""
 
     needs = frozenset[Need]({"again", "product", "noise"})
-    vectors = 2.0
+    vectors = 5.0  # with a gradient, and what is compared of two
     effort = 4.0
 
     beta2: Fraction = 0.99

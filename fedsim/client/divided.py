@@ -32,6 +32,15 @@ class PartialObjective:
         losses, gradient = self.objective.again(put(self.rows, self.numbers, at))
         return losses, take(gradient, self.numbers)
 
+    def product(self, at: Stack, v: Stack) -> Stack:
+        """Products with the Hessians of the leaves."""
+        along = put(self.rows.zeros(), self.numbers, v)
+        return take(self.objective.product(put(self.rows, self.numbers, at), along), self.numbers)
+
+    def whole(self, at: Stack, rows: Tensor) -> Stack:
+        """The leaves' gradients over all examples of some clients."""
+        return take(self.objective.whole(put(self.rows, self.numbers, at), rows), self.numbers)
+
 
 @options
 class Divided(HasPlugins, Optimizer):

@@ -14,10 +14,21 @@ from clients.optimizers.adahessian import AdaHessian
 from clients.optimizers.ai_sarah import AiSarah
 from clients.optimizers.oasis import Oasis
 from fedsim.client import Beginning, Optimizer, Stack, Step, options
+from fedsim.client.divided import PartialObjective
 from fedsim.core.errors import InputError
 from fedsim.exchange.messages import Order
+from fedsim.nets.descent import Rule
 from fedsim.testing.problems import DEVICE, blobs, small_experiment
-from tests.clients.optimizers.oracles import Q, Quadratic, exact, finishes_early, held, path, stays_without_gradient
+from tests.clients.optimizers.oracles import (
+    Known,
+    Q,
+    Quadratic,
+    exact,
+    finishes_early,
+    held,
+    path,
+    stays_without_gradient,
+)
 
 SIGNS = [[1.0, -1.0]] * 6
 ALTERNATING = [
@@ -65,6 +76,19 @@ def test_on_a_diagonal_curvature_a_first_step_of_adahessian_is_newtons():
 def test_a_decay_of_adahessian_is_no_part_of_its_curvature():
     """(1 - lr decay) y, then the step of the gradient before, whose h = |H z| is as without: 0.05 less in each."""
     held(AdaHessian(), [0.800007, 0.550040, 0.91, 0.770018], decay=0.5, draws=SIGNS[:1])
+
+
+def test_adahessian_measures_where_it_has_the_gradient():
+    """Of y^4 / 4 at 2, the curvature is 12: 2 (1 - 0.1 x 0.5) - 0.1 x 8 / 12."""
+
+    class Quartic:
+        def product(self, at: Stack, v: Stack) -> Stack:
+            return Stack([3.0 * at.leaves[0].square() * v.leaves[0]])
+
+    y = Stack([exact([[2]])])
+    stepper = Rule(AdaHessian(epsilon=1e-12), None, 0.0, 0.5).stepper(y, Beginning(torch.ones(1)))
+    stepper.take(y, Step(0, 0.1, Stack([exact([[8]])]), noise=Known([1.0]), objective=Quartic()))
+    assert torch.allclose(y.leaves[0], exact([[1.9 - 0.8 / 12]]))
 
 
 def test_kernels_have_one_curvature():
@@ -281,3 +305,22 @@ def test_a_search_along_estimates_refuses_them_in_a_line():
     with pytest.raises(InputError, match=refusal) as refused:
         fedsim.experiment(strategy="fedzo", client={"kind": "fedzo", "steps": 2, "optimizer": "oasis"})
     assert "\n" not in str(refused.value)
+
+
+def test_a_rule_of_some_leaves_has_products_of_their_own_block():
+    """Of y' H y / 2 with H = [[1, 2, 3], [2, 5, 6], [3, 6, 9]], leaves y_0, y_1 and y_2, the last: 9 v, at any point."""
+    curvature = exact([[1, 2, 3], [2, 5, 6], [3, 6, 9]])
+
+    class Whole:
+        def product(self, at: Stack, v: Stack) -> Stack:
+            found = torch.cat(v.leaves, dim=1) @ curvature
+            return Stack([found[:, :2], found[:, 2:]])
+
+        def whole(self, at: Stack, rows: Tensor) -> Stack:
+            return Stack([leaf[rows] for leaf in self.product(at, at).leaves])
+
+    rows = Stack([exact([[1, 1], [2, 2]]), exact([[4], [4]])])
+    part = PartialObjective(Whole(), rows, [1])
+    at = Stack([exact([[1], [3]])])
+    assert torch.equal(part.product(at, at).leaves[0], exact([[9], [27]]))
+    assert torch.equal(part.whole(at, torch.tensor([1])).leaves[0], exact([[2 * 3 + 2 * 6 + 3 * 9]]))
