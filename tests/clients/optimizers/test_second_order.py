@@ -308,7 +308,7 @@ def test_a_search_along_estimates_refuses_them_in_a_line():
 
 
 def test_a_rule_of_some_leaves_has_products_of_their_own_block():
-    """Of y' H y / 2 with H = [[1, 2, 3], [2, 5, 6], [3, 6, 9]], leaves y_0, y_1 and y_2, the last: 9 v, at any point."""
+    """Of y' H y / 2 with H = [[1, 2, 3], [2, 5, 6], [3, 6, 9]], the last leaf of which is y_2: 9 v, at any point."""
     curvature = exact([[1, 2, 3], [2, 5, 6], [3, 6, 9]])
 
     class Whole:
