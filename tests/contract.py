@@ -499,7 +499,6 @@ OPTIMIZERS: dict[str, Others] = {
     "adabelief": MOMENTS,
     "diffgrad": MOMENTS,
     "adagrad": {"initial": (1.0, {}), "epsilon": (0.1, {})},
-<<<<<<< HEAD
     "adagrad_norm": {"initial": (1.0, {}), "epsilon": (0.1, {})},
     "normalised": {},
     "induced": {
@@ -511,11 +510,9 @@ OPTIMIZERS: dict[str, Others] = {
         "epsilon": (0.1, {}),
     },
     "sania": {"metric": ("adagrad_sqr", {}), "beta2": (0.5, {}), "epsilon": (0.5, {}), "root": (True, {})},
-=======
     "adahessian": {**MOMENTS, "power": (0.5, {})},
     "oasis": {"beta2": (0.5, {}), "floor": (1.0, {}), "draws": (1, {})},
     "ai_sarah": {"beta": (0.5, {}), "gamma": (0.1, {}), "restarts": (2, {})},
->>>>>>> 1f952a7 (AdaHessian, OASIS and AI-SARAH step clients: rules may ask for products with Hessians and for whole gradients)
     "lion": {"beta1": (0.5, {}), "beta2": (0.5, {})},
     "dog": {**AVERAGING, "distance": ("round", {})},
     "l_dog": AVERAGING,
