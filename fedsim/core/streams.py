@@ -82,7 +82,7 @@ class Streams:
         """
         blocks = -(-counts // 4)
         first = blocks.cumsum(0) - blocks
-        owner = torch.repeat_interleave(torch.arange(len(clients), device=clients.device), blocks)
+        owner = torch.repeat_interleave(blocks)
         block = torch.arange(len(owner), device=clients.device) - first[owner]
         turns = turn[owner] if isinstance(turn, Tensor) else turn
         owners, low, high = self.keyed(purpose, clients[owner])

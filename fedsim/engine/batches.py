@@ -172,9 +172,8 @@ def _passes(batching: Batching, row_of: Callable[[Tensor, Tensor], Tensor], leng
     count = examples * passes
     keys = batching.streams.ragged_bits("batches", batching.clients, count, turn=batching.turn)
     device = examples.device
-    rows = torch.arange(len(examples), device=device)
     # One element for each (client, epoch, example): its client's row, its place in its epoch, and a random key.
-    row = torch.repeat_interleave(rows, count)
+    row = torch.repeat_interleave(count)
     position = torch.arange(len(row), device=device) - torch.repeat_interleave(count.cumsum(0) - count, count)
     size = examples[row]
     epoch, slot = position // size, position % size

@@ -70,8 +70,10 @@ def _conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _group_norm(layer: nn.GroupNorm, x: Tensor) -> Tensor:
+    if x.dim() < 2 or x.numel() == layer.num_groups:
+        return layer.forward(x)  # which refuses groups of a single number
     own = layer._parameters
-    return functional.group_norm(x, layer.num_groups, own["weight"], own["bias"], layer.eps)
+    return torch.group_norm(x, layer.num_groups, own["weight"], own["bias"], layer.eps, torch.backends.cudnn.enabled)
 
 
 def _layer_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:

@@ -141,6 +141,14 @@ def test_what_hangs_on_a_layer_is_heard(change):
         assert torch.equal(one, other)
 
 
+def test_groups_of_a_single_number_are_refused_as_by_pytorch():
+    model = nn.Sequential(nn.GroupNorm(2, 2))
+    lean(model)
+    assert model(torch.ones(1, 2, 2)).shape == (1, 2, 2)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        model(torch.ones(1, 2, 1))
+
+
 def test_who_hears_of_all_modules_hears_of_these_however_late():
     model, heard = Functional(seeded(lambda: nn.Sequential(nn.Linear(4, 2)))), []
 
