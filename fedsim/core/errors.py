@@ -46,6 +46,10 @@ class StalledError(FedsimError):
     """Nothing will ever happen again in virtual time; what was logged so far is kept."""
 
 
+class BrokenPromiseError(FedsimError):
+    """A plug-in did or returned something else than it is to, or than it had declared."""
+
+
 def one_line(said: object, longest: int | None = None) -> str:
     """What an error says, or anything else, on one line of at most so many letters, all of which are printable."""
     return printable(" ".join(str(said).split()))[:longest]

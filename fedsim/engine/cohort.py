@@ -14,13 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError, one_line
+from fedsim.core.errors import BrokenPromiseError, InputError, one_line
 from fedsim.core.finite import surely_finite
 from fedsim.core.streams import Index, Streams
 from fedsim.engine.batches import Batching, ClientPlan, Course, Plan, plan_batches, plan_clients
 from fedsim.engine.job import Job
 from fedsim.engine.scratch import Scratch
-from fedsim.exchange.messages import BrokenPromiseError, Scalar, finite_rows
+from fedsim.exchange.messages import Scalar, finite_rows
 from fedsim.nets.descent import Compiled, Queries
 from fedsim.nets.dropout import Draw
 from fedsim.nets.network import Batch, Network

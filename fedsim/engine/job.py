@@ -9,8 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import BrokenPromiseError
 from fedsim.core.graph import storable
-from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Scalar, Update
+from fedsim.exchange.messages import Cost, Order, Scalar, Update
 
 
 @storable("job")

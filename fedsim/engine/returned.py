@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import BrokenPromiseError
 from fedsim.core.near import meant
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size, Update, broken, shaped, shown
+from fedsim.exchange.messages import Cost, Order, Size, Update, broken, shaped, shown
 from fedsim.exchange.transforms import Shapes
 
 

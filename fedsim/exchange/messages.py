@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.core.errors import FedsimError, InputError, one_line
+from fedsim.core.errors import BrokenPromiseError, InputError, one_line
 from fedsim.core.graph import storable
 from fedsim.core.near import name_one
 from fedsim.core.plugins import is_ours, kind_of
@@ -272,10 +272,6 @@ def joined(parts: Sequence[Replies]) -> Replies:
         origin=[origins[row] for row in order.tolist()],
         spoiled=sum(part.spoiled for part in parts),
     )
-
-
-class BrokenPromiseError(FedsimError):
-    """A plug-in did or returned something else than it is to, or than it had declared."""
 
 
 def broken(option: str, group: str, plugin: object, fault: str) -> BrokenPromiseError:

@@ -20,13 +20,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.core.errors import InputError
+from fedsim.core.errors import BrokenPromiseError, InputError
 from fedsim.core.near import name_one
 from fedsim.core.options import NonNegativeFloat, PositiveFloat, options
 from fedsim.core.plugins import kind_of, refuse_misspelt
 from fedsim.core.streams import Index, Streams
 from fedsim.exchange.aggregation import halving_sum
-from fedsim.exchange.messages import BrokenPromiseError, Size, broken, shaped, shown
+from fedsim.exchange.messages import Size, broken, shaped, shown
 
 BLOCK = 2**21
 """Numbers of rows that are worked on at a time."""

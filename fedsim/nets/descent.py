@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import BrokenPromiseError
+from fedsim.core.plugins import kind_of
 from fedsim.nets.dropout import Draw
 from fedsim.nets.optimizers import Beginning, Optimizer, Remembered, Step, StepDraws
 from fedsim.nets.rows import inner, scale, squares, squares_by_leaf
@@ -74,7 +76,7 @@ class Stepper:
 
     def __init__(self, rule: Rule, y: Stack, beginning: Beginning) -> None:
         self._rule, self._optimizer = rule, rule.optimizer
-        self._everything = self._memory = self._optimizer.begin(y, beginning)
+        self._everything = self._memory = _memory(self._optimizer, y, beginning)
         self._count = len(y)
 
     def point(self, rows: Stack, number: int, noise: StepDraws) -> Stack:
@@ -91,7 +93,10 @@ class Stepper:
 
     def end(self, y: Stack) -> Stack:
         """What all clients send that are now at y."""
-        return self._optimizer.end(self._everything, y)
+        ended = self._optimizer.end(self._everything, y)
+        if not _is_of(ended, len(y)) or [leaf.shape for leaf in ended.leaves] != [leaf.shape for leaf in y.leaves]:
+            raise _broken(self._optimizer, "`end` returns no stack of the parameters' shapes")
+        return ended
 
     def keep(self, y: Stack) -> Mapping[str, Tensor]:
         """What they keep until their next round."""
@@ -103,6 +108,23 @@ class Stepper:
             self._count = count
             self._memory = {name: part[:count] for name, part in self._everything.items()}
         return self._memory
+
+
+def _memory(optimizer: Optimizer, y: Stack, beginning: Beginning) -> Remembered:
+    """What an optimizer remembers at first. BrokenPromiseError: it is not what can be remembered of clients."""
+    found: object = optimizer.begin(y, beginning)
+    if not isinstance(found, dict) or not all(_is_of(part, len(y)) for part in found.values()):
+        raise _broken(optimizer, "`begin` returns no stacks by name, with leaves [C, ...] of all clients")
+    return found
+
+
+def _is_of(found: object, clients: int) -> bool:
+    """Whether something is a stack of so many clients."""
+    return isinstance(found, Stack) and all(leaf.dim() > 0 and len(leaf) == clients for leaf in found.leaves)
+
+
+def _broken(optimizer: Optimizer, fault: str) -> BrokenPromiseError:
+    return BrokenPromiseError(f"client.optimizer.kind = {kind_of('optimizers', optimizer)}: {fault}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,12 +22,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.errors import BrokenPromiseError, FedsimError, InputError
 from fedsim.core.streams import Index, Streams
 from fedsim.engine.executor import Executor
 from fedsim.engine.job import Job, JobResult
 from fedsim.engine.scratch import Scratch
-from fedsim.exchange.messages import BrokenPromiseError
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.black_box import BlackBox
 

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import BrokenPromiseError
 from fedsim.core.near import meant
 from fedsim.engine.ledger import Ledger
 from fedsim.exchange.actions import UTILITY
-from fedsim.exchange.messages import BrokenPromiseError, Free, Order, broken, shown
+from fedsim.exchange.messages import Free, Order, broken, shown
 from fedsim.exchange.windows import All, Every, First, Window
 from fedsim.problems.base import Looped
 from fedsim.server.selection.base import Selector, SelectorState

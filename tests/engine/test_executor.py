@@ -10,12 +10,12 @@ from torch.nn import functional
 
 import fedsim
 from clients.sgd import Sgd
-from fedsim.core.errors import InputError
+from fedsim.core.errors import BrokenPromiseError, InputError
 from fedsim.core.options import options
 from fedsim.core.streams import Streams
 from fedsim.engine.executor import Executor
 from fedsim.engine.store import ClientStore
-from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size
+from fedsim.exchange.messages import Cost, Order, Size
 from fedsim.nets.sequences import LastStep
 from fedsim.running.build import build_simulation
 from fedsim.testing.problems import blobs, mlp, small_problem

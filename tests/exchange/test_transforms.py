@@ -6,10 +6,10 @@ import torch
 from codes import CHAIN, EightBits, Largest, Sparse
 
 import fedsim.exchange.transforms as transforms
-from fedsim.core.errors import InputError
+from fedsim.core.errors import BrokenPromiseError, InputError
 from fedsim.core.options import options
 from fedsim.core.streams import Streams
-from fedsim.exchange.messages import BrokenPromiseError, Size
+from fedsim.exchange.messages import Size
 from fedsim.exchange.transforms import Chain, Clip, Noise, Sender, Transform
 from fedsim.running.build import build_simulation
 from fedsim.testing.problems import small_experiment as small

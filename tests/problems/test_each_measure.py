@@ -10,9 +10,8 @@ import sklearn.metrics as reference
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError
+from fedsim.core.errors import BrokenPromiseError, InputError
 from fedsim.core.plugins import make, names
-from fedsim.exchange.messages import BrokenPromiseError
 from fedsim.problems.measures import Measure, tables
 from fedsim.testing.measures import CHECKS, Measuring
 from fedsim.testing.specimen import EVERY, every_option_moves_something

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from clients.fedzo import FedZO
-from fedsim.core.errors import FedsimError, InputError
+from fedsim.core.errors import BrokenPromiseError, FedsimError, InputError
 from fedsim.core.streams import SERVER, Streams
 from fedsim.engine.job import Job
-from fedsim.exchange.messages import BrokenPromiseError, Cost, Order, Size
+from fedsim.exchange.messages import Cost, Order, Size
 from fedsim.problems.benchmark_functions import BenchmarkFunctions, OneFamily
 from fedsim.problems.black_box import BlackBox
 from fedsim.problems.evaluators import Joined, Stacked, Vectorised

@@ -15,11 +15,11 @@ from clients.scaffold import Scaffold
 from clients.sgd import Sgd
 from clients.zeroth_order.differences import Differences
 from fedsim.attacks.gradient import FGSM
-from fedsim.core.errors import InputError
+from fedsim.core.errors import BrokenPromiseError, InputError
 from fedsim.core.options import options
 from fedsim.devices.compute import Fixed
 from fedsim.exchange.aggregation import Aggregator
-from fedsim.exchange.messages import BrokenPromiseError, Order, Size, Update
+from fedsim.exchange.messages import Order, Size, Update
 from fedsim.exchange.transforms import Transform, Vector
 from fedsim.exchange.windows import All, First
 from fedsim.problems.partitions.library import IID

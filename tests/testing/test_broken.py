@@ -5,7 +5,7 @@ from __future__ import annotations
 import broken
 import pytest
 
-from fedsim.exchange.messages import BrokenPromiseError
+from fedsim.core.errors import BrokenPromiseError
 from fedsim.testing import Subject, checks, option_checks
 from fedsim.testing.subject import PARTS, group_of, table_of
 from strategies.fedavg import FedAvg

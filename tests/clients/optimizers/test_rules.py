@@ -6,6 +6,8 @@ has finished stays where it is.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from oracles import finishes_early, held, path, stays_without_gradient
@@ -16,7 +18,7 @@ from clients.optimizers.adam import Adam
 from clients.optimizers.lion import Lion
 from clients.optimizers.sgd import Sgd
 from fedsim.client import Beginning, Optimizer, Remembered, Stack, Step, options
-from fedsim.core.errors import InputError
+from fedsim.core.errors import BrokenPromiseError, InputError
 from fedsim.nets.descent import Rule
 from fedsim.testing.problems import small_experiment, small_problem
 
@@ -112,3 +114,29 @@ def test_a_rule_of_ones_own_runs_under_every_executor():
 def test_fednova_knows_no_weights_of_such_a_rule():
     with pytest.raises(InputError, match=r"client\.optimizer = .*: FedNova knows sgd, with momentum"):
         fedsim.experiment(strategy="fednova", client={"kind": "sgd", "epochs": 1, "optimizer": Rooted()})
+
+
+@options
+class Mistaken(Rooted):
+    """Returns what can be no memory, or no end."""
+
+    fault: str = "begin"
+
+    @property
+    def needs(self) -> Any:
+        """An end of its own."""
+        return frozenset({"end"})
+
+    def begin(self, y: Stack, beginning: Beginning) -> Any:
+        """Tensors, no stacks."""
+        return {"m": y.leaves} if self.fault == "begin" else super().begin(y, beginning)
+
+    def end(self, memory: Remembered, rows: Stack) -> Any:
+        """One leaf of it."""
+        return Stack(rows.leaves[:1])
+
+
+@pytest.mark.parametrize(("fault", "said"), [("begin", "`begin` returns no stacks"), ("end", "`end` returns no stack")])
+def test_what_is_no_memory_or_no_end_is_told_in_a_line(fault, said):
+    with pytest.raises(BrokenPromiseError, match=rf"^client\.optimizer\.kind = .*Mistaken: {said}"):
+        trained("stacked", optimizer=Mistaken(fault=fault))
