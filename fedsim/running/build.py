@@ -28,6 +28,7 @@ from fedsim.exchange.aggregation import Aggregator, WeightedMean
 from fedsim.exchange.transforms import Chain
 from fedsim.exchange.windows import First
 from fedsim.nets.fused import evaluates
+from fedsim.nets.optimizers import Optimizer
 from fedsim.parallel.arithmetic import settle
 from fedsim.parallel.cores import at_most, cores
 from fedsim.parallel.workers import WorkerError, Workers, take_cores
@@ -39,6 +40,7 @@ from fedsim.running.pace import pace
 from fedsim.running.promises import asked, at_once, begun
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Simulation, hold_transformable
+from fedsim.server.strategy import ServerStep
 from fedsim.zeroth_order.search import LocalSearch
 
 
@@ -160,7 +162,7 @@ def build_simulation(
     have to be sent it.
     """
     check(experiment, problem)
-    _warn_of_rate(experiment.client)
+    _warn_of_rate(experiment)
     aggregator = experiment.aggregation
     if engine is None:
         kind: Callable[..., Executor] = Executor
@@ -205,11 +207,18 @@ def build_simulation(
     return simulation
 
 
-def _warn_of_rate(client: Client) -> None:
-    """Say where clients have a learning rate to multiply by what their optimizer finds by itself."""
-    if isinstance(client, LocalTraining | LocalSearch) and client.rule.rate_free and client.lr not in (None, 1.0):
-        kind = kind_of("optimizers", client.rule)
-        warn(f"client.lr = {client.lr}: {kind} finds its own rate, which this multiplies; leave it out")
+def _warn_of_rate(experiment: Experiment) -> None:
+    """Say where a learning rate is there to multiply what a rule finds by itself."""
+    client, strategy = experiment.client, experiment.strategy
+    rates: list[tuple[str, float | None, Any]] = []
+    if isinstance(client, LocalTraining | LocalSearch):
+        rates.append(("client.lr", client.lr, client.rule))
+    if isinstance(strategy, ServerStep):
+        rates.append(("strategy.server_lr", strategy.server_lr, strategy.made["server_optimizer"]))
+    for option, rate, rule in rates:
+        if isinstance(rule, Optimizer) and rule.rate_free and rate not in (None, 1.0):
+            kind = kind_of("optimizers", rule)
+            warn(f"{option} = {rate}: {kind} finds its own rate, which this multiplies; leave it out")
 
 
 def build_engine(experiment: Experiment, problem: Problem, executor: Executor) -> VirtualEngine:

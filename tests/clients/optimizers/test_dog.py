@@ -178,6 +178,14 @@ def test_a_rate_for_a_rule_that_finds_its_own_is_warned_of(client, warned, capsy
     assert default.client.base == 1.0
 
 
+@pytest.mark.parametrize(("strategy", "warned"), [({"server_lr": 0.5}, True), ({}, False)])
+def test_so_is_a_rate_of_the_servers(strategy, warned, capsys):
+    experiment = small_experiment(1, strategy={"kind": "fedavg", "server_optimizer": "dog", **strategy})
+    build_simulation(experiment, small_problem())
+    line = "fedsim: warning: strategy.server_lr = 0.5: dog finds its own rate, which this multiplies; leave it out\n"
+    assert capsys.readouterr().err == (line if warned else "")
+
+
 KEPT_DISTANCES = {"kind": "dog", "distance": "client", "average": True, "reps_rel": 1e-6}
 
 
