@@ -66,6 +66,11 @@ class StepDraws:
         )
         return _shaped((words >> 31).to(like.leaves[0].dtype).mul_(2.0).sub_(1.0), like)
 
+    def permutation(self, purpose: str, count: int, size: int) -> Tensor:
+        """An order of 0 .. size-1 for each of the first `count` clients: int64 [count, size]."""
+        name, owners = f"{self.owner}/{purpose}", self.draw.clients[:count]
+        return self.draw.streams.permutation(name, owners, size, turn=_first(self.draw, count), step=self.draw.step)
+
 
 class Objective(Protocol):
     """The losses of a step's k clients on its mini-batch, with decay and corrections, as functions to ask again."""

@@ -13,6 +13,7 @@ GIVEN: dict[str, dict[str, Any]] = {
 """Options without which a rule has others that do nothing."""
 OTHERS: dict[str, dict[str, Any]] = {
     "adabelief": {"epsilon": 1e-3},
+    "frugal": {"others": "sgd", "gap": 1},
     "muon": {"others": "sgd"},
     "dog": {"gamma": (4.0, {"average": True})},
     "l_dog": {"gamma": (4.0, {"average": True})},
