@@ -2,11 +2,13 @@
 
 The same app (`peers/flower_ray_app.py`: a PyTorch client app and stock FedAvg, 100 nodes of the digits, all in each
 round) under Flower's simulation on Ray, with two actors, and under `fedsim.flower.simulate`, in one process and with
-two workers; and, for those who only bring a strategy, stock FedAvg over fedsim's own clients, executed as a stack. Each
-engine has a process of its own, but for the stack, which has the benchmark's; when all are warm they take turns, a
+two workers; the app's own loop over the clients on one core, without Flower, below which no single process can go; and,
+for those who only bring a strategy, stock FedAvg over fedsim's own clients, executed as a stack. Each engine has a
+process of its own, but for the loop and the stack, which have the benchmark's; when all are warm they take turns, a
 round each, so that a machine that slows down slows all of them. Reported: the median time of a round, the median over
 turns of Ray's time to this one's, the seconds from starting until every node has answered a first message (of the
-stack, until its data are dealt), and the accuracy in the end, the same but for our own clients, who draw other batches.
+loop and the stack, until their data are dealt), and the accuracy in the end, the same but for our own clients, who draw
+other batches.
 """
 
 from __future__ import annotations
@@ -23,11 +25,17 @@ from rich.table import Table
 
 from experiments.benchmarks.engine import Fedsim
 from experiments.benchmarks.peers.flower_ray import FlowerRay
+from experiments.benchmarks.peers.plain import PlainLoop
 from experiments.benchmarks.peers.works import digits
 
 RAY = "Flower Ray (2 actors)"
-STOCK = "flwr:FedAvg, our clients"
-ENGINES = {RAY: ("ray", 2), "fedsim (1 process)": ("here", 0), "fedsim (2 workers)": ("here", 2), STOCK: ("stack", 1)}
+ENGINES = {
+    RAY: ("ray", 2),
+    "fedsim (1 process)": ("here", 0),
+    "fedsim (2 workers)": ("here", 2),
+    "the app's loop alone": ("loop", 1),
+    "flwr:FedAvg, our clients": ("stack", 1),
+}
 """What runs, and over how many processes."""
 
 
@@ -48,9 +56,11 @@ def serve(descriptor: int, path: str, cpus: int) -> None:
     flower_ray_app.serve(descriptor, path, cpus, engine)
 
 
-def peer(name: str) -> FlowerRay | Fedsim:
+def peer(name: str) -> FlowerRay | PlainLoop | Fedsim:
     """An engine, not started."""
     kind, cpus = ENGINES[name]
+    if kind == "loop":
+        return PlainLoop(digits(), cpus)
     if kind == "stack":
         return Fedsim(digits(), "auto", strategy="flwr:FedAvg")
     return (FlowerRay if kind == "ray" else FlowerHere)(digits(), cpus)
@@ -93,13 +103,14 @@ def main(
 
 
 @contextmanager
-def _started(name: str) -> Iterator[tuple[FlowerRay | Fedsim, float]]:
+def _started(name: str) -> Iterator[tuple[FlowerRay | PlainLoop | Fedsim, float]]:
     """An engine at work, which ends with this block, and the seconds that it took to start."""
-    engine = peer(name)
-    if (why := engine.missing()) is not None:
+    engine, before = peer(name), time.perf_counter()
+    if (why := engine.missing()) is not None:  # ours begins, to find out
         raise typer.BadParameter(f"{name}: {why}")
     try:
-        yield engine, _timed(engine.start)
+        engine.start()
+        yield engine, time.perf_counter() - before
     finally:
         engine.stop()
 
