@@ -1,8 +1,9 @@
 """Local training on the client's own loss.
 
 y <- y - lr * (grad f_i(y) + mu (y - theta)),  Delta_i = y - theta
-Uplink d floats, and where the server asks for it one more for nu, or for the mean loss of the last epoch. McMahan et
-al. 2017; the proximal term mu of Li et al. 2020; nu of Wang et al. 2020, section 4.
+Uplink d floats, and where the server asks for it one more for nu, or for the mean loss of the last epoch, or two for V
+and N of the batch size that it chooses. McMahan et al. 2017; the proximal term mu of Li et al. 2020; nu of Wang et al.
+2020, section 4; V and N of Lau et al. 2024.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 from fedsim.client import (
+    BATCH_SIZE,
+    SPREAD,
     Cohort,
     Cost,
     InputError,
@@ -23,6 +26,7 @@ from fedsim.client import (
     Size,
     Update,
     options,
+    spreads,
 )
 
 REPORTED = {"nu": "report-nu", "last-loss": "report-loss"}
@@ -36,15 +40,18 @@ class Sgd(LocalTraining):
     proximal_mu: NonNegativeFloat = 0.0
     """mu, the penalty's factor, unless the server sends one; 0: none."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu", "report-loss"})
-    up: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last-loss"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu", "report-loss", BATCH_SIZE})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last-loss", SPREAD})
     descends: ClassVar[bool] = True
 
     def cost(self, order: Order, examples: Tensor) -> Cost:
-        """Steps, d floats, and one more for each number that is asked for."""
+        """Steps, d floats, and one more for each number that is asked for; of batch sizes two, and a step beside."""
         cost = super().cost(order, examples)
         number = Size.of(order.payload["params"][:1])
         told = {name: number for name, asked in REPORTED.items() if order.config.get(asked)}
+        if BATCH_SIZE in order.config:
+            told[SPREAD] = Size.of(order.payload["params"][:1].repeat(2))
+            cost = replace(cost, effort=1.0 + (cost.effort if cost.effort is not None else 0.0 * cost.steps.double()))
         return replace(cost, reply={**cost.reply, **told}) if told else cost
 
     def train(self, cohort: Cohort) -> Update:
@@ -52,13 +59,19 @@ class Sgd(LocalTraining):
         theta, mu = cohort.received("params"), self._mu(cohort)
         report_last = bool(cohort.config.get("report-loss"))
         shift = mu * theta if mu else None
+        asked = BATCH_SIZE in cohort.config
+        spread = spreads(cohort, theta, self.passes(cohort)) if asked else None
         trained = self.descend(cohort, theta, decay=mu, shift=shift, report_last=report_last, change=True)
         payload = {"delta": trained.params}
         if cohort.config.get("report-nu"):
             payload["nu"] = self.normaliser(cohort.steps_taken, self.rate(cohort), mu).to(theta.dtype)
         if trained.last_loss is not None:
             payload["last-loss"] = trained.last_loss.unsqueeze(1)
-        return Update(payload, {"loss": trained.loss})
+        metrics = {"loss": trained.loss}
+        if spread is not None:
+            payload[SPREAD], width = spread, self.width(cohort.config)
+            metrics["batch_size"] = cohort.examples.clamp(max=width).to(theta.dtype)
+        return Update(payload, metrics)
 
     def _mu(self, cohort: Cohort) -> float:
         return float(cohort.config.get("proximal-mu", self.proximal_mu))
@@ -67,6 +80,8 @@ class Sgd(LocalTraining):
         """Refuse options that do not go with what the server sends."""
         if "proximal-mu" in sent and self.proximal_mu:
             raise InputError("proximal_mu", self.proximal_mu, "the strategy sends its own; leave this one out")
+        if BATCH_SIZE in sent:
+            self._check_batches()
         if "report-nu" not in sent:
             return
         if self.rule.weights(torch.ones(1), self.base * self.proximal_mu) is None:
@@ -75,7 +90,7 @@ class Sgd(LocalTraining):
                 self.optimizer,
                 "FedNova knows sgd, with momentum or with a proximal term, without Nesterov's form",
             )
-        if self.rates_differ:
+        if self.step_rates.differ:
             options = ("inverse_decay", "lr_scaling", "local_schedule")
             name = next(name for name in options if getattr(self, name) != getattr(LocalTraining, name))
             raise InputError(name, getattr(self, name), "FedNova needs the same rate in all steps of a round")
@@ -83,6 +98,14 @@ class Sgd(LocalTraining):
             raise InputError(
                 "proximal_mu", self.proximal_mu, f"FedNova needs lr * proximal_mu < 1; lower it or lr = {self.base}"
             )
+
+    def _check_batches(self) -> None:
+        """Refuse what a server cannot choose batch sizes by."""
+        if self.batch_size in ("full", 1):
+            raise InputError("batch_size", self.batch_size, "the server chooses by its examples; begin with 2 or more")
+        if self.defence is not None:
+            remedy = "the server chooses batch sizes by gradients without attacks; leave out one of the two"
+            raise InputError("adversarial", "given", remedy)
 
     def normaliser(self, steps: Tensor, lr: float, mu: float) -> Tensor:
         """nu_i after `steps` [C] steps, float64 [C]."""

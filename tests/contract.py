@@ -133,6 +133,10 @@ ROWS: dict[str, dict[str, Any]] = {
         "aggregation": "median",
     },
     "fedasync": {"strategy": {"kind": "fedasync"}, **ASYNCHRONOUS},
+    "norm_test": {
+        "strategy": {"kind": "fedavg", "batch_rule": {"kind": "norm_test", "eta": 1.0}},
+        "client": {"kind": "sgd", "epochs": 2, "batch_size": 2, "lr": 0.1},
+    },
     "schedule": {
         "strategy": {"kind": "fedbuff", "size": 3},
         "client": {"kind": "sgd", **TRAINING, "schedule": {"kind": "exponential", "gamma": 0.9}},
@@ -240,6 +244,7 @@ STRATEGIES: dict[str, Others] = {
         "server_weight_decay": (0.1, {}),
         "deadline": (0.5, {"devices": SPREAD}),
         "first": (2, {}),
+        "batch_rule": ({"kind": "norm_test", "eta": 0.1}, {}),
     },
     "fedfix": {
         "weighting": ("uniform", {}),

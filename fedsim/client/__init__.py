@@ -5,6 +5,7 @@ from fedsim.attacks.losses import Divergence, divergence
 from fedsim.client.defence import Armed, Defence, victim
 from fedsim.client.divided import Divided, matrices
 from fedsim.client.normaliser import normaliser
+from fedsim.client.spread import spreads
 from fedsim.client.training import LocalTraining, Trained
 from fedsim.core.errors import InputError
 from fedsim.core.options import (
@@ -21,7 +22,7 @@ from fedsim.core.options import (
 from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.actions import FORWARD
+from fedsim.exchange.actions import BATCH_SIZE, FORWARD, SPREAD
 from fedsim.exchange.messages import Cost, Order, Scalar, Size, Update
 from fedsim.exchange.transforms import Shapes
 from fedsim.nets import matrix_norms, polar, products
@@ -43,7 +44,9 @@ from fedsim.nets.rows import columns, inner, mix, norms, scale, scaled, squares,
 from fedsim.nets.stack import Stack
 
 __all__ = [
+    "BATCH_SIZE",
     "FORWARD",
+    "SPREAD",
     "Armed",
     "Attack",
     "Batch",
@@ -98,6 +101,7 @@ __all__ = [
     "products",
     "scale",
     "scaled",
+    "spreads",
     "squares",
     "squares_by_leaf",
     "victim",

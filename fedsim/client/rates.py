@@ -12,6 +12,7 @@ gradients are like; Granziol et al. 2020).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal
 
@@ -81,10 +82,57 @@ LocalSchedule = Annotated[
 """A schedule over the steps of a round, or its name, or a table with `kind` and its options."""
 
 
-def scales(batches: Tensor, reference: int, scaling: Scaling) -> Tensor:
-    """What the rates of clients with batches of so many examples, int64 [C], are multiplied by, float64 [C]."""
-    ratio = batches.double() / reference
-    return ratio.sqrt() if scaling == "sqrt" else ratio if scaling == "linear" else torch.ones_like(ratio)
+@dataclass(frozen=True)
+class StepRates:
+    """What makes the rate of a step of that of the round.
+
+    steps: how many all clients take; None: each its own number.
+    """
+
+    inverse_decay: float
+    inverse_power: float
+    schedule: LocalSchedule
+    steps: int | None
+    scaling: Scaling
+
+    @property
+    def differ(self) -> bool:
+        """Whether steps of a round have different rates, of one client or of several."""
+        return bool(self.inverse_decay) or self.scaling != "none" or not isinstance(self.schedule, Same)
+
+    @property
+    def apart(self) -> bool:
+        """Whether clients have rates of their own; as options say it, so that none depends on who else is at work."""
+        return self.scaling != "none" or (self.steps is None and not isinstance(self.schedule, Same))
+
+    def decay(self, step: int) -> float:
+        """The factor of a step of all clients alike."""
+        decay = float((1.0 + self.inverse_decay * step) ** -self.inverse_power) if self.inverse_decay else 1.0
+        return decay if self.steps is None else decay * self.schedule.factor(step, self.steps)
+
+    def own(self, base: float, steps: Tensor, scales: Tensor) -> Tensor:
+        """The rates of clients that take so many steps, int64 [C], and are scaled so, float64 [C]: float64 [S, C]."""
+        factors = factors_of(steps, self.schedule if self.steps is None else Same())
+        along = [base * self.decay(step) for step in range(len(factors))]
+        return torch.tensor(along, dtype=torch.float64, device=factors.device).unsqueeze(1) * factors * scales
+
+    def scales(self, batches: Tensor, reference: int) -> Tensor:
+        """What the rates of clients with batches of so many examples, int64 [C], are multiplied by, float64 [C]."""
+        ratio = batches.double() / reference
+        if self.scaling == "none":
+            return torch.ones_like(ratio)
+        return ratio.sqrt() if self.scaling == "sqrt" else ratio
+
+    def sums(self, base: float, taken: Tensor, own: Tensor | None) -> Tensor:
+        """The sum of the rates of so many steps, int64 [C], float64 [C]. own: as of `own`, if clients are apart."""
+        if own is not None:
+            ends = (taken - 1).clamp(min=0).unsqueeze(0)
+            return own.cumsum(0).gather(0, ends)[0] if len(own) else own.new_zeros(len(taken))
+        if not self.differ:
+            return taken.double() * base
+        longest = int(taken.max()) if len(taken) else 0
+        decayed = [self.decay(step) for step in range(longest)]
+        return torch.tensor([0.0, *decayed], dtype=torch.float64, device=taken.device).cumsum(0)[taken] * base
 
 
 def factors_of(steps: Tensor, schedule: LocalSchedule) -> Tensor:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from fedsim.client.curriculum import SampleCurriculum
 from fedsim.client.defence import Armed, Defence
 from fedsim.client.objective import BatchObjective
-from fedsim.client.rates import LocalSchedule, Same, Scaling, factors_of, scales
+from fedsim.client.rates import LocalSchedule, Same, Scaling, StepRates
 from fedsim.core import schedules
 from fedsim.core.errors import DivergedError, InputError
 from fedsim.core.options import (
@@ -34,8 +35,8 @@ from fedsim.core.schedules import Constant, Exponential, Schedule, scheduled
 from fedsim.engine.batches import steps_of
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import PRIVATE, Cohort
-from fedsim.exchange.actions import FORWARD
-from fedsim.exchange.messages import Cost, Order, Size
+from fedsim.exchange.actions import BATCH_SIZE, FORWARD
+from fedsim.exchange.messages import Cost, Order, Scalar, Size
 from fedsim.exchange.transforms import Shapes
 from fedsim.nets.descent import Descent, Loop, Rule, Stepper
 from fedsim.nets.dropout import Draw
@@ -187,33 +188,34 @@ class LocalTraining(HasPlugins, Client):
 
     def rates(self, cohort: Cohort) -> Tensor:
         """The sum of the rates of the steps that each client has taken, float64 [C]."""
-        if not self.rates_differ:
-            return cohort.steps_taken.double() * self.rate(cohort)
-        own = self._own_rates(cohort)
-        if own is not None:
-            ends = (cohort.steps_taken - 1).clamp(min=0).unsqueeze(0)
-            return own.cumsum(0).gather(0, ends)[0] if len(own) else own.new_zeros(len(cohort))
-        longest = int(cohort.steps_taken.max()) if len(cohort) else 0
-        decayed = [self._decay(step) for step in range(longest)]
-        sums = torch.tensor([0.0, *decayed], dtype=torch.float64, device=cohort.examples.device).cumsum(0)
-        return sums[cohort.steps_taken] * self.rate(cohort)
+        return self.step_rates.sums(self.rate(cohort), cohort.steps_taken, self._own_rates(cohort))
 
     @property
-    def rates_differ(self) -> bool:
-        """Whether steps of a round have different rates, of one client or of several."""
-        return bool(self.inverse_decay) or self.lr_scaling != "none" or not isinstance(self.local_schedule, Same)
+    def step_rates(self) -> StepRates:
+        """What makes the rate of a step of that of its round."""
+        return StepRates(self.inverse_decay, self.inverse_power, self.local_schedule, self.steps, self.lr_scaling)
 
-    def local_steps(self, examples: Tensor, round: int = 0) -> Tensor:  # noqa: A002
-        """How many steps clients with so many examples take in a round: int64 [C]."""
-        epochs = self._epochs(round)
+    def local_steps(
+        self,
+        examples: Tensor,
+        round: int = 0,  # noqa: A002
+        config: Mapping[str, Scalar] = MappingProxyType({}),
+    ) -> Tensor:
+        """How many steps clients with so many examples take in a round: int64 [C]. config: of its order."""
+        epochs, width = self._epochs(round), self.width(config)
         if self.curriculum is not None and epochs is not None:
-            return self.curriculum.steps(examples, epochs, self._width)
-        return steps_of(examples, epochs, self.steps, self._width)
+            return self.curriculum.steps(examples, epochs, width)
+        return steps_of(examples, epochs, self.steps, width)
+
+    def width(self, config: Mapping[str, Scalar]) -> int | None:
+        """Examples of a step under an order: batch_size, or what the server asks for if that is more; None: all."""
+        return None if self.batch_size == "full" else max(self.batch_size, int(config.get(BATCH_SIZE, 0)))
 
     def cost(self, order: Order, examples: Tensor) -> Cost:
         """Steps, and one vector the size of the parameters sent up; beside, what attacks, scoring and rules take."""
         params = order.payload["params"]
-        steps, width = self.local_steps(examples, order.round), examples if self._width is None else self._width
+        steps, own = self.local_steps(examples, order.round, order.config), self.width(order.config)
+        width = examples if own is None else own
         beside, passes = self.rule.effort - 1.0, self.rule.passes
         if self.defence is not None:
             beside += self.defence.effort(order.round)
@@ -298,9 +300,9 @@ class LocalTraining(HasPlugins, Client):
         report_last: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Parameters [C, d] or their change, the sums of the losses [C], the means of the last epoch: all in one."""
-        plan = cohort.plan_clients(**self._passes(cohort))
+        plan = cohort.plan_clients(**self.passes(cohort))
         base, longest = self.rate(cohort), int(plan.steps.max()) if len(cohort) else 0
-        own = self._own_rates(cohort)
+        own, step_rates = self._own_rates(cohort), self.step_rates
         found = loop.descend(
             Descent(
                 start=start,
@@ -313,7 +315,7 @@ class LocalTraining(HasPlugins, Client):
                 steps=plan.steps,
                 examples=cohort.examples,
                 draw=Draw(cohort.streams, cohort.clients, cohort.turn, 0),
-                rates=[base * self._decay(step) for step in range(longest)] if own is None else own.T,
+                rates=[base * step_rates.decay(step) for step in range(longest)] if own is None else own.T,
                 rule=rule,
                 change=change,
             )
@@ -334,21 +336,21 @@ class LocalTraining(HasPlugins, Client):
         y, fixed = layout.stack(start, len(cohort)), None if shift is None else layout.stack(shift, len(cohort))
         stepper = None if rule.plain else rule.stepper(layout.moved(y), self._beginning(cohort))
         lr: float | Tensor = self.rate(cohort)
-        base, own = self.rate(cohort), self._own_rates(cohort)
+        base, own, step_rates = self.rate(cohort), self._own_rates(cohort), self.step_rates
         corrected = bool(rule.decay) or shift is not None
         began = layout.moved(layout.stack(start, len(cohort))) if corrected and self.rule.needs & VALUED else None
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
         history: list[Tensor] = []
         rows, fixed_rows = y, fixed
         padded = self.views > 1  # so that the second view's examples have the places, and the dropout, of a stack's
-        for step, batch in enumerate(cohort.batches(**self._passes(cohort), padded=padded)):
+        for step, batch in enumerate(cohort.batches(**self.passes(cohort), padded=padded)):
             active = len(batch)
             if active != len(rows):
                 rows, fixed_rows = y[:active], None if fixed is None else fixed[:active]
             if own is not None:
                 lr = own[step, :active].to(y.leaves[0].dtype) if cohort.network.stacked else float(own[step, 0])
-            elif self.rates_differ:
-                lr = base * self._decay(step)
+            elif step_rates.differ:
+                lr = base * step_rates.decay(step)
             if arm is not None:
                 batch = arm(rows, batch)
             if stepper is None:
@@ -397,7 +399,11 @@ class LocalTraining(HasPlugins, Client):
     def _last_epoch(self, cohort: Cohort) -> Tensor:
         """How many of the steps taken are of the last epoch, int64 [C]; independent steps are of one."""
         steps = cohort.steps_taken
-        return steps if self.epochs is None else torch.minimum(steps_of(cohort.examples, 1, None, self._width), steps)
+        return (
+            steps
+            if self.epochs is None
+            else torch.minimum(steps_of(cohort.examples, 1, None, self.width(cohort.config)), steps)
+        )
 
     def _last(self, cohort: Cohort, history: Iterable[Tensor]) -> Tensor:
         """The mean loss of each client's last epoch [C]; of independent steps the mean of all."""
@@ -412,36 +418,25 @@ class LocalTraining(HasPlugins, Client):
             return None
         return max(1, math.floor(self.epochs * self.epochs_schedule.factor(round) + 0.5))
 
-    def _decay(self, step: int) -> float:
-        """The factor of a step of all clients alike."""
-        decay = float((1.0 + self.inverse_decay * step) ** -self.inverse_power) if self.inverse_decay else 1.0
-        return decay if self.steps is None else decay * self.local_schedule.factor(step, self.steps)
-
     def _own_rates(self, cohort: Cohort) -> Tensor | None:
         """The rates of each step of each client, float64 [S, C]; None where the options say that clients are alike."""
-        falls = self.steps is None and not isinstance(self.local_schedule, Same)
-        if self.lr_scaling == "none" and not falls:
+        if not self.step_rates.apart:
             return None
-        steps = self.local_steps(cohort.examples, 0 if isinstance(self.epochs_schedule, Constant) else cohort.round)
-        factors = factors_of(steps, self.local_schedule if falls else Same())
-        along = [self.rate(cohort) * self._decay(step) for step in range(len(factors))]
-        rates = torch.tensor(along, dtype=torch.float64, device=factors.device).unsqueeze(1) * factors
-        return rates * self._scales(cohort)
+        number = 0 if isinstance(self.epochs_schedule, Constant) else cohort.round
+        steps = self.local_steps(cohort.examples, number, cohort.config)
+        return self.step_rates.own(self.rate(cohort), steps, self._scales(cohort))
 
     def _scales(self, cohort: Cohort) -> Tensor:
         """What the rate of each client is multiplied by for its batches, float64 [C]."""
-        width, meant = self._width, self.reference_batch
+        width = self.width(cohort.config)
         batches = cohort.examples if width is None else cohort.examples.clamp(max=width)
-        return scales(batches, meant or width or 1, self.lr_scaling)
+        meant = self.reference_batch or (1 if self.batch_size == "full" else self.batch_size)
+        return self.step_rates.scales(batches, meant)
 
-    def _passes(self, cohort: Cohort) -> dict[str, Any]:
+    def passes(self, cohort: Cohort) -> dict[str, Any]:
         """What mini-batches the cohort takes, as arguments of `Cohort.plan`."""
         epochs = self.epochs if isinstance(self.epochs_schedule, Constant) else self._epochs(cohort.round)
-        course = None
+        course, width = None, self.width(cohort.config)
         if self.curriculum is not None and epochs is not None:
-            course, epochs = self.curriculum.course(cohort, epochs, self._width), None
-        return {"epochs": epochs, "steps": self.steps, "batch_size": self._width, "course": course}
-
-    @property
-    def _width(self) -> int | None:
-        return None if self.batch_size == "full" else self.batch_size
+            course, epochs = self.curriculum.course(cohort, epochs, width), None
+        return {"epochs": epochs, "steps": self.steps, "batch_size": width, "course": course}

@@ -304,21 +304,28 @@ class Cohort:
             batch = Batch(self.data.x[index], self.data.y[index], weight, draw)
             yield some, batch if self.network.stacked else batch.cut(int(inside.sum()))
 
+    def first_steps(
+        self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None
+    ) -> ClientPlan:
+        """Which examples are in the first of these mini-batches of each client, none of which counts as taken."""
+        batching = self._batching(None if epochs is None else 1, None if steps is None else 1, batch_size, course)
+        return plan_clients(batching, self.network.compiled)
+
     def plan(self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None) -> Plan:
         """Which examples are in the same mini-batches, whose steps count as taken."""
-        return plan_batches(self._batching(epochs, steps, batch_size, course))
+        return plan_batches(self._taking(epochs, steps, batch_size, course))
 
     def plan_clients(
         self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None
     ) -> ClientPlan:
         """The same client by client, for a loop that takes all of a client's steps."""
-        return plan_clients(self._batching(epochs, steps, batch_size, course), self.network.compiled)
+        return plan_clients(self._taking(epochs, steps, batch_size, course), self.network.compiled)
 
     def _batching(
         self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None
     ) -> Batching:
-        """The cohort's examples in such batches, whose steps count as taken from now on."""
-        batching = Batching(
+        """The cohort's examples in such batches."""
+        return Batching(
             streams=self.streams,
             clients=self.clients,
             order=self.data.order,
@@ -330,6 +337,10 @@ class Cohort:
             turn=self.turn,
             course=course,
         )
+
+    def _taking(self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None) -> Batching:
+        """The same, whose steps count as taken from now on."""
+        batching = self._batching(epochs, steps, batch_size, course)
         self.steps_taken = self.steps_taken + batching.taken
         return batching
 

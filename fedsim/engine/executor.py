@@ -60,16 +60,15 @@ def choose_network(
         else:
             warn("numba is not installed, with which rounds would be compiled; clients are stacked")
     operations = width * model.footprint.operations if data.x.device.type == "cpu" else None
+    chain = ChainNetwork.of(module, layout, loss)
     slower = operations is not None and loses_to_a_loop(module, operations)
     if choice == "loop" or (choice == "auto" and slower):
-        return "loop", PlainNetwork(module, layout, loss, operations)
+        return "loop", PlainNetwork(module, layout, loss, operations, chain)
     if choice == "fused":
         loop = fused(module, layout, loss, data.x, data.y)
-        network: ChainNetwork | StackedNetwork = StackedNetwork(module, layout, loss)
-        network = ChainNetwork.of(module, layout, loss) or network
+        network = StackedNetwork(module, layout, loss) if chain is None else chain
         network.loop = network.compiled = loop
         return "fused", network
-    chain = ChainNetwork.of(module, layout, loss)
     if chain is not None:
         return "stacked", chain
     alone = PlainNetwork(module, layout, loss, operations)
@@ -123,7 +122,8 @@ class Executor:
 
     memory: bytes that the stacked tensors of one cohort may take. participants: how many different clients may take
     part in the whole run, for the estimate of the state's size, which may take `state_memory` bytes. work: see
-    `choose_network`.
+    `choose_network`. largest_batch: the most examples of a step that orders ask for, where that is more than clients
+    take by themselves.
     """
 
     def __init__(
@@ -138,12 +138,13 @@ class Executor:
         state_memory: int = 2**32,
         participants: int | None = None,
         work: float = 0.0,
+        largest_batch: int = 0,
     ) -> None:
         self.problem, self.client, self.streams, self.transforms = problem, client, streams, Chain(tuple(transforms))
         self.network: Network | None = None
         self.name = "stacked"
         asked = client.batch_size
-        self._width = problem.largest if asked == "full" else min(asked, problem.largest)
+        self._width = problem.largest if asked == "full" else min(max(asked, largest_batch), problem.largest)
         if problem.model is not None and problem.data is not None:
             self.name, self.network = choose_network(problem.model, problem.data, choice, self._width, work)
         elif choice == "loop":

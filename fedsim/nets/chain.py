@@ -15,7 +15,7 @@ from fedsim.nets.layers import has_hooks
 from fedsim.nets.losses import Loss, weighted
 from fedsim.nets.modes import forward_mode
 from fedsim.nets.network import Batch
-from fedsim.nets.rows import columns, scale, scaled
+from fedsim.nets.rows import columns, scale, scaled, squares
 from fedsim.nets.stack import Layout, Stack
 
 Part: TypeAlias = tuple[tuple[int, int | None], Tensor, Tensor]
@@ -100,6 +100,20 @@ class ChainNetwork:
         """Outputs of the k clients of a batch as a linear function of the parameters, whose matrix is never made."""
         *hidden, outputs = self._forward(y, batch.x)
         return _Chained(self, y, hidden, outputs)
+
+    def spread(self, y: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
+        """V [k] and N [k] of the examples' gradients: |g_b|^2 = sum_l |delta_lb|^2 (|h_lb|^2 + 1), and no g_b is made.
+
+        V = (sum_b |g_b|^2 - B N) / (B - 1), N = |mean_b g_b|^2.
+        """
+        _, parts = self._backward(y, batch)
+        count = (batch.weight > 0).sum(dim=1).to(batch.weight.dtype)
+        each = torch.zeros_like(batch.weight)  # of deltas that are divided by B already
+        for (_, bias), delta, h in parts:
+            each += delta.square().sum(dim=2) * (h.square().sum(dim=2) + float(bias is not None))
+        square = squares(self._gathered(y, parts))
+        variance = (each.sum(dim=1) * count - square) * count / (count - 1.0).clamp(min=1.0)
+        return torch.where(count > 1, variance.clamp(min=0.0), 0.0), square
 
     def outputs(self, y: Stack, x: Tensor) -> Tensor:
         """Outputs [k, B, *places, K] of the k clients for inputs [k, B, ...]."""

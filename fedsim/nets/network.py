@@ -34,6 +34,7 @@ from fedsim.nets.lowering import Lowered, lower
 from fedsim.nets.modes import forward_mode
 from fedsim.nets.optimizers import descend_plainly
 from fedsim.nets.plain import PlainLoop
+from fedsim.nets.rows import scaled, squares
 from fedsim.nets.stack import Layout, Stack
 
 
@@ -118,6 +119,14 @@ class Network(Protocol):
         """Losses [k] as of `values`, and their derivatives [k] along the directions v, in forward mode."""
         ...
 
+    def spread(self, y: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
+        """V [k] and N [k] of the gradients g_b of the examples of k clients: sum_j var_b(g_b[j]), and |mean_b g_b|^2.
+
+        The variance is unbiased, and 0 of a single example. Exact of chains of linear layers; of other models from the
+        means g', g'' of two halves of a' and a'' examples: V ~ |g' - g''|^2 / (1 / a' + 1 / a'').
+        """
+        ...
+
     def descend(
         self, y: Stack, batch: Batch, lr: float | Tensor, decay: float = 0.0, shift: Stack | None = None
     ) -> Tensor:
@@ -170,6 +179,24 @@ class _Autograd(ABC):
         """Outputs of the k clients of a batch as a linear function of what is trained, by backward passes."""
         outputs, trained = self._traced(y, batch)
         return Traced(outputs, trained, self.layout.moved(y))
+
+    def spread(self, y: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
+        """V [k] and N [k] of the examples' gradients, by halves of the batch."""
+        count = (batch.weight > 0).sum(dim=1, keepdim=True)
+        place, half = torch.arange(batch.weight.shape[1], device=count.device), count // 2
+        first, second = place < half, (place >= half) & (place < count)
+        own = [
+            self.gradients(
+                Stack([leaf.clone() for leaf in y.leaves]),  # a training pass moves its statistics
+                replace(batch, weight=part.to(batch.weight.dtype) / part.sum(dim=1, keepdim=True).clamp(min=1)),
+            )[1]
+            for part in (first, second)
+        ]
+        share = half[:, 0].to(batch.weight.dtype) / count[:, 0]
+        rest = 1.0 - share
+        mean = scaled(own[0], share).add_(scaled(own[1], rest))
+        apart = squares(own[0].add_(own[1], alpha=-1.0)) * share * rest * count[:, 0]
+        return torch.where(count[:, 0] > 1, apart, 0.0), squares(mean)
 
     def _values(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         loss = self.loss if batch.loss is None else batch.loss
@@ -255,8 +282,19 @@ class PlainNetwork(_Autograd):
 
     stacked = False
 
-    def __init__(self, model: nn.Module, layout: Layout, loss: Loss, operations: float | None = None) -> None:
-        """Operations: multiply-adds of a step, where all steps of a client are to be taken in one loop."""
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        loss: Loss,
+        operations: float | None = None,
+        chain: Network | None = None,
+    ) -> None:
+        """Operations: multiply-adds of a step, where all steps of a client are to be taken in one loop.
+
+        chain: the network of the same model as a chain, for what chains alone know exactly; None: it is none.
+        """
+        self._chain = chain
         self.model, self.layout, self.loss = Functional(model), layout, loss
         if operations is not None:
             self.loop = PlainLoop(self.model, layout, loss, operations)
@@ -276,6 +314,10 @@ class PlainNetwork(_Autograd):
         with drawing(batch.draw, stacked=self.stacked, real=batch.real if self.layout.normalises else None):
             outputs: Tensor = model(batch.x[0])
         return outputs.unsqueeze(0), list(parameters)
+
+    def spread(self, y: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
+        """V [1] and N [1] of the examples' gradients of one client."""
+        return super().spread(y, batch) if self._chain is None else self._chain.spread(y, batch)
 
     def input_gradients(self, y: Stack, x: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """Losses [k, B] and their gradients [k, B, ...] with respect to the inputs x, without dropout."""

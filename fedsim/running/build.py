@@ -108,6 +108,7 @@ def build_executor(experiment: Experiment, problem: Problem, kind: Callable[...,
             state_memory=options.state_mib * 2**20,
             participants=None if experiment.rounds is None else (experiment.rounds + 1) * working,
             work=_work(experiment, problem, working) if options.executor == "auto" else 0.0,
+            largest_batch=experiment.strategy.largest_batch,
         )
 
 

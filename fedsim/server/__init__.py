@@ -14,8 +14,10 @@ from fedsim.core.options import (
     options,
 )
 from fedsim.core.streams import Streams
+from fedsim.exchange.actions import BATCH_SIZE, SPREAD
 from fedsim.exchange.messages import Late, Order, Replies, Scalar, Weighting
 from fedsim.exchange.windows import All, Every, First, Window
+from fedsim.server.batches import BatchRule
 from fedsim.server.optimizers import OptimizerState, ServerOptimizer
 from fedsim.server.participation import (
     Frequency,
@@ -32,8 +34,11 @@ from fedsim.server.staleness import Discount, Polynomial
 from fedsim.server.strategy import Averaging, Config, Metrics, ProblemView, ServerState, ServerStep, Strategy, observed
 
 __all__ = [
+    "BATCH_SIZE",
+    "SPREAD",
     "All",
     "Averaging",
+    "BatchRule",
     "Config",
     "Discount",
     "Every",

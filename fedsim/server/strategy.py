@@ -109,6 +109,11 @@ class Strategy(ABC):
         return True
 
     @property
+    def largest_batch(self) -> int:
+        """The most examples that it asks clients to make a step about; 0: it leaves that to them."""
+        return 0
+
+    @property
     def unresumable(self) -> str | None:
         """Why a run could not go on from a checkpoint; None: it can."""
         return None
@@ -284,7 +289,9 @@ class Averaging(ServerStep, Strategy):
 def observed(replies: Replies) -> Metrics:
     """The metrics that every strategy reports: the clients' mean training loss, and what else they tell.
 
-    cosine, of an estimated direction to the gradient; difficulty, the mean score of a curriculum.
+    cosine, of an estimated direction to the gradient; difficulty, the mean score of a curriculum; batch_size, the
+    examples of a step where the server chooses them.
     """
-    found = {"train_loss": replies.mean("loss")} | {name: replies.mean(name) for name in ("cosine", "difficulty")}
+    found = {"train_loss": replies.mean("loss")}
+    found |= {name: replies.mean(name) for name in ("cosine", "difficulty", "batch_size")}
     return {name: value for name, value in found.items() if value is not None}

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -141,13 +142,14 @@ def another_seed_gives_other_bytes(subject: Subject) -> None:
     client = subject.part(("client",))
     if any(option.name == "batch_size" for option in dataclasses.fields(client)):
         quiet["client"] = subject.table(("client",)) | {"batch_size": "full"}
-    other, problem = final(subject.simulation(**quiet, seed=1)), subject.problem()
-    with drawing() as drawn:
-        found = final(subject.simulation(problem=problem, **quiet))
-    if differ(found, other):
-        return
-    names = ", ".join(sorted(drawn))
-    assert not drawn, f"another seed gives the same run, and {names} drew; take a named stream"
+    with suppress(InputError):  # of who must not work on all examples
+        other, problem = final(subject.simulation(**quiet, seed=1)), subject.problem()
+        with drawing() as drawn:
+            found = final(subject.simulation(problem=problem, **quiet))
+        if differ(found, other):
+            return
+        names = ", ".join(sorted(drawn))
+        assert not drawn, f"another seed gives the same run, and {names} drew; take a named stream"
     assert differ(subject.end(), final(subject.simulation(seed=1))), "another seed gives the same run"
 
 
