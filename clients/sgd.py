@@ -2,8 +2,9 @@
 
 y <- y - lr * (grad f_i(y) + mu (y - theta)),  Delta_i = y - theta
 Uplink d floats, and where the server asks for it one more for nu, or for the mean loss of the last epoch, or two for V
-and N of the batch size that it chooses. McMahan et al. 2017; the proximal term mu of Li et al. 2020; nu of Wang et al.
-2020, section 4; V and N of Lau et al. 2024.
+and N of the batch size that it chooses, or d more for how surely each number is known, which an optimizer such as ivon
+learns. McMahan et al. 2017; the proximal term mu of Li et al. 2020; nu of Wang et al. 2020, section 4; V and N of Lau
+et al. 2024.
 """
 
 from __future__ import annotations
@@ -35,13 +36,15 @@ REPORTED = {"nu": "report-nu", "last-loss": "report-loss"}
 
 @options
 class Sgd(LocalTraining):
-    """Goes with strategies that average changes, and tells FedNova and SFAT what else they ask for."""
+    """Goes with strategies that average changes, and tells FedNova, SFAT and FedIvon what else they ask for."""
 
     proximal_mu: NonNegativeFloat = 0.0
     """mu, the penalty's factor, unless the server sends one; 0: none."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"proximal-mu", "report-nu", "report-loss", BATCH_SIZE})
-    up: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last-loss", SPREAD})
+    accepts: ClassVar[frozenset[str]] = frozenset(
+        {"proximal-mu", "report-nu", "report-loss", "report-precision", BATCH_SIZE}
+    )
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last-loss", "precision", SPREAD})
     descends: ClassVar[bool] = True
 
     def cost(self, order: Order, examples: Tensor) -> Cost:
@@ -52,6 +55,8 @@ class Sgd(LocalTraining):
         if BATCH_SIZE in order.config:
             told[SPREAD] = Size.of(order.payload["params"][:1].repeat(2))
             cost = replace(cost, effort=1.0 + (cost.effort if cost.effort is not None else 0.0 * cost.steps.double()))
+        if order.config.get("report-precision"):
+            told["precision"] = cost.reply["delta"]
         return replace(cost, reply={**cost.reply, **told}) if told else cost
 
     def train(self, cohort: Cohort) -> Update:
@@ -67,6 +72,8 @@ class Sgd(LocalTraining):
             payload["nu"] = self.normaliser(cohort.steps_taken, self.rate(cohort), mu).to(theta.dtype)
         if trained.last_loss is not None:
             payload["last-loss"] = trained.last_loss.unsqueeze(1)
+        if cohort.config.get("report-precision") and trained.precision is not None:
+            payload["precision"] = trained.precision
         metrics = {"loss": trained.loss}
         if spread is not None:
             payload[SPREAD], width = spread, self.width(cohort.config)
@@ -82,6 +89,9 @@ class Sgd(LocalTraining):
             raise InputError("proximal_mu", self.proximal_mu, "the strategy sends its own; leave this one out")
         if BATCH_SIZE in sent:
             self._check_batches()
+        if "report-precision" in sent and not self.rule.precise:
+            remedy = "the strategy merges by how surely each number is known, and this learns no such thing; take ivon"
+            raise InputError("optimizer", self.optimizer, remedy)
         if "report-nu" not in sent:
             return
         if self.rule.weights(torch.ones(1), self.base * self.proximal_mu) is None:

@@ -128,7 +128,7 @@ def test_a_method_asks_for_what_its_paper_counts(row: str) -> None:
 
 
 def test_the_bytes_of_each_method_are_the_published_ones() -> None:
-    """d is 83 here (6 x 8 + 8 + 8 x 3 + 3): d floats each way, SCAFFOLD twice that, FedNova and SFAT one more up.
+    """d is 83 here (6 x 8 + 8 + 8 x 3 + 3): d floats each way, SCAFFOLD twice that, FedNova and SFAT one up, FedIvon d.
 
     FZooS sends M more each way, in two windows, from the second round on also down.
     """
@@ -137,6 +137,7 @@ def test_the_bytes_of_each_method_are_the_published_ones() -> None:
         ("fedavg", d, d),
         ("scaffold", 2 * d, 2 * d),
         ("fednova", d + 1, d),
+        ("fedivon", 2 * d, d),
         ("feddyn", d, d),
         ("fal", d, d),
         ("sfat", d + 1, d),

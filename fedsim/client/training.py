@@ -56,12 +56,14 @@ class Trained:
     """What local training comes to. params: y, [C, d], or y - start where the change is asked for.
 
     loss: the mean over the steps, [C], taken before each step. last_loss: the same over the steps of the last epoch,
-    where it is asked for. Nobody else holds the parameters: a client may write over them.
+    where it is asked for. precision: how surely each number is known, if the rule learns that. Nobody else
+    holds the parameters: a client may write over them.
     """
 
     params: Tensor
     loss: Tensor
     last_loss: Tensor | None
+    precision: Tensor | None
 
 
 @options
@@ -257,7 +259,7 @@ class LocalTraining(HasPlugins, Client):
         """
         rule = self._rule(cohort, decay)
         loop, arm = cohort.network.loop, None if self.defence is None else self.defence.arm(cohort)
-        private, sent = cohort.private, start
+        private, sent, precision = cohort.private, start, None
         direct = change and self.curriculum is None and private is None  # which look at y itself
         if private is not None:
             own = cohort.state[PRIVATE]
@@ -267,16 +269,17 @@ class LocalTraining(HasPlugins, Client):
             params, losses, last = self._at_once(cohort, loop, start, shift, rule, direct, report_last)
         else:
             with without_fast_paths if "product" in self.rule.needs else nullcontext():
-                params, losses, history = self._step_by_step(cohort, start, shift, rule, arm)
+                params, losses, history, precision = self._step_by_step(cohort, start, shift, rule, arm)
             last, direct = self._last(cohort, history) if report_last else None, False
         if private is not None:
             params, own = private.split(params)
             cohort.keep(**{PRIVATE: own})
+            precision = None if precision is None else private.split(precision)[0]
         if self.curriculum is not None:
             self.curriculum.keep(cohort, params)
         if change and not direct:
             params.sub_(sent)
-        return Trained(params, losses / cohort.steps_taken.clamp(min=1), last)
+        return Trained(params, losses / cohort.steps_taken.clamp(min=1), last, precision)
 
     def _rule(self, cohort: Cohort, decay: float) -> Rule:
         """How a step of the cohort follows from a gradient; its decay is added to our own."""
@@ -330,17 +333,17 @@ class LocalTraining(HasPlugins, Client):
 
     def _step_by_step(
         self, cohort: Cohort, start: Tensor, shift: Tensor | None, rule: Rule, arm: Armed | None
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Parameters, the sums of the losses, and the losses of each step, which is a call of the network."""
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
+        """Parameters, the sums of the losses, those of each step, which is a call of the network; and the precision."""
         layout = cohort.network.layout
         y, fixed = layout.stack(start, len(cohort)), None if shift is None else layout.stack(shift, len(cohort))
         stepper = None if rule.plain else rule.stepper(layout.moved(y), self._beginning(cohort))
         lr: float | Tensor = self.rate(cohort)
         base, own, step_rates = self.rate(cohort), self._own_rates(cohort), self.step_rates
+        history = list[Tensor]()
         corrected = bool(rule.decay) or shift is not None
         began = layout.moved(layout.stack(start, len(cohort))) if corrected and self.rule.needs & VALUED else None
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
-        history: list[Tensor] = []
         rows, fixed_rows = y, fixed
         padded = self.views > 1  # so that the second view's examples have the places, and the dropout, of a stack's
         for step, batch in enumerate(cohort.batches(**self.passes(cohort), padded=padded)):
@@ -363,7 +366,7 @@ class LocalTraining(HasPlugins, Client):
             end = layout.moved(y)
             cohort.keep(**{KEPT + name: value for name, value in stepper.keep(end).items()})
             y = Stack([*stepper.end(end).leaves, *y.leaves[len(end.leaves) :]])
-        return y.flat(), losses, history
+        return y.flat(), losses, history, None if stepper is None else stepper.told(y)
 
     def _beginning(self, cohort: Cohort) -> Beginning:
         """What the optimizer is told of the clients."""

@@ -66,6 +66,14 @@ class Rule:
         linear = Stack(torch._foreach_sub(shift.leaves, torch._foreach_mul(start.leaves, self.pull)))
         return found - inner(linear, away)
 
+    def take(self, memory: Remembered, rows: Stack, step: Step) -> None:
+        """The optimizer's step of some rows in place, which are shrunk before, or by itself."""
+        if self.decoupled and self.optimizer.shrinks:
+            step = replace(step, decay=self.decoupled)
+        elif self.decoupled:
+            step.shrink(rows, self.decoupled)
+        self.optimizer.step(memory, rows, step)
+
     def stepper(self, y: Stack, beginning: Beginning) -> Stepper:
         """The optimizer's steps of clients that begin at y, the first rows of which work on."""
         return Stepper(self, y, beginning)
@@ -85,11 +93,7 @@ class Stepper:
 
     def take(self, rows: Stack, step: Step) -> None:
         """Take a step of the first rows in place."""
-        if self._rule.decoupled and self._optimizer.shrinks:
-            step = replace(step, decay=self._rule.decoupled)
-        elif self._rule.decoupled:
-            step.shrink(rows, self._rule.decoupled)
-        self._optimizer.step(self._of(len(rows)), rows, step)
+        self._rule.take(self._of(len(rows)), rows, step)
 
     def end(self, y: Stack) -> Stack:
         """What all clients send that are now at y."""
@@ -97,6 +101,13 @@ class Stepper:
         if not _is_of(ended, len(y)) or [leaf.shape for leaf in ended.leaves] != [leaf.shape for leaf in y.leaves]:
             raise _broken(self._optimizer, "`end` returns no stack of the parameters' shapes")
         return ended
+
+    def told(self, y: Stack) -> Tensor | None:
+        """How surely each number of y is known, [C, d], 0 of running statistics; None: the rule learns no such."""
+        if not self._optimizer.precise:
+            return None
+        known = self._optimizer.told(self._everything).leaves
+        return Stack([*known, *(torch.zeros_like(leaf) for leaf in y.leaves[len(known) :])]).flat()
 
     def keep(self, y: Stack) -> Mapping[str, Tensor]:
         """What they keep until their next round."""

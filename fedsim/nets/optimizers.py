@@ -233,6 +233,15 @@ class Optimizer(ABC):
         """What each keeps until its next round, as `kept` says, [C, ...] by name."""
         return {}
 
+    @property
+    def precise(self) -> bool:
+        """Whether it learns how surely each number is known, of which it tells in `told`."""
+        return False
+
+    def told(self, memory: Remembered) -> Stack:
+        """The precision of each number of all C clients: 0 or more, in one unit for all of them."""
+        raise NotImplementedError(f"{type(self).__name__} knows nothing of that; ask if it is precise")
+
     def weights(self, steps: Tensor, shrinkage: float) -> Tensor | None:  # noqa: ARG002
         """The l1 norm of the gradients' weights in what so many steps [C] come to, divided by lr: float64 [C].
 

@@ -152,6 +152,9 @@ def _check_own_models(experiment: Experiment, problem: Supervised) -> None:
         kind = kind_of("clients", client)
         remedy = "does more with a model than local training, which alone trains what stays with a client; take sgd"
         raise InputError("client.kind", kind, remedy)
+    if any(client.rule.kept(problem.dimension).values()):
+        remedy = "keeps something of each parameter, of which here are other ones that stay with a client; let it not"
+        raise InputError("client.optimizer", kind_of("optimizers", client.rule), remedy)
     if "train" in evaluation.on:
         remedy = "each client has a model of its own, and no model is for all; leave it out"
         raise InputError("evaluation.on", ", ".join(evaluation.on), remedy)

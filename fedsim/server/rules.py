@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedsim.core.errors import InputError
+from fedsim.nets.descent import Rule
 from fedsim.nets.optimizers import Beginning, Optimizer, Remembered, Step
 from fedsim.nets.stack import Layout, Stack
 from fedsim.server.optimizers import OptimizerState, ServerOptimizer
@@ -34,10 +34,7 @@ class ServerRule(ServerOptimizer):
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.rule.needs:
-            needed = ", ".join(sorted(self.rule.needs))
-            remedy = f"it needs {needed} of a client's step beside the gradient, and a server has a change alone"
-            raise InputError("server_optimizer", type(self.rule).__name__, f"{remedy}; take another, or other options")
+        self.rule.hold_needs("server_optimizer", frozenset(), "a server")
 
     def init(self, params: Tensor, layout: Layout) -> OptimizerState:
         """What the rule remembers where the model is one client of one example, at these parameters."""
@@ -52,9 +49,7 @@ class ServerRule(ServerOptimizer):
         rows, memory = _row(params, shapes), _remembered(state)
         before = rows.flat()
         step = Step(int(state[STEPS]), lr, _row(-delta, shapes))
-        if self.decay:
-            step.shrink(rows, self.decay)
-        self.rule.step(memory, rows, step)
+        Rule(self.rule, clip_norm=None, decay=0.0, decoupled=self.decay).take(memory, rows, step)
         return (rows.flat() - before)[0], {**state, STEPS: state[STEPS] + 1, **_named(memory)}
 
 

@@ -307,6 +307,10 @@ def test_a_clients_numbers_follow_neither_the_others_nor_chunks(monkeypatch):
         ({"evaluation": {"attacks": {"kind": "fgsm", "epsilon": 0.1}}}, r"evaluation\.attacks = "),
         ({"stopping": {"patience": 2}}, r"stopping\.metric = "),
         ({"client": {"kind": "fedzo"}}, r"client\.kind = "),
+        (
+            {"client": {"kind": "sgd", "epochs": 1, "optimizer": {"kind": "ivon", "precision": "client"}}},
+            r"client\.optimizer = ivon: keeps something of each parameter",
+        ),
     ],
 )
 def test_what_does_not_go_with_models_of_their_own_is_refused(tables, words):
