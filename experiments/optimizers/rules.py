@@ -9,6 +9,7 @@ points of that at the chosen rate, in decades. For rules that find their own rat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,9 @@ class Rule:
 
 
 def decades(low: float, steps: int) -> tuple[float, ...]:
-    """So many half decades from `low`: 0.001, 0.003, 0.01, ..."""
-    return tuple(float(f"{low * 10.0 ** (number / 2):.1g}") for number in range(steps))
+    """So many half decades from `low`, 1 or 3 of some decade: 0.001, 0.003, 0.01, ..."""
+    first = round(2.0 * math.log10(low))
+    return tuple(float(f"{10.0 ** (place / 2):.1g}") for place in range(first, first + steps))
 
 
 START = "client.optimizer.reps_rel"

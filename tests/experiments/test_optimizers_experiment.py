@@ -52,6 +52,11 @@ def test_what_is_claimed_follows_from_the_numbers():
     assert not rules.no_rate(level | found | {"sania": low})[1]
 
 
+def test_rates_are_half_decades():
+    assert rules.decades(3e-4, 4) == (0.0003, 0.001, 0.003, 0.01)
+    assert rules.decades(1e-2, 3) == (0.01, 0.03, 0.1)
+
+
 def test_all_rules_are_compared():
     """By their own names, but for forms of the same one."""
     kinds = {re.search(r"\w+(?='|$)", rule.optimizer.partition(",")[0]).group() for rule in rules.RULES.values()}
