@@ -114,6 +114,20 @@ def test_a_rule_about_layers_has_the_models_own_and_its_memory_goes_on():
     assert int(state.optimizer["steps"]) == 3
 
 
+def test_muon_moves_the_models_matrices_and_all_leaves_shrink_by_their_own_rates():
+    """Of no change all that moves is the decay's: 0.5 times 0.1, and of a vector a tenth of that."""
+    step = ServerStep(server_optimizer={"kind": "muon", "last": True}, server_lr=0.1, server_weight_decay=0.5)
+    layout, params = Layout(("matrix", "vector"), ((3, 2), (2,)), 2), torch.ones(8, dtype=torch.float64)
+    state = ServerState(params, optimizer=step.stepping.init(params, layout))
+    still, _ = step.moved(state, torch.zeros(8, dtype=torch.float64))
+    torch.testing.assert_close(still, exact([0.95] * 6 + [0.995] * 2), rtol=0, atol=1e-12)
+    change = torch.linspace(-1.0, 1.0, 8, dtype=torch.float64)
+    moved, _ = step.moved(state, change)
+    values = torch.linalg.svdvals((moved - still)[:6].view(3, 2)) / (0.1 * 1.5**0.5)
+    assert 0.68 <= float(values.min()) <= float(values.max()) <= 1.16
+    torch.testing.assert_close((moved - still)[6:], exact([0.01, 0.01]), rtol=0, atol=1e-6)  # Adam's first step
+
+
 def test_nothing_that_goes_in_is_changed_and_no_change_is_no_step():
     step = ServerStep(server_optimizer="lion")
     params = exact((1.0, 1.0))
