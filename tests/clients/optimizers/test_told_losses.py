@@ -162,7 +162,7 @@ def test_a_value_is_what_the_corrected_gradient_is_of():
 class Marching(Optimizer):
     """Each number moves by 0.1, whatever the gradient; what it is told of losses is written down."""
 
-    told: ClassVar[list[tuple[Tensor, Tensor, Tensor]]] = []
+    heard: ClassVar[list[tuple[Tensor, Tensor, Tensor]]] = []
 
     @property
     def needs(self):
@@ -171,18 +171,18 @@ class Marching(Optimizer):
 
     def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
         """Move."""
-        self.told.append((step.loss.clone(), step.gradient.flat(), rows.flat()))
+        self.heard.append((step.loss.clone(), step.gradient.flat(), rows.flat()))
         torch._foreach_add_(rows.leaves, 0.1)
 
 
 def told(strategy: object = "fedavg", **client: object) -> list[tuple[Tensor, Tensor, Tensor]]:
     """The losses, gradients and places of all steps of two rounds of all clients."""
-    Marching.told.clear()
+    Marching.heard.clear()
     table = {"kind": "sgd", "steps": 3, "batch_size": 2, "lr": 0.1, "optimizer": Marching(), **client}
     selection = {"kind": "uniform", "fraction": 1.0}
     made = small_experiment(rounds=2, strategy=strategy, client=table, selection=selection)
     fedsim.run(made, problem=small_problem(torch.float64), save=False)
-    return list(Marching.told)
+    return list(Marching.heard)
 
 
 def test_rules_are_told_the_loss_with_what_decay_and_corrections_add_to_it():
