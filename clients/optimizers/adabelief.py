@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from fedsim.client import Beginning, Fraction, Optimizer, PositiveFloat, Remembered, Stack, Step, options
+from fedsim.client import Beginning, Elementwise, Fraction, Optimizer, PositiveFloat, Remembered, Stack, Step, options
 
 
 @options
@@ -36,6 +36,11 @@ class AdaBelief(Optimizer):
     def vectors(self) -> float:
         """M and s."""
         return 2.0
+
+    @property
+    def compiled(self) -> Elementwise:
+        """All of it."""
+        return Elementwise("adabelief", (self.beta1, self.beta2, self.epsilon))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """Moments of zeros."""

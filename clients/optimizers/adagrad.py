@@ -6,18 +6,24 @@ Memory: v. Duchi, Hazan and Singer 2011; in the form of AdAdaGrad (Lau, Liu and 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 
-from fedsim.client import Beginning, NonNegativeFloat, Optimizer, PositiveFloat, Remembered, Stack, Step, options
+from fedsim.client import (
+    Beginning,
+    Elementwise,
+    NonNegativeFloat,
+    Optimizer,
+    PositiveFloat,
+    Remembered,
+    Stack,
+    Step,
+    options,
+)
 
 
 @options
 class AdaGrad(Optimizer):
     """No step moves a number by more than lr."""
-
-    usual: ClassVar[float] = 0.01
 
     initial: NonNegativeFloat = 0.01
     """Where v begins; at 0 the first step has the size lr in each number, whatever the gradient."""
@@ -28,6 +34,11 @@ class AdaGrad(Optimizer):
     def vectors(self) -> float:
         """V."""
         return 1.0
+
+    @property
+    def compiled(self) -> Elementwise:
+        """All of it."""
+        return Elementwise("adagrad", (self.initial, self.epsilon))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """Squares as they begin."""

@@ -44,7 +44,7 @@ class Adam(Optimizer):
     @property
     def compiled(self) -> Elementwise:
         """All of it."""
-        return Elementwise("adam", beta1=self.beta1, beta2=self.beta2, epsilon=self.epsilon)
+        return Elementwise("adam", (self.beta1, self.beta2, self.epsilon))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """Moments of zeros."""

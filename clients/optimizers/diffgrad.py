@@ -14,6 +14,7 @@ import torch
 
 from fedsim.client import (
     Beginning,
+    Elementwise,
     Fraction,
     Optimizer,
     PositiveFloat,
@@ -46,6 +47,11 @@ class DiffGrad(Optimizer):
     def vectors(self) -> float:
         """M, v and the gradient before."""
         return 3.0
+
+    @property
+    def compiled(self) -> Elementwise:
+        """All of it."""
+        return Elementwise("diffgrad", (self.beta1, self.beta2, self.epsilon))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """Zeros."""

@@ -33,7 +33,7 @@ class Lion(Optimizer):
     @property
     def compiled(self) -> Elementwise:
         """All of it."""
-        return Elementwise("lion", beta1=self.beta1, beta2=self.beta2)
+        return Elementwise("lion", (self.beta1, self.beta2))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """A momentum of zeros."""

@@ -48,7 +48,7 @@ class Sgd(Optimizer):
     @property
     def compiled(self) -> Elementwise:
         """All of it."""
-        return Elementwise("sgd", momentum=self.momentum, nesterov=self.nesterov)
+        return Elementwise("sgd", (self.momentum, self.nesterov))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """A velocity of zeros."""

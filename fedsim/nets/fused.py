@@ -52,7 +52,7 @@ EXAMPLES = 32
 IN_CACHE = 2**18
 """Numbers that a model may have to be evaluated here: of larger ones, a search in place has no memory for a copy."""
 NO_ROOM = 0, 0
-"""How many vectors gradients, and the second moments of a rule, need where steps are fused with gradients."""
+"""How many vectors gradients, and what a rule remembers, need where steps are fused with gradients."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class Fused:
         ]
         arrays = [vector.contiguous().numpy() for vector in vectors]
         arrays += [layers, np.array(self._shapes, dtype=arrays[0].dtype)]
-        settings = self._settings(rule)
+        settings = self._settings(rule, arrays[0].dtype.name)
         parts = _dealt(3 * self._operations * rows * width, WORTH_A_CORE, clients)
 
         def train(first: int) -> None:
@@ -273,7 +273,8 @@ class Fused:
         spread(evaluate, range(parts))
         return found
 
-    def _settings(self, rule: Rule) -> Settings:
+    def _settings(self, rule: Rule, kind: str) -> Settings:
+        """kind: of numbers, by NumPy's name."""
         from fedsim.nets.kernels import rules
 
         own = rule.optimizer.compiled
@@ -281,25 +282,21 @@ class Fused:
         return self._module.Settings(
             loss=self._kind,
             share=float(getattr(self._loss, "label_smoothing", 0.0)),
-            optimizer=int(getattr(rules, own.name.upper())),
             plain=rule.plain,
             decay=float(rule.decay),
             decoupled=float(rule.decoupled),
             clip=float(rule.clip_norm or 0.0),
             epsilon_norm=EPSILON,
-            momentum=float(own.momentum),
-            nesterov=own.nesterov,
-            beta1=float(own.beta1),
-            beta2=float(own.beta2),
-            epsilon=float(own.epsilon),
+            rule=0 if rule.plain else getattr(rules, own.name).address(kind),
+            numbers=np.array(own.numbers, dtype=np.float64),
         )
 
     def _place(
-        self, width: int, size: int, gradients: int, squares: int, shifted: bool
+        self, width: int, size: int, gradients: int, remembered: int, shifted: bool
     ) -> tuple[NDArray[np.int64], Stages | None, Places]:
         """The table of the layers, that of stages, and where everything is, for batches of this width of such numbers.
 
-        size: bytes of a number.
+        size: bytes of a number. gradients, remembered: how many vectors as long as the parameters these need.
         """
         from fedsim.nets.kernels import pieces
         from fedsim.nets.kernels.tiles import AT_ONCE, WIDTH
@@ -347,15 +344,13 @@ class Fused:
         widest = int(own[:, [chain.ROW, chain.OUT_ROW]].max())
         widest = max([widest, *(filled(stage.units) for stage in stages)])
         outputs, delta, other = room(width * int(own[-1, chain.OUT_ROW])), room(width * widest), room(width * widest)
-        gradient, first_moment, second = room(gradients * block), room(gradients * block), room(squares * block)
-        shift = room(block if shifted else 0)
-        return table, made, chain.Places(end, block, outputs, delta, other, gradient, first_moment, second, shift)
+        gradient, memory, shift = room(gradients * block), room(remembered * block), room(block if shifted else 0)
+        return table, made, chain.Places(end, block, outputs, delta, other, gradient, memory, shift)
 
 
 def _room(rule: Rule) -> tuple[int, int]:
-    """How many vectors gradients, as many as first moments, and second moments need."""
-    own = rule.optimizer.compiled
-    return NO_ROOM if rule.plain else (1, int(own is not None and own.name == "adam"))
+    """How many vectors gradients need, and what is remembered."""
+    return NO_ROOM if rule.plain else (1, int(rule.optimizer.vectors))
 
 
 def _dealt(work: int, least: int, items: int) -> int:

@@ -139,14 +139,13 @@ class Beginning:
 
 
 class Elementwise(NamedTuple):
-    """A rule that is compiled (see `fedsim.nets.kernels.rules`), and its numbers; 0 are those that it has not."""
+    """A rule that is compiled: the name of its function in `fedsim.nets.kernels.rules`, and the numbers that has.
 
-    name: Literal["sgd", "adam", "lion"]
-    momentum: float = 0.0
-    nesterov: bool = False
-    beta1: float = 0.0
-    beta2: float = 0.0
-    epsilon: float = 0.0
+    The function remembers as many vectors as the rule says.
+    """
+
+    name: str
+    numbers: tuple[float, ...]
 
 
 class Optimizer(ABC):

@@ -18,9 +18,11 @@ from torch import nn
 import fedsim
 import fedsim.engine.executor as executors
 import fedsim.running.resume as resuming
+from clients.optimizers.sgd import Sgd
 from fedsim.core.errors import InputError
 from fedsim.exchange.messages import Order
 from fedsim.nets import fused as module
+from fedsim.nets.descent import Rule
 from fedsim.nets.fused import ACTIVATIONS, chain_of, fused
 from fedsim.nets.losses import CrossEntropy, LogCosh, SquaredError
 from fedsim.nets.stack import Layout
@@ -33,7 +35,7 @@ from fedsim.testing.problems import small_experiment as small
 from fedsim.testing.problems import small_problem
 
 pytest.importorskip("numba")  # which has no wheels for some machines
-from fedsim.nets.kernels import compiling, tiles
+from fedsim.nets.kernels import compiling, rules, tiles
 from fedsim.nets.kernels.exponentials import exp, expm1
 
 pytestmark = pytest.mark.xdist_group("fused")  # so that one process compiles
@@ -201,6 +203,11 @@ CLIENTS: dict[str, dict[str, Any]] = {
     "clipping": {"clip_norm": 0.05, "weight_decay": 0.1},
     "adam": {"optimizer": {"kind": "adam", "beta1": 0.8}, "lr": 0.01, "weight_decay": 0.1},
     "lion": {"optimizer": "lion", "lr": 0.01, "weight_decay": 0.1},
+    "amsgrad": {"optimizer": {"kind": "amsgrad", "beta2": 0.5}, "lr": 0.01, "clip_norm": 0.5},
+    "amsgrad, paper": {"optimizer": {"kind": "amsgrad", "variant": "paper", "epsilon": 0.01}, "lr": 0.01},
+    "adabelief": {"optimizer": {"kind": "adabelief", "epsilon": 1e-8}, "lr": 0.01, "proximal_mu": 0.2},
+    "diffgrad": {"optimizer": "diffgrad", "lr": 0.01, "weight_decay": 0.1},
+    "adagrad": {"optimizer": "adagrad", "lr": 0.01, "weight_decay": 0.1},
     "curriculum": {"curriculum": {}},
     "defence": {"adversarial": {"kind": "standard", "attack": {"kind": "fgsm", "epsilon": 0.1, "domain": "none"}}},
 }
@@ -380,6 +387,27 @@ def test_what_is_kept_follows_every_file_of_the_kernels(tmp_path, monkeypatch):
     (folder / "callee.py").write_text(CALLEE.format(2))
     shutil.rmtree(folder / "__pycache__", ignore_errors=True)
     assert filled(folder, monkeypatch) == (2.0, False)
+
+
+def test_rules_are_compiled_where_they_are_asked_for_and_then_kept(tmp_path, monkeypatch):
+    """Plain steps ask for none."""
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
+    rule = compiling.Rule(rules.lion._function)
+    assert not [*tmp_path.rglob("*.nbi")]
+    single, double = (rule.address(kind) for kind in ("float32", "float64"))
+    assert single != double
+    assert rule.address("float32") == single
+    assert len([*tmp_path.rglob("rules.lion-*.nbi")]) == 1
+    assert len([*tmp_path.rglob("rules.lion-*.nbc")]) == 2
+
+    def refused(kind: str) -> int:
+        raise AssertionError(kind)
+
+    monkeypatch.setattr(rules.sgd, "address", refused)
+    loop, descent = described(chain(nn.ReLU(), 6, 4), CrossEntropy())
+    loop.descend(descent)
+    with pytest.raises(AssertionError, match="float64"):
+        loop.descend(changed(descent, rule=Rule(Sgd(), 1.0, 0.0, 0.0)))
 
 
 def test_damaged_files_are_made_again_and_a_folder_that_cannot_be_is_done_without(tmp_path, monkeypatch):

@@ -15,11 +15,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedsim.nets.kernels.compiling import entry, part
+from fedsim.nets.kernels.compiling import call, entry, part
 from fedsim.nets.kernels.convolution import backward_images, begin_images, forward_images
 from fedsim.nets.kernels.pieces import activate, loss_at
-from fedsim.nets.kernels.rules import ADAM, SGD, adam, add, clip, fill, finite, lion, multiply, scale, sgd
+from fedsim.nets.kernels.rules import add, clip, fill, finite, multiply, scale
 from fedsim.nets.kernels.tiles import AT_ONCE, aligned, broad, dots
 
 (
@@ -41,7 +42,7 @@ from fedsim.nets.kernels.tiles import AT_ONCE, aligned, broad, dots
 class Places(NamedTuple):
     """Where things are in the vector of a kernel. size: of all. block: of the parameters, filled up.
 
-    What a rule does not need has no room: gradient, first and second moments, shift.
+    What a rule does not need has no room: gradient, what it remembers, shift.
     """
 
     size: int
@@ -50,8 +51,7 @@ class Places(NamedTuple):
     delta: int
     other: int
     gradient: int
-    first: int
-    second: int
+    memory: int
     shift: int
 
 
@@ -59,21 +59,18 @@ class Settings(NamedTuple):
     """What is trained for, and how a step follows from a gradient.
 
     plain: a step is a multiple of it. decay: added to it, `decoupled` of the parameters themselves. clip: 0 for none.
+    rule: the address of the optimizer's; numbers: its own.
     """
 
     loss: int
     share: float
-    optimizer: int
     plain: bool
     decay: float
     decoupled: float
     clip: float
     epsilon_norm: float
-    momentum: float
-    nesterov: bool
-    beta1: float
-    beta2: float
-    epsilon: float
+    rule: int
+    numbers: NDArray[np.float64]
 
 
 @part
@@ -188,7 +185,7 @@ def gather(hidden, row, x, index, count):
 def step(w, at, layers, stages, chosen, how, count, lr, number, shifted):
     """From the gradients of the outputs, which are at `delta`, to the parameters after a step."""
     real, p, size = w.dtype.type, w[: at.block], at.block
-    g, first = w[at.gradient : at.gradient + size], w[at.first : at.first + size]
+    g = w[at.gradient : at.gradient + size]
     into, factor, left = np.int64(0), real(-lr), real(1.0 - lr * how.decay)
     if not how.plain:
         into, factor, left = at.gradient, real(1), real(1)
@@ -206,12 +203,7 @@ def step(w, at, layers, stages, chosen, how, count, lr, number, shifted):
         add(g, w[at.shift : at.shift + size], real(-1))
     if how.decoupled != 0:
         scale(p, real(1.0 - lr * how.decoupled))
-    if how.optimizer == SGD:
-        sgd(p, g, real(lr), first, real(how.momentum), how.nesterov)
-    elif how.optimizer == ADAM:
-        adam(p, g, lr, first, w[at.second : at.second + size], how.beta1, how.beta2, how.epsilon, number)
-    else:
-        lion(p, g, lr, first, how.beta1, how.beta2)
+    call(how.rule, p, g, w[at.memory : at.shift], lr, number, how.numbers)
 
 
 @entry
@@ -238,7 +230,7 @@ def descend(
         c = ranked[turn]
         own_start = start[c if len(start) > 1 else 0]
         if clean:
-            fill(w[at.first : at.shift])  # the memory of the rule
+            fill(w[at.memory : at.shift])
         else:
             fill(w)  # what another's bad numbers have left where rows are filled up, too
         load(w[: at.block], own_start, layers)

@@ -1,16 +1,17 @@
 """What a step makes of a gradient: clipping, decay, shifts, and the rules of optimizers, elementwise.
 
-p: parameters, g: their gradient, vectors of one length, filled up with zeros that stay so.
+p: parameters, g: their gradient, vectors of one length, filled up with zeros that stay so. memory: what a rule
+remembers, so many vectors of that length, one after the other, zeros before the step of number 0. A rule may write over
+g. numbers: a rule's own, as its `fedsim.client.Elementwise` has them.
 """
 
 from __future__ import annotations
 
 import math
 
-from fedsim.nets.kernels.compiling import part
+from fedsim.nets.kernels.compiling import Rule, part
+from fedsim.nets.kernels.exponentials import exp
 from fedsim.nets.kernels.tiles import WIDTH
-
-SGD, ADAM, LION = range(3)
 
 
 @part
@@ -69,22 +70,28 @@ def finite(bits):
     return largest < ones
 
 
-@part
-def sgd(p, g, lr, velocity, momentum, nesterov):
-    """Have v <- momentum v + g; p <- p - lr v, or in Nesterov's form p - lr (g + momentum v)."""
+@Rule
+def sgd(p, g, memory, lr, number, numbers):
+    """Have v <- momentum v + g; p <- p - lr v, or in Nesterov's form p - lr (g + momentum v). Numbers: both."""
+    rate, momentum, nesterov = p.dtype.type(lr), p.dtype.type(numbers[0]), numbers[1] != 0
+    if len(memory) == 0:
+        for k in range(len(p)):
+            p[k] -= rate * g[k]
+        return
     for k in range(len(p)):
-        v = momentum * velocity[k] + g[k]
-        velocity[k] = v
-        p[k] -= lr * (g[k] + momentum * v if nesterov else v)
+        v = momentum * memory[k] + g[k]
+        memory[k] = v
+        p[k] -= rate * (g[k] + momentum * v if nesterov else v)
 
 
-@part
-def adam(p, g, lr, first, second, beta1, beta2, epsilon, step):
-    """Means of g and of its square, each corrected for having begun at 0."""
-    real = p.dtype.type
+@Rule
+def adam(p, g, memory, lr, number, numbers):
+    """Means of g and of its square, each corrected for having begun at 0. Numbers: two betas and epsilon."""
+    real, beta1, beta2 = p.dtype.type, numbers[0], numbers[1]
+    first, second = memory[: len(p)], memory[len(p) :]
     left1, left2 = real(1.0 - beta1), real(1.0 - beta2)
-    kept2, correction = real(beta2), real(1.0 - beta2 ** (step + 1))
-    rate, least = real(lr / (1.0 - beta1 ** (step + 1))), real(epsilon)
+    kept2, correction = real(beta2), real(1.0 - beta2 ** (number + 1))
+    rate, least = real(lr / (1.0 - beta1 ** (number + 1))), real(numbers[2])
     for k in range(len(p)):
         mean = first[k] + left1 * (g[k] - first[k])
         square = kept2 * second[k] + left2 * g[k] * g[k]
@@ -93,16 +100,85 @@ def adam(p, g, lr, first, second, beta1, beta2, epsilon, step):
         p[k] -= rate * mean / (math.sqrt(square / correction) + least)
 
 
-@part
-def lion(p, g, lr, mean, beta1, beta2):
-    """The sign of a mean that g is mixed into for the step; the mean itself moves by another share of g."""
-    real = p.dtype.type
-    left1, left2, rate = real(1.0 - beta1), real(1.0 - beta2), real(lr)
+@Rule
+def amsgrad(p, g, memory, lr, number, numbers):
+    """Adam with the largest mean of squares so far. Numbers: two betas, epsilon, and whether means are corrected."""
+    real, beta1, beta2, corrected = p.dtype.type, numbers[0], numbers[1], numbers[3] != 0
+    first, second, largest = memory[: len(p)], memory[len(p) : 2 * len(p)], memory[2 * len(p) :]
+    left1, left2 = real(1.0 - beta1), real(1.0 - beta2)
+    kept2, least = real(beta2), real(numbers[2])
+    correction = real(1.0 - beta2 ** (number + 1) if corrected else 1.0)
+    rate = real(lr / (1.0 - beta1 ** (number + 1)) if corrected else lr)
+    if number == 0 and not corrected:
+        for k in range(len(p), 3 * len(p)):
+            memory[k] = numbers[2] ** 2
     for k in range(len(p)):
-        away = g[k] - mean[k]
-        direction = mean[k] + left1 * away
-        mean[k] += left2 * away
-        if direction > 0:
-            p[k] -= rate
-        elif direction < 0:
-            p[k] += rate
+        mean = first[k] + left1 * (g[k] - first[k])
+        square = kept2 * second[k] + left2 * g[k] * g[k]
+        most = max(largest[k], square)
+        first[k] = mean
+        second[k] = square
+        largest[k] = most
+        p[k] -= rate * mean / (math.sqrt(most / correction) + least)
+
+
+@Rule
+def adabelief(p, g, memory, lr, number, numbers):
+    """Adam with a mean of the squares of g less its mean, to which epsilon is added. Numbers: two betas and epsilon."""
+    real, beta1, beta2 = p.dtype.type, numbers[0], numbers[1]
+    first, second = memory[: len(p)], memory[len(p) :]
+    left1, left2 = real(1.0 - beta1), real(1.0 - beta2)
+    kept2, correction = real(beta2), real(1.0 - beta2 ** (number + 1))
+    rate, least = real(lr / (1.0 - beta1 ** (number + 1))), real(numbers[2])
+    for k in range(len(p)):
+        mean = first[k] + left1 * (g[k] - first[k])
+        away = g[k] - mean
+        spread = kept2 * second[k] + left2 * away * away + least
+        first[k] = mean
+        second[k] = spread
+        p[k] -= rate * mean / (math.sqrt(spread / correction) + least)
+
+
+@Rule
+def diffgrad(p, g, memory, lr, number, numbers):
+    """Adam times 1 / (1 + exp(-|g - g'|)), g' the gradient before. Numbers: two betas and epsilon."""
+    real, beta1, beta2 = p.dtype.type, numbers[0], numbers[1]
+    first, second, before = memory[: len(p)], memory[len(p) : 2 * len(p)], memory[2 * len(p) :]
+    left1, left2 = real(1.0 - beta1), real(1.0 - beta2)
+    one, kept2, least = real(1), real(beta2), real(numbers[2])
+    rate = real(lr * math.sqrt(1.0 - beta2 ** (number + 1)) / (1.0 - beta1 ** (number + 1)))
+    for k in range(len(p)):
+        own = g[k]
+        first[k] += left1 * (own - first[k])
+        second[k] = kept2 * second[k] + left2 * own * own
+        g[k] = -abs(own - before[k])
+        before[k] = own
+    exp(g)
+    for k in range(len(p)):
+        p[k] -= rate * (first[k] / (one + g[k])) / (math.sqrt(second[k]) + least)
+
+
+@Rule
+def adagrad(p, g, memory, lr, number, numbers):
+    """The sum of the squares of g. Numbers: where it begins, and epsilon."""
+    real = p.dtype.type
+    rate, least = real(lr), real(numbers[1])
+    if number == 0:
+        for k in range(len(p)):
+            memory[k] = numbers[0]
+    for k in range(len(p)):
+        square = memory[k] + g[k] * g[k]
+        memory[k] = square
+        p[k] -= rate * g[k] / (math.sqrt(square) + least)
+
+
+@Rule
+def lion(p, g, memory, lr, number, numbers):
+    """The sign of a mean that g is mixed into for the step; the mean itself moves by another share. Numbers: betas."""
+    real = p.dtype.type
+    left1, left2, rate, zero = real(1.0 - numbers[0]), real(1.0 - numbers[1]), real(lr), real(0)
+    for k in range(len(p)):
+        away = g[k] - memory[k]
+        direction = memory[k] + left1 * away
+        memory[k] += left2 * away
+        p[k] -= rate if direction > 0 else -rate if direction < 0 else zero
