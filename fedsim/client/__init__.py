@@ -27,6 +27,7 @@ from fedsim.exchange.messages import Cost, Order, Scalar, Size, Update
 from fedsim.exchange.transforms import Shapes
 from fedsim.nets import matrix_norms, polar, products
 from fedsim.nets.elementwise import in_whole_registers
+from fedsim.nets.footprint import Beside
 from fedsim.nets.losses import CrossEntropy, Loss
 from fedsim.nets.matrix_norms import MatrixNorm, VectorNorm
 from fedsim.nets.network import Batch
@@ -36,6 +37,7 @@ from fedsim.nets.optimizers import (
     Need,
     Objective,
     Optimizer,
+    Outputs,
     Remembered,
     Step,
     StepDraws,
@@ -52,6 +54,7 @@ __all__ = [
     "Batch",
     "BatchSize",
     "Beginning",
+    "Beside",
     "Client",
     "Cohort",
     "Cost",
@@ -71,6 +74,7 @@ __all__ = [
     "Objective",
     "Optimizer",
     "Order",
+    "Outputs",
     "Passes",
     "PositiveFloat",
     "PositiveInt",

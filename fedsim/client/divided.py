@@ -12,7 +12,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveFloat, options
 from fedsim.core.plugins import HasPlugins
-from fedsim.nets.optimizers import Beginning, Need, Objective, Optimizer, Remembered, Step, StepDraws
+from fedsim.nets.optimizers import NEEDS, Beginning, Need, Objective, Optimizer, Remembered, Step, StepDraws
 from fedsim.nets.stack import Stack
 
 OTHERS = "others "
@@ -56,6 +56,8 @@ class Divided(HasPlugins, Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Outputs are of all leaves.
+        self.other.hold_needs("others", frozenset(NEEDS) - {"outputs", "curvature"}, "a rule of some leaves")
         if self.other.kept(1) != self.other.kept(2):
             raise InputError("others", self.others, "it keeps numbers of all leaves; take one that does not")
 

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from fedsim.core.errors import InputError
+from fedsim.core.plugins import kind_of
 from fedsim.engine.cohort import Cohort
+from fedsim.nets.curvature import Linearised, slope
 from fedsim.nets.descent import Rule
+from fedsim.nets.losses import Loss
 from fedsim.nets.network import Batch
+from fedsim.nets.optimizers import NEEDS, Optimizer
 from fedsim.nets.stack import Stack
+
+FLAT = "it does not curve upwards everywhere, as optimizers that solve for steps need; take another loss or optimizer"
+"""Why a loss is refused."""
 
 
 @dataclass(frozen=True)
 class BatchObjective:
-    """The `Objective` of a step: what its mini-batch, decay and corrections make of the clients' losses.
+    """The `Objective` and the `Outputs` of a step: what its mini-batch, decay and corrections make of clients' losses.
 
     rows: the parameters of the batch's k clients, with their running statistics, which no question here moves. shift:
     is taken from gradients, [k, ...], of what is trained. start: see `Rule.value`.
@@ -49,6 +58,67 @@ class BatchObjective:
         shift = None if self.shift is None else Stack([leaf[rows] for leaf in self.shift.leaves])
         return self.rule.corrected(here, found, shift)
 
+    @property
+    def shares(self) -> Tensor:
+        """What each place of the mini-batch counts of a client's loss, [k, B]: 0 where there is no example."""
+        return self.batch.weight
+
+    @property
+    def decay(self) -> float:
+        """Of which times y is a part of gradients."""
+        return self.rule.decay
+
+    def linearised(self, at: Stack) -> Linearised:
+        """Outputs at a point, as a linear function of what is trained, on the same mini-batch and dropout."""
+        return self.cohort.network.linearised(self._everything(at), self.batch)
+
+    def residuals(self, outputs: Tensor) -> Tensor:
+        """The gradient of a client's loss by its outputs [k, B, *places, K], in their shape."""
+        _, gradient = self._loss.with_gradient(outputs, self.batch.y)
+        return gradient * _along(self.batch.weight, gradient)
+
+    def curvature(self, outputs: Tensor) -> Tensor:
+        """The Hessian of a client's loss by its outputs, of each example, [k, B, P, P] for P outputs an example.
+
+        InputError: the loss has none.
+        """
+        if not self._loss.curves:
+            raise InputError("problem.loss", kind_of("losses", self._loss), FLAT)
+        flat = outputs.flatten(2)
+        found = flat.new_empty(*flat.shape, flat.shape[2])
+        for number in range(flat.shape[2]):
+            one = torch.zeros_like(flat)
+            one[..., number] = 1.0
+            found[..., number] = slope(self._loss, outputs, self.batch.y, one.view_as(outputs)).flatten(2)
+        return found * _along(self.batch.weight, found)
+
+    def corrected(self, at: Stack, gradient: Stack) -> Stack:
+        """The gradient of a client's loss at a point, in place, with its bound, decay and corrections."""
+        return self.rule.corrected(at, gradient, self.shift)
+
+    def corrections(self, at: Stack) -> Stack | None:
+        """What decay and corrections add to gradients at a point; None: nothing."""
+        return self.rule.corrected(at, at.zeros(), self.shift) if self.rule.decay or self.shift is not None else None
+
+    @property
+    def _loss(self) -> Loss:
+        return self.cohort.network.loss if self.batch.loss is None else self.batch.loss
+
     def _everything(self, at: Stack) -> Stack:
         """A point with statistics of its own, for a training pass moves them."""
         return Stack([*at.leaves, *(leaf.clone() for leaf in self.rows.leaves[len(at.leaves) :])])
+
+
+def hold_to_batches(rule: Optimizer, clip_norm: float | None, **chosen: object) -> None:
+    """Refuse (InputError) a rule that does not go with a bound of norms, or with how else mini-batches are chosen."""
+    if clip_norm is not None and not rule.bounded:
+        remedy = f"bounds gradients, and {kind_of('optimizers', rule)} solves for its steps; leave it out"
+        raise InputError("clip_norm", clip_norm, remedy)
+    for option, value in chosen.items():
+        if value is not None:  # so that they are not of what the whole is of
+            rule.hold_needs("optimizer", frozenset(NEEDS) - {"whole"}, f"training with {option}")
+
+
+def _along(numbers: Tensor, x: Tensor) -> Tensor:
+    """Numbers [k, B] in a shape that goes with x [k, B, ...]."""
+    return numbers.view(*numbers.shape, *(1,) * (x.dim() - 2))

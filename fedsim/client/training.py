@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedsim.client.curriculum import SampleCurriculum
 from fedsim.client.defence import Armed, Defence
-from fedsim.client.objective import BatchObjective
+from fedsim.client.objective import BatchObjective, hold_to_batches
 from fedsim.client.rates import LocalSchedule, Same, Scaling, StepRates
 from fedsim.core import schedules
 from fedsim.core.errors import DivergedError, InputError
@@ -40,9 +40,10 @@ from fedsim.exchange.messages import Cost, Order, Scalar, Size
 from fedsim.exchange.transforms import Shapes
 from fedsim.nets.descent import Descent, Loop, Rule, Stepper
 from fedsim.nets.dropout import Draw
+from fedsim.nets.footprint import Beside
 from fedsim.nets.modes import without_fast_paths
 from fedsim.nets.network import Batch
-from fedsim.nets.optimizers import NEEDS, Beginning, Optimizer, Step, StepDraws
+from fedsim.nets.optimizers import Beginning, Optimizer, Step, StepDraws
 from fedsim.nets.stack import Stack
 
 KEPT = "optimizer "
@@ -141,10 +142,7 @@ class LocalTraining(HasPlugins, Client):
             raise InputError("reference_batch", self.reference_batch, "only lr_scaling asks for it; give that, too")
         if self.lr_scaling != "none" and self.batch_size == "full" and self.reference_batch is None:
             raise InputError("lr_scaling", self.lr_scaling, "batches are full; say in reference_batch what lr is for")
-        for option in ("adversarial", "curriculum"):
-            if getattr(self, option) is not None:
-                given = frozenset(NEEDS) - {"whole"}  # which would not be of what mini-batches are of
-                self.rule.hold_needs("optimizer", given, f"training with {option}")
+        hold_to_batches(self.rule, self.clip_norm, adversarial=self.adversarial, curriculum=self.curriculum)
 
     @property
     def base(self) -> float:
@@ -229,6 +227,10 @@ class LocalTraining(HasPlugins, Client):
     def numbers(self, dimension: int, largest: int) -> int:
         """About six vectors of d, two of them an optimizer's, or as many as it has."""
         return super().numbers(dimension, largest) + math.ceil(max(self.rule.vectors - 2.0, 0.0) * dimension)
+
+    def solving(self, shapes: Sequence[tuple[int, ...]], outputs: int) -> Beside:
+        """What the rule takes to solve for its steps."""
+        return self.rule.solving(shapes, outputs)
 
     def operations(self, shapes: Sequence[tuple[int, ...]]) -> int:
         """What the rule's products take."""
@@ -396,7 +398,7 @@ class LocalTraining(HasPlugins, Client):
         loss, gradient = network.gradients(place, batch)
         value, corrected = rule.value(loss, at, shift, start), rule.corrected(at, gradient, shift)
         objective = BatchObjective(cohort, rule, rows, batch, shift, start)
-        stepper.take(moved, Step(number, lr, corrected, value, noise, objective))
+        stepper.take(moved, Step(number, lr, corrected, value, noise, objective, objective))
         return loss
 
     def _last_epoch(self, cohort: Cohort) -> Tensor:

@@ -11,6 +11,7 @@ from fedsim.core.options import BatchSize
 from fedsim.core.plugins import refuse_misspelt
 from fedsim.exchange.messages import Cost, Order
 from fedsim.exchange.transforms import Shapes
+from fedsim.nets.footprint import Beside
 
 
 class Client(ABC):
@@ -86,6 +87,10 @@ class Client(ABC):
         largest: examples that a client has at most. A client that trains has about six vectors of d.
         """
         return 6 * dimension
+
+    def solving(self, shapes: Sequence[tuple[int, ...]], outputs: int) -> Beside:  # noqa: ARG002
+        """What a step takes it to solve for, of so many outputs of its mini-batch; shapes: as of `operations`."""
+        return Beside()
 
     def operations(self, shapes: Sequence[tuple[int, ...]]) -> int:  # noqa: ARG002
         """Multiply-adds that a step takes it beside the model's; shapes: of the parameters, a black box has one."""

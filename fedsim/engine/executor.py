@@ -32,6 +32,7 @@ from fedsim.exchange.messages import Cost, Order, Size, Update, finite_rows, tot
 from fedsim.exchange.transforms import Chain, Sender, Transform
 from fedsim.nets.chain import ChainNetwork
 from fedsim.nets.dropout import Draw
+from fedsim.nets.footprint import Beside
 from fedsim.nets.fused import fits, fused, installed
 from fedsim.nets.lowering import Stackable, loses_to_a_loop
 from fedsim.nets.network import Batch, Network, PlainNetwork, StackedNetwork
@@ -87,9 +88,21 @@ def operations_beside(client: Client, problem: Problem) -> int:
     """Multiply-adds that a step takes a client beside the model's."""
     if problem.model is None:
         return client.operations(((problem.dimension,),))
-    private = problem.model.private
-    layout = problem.model.layout if private is None else private.layout
-    return client.operations(layout.shapes[: layout.trained])
+    shapes = _shapes(problem.model)
+    return client.operations(shapes) + _solving(client, problem.model, problem.largest).operations
+
+
+def _solving(client: Client, model: Model, largest: int) -> Beside:
+    """What a client takes to solve for a step from the outputs of a mini-batch."""
+    asked = client.batch_size
+    width = largest if asked == "full" else min(asked, largest)
+    return client.solving(_shapes(model), width * client.views * model.footprint.outputs)
+
+
+def _shapes(model: Model) -> Sequence[tuple[int, ...]]:
+    """Of what is trained, shared or not."""
+    layout = model.layout if model.private is None else model.private.layout
+    return layout.shapes[: layout.trained]
 
 
 def _try(network: Network, alone: PlainNetwork, start: Tensor, data: Examples) -> None:
@@ -168,6 +181,7 @@ class Executor:
         self._row_operations = beside = operations_beside(client, problem)
         if problem.model is not None:
             numbers += 3 * width * problem.model.footprint.activations  # with their gradients
+            numbers += _solving(client, problem.model, problem.largest).numbers
             if self._in_any_order:  # a loop has those of one client at a time: y, a shift, and what is made of them
                 numbers = 3 * whole
             self._row_operations += width * problem.model.footprint.operations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,19 @@ class Footprint:
     """activations: numbers that the forward pass of one example makes, unfolded patches of convolutions included.
 
     operations: its multiply-adds; every parameter counts at least once, those of recurrent layers for all their steps.
+    outputs: numbers that the model gives.
     """
 
     activations: int
     operations: int
+    outputs: int
+
+
+class Beside(NamedTuple):
+    """What a step takes of a client beside the gradient: numbers that it has at once, and multiply-adds."""
+
+    numbers: int = 0
+    operations: int = 0
 
 
 def footprint(model: nn.Module, example: Tensor) -> Footprint:
@@ -47,8 +57,8 @@ def footprint(model: nn.Module, example: Tensor) -> Footprint:
     hooks = [part.register_forward_hook(count) for part in model.modules()]
     try:
         with torch.no_grad():
-            model(example)
+            outputs: Tensor = model(example)
     finally:
         for hook in hooks:
             hook.remove()
-    return Footprint(activations, operations)
+    return Footprint(activations, operations, outputs.numel())

@@ -17,17 +17,20 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Index
+from fedsim.nets.curvature import Linearised
 from fedsim.nets.dropout import Draw
+from fedsim.nets.footprint import Beside
 from fedsim.nets.rows import columns, scale, scaled
 from fedsim.nets.stack import Stack
 
 Remembered = dict[str, Stack]
 """What a rule remembers of each client from step to step of a round, by name; numbers [C] are leaves, too."""
-Need = Literal["loss", "noise", "point", "again", "product", "whole", "state", "end"]
+Need = Literal["loss", "noise", "point", "again", "product", "whole", "outputs", "curvature", "state", "end"]
 """What a rule asks for beside the gradient, which not every place where steps are taken can give.
 
 loss: `Step.loss`. noise: `StepDraws`. point: gradients elsewhere than where the client is. again, product, whole: those
-of `Objective`. state: what a client keeps from round to round. end: to send something else than where it ends.
+of `Objective`. outputs: `Step.outputs`; curvature: that of these, of losses that have one. state: what a client keeps
+from round to round. end: to send something else than where it ends.
 """
 
 NEEDS: Mapping[Need, str] = {
@@ -37,6 +40,8 @@ NEEDS: Mapping[Need, str] = {
     "again": "several gradients a step",
     "product": "products with the Hessian",
     "whole": "gradients over all examples",
+    "outputs": "outputs and their derivatives",
+    "curvature": "the curvature of losses by outputs",
     "state": "something that clients keep from round to round",
     "end": "to send another point than the last",
 }
@@ -91,6 +96,40 @@ class Objective(Protocol):
         ...
 
 
+class Outputs(Protocol):
+    """The outputs of a step's k clients on its mini-batch, and what losses, decay and corrections make of them."""
+
+    @property
+    def shares(self) -> Tensor:
+        """What each place of the mini-batch counts of a client's loss, [k, B]: 0 where there is no example."""
+        ...
+
+    @property
+    def decay(self) -> float:
+        """Of which times y is a part of gradients."""
+        ...
+
+    def linearised(self, at: Stack) -> Linearised:
+        """Outputs at a point, as a linear function of what is trained, on the same mini-batch and dropout."""
+        ...
+
+    def residuals(self, outputs: Tensor) -> Tensor:
+        """The gradient of a client's loss by its outputs [k, B, *places, K], in their shape."""
+        ...
+
+    def curvature(self, outputs: Tensor) -> Tensor:
+        """The Hessian of a client's loss by its outputs, of each example, [k, B, P, P] for P outputs an example."""
+        ...
+
+    def corrected(self, at: Stack, gradient: Stack) -> Stack:
+        """The gradient of a client's loss at a point, in place, with its bound, decay and corrections."""
+        ...
+
+    def corrections(self, at: Stack) -> Stack | None:
+        """What decay and corrections add to gradients at a point; None: nothing."""
+        ...
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of the k clients that still work. number: from 0, the same for all.
@@ -106,6 +145,7 @@ class Step:
     loss: Tensor = field(default_factory=lambda: torch.empty(0))
     noise: StepDraws | None = None
     objective: Objective | None = None
+    outputs: Outputs | None = None
     decay: float = 0.0
 
     def move(self, rows: Stack, along: Stack, over: Iterable[Tensor] | None = None, per: float = 1.0) -> None:
@@ -156,6 +196,8 @@ class Optimizer(ABC):
 
     usual: ClassVar[float] = 0.1
     rate_free: ClassVar[bool] = False
+    bounded: ClassVar[bool] = True
+    """Whether its steps are bounded where the norm of the gradient is: `clip_norm` goes with it."""
     shrinks: ClassVar[bool] = False
     """Whether its step has rates of its own, by which it shrinks the parameters itself: see `Step.decay`."""
 
@@ -190,6 +232,10 @@ class Optimizer(ABC):
     def passes(self) -> float:
         """Passes over all examples of a client that it takes in a round beside its steps."""
         return 0.0
+
+    def solving(self, shapes: Sequence[tuple[int, ...]], outputs: int) -> Beside:  # noqa: ARG002
+        """What it takes to solve for a step from so many outputs of a client's mini-batch; shapes: of its leaves."""
+        return Beside()
 
     def operations(self, shapes: Sequence[tuple[int, ...]]) -> int:  # noqa: ARG002
         """Multiply-adds of products that a step takes beside the gradient; shapes: of a client's leaves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from fedsim.client.objective import FLAT
 from fedsim.client.training import LocalTraining
 from fedsim.configuration.evaluation import Stopping
 from fedsim.configuration.tables import PLUGINS, Experiment
@@ -128,6 +129,9 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
     defence, curriculum = experiment.client.defence, experiment.client.curriculum
     if curriculum is not None and curriculum.measure == "error" and not problem.data.labelled:
         raise InputError("client.curriculum.measure", "error", "examples do not have one class each; take loss")
+    rule, loss = experiment.client.rule, problem.model.loss
+    if "curvature" in rule.needs and not loss.curves:
+        raise InputError("client.optimizer", kind_of("optimizers", rule), f"{kind_of('losses', loss)}: {FLAT}")
     if defence is None:
         return
     if defence.of_classes and not problem.data.labelled:

@@ -24,12 +24,14 @@ class Loss(ABC):
     Outputs are [..., *places, K] and targets [..., *places]: one class for each place of an example, at which one class
     has K outputs; or one number or tag for each place, at which there is one output: then there is at most one axis of
     places, and outputs are [..., k] of targets [..., k], or [..., 1] of targets [...].
-    tasks: what targets it is for. places: how many axes the targets of an example have.
+    tasks: what targets it is for. curves: whether it is a function of the outputs that curves upwards, or not at all,
+    wherever these are, and may be differentiated twice. places: how many axes the targets of an example have.
     Where examples of a batch are seen in V views, as clean and as attacked, outputs are [..., V B, K], view after view,
     and so are the losses: the loss of an example is the sum over its views.
     """
 
     tasks: ClassVar[tuple[Targets, ...]] = ("classes", "numbers", "tags")
+    curves: ClassVar[bool] = False
     places: int = 0
     _task: Targets | None = None
 

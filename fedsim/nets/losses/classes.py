@@ -75,6 +75,7 @@ class CrossEntropy(Weighing):
     """
 
     tasks = ("classes",)
+    curves = True
 
     label_smoothing: Fraction = 0.0
     """s, the share of a label that is spread evenly over all classes."""

@@ -21,6 +21,7 @@ class SquaredError(Pointwise):
     """The squared error a^2: the mean is what is learnt."""
 
     tasks = ("numbers",)
+    curves = True
 
     def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Losses [...] of outputs [...] and targets [...]."""
@@ -37,6 +38,7 @@ class LogCosh(Pointwise):
     """The logarithm of cosh(a): convex, 1-Lipschitz, 0 at the target."""
 
     tasks = ("numbers",)
+    curves = True
 
     def each(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Losses [...] of outputs [...] and targets [...]."""
@@ -70,6 +72,7 @@ class Huber(Pointwise):
     """Huber's loss: a^2 / 2 where |a| is at most delta, delta (|a| - delta / 2) beyond: outliers pull no harder."""
 
     tasks = ("numbers",)
+    curves = True
 
     delta: PositiveFloat = 1.0
     """From where on it grows evenly."""
@@ -110,6 +113,7 @@ class Poisson(Pointwise):
     """Poisson's loss e^z - t z of an output z and a count t: -log of a distribution of mean e^z, but for a constant."""
 
     tasks = ("numbers",)
+    curves = True
 
     def fitted(self, targets: Tensor, task: Targets, outputs: int) -> Self:
         """See `Loss.fitted`. InputError: a target is below 0."""

@@ -19,6 +19,7 @@ class BinaryCrossEntropy(Pointwise):
     """The binary cross-entropy -w t log p - (1 - t) log(1 - p) of a tag t, 0 or 1, and an output z, p = sigmoid(z)."""
 
     tasks = ("tags",)
+    curves = True
 
     pos_weight: Weights | Balanced | None = None
     """A factor w for each tag, by which examples that have it count; balanced: of the training examples how many do not
