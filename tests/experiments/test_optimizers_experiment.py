@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from experiments.optimizers import __main__ as program
-from experiments.optimizers import distances, rules
+from experiments.optimizers import distances, merging, rules, servers
 from experiments.optimizers.part import Part
 from experiments.studies import Numbers
 from fedsim.core import plugins
@@ -122,3 +123,64 @@ def test_distances_are_measured_of_the_rule_that_a_scheme_names(tmp_path: Path, 
     assert distances.measure(tmp_path)["kept_average"].tolist() == [[0.0]]
     rule = points[0].experiment.client.rule
     assert (rule.reps_rel, rule.distance, rule.average) == (0.1, "client", True)
+
+
+def test_what_is_claimed_of_servers_follows_from_the_numbers(tmp_path: Path):
+    """Means as the prototype's; then what refutes each."""
+    claims = {claim.name: claim.judge for claim in servers.PART.claims}
+    means = {"mean": (0.946, 0.860), "dog": (0.940, 0.908), "published": (0.081, 0.08)}
+    found = {name: np.array(own)[:, None] + np.zeros(5) for name, own in means.items()}
+    assert {name for name, judge in claims.items() if judge(found)[1]} == set(claims)
+    for dog in ((0.93, 0.908), (0.94, 0.865)):
+        assert not claims["server_dog"](found | {"dog": np.array(dog)[:, None] + np.zeros(5)})[1]
+    assert not claims["server_published"](found | {"published": np.full((2, 5), 0.4)})[1]
+    servers.draw(found, tmp_path / "servers.png")
+    assert (tmp_path / "servers.png").stat().st_size > 10_000
+    assert servers.table(found).row_count == 3
+
+
+def test_what_is_claimed_of_merges_follows_from_the_numbers(tmp_path: Path):
+    """A gain counts from a standard error of the difference by seed: here 0.01 each, but for one seed."""
+    claims = {claim.name: claim.judge for claim in merging.PART.claims}
+    level, ahead = np.full(5, 0.9), np.array([0.91, 0.91, 0.91, 0.91, 0.9])
+    found = {name: merging.Measured("r", "0.1", ahead if "merged" in name else level) for name in merging.SCHEMES}
+    assert {name for name, judge in claims.items() if judge(found)[1]} == set(claims)
+    wild = merging.Measured("r", "0.1", np.array([0.95, 0.95, 0.86, 0.86, 0.885]))  # 0.001 ahead, error 0.02
+    for name, scheme in (("merge", "merged"), ("merge_kept", "merged_kept")):
+        assert not claims[name](found | {scheme: wild})[1]
+    assert not claims["beside_sgd"](found | {"sgd": merging.Measured("r", "0.1", np.full(5, 0.92))})[1]
+    merging.draw(found, tmp_path / "merging.png")
+    assert (tmp_path / "merging.png").stat().st_size > 10_000
+    assert merging.table(found).row_count == len(merging.SCHEMES)
+
+
+@pytest.mark.parametrize("part", [merging, servers])
+def test_merges_and_servers_are_measured_of_what_a_scheme_names(
+    part: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of two rules and two rates the second ones are best on the seeds that choose; what is told is of others."""
+    done: list[Point] = []
+    monkeypatch.setattr(part, "run_all", lambda given, *rest, **more: done.extend(given))
+
+    def opened(folder: Path) -> SimpleNamespace:
+        best = "1-0.3" in str(folder) or "dog/0.01" in str(folder)
+        return SimpleNamespace(summary=lambda: {"status": "finished", "test_accuracy": 0.9 if best else 0.5})
+
+    monkeypatch.setattr(part, "open_run", opened)
+    if part is servers:
+        found = servers.measure(tmp_path, rounds=1)
+        assert found["dog"].tolist() == [[0.5] * 5, [0.9] * 5]
+        strategies = {
+            (point.experiment.strategy.server_optimizer["kind"], point.experiment.rounds) for point in done[10:]
+        }
+        assert strategies == {("dog", 1)}
+        return
+    monkeypatch.setattr(merging, "SCHEMES", {name: merging.SCHEMES[name] for name in ("plain", "merged_kept")})
+    results = merging.measure(tmp_path, rounds=1)
+    assert (results["plain"].rule, results["plain"].lr) == (merging.FRESH[1], "0.3")
+    told = done[-5:]
+    assert [point.experiment.seed for point in told] == [0, 1, 2, 3, 4]
+    rule = told[0].experiment.client.rule
+    assert (rule.h0, rule.precision, told[0].experiment.partition.alpha) == (100.0, "client", 0.1)
+    assert type(told[0].experiment.strategy).__name__ == "FedIvon"
+    assert results["merged_kept"].final.tolist() == [0.9] * 5
