@@ -12,8 +12,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import fedsim
 from experiments.optimizers import __main__ as program
-from experiments.optimizers import distances, merging, rules, servers
+from experiments.optimizers import batch_sizes, distances, merging, rules, servers
 from experiments.optimizers.part import Part
 from experiments.studies import Numbers
 from fedsim.core import plugins
@@ -184,3 +185,52 @@ def test_merges_and_servers_are_measured_of_what_a_scheme_names(
     assert (rule.h0, rule.precision, told[0].experiment.partition.alpha) == (100.0, "client", 0.1)
     assert type(told[0].experiment.strategy).__name__ == "FedIvon"
     assert results["merged_kept"].final.tolist() == [0.9] * 5
+
+
+def of_batches(accuracy: float, wanted: float = 0.0) -> batch_sizes.Measured:
+    """A scheme that is alike in all seeds and rounds."""
+    sizes: Numbers = np.full((5, 60), wanted) if wanted else np.empty((5, 0))
+    return batch_sizes.Measured(0.1, np.full(5, accuracy), sizes, sizes)
+
+
+def test_what_is_claimed_of_batch_sizes_follows_from_the_numbers(tmp_path: Path):
+    """Numbers that bear all out; then each claim's own refutation."""
+    claims = {claim.name: claim.judge for claim in batch_sizes.PART.claims}
+    fixed = {name: of_batches(0.9 - 0.1 * place) for place, name in enumerate(("fixed_4", "fixed_16", "fixed_64"))}
+
+    def partition(within: float, total: float) -> dict[str, batch_sizes.Measured]:
+        tests = {"within": of_batches(0.89, within), "total": of_batches(0.88, total)}
+        return fixed | tests | {"within_half": of_batches(0.8, 16.0 * within)}
+
+    likely = {"skewed": partition(4.0, 8.0), "alike": partition(20.0, 21.0)}
+    assert {name for name, judge in claims.items() if judge(likely)[1]} == set(claims)
+    refuted = {
+        "small_wins": ("alike", {"fixed_64": of_batches(0.915)}),
+        "keeps_up": ("alike", {"within": of_batches(0.87, 20.0)}),
+        "skew": ("skewed", {"total": of_batches(0.88, 5.0)}),
+        "grows": ("skewed", {"within": of_batches(0.89, 30.0)}),
+        "jumps": ("skewed", {"within_half": of_batches(0.8, 60.0)}),
+    }
+    for name, (where, other) in refuted.items():
+        assert not claims[name](likely | {where: likely[where] | other})[1], name
+    batch_sizes.draw(likely, tmp_path / "batch_sizes.png")
+    assert (tmp_path / "batch_sizes.png").stat().st_size > 10_000
+    assert batch_sizes.table(likely).row_count == 2 * len(batch_sizes.SCHEMES)
+
+
+def test_batch_sizes_are_measured_at_the_rate_of_other_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One scheme for two rounds: rates are tried on the seeds that choose, and the best of them is told of."""
+    monkeypatch.setattr(batch_sizes, "CHOOSING", range(100, 101))
+    monkeypatch.setattr(batch_sizes, "TOLD", range(1))
+    monkeypatch.setattr(batch_sizes, "RATES", (1e-6, 0.3))
+    monkeypatch.setattr(batch_sizes, "PARTITIONS", {"alike": batch_sizes.PARTITIONS["alike"]})
+    monkeypatch.setattr(batch_sizes, "SCHEMES", {"within": batch_sizes.SCHEMES["within"]})
+
+    def run_here(points: list[Point], *rest: object, **more: object) -> None:
+        for point in points:
+            fedsim.run(point.experiment, out=point.folder)
+
+    monkeypatch.setattr(batch_sizes, "run_all", run_here)
+    one = batch_sizes.measure(tmp_path, rounds=2, workers=1)["alike"]["within"]
+    assert (one.rate, one.accuracy.shape, one.wanted.shape) == (0.3, (1,), (1, 2))
+    assert one.size[0, 0] == 4.0

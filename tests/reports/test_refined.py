@@ -49,6 +49,20 @@ def test_medians_have_a_width_and_ends():
     assert smoothed(norms, 0.3).tolist() == norms.tolist()
 
 
+def test_a_run_reports_how_long_its_changes_were():
+    """As the model's own steps, of which the server's rate of 0.5 makes half."""
+    strategy, models = {"kind": "fedavg", "server_lr": 0.5, "report_norms": True}, []
+    client = {"kind": "sgd", "steps": 1, "batch_size": 4}
+
+    def keep(told):
+        models.append((told.params.double(), told.row))
+
+    fedsim.run(**SMALL, strategy=strategy, client=client, rounds=2, save=False, callbacks=[keep])
+    (first, _), (second, row) = models
+    assert row["change_norm"] == pytest.approx(float((second - first).norm()) / 0.5, rel=1e-5)
+    assert row["change_norm_l1"] == pytest.approx(float((second - first).abs().sum()) / 0.5, rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     folder = tmp_path_factory.mktemp("refined") / "run"
