@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from fedsim.client import Beginning, Elementwise, Fraction, Optimizer, PositiveFloat, Remembered, Stack, Step, options
+from fedsim.client import Beginning, CompiledRule, Fraction, Optimizer, PositiveFloat, Remembered, Stack, Step, options
 
 
 @options
@@ -38,9 +38,9 @@ class AdaBelief(Optimizer):
         return 2.0
 
     @property
-    def compiled(self) -> Elementwise:
+    def compiled(self) -> CompiledRule:
         """All of it."""
-        return Elementwise("adabelief", (self.beta1, self.beta2, self.epsilon))
+        return CompiledRule("adabelief", (self.beta1, self.beta2, self.epsilon))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """Moments of zeros."""

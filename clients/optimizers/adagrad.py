@@ -10,7 +10,7 @@ import torch
 
 from fedsim.client import (
     Beginning,
-    Elementwise,
+    CompiledRule,
     NonNegativeFloat,
     Optimizer,
     PositiveFloat,
@@ -36,9 +36,9 @@ class AdaGrad(Optimizer):
         return 1.0
 
     @property
-    def compiled(self) -> Elementwise:
+    def compiled(self) -> CompiledRule:
         """All of it."""
-        return Elementwise("adagrad", (self.initial, self.epsilon))
+        return CompiledRule("adagrad", (self.initial, self.epsilon))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """Squares as they begin."""

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from fedsim.client import (
     Beginning,
+    CompiledRule,
     NonNegativeFloat,
     Optimizer,
     PositiveFloat,
@@ -33,6 +34,11 @@ class AdaGradNorm(Optimizer):
     """Where v begins; at 0 the first step has the length lr, whatever the gradient."""
     epsilon: PositiveFloat = 1e-10
     """Added to the root."""
+
+    @property
+    def compiled(self) -> CompiledRule:
+        """All of it."""
+        return CompiledRule("adagrad_norm", (self.initial, self.epsilon), more=1)
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """The square as it begins."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from fedsim.client import Beginning, Elementwise, Fraction, Optimizer, PositiveFloat, Remembered, Stack, Step, options
+from fedsim.client import Beginning, CompiledRule, Fraction, Optimizer, PositiveFloat, Remembered, Stack, Step, options
 
 
 @options
@@ -42,9 +42,9 @@ class Adam(Optimizer):
         return 2.0
 
     @property
-    def compiled(self) -> Elementwise:
+    def compiled(self) -> CompiledRule:
         """All of it."""
-        return Elementwise("adam", (self.beta1, self.beta2, self.epsilon))
+        return CompiledRule("adam", (self.beta1, self.beta2, self.epsilon))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """Moments of zeros."""

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fedsim.client import Beginning, Elementwise, Fraction, Optimizer, PositiveFloat, Remembered, Stack, Step, options
+from fedsim.client import Beginning, CompiledRule, Fraction, Optimizer, PositiveFloat, Remembered, Stack, Step, options
 
 
 @options
@@ -37,9 +37,9 @@ class AmsGrad(Optimizer):
         return 3.0
 
     @property
-    def compiled(self) -> Elementwise:
+    def compiled(self) -> CompiledRule:
         """All of it."""
-        return Elementwise("amsgrad", (self.beta1, self.beta2, self.epsilon, self.variant == "corrected"))
+        return CompiledRule("amsgrad", (self.beta1, self.beta2, self.epsilon, self.variant == "corrected"))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """Moments of zeros, or in the paper's variant of almost that."""

@@ -14,7 +14,7 @@ import torch
 
 from fedsim.client import (
     Beginning,
-    Elementwise,
+    CompiledRule,
     Fraction,
     Optimizer,
     PositiveFloat,
@@ -49,9 +49,9 @@ class DiffGrad(Optimizer):
         return 3.0
 
     @property
-    def compiled(self) -> Elementwise:
+    def compiled(self) -> CompiledRule:
         """All of it."""
-        return Elementwise("diffgrad", (self.beta1, self.beta2, self.epsilon))
+        return CompiledRule("diffgrad", (self.beta1, self.beta2, self.epsilon))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """Zeros."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clients.optimizers.distances import Travelled
-from fedsim.client import Beginning, Need, Remembered, Stack, norms, options
+from fedsim.client import Beginning, CompiledRule, Need, Remembered, Stack, norms, options
 
 
 @options
@@ -34,6 +34,11 @@ class Dog(Travelled):
     def needs(self) -> frozenset[Need]:
         """What clients keep, and the average's end."""
         return super().needs | ({"state"} if self.distance == "client" else set())
+
+    @property
+    def compiled(self) -> CompiledRule | None:
+        """What begins anew in each round and sends where it ends."""
+        return None if self.needs else CompiledRule("dog", (self.reps_rel, self.epsilon, self.init_eta or 0.0), more=1)
 
     def kept(self, dimension: int) -> Mapping[str, tuple[int, ...]]:  # noqa: ARG002
         """Rbar."""

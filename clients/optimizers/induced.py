@@ -16,6 +16,7 @@ import torch
 
 from fedsim.client import (
     Beginning,
+    CompiledRule,
     Fraction,
     InputError,
     Need,
@@ -68,6 +69,11 @@ class Induced(Optimizer):
     def vectors(self) -> float:
         """M, and r of rms."""
         return 2.0 if self.metric == "rms" else 1.0
+
+    @property
+    def compiled(self) -> CompiledRule | None:
+        """Plain."""
+        return CompiledRule("induced", (self.xi, self.momentum, self.beta), more=1) if self.metric == "plain" else None
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """Means of zeros."""

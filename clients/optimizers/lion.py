@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from fedsim.client import Beginning, Elementwise, Fraction, Optimizer, Remembered, Stack, Step, options
+from fedsim.client import Beginning, CompiledRule, Fraction, Optimizer, Remembered, Stack, Step, options
 
 
 @options
@@ -31,9 +31,9 @@ class Lion(Optimizer):
         return 1.0
 
     @property
-    def compiled(self) -> Elementwise:
+    def compiled(self) -> CompiledRule:
         """All of it."""
-        return Elementwise("lion", (self.beta1, self.beta2))
+        return CompiledRule("lion", (self.beta1, self.beta2))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """A momentum of zeros."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedsim.client import (
     Beginning,
-    Elementwise,
+    CompiledRule,
     Fraction,
     InputError,
     Optimizer,
@@ -46,9 +46,9 @@ class Sgd(Optimizer):
         return self.momentum == 0.0
 
     @property
-    def compiled(self) -> Elementwise:
+    def compiled(self) -> CompiledRule:
         """All of it."""
-        return Elementwise("sgd", (self.momentum, self.nesterov))
+        return CompiledRule("sgd", (self.momentum, self.nesterov))
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:  # noqa: ARG002
         """A velocity of zeros."""

@@ -33,7 +33,7 @@ from fedsim.nets.matrix_norms import MatrixNorm, VectorNorm
 from fedsim.nets.network import Batch
 from fedsim.nets.optimizers import (
     Beginning,
-    Elementwise,
+    CompiledRule,
     Need,
     Objective,
     Optimizer,
@@ -57,12 +57,12 @@ __all__ = [
     "Beside",
     "Client",
     "Cohort",
+    "CompiledRule",
     "Cost",
     "CrossEntropy",
     "Defence",
     "Divergence",
     "Divided",
-    "Elementwise",
     "Fraction",
     "InputError",
     "LocalTraining",

@@ -350,7 +350,8 @@ class Fused:
 
 def _room(rule: Rule) -> tuple[int, int]:
     """How many vectors gradients need, and what is remembered."""
-    return NO_ROOM if rule.plain else (1, int(rule.optimizer.vectors))
+    own = rule.optimizer.compiled
+    return NO_ROOM if rule.plain or own is None else (1, int(rule.optimizer.vectors) + own.more)
 
 
 def _dealt(work: int, least: int, items: int) -> int:

@@ -178,14 +178,15 @@ class Beginning:
     kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class Elementwise(NamedTuple):
+class CompiledRule(NamedTuple):
     """A rule that is compiled: the name of its function in `fedsim.nets.kernels.rules`, and the numbers that has.
 
-    The function remembers as many vectors as the rule says.
+    The function remembers as many vectors as the rule says, and has so many `more` for sums and a client's numbers.
     """
 
     name: str
-    numbers: tuple[float, ...]
+    numbers: tuple[float, ...] = ()
+    more: int = 0
 
 
 class Optimizer(ABC):
@@ -251,7 +252,7 @@ class Optimizer(ABC):
         return False
 
     @property
-    def compiled(self) -> Elementwise | None:
+    def compiled(self) -> CompiledRule | None:
         """The compiled rule that this is; None: it is not compiled, and its steps are taken by PyTorch."""
         return None
 

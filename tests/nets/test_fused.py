@@ -208,6 +208,11 @@ CLIENTS: dict[str, dict[str, Any]] = {
     "adabelief": {"optimizer": {"kind": "adabelief", "epsilon": 1e-8}, "lr": 0.01, "proximal_mu": 0.2},
     "diffgrad": {"optimizer": "diffgrad", "lr": 0.01, "weight_decay": 0.1},
     "adagrad": {"optimizer": "adagrad", "lr": 0.01, "weight_decay": 0.1},
+    "adagrad_norm": {"optimizer": "adagrad_norm", "lr": 0.1, "weight_decay": 0.1},
+    "normalised": {"optimizer": "normalised", "lr": 0.1, "proximal_mu": 0.2},
+    "induced": {"optimizer": {"kind": "induced", "xi": 1.0}, "weight_decay": 0.1},
+    "dog": {"optimizer": "dog", "lr": 1.0, "weight_decay": 0.1},
+    "dog, first step": {"optimizer": {"kind": "dog", "init_eta": 0.05}, "lr": 1.0, "clip_norm": 0.5},
     "curriculum": {"curriculum": {}},
     "defence": {"adversarial": {"kind": "standard", "attack": {"kind": "fgsm", "epsilon": 0.1, "domain": "none"}}},
 }

@@ -2,12 +2,14 @@
 
 p: parameters, g: their gradient, vectors of one length, filled up with zeros that stay so. memory: what a rule
 remembers, so many vectors of that length, one after the other, zeros before the step of number 0. A rule may write over
-g. numbers: a rule's own, as its `fedsim.client.Elementwise` has them.
+g. numbers: a rule's own, as its `fedsim.client.CompiledRule` has them.
 """
 
 from __future__ import annotations
 
 import math
+
+import numpy as np
 
 from fedsim.nets.kernels.compiling import Rule, part
 from fedsim.nets.kernels.exponentials import exp
@@ -15,19 +17,42 @@ from fedsim.nets.kernels.tiles import WIDTH
 
 
 @part
-def clip(g, sums, bound, epsilon):
-    """Scale the gradient to an l2 norm of at most `bound`. sums: room for so many numbers as a vector has."""
-    lanes = WIDTH // g.itemsize
+def inner(one, other, sums):
+    """The inner product of two vectors. sums: room for so many numbers as are added at once."""
+    lanes = WIDTH // one.itemsize
     for j in range(lanes):
-        sums[j] = g.dtype.type(0)
-    for k in range(len(g) // lanes):
-        own = g[k * lanes : (k + 1) * lanes]
+        sums[j] = one.dtype.type(0)
+    for k in range(len(one) // lanes):
+        first, second = one[k * lanes : (k + 1) * lanes], other[k * lanes : (k + 1) * lanes]
         for j in range(lanes):
-            sums[j] += own[j] * own[j]
-    total = g.dtype.type(0)
+            sums[j] += first[j] * second[j]
+    total = one.dtype.type(0)
     for j in range(lanes):
         total += sums[j]
-    factor = bound / (math.sqrt(total) + epsilon)
+    return total
+
+
+@part
+def distance(one, other, sums):
+    """The l2 norm of a difference. sums: room for so many numbers as are added at once."""
+    lanes = WIDTH // one.itemsize
+    for j in range(lanes):
+        sums[j] = one.dtype.type(0)
+    for k in range(len(one) // lanes):
+        first, second = one[k * lanes : (k + 1) * lanes], other[k * lanes : (k + 1) * lanes]
+        for j in range(lanes):
+            away = first[j] - second[j]
+            sums[j] += away * away
+    total = one.dtype.type(0)
+    for j in range(lanes):
+        total += sums[j]
+    return math.sqrt(total)
+
+
+@part
+def clip(g, sums, bound, epsilon):
+    """Scale the gradient to an l2 norm of at most `bound`. sums: room for so many numbers as a vector has."""
+    factor = bound / (math.sqrt(inner(g, g, sums)) + epsilon)
     if not factor >= 1:  # a norm that is no number makes the gradient none
         scale(g, factor)
 
@@ -182,3 +207,58 @@ def lion(p, g, memory, lr, number, numbers):
         direction = memory[k] + left1 * away
         memory[k] += left2 * away
         p[k] -= rate if direction > 0 else -rate if direction < 0 else zero
+
+
+@Rule
+def normalised(p, g, memory, lr, number, numbers):
+    """A step of the length lr. It has one vector beside those that it remembers."""
+    length = math.sqrt(inner(g, g, memory))
+    if length > 0:
+        add(p, g, p.dtype.type(-lr / length))
+
+
+@Rule
+def adagrad_norm(p, g, memory, lr, number, numbers):
+    """The sum of the squares of g's length. Numbers: where it begins, and epsilon. It has one vector more."""
+    lanes = WIDTH // p.itemsize
+    if number == 0:
+        memory[lanes] = numbers[0]
+    memory[lanes] += inner(g, g, memory)
+    add(p, g, p.dtype.type(-lr / (math.sqrt(memory[lanes]) + numbers[1])))
+
+
+@Rule
+def induced(p, g, memory, lr, number, numbers):
+    """A mean of g, shortened by a mean of its squared length. Numbers: xi, momentum, beta. It has one vector more."""
+    real, size, lanes = p.dtype.type, len(p), WIDTH // p.itemsize
+    mean, sums = memory[:size], memory[size:]
+    sums[lanes] += (numbers[0] * inner(g, g, sums) - sums[lanes]) * (1.0 - numbers[2])
+    energy = sums[lanes] / (1.0 - numbers[2] ** (number + 1))
+    left, rate = real(1.0 - numbers[1]), real(lr / (1.0 + energy) / (1.0 - numbers[1] ** (number + 1)))
+    for k in range(size):
+        mean[k] += left * (g[k] - mean[k])
+        p[k] -= rate * mean[k]
+
+
+@Rule
+def dog(p, g, memory, lr, number, numbers):
+    """The longest distance over the root of the sum of g's squared lengths; it has one vector more.
+
+    Numbers: reps_rel, epsilon, and the first step size, 0 for none.
+    """
+    size, lanes = len(p), WIDTH // p.itemsize
+    start, sums = memory[:size], memory[size:]
+    if number == 0:
+        for k in range(size):
+            start[k] = p[k]
+        sums[lanes] = numbers[0] * (1.0 + math.sqrt(inner(p, p, sums)))
+        sums[lanes + 1] = numbers[1]
+    sums[lanes + 1] += inner(g, g, sums)
+    rate = numbers[2]
+    if number > 0:
+        far = distance(p, start, sums)
+        sums[lanes] = max(sums[lanes], far)
+    if number > 0 or rate == 0:
+        total = max(sums[lanes + 1], np.finfo(p.dtype).tiny)
+        rate = sums[lanes] / math.sqrt(total)
+    add(p, g, p.dtype.type(-lr * rate))

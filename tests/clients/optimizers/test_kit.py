@@ -16,6 +16,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "frugal": {"others": "sgd", "gap": 1},
     "muon": {"others": "sgd"},
     "dog": {"gamma": (4.0, {"average": True})},
+    "induced": {"beta_rms": (0.5, {"metric": "rms"}), "epsilon": (0.1, {"metric": "rms"})},
     "l_dog": {"gamma": (4.0, {"average": True})},
 }
 """Values of options that are not found by their types."""
