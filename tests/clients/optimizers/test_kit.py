@@ -13,6 +13,7 @@ GIVEN: dict[str, dict[str, Any]] = {
 """Options without which a rule has others that do nothing."""
 OTHERS: dict[str, dict[str, Any]] = {
     "adabelief": {"epsilon": 1e-3},
+    "ai_sarah": {"restarts": (0, {"gamma": 0.99})},
     "frugal": {"others": "sgd", "gap": 1},
     "muon": {"others": "sgd"},
     "dog": {"gamma": (4.0, {"average": True})},
@@ -22,10 +23,12 @@ OTHERS: dict[str, dict[str, Any]] = {
 """Values of options that are not found by their types."""
 RATES: dict[str, float] = {
     "adabelief": 0.01,
+    "adahessian": 0.01,
     "adam": 0.01,
     "amsgrad": 0.01,
     "diffgrad": 0.01,
     "lion": 0.01,
+    "oasis": 0.01,
 }
 """Learning rates at which rules work, where these are not the usual ones."""
 
