@@ -23,7 +23,7 @@ from fedsim.running.sweep import Outcome, Point, expand
 CHOOSING, TOLD = range(100, 103), range(5)
 """Seeds by which h0 and rates are chosen, and those of which is told."""
 ENDED = ("finished", "diverged")
-RATES = ("0.1", "0.3")
+RATES = ("0.1", "0.3", "1.0")
 FRESH = tuple(f"{{ kind = 'ivon', h0 = {h0} }}" for h0 in ("10.0", "100.0", "1000.0"))
 KEPT = tuple(rule.replace(" }", ", precision = 'client', beta2 = 0.999 }") for rule in FRESH)
 

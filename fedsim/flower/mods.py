@@ -41,6 +41,7 @@ from fedsim.flower.names import (
     NU,
     PARTITION,
     PARTITIONS,
+    PRECISION,
     REPORT_NU,
     ROUND,
 )
@@ -101,7 +102,7 @@ class _Transformed:
 
     def _model(self, held: Mapping[str, ArrayRecord]) -> str:
         """The name of the model's record in a reply: the only one that is nothing else."""
-        others = {CONTROL_DELTA, *(name for one in self.chain.transforms for name in one.vectors or ())}
+        others = {CONTROL_DELTA, PRECISION, *(name for one in self.chain.transforms for name in one.vectors or ())}
         found = [name for name in held if name not in others]
         if len(found) != 1:
             raise InputError("transforms", ", ".join(held) or "(nothing)", "a reply has the model in one record alone")

@@ -51,6 +51,8 @@ SEARCHED = ("decomfl", "fedes", "fedkseed", "fzoos", "fzoos_guard", "one_byte", 
 """Those whose clients search with values, and know our orders."""
 PLAIN = ("cbo", "cma_es", "fedzo", "fedzo_guard")
 """Those whose clients search with values, too, in messages that any app knows."""
+APART = {"fedivon"}
+"""Whose clients' draws no app repeats."""
 REFUSED = {"fedcbo": "sends clients each other's models"}
 SELECTORS = {
     "curriculum": {"count": 2, "rounds": 6},
@@ -110,7 +112,7 @@ def record_of(problem):
     return ArrayRecord({name: Array(tensor.numpy().copy()) for name, tensor in named.items()})
 
 
-def in_an_app(row, app, problem, even=False, **named):
+def in_an_app(row, app, problem, even=False, sure=1, **named):
     """What a strategy comes to in an app on nodes that are as fast as the clients in one process: a Result."""
     checked = experiment_of(row)
     fleet = build_fleet(checked, problem)
@@ -124,9 +126,8 @@ def in_an_app(row, app, problem, even=False, **named):
     )
     durations = {client: ticks / SECOND for client, ticks in enumerate(taken.tolist())} if "devices" in row else None
     initial = record_of(problem)
-    return start(
-        strategy, app, initial, nodes=NODES, rounds=checked.rounds, durations=durations, run_config={"even": even}
-    )
+    config = {"even": even, "sure": sure}
+    return start(strategy, app, initial, nodes=NODES, rounds=checked.rounds, durations=durations, run_config=config)
 
 
 def assert_alike(result, own, tolerance=1e-9):
@@ -144,7 +145,7 @@ def test_every_strategy_of_ours_is_here():
     rows = [*TRAINED.values(), *(ROWS[name] for name in (*SEARCHED, *PLAIN))]
     tried = {plugins.kind_of("strategies", plugins.make("strategies", row["strategy"], "strategy")) for row in rows}
     assert not tried & REFUSED.keys()
-    assert tried | REFUSED.keys() == ours("strategies")
+    assert tried | APART | REFUSED.keys() == ours("strategies")
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -152,6 +153,25 @@ def test_clients_that_train(name):
     row, even = TRAINED[name], "devices" in TRAINED[name]
     own = fedsim.run(experiment_of(row), problem=linear(even), save=False)
     assert_alike(in_an_app(row, helped.client(), linear(even), even), own)
+
+
+@pytest.mark.parametrize("sure", [1, -2])
+def test_models_are_merged_by_the_precision_that_nodes_tell(sure):
+    """Of the weight node p is p + sure sure, of the bias all are as sure; below 0 a node is refused altogether."""
+    row = {"strategy": "fedivon", "rounds": 1, "selection": ALL, "client": {**SGD, "optimizer": "ivon"}}
+    found = in_an_app(row, helped.client(), linear(False), sure=sure).arrays
+    begun = {name: array.numpy() for name, array in record_of(linear(False)).items()}
+    told = np.arange(NODES) + float(sure)
+    ends = [helped.trained(begun, *helped.data(node, False), still)[0] for node in range(NODES)]
+    for name, precision in (("weight", told), ("bias", np.ones(NODES))):
+        weights = precision * helped.SIZES * (told >= 0.0)
+        merged = np.tensordot(weights / weights.sum(), [end[name] for end in ends], axes=1)
+        np.testing.assert_allclose(found[name].numpy(), merged, rtol=1e-9)
+
+
+def still(model):
+    """No correction."""
+    return dict.fromkeys(model, 0.0)
 
 
 def small(name):

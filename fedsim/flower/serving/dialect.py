@@ -20,7 +20,7 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.exchange.actions import REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
 from fedsim.exchange.messages import Order
-from fedsim.flower.names import ALPHA, CANDIDATES, CONTROL, CONTROL_DELTA, MU, NU, ROUND, SEARCH, VALUES
+from fedsim.flower.names import ALPHA, CANDIDATES, CONTROL, CONTROL_DELTA, MU, NU, PRECISION, ROUND, SEARCH, VALUES
 from fedsim.flower.records import record
 from fedsim.flower.replies import RefusedError, arrays_of, metrics_of
 from fedsim.flower.searching import Search
@@ -35,15 +35,16 @@ DIFFERS = {ALPHA: "fedsim.flower.local.feddyn"}
 HELP = {
     CONTROL_DELTA: "fedsim.flower.local.scaffold",
     NU: "the mod fedsim.flower.mods.steps",
+    PRECISION: "a record `precision`, as IVON learns it",
     VALUES: "an answer to query messages",
 }
 """What in a client app makes a part of a reply that plain apps do not have."""
 FOLLOWED = {MU: "fedsim.flower.local.proximal, or such a term of its own"}
 """Settings by Flower's own names, which clients follow or not, as with Flower's strategies."""
-TRAINED = frozenset({"delta", CONTROL_DELTA, NU, "last-loss", UTILITY})
+TRAINED = frozenset({"delta", CONTROL_DELTA, PRECISION, NU, "last-loss", UTILITY})
 """What a reply to `train` can have."""
-VECTORS = frozenset({"delta", CONTROL_DELTA})
-"""Those of them that are like the model."""
+BESIDE = (CONTROL_DELTA, PRECISION)
+"""Those of them that are records beside the model's, with arrays like its floats."""
 OBSERVED = ("cosine", "difficulty")
 """Further metrics that strategies report; see `fedsim.server.strategy.observed`."""
 Rows = Mapping[str, NDArray[np.floating]]
@@ -159,7 +160,7 @@ class Training(Question):
 
     def rows(self, count: int) -> dict[str, Tensor]:
         """See `Question`: the models that come, in the place of the changes."""
-        like, lengths = self._sent, {CONTROL_DELTA: (len(self._sent),), NU: ()}
+        like, lengths = self._sent, {**dict.fromkeys(BESIDE, (len(self._sent),)), NU: ()}
         others = {name: like.new_zeros((count, *lengths.get(name, (1,)))) for name in sorted(self._up - {"delta"})}
         return {"delta": like.new_empty((count, len(like))), **others}
 
@@ -175,18 +176,20 @@ class Training(Question):
         for name in DIFFERS.keys() & self._orders.config.keys():
             if metrics.get(name) != self._orders.config[name]:
                 raise RefusedError(f"its metrics do not say {name} as it was sent: the app needs {DIFFERS[name]}")
-        if CONTROL_DELTA in rows:
-            control = held.pop(CONTROL_DELTA, None)
-            if control is None:
-                raise lacking(CONTROL_DELTA)
-            model.read(control, rows[CONTROL_DELTA][place])
+        for name in [name for name in BESIDE if name in rows]:
+            beside = held.pop(name, None)
+            if beside is None:
+                raise lacking(name)
+            model.read(beside, rows[name][place])
+        if PRECISION in rows and (rows[PRECISION][place] < 0.0).any():
+            raise RefusedError(f"its {PRECISION} has numbers below 0")
         if len(held) != 1:
             raise RefusedError(
                 f"it has {len(held)} records of arrays ({', '.join(held) or 'none'}), not the model alone"
             )
         whole = model.read(next(iter(held.values())), rows["delta"][place], self._sent.numpy())
         loss = number(metrics, keys.loss_key)
-        for name in rows.keys() - VECTORS:
+        for name in rows.keys() - {"delta", *BESIDE}:
             value = number(metrics, name, None if name == NU else loss)
             if value is None:
                 raise lacking(name, f"; {keys.loss_key} would do, or what loss_key names" if name != NU else "")

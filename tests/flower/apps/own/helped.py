@@ -59,6 +59,10 @@ def client():
             metrics |= regulariser.finish(model)
         else:
             model, losses = trained(theta, x, y, proximal(message).correction)
+        if config.get("report-precision"):
+            sure = float(context.run_config.get("sure", 1) + context.node_config["partition-id"])
+            told = {"weight": np.full((1, 3), sure), "bias": np.ones(1)}
+            further = {"precision": ArrayRecord({name: Array(array) for name, array in told.items()})}
         squares = residuals(theta, x, y) ** 2
         metrics |= {"train_loss": float(np.mean(losses)), "last-loss": losses[-1]}
         metrics["utility"] = float(np.sqrt((squares**2).mean()))
