@@ -12,7 +12,7 @@ from fedsim.nets.dropout import Draw
 from fedsim.nets.network import Batch
 
 AT_ONCE = 2**22
-"""Numbers of the parameters that are stacked at once."""
+"""Numbers of parameters, or of inputs, that are stacked at once."""
 
 
 def spreads(cohort: Cohort, start: Tensor, passes: dict[str, Any]) -> Tensor:
@@ -26,7 +26,8 @@ def spreads(cohort: Cohort, start: Tensor, passes: dict[str, Any]) -> Tensor:
     index, count = plan.index[plan.first], plan.count[plan.first].unsqueeze(1)
     index = index.repeat(1, 2) if index.shape[1] == 1 else index  # as where clients train
     weight = (torch.arange(index.shape[1], device=index.device) < count).to(start.dtype) / count.to(start.dtype)
-    several = max(1, AT_ONCE // cohort.dimension) if network.stacked else 1
+    numbers = max(cohort.dimension, index.shape[1] * data.x[0].numel())
+    several = max(1, AT_ONCE // numbers) if network.stacked else 1
     found = start.new_zeros((len(cohort), 2))
     for begin in range(0, len(cohort), several):
         rows = slice(begin, begin + several)

@@ -11,7 +11,7 @@ import fedsim
 from clients.sgd import Sgd
 from fedsim.client.rates import LocalCosine, LocalLinear, LocalTable, factors_of
 from fedsim.client.training import LocalTraining
-from fedsim.core.errors import InputError
+from fedsim.core.errors import DivergedError, InputError
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Order
 from fedsim.running.build import build_executor
@@ -111,6 +111,11 @@ def test_the_sums_of_rates_are_those_of_the_steps_that_were_taken() -> None:
     cohort = Cohort(made, working.network, working.streams, job, {})
     training.descend(cohort, made.initial())
     assert training.rates(cohort).tolist() == pytest.approx([0.1 * 3.5, 0.1 * 2.5, 0.1 * 0.75 * 1.5])
+
+
+def test_a_rate_that_scales_beyond_what_rates_may_be_diverges() -> None:
+    with pytest.raises(DivergedError, match=r"a step of 1\.1e"):
+        changes("stacked", batch_size="full", lr=1e30, lr_scaling="linear", reference_batch=1)
 
 
 @pytest.mark.parametrize("option", ["local_schedule", "lr_scaling", "inverse_decay"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -79,16 +80,15 @@ def test_chains_know_the_variance_without_the_gradient_of_any_example(activation
 
 
 def test_halves_are_right_on_average() -> None:
-    """Over all orders of a client's examples: of 4, of which each half has 2, and of 5, of 2 and 3."""
-    from itertools import permutations
-
+    """Over all ways to halve a client's examples: 4 into 2 and 2, and 5 into 2 and 3."""
     model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.GELU(), torch.nn.Linear(4, 3))
     for count in (4, 5):
         network, y, batch = stacked(small_problem(model=model), (count,))
         each = torch.stack([gradient(network, y, batch, 0, [place]) for place in range(count)])
         found = []
-        for order in permutations(range(count)):
-            x, labels = batch.x[:, list(order)], batch.y[:, list(order)]
+        for first in combinations(range(count), 2):
+            halved = [*first, *(place for place in range(count) if place not in first)]
+            x, labels = batch.x[:, halved], batch.y[:, halved]
             variance, square = network.spread(y, type(batch)(x, labels, batch.weight[:, :count], batch.draw))
             found.append(float(variance))
             assert float(square) == pytest.approx(float(each.mean(dim=0).square().sum()), rel=1e-9)
@@ -193,6 +193,18 @@ def test_a_client_takes_no_less_than_its_own_batch_and_declares_what_it_takes() 
         assert cost.steps.tolist() == steps
         assert cost.effort.tolist() == [1.0, 1.0, 1.0]
         assert cost.reply["spread"].nbytes == 16
+
+
+def test_cohorts_have_room_for_the_largest_batch() -> None:
+    """As many clients are stacked as if they took it by themselves."""
+    rule = {"kind": "norm_test", "max_batch": 12}
+
+    def chunk(batch_size: int, **strategy: Any) -> int:
+        client = {"kind": "sgd", "epochs": 1, "batch_size": batch_size}
+        tables = {"client": client, "strategy": {"kind": "fedavg", **strategy}, "engine": {"executor": "stacked"}}
+        return build_executor(small(1, **tables), small_problem()).chunk
+
+    assert chunk(2, batch_rule=rule) == chunk(12) < chunk(2)
 
 
 def test_rates_that_scale_with_batches_grow_with_those_that_the_server_asks_for() -> None:
