@@ -106,5 +106,7 @@ class Induced(Optimizer):
             return 1.0 / (1.0 + energy)
         if bool((step.loss < 0.0).any()):
             least = float(step.loss.min())
-            raise InputError("optimizer.metric", "log", f"a client's loss is {least:.3g}, below 0; take plain")
+            raise InputError(
+                "optimizer.metric", "log", f"a client's loss, with its corrections, is {least:.3g}, below 0; take plain"
+            )
         return torch.where(step.loss > 0.0, 1.0 / (step.loss + energy / step.loss), 0.0)

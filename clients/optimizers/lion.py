@@ -13,7 +13,10 @@ from fedsim.client import Beginning, CompiledRule, Fraction, Optimizer, Remember
 
 @options
 class Lion(Optimizer):
-    """Each number moves by lr in each step, or not at all."""
+    """Each number moves by lr in each step, or not at all.
+
+    A weight decay is a bound: numbers come between -1 / decay and 1 / decay, and stay there, where lr decay <= 1.
+    """
 
     beta1: Fraction = 0.9
     """The momentum's part of the direction."""

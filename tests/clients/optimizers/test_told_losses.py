@@ -124,7 +124,10 @@ def test_the_logarithm_of_a_loss_below_0_is_refused():
     optimizer.step(memory, y, Step(0, 1.0, Stack([torch.ones(2, 2)]), torch.tensor([0.0, 1.0])))
     assert not y.leaves[0][0].any()
     assert y.leaves[0][1].all()
-    with pytest.raises(InputError, match=r"optimizer\.metric = log: a client's loss is -0\.3, below 0; take plain"):
+    with pytest.raises(
+        InputError,
+        match=r"optimizer\.metric = log: a client's loss, with its corrections, is -0\.3, below 0; take plain",
+    ):
         optimizer.step(memory, y, Step(1, 1.0, Stack([torch.ones(2, 2)]), torch.tensor([-0.3, 1.0])))
 
 
