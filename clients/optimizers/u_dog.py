@@ -1,12 +1,12 @@
 """U-DoG: DoG by extragradients; a step is one of two halves, each with a mini-batch of its own.
 
-rbar_t = max over k <= t of |y_k - x_0|, |x_k - x_0| and reps_rel (1 + |x_0|);  omega_t = rbar_0 + ... + rbar_t
-a_t = (omega_0 x_1 + ... + omega_(t-1) x_t) / (omega_0 + ... + omega_(t-1));  alpha_t = omega_t / rbar_t
+rbar_t = max_(k<=t) max(|y_k - x_0|, |x_k - x_0|), at least reps_rel (1 + |x_0|)
+omega_t = sum_(k<=t) rbar_k;  alpha_t = omega_t / rbar_t;  a_t = (sum_(k<t) omega_k x_(k+1)) / (sum_(k<t) omega_k)
 even step 2t: m_t, the gradient at what a_(t+1) would be if x_(t+1) were y_t;
 x_(t+1) = y_t - lr alpha_t rbar_t / sqrt(G) m_t
 odd step 2t + 1: g_t, the gradient at a_(t+1);
 y_(t+1) = y_t - lr alpha_t rbar_t / sqrt(G) g_t
-G = epsilon + |m_0|^2 + sum of alpha_k^2 |g_k - m_k|^2, over all k whose g_k is known;  what is sent is a
+G = epsilon + |m_0|^2 + sum_k alpha_k^2 |g_k - m_k|^2, over all k whose g_k is known;  what is sent is a
 Memory: x_0, y and m. Kreisler, Ivgi, Hinder and Carmon 2024; G as in UniXGrad.
 """
 
