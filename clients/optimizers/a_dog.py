@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from clients.optimizers.distances import Distances
-from fedsim.client import Beginning, Remembered, Stack, Step, mix, norms, options, scale, scaled, squares
+from fedsim.client import Beginning, CompiledRule, Remembered, Stack, Step, mix, norms, options, scale, scaled, squares
 
 
 @options
@@ -22,6 +22,11 @@ class ADog(Distances):
     def vectors(self) -> float:
         """y_0 and w."""
         return 2.0
+
+    @property
+    def compiled(self) -> CompiledRule:
+        """All of it."""
+        return CompiledRule("a_dog", (self.reps_rel, self.epsilon), more=1)
 
     def begin(self, y: Stack, beginning: Beginning) -> Remembered:
         """W is there, too; beside S and alpha. G begins with nothing."""

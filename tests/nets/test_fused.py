@@ -213,6 +213,7 @@ CLIENTS: dict[str, dict[str, Any]] = {
     "induced": {"optimizer": {"kind": "induced", "xi": 1.0}, "weight_decay": 0.1},
     "dog": {"optimizer": "dog", "lr": 1.0, "weight_decay": 0.1},
     "dog, first step": {"optimizer": {"kind": "dog", "init_eta": 0.05}, "lr": 1.0, "clip_norm": 0.5},
+    "a_dog": {"optimizer": {"kind": "a_dog", "reps_rel": 0.03}, "lr": 1.0},
     "curriculum": {"curriculum": {}},
     "defence": {"adversarial": {"kind": "standard", "attack": {"kind": "fgsm", "epsilon": 0.1, "domain": "none"}}},
 }

@@ -262,3 +262,28 @@ def dog(p, g, memory, lr, number, numbers):
         total = max(sums[lanes + 1], np.finfo(p.dtype).tiny)
         rate = sums[lanes] / math.sqrt(total)
     add(p, g, p.dtype.type(-lr * rate))
+
+
+@Rule
+def a_dog(p, g, memory, lr, number, numbers):
+    """DoG's, of which the point w runs ahead; it has one vector more. Numbers: reps_rel and epsilon."""
+    real, size, lanes = p.dtype.type, len(p), WIDTH // p.itemsize
+    start, far, sums = memory[:size], memory[size : 2 * size], memory[2 * size :]
+    own = sums[lanes : lanes + 4]  # the distance, the sums of distances and of squared lengths, and alpha
+    if number == 0:
+        for k in range(size):
+            start[k] = p[k]
+            far[k] = p[k]
+        own[0] = own[1] = numbers[0] * (1.0 + math.sqrt(inner(p, p, sums)))
+        own[3] = 1.0
+    own[2] += own[3] * own[3] * inner(g, g, sums)
+    rate = own[0] / (math.sqrt(max(own[2], np.finfo(p.dtype).tiny)) + numbers[1])
+    add(far, g, real(-lr * own[3] * rate))
+    add(p, g, real(-lr * rate))
+    ahead = distance(far, start, sums)
+    own[0] = max(own[0], ahead)
+    own[1] += own[0]
+    own[3] = max(real(1.0), own[1] / (real(2.0) * own[0]))
+    share = real(1.0) / own[3]
+    for k in range(size):
+        p[k] += share * (far[k] - p[k])
