@@ -135,6 +135,23 @@ def test_the_other_rule_is_asked_and_given_all_that_it_needs_of_its_own_leaves()
     assert stepper.keep(y)["others numbers"].tolist() == [[6.0, 8.0], [6.0, 8.0], [5.0, 7.0]]
 
 
+@options
+class Wandering(Optimizer):
+    """Goes where draws go."""
+
+    def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
+        """Move."""
+        step.move(rows, step.noise.normal("where", rows))
+
+
+def test_the_other_rules_draws_are_not_those_that_the_first_has_under_the_same_name():
+    y = stack()
+    rule = Rule(Signs(others=Wandering(), others_rate=1.0), None, 0.0, 0.0)
+    rule.stepper(y, Beginning(torch.ones(3))).take(y, Step(0, 0.1, y.zeros(), noise=noise(3)))
+    (bias,) = StepDraws(noise(3).draw, "optimizer/others").normal("where", Stack([y.leaves[1]])).leaves
+    torch.testing.assert_close(y.leaves[1], stack().leaves[1] - 0.1 * bias)
+
+
 def test_what_it_takes_joins_in():
     rule = Signs(others=Curious())
     assert rule.needs == Curious().needs

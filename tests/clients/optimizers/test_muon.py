@@ -89,3 +89,10 @@ def test_the_momentum_is_remembered_of_its_own_leaves_alone():
     assert {name: [tuple(leaf.shape) for leaf in part.leaves] for name, part in remembered.items()} == {
         "m": [(2, 4, 3), (2, 5, 1, 2, 2)]
     }
+
+
+def test_products_are_those_of_its_factors_and_of_the_other_rule():
+    """Five steps of an [8, 6] take 3960, those of the [3, 8] that comes last 855."""
+    shapes = ((8, 6), (8,), (3, 8), (3,))
+    assert Muon().operations(shapes) == 3960
+    assert Muon(others="steepest").operations(shapes) == Muon(last=True).operations(shapes) == 3960 + 855
