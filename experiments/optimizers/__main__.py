@@ -12,13 +12,13 @@ from typing import Annotated
 
 import typer
 
-from experiments.optimizers import batch_sizes, distances, merging, rules, servers
+from experiments.optimizers import batch_sizes, curvature, distances, merging, rules, servers
 from experiments.optimizers.part import AnyPart
 from experiments.studies import concluding, console, said
 from fedsim.core.errors import InputError
 from fedsim.core.near import name_one
 
-PARTS: Mapping[str, AnyPart] = {one.PART.name: one.PART for one in (rules, distances, servers, merging, batch_sizes)}
+PARTS: Mapping[str, AnyPart] = {one.PART.name: one.PART for one in (rules, distances, servers, merging, batch_sizes, curvature)}
 
 
 def main(
