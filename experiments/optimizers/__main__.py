@@ -18,7 +18,9 @@ from experiments.studies import concluding, console, said
 from fedsim.core.errors import InputError
 from fedsim.core.near import name_one
 
-PARTS: Mapping[str, AnyPart] = {one.PART.name: one.PART for one in (rules, distances, servers, merging, batch_sizes, curvature)}
+PARTS: Mapping[str, AnyPart] = {
+    one.PART.name: one.PART for one in (rules, distances, servers, merging, batch_sizes, curvature)
+}
 
 
 def main(

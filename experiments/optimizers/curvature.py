@@ -48,10 +48,13 @@ class Rule:
 
 
 RULES = {
-    "sgd": Rule("SGD", "sgd", (0.03, 0.1, 0.3)),
-    "adam": Rule("Adam", "adam", (0.003, 0.01, 0.03)),
-    "adahessian": Rule("AdaHessian", "adahessian", (0.03, 0.1, 0.3)),
-    "oasis": Rule("OASIS, first step", "oasis", (0.001, 0.01, 0.1)),
+    "sgd": Rule("SGD", "sgd", (0.03, 0.1, 0.3, 1.0)),
+    "adam": Rule("Adam", "adam", (0.003, 0.01, 0.03, 0.1)),
+    "adahessian": Rule("AdaHessian", "adahessian", (0.001, 0.003, 0.01, 0.03, 0.1)),
+    "adahessian_floor": Rule(
+        "AdaHessian, epsilon 0.1", "{ kind = 'adahessian', epsilon = 0.1 }", (0.01, 0.03, 0.1, 0.3)
+    ),
+    "oasis": Rule("OASIS, first step", "oasis", (0.0001, 0.001, 0.01, 0.1)),
     "ai_sarah": Rule("AI-SARAH", "ai_sarah", (0.1, 0.3, 1.0)),
     "sso": Rule("SSO, 4 steps", "sso", (0.03, 0.1, 0.3)),
     "egn": Rule("Gauss-Newton", "egn", (0.1, 0.3, 1.0)),
@@ -210,7 +213,7 @@ def draw(results: Results, path: Path) -> None:
     save(figure, path)
 
 
-SECOND = ("adahessian", "oasis", "ai_sarah", "egn")
+SECOND = ("adahessian", "adahessian_floor", "oasis", "ai_sarah", "egn")
 """Rules that measure curvature."""
 
 
@@ -231,9 +234,9 @@ def per_second(results: Results) -> tuple[str, bool]:
 
 
 def declared(results: Results) -> tuple[str, bool]:
-    """Whether the rules take at most twice the time of the gradients that they declare; Gauss-Newton's system aside."""
-    sgd = results["sgd"].seconds
-    found = {name: one.seconds / sgd / one.gradients for name, one in results.items() if name not in ("sgd", "egn")}
+    """Whether they take at most twice the time of the gradients that they declare, in Adam's; Gauss-Newton solves."""
+    adam = results["adam"].seconds  # whose step is not fused with its gradient, as SGD's is
+    found = {name: one.seconds / adam / one.gradients for name, one in results.items() if name not in ("sgd", "egn")}
     return _told(found), max(found.values()) <= 2.0
 
 
@@ -252,7 +255,8 @@ PART = Part(
         Claim("per_second", "and at as many seconds as those take, none of them is", per_second),
         Claim(
             "declared",
-            "and a round takes at most twice the seconds that the declared gradients take, Gauss-Newton's aside",
+            "and a round takes at most twice the seconds of the gradients that are declared, by Adam's round, which is"
+            " not fused; Gauss-Newton's systems aside",
             declared,
         ),
     ),

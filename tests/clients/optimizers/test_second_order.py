@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +17,14 @@ from clients.optimizers.oasis import Oasis
 from fedsim.client import Beginning, Optimizer, Stack, Step, options
 from fedsim.client.divided import PartialObjective
 from fedsim.core.errors import InputError
-from fedsim.exchange.messages import Order
+from fedsim.core.streams import Streams
+from fedsim.engine.cohort import Cohort
+from fedsim.engine.executor import choose_network
+from fedsim.engine.job import Job
+from fedsim.exchange.messages import Cost, Order
 from fedsim.nets.descent import Rule
-from fedsim.testing.problems import DEVICE, blobs, small_experiment
+from fedsim.nets.dropout import NamedDropout, drawing
+from fedsim.testing.problems import DEVICE, blobs, small_experiment, small_problem
 from tests.clients.optimizers.oracles import (
     Known,
     Q,
@@ -281,6 +287,28 @@ def test_the_whole_gradient_is_that_of_all_examples_in_mini_batches_of_any_width
         alone, _ = asked("loop", network(), batch_size=width, weight_decay=0.3)
         assert torch.allclose(narrow["whole"][0].sum(0), everything.sum(0), rtol=0, atol=1e-12)
         assert torch.allclose(torch.cat(alone["whole"][::2]).sum(0), everything.sum(0), rtol=0, atol=1e-12)
+
+
+def test_dropout_draws_anew_for_each_part_of_the_whole():
+    """Of 7 examples by 4 there are two, one of them of who has no more than 4; no other pass has their names."""
+    problem, clients = small_problem(), torch.arange(2)
+    order = Order("train", clients, {"params": problem.initial()})
+    job = Job((order,), None, clients, Cost(torch.zeros_like(clients), {}), 0)
+    network = choose_network(problem.model, problem.data, "stacked")[1]
+    cohort = Cohort(problem, network, Streams(0), job, {})
+    cohort.examples = torch.tensor([3, 7])
+    parts = list(cohort.everything(torch.tensor([0, 1]), 4, "whole/3"))
+    assert [rows.tolist() for rows, _ in parts] == [[0, 1], [1]]
+    assert [(batch.draw.within, batch.draw.step, batch.draw.clients.tolist()) for _, batch in parts] == [
+        ("whole/3/", 0, [0, 1]),
+        ("whole/3/", 1, [1]),
+    ]
+    layer, ones = NamedDropout(0.5, "d"), torch.ones(2, 4, 100)
+    masks = []
+    for draw in (parts[0][1].draw, replace(parts[0][1].draw, within=""), replace(parts[0][1].draw, step=1)):
+        with drawing(draw, stacked=True):
+            masks.append(layer(ones))
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(masks, 2))
 
 
 def test_decay_curves_as_it_pulls():
