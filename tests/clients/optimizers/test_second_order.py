@@ -73,6 +73,24 @@ def test_oasis_is_the_specifications():
     )
 
 
+def test_sizes_of_oasis_grow_no_faster_than_the_last_ones_allow():
+    """Where gradients do not change the last sizes bound the next: 1, 1, then sqrt(1 + 1), sqrt(1 + sqrt 2) times."""
+
+    class Slope:
+        def again(self, at: Stack) -> tuple[Tensor, Stack]:
+            return torch.zeros(1), Stack([exact([[1]])])
+
+        def product(self, at: Stack, v: Stack) -> Stack:
+            return v.zeros()
+
+    rule, y, found = Oasis(floor=1.0), Stack([exact([[1]])]), []
+    memory = rule.begin(y, Beginning(torch.ones(1)))
+    for number in range(4):
+        rule.step(memory, y, Step(number, 0.1, Stack([exact([[1]])]), noise=Known([1.0]), objective=Slope()))
+        found.append(float(y.leaves[0]))
+    assert found == pytest.approx([0.9, 0.8, 0.8 - 0.1 * 2**0.5, 0.8 - 0.1 * 2**0.5 * (1 + (1 + 2**0.5) ** 0.5)])
+
+
 def test_on_a_diagonal_curvature_a_first_step_of_adahessian_is_newtons():
     """Whatever the signs; lr (y - s) a / (a + epsilon) of it, so all of it for lr = 1 and no epsilon to speak of."""
     for signs in SIGNS[0], [-1.0, -1.0]:
