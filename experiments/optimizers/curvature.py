@@ -233,11 +233,10 @@ def per_second(results: Results) -> tuple[str, bool]:
     return _told(found), max(found[name] for name in SECOND) <= max(found["sgd"], found["adam"])
 
 
-def declared(results: Results) -> tuple[str, bool]:
-    """Whether they take at most twice the time of the gradients that they declare, in Adam's; Gauss-Newton solves."""
-    adam = results["adam"].seconds  # whose step is not fused with its gradient, as SGD's is
-    found = {name: one.seconds / adam / one.gradients for name, one in results.items() if name not in ("sgd", "egn")}
-    return _told(found), max(found.values()) <= 2.0
+def declared(results: Results) -> tuple[str, bool | None]:
+    """What a declared gradient takes in seconds, in Adam's, whose step is not fused with it; nothing is demanded."""
+    adam = results["adam"].seconds
+    return _told({name: one.seconds / adam / one.gradients for name, one in results.items()}), None
 
 
 PART = Part(
@@ -247,16 +246,15 @@ PART = Part(
     draw,
     (
         Claim(
-            "per_gradient",
+            "curvature_per_gradient",
             "digits, rates of other seeds: at as many gradients as 20 rounds of SGD have, one of AdaHessian, OASIS,"
             " AI-SARAH and Gauss-Newton is ahead of SGD and Adam",
             per_gradient,
         ),
-        Claim("per_second", "and at as many seconds as those take, none of them is", per_second),
+        Claim("curvature_per_second", "and at as many seconds as those take, none of them is", per_second),
         Claim(
-            "declared",
-            "and a round takes at most twice the seconds of the gradients that are declared, by Adam's round, which is"
-            " not fused; Gauss-Newton's systems aside",
+            "curvature_declared",
+            "and seconds that a declared gradient takes, in those of Adam, on a machine that others worked on, too",
             declared,
         ),
     ),

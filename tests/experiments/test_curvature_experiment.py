@@ -44,10 +44,11 @@ def test_what_is_claimed_of_curvature_follows_from_the_numbers():
     claims = {claim.name: claim.judge for claim in curvature.PART.claims}
     level = {name: curve(0.9) for name in curvature.RULES}
     likely = level | {"egn": curve(0.95, 2.0, 100.0)}
-    assert {name for name, judge in claims.items() if judge(likely)[1]} == set(claims)
-    assert not claims["per_gradient"](level)[1]
-    assert not claims["per_second"](level | {"oasis": curve(0.95)})[1]
-    assert not claims["declared"](level | {"sso": curve(0.9, 1.0, 2.1)})[1]
+    assert {name for name, judge in claims.items() if judge(likely)[1]} == set(claims) - {"curvature_declared"}
+    assert not claims["curvature_per_gradient"](level)[1]
+    assert not claims["curvature_per_second"](level | {"oasis": curve(0.95)})[1]
+    told, demanded = claims["curvature_declared"](level | {"sso": curve(0.9, 2.0, 5.0)})
+    assert (told.count("1.000"), told.count("SSO, 4 steps 2.500"), demanded) == (len(level) - 1, 1, None)
 
 
 def test_curvature_is_measured_of_rates_that_other_seeds_choose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
