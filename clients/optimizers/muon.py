@@ -42,7 +42,7 @@ class Muon(Divided):
     first: bool = True
     """Whether the first matrix is moved so, too; of a model that begins with an embedding it should not be."""
     last: bool = False
-    """Whether the last matrix is moved so, too."""
+    """Whether the last matrix is moved so, too; of a model that has no other, all is the other rule's without it."""
 
     @property
     def vectors(self) -> float:
