@@ -56,7 +56,7 @@ class Oasis(Optimizer):
             for draw in range(1, self.draws):
                 memory["d"].add_(self._curvature(rows, step, draw))
             memory["d"].mul_(1.0 / self.draws)
-            eta.copy_(torch.as_tensor(step.lr))
+            eta.copy_(torch.as_tensor(step.lr, dtype=eta.dtype))
             factor.fill_(torch.inf)
         else:
             memory["d"].mul_(self.beta2).add_(self._curvature(rows, step, 0), 1.0 - self.beta2)

@@ -29,17 +29,17 @@ Of strategies and clients, which are paired with `fedavg` or `sgd`, or with `cli
 - with `pytest --fedsim-ray`, or `-m ray`, and the extra `ray`: Flower's own engine comes to the same.
 
 Of optimizers: clients that train by it keep to all that; where there is nothing to learn they stay; what is remembered
-and kept of a client is what is declared. Of selectors: who is chosen is free, ascending, and as many as are wanted;
-draws are named; what it remembers can be stored, and does not depend on the order of replies; clients may come later;
-runs go on after an interruption. Of aggregators: neither the order of rows nor the sum of weights matters, nor threads,
-nor how rows lie in memory; equal rows give that row; too few are refused, and huge ones have a centre. Of transforms: a
-client is transformed alike in any company, and the bytes are those that what arrives takes at least. Of data sets:
-arrays fit each other, damaged and absent files are one line, and a model is trained on them. Of losses: gradients are
-autograd's, an example's is its own whoever is beside it, and where nothing counts anything may stand. Of measures: a
-client has what its own examples come to, in any order; right outputs are the better ones, and where there is no value
-that is said. Of models: inputs that it is not for are one line, outputs are as many as the data want, and two rounds
-move it. Of trackers: a run with it is, to the byte, the run without, and with `read=`, which gives what it has of a
-run, each row is there once, whatever interrupted the run.
+and kept of a client is what is declared; rates may be one a client. Of selectors: who is chosen is free, ascending, and
+as many as are wanted; draws are named; what it remembers can be stored, and does not depend on the order of replies;
+clients may come later; runs go on after an interruption. Of aggregators: neither the order of rows nor the sum of
+weights matters, nor threads, nor how rows lie in memory; equal rows give that row; too few are refused, and huge ones
+have a centre. Of transforms: a client is transformed alike in any company, and the bytes are those that what arrives
+takes at least. Of data sets: arrays fit each other, damaged and absent files are one line, and a model is trained on
+them. Of losses: gradients are autograd's, an example's is its own whoever is beside it, and where nothing counts
+anything may stand. Of measures: a client has what its own examples come to, in any order; right outputs are the better
+ones, and where there is no value that is said. Of models: inputs that it is not for are one line, outputs are as many
+as the data want, and two rounds move it. Of trackers: a run with it is, to the byte, the run without, and with `read=`,
+which gives what it has of a run, each row is there once, whatever interrupted the run.
 
 Beside these an author wants a test of the rule itself, at best against a closed form: see `Quadratics`. `simulate` runs
 a plug-in on a small problem; `blobs`, `mlp`, `small_problem`, `small_functions` and `small_experiment` are what it is

@@ -19,6 +19,9 @@ SHAPES = ((7, 11), (7,), (5, 7), (5,))
 FEW = 16
 """Numbers a client beside its vectors that nobody asks it to declare."""
 
+SAME = 1e-10
+"""By how much parameters in double precision may differ, of the largest, where sums are taken in another order."""
+
 
 class Stepping(Specimen):
     """A rule, by which the clients of `small_problem` train. lr: their learning rate; None: the rule's usual one."""
@@ -41,9 +44,9 @@ class Stepping(Specimen):
         """Clients that train by it, to be held to what all clients keep to."""
         return Subject({"client": self.client})
 
-    def comes_to(self) -> Tensor:
-        """The parameters after two rounds."""
-        return simulate(client=self.client, rounds=2, engine={"executor": "stacked"}).params
+    def comes_to(self, **options: Any) -> Tensor:
+        """The parameters after two rounds. options: of the client, beside those of its table."""
+        return simulate(client=self.client | options, rounds=2, engine={"executor": "stacked"}).params
 
 
 def where_there_is_nothing_to_learn_it_stays(specimen: Stepping) -> None:
@@ -85,7 +88,15 @@ def what_it_keeps_is_what_it_declares(specimen: Stepping) -> None:
     assert bool(kept) == ("state" in rule.needs), "what clients keep, and `needs` with or without 'state', go together"
 
 
+def a_rate_for_each_client_is_as_good_as_one_for_all(specimen: Stepping) -> None:
+    """Where all clients have the same rate, told as one number a client, they come to the same, but for rounding."""
+    together, each = specimen.comes_to(), specimen.comes_to(local_schedule={"kind": "table", "factors": [1.0]})
+    away = float((each - together).abs().max() / together.abs().max())
+    assert away < SAME, f"the rate told as a tensor [k], parameters differ by {away:.1e} of the largest"
+
+
 CHECKS = (
+    a_rate_for_each_client_is_as_good_as_one_for_all,
     where_there_is_nothing_to_learn_it_stays,
     what_it_remembers_is_what_it_declares,
     what_it_keeps_is_what_it_declares,

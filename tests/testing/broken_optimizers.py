@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedsim.client import Beginning, Need, Optimizer, Remembered, Stack, Step, options
+from fedsim.client import Beginning, Need, Optimizer, Remembered, Stack, Step, options, scaled
 
 
 @options
@@ -94,3 +94,13 @@ class DrawsFromTheProcess(Optimizer):
     def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
         """Move by a disturbed gradient."""
         step.move(rows, Stack([leaf * torch.rand_like(leaf) for leaf in step.gradient.leaves]))
+
+
+@options
+class RoundsItsRate(Optimizer):
+    """A number of Python that becomes a tensor has single precision."""
+
+    def step(self, memory: Remembered, rows: Stack, step: Step) -> None:
+        """Move by a rate of its own making."""
+        rate = torch.as_tensor(step.lr).to(rows.leaves[0]).expand(len(rows))
+        rows.add_(scaled(step.gradient, rate), -1.0)

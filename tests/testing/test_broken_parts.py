@@ -16,6 +16,7 @@ from broken_optimizers import (
     Momentum,
     NeedsStateForNothing,
     PutsMemoryInItsPlace,
+    RoundsItsRate,
 )
 from broken_trackers import SpoilsTheModel, TellsTwice, rows
 from codes import EightBits, Largest, Sparse
@@ -175,6 +176,7 @@ OPTIMIZERS = {
     },
     NeedsStateForNothing(): {"what_it_keeps_is_what_it_declares"},
     DrawsFromTheProcess(): {"the_same_again", ALIKE},
+    RoundsItsRate(): {"a_rate_for_each_client_is_as_good_as_one_for_all"},
 }
 BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS | LOSSES | MEASURES | MODELS | TRACKERS | OPTIMIZERS
 
