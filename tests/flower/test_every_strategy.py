@@ -33,6 +33,9 @@ TRAINED = {
     "fal": {"strategy": "fal"},
     "fedasync": {"strategy": {"kind": "fedasync", "proximal_mu": 0.1}, **ASYNCHRONOUS},
     "fedavg": {"strategy": {"kind": "fedavg", "server_lr": 0.7}},
+    "fedavg_by_layers": {
+        "strategy": {"kind": "fedavg", "server_lr": 0.1, "server_optimizer": {"kind": "steepest", "norm": "frobenius"}}
+    },
     "fedavg_async": {"strategy": {"kind": "fedavg_async", "frequency": "observed"}, **ASYNCHRONOUS},
     "fedbuff": {"strategy": {"kind": "fedbuff", "size": 3}, **ASYNCHRONOUS},
     "fedbuff_window": {

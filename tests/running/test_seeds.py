@@ -63,7 +63,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "client": {"kind": "fzoos", **SEARCH, **SURROGATE},
     },
     "buffered": {
-        "strategy": {"kind": "fedbuff", "size": 2},
+        "strategy": {"kind": "fedbuff", "size": 2, "server_lr": 0.05, "server_optimizer": "lion"},
         "client": {"kind": "fedzo", **SEARCH, "estimator": ESTIMATOR},
         "devices": {"compute": {"kind": "fixed", "spread": 80.0}},
         "selection": {"kind": "uniform", "fraction": 1.0},
