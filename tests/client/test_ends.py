@@ -24,7 +24,7 @@ EVERYBODY = torch.arange(6)
 
 @options
 class Sevens(Optimizer):
-    """Stay, send sevens, and keep the first number of where the client stays, and 1."""
+    """Stay, send sevens, and keep the first number of where the client stays."""
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -39,13 +39,12 @@ class Sevens(Optimizer):
         return Stack([torch.full_like(leaf, 7.0) for leaf in rows.leaves])
 
     def kept(self, dimension: int) -> Mapping[str, tuple[int, ...]]:
-        """Two numbers."""
-        return {"two": (2,)}
+        """One number."""
+        return {"first": ()}
 
     def keep(self, memory: Remembered, rows: Stack) -> Mapping[str, Tensor]:
         """See the class."""
-        first = rows.leaves[0].flatten(1)[:, 0]
-        return {"two": torch.stack([first, torch.ones_like(first)], dim=1)}
+        return {"first": rows.leaves[0].flatten(1)[:, 0]}
 
 
 def after_a_round(problem: Supervised, kind: str = "sgd", **tables: Any) -> Simulation:
@@ -71,8 +70,7 @@ def test_parameters_are_those_that_are_sent_and_running_statistics_have_moved():
     start = problem.initial()[problem.trained :]
     assert bool((statistics != start).any())
     assert bool((statistics - start).abs().max() < 3.0)
-    kept = remembered(found, KEPT + "two")
-    assert torch.equal(kept, torch.tensor([[problem.initial()[0], 1.0]] * 6, dtype=torch.float64))
+    assert torch.equal(remembered(found, KEPT + "first"), problem.initial()[0].expand(6))
 
 
 def test_what_stays_with_a_client_is_of_what_is_sent_too():
