@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clients.adversarial.starts import check_start
 from fedsim.client import (
     FORWARD,
     Armed,
@@ -28,6 +27,7 @@ from fedsim.client import (
     NonNegativeFloat,
     PositiveFloat,
     Stack,
+    check_start,
     options,
     victim,
 )

@@ -14,8 +14,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clients.adversarial.views import apart, clean_and_attacked
-from fedsim.client import Armed, Batch, Cohort, Defence, Loss, NonNegativeFloat, Stack, divergence, options, victim
+from fedsim.client import (
+    Armed,
+    Batch,
+    Cohort,
+    Defence,
+    Loss,
+    NonNegativeFloat,
+    Stack,
+    apart,
+    clean_and_attacked,
+    divergence,
+    options,
+    victim,
+)
 
 
 @options

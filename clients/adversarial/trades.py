@@ -14,8 +14,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from clients.adversarial.starts import check_start
-from clients.adversarial.views import apart, clean_and_attacked
 from fedsim.client import (
     FORWARD,
     Armed,
@@ -26,6 +24,9 @@ from fedsim.client import (
     Loss,
     NonNegativeFloat,
     Stack,
+    apart,
+    check_start,
+    clean_and_attacked,
     divergence,
     options,
     victim,

@@ -10,8 +10,20 @@ from __future__ import annotations
 
 import torch
 
-from clients.optimizers.distances import Distances
-from fedsim.client import Beginning, CompiledRule, Remembered, Stack, Step, mix, norms, options, scale, scaled, squares
+from fedsim.client import (
+    Beginning,
+    CompiledRule,
+    Distances,
+    Remembered,
+    Stack,
+    Step,
+    mix,
+    norms,
+    options,
+    scale,
+    scaled,
+    squares,
+)
 
 
 @options

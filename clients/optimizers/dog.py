@@ -14,8 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clients.optimizers.distances import Travelled
-from fedsim.client import Beginning, CompiledRule, Need, Remembered, Stack, norms, options
+from fedsim.client import Beginning, CompiledRule, Need, Remembered, Stack, Travelled, norms, options
 
 
 @options

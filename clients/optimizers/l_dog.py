@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from clients.optimizers.distances import Travelled
-from fedsim.client import options
+from fedsim.client import Travelled, options
 
 
 @options

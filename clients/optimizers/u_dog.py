@@ -15,8 +15,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clients.optimizers.distances import Distances
-from fedsim.client import Beginning, Need, Remembered, Stack, Step, StepDraws, mix, norms, options, scale, squares
+from fedsim.client import (
+    Beginning,
+    Distances,
+    Need,
+    Remembered,
+    Stack,
+    Step,
+    StepDraws,
+    mix,
+    norms,
+    options,
+    scale,
+    squares,
+)
 
 
 @options

@@ -2,7 +2,8 @@
 
 from fedsim.attacks.attack import Attack, Victim
 from fedsim.attacks.losses import Divergence, divergence
-from fedsim.client.defence import Armed, Defence, victim
+from fedsim.client.defence import Armed, Defence, apart, check_start, clean_and_attacked, victim
+from fedsim.client.distances import Distances, Travelled
 from fedsim.client.divided import Divided, matrices
 from fedsim.client.normaliser import normaliser
 from fedsim.client.spread import spreads
@@ -61,6 +62,7 @@ __all__ = [
     "Cost",
     "CrossEntropy",
     "Defence",
+    "Distances",
     "Divergence",
     "Divided",
     "Fraction",
@@ -88,9 +90,13 @@ __all__ = [
     "StepDraws",
     "Streams",
     "Trained",
+    "Travelled",
     "Update",
     "VectorNorm",
     "Victim",
+    "apart",
+    "check_start",
+    "clean_and_attacked",
     "columns",
     "divergence",
     "in_whole_registers",

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fedsim.attacks.attack import Attack, ClientDraws, Victim, perturbed
+from fedsim.core.errors import InputError
 from fedsim.core.options import NonNegativeInt, options
 from fedsim.core.plugins import HasPlugins
 from fedsim.core.schedules import Constant, Growth
@@ -83,3 +86,28 @@ class Defence(HasPlugins, ABC):
 def victim(cohort: Cohort, rows: Stack, batch: Batch) -> Victim:
     """The local models of the clients of a batch, to be attacked on it."""
     return Victim(cohort.network, rows, cohort.network.loss, ClientDraws(batch.draw))
+
+
+def check_start(attack: Attack) -> None:
+    """Refuse an attack that maximises something else, or that begins at the examples.
+
+    There a divergence from the predictions for them has no slope.
+    """
+    if getattr(attack, "loss", "own") != "own":
+        raise InputError("attack", attack.label, "it maximises the margin, and not what this defence says; take pgd")
+    if not getattr(attack, "random_start", True):
+        raise InputError(
+            "attack.random_start", False, "at the examples themselves a divergence has no slope; set it to true"
+        )
+
+
+def clean_and_attacked(batch: Batch, attacked: Tensor, loss: Loss) -> Batch:
+    """The examples [k, B, ...] as they are, then as attacked [k, B, ...], under a loss of two views: [k, 2B, ...]."""
+    x, y, weight = torch.cat((batch.x, attacked), dim=1), batch.y.repeat(1, 2), batch.weight.repeat(1, 2)
+    return replace(batch, x=x, y=y, weight=weight, loss=loss)
+
+
+def apart(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log probabilities [..., B, K] of the clean view and of the attacked one, and the targets' places [..., B, 1]."""
+    clean, attacked = torch.log_softmax(outputs, dim=-1).chunk(2, dim=-2)
+    return clean, attacked, targets.chunk(2, dim=-1)[0].unsqueeze(-1)

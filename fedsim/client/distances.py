@@ -7,21 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedsim.client import (
-    Beginning,
-    InputError,
-    Need,
-    NonNegativeFloat,
-    Optimizer,
-    PositiveFloat,
-    Remembered,
-    Stack,
-    Step,
-    options,
-    scale,
-    squares,
-    squares_by_leaf,
-)
+from fedsim.core.errors import InputError
+from fedsim.core.options import NonNegativeFloat, PositiveFloat, options
+from fedsim.nets.optimizers import Beginning, Need, Optimizer, Remembered, Step
+from fedsim.nets.rows import scale, squares, squares_by_leaf
+from fedsim.nets.stack import Stack
 
 
 @options
