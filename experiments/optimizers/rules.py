@@ -72,10 +72,10 @@ RULES = {
     "steepest": Rule("steepest, spectral", "{ kind = 'steepest', norm = 'spectral' }", LARGE),
     "lanton": Rule("LANTON", "lanton", decades(1e-3, 6)),
     "frugal": Rule("FRUGAL", "frugal", SMALL),
-    "adahessian": Rule("AdaHessian", "adahessian", decades(1e-2, 6)),
+    "adahessian": Rule("AdaHessian, epsilon 0.1", "{ kind = 'adahessian', epsilon = 0.1 }", decades(1e-2, 4)),
     "oasis": Rule("OASIS, knob: first step", "oasis", decades(1e-3, 6)),
-    "ai_sarah": Rule("AI-SARAH", "ai_sarah", LARGE),
-    "egn": Rule("EGN", "egn", decades(1e-2, 6)),
+    "ai_sarah": Rule("AI-SARAH", "ai_sarah", (0.1, 0.3, 1.0)),
+    "egn": Rule("Gauss-Newton (EGN)", "egn", (0.1, 0.3, 1.0)),
     "sso": Rule("SSO", "sso", LARGE),
     "ivon": Rule("IVON", "ivon", decades(1e-3, 6)),
 }
