@@ -76,7 +76,7 @@ RULES = {
     "oasis": Rule("OASIS, knob: first step", "oasis", decades(1e-3, 6)),
     "ai_sarah": Rule("AI-SARAH", "ai_sarah", (0.1, 0.3, 1.0)),
     "egn": Rule("Gauss-Newton (EGN)", "egn", (0.1, 0.3, 1.0)),
-    "sso": Rule("SSO", "sso", LARGE),
+    "sso": Rule("SSO", "sso", decades(1e-3, 5)),
     "ivon": Rule("IVON", "ivon", decades(1e-3, 6)),
 }
 
