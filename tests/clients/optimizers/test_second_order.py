@@ -14,7 +14,7 @@ import fedsim
 from clients.optimizers.adahessian import AdaHessian
 from clients.optimizers.ai_sarah import AiSarah
 from clients.optimizers.oasis import Oasis
-from fedsim.client import Beginning, Optimizer, Stack, Step, options
+from fedsim.client import Beginning, Optimizer, Stack, Step, StepDraws, options
 from fedsim.client.divided import PartialObjective
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
@@ -23,7 +23,7 @@ from fedsim.engine.executor import choose_network
 from fedsim.engine.job import Job
 from fedsim.exchange.messages import Cost, Order
 from fedsim.nets.descent import Rule
-from fedsim.nets.dropout import NamedDropout, drawing
+from fedsim.nets.dropout import Draw, NamedDropout, drawing
 from fedsim.testing.problems import DEVICE, blobs, small_experiment, small_problem
 from tests.clients.optimizers.oracles import (
     Known,
@@ -305,6 +305,23 @@ def test_the_whole_gradient_is_that_of_all_examples_in_mini_batches_of_any_width
         alone, _ = asked("loop", network(), batch_size=width, weight_decay=0.3)
         assert torch.allclose(narrow["whole"][0].sum(0), everything.sum(0), rtol=0, atol=1e-12)
         assert torch.allclose(torch.cat(alone["whole"][::2]).sum(0), everything.sum(0), rtol=0, atol=1e-12)
+
+
+def test_signs_are_as_likely_and_a_clients_own_whatever_its_company():
+    """Of 20,000 a mean within five standard errors, 5 / sqrt(20,000) = 0.035; neighbours agree in half of them."""
+    like = Stack([torch.zeros(2, 100, 100), torch.zeros(2, 10_000)])
+    draw = Draw(Streams(0), torch.tensor([5, 8]), 3, 1)
+    found = StepDraws(draw).signs("z", like).flat()
+    assert set(found.unique().tolist()) == {-1.0, 1.0}
+    assert found.mean(dim=1).abs().max() < 0.035
+    for one, other in (
+        (found[0], found[1]),
+        (found[0, 1:], found[0, :-1]),
+        (found[0], StepDraws(draw).signs("x", like).flat()[0]),
+    ):
+        assert abs(float((one * other).mean())) < 0.035
+    alone = StepDraws(replace(draw, clients=torch.tensor([8]))).signs("z", like[:1]).flat()
+    assert torch.equal(alone[0], found[1])
 
 
 def test_dropout_draws_anew_for_each_part_of_the_whole():
