@@ -179,8 +179,8 @@ def first_error(error: ValidationError, prefix: str, cls: type[Any]) -> InputErr
     ]
     path = ".".join(part for part in (prefix, *named) if part != "")
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, InputError):
-        return InputError(f"{path}.{cause.option}" if path else cause.option, cause.value, cause.remedy)
+    if isinstance(cause, InputError):  # which names an option inside this one, or with "" this one itself
+        return InputError(".".join(part for part in (path, cause.option) if part), cause.value, cause.remedy)
     if unknown:
         near = meant(named[-1], [field.name for field in dataclasses.fields(cls)])
         return InputError(path, first["input"], f"no such option here; remove it or correct its name{near}")

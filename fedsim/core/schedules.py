@@ -15,7 +15,7 @@ from fedsim.core.options import LARGEST, PositiveFloat, PositiveInt, Share, one_
 def read_factors(given: object) -> object:
     """Factors as they are, or from the file of this path: TOML, or a part of it, in which `factors` is an array.
 
-    InputError: the file cannot be read, or has no factors.
+    InputError: the file cannot be read, or has no factors; of whichever option it is that names it.
     """
     if not isinstance(given, str | Path):
         return given
@@ -25,11 +25,11 @@ def read_factors(given: object) -> object:
     try:
         return read_toml(Path(given))["factors"]
     except OSError as error:
-        raise InputError("factors", str(given), f"cannot be read: {reason(error)}") from error
+        raise InputError("", str(given), f"cannot be read: {reason(error)}") from error
     except KeyError:
-        raise InputError("factors", str(given), "write factors = [...] into it, as fedsim schedule does") from None
+        raise InputError("", str(given), "write factors = [...] into it, as fedsim schedule does") from None
     except ValueError as error:
-        raise InputError("factors", str(given), f"is no TOML: {error}") from error
+        raise InputError("", str(given), f"is no TOML: {error}") from error
 
 
 Factor = Annotated[float, Field(ge=0, le=LARGEST)]

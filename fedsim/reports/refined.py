@@ -30,14 +30,17 @@ COLUMNS: dict[Norm, tuple[str, float]] = {"l2": ("change_norm", 2.0), "l1": ("ch
 def schedule_of(folder: Path, norm: Norm = "l2", smooth: float = 0.1) -> list[float]:
     """Factors of the rounds of a next run like that in a folder, one a round of it. smooth: see `smoothed`.
 
-    InputError: the run does not say how long its rounds' changes were, or not of each.
+    InputError: the run does not say how long its rounds' changes were, or not of each; or it has not ended.
     """
     if not 0.0 <= smooth <= 1.0:
         raise InputError("smooth", smooth, "is the share of the rounds that a median is of; give 0 to 1")
     run, (column, power) = StoredRun(folder), COLUMNS[norm]
-    client = run.config().get("client", {})
-    norms = smoothed(_norms(folder, run.rows(), column, _own(client)), smooth)
-    return refined(norms**-power)
+    config = run.config()
+    told = _norms(folder, run.rows(), column, _own(config.get("client", {})))
+    if run.ended(config) is None:
+        remedy = "its schedule would fall to 0 where it has come to; have it end, or go on with fedsim run --resume"
+        raise InputError("run", str(folder), f"is {run.status(config)}: {remedy}")
+    return refined(smoothed(told, smooth) ** -power)
 
 
 def refined(weights: NDArray[np.float64]) -> list[float]:

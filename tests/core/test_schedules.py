@@ -43,19 +43,19 @@ def test_a_file_of_factors_is_found_beside_the_experiment_and_what_is_resolved_h
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("factor = [1.0]", r"client.schedule.factors.* write factors"),
+        ("factor = [1.0]", r"client\.schedule\.factors = .* write factors"),
         ("factors = [1.0, -0.5]", r"client.schedule.factors.1 = -0.5"),
         ("factors = []", "client.schedule.factors"),
         ("factors = [nan]", "client.schedule.factors.0"),
-        ("factors = [1.0", "client.schedule.factors.* is no TOML"),
-        (None, "client.schedule.factors.* cannot be read"),
+        ("factors = [1.0", r"client\.schedule\.factors = .* is no TOML"),
+        (None, r"client\.schedule\.factors = .* cannot be read"),
     ],
 )
 def test_files_without_factors_are_refused(tmp_path, text, said):
     path = tmp_path / "factors.toml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=f"^{said}"):
         fedsim.experiment(client={"kind": "sgd", "epochs": 1, "schedule": {"kind": "table", "factors": str(path)}})
 
 

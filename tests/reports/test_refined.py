@@ -136,6 +136,13 @@ def test_runs_that_do_not_tell_are_refused_in_a_line(tmp_path, rows, client, sai
         schedule_of(told(tmp_path, rows, client))
 
 
+def test_a_run_that_has_not_ended_is_refused(tmp_path):
+    """Of two rounds of several the second would have the factor 0, and so all that follow it."""
+    rows = [{"round": number, "change_norm": 1.0} for number in (1, 2)]
+    with pytest.raises(InputError, match=r"run = .* is interrupted: .* fall to 0 where it has come to; have it end"):
+        schedule_of(told(tmp_path, rows))
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         schedule_of(tmp_path / "nowhere")
