@@ -27,10 +27,12 @@ from typer.testing import CliRunner
 import fedsim
 from fedsim.cli import reference
 from fedsim.cli.main import app
+from fedsim.client import Optimizer
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.flower import AppOptions, as_flower_strategy
 from fedsim.flower.serving.strategy import needs
+from fedsim.zeroth_order.search import GIVEN
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -189,6 +191,22 @@ def of_strategies_in_apps() -> str:
     return "\n".join(["| the app needs | strategies |", "|---|---|", *rows])
 
 
+def of_optimizers() -> str:
+    """What each optimizer is, and what it takes by default: a row each."""
+    lines = ["| rule | is | lr | memory | gradients a step | goes as |", "|---|---|---|---|---|---|"]
+    for kind in sorted(plugins.ours("optimizers")):
+        made = plugins.find("optimizers", kind, "optimizer")
+        rule: Optimizer = made()
+        inside = reference.summary(made).removesuffix(".")
+        places = ["server"] * (not rule.needs) + ["search"] * (rule.needs <= GIVEN)
+        passes = f", and {rule.passes:.2g} passes a round" if rule.passes else ""
+        lines.append(
+            f"| `{kind}` | {reference.escaped(inside)} | {rule.usual:g} | {rule.vectors:g} | {rule.effort:.2g}{passes} "
+            f"| {', '.join(places)} |"
+        )
+    return "\n".join(lines)
+
+
 def of_app_options() -> str:
     """The options of a strategy in a Flower app."""
     return "\n".join(reference.table(reference.options_of(AppOptions)))
@@ -199,9 +217,10 @@ def of_app_options() -> str:
     [
         ("reference.md", [lambda: "\n".join(reference.markdown())]),
         ("commands.md", [of_the_commands]),
+        ("optimizers.md", [of_optimizers]),
         ("flower_strategies.md", [of_app_options, of_strategies_in_apps]),
     ],
-    ids=["reference", "commands", "flower_strategies"],
+    ids=["reference", "commands", "optimizers", "flower_strategies"],
 )
 def test_a_generated_page_is_that_of_the_code(name, made) -> None:
     page = DOCS / name

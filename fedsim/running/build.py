@@ -219,7 +219,7 @@ def _warn_of_rate(experiment: Experiment) -> None:
     for option, rate, rule in rates:
         if isinstance(rule, Optimizer) and rule.rate_free and rate not in (None, 1.0):
             kind = kind_of("optimizers", rule)
-            warn(f"{option} = {rate}: {kind} finds its own rate, which this multiplies; leave it out")
+            warn(f"{option} = {rate}: {kind} finds its own rate, which this multiplies; leave it out, or say 1")
 
 
 def build_engine(experiment: Experiment, problem: Problem, executor: Executor) -> VirtualEngine:
