@@ -18,6 +18,8 @@ R = 0.01 / (1.0 + 2.0**0.5)
 """The reps_rel of a first distance of 0.01."""
 EVERY = [Dog(), Dog(average=True), LDog(), ADog(), UDog()]
 """One of each."""
+SAID = "dog finds its own rate, which this multiplies; leave it out, or say 1"
+"""What a rate beside DoG is answered with."""
 UNSCALED = [Dog(epsilon=0.0), LDog(epsilon=0.0), ADog(epsilon=0.0), UDog(epsilon=0.0)]
 
 
@@ -172,7 +174,7 @@ def test_a_rate_for_a_rule_that_finds_its_own_is_warned_of(client, warned, capsy
     for kind in (training, search):
         tables = {"strategy": "fedzo"} if kind is search else {}
         build_simulation(small_experiment(1, client=kind | client, **tables), small_problem())
-        line = "fedsim: warning: client.lr = 0.5: dog finds its own rate, which this multiplies; leave it out, or say 1\n"
+        line = f"fedsim: warning: client.lr = 0.5: {SAID}\n"
         assert capsys.readouterr().err == (line if warned else "")
     default = small_experiment(1, client=training | {"optimizer": "dog"})
     assert default.client.base == 1.0
@@ -182,7 +184,7 @@ def test_a_rate_for_a_rule_that_finds_its_own_is_warned_of(client, warned, capsy
 def test_so_is_a_rate_of_the_servers(strategy, warned, capsys):
     experiment = small_experiment(1, strategy={"kind": "fedavg", "server_optimizer": "dog", **strategy})
     build_simulation(experiment, small_problem())
-    line = "fedsim: warning: strategy.server_lr = 0.5: dog finds its own rate, which this multiplies; leave it out, or say 1\n"
+    line = f"fedsim: warning: strategy.server_lr = 0.5: {SAID}\n"
     assert capsys.readouterr().err == (line if warned else "")
 
 
