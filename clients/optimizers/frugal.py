@@ -114,4 +114,4 @@ class Frugal(Divided):
 
     def _count(self, leaf: Tensor) -> int:
         """How many columns of each matrix [k, out, in, ...] have moments."""
-        return int(self.density * leaf[0, 0].numel())
+        return int(self.density * leaf.shape[2:].numel())

@@ -95,7 +95,19 @@ def a_rate_for_each_client_is_as_good_as_one_for_all(specimen: Stepping) -> None
     assert away < SAME, f"the rate told as a tensor [k], parameters differ by {away:.1e} of the largest"
 
 
+def it_can_be_of_nobody(specimen: Stepping) -> None:
+    """Of no clients, as a node may have, it remembers, keeps and sends nothing, and fails at nothing."""
+    rule = cast(Optimizer, specimen.plugin)
+    y = Stack([torch.ones(0, *shape) for shape in SHAPES])
+    shapes = rule.kept(sum(leaf.shape[1:].numel() for leaf in y.leaves))
+    kept = {name: torch.zeros(0, *shape) for name, shape in shapes.items()}
+    memory = rule.begin(y, Beginning(torch.zeros(0, dtype=torch.int64), kept))
+    ended = [*rule.end(memory, y).leaves, *rule.keep(memory, y).values()]
+    assert not any(leaf.numel() for leaf in ended), "of no clients it sends or keeps something"
+
+
 CHECKS = (
+    it_can_be_of_nobody,
     a_rate_for_each_client_is_as_good_as_one_for_all,
     where_there_is_nothing_to_learn_it_stays,
     what_it_remembers_is_what_it_declares,

@@ -104,3 +104,12 @@ class RoundsItsRate(Optimizer):
         """Move by a rate of its own making."""
         rate = torch.as_tensor(step.lr).to(rows.leaves[0]).expand(len(rows))
         rows.add_(scaled(step.gradient, rate), -1.0)
+
+
+@options
+class AsksTheFirst(Momentum):
+    """There may be no client."""
+
+    def begin(self, y: Stack, beginning: Beginning) -> Remembered:
+        """A velocity of the shapes of the first."""
+        return {"v": Stack([leaf[0].expand_as(leaf).clone().zero_() for leaf in y.leaves])}

@@ -8,6 +8,7 @@ import broken_parts as broken
 import numpy as np
 import pytest
 from broken_optimizers import (
+    AsksTheFirst,
     DeclaresNothing,
     DividesByNothing,
     DrawsFromTheProcess,
@@ -176,6 +177,7 @@ OPTIMIZERS = {
     },
     NeedsStateForNothing(): {"what_it_keeps_is_what_it_declares"},
     DrawsFromTheProcess(): {"the_same_again", ALIKE},
+    AsksTheFirst(): {"it_can_be_of_nobody"},
     RoundsItsRate(): {"a_rate_for_each_client_is_as_good_as_one_for_all"},
 }
 BROKEN = SELECTORS | AGGREGATORS | TRANSFORMS | DATASETS | LOSSES | MEASURES | MODELS | TRACKERS | OPTIMIZERS
