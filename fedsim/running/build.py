@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.client.curriculum import Expert
+from fedsim.client.divided import Divided
 from fedsim.client.training import LocalTraining
 from fedsim.configuration.tables import Experiment, experiment, hold_findable
 from fedsim.core.data_files import DataFolder
@@ -220,6 +221,12 @@ def _warn_of_rate(experiment: Experiment) -> None:
         if isinstance(rule, Optimizer) and rule.rate_free and rate not in (None, 1.0):
             kind = kind_of("optimizers", rule)
             warn(f"{option} = {rate}: {kind} finds its own rate, which this multiplies; leave it out, or say 1")
+        if isinstance(rule, Divided) and rule.other.rate_free:
+            product = (rule.usual if rate is None else rate) * rule.others_rate
+            kind, owner = (kind_of("optimizers", one) for one in (rule.other, rule))
+            if product != 1.0:
+                times = f"{option} times others_rate, {product:g}, multiplies"
+                warn(f"{kind}, {owner}'s others, finds its own rate, which {times}")
 
 
 def build_engine(experiment: Experiment, problem: Problem, executor: Executor) -> VirtualEngine:

@@ -14,6 +14,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.nets.descent import Rule
 from fedsim.nets.dropout import Draw
+from fedsim.running.build import build_simulation
+from fedsim.testing.problems import small_experiment, small_problem
 
 
 @options
@@ -206,3 +208,14 @@ def test_options_of_the_other_rule_are_checked_where_they_stand():
 
     with pytest.raises(InputError, match=r"others = .*it keeps numbers of all leaves"):
         Signs(others=Keeping())
+
+
+@pytest.mark.parametrize(("others_rate", "product"), [(0.1, "0.002"), (50.0, None)])
+def test_a_rate_that_multiplies_what_the_other_rule_finds_is_warned_of(others_rate, product, capsys):
+    """Muon's usual rate is 0.02."""
+    rule = {"kind": "muon", "others": "dog", "others_rate": others_rate}
+    client = {"kind": "sgd", "epochs": 1, "batch_size": 4, "optimizer": rule}
+    build_simulation(small_experiment(1, client=client), small_problem())
+    said = capsys.readouterr().err
+    line = f"dog, muon's others, finds its own rate, which client.lr times others_rate, {product}, multiplies"
+    assert said == ("" if product is None else f"fedsim: warning: {line}\n")
