@@ -23,7 +23,7 @@ class AdaBelief(Optimizer):
     larger epsilon.
     """
 
-    usual: ClassVar[float] = 1e-3
+    usual: ClassVar[float] = 0.01
 
     beta1: Fraction = 0.9
     """How slowly m moves; above 0, for otherwise nothing is ever unexpected, and only epsilon is left."""

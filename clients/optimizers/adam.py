@@ -8,7 +8,7 @@ weight_decay) y before the step (AdamW, Loshchilov and Hutter 2019).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -21,6 +21,8 @@ class Adam(Optimizer):
 
     That holds whatever the gradient: with few local steps it is descent by signs.
     """
+
+    usual: ClassVar[float] = 0.01
 
     beta1: Fraction = 0.9
     """How slowly m moves."""

@@ -18,7 +18,7 @@ from fedsim.client import Beginning, CompiledRule, Fraction, Optimizer, Positive
 class AmsGrad(Optimizer):
     """In the few steps of a round v hardly falls, so that it differs from adam where there are many."""
 
-    usual: ClassVar[float] = 1e-3
+    usual: ClassVar[float] = 0.01
 
     beta1: Fraction = 0.9
     """How slowly m moves."""

@@ -34,7 +34,7 @@ class DiffGrad(Optimizer):
     it is a half.
     """
 
-    usual: ClassVar[float] = 1e-3
+    usual: ClassVar[float] = 0.01
 
     beta1: Fraction = 0.9
     """How slowly m moves."""

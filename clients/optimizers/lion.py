@@ -6,6 +6,8 @@ Memory: m. Chen et al. 2023; the weight decay is decoupled, as there.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from fedsim.client import Beginning, CompiledRule, Fraction, Optimizer, Remembered, Stack, Step, options
@@ -17,6 +19,8 @@ class Lion(Optimizer):
 
     A weight decay is a bound: numbers come between -1 / decay and 1 / decay, and stay there, where lr decay <= 1.
     """
+
+    usual: ClassVar[float] = 0.003
 
     beta1: Fraction = 0.9
     """The momentum's part of the direction."""
