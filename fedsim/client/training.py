@@ -106,7 +106,9 @@ class LocalTraining(HasPlugins, Client):
     reference_batch: PositiveInt | None = None
     """The size of the batches that lr is meant for, by lr_scaling. Not given: batch_size."""
     optimizer: Any = "sgd"
-    """The rule of a step, by which weight decay may be another thing; what it remembers begins anew in every round."""
+    """The rule of a step, by which weight decay may be another thing. What it remembers begins anew in every round, but
+    for what rules say that each client keeps.
+    """
     weight_decay: Decay = 0.0
     """Factor of the weights, added to the gradient, or, where the optimizer decouples it, as lion does, by which times
     lr they shrink.
