@@ -465,7 +465,7 @@ def test_the_first_round_waits_for_no_library_that_it_does_not_need(tmp_path):
         ("sweep experiments/fedf", ["experiments/fedfix/"]),
         ("describe str", ["strategy"]),
         ("describe strategy fedp", ["fedprox"]),
-        ("describe client.schedule c", ["constant", "cosine"]),
+        ("describe client.schedule c", ["constant", "cosine", "cosine_power"]),
         ("describe nothing f", []),
         ("new e", ["experiment"]),
         ("compare experiments/dig", []),

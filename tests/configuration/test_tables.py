@@ -128,7 +128,13 @@ def test_set_adds_to_a_plug_in_that_another_has_by_default(tmp_path):
     momentum = fedsim.load(path, overrides=["client.optimizer.momentum=0.9"]).client
     assert described("optimizers", momentum.rule) == {"kind": "sgd", "momentum": 0.9, "nesterov": False}
     adam = fedsim.load(path, overrides=["client.optimizer.beta1=0.8", "client.optimizer.kind=adam"]).client
-    assert described("optimizers", adam.rule) == {"kind": "adam", "beta1": 0.8, "beta2": 0.99, "epsilon": 1e-8}
+    assert described("optimizers", adam.rule) == {
+        "kind": "adam",
+        "beta1": 0.8,
+        "beta2": 0.99,
+        "epsilon": 1e-8,
+        "decay": "coupled",
+    }
     count = fedsim.load(path, overrides=["client.kind=fedzo", "strategy=fedzo", "client.estimator.count=7"]).client
     assert count.made["estimator"].count == 7
     with pytest.raises(InputError, match=r"client\.optimizer\.rho = 0\.9: no such option here"):

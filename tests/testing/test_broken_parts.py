@@ -169,14 +169,14 @@ ALIKE = "the_size_of_chunks_and_the_cores_change_no_bit"
 OPTIMIZERS = {
     PutsMemoryInItsPlace(): {ALIKE},
     HasOneNormForAll(): {ALIKE},
-    DividesByNothing(): {"where_there_is_nothing_to_learn_it_stays", ALIKE},
+    DividesByNothing(): {"where_there_is_nothing_to_learn_it_stays"},
     DeclaresNothing(): {"what_it_remembers_is_what_it_declares"},
     KeepsWhatItDoesNotName(): {
         *("what_it_keeps_is_what_it_declares", "where_there_is_nothing_to_learn_it_stays"),
-        *("the_same_again", ALIKE),
+        *("the_same_again", "a_rate_for_each_client_is_as_good_as_one_for_all", ALIKE),
     },
     NeedsStateForNothing(): {"what_it_keeps_is_what_it_declares"},
-    DrawsFromTheProcess(): {"the_same_again", ALIKE},
+    DrawsFromTheProcess(): {"the_same_again", "a_rate_for_each_client_is_as_good_as_one_for_all", ALIKE},
     AsksTheFirst(): {"it_can_be_of_nobody"},
     RoundsItsRate(): {"a_rate_for_each_client_is_as_good_as_one_for_all"},
 }

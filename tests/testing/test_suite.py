@@ -91,8 +91,8 @@ def test_plug_ins_of_ones_own_pass_everything(package):
     """Each check once for each, each option once, and Ray is not asked for."""
     status, said = pytest_of(package, "-q")
     assert status == 0, said
-    # SignedPower has its two options and five of the plain round; Damped has 14 of Sgd's and its own.
-    assert f"{2 * len(checks.CHECKS) + 7 + 15} passed, 2 skipped" in said, said
+    # SignedPower has its two options and five of the plain round; Damped has 17 of Sgd's and its own.
+    assert f"{2 * len(checks.CHECKS) + 7 + 18} passed, 2 skipped" in said, said
 
 
 def test_a_failure_names_the_option_and_shows_the_numbers(package):
