@@ -15,19 +15,25 @@ from fedsim.nets.kernels.compiling import Rule, part
 from fedsim.nets.kernels.exponentials import exp
 from fedsim.nets.kernels.tiles import WIDTH
 
+CHAINS = 4
+"""Vectors of sums that grow beside each other: each waits for itself alone."""
+
 
 @part
 def inner(one, other, sums):
     """The inner product of two vectors. sums: room for so many numbers as are added at once."""
-    lanes = WIDTH // one.itemsize
-    for j in range(lanes):
+    wide = CHAINS * (WIDTH // one.itemsize)
+    for j in range(wide):
         sums[j] = one.dtype.type(0)
-    for k in range(len(one) // lanes):
-        first, second = one[k * lanes : (k + 1) * lanes], other[k * lanes : (k + 1) * lanes]
-        for j in range(lanes):
+    whole = len(one) // wide * wide
+    for k in range(0, whole, wide):
+        first, second = one[k : k + wide], other[k : k + wide]
+        for j in range(wide):
             sums[j] += first[j] * second[j]
+    for k in range(whole, len(one)):
+        sums[k - whole] += one[k] * other[k]
     total = one.dtype.type(0)
-    for j in range(lanes):
+    for j in range(wide):
         total += sums[j]
     return total
 
@@ -35,16 +41,20 @@ def inner(one, other, sums):
 @part
 def distance(one, other, sums):
     """The l2 norm of a difference. sums: room for so many numbers as are added at once."""
-    lanes = WIDTH // one.itemsize
-    for j in range(lanes):
+    wide = CHAINS * (WIDTH // one.itemsize)
+    for j in range(wide):
         sums[j] = one.dtype.type(0)
-    for k in range(len(one) // lanes):
-        first, second = one[k * lanes : (k + 1) * lanes], other[k * lanes : (k + 1) * lanes]
-        for j in range(lanes):
+    whole = len(one) // wide * wide
+    for k in range(0, whole, wide):
+        first, second = one[k : k + wide], other[k : k + wide]
+        for j in range(wide):
             away = first[j] - second[j]
             sums[j] += away * away
+    for k in range(whole, len(one)):
+        away = one[k] - other[k]
+        sums[k - whole] += away * away
     total = one.dtype.type(0)
-    for j in range(lanes):
+    for j in range(wide):
         total += sums[j]
     return math.sqrt(total)
 
@@ -220,20 +230,20 @@ def normalised(p, g, memory, lr, number, numbers):
 @Rule
 def adagrad_norm(p, g, memory, lr, number, numbers):
     """The sum of the squares of g's length. Numbers: where it begins, and epsilon. It has one vector more."""
-    lanes = WIDTH // p.itemsize
+    wide = CHAINS * (WIDTH // p.itemsize)
     if number == 0:
-        memory[lanes] = numbers[0]
-    memory[lanes] += inner(g, g, memory)
-    add(p, g, p.dtype.type(-lr / (math.sqrt(memory[lanes]) + numbers[1])))
+        memory[wide] = numbers[0]
+    memory[wide] += inner(g, g, memory)
+    add(p, g, p.dtype.type(-lr / (math.sqrt(memory[wide]) + numbers[1])))
 
 
 @Rule
 def induced(p, g, memory, lr, number, numbers):
     """A mean of g, shortened by a mean of its squared length. Numbers: xi, momentum, beta. It has one vector more."""
-    real, size, lanes = p.dtype.type, len(p), WIDTH // p.itemsize
+    real, size, wide = p.dtype.type, len(p), CHAINS * (WIDTH // p.itemsize)
     mean, sums = memory[:size], memory[size:]
-    sums[lanes] += (numbers[0] * inner(g, g, sums) - sums[lanes]) * (1.0 - numbers[2])
-    energy = sums[lanes] / (1.0 - numbers[2] ** (number + 1))
+    sums[wide] += (numbers[0] * inner(g, g, sums) - sums[wide]) * (1.0 - numbers[2])
+    energy = sums[wide] / (1.0 - numbers[2] ** (number + 1))
     left, rate = real(1.0 - numbers[1]), real(lr / (1.0 + energy) / (1.0 - numbers[1] ** (number + 1)))
     for k in range(size):
         mean[k] += left * (g[k] - mean[k])
@@ -246,30 +256,30 @@ def dog(p, g, memory, lr, number, numbers):
 
     Numbers: reps_rel, epsilon, and the first step size, 0 for none.
     """
-    size, lanes = len(p), WIDTH // p.itemsize
+    size, wide = len(p), CHAINS * (WIDTH // p.itemsize)
     start, sums = memory[:size], memory[size:]
     if number == 0:
         for k in range(size):
             start[k] = p[k]
-        sums[lanes] = numbers[0] * (1.0 + math.sqrt(inner(p, p, sums)))
-        sums[lanes + 1] = numbers[1]
-    sums[lanes + 1] += inner(g, g, sums)
+        sums[wide] = numbers[0] * (1.0 + math.sqrt(inner(p, p, sums)))
+        sums[wide + 1] = numbers[1]
+    sums[wide + 1] += inner(g, g, sums)
     rate = numbers[2]
     if number > 0:
         far = distance(p, start, sums)
-        sums[lanes] = max(sums[lanes], far)
+        sums[wide] = max(sums[wide], far)
     if number > 0 or rate == 0:
-        total = max(sums[lanes + 1], np.finfo(p.dtype).tiny)
-        rate = sums[lanes] / math.sqrt(total)
+        total = max(sums[wide + 1], np.finfo(p.dtype).tiny)
+        rate = sums[wide] / math.sqrt(total)
     add(p, g, p.dtype.type(-lr * rate))
 
 
 @Rule
 def a_dog(p, g, memory, lr, number, numbers):
     """DoG's, of which the point w runs ahead; it has one vector more. Numbers: reps_rel and epsilon."""
-    real, size, lanes = p.dtype.type, len(p), WIDTH // p.itemsize
+    real, size, wide = p.dtype.type, len(p), CHAINS * (WIDTH // p.itemsize)
     start, far, sums = memory[:size], memory[size : 2 * size], memory[2 * size :]
-    own = sums[lanes : lanes + 4]  # the distance, the sums of distances and of squared lengths, and alpha
+    own = sums[wide : wide + 4]  # the distance, the sums of distances and of squared lengths, and alpha
     if number == 0:
         for k in range(size):
             start[k] = p[k]
