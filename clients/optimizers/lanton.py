@@ -19,49 +19,30 @@ from torch import Tensor
 from fedsim.client import (
     Beginning,
     Fraction,
-    InputError,
+    Layered,
     MatrixNorm,
-    NonNegativeInt,
-    Optimizer,
     PositiveFloat,
     Remembered,
     Stack,
     Step,
-    VectorNorm,
     inner,
-    matrix_norms,
     options,
 )
 
 
 @options
-class Lanton(Optimizer):
+class Lanton(Layered):
     """The quietest layer of a group has the rate lr, and where there is but one, it is steepest descent."""
 
     usual: ClassVar[float] = 0.02
     shrinks: ClassVar[bool] = True
 
-    norm: MatrixNorm = "spectral"
-    """Of matrices, which are a group; a kernel [out, in, ...] is a matrix [out, in ...]."""
-    biases: VectorNorm = "max"
-    """Of what has one axis, another group, unless it is the same norm; frobenius is its l2 norm."""
     beta1: Fraction = 0.95
     """How slowly m moves."""
     beta2: Fraction = 0.9
     """How slowly h moves."""
     alpha: PositiveFloat = 1.0
     """How large noise has to be to matter, in the unit of the gradients' dual norms."""
-    newton_schulz: NonNegativeInt = 5
-    """Of norm = "spectral", steps to the polar factors, which they come near; 0: they are exact."""
-
-    def __post_init__(self) -> None:
-        if self.newton_schulz != 5 and self.norm != "spectral":
-            raise InputError("newton_schulz", self.newton_schulz, "is an option of norm = 'spectral' only")
-
-    @property
-    def decoupled(self) -> bool:
-        """By each layer's own rate."""
-        return True
 
     @property
     def vectors(self) -> float:
@@ -77,9 +58,9 @@ class Lanton(Optimizer):
         """Move each layer by its rate."""
         gradient, last, noise = step.gradient.leaves, memory["last"].leaves, memory["noise"].leaves
         torch._foreach_lerp_(memory["m"].leaves, gradient, 1.0 - self.beta1)
-        norms = matrix_norms.named([leaf.shape[1:] for leaf in gradient], self.norm, self.biases)
+        norms = self.norms([leaf.shape[1:] for leaf in gradient])
         change = torch._foreach_sub(gradient, last)
-        both = matrix_norms.steepest([*memory["m"].leaves, *change], [*norms, *norms], self.newton_schulz)
+        both = self.directions([*memory["m"].leaves, *change], [*norms, *norms])
         directions, along = both[: len(norms)], both[len(norms) :]
         if step.number:
             duals = [inner(Stack([one]), Stack([other])) for one, other in zip(change, along, strict=True)]
@@ -93,8 +74,7 @@ class Lanton(Optimizer):
 
     def operations(self, shapes: Sequence[tuple[int, ...]]) -> int:
         """The products of the factors of m and of the differences."""
-        norms = matrix_norms.named(shapes, self.norm, self.biases)
-        return 2 * matrix_norms.operations(shapes, norms, self.newton_schulz)
+        return 2 * super().operations(shapes)
 
     def _rates(self, noise: Sequence[Tensor], norms: Sequence[MatrixNorm]) -> list[Tensor]:
         """Of each layer, [k], in lr."""

@@ -9,7 +9,6 @@ decay, no layer's norm grows beyond 1 / decay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -17,46 +16,26 @@ import torch
 from fedsim.client import (
     Beginning,
     Fraction,
-    InputError,
-    MatrixNorm,
-    NonNegativeInt,
-    Optimizer,
+    Layered,
     Remembered,
     Stack,
     Step,
-    VectorNorm,
     columns,
     inner,
-    matrix_norms,
     options,
 )
 
 
 @options
-class Steepest(Optimizer):
+class Steepest(Layered):
     """Signs, normalised layers, and orthogonal matrices are all its steps, each under its norm."""
 
     usual: ClassVar[float] = 0.02
 
-    norm: MatrixNorm = "spectral"
-    """Of matrices; a kernel [out, in, ...] is a matrix [out, in ...]."""
-    biases: VectorNorm = "max"
-    """Of what has one axis; frobenius is its l2 norm."""
     length: Literal["unit", "dual"] = "unit"
     """Of a step under the norm: lr, or lr times the gradient's dual norm, with which it falls."""
     beta: Fraction = 0.0
     """How slowly m moves; 0: it is g."""
-    newton_schulz: NonNegativeInt = 5
-    """Of norm = "spectral", steps to U V', which they come near; 0: it is exact."""
-
-    def __post_init__(self) -> None:
-        if self.newton_schulz != 5 and self.norm != "spectral":
-            raise InputError("newton_schulz", self.newton_schulz, "is an option of norm = 'spectral' only")
-
-    @property
-    def decoupled(self) -> bool:
-        """So that it bounds the norm."""
-        return True
 
     @property
     def vectors(self) -> float:
@@ -73,13 +52,9 @@ class Steepest(Optimizer):
         if self.beta:
             torch._foreach_lerp_(memory["m"].leaves, along, 1.0 - self.beta)
             along = memory["m"].leaves
-        norms = matrix_norms.named([leaf.shape[1:] for leaf in along], self.norm, self.biases)
-        directions = matrix_norms.steepest(along, norms, self.newton_schulz)
+        norms = self.norms([leaf.shape[1:] for leaf in along])
+        directions = self.directions(along, norms)
         if self.length == "dual":
             for leaf, direction in zip(along, directions, strict=True):
                 direction.mul_(columns(inner(Stack([leaf]), Stack([direction])), direction))
         step.move(rows, Stack(directions))
-
-    def operations(self, shapes: Sequence[tuple[int, ...]]) -> int:
-        """The products of factors."""
-        return matrix_norms.operations(shapes, matrix_norms.named(shapes, self.norm, self.biases), self.newton_schulz)

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from experiments.optimizers.part import HERE, Claim, Part
-from experiments.studies import Numbers, band, cell, run_all
+from experiments.optimizers.part import HERE, NEAR, Claim, Part, accuracies, carry_out
+from experiments.studies import Numbers, band, cell
 from fedsim.plots.style import INK, plain, save
 from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point, expand
@@ -48,9 +48,6 @@ SCHEMES = {
 ADAPTIVE = ("within", "total", "within_half")
 LATE = 20
 """Rounds at the end over which it is looked at what the test wants."""
-NEAR = 0.02
-"""Mean accuracies that differ by less count as equal."""
-ENDED = ("finished", "diverged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,21 +92,15 @@ def measure(
 
     every = [(partition, scheme) for partition in PARTITIONS for scheme in SCHEMES]
     tried = {place: points(*place, RATES, CHOOSING) for place in every}
-    run_all([point for own in tried.values() for point in own], workers, on_done, accepted=ENDED)
-    means = {place: _accuracy(own).reshape(len(RATES), -1).mean(axis=1) for place, own in tried.items()}
+    carry_out(tried.values(), workers, on_done)
+    means = {place: accuracies(own).reshape(len(RATES), -1).mean(axis=1) for place, own in tried.items()}
     rates = {place: RATES[int(own.argmax())] for place, own in means.items()}
     told = {place: points(*place, [rates[place]], TOLD) for place in every}
-    run_all([point for own in told.values() for point in own], workers, on_done, accepted=ENDED)
+    carry_out(told.values(), workers, on_done)
     return {
         partition: {scheme: _read(rates[partition, scheme], told[partition, scheme]) for scheme in SCHEMES}
         for partition in PARTITIONS
     }
-
-
-def _accuracy(points: Sequence[Point]) -> Numbers:
-    """After the last round, one a run; 0 where it had diverged."""
-    found = [open_run(point.folder).summary() or {} for point in points]
-    return np.array([one["test_accuracy"] if one["status"] == "finished" else 0.0 for one in found])
 
 
 def _read(rate: float, points: Sequence[Point]) -> Measured:
@@ -121,7 +112,7 @@ def _read(rate: float, points: Sequence[Point]) -> Measured:
             return np.empty((len(histories), 0))
         return np.array([history.to_numpy(column) for history in histories])
 
-    return Measured(rate, _accuracy(points), curves("batch_size"), curves("wanted_batch"))
+    return Measured(rate, accuracies(points), curves("batch_size"), curves("wanted_batch"))
 
 
 def table(results: Results) -> Table:

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from experiments.optimizers.part import HERE, Claim, Part
-from experiments.studies import Numbers, band, cell, run_all
+from experiments.optimizers.part import HERE, Claim, Part, carry_out
+from experiments.studies import Numbers, band, cell
 from fedsim.client import LocalTraining
 from fedsim.configuration.tables import load
 from fedsim.core.files import write_whole
@@ -35,7 +35,6 @@ BUDGET = 60
 TURNS = 5
 """Rounds of each rule that are timed."""
 EXECUTOR = "engine.executor=stacked"
-ENDED = ("finished", "diverged")
 
 
 @dataclass(frozen=True)
@@ -151,11 +150,11 @@ def measure(
 ) -> Results:
     """Run what is not finished in `out`, one run folder a seed, and read it all. FedsimError: a run failed."""
     choosing = {name: points(name, out, RULES[name].rates, CHOOSING, budget) for name in rules}
-    run_all([point for own in choosing.values() for point in own], workers, on_done, accepted=ENDED)
+    carry_out(choosing.values(), workers, on_done)
     ended = {name: accuracies(own)[:, -1].reshape(-1, len(CHOOSING)) for name, own in choosing.items()}
     best = {name: RULES[name].rates[int(found.mean(axis=1).argmax())] for name, found in ended.items()}
     told = {name: points(name, out, [best[name]], TOLD, budget) for name in rules}
-    run_all([point for own in told.values() for point in own], workers, on_done, accepted=ENDED)
+    carry_out(told.values(), workers, on_done)
     kept = out / "seconds.json"
     if not kept.exists():
         write_whole(kept, json.dumps(seconds(rules, turns), indent=2).encode())

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from experiments.optimizers.part import HERE, Claim, Part
-from experiments.studies import Numbers, band, cell, run_all
+from experiments.optimizers.part import HERE, NEAR, Claim, Part, accuracies, carry_out
+from experiments.studies import Numbers, band, cell
 from fedsim.plots.style import INK, plain, save
-from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, expand
 
 STARTS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 0.3, 1.0)
@@ -28,9 +27,6 @@ SCHEMES = {
     "kept_average": "kept, the average is sent",
 }
 """What differs beside the start, and what it is called."""
-NEAR = 0.02
-"""How far below the best accuracy counts as being there."""
-ENDED = ("finished", "diverged")
 Results = Mapping[str, Numbers]
 """By scheme: test accuracies after the last round [starts, seeds]; where a run had diverged it is 0."""
 
@@ -65,9 +61,8 @@ def measure(
         for scheme in SCHEMES
         for start in STARTS
     ]
-    run_all([point for own in points for point in own], workers, on_done, accepted=ENDED)
-    found = [[open_run(point.folder).summary() or {} for point in own] for own in points]
-    ended = np.array([[one["test_accuracy"] if one["status"] == "finished" else 0.0 for one in own] for own in found])
+    carry_out(points, workers, on_done)
+    ended = np.array([accuracies(own) for own in points])
     return dict(zip(SCHEMES, ended.reshape(len(SCHEMES), len(STARTS), len(SEEDS)), strict=True))
 
 

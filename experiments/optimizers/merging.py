@@ -14,15 +14,13 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from experiments.optimizers.part import HERE, Claim, Part
-from experiments.studies import Numbers, cell, run_all
+from experiments.optimizers.part import HERE, Claim, Part, accuracies, carry_out
+from experiments.studies import Numbers, cell
 from fedsim.plots.style import BRIGHT, INK, plain, save
-from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point, expand
 
 CHOOSING, TOLD = range(100, 103), range(5)
 """Seeds by which h0 and rates are chosen, and those of which is told."""
-ENDED = ("finished", "diverged")
 RATES = ("0.1", "0.3", "1.0")
 FRESH = tuple(f"{{ kind = 'ivon', h0 = {h0} }}" for h0 in ("10.0", "100.0", "1000.0"))
 KEPT = tuple(rule.replace(" }", ", precision = 'client', beta2 = 0.999 }") for rule in FRESH)
@@ -79,17 +77,11 @@ def measure(
 
     tried = {name: [(rule, lr) for rule in scheme.rules for lr in RATES] for name, scheme in SCHEMES.items()}
     every = {name: [points(name, *one, CHOOSING) for one in ones] for name, ones in tried.items()}
-    run_all([point for own in every.values() for one in own for point in one], workers, on_done, accepted=ENDED)
-    best = {name: tried[name][int(np.argmax([_ended(one).mean() for one in own]))] for name, own in every.items()}
+    carry_out([one for own in every.values() for one in own], workers, on_done)
+    best = {name: tried[name][int(np.argmax([accuracies(one).mean() for one in own]))] for name, own in every.items()}
     told = {name: points(name, *one, TOLD) for name, one in best.items()}
-    run_all([point for own in told.values() for point in own], workers, on_done, accepted=ENDED)
-    return {name: Measured(*best[name], _ended(own)) for name, own in told.items()}
-
-
-def _ended(own: Sequence[Point]) -> Numbers:
-    """Accuracies at the end, [seeds]."""
-    found = [open_run(point.folder).summary() or {} for point in own]
-    return np.array([one["test_accuracy"] if one["status"] == "finished" else 0.0 for one in found])
+    carry_out(told.values(), workers, on_done)
+    return {name: Measured(*best[name], accuracies(own)) for name, own in told.items()}
 
 
 def table(results: Results) -> Table:

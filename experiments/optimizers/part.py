@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 from rich.table import Table
 
-from fedsim.running.sweep import Outcome
+from experiments.studies import Numbers, run_all
+from fedsim.running.stored import open_run
+from fedsim.running.sweep import Outcome, Point
 
 HERE = Path(__file__).parent
 R = TypeVar("R")
@@ -52,3 +55,22 @@ class Part(Generic[R]):
 
 
 AnyPart = Part[Any]
+
+
+NEAR = 0.02
+"""How far below another accuracy counts as being there."""
+
+
+def carry_out(
+    groups: Iterable[Sequence[Point]],
+    workers: int | None = None,
+    on_done: Callable[[Outcome], None] | None = None,
+) -> None:
+    """Run what is not finished of groups of runs, of which some may diverge. FedsimError: a run failed."""
+    run_all([point for own in groups for point in own], workers, on_done, accepted=("finished", "diverged"))
+
+
+def accuracies(points: Sequence[Point]) -> Numbers:
+    """Test accuracies after the last round, one a run; 0 where it has diverged."""
+    found = [open_run(point.folder).summary() or {} for point in points]
+    return np.array([one["test_accuracy"] if one["status"] == "finished" else 0.0 for one in found])

@@ -17,18 +17,14 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from experiments.optimizers.part import HERE, Claim, Part
-from experiments.studies import Numbers, cell, run_all
+from experiments.optimizers.part import HERE, NEAR, Claim, Part, accuracies, carry_out
+from experiments.studies import Numbers, cell
 from fedsim.core.errors import InputError
 from fedsim.plots.style import BRIGHT, INK, STYLES, plain, save
-from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point, expand
 
 CHOOSING, TOLD = range(100, 103), range(5)
 """Seeds by which rates are chosen, and those of which is told."""
-NEAR = 0.02
-"""How far below a rule's best accuracy counts as being there."""
-ENDED = ("finished", "diverged")
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,6 @@ class Rule:
     optimizer: str
     grid: tuple[float, ...]
     knob: str = "client.lr"
-    settings: tuple[str, ...] = ()
 
 
 def decades(low: float, steps: int) -> tuple[float, ...]:
@@ -128,7 +123,7 @@ def points(name: str, out: Path, settings: Sequence[str] = ()) -> list[Point]:
     """A rule's runs, value by value and seed by seed."""
     rule = RULES[name]
     grid = {rule.knob: [f"{value:g}" for value in rule.grid]}
-    overrides = (f"client.optimizer={rule.optimizer}", *rule.settings, *settings)
+    overrides = (f"client.optimizer={rule.optimizer}", *settings)
     return expand([HERE / "digits.toml"], out=out / name, grid=grid, seeds=(*CHOOSING, *TOLD), overrides=overrides)
 
 
@@ -148,15 +143,13 @@ def measure(
         if name not in RULES:
             raise InputError("rules", name, f"name one of: {', '.join(RULES)}")
     every = {name: points(name, out, () if rounds is None else (f"rounds={rounds}",)) for name in rules}
-    run_all([point for own in every.values() for point in own], workers, on_done, accepted=ENDED)
+    carry_out(every.values(), workers, on_done)
     return {name: _read(RULES[name], own) for name, own in every.items()}
 
 
 def _read(rule: Rule, own: Sequence[Point]) -> Measured:
     """Of the runs of a rule."""
-    found = [open_run(point.folder).summary() or {} for point in own]
-    ended = np.array([one["test_accuracy"] if one["status"] == "finished" else 0.0 for one in found])
-    accuracy = ended.reshape(len(rule.grid), len(CHOOSING) + len(TOLD))
+    accuracy = accuracies(own).reshape(len(rule.grid), len(CHOOSING) + len(TOLD))
     return Measured(rule.grid, accuracy[:, : len(CHOOSING)], accuracy[:, len(CHOOSING) :])
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from experiments.optimizers.part import HERE, Claim, Part
-from experiments.studies import Numbers, cell, run_all
+from experiments.optimizers.part import HERE, Claim, Part, accuracies, carry_out
+from experiments.studies import Numbers, cell
 from fedsim.plots.style import BRIGHT, INK, plain, save
-from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, expand
 
 SEEDS = range(5)
@@ -27,7 +26,6 @@ SERVERS = {
     "published": ("DoG from 1e-6", "{ kind = 'dog', reps_rel = 1e-6 }"),
 }
 """What the server steps by, in words and in a file."""
-ENDED = ("finished", "diverged")
 Results = Mapping[str, Numbers]
 """By server: test accuracies after the last round [rates, seeds]; where a run had diverged it is 0."""
 
@@ -55,9 +53,8 @@ def measure(
         for name, (_, rule) in SERVERS.items()
         for lr in RATES
     ]
-    run_all([point for own in points for point in own], workers, on_done, accepted=ENDED)
-    found = [[open_run(point.folder).summary() or {} for point in own] for own in points]
-    ended = np.array([[one["test_accuracy"] if one["status"] == "finished" else 0.0 for one in own] for own in found])
+    carry_out(points, workers, on_done)
+    ended = np.array([accuracies(own) for own in points])
     return dict(zip(SERVERS, ended.reshape(len(SERVERS), len(RATES), len(SEEDS)), strict=True))
 
 

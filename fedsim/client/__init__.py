@@ -5,6 +5,7 @@ from fedsim.attacks.losses import Divergence, divergence
 from fedsim.client.defence import Armed, Defence, apart, check_start, clean_and_attacked, victim
 from fedsim.client.distances import Distances, Travelled
 from fedsim.client.divided import Divided, matrices
+from fedsim.client.layered import Layered
 from fedsim.client.normaliser import normaliser
 from fedsim.client.spread import spreads
 from fedsim.client.training import LocalTraining, Trained
@@ -26,11 +27,11 @@ from fedsim.engine.cohort import Cohort
 from fedsim.exchange.actions import BATCH_SIZE, FORWARD, SPREAD
 from fedsim.exchange.messages import Cost, Order, Scalar, Size, Update
 from fedsim.exchange.transforms import Shapes
-from fedsim.nets import matrix_norms, polar, products
+from fedsim.nets import polar, products
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.footprint import Beside
 from fedsim.nets.losses import CrossEntropy, Loss
-from fedsim.nets.matrix_norms import MatrixNorm, VectorNorm
+from fedsim.nets.matrix_norms import MatrixNorm
 from fedsim.nets.network import Batch
 from fedsim.nets.optimizers import (
     Beginning,
@@ -67,6 +68,7 @@ __all__ = [
     "Divided",
     "Fraction",
     "InputError",
+    "Layered",
     "LocalTraining",
     "Loss",
     "MatrixNorm",
@@ -92,7 +94,6 @@ __all__ = [
     "Trained",
     "Travelled",
     "Update",
-    "VectorNorm",
     "Victim",
     "apart",
     "check_start",
@@ -102,7 +103,6 @@ __all__ = [
     "in_whole_registers",
     "inner",
     "matrices",
-    "matrix_norms",
     "mix",
     "normaliser",
     "norms",

@@ -342,8 +342,8 @@ class LocalTraining(HasPlugins, Client):
         layout = cohort.network.layout
         y, fixed = layout.stack(start, len(cohort)), None if shift is None else layout.stack(shift, len(cohort))
         stepper = None if rule.plain else rule.stepper(layout.moved(y), self._beginning(cohort))
-        lr: float | Tensor = self.rate(cohort)
         base, own, step_rates = self.rate(cohort), self._own_rates(cohort), self.step_rates
+        lr: float | Tensor = base
         history = list[Tensor]()
         corrected = bool(rule.decay) or shift is not None
         began = layout.moved(layout.stack(start, len(cohort))) if corrected and self.rule.needs & VALUED else None
@@ -406,11 +406,9 @@ class LocalTraining(HasPlugins, Client):
     def _last_epoch(self, cohort: Cohort) -> Tensor:
         """How many of the steps taken are of the last epoch, int64 [C]; independent steps are of one."""
         steps = cohort.steps_taken
-        return (
-            steps
-            if self.epochs is None
-            else torch.minimum(steps_of(cohort.examples, 1, None, self.width(cohort.config)), steps)
-        )
+        if self.epochs is None:
+            return steps
+        return torch.minimum(steps_of(cohort.examples, 1, None, self.width(cohort.config)), steps)
 
     def _last(self, cohort: Cohort, history: Iterable[Tensor]) -> Tensor:
         """The mean loss of each client's last epoch [C]; of independent steps the mean of all."""

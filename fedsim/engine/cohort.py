@@ -25,7 +25,7 @@ from fedsim.nets.descent import Compiled, Queries
 from fedsim.nets.dropout import Draw
 from fedsim.nets.network import Batch, Network
 from fedsim.nets.private import Private
-from fedsim.nets.stack import Stack
+from fedsim.nets.stack import Stack, shaped
 from fedsim.problems.base import Examples, Problem
 
 GATHER = 2**22
@@ -132,11 +132,7 @@ class Cohort:
 
     def parts(self, rows: Tensor) -> Stack:
         """Rows [k, d] as a stack that is views of them, of the model's parameters; of a black box's one."""
-        if self._network is None:
-            return Stack([rows])
-        layout = self._network.layout
-        split = torch.split(rows, layout.sizes, dim=1)
-        return Stack([part.view(len(rows), *shape) for part, shape in zip(split, layout.shapes, strict=True)])
+        return Stack([rows]) if self._network is None else shaped(rows, self._network.layout.shapes)
 
     @property
     def private(self) -> Private | None:

@@ -21,7 +21,7 @@ from fedsim.nets.curvature import Linearised
 from fedsim.nets.dropout import Draw
 from fedsim.nets.footprint import Beside
 from fedsim.nets.rows import columns, scale, scaled
-from fedsim.nets.stack import Stack
+from fedsim.nets.stack import Stack, shaped
 
 Remembered = dict[str, Stack]
 """What a rule remembers of each client from step to step of a round, by name; numbers [C] are leaves, too."""
@@ -61,7 +61,7 @@ class StepDraws:
         drawn = self.draw.streams.normal(
             name, owners, (_numbers(like),), turn=_first(self.draw, len(like)), step=self.draw.step, dtype=dtype
         )
-        return _shaped(drawn, like)
+        return _as(like, drawn)
 
     def signs(self, purpose: str, like: Stack) -> Stack:
         """As many times -1 or 1, each as likely (Rademacher)."""
@@ -69,7 +69,7 @@ class StepDraws:
         words = self.draw.streams.bits(
             name, owners, _numbers(like), turn=_first(self.draw, len(like)), step=self.draw.step
         )
-        return _shaped((words >> 31).to(like.leaves[0].dtype).mul_(2.0).sub_(1.0), like)
+        return _as(like, (words >> 31).to(like.leaves[0].dtype).mul_(2.0).sub_(1.0))
 
     def permutation(self, purpose: str, count: int, size: int) -> Tensor:
         """An order of 0 .. size-1 for each of the first `count` clients: int64 [count, size]."""
@@ -317,10 +317,9 @@ def _numbers(stack: Stack) -> int:
     return sum(leaf.shape[1:].numel() for leaf in stack.leaves)
 
 
-def _shaped(rows: Tensor, like: Stack) -> Stack:
+def _as(like: Stack, rows: Tensor) -> Stack:
     """Rows [k, d] in the shapes of a stack."""
-    parts = torch.split(rows, [leaf.shape[1:].numel() for leaf in like.leaves], dim=1)
-    return Stack([part.reshape(leaf.shape) for part, leaf in zip(parts, like.leaves, strict=True)])
+    return shaped(rows, [leaf.shape[1:] for leaf in like.leaves])
 
 
 def _first(draw: Draw, count: int) -> Index:

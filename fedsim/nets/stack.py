@@ -9,7 +9,7 @@ costs one product per client). Rows are clients; `stack[:k]` are views of the fi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,13 +76,17 @@ class Layout:
     def stack(self, rows: Tensor, count: int | None = None) -> Stack:
         """A matrix [C, d] to a stack of copies; a vector or one row may be repeated `count` times."""
         rows = rows.unsqueeze(0) if rows.dim() == 1 else rows
-        count = len(rows) if count is None else count
+        repeated = rows.expand(len(rows) if count is None else count, -1)
         return Stack(
-            [
-                part.expand(count, -1).clone(memory_format=torch.contiguous_format).view(count, *shape)
-                for part, shape in zip(torch.split(rows, self.sizes, dim=1), self.shapes, strict=True)
-            ]
+            [leaf.clone(memory_format=torch.contiguous_format) for leaf in shaped(repeated, self.shapes).leaves]
         )
+
+
+def shaped(rows: Tensor, shapes: Iterable[Sequence[int]]) -> Stack:
+    """Rows [k, n] as a stack that is views of them, leaves of these shapes one after the other, n numbers in all."""
+    shapes = list(shapes)
+    parts = torch.split(rows, [math.prod(shape) for shape in shapes], dim=1)
+    return Stack([part.view(len(rows), *shape) for part, shape in zip(parts, shapes, strict=True)])
 
 
 class Stack:

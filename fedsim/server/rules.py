@@ -7,7 +7,7 @@ taken and the shapes of the parameters' leaves, which rules about layers go by.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.nets.descent import Rule
 from fedsim.nets.optimizers import Beginning, Optimizer, Remembered, Step
-from fedsim.nets.stack import Layout, Stack
+from fedsim.nets.stack import Layout, Stack, shaped
 from fedsim.server.optimizers import OptimizerState, ServerOptimizer
 
 STEPS, SHAPE = "steps", "shape"
@@ -53,14 +53,10 @@ class ServerRule(ServerOptimizer):
         return (rows.flat() - before)[0], {**state, STEPS: state[STEPS] + 1, **_named(memory)}
 
 
-def _row(flat: Tensor, shapes: Iterable[tuple[int, ...]]) -> Stack:
+def _row(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> Stack:
     """A copy of the first numbers of a vector, as the stack of one client with leaves of these shapes."""
-    leaves, begin = [], 0
-    for shape in shapes:
-        end = begin + math.prod(shape)
-        leaves.append(flat[begin:end].clone().view(1, *shape))
-        begin = end
-    return Stack(leaves)
+    numbers = sum(math.prod(shape) for shape in shapes)
+    return shaped(flat[:numbers].unsqueeze(0), shapes).copy()
 
 
 def _named(memory: Remembered) -> dict[str, Tensor]:

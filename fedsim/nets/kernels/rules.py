@@ -39,24 +39,11 @@ def inner(one, other, sums):
 
 
 @part
-def distance(one, other, sums):
-    """The l2 norm of a difference. sums: room for so many numbers as are added at once."""
-    wide = CHAINS * (WIDTH // one.itemsize)
-    for j in range(wide):
-        sums[j] = one.dtype.type(0)
-    whole = len(one) // wide * wide
-    for k in range(0, whole, wide):
-        first, second = one[k : k + wide], other[k : k + wide]
-        for j in range(wide):
-            away = first[j] - second[j]
-            sums[j] += away * away
-    for k in range(whole, len(one)):
-        away = one[k] - other[k]
-        sums[k - whole] += away * away
-    total = one.dtype.type(0)
-    for j in range(wide):
-        total += sums[j]
-    return math.sqrt(total)
+def distance(one, other, away, sums):
+    """The l2 norm of a difference, which is left in `away`. sums: as of `inner`."""
+    for k in range(len(one)):
+        away[k] = one[k] - other[k]
+    return math.sqrt(inner(away, away, sums))
 
 
 @part
@@ -265,13 +252,11 @@ def dog(p, g, memory, lr, number, numbers):
         sums[wide + 1] = numbers[1]
     sums[wide + 1] += inner(g, g, sums)
     rate = numbers[2]
-    if number > 0:
-        far = distance(p, start, sums)
-        sums[wide] = max(sums[wide], far)
     if number > 0 or rate == 0:
-        total = max(sums[wide + 1], np.finfo(p.dtype).tiny)
-        rate = sums[wide] / math.sqrt(total)
+        rate = sums[wide] / math.sqrt(max(sums[wide + 1], np.finfo(p.dtype).tiny))
     add(p, g, p.dtype.type(-lr * rate))
+    far = distance(p, start, g, sums)
+    sums[wide] = max(sums[wide], far)
 
 
 @Rule
@@ -290,7 +275,7 @@ def a_dog(p, g, memory, lr, number, numbers):
     rate = own[0] / (math.sqrt(max(own[2], np.finfo(p.dtype).tiny)) + numbers[1])
     add(far, g, real(-lr * own[3] * rate))
     add(p, g, real(-lr * rate))
-    ahead = distance(far, start, sums)
+    ahead = distance(far, start, g, sums)
     own[0] = max(own[0], ahead)
     own[1] += own[0]
     own[3] = max(real(1.0), own[1] / (real(2.0) * own[0]))

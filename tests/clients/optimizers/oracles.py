@@ -177,7 +177,7 @@ def path(
     return torch.stack(found)
 
 
-def held(optimizer: Optimizer, wanted: object, *, away: float = 6e-7, **options: object) -> None:
+def assert_held(optimizer: Optimizer, wanted: object, *, away: float = 6e-7, **options: object) -> None:
     """Clients come to these numbers, [T, C, d] or without brackets, together; and alone to the same bits.
 
     options: of `path`.
@@ -192,7 +192,7 @@ def held(optimizer: Optimizer, wanted: object, *, away: float = 6e-7, **options:
         assert torch.equal(alone[:, 0], together[:, client])
 
 
-def finishes_early(optimizer: Optimizer, **options: object) -> None:
+def assert_finishes_early(optimizer: Optimizer, **options: object) -> None:
     """Who has finished stays, and the others go on as if alone. options: of `path`, on a problem of two clients."""
     found = path(optimizer, [6, 3], **options)
     assert torch.equal(found[:, 0], path(optimizer, [6], clients=slice(0, 1), **options)[:, 0])
@@ -200,7 +200,7 @@ def finishes_early(optimizer: Optimizer, **options: object) -> None:
     assert not torch.equal(found[0, 1], found[2, 1])
 
 
-def stays_without_gradient(optimizer: Optimizer, **options: object) -> None:
+def assert_stays_without_gradient(optimizer: Optimizer, **options: object) -> None:
     """Who has no gradient in any step stays to the bit, beside one that has one."""
     still = Quadratic(Q.curvatures * exact([1, 0]).view(2, 1, 1), Q.least, Q.start, vector=True)
     found = path(optimizer, [4, 4], problem=still, **options)

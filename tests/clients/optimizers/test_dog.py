@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import Q_APART, P, Q, Quadratic, exact, finishes_early, held, path, stays_without_gradient
+from oracles import (
+    Q_APART,
+    P,
+    Q,
+    Quadratic,
+    assert_finishes_early,
+    assert_held,
+    assert_stays_without_gradient,
+    exact,
+    path,
+)
 
 from clients.optimizers.a_dog import ADog
 from clients.optimizers.dog import Dog
@@ -31,7 +41,7 @@ def by_name(optimizer: Optimizer) -> str:
 # dog-optimizer 1.0.3 of the authors, to 1e-16.
 def test_dog_steps_as_the_official_package():
     """The first step is 0.01 (1 + sqrt 2) (0.6, 0.8), by hand."""
-    held(Dog(), [
+    assert_held(Dog(), [
         [0.985515, 0.980686, 0.977984, 0.990093],
         [0.975406, 0.967102, 0.962928, 0.982962],
         [0.961483, 0.948289, 0.942604, 0.972978],
@@ -46,7 +56,7 @@ def test_dog_averages_as_the_official_package():
 
 
 def test_l_dog_steps_as_the_official_package():
-    held(LDog(), [
+    assert_held(LDog(), [
         [0.98, 0.98, 0.98, 0.98],
         [0.966050, 0.965965, 0.966225, 0.965937],
         [0.946881, 0.946555, 0.947546, 0.946449],
@@ -54,11 +64,11 @@ def test_l_dog_steps_as_the_official_package():
 
 
 def test_dog_steps_along_what_a_server_averages():
-    held(Dog(), [[1.014485, 1.019314], [1.009773, 1.021670], [1.010715, 1.022140]], lr=1.0, problem=P)
+    assert_held(Dog(), [[1.014485, 1.019314], [1.009773, 1.021670], [1.010715, 1.022140]], lr=1.0, problem=P)
 
 
 def test_a_dog_steps_as_specified():
-    held(ADog(), [
+    assert_held(ADog(), [
         [0.985515, 0.980686, 0.977984, 0.990093],
         [0.975406, 0.967102, 0.962928, 0.982962],
         [0.960873, 0.947465, 0.941653, 0.972511],
@@ -71,7 +81,7 @@ def test_u_dog_steps_as_specified_and_stays_in_its_second_halves():
         [0.986104, 0.981421, 0.979137, 0.990445],
         [0.965522, 0.953709, 0.949531, 0.976252],
     ]
-    held(UDog(reps_rel=R), [pair for pair in pairs for _ in range(2)], lr=1.0)
+    assert_held(UDog(reps_rel=R), [pair for pair in pairs for _ in range(2)], lr=1.0)
 
 
 @pytest.mark.parametrize(
@@ -87,12 +97,12 @@ def test_a_small_first_distance_takes_as_many_steps_as_published(reps_rel, neede
 
 @pytest.mark.parametrize("optimizer", EVERY, ids=by_name)
 def test_who_has_finished_stays_and_the_others_go_on_as_if_alone(optimizer):
-    finishes_early(optimizer, lr=1.0)
+    assert_finishes_early(optimizer, lr=1.0)
 
 
 @pytest.mark.parametrize("optimizer", [*EVERY, *UNSCALED], ids=by_name)
 def test_who_has_no_gradient_stays(optimizer):
-    stays_without_gradient(optimizer, lr=1.0)
+    assert_stays_without_gradient(optimizer, lr=1.0)
 
 
 @pytest.mark.parametrize("optimizer", UNSCALED, ids=by_name)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from oracles import Given, P, exact, finishes_early, held, path, stays_without_gradient
+from oracles import Given, P, assert_finishes_early, assert_held, assert_stays_without_gradient, exact, path
 
 from clients.optimizers.adabelief import AdaBelief
 from clients.optimizers.adagrad import AdaGrad
@@ -53,12 +53,12 @@ EVERY = [
 
 @pytest.mark.parametrize("name", ORACLES)
 def test_steps_are_those_of_the_official_package_together_and_alone(name):
-    held(*ORACLES[name])
+    assert_held(*ORACLES[name])
 
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_steps_on_averaged_changes_are_those_of_the_official_package(name):
-    held(*SERVERS[name], problem=P)
+    assert_held(*SERVERS[name], problem=P)
 
 
 def test_adam_without_a_maximum_goes_further_where_it_bites():
@@ -90,8 +90,8 @@ def test_with_a_decay_rules_are_those_of_torch(optimizer, official):
 
 @pytest.mark.parametrize("optimizer", EVERY, ids=str)
 def test_who_has_finished_stays_and_who_has_no_gradient_stays(optimizer):
-    finishes_early(optimizer)
-    stays_without_gradient(optimizer)
+    assert_finishes_early(optimizer)
+    assert_stays_without_gradient(optimizer)
 
 
 @pytest.mark.parametrize("optimizer", EVERY, ids=str)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import Q, exact, finishes_early, held, path
+from oracles import Q, assert_finishes_early, assert_held, exact, path
 
 import fedsim
 from clients.optimizers.ivon import Ivon
@@ -20,7 +20,7 @@ TRAINING = {"kind": "sgd", "epochs": 2, "batch_size": 4, "lr": 0.1}
 def test_steps_are_those_of_the_official_package_together_and_alone():
     wanted = [0.911449, 0.916268, 0.920370, 0.785187, 0.897439, 0.855969, 0.909309, 0.634587]
     wanted += [0.876947, 0.799510, 0.895009, 0.495457]
-    held(Ivon(**FITTING), wanted, draws=DRAWS, examples=50)
+    assert_held(Ivon(**FITTING), wanted, draws=DRAWS, examples=50)
 
 
 def curvatures(optimizer, draws, examples=50):
@@ -99,7 +99,7 @@ def test_samples_are_means_over_points_on_the_same_batch():
     optimizer = Ivon(prior=0.0, clip_radius=0.25)
     optimizer.step(optimizer.begin(y, Beginning(torch.ones(1))), y, Step(0, 0.1, Stack([exact([[-100.0, 100.0]])])))
     assert y.leaves[0].tolist() == [[0.025, -0.025]]
-    finishes_early(Ivon(**FITTING), draws=[*DRAWS, *DRAWS], examples=50)
+    assert_finishes_early(Ivon(**FITTING), draws=[*DRAWS, *DRAWS], examples=50)
 
 
 def test_clients_go_on_with_their_own_precision():

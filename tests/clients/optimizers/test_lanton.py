@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from oracles import W, finishes_early, path
+from oracles import W, assert_finishes_early, path
 from torch import Tensor
 
 from clients.optimizers.lanton import Lanton
@@ -106,7 +106,7 @@ def test_a_decay_has_the_layers_own_rates():
 
 
 def test_who_has_finished_stays():
-    finishes_early(Lanton(), problem=W)
+    assert_finishes_early(Lanton(), problem=W)
 
 
 def test_products_are_those_of_two_factors_a_matrix():

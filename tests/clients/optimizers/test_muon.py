@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import W, finishes_early, held, path
+from oracles import W, assert_finishes_early, assert_held, path
 
 from clients.optimizers.muon import Muon
 from fedsim.client import Beginning, Stack, Step
@@ -17,7 +17,7 @@ def test_steps_are_the_official_ones_together_and_alone():
         [0.033294, -0.014764, -0.046938, 0.071173, 0.070615, 0.053667],
         [0.067117, -0.054139, 0.057702, 0.069733, 0.011751, 0.012323],
     ]
-    held(Muon(last=True), wanted, problem=W)
+    assert_held(Muon(last=True), wanted, problem=W)
     third = path(Muon(last=True), [3, 3], problem=W)[2, 0]
     expected = torch.tensor([0.105239, -0.044787, -0.131433, 0.210041, 0.203962, 0.161336]).double()
     torch.testing.assert_close(third, expected, rtol=0, atol=6e-7)
@@ -28,7 +28,7 @@ def test_an_exact_factor_is_the_steps_limit():
         [0.044712, -0.019897, -0.062859, 0.096313, 0.095129, 0.072993],
         [0.094724, -0.077618, 0.076057, 0.093306, 0.015576, 0.016417],
     ]
-    held(Muon(last=True, newton_schulz=0), wanted, problem=W)
+    assert_held(Muon(last=True, newton_schulz=0), wanted, problem=W)
 
 
 def test_without_nesterov_the_momentum_alone_is_followed():
@@ -40,7 +40,7 @@ def test_without_nesterov_the_momentum_alone_is_followed():
 
 @pytest.mark.parametrize("steps", [0, 5])
 def test_who_has_finished_stays(steps):
-    finishes_early(Muon(last=True, newton_schulz=steps), problem=W)
+    assert_finishes_early(Muon(last=True, newton_schulz=steps), problem=W)
 
 
 def test_a_decay_bounds_the_operator_norm():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import Q_APART, Given, Q, W, exact, finishes_early, held, path, stays_without_gradient
+from oracles import Q_APART, Given, Q, W, assert_finishes_early, assert_held, assert_stays_without_gradient, exact, path
 
 from clients.optimizers.adagrad_norm import AdaGradNorm
 from clients.optimizers.normalised import Normalised
@@ -15,7 +15,7 @@ def test_adagrad_norm_is_that_of_its_authors_together_and_alone():
     """Where one leaf is all parameters, and where each number is a leaf of its own."""
     wanted = [[0.40012, 0.20016, 0.088315, 0.589742], [0.32498, -0.137615, 0.831815, 0.387807]]
     for problem in (Q, Q_APART):
-        held(AdaGradNorm(), [*wanted, [0.35491, -0.330757, 0.516787, 0.226388]], lr=1.0, problem=problem)
+        assert_held(AdaGradNorm(), [*wanted, [0.35491, -0.330757, 0.516787, 0.226388]], lr=1.0, problem=problem)
 
 
 def test_normalised_steps_have_the_length_of_the_rate():
@@ -46,8 +46,8 @@ def test_no_step_of_adagrad_norm_is_longer_than_the_rate():
 
 @pytest.mark.parametrize("optimizer", [AdaGradNorm(), AdaGradNorm(initial=0.0), Normalised()], ids=str)
 def test_who_has_finished_stays_and_who_has_no_gradient_stays(optimizer):
-    finishes_early(optimizer)
-    stays_without_gradient(optimizer)
+    assert_finishes_early(optimizer)
+    assert_stays_without_gradient(optimizer)
 
 
 def test_adagrad_norm_remembers_one_number_a_client():

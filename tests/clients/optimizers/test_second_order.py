@@ -29,11 +29,11 @@ from tests.clients.optimizers.oracles import (
     Known,
     Q,
     Quadratic,
+    assert_finishes_early,
+    assert_held,
+    assert_stays_without_gradient,
     exact,
-    finishes_early,
-    held,
     path,
-    stays_without_gradient,
 )
 
 SIGNS = [[1.0, -1.0]] * 6
@@ -45,7 +45,7 @@ DIAGONAL = Quadratic(torch.diag_embed(exact([[4, 0.5], [10, 1]])), Q.least, Q.st
 
 
 def test_adahessian_is_its_authors():
-    held(
+    assert_held(
         AdaHessian(),
         [
             0.850007,
@@ -66,7 +66,7 @@ def test_adahessian_is_its_authors():
 
 
 def test_oasis_is_the_specifications():
-    held(
+    assert_held(
         Oasis(floor=1e-5),
         [0.9, 0.8, 0.96, 0.82, 0.596901, 0.164548, 0.78, 0.01, 0.480723, -0.186819, 0.69, -0.395],
         draws=ALTERNATING,
@@ -94,12 +94,12 @@ def test_sizes_of_oasis_grow_no_faster_than_the_last_ones_allow():
 def test_on_a_diagonal_curvature_a_first_step_of_adahessian_is_newtons():
     """Whatever the signs; lr (y - s) a / (a + epsilon) of it, so all of it for lr = 1 and no epsilon to speak of."""
     for signs in SIGNS[0], [-1.0, -1.0]:
-        held(AdaHessian(epsilon=1e-12), [0.6, -0.8, 0.6, -0.8], problem=DIAGONAL, lr=1.0, draws=[signs])
+        assert_held(AdaHessian(epsilon=1e-12), [0.6, -0.8, 0.6, -0.8], problem=DIAGONAL, lr=1.0, draws=[signs])
 
 
 def test_a_decay_of_adahessian_is_no_part_of_its_curvature():
     """(1 - lr decay) y, then the step of the gradient before, whose h = |H z| is as without: 0.05 less in each."""
-    held(AdaHessian(), [0.800007, 0.550040, 0.91, 0.770018], decay=0.5, draws=SIGNS[:1])
+    assert_held(AdaHessian(), [0.800007, 0.550040, 0.91, 0.770018], decay=0.5, draws=SIGNS[:1])
 
 
 def test_adahessian_measures_where_it_has_the_gradient():
@@ -206,8 +206,8 @@ RULES: dict[str, tuple[Optimizer, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", RULES)
 def test_a_row_goes_its_own_way(name):
     rule, given = RULES[name]
-    finishes_early(rule, **given)
-    stays_without_gradient(rule, **given)
+    assert_finishes_early(rule, **given)
+    assert_stays_without_gradient(rule, **given)
 
 
 def test_ai_sarah_alone_is_ai_sarah_in_company():

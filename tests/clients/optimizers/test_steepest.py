@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import W, exact, finishes_early, path, stays_without_gradient
+from oracles import W, assert_finishes_early, assert_stays_without_gradient, exact, path
 from torch import Tensor
 
 from clients.optimizers.muon import Muon
@@ -75,8 +75,8 @@ def test_a_decay_bounds_the_norm(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_who_has_finished_stays_and_who_has_no_gradient_too(norm):
-    finishes_early(rule(norm, beta=0.5), problem=W)
-    stays_without_gradient(Steepest(norm=norm, biases="frobenius"))
+    assert_finishes_early(rule(norm, beta=0.5), problem=W)
+    assert_stays_without_gradient(Steepest(norm=norm, biases="frobenius"))
     zeros = [torch.zeros(2, *shape) for shape in ((3, 4), (4, 3, 2, 2), (5,))]
     names = matrix_norms.named([leaf.shape[1:] for leaf in zeros], norm, "frobenius")
     assert not any(bool(made.any()) for made in matrix_norms.steepest(zeros, names, 5))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import finishes_early, held, path, stays_without_gradient
+from oracles import assert_finishes_early, assert_held, assert_stays_without_gradient, path
 from torch import Tensor
 
 import fedsim
@@ -35,17 +35,17 @@ ORACLES = {
 @pytest.mark.parametrize("name", ORACLES)
 def test_steps_are_those_of_the_official_package_together_and_alone(name):
     optimizer, decay, wanted = ORACLES[name]
-    held(optimizer, wanted, decay=decay)
+    assert_held(optimizer, wanted, decay=decay)
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(momentum=0.9), Adam(), Lion()], ids=lambda own: type(own).__name__)
 def test_who_has_finished_stays_and_the_others_go_on_as_if_alone(optimizer):
-    finishes_early(optimizer)
+    assert_finishes_early(optimizer)
 
 
 @pytest.mark.parametrize("optimizer", [Sgd(momentum=0.9), Adam(), Lion()], ids=lambda own: type(own).__name__)
 def test_who_has_no_gradient_stays(optimizer):
-    stays_without_gradient(optimizer)
+    assert_stays_without_gradient(optimizer)
 
 
 def test_what_is_remembered_is_in_as_many_vectors_as_is_said():

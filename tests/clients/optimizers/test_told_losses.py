@@ -6,7 +6,17 @@ from typing import ClassVar
 
 import pytest
 import torch
-from oracles import Q_APART, Given, Q, Quadratic, exact, finishes_early, held, path, stays_without_gradient
+from oracles import (
+    Q_APART,
+    Given,
+    Q,
+    Quadratic,
+    assert_finishes_early,
+    assert_held,
+    assert_stays_without_gradient,
+    exact,
+    path,
+)
 from torch import Tensor
 
 import fedsim
@@ -48,7 +58,7 @@ EVERY = [
 def test_steps_are_those_of_the_authors_together_and_alone(name):
     optimizer, lr, wanted = ORACLES[name]
     for problem in (Q, Q_APART):
-        held(optimizer, wanted, lr=lr, problem=problem)
+        assert_held(optimizer, wanted, lr=lr, problem=problem)
 
 
 @pytest.mark.parametrize("name", FIRST)
@@ -62,8 +72,8 @@ def test_the_first_clients_steps_are_those_of_the_authors_alone_and_among_others
 
 @pytest.mark.parametrize("optimizer", EVERY, ids=str)
 def test_who_has_finished_stays_and_who_has_no_gradient_stays(optimizer):
-    finishes_early(optimizer)
-    stays_without_gradient(optimizer)
+    assert_finishes_early(optimizer)
+    assert_stays_without_gradient(optimizer)
 
 
 def test_what_is_remembered_is_in_as_many_vectors_as_is_said():
