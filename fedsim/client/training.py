@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
@@ -30,7 +30,7 @@ from fedsim.core.options import (
     options,
     table_of,
 )
-from fedsim.core.plugins import HasPlugins
+from fedsim.core.plugins import HasPlugins, kind_of
 from fedsim.core.schedules import Constant, Exponential, Schedule, scheduled
 from fedsim.engine.batches import steps_of
 from fedsim.engine.client import Client
@@ -184,6 +184,20 @@ class LocalTraining(HasPlugins, Client):
         """How many times an example is in a batch."""
         return 1 if self.defence is None else self.defence.views
 
+    def like(self, **changes: Any) -> LocalTraining:
+        """Local training with the same options but for some, of a second model that a client has."""
+        return LocalTraining(**{field.name: getattr(self, field.name) for field in fields(LocalTraining)} | changes)
+
+    def hold_two_models(self) -> None:
+        """Refuse (InputError) options that are about the one model of a client."""
+        if self.curriculum is not None:
+            raise InputError(
+                "curriculum", "given", "is of one model's examples, and here clients train two; leave it out"
+            )
+        if self.rule.kept(1):
+            remedy = "keeps something of the one model that it trains, and here clients train two; take another"
+            raise InputError("optimizer", kind_of("optimizers", self.rule), remedy)
+
     def rate(self, cohort: Cohort) -> float:
         """The learning rate in the round of a cohort's order, at its first step."""
         return self.base if isinstance(self.schedule, Constant) else scheduled(self.base, self.schedule, cohort.round)
@@ -263,7 +277,7 @@ class LocalTraining(HasPlugins, Client):
         """
         rule = self._rule(cohort, decay)
         loop, arm = cohort.network.loop, None if self.defence is None else self.defence.arm(cohort)
-        private, sent, precision = cohort.private, start, None
+        private, sent, precision, before = cohort.private, start, None, cohort.steps_taken
         direct = change and self.curriculum is None and private is None  # which look at y itself
         if private is not None:
             own = cohort.state[PRIVATE]
@@ -274,7 +288,8 @@ class LocalTraining(HasPlugins, Client):
         else:
             with without_fast_paths if "product" in self.rule.needs else nullcontext():
                 params, losses, history, precision = self._step_by_step(cohort, start, shift, rule, arm)
-            last, direct = self._last(cohort, history) if report_last else None, False
+            taken = cohort.steps_taken - before
+            last, direct = self._last(cohort, history, taken) if report_last else None, False
         if private is not None:
             params, own = private.split(params)
             cohort.keep(**{PRIVATE: own})
@@ -283,7 +298,7 @@ class LocalTraining(HasPlugins, Client):
             self.curriculum.keep(cohort, params)
         if change and not direct:
             params.sub_(sent)
-        return Trained(params, losses / cohort.steps_taken.clamp(min=1), last, precision)
+        return Trained(params, losses / (cohort.steps_taken - before).clamp(min=1), last, precision)
 
     def _rule(self, cohort: Cohort, decay: float) -> Rule:
         """How a step of the cohort follows from a gradient; its decay is added to our own."""
@@ -330,7 +345,7 @@ class LocalTraining(HasPlugins, Client):
         cohort.vouch(found.params, found.finite)
         if not report_last:
             return found.params, found.total, None
-        owner, epoch = torch.repeat_interleave(plan.steps), self._last_epoch(cohort)
+        owner, epoch = torch.repeat_interleave(plan.steps), self._last_epoch(cohort, plan.steps)
         late = torch.arange(len(owner)) - plan.first[owner] >= (plan.steps - epoch)[owner]
         total = torch.zeros_like(found.total).index_add_(0, owner, torch.where(late, found.losses, 0.0))
         return found.params, found.total, total / epoch.clamp(min=1)
@@ -403,16 +418,15 @@ class LocalTraining(HasPlugins, Client):
         stepper.take(moved, Step(number, lr, corrected, value, noise, objective, objective))
         return loss
 
-    def _last_epoch(self, cohort: Cohort) -> Tensor:
-        """How many of the steps taken are of the last epoch, int64 [C]; independent steps are of one."""
-        steps = cohort.steps_taken
+    def _last_epoch(self, cohort: Cohort, steps: Tensor) -> Tensor:
+        """How many of so many steps are of the last epoch, int64 [C]; independent steps are of one."""
         if self.epochs is None:
             return steps
         return torch.minimum(steps_of(cohort.examples, 1, None, self.width(cohort.config)), steps)
 
-    def _last(self, cohort: Cohort, history: Iterable[Tensor]) -> Tensor:
-        """The mean loss of each client's last epoch [C]; of independent steps the mean of all."""
-        steps, epoch = cohort.steps_taken, self._last_epoch(cohort)
+    def _last(self, cohort: Cohort, history: Iterable[Tensor], steps: Tensor) -> Tensor:
+        """The mean loss of each client's last epoch [C], of so many steps; of independent ones the mean of all."""
+        epoch = self._last_epoch(cohort, steps)
         total = torch.zeros(len(cohort), dtype=cohort.dtype, device=steps.device)
         for step, loss in enumerate(history):
             total[: len(loss)] += torch.where(step >= (steps - epoch)[: len(loss)], loss, 0.0)

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from fedsim.configuration.bases import hold_base
 from fedsim.core.errors import InputError
 from fedsim.core.measures import ALWAYS, NOTHING, UNDEFINED, Asked, lower_is_better
-from fedsim.core.options import NonNegativeInt, PositiveInt, Seconds, options
+from fedsim.core.options import BatchSize, NonNegativeInt, Passes, PositiveInt, Rate, Seconds, options, table_of
 from fedsim.core.plugins import HasPlugins, kind_of
 from fedsim.core.streams import Streams
 from fedsim.problems.base import Trial
@@ -42,6 +42,28 @@ RESERVED = re.compile(rf".*(_mean|_p10|_p90|_worst|_std|{UNDEFINED})")
 
 
 @options
+class Finetune:
+    """Local steps of plain SGD from the model that a client would use, whose result is judged and not kept.
+
+    Give `epochs` or `steps`. Wang et al. 2019, "Federated Evaluation of On-device Personalization"; with it FedAvg is
+    what every personal method has to be better than.
+    """
+
+    epochs: Passes | None = None
+    """Passes over the client's training examples. Not given: steps decide."""
+    steps: Passes | None = None
+    """So many steps, each on an independent batch. Not given: epochs decide."""
+    lr: Rate = 0.1
+    """The learning rate."""
+    batch_size: BatchSize = 32
+    """Examples of a step; full: all that the client has."""
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise InputError("epochs", self.epochs, "give exactly one of epochs and steps")
+
+
+@options
 class Evaluation(HasPlugins):
     """When the global model is judged, and on what."""
 
@@ -68,6 +90,10 @@ class Evaluation(HasPlugins):
     metrics: Metrics = ()
     """Measures beside loss and accuracy, as in ["f1_macro", "auroc"] or ["mae", "r2"], of each set and, where they are
     judged, of clients: test_<measure>, client_<measure>_mean and so on.
+    """
+    finetune: Annotated[Finetune | None, table_of(Finetune)] = None
+    """Judge also what each client makes of the model on its own training examples, and keep none of it. Not given:
+    models are judged as they are.
     """
     attacks: Plugins = ()
     """Judge it also on examples attacked in these ways, measured as test_<attack>_loss and so on."""

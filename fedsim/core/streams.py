@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,13 +27,18 @@ Index = int | Tensor
 
 @dataclass(frozen=True)
 class Streams:
-    """All random numbers of a run. `seed`: the run's seed, any integer."""
+    """All random numbers of a run. `seed`: the run's seed, any integer. within: what all names begin with."""
 
     seed: int
+    within: str = field(default="", kw_only=True)
 
     def derive(self, purpose: str, *, turn: int = 0, step: int = 0) -> int:
         """A 64-bit seed for a library that wants one, named like a draw."""
-        return key_of(self.seed, f"{purpose}/{turn}/{step}")
+        return key_of(self.seed, f"{self.within}{purpose}/{turn}/{step}")
+
+    def apart(self, name: str) -> Self:
+        """The same with names of their own, which begin so."""
+        return replace(self, within=f"{self.within}{name}/")
 
     def generator(self, purpose: str, *, turn: int = 0, step: int = 0) -> np.random.Generator:
         """A NumPy generator of its own for work on the host that is not per client, such as a partition."""
@@ -45,7 +50,7 @@ class Streams:
         name: what is hashed with the seed. The words of the key are numbers, or of the owners' shape where the runs of
         several seeds draw together (see `fedsim.running.lockstep`).
         """
-        key = key_of(self.seed, name)
+        key = key_of(self.seed, self.within + name)
         return owners, key & MASK, key >> 32
 
     def bits(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
 from fedsim.core.options import BatchSize
 from fedsim.core.plugins import refuse_misspelt
+from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Cost, Order
 from fedsim.exchange.transforms import Shapes
 from fedsim.nets.footprint import Beside
@@ -22,6 +24,11 @@ class Client(ABC):
 
     batch_size: BatchSize = "full"
     """Examples that a step is about; full: all that the client has."""
+
+    models: ClassVar[tuple[str, ...]] = ()
+    """Names of what each client remembers, by `state`, that is a model, [d]: which begins as the problem does."""
+    own_models: ClassVar[bool] = False
+    """Whether each client has a model of its own, `personal`, by which it is judged."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -76,6 +83,13 @@ class Client(ABC):
     def state(self, dimension: int) -> Shapes:  # noqa: ARG002
         """What each client remembers between rounds: shapes by name; zeros at first."""
         return {}
+
+    def personal(self, cohort: Cohort) -> Tensor:
+        """The models of some clients' own, [C, d], or [d] of all, from what they remember and an order that they lack.
+
+        They need not have taken part. What they draw has names apart, and what they keep is not kept.
+        """
+        return cohort.received("params")
 
     @abstractmethod
     def cost(self, order: Order, examples: Tensor) -> Cost:

@@ -9,6 +9,7 @@ ids that its named draws need.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -138,6 +139,16 @@ class Cohort:
     def private(self) -> Private | None:
         """What of the model stays with each client; None: nothing does."""
         return None if self._problem.model is None else self._problem.model.private
+
+    @contextmanager
+    def apart(self, name: str) -> Iterator[None]:
+        """Within this block draws have names of their own: other mini-batches, other dropout than without it."""
+        streams = self.streams
+        self.streams = streams.apart(name)
+        try:
+            yield
+        finally:
+            self.streams = streams
 
     def keep(self, **state: Tensor) -> None:
         """Remember rows [C, ...] until these clients take part again."""

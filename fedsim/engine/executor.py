@@ -24,7 +24,7 @@ from fedsim.engine.client import Client
 from fedsim.engine.cohort import PRIVATE, Cohort
 from fedsim.engine.job import CohortResult, Job, JobResult, gathered
 from fedsim.engine.options import Choice
-from fedsim.engine.returned import declared, done, remembered
+from fedsim.engine.returned import declared, done, owned, remembered
 from fedsim.engine.scratch import Scratch
 from fedsim.engine.store import ClientStore
 from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
@@ -38,11 +38,14 @@ from fedsim.nets.lowering import Stackable, loses_to_a_loop
 from fedsim.nets.network import Batch, Network, PlainNetwork, StackedNetwork
 from fedsim.nets.normalisation import vector_parts
 from fedsim.nets.plain import WORTH_A_THREAD
+from fedsim.nets.stack import Stack
 from fedsim.parallel.cores import at_most, cores, one_core_an_operation, spread
 from fedsim.problems.base import Examples, Model, Problem
 
 ALIKE = 0.05
 """How far numbers of a stack may be from those of one client, of their size; rounding is far less, a slip far more."""
+Tune = Callable[[Cohort, Tensor], Tensor]
+"""What trains the models of some clients, [C, d], before they are judged; nothing of it is kept."""
 WORTH_COMPILING = 50_000_000
 """Multiply-adds of a round's local training, or of its queries, from which `auto` has them compiled."""
 
@@ -168,9 +171,9 @@ class Executor:
         shapes = dict(remembered(client, client.state(problem.dimension)))
         shapes |= self.transforms.state(Size(problem.dimension, 8 * problem.dtype.itemsize))
         private = None if problem.model is None else problem.model.private
-        whole, initial = problem.dimension, {}
+        whole, initial = problem.dimension, {name: problem.initial() for name in client.models}
         if private is not None:
-            whole, initial = private.layout.dimension, {PRIVATE: private.initial}
+            whole, initial[PRIVATE] = private.layout.dimension, private.initial
             shapes[PRIVATE] = tuple(private.initial.shape)
         count = problem.num_clients if participants is None else min(participants, problem.num_clients)
         self.store = ClientStore(shapes, count, problem.device, problem.dtype, state_memory, initial)
@@ -267,6 +270,25 @@ class Executor:
         if self.problem.oracle is not None:
             result = replace(result, said={**self.problem.oracle.complaints(), **result.said})
         return result
+
+    def own_models(self, order: Order, clients: Tensor, state: Mapping[str, Tensor], tune: Tune | None) -> Stack:
+        """The models of `clients` [k] by which they are judged, whatever stays with them included.
+
+        order: which they have not got. state: what they remember, [k, ...] by name. tune: how their models are trained
+        before, for which clients are sorted by the steps that it takes, longest first.
+        """
+        nothing = Cost(torch.zeros_like(clients), {})
+        job = Job((order,), None, clients, nothing, 0)
+        cohort = Cohort(self.problem, self.network, self.streams.apart("judged"), job, state, self.scratch)
+        rows = owned(self.client, self.client.personal(cohort), cohort)
+        if tune is not None:
+            rows = tune(cohort, rows)
+        return cohort.stack(rows)
+
+    @property
+    def keeps_models(self) -> bool:
+        """Whether clients are judged by what they remember, so that it must not be ahead of their replies."""
+        return self.client.own_models or PRIVATE in self.store.shapes
 
     def models(self, params: Tensor, clients: Tensor) -> Tensor:
         """What `clients` [C] would use of the model [d]: each with its own entries, [C, d]; all have the same: [d]."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fedsim.engine.cohort import JUDGED
-from fedsim.engine.executor import Executor
+from fedsim.engine.executor import Executor, Tune
+from fedsim.engine.store import ClientStore
+from fedsim.engine.trace import Trace
+from fedsim.exchange.messages import Order
 from fedsim.nets.network import Network
 from fedsim.nets.stack import Stack
 from fedsim.parallel.cores import one_core_an_operation, spread
@@ -21,38 +26,79 @@ class Remembers(Protocol):
     """An engine that knows what its clients remember. executor: says how models are computed."""
 
     executor: Executor
+    trace: Trace
 
-    def remembered(self, name: str, clients: Tensor) -> tuple[Tensor, Tensor]:
-        """What `clients` [C] remember under a name, [C, *shape], and who of them has taken part so far, bool [C].
-
-        Of the others what they would begin with.
-        """
+    def memories(self) -> ClientStore:
+        """What clients remember now; to be read, and only until time goes on."""
         ...
 
 
-def personal_outputs(executor: Executor, params: Tensor, own: Tensor, rows: Rows, count: Tensor) -> Tensor:
-    """Outputs of each client's model for its own examples: [n, ...], one client after the other.
+@dataclass(frozen=True)
+class Tuning:
+    """How clients' models are trained before they are judged. steps: how many it takes each, int64 [N]."""
 
-    params: what is shared, [d_s]. own: what the clients have of their own, [N, p]. rows: their examples, one client's
-    after the other's; count: how many each has, int64 [N]. A client's numbers do not depend on the others, nor on how
-    many cores there are.
+    tune: Tune
+    steps: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Owned:
+    """The clients' own models, of which none is made before it is asked for.
+
+    order: what the server would send clients next. store: what they remember. tuning: how models are trained before
+    they are judged; None: they are not.
     """
-    model, network = executor.problem.model, executor.network
-    assert model is not None
-    assert network is not None
-    private = model.private
-    assert private is not None
-    width = min(JUDGED, max(2, int(count.max())))  # that of no part of the clients, which would change the bits
-    together = max(1, EVALUATED_AT_ONCE // (width * model.footprint.activations))
-    begin = count.cumsum(0) - count
-    having = (count > 0).nonzero().flatten()
 
-    def outputs(clients: Tensor) -> Tensor:
-        models = private.layout.stack(private.join(params, own[clients]))
-        return _outputs(network, models, rows, begin[clients], count[clients], width)
+    executor: Executor
+    order: Order
+    store: ClientStore
+    tuning: Tuning | None = None
 
-    with one_core_an_operation():
-        return torch.cat(spread(outputs, torch.split(having, together)))
+    def models(self, clients: Tensor) -> Stack:
+        """The models of `clients` [k], whatever stays with them included, as rows of the whole layout.
+
+        Where they are trained before, clients are sorted by the steps that it takes, longest first.
+        """
+        state = {name: self.store.look(name, clients)[0] for name in self.store.shapes}
+        return self.executor.own_models(self.order, clients, state, None if self.tuning is None else self.tuning.tune)
+
+    def each(self, clients: Tensor, width: int, do: Callable[[Tensor, Stack], Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """What is made of the models of some clients and of the clients themselves, in parts that fit into memory.
+
+        Of each part the clients, and what was made. width: examples that a client's model has at once.
+        """
+        if self.tuning is not None:
+            clients = clients[torch.argsort(self.tuning.steps[clients], descending=True, stable=True)]
+        model = self.executor.problem.model
+        assert model is not None
+        together = max(1, EVALUATED_AT_ONCE // (width * model.footprint.activations))
+        if self.tuning is not None or self.executor.client.own_models:
+            together = min(together, self.executor.chunk)
+        parts = torch.split(clients, together)
+        with one_core_an_operation():
+            return list(zip(parts, spread(lambda part: do(part, self.models(part)), parts), strict=True))
+
+    def outputs(self, rows: Rows, count: Tensor) -> Tensor:
+        """Outputs of each client's model for its own examples: [n, ...], one client after the other.
+
+        rows: their examples, one client's after the other's; count: how many each has, int64 [N]. A client's numbers do
+        not depend on the others, nor on how many cores there are.
+        """
+        network = self.executor.network
+        assert network is not None
+        width = min(JUDGED, max(2, int(count.max())))  # that of no part of the clients, which would change the bits
+        begin = count.cumsum(0) - count
+
+        def outputs(clients: Tensor, models: Stack) -> Tensor:
+            return _outputs(network, models, rows, begin[clients], count[clients], width)
+
+        found = self.each((count > 0).nonzero().flatten(), width, outputs)
+        together = torch.cat([outputs for _, outputs in found])
+        order = torch.cat([clients for clients, _ in found])
+        if torch.equal(order, order.sort().values):
+            return together
+        owner = torch.repeat_interleave(order, count[order])
+        return together[torch.argsort(owner, stable=True)]
 
 
 def _outputs(network: Network, models: Stack, rows: Rows, begin: Tensor, count: Tensor, width: int) -> Tensor:

@@ -90,5 +90,13 @@ def done(client: Client, given: Any, cost: Cost, cohort: Cohort, shapes: Shapes)
     return given
 
 
+def owned(client: Client, given: Any, cohort: Cohort) -> Tensor:
+    """The models of clients' own, [C, d]."""
+    wide, one = (len(cohort), cohort.dimension), (cohort.dimension,)
+    if not isinstance(given, Tensor) or given.shape not in (wide, one) or given.dtype != cohort.dtype:
+        raise _client(client, f"personal returns {shown(given)}, not models {list(wide)} of {cohort.dtype}")
+    return given.detach().expand(wide)
+
+
 def _client(client: Client, fault: str) -> BrokenPromiseError:
     return broken("client", "clients", client, fault)

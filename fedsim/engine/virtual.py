@@ -23,11 +23,11 @@ from fedsim.core.clock import SECOND, seconds
 from fedsim.core.errors import StalledError
 from fedsim.devices import Fleet
 from fedsim.devices.faults import WELL, Fate, Fault, Injection
-from fedsim.engine.cohort import PRIVATE
 from fedsim.engine.executor import Executor
 from fedsim.engine.flights import CLIENT, Flight, Flights, integers, job_of, landed, origins
 from fedsim.engine.job import JobResult
 from fedsim.engine.ledger import Ledger
+from fedsim.engine.store import ClientStore
 from fedsim.engine.trace import Trace
 from fedsim.exchange.actions import SCORE, UTILITY
 from fedsim.exchange.aggregation import Aggregator
@@ -177,9 +177,9 @@ class VirtualEngine:
         self._move(min(times + ([] if until is None else [until])))
         return True
 
-    def remembered(self, name: str, clients: Tensor) -> tuple[Tensor, Tensor]:
-        """What clients remember under a name; see `fedsim.engine.personal.Remembers`."""
-        return self.executor.store.look(name, clients)
+    def memories(self) -> ClientStore:
+        """What clients remember; see `fedsim.engine.personal.Remembers`."""
+        return self.executor.store
 
     def snapshot(self) -> dict[str, Any]:
         """Clock, ledger, flights with what is computed of them, and what the clients remember.
@@ -363,7 +363,7 @@ class VirtualEngine:
         while missing:
             key = self.executor.stackable(missing[0].order)
             # What stays with clients is judged between windows, and must not be ahead of their replies by then.
-            room = 0 if PRIVATE in self.executor.store.shapes else self.executor.together - self._stored
+            room = 0 if self.executor.keeps_models else self.executor.together - self._stored
             group = flights.together(missing[0], missing, key, room)
             group.sort(key=CLIENT)
             result = self.executor.execute(job_of(group, self.executor.problem.device))

@@ -110,6 +110,11 @@ class Cost:
     extra: int = 0
     effort: Tensor | None = None
 
+    def beside(self, other: Cost) -> Cost:
+        """With the steps and the effort of another, whose reply is not sent."""
+        efforts = [effort for effort in (self.effort, other.effort) if effort is not None]
+        return replace(self, steps=self.steps + other.steps, effort=sum(efforts[1:], efforts[0]) if efforts else None)
+
     @property
     def bytes_up(self) -> int:
         """Payload bytes of one client's reply."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedsim.core.clock import ticks
 from fedsim.engine.executor import Executor
 from fedsim.engine.ledger import Ledger
+from fedsim.engine.store import ClientStore
 from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.forms import Form
 from fedsim.exchange.messages import Order, Replies, untold_rows
@@ -115,11 +116,12 @@ class GridEngine(GridWindows[_Flight]):
             return found | {"store": {CLIENTS: torch.zeros(0, dtype=torch.int64)}}
         return found | {"store": self._memories()}
 
-    def remembered(self, name: str, clients: Tensor) -> tuple[Tensor, Tensor]:
-        """What clients remember under a name, for which all nodes are asked; see `fedsim.engine.personal.Remembers`."""
+    def memories(self) -> ClientStore:
+        """What clients remember, for which all nodes are asked; see `fedsim.engine.personal.Remembers`."""
         store = self.executor.store
-        store.restore(self._memories())
-        return store.look(name, clients)
+        if self._remembers:
+            store.restore(self._memories())
+        return store
 
     def _memories(self) -> dict[str, Tensor]:
         """What the clients of all nodes remember, as of `ClientStore.snapshot`."""

@@ -24,7 +24,9 @@ HELD = {
     "test": "test",
     "global_train": "training",
     "validation": "validation",
+    "client": "clients' own",
     "personal": "clients' own",
+    "validation_client": "clients' validation",
     "validation_personal": "clients' validation",
 }
 """What the examples of a set are, by the beginning of its measures' names."""
@@ -255,16 +257,20 @@ class Judged:
         found = self._measured_by_client(outputs, rows, count, metrics)
         return {"examples": count, **means, **{measure.label: values for measure, values in found.items()}}
 
-    def measures(self, on: Collection[str], clients: bool, metrics: Sequence[Measure], *, personal: bool) -> list[str]:
+    def of_owners(self, whose: str, on: Collection[str], metrics: Sequence[Measure]) -> list[str]:
+        """The names of `personal_scores` for these sets; whose: as of `by_clients`.
+
+        InputError: a measure does not suit the targets, or is undefined on a set.
+        """
+        own = self.by_clients(on, whose)
+        self.hold_suiting(metrics, {name: rows for name, (rows, _) in own.items()})
+        return [column for name in own for column in self.personal_measures(name, metrics)]
+
+    def measures(self, on: Collection[str], clients: bool, metrics: Sequence[Measure]) -> list[str]:
         """The names of `scores` for these sets, and of `client_scores`.
 
-        personal: clients have models of their own, and the names are those of `personal_scores`. InputError: a measure
-        does not suit the targets, or is undefined on a set.
+        InputError: a measure does not suit the targets, or is undefined on a set.
         """
-        if personal:
-            own = self.by_clients(on, "personal")
-            self.hold_suiting(metrics, {name: rows for name, (rows, _) in own.items()})
-            return [column for name in own if clients for column in self.personal_measures(name, metrics)]
         sets = self.sets(on)
         self.hold_suiting(metrics, sets)
         kinds = [*self.kinds(), *(measure.label for measure in self.beside(metrics))]

@@ -285,10 +285,15 @@ class Supervised:
 
         own: what a client has of its own, [p], where something stays with clients; by default what it begins with.
         """
-        private, prepared = self.model.private, prepare(self.model.module)
+        private = self.model.private
         if private is not None:
             params = private.join(params, (private.initial if own is None else own).unsqueeze(0))[0]
-        prepared.load_state_dict(self.model.layout.named(params), strict=False)
+        return self.whole_module(params)
+
+    def whole_module(self, model: Tensor) -> nn.Module:
+        """The model with these parameters, those that stay with a client among them."""
+        prepared = prepare(self.model.module)
+        prepared.load_state_dict(self.model.layout.named(model), strict=False)
         for layer in layers_of(prepared).values():
             layer.become("averaged")
         return prepared.eval()
@@ -336,18 +341,18 @@ class Supervised:
         found: dict[str, float] = {}
         made: list[tuple[Rows, Tensor]] = []
         for name, rows in self.judged.sets(on).items():
-            made.append((rows, self._outputs(params, rows)))
+            made.append((rows, self.outputs(params, rows)))
             found |= self.judged.scores(name, made[-1][1], rows, metrics)
         for name, (own, count) in self.judged.by_clients(on).items() if clients else ():
             known = (rows.of(outputs, own) for rows, outputs in made if rows.covers(own))
             if (outputs := next(known, None)) is None:
-                outputs = self._outputs(params, own)
+                outputs = self.outputs(params, own)
             found |= self.judged.client_scores(name, outputs, own, count, metrics)
         return found
 
     def judged_examples(self, on: Collection[str], *, clients: bool) -> int:
         """How many examples `evaluate` sends through the model."""
-        sets = list(self.judged.sets(on).values()) if self.model.private is None else []
+        sets = list(self.judged.sets(on).values())
         apart = [rows for rows, _ in self.judged.by_clients(on).values()] if clients else []
         return sum(map(len, sets)) + sum(len(own) for own in apart if not any(rows.covers(own) for rows in sets))
 
@@ -364,7 +369,7 @@ class Supervised:
         *_, (name, (rows, count)) = self.judged.by_clients(on).items()
         if name != "client" and self.partition.validation_clients is not None:
             return {}
-        return self.judged.each_client(self._outputs(params, rows), rows, count, metrics)
+        return self.judged.each_client(self.outputs(params, rows), rows, count, metrics)
 
     def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:
         """Loss and accuracy of the global model under attacks; see `fedsim.problems.attacked`."""
@@ -405,17 +410,17 @@ class Supervised:
 
     def example_losses(self, params: Tensor) -> Tensor:
         """The loss of each training example under parameters [d], [n], dropout inactive."""
-        outputs = self._outputs(params, Rows("train", self.data.x, self.data.y, None))
+        outputs = self.outputs(params, Rows("train", self.data.x, self.data.y, None))
         return self.model.loss.examples(outputs, self.data.y)
 
     def evaluates_clients(self, wanted: bool | str) -> bool:
         """Whether clients are evaluated: as asked, or, for "auto", where it costs little.
 
         Automatically by their accuracies: with held-out examples up to 1,000 clients; with none, on the clients'
-        training examples if there are no more than 20,000 of them. Models of their own are always judged.
+        training examples if there are no more than 20,000 of them.
         """
-        if isinstance(wanted, bool) or self.model.private is not None:
-            return bool(wanted)
+        if isinstance(wanted, bool):
+            return wanted
         if not self.judged.has_accuracy:
             return False
         own = self.partition.holdout_order is None and self.partition.order_test is None
@@ -425,18 +430,18 @@ class Supervised:
         self, clients: bool | str, on: Collection[str] = ("test",), metrics: Sequence[Measure] = ()
     ) -> list[str]:
         """The names that `evaluate` gives, but for counts. InputError: as of `Judged.measures`."""
-        personal = self.model.private is not None
-        return self.judged.measures(on, self.evaluates_clients(clients), metrics, personal=personal)
+        return self.judged.measures(on, self.evaluates_clients(clients), metrics)
 
-    def _outputs(self, params: Tensor, rows: Rows) -> Tensor:
+    def outputs(self, params: Tensor, rows: Rows) -> Tensor:
+        """Outputs [n, *places, K] of the model with the parameters of a vector [d]."""
         cost = self.model.footprint
         batch = min(max(min(EVALUATED_AT_ONCE // cost.activations, WORK_AT_ONCE // cost.operations), 32), 2048)
 
-        def outputs(first: int) -> Tensor:
+        def part(first: int) -> Tensor:
             own = slice(first, first + batch)
             return self._forward(params, rows.x[own] if rows.index is None else rows.x[rows.index[own]])
 
-        return torch.cat(spread(outputs, range(0, len(rows.targets), batch)))
+        return torch.cat(spread(part, range(0, len(rows.targets), batch)))
 
     def _forward(self, params: Tensor, x: Tensor) -> Tensor:
         model, _ = self.functional.bind(self.model.layout.named(params).values())

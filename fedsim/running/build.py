@@ -38,6 +38,7 @@ from fedsim.problems.base import Problem, Setting, choose_device
 from fedsim.problems.supervised import Supervised
 from fedsim.running.checks import check
 from fedsim.running.pace import pace
+from fedsim.running.personal import Whose
 from fedsim.running.promises import asked, at_once, begun
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Simulation, hold_transformable
@@ -188,6 +189,7 @@ def build_simulation(
             evaluation=experiment.evaluation,
             stopping=experiment.stopping,
             order_transforms=Chain(experiment.order_transforms, "order_transforms"),
+            whose=Whose.of(problem, experiment.strategy, experiment.client, experiment.evaluation),
             steady=experiment.devices.steady and not experiment.faults.kinds,
         )
     )

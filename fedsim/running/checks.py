@@ -18,7 +18,7 @@ from fedsim.problems.attacked import check_attack
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.running import promises
-from fedsim.running.personal import has_own_models, hold_judged
+from fedsim.running.personal import Whose, hold_judged
 from fedsim.zeroth_order.search import EstimatedSearch
 
 ENDLESS = 2**31
@@ -65,15 +65,20 @@ def check(experiment: Experiment, problem: Problem) -> None:
     stopping = experiment.stopping
     with naming("evaluation"):
         evaluation = experiment.evaluation
-        measured = problem.measures(evaluation.clients, evaluation.on, evaluation.measures)
+        whose = Whose.of(problem, experiment.strategy, experiment.client, evaluation)
+        measured = whose.measures(problem, evaluation)
     trial = experiment.evaluation.trial(Streams(experiment.seed))
     if trial is not None:
         with naming("evaluation"):
             measured += problem.attacked_measures(trial)
     if isinstance(problem, Supervised):
         _check_training(experiment, problem)
-        if has_own_models(problem):
-            _check_own_models(experiment, problem)
+        if problem.model.private is not None:
+            _check_private(experiment, problem)
+        if whose.own:
+            _check_own_models(experiment, problem, whose)
+    elif evaluation.finetune is not None:
+        raise InputError("evaluation.finetune", "given", "there is no model to train; leave it out")
     best = experiment.evaluation.keep_best
     if best is not None and best not in measured:
         raise InputError("evaluation.keep_best", best, name_one(best, measured))
@@ -149,9 +154,13 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
         raise InputError("client.adversarial", kind_of("defences", defence), remedy)
 
 
-def _check_own_models(experiment: Experiment, problem: Supervised) -> None:
+def _check_private(experiment: Experiment, problem: Supervised) -> None:
     """Refuse what does not go with models of which something stays with each client."""
-    client, evaluation = experiment.client, experiment.evaluation
+    client = experiment.client
+    if client.own_models or not experiment.strategy.for_all:
+        kind = kind_of("clients", client)
+        remedy = "has whole models of the clients' own, and here a part stays with them; take sgd, or share all"
+        raise InputError("client.kind", kind, remedy)
     if not isinstance(client, LocalTraining) or not client.descends:
         kind = kind_of("clients", client)
         remedy = "does more with a model than local training, which alone trains what stays with a client; take sgd"
@@ -159,10 +168,16 @@ def _check_own_models(experiment: Experiment, problem: Supervised) -> None:
     if any(client.rule.kept(problem.dimension).values()):
         remedy = "keeps something of each parameter, of which here are other ones that stay with a client; let it not"
         raise InputError("client.optimizer", kind_of("optimizers", client.rule), remedy)
-    if "train" in evaluation.on:
+
+
+def _check_own_models(experiment: Experiment, problem: Supervised, whose: Whose) -> None:
+    """Refuse what does not go with models of the clients' own."""
+    evaluation = experiment.evaluation
+    if "train" in evaluation.on and not whose.everybodys:
         remedy = "each client has a model of its own, and no model is for all; leave it out"
         raise InputError("evaluation.on", ", ".join(evaluation.on), remedy)
-    if evaluation.keep_best is not None:
+    best = evaluation.keep_best
+    if best is not None and (not whose.everybodys or "personal" in best.split("_")):
         remedy = "is of models of the clients' own, of which none is written; leave it out"
         raise InputError("evaluation.keep_best", evaluation.keep_best, remedy)
     hold_judged(problem, evaluation.clients, evaluation.on)

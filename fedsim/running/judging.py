@@ -22,7 +22,7 @@ from fedsim.core.graph import storable
 from fedsim.engine.ledger import Ledger
 from fedsim.problems.supervised import Supervised
 from fedsim.running.history import Row
-from fedsim.running.personal import has_own_models, personal_measures
+from fedsim.running.personal import personal_measures
 from fedsim.running.setup import Setup
 from fedsim.server.strategy import ServerState
 
@@ -107,7 +107,7 @@ class Judge:
     def __init__(self, setup: Setup, wall: WallClock) -> None:
         self._setup, self._wall = setup, wall
         evaluation = setup.evaluation
-        self._clients = setup.problem.evaluates_clients(evaluation.clients)
+        self._clients = setup.whose.clients(setup.problem, evaluation)
         self._trial = evaluation.trial(setup.streams)
         self._end = None if setup.duration is None else ticks(setup.duration)
         self._grid = None if evaluation.every_seconds is None else ticks(evaluation.every_seconds)
@@ -208,7 +208,7 @@ class Judge:
         """What the global model comes to; measured once where it has not changed. last: nothing follows."""
         problem, judged, params = self._setup.problem, self.so_far, state.params
         if judged.round != state.round:
-            found = self._evaluated(params)
+            found = self._evaluated(state)
             said = {} if problem.oracle is None else problem.oracle.complaints()
             for client in sorted(said):
                 self._setup.engine.trace.complained(f"client {client}, of the judged model: {said[client]}")
@@ -221,16 +221,16 @@ class Judge:
             judged.attacked, judged.measures = state.round, judged.measures | found
         return judged.measures
 
-    def _evaluated(self, params: Tensor) -> dict[str, float]:
-        """What the model comes to, or the clients' own where they have some."""
-        setup, problem = self._setup, self._setup.problem
-        if not has_own_models(problem):
-            wanted = setup.evaluation
-            return problem.evaluate(params, clients=self._clients, on=wanted.on, metrics=wanted.measures)
-        if not self._clients:
-            return {}
-        judged, wanted = cast("Supervised", problem), setup.evaluation
-        return personal_measures(setup.engine, judged, params, wanted.on, wanted.measures)
+    def _evaluated(self, state: ServerState) -> dict[str, float]:
+        """What the model comes to, and the clients' own where they have some."""
+        setup, wanted, whose, found = self._setup, self._setup.evaluation, self._setup.whose, dict[str, float]()
+        if whose.everybodys:
+            clients = self._clients and not whose.own
+            found |= setup.problem.evaluate(state.params, clients=clients, on=wanted.on, metrics=wanted.measures)
+        if whose.own and self._clients:
+            problem = cast("Supervised", setup.problem)
+            found |= personal_measures(setup.engine, problem, setup.strategy, state, wanted, whose)
+        return found
 
     def _is_attacked_now(self, number: int, last: bool) -> bool:
         if self._trial is None or self.so_far.attacked == number:

@@ -55,7 +55,7 @@ class JointStreams(Streams):
         run = owners // self.num_clients
         if owners.numel() and int(run.max()) >= len(self.seeds):
             self.derive(name)
-        low, high = _words_of_keys(self.seeds, name, owners.device)
+        low, high = _words_of_keys(self.seeds, self.within + name, owners.device)
         return owners - run * self.num_clients, low[run], high[run]
 
 

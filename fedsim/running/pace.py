@@ -19,6 +19,7 @@ from fedsim.exchange.messages import Order
 from fedsim.exchange.windows import First, Window
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
+from fedsim.running.personal import Whose, tuning_of
 from fedsim.running.promises import at_once
 
 SHARE = 0.2
@@ -78,7 +79,7 @@ def pace(experiment: Experiment, problem: Problem, orders: Order, window: Window
     operations = problem.model.footprint.operations
     training = _training(experiment, problem, orders, window)
     allowed = max(CHEAP, SHARE * training / (1 if trial is None else 2))
-    examples = problem.judged_examples(given.on, clients=problem.evaluates_clients(given.clients))
+    examples = _judged(experiment, problem)
     every, attacks_every = given.every, given.attacks_every
     if every is None:
         every = _least(operations * examples, allowed, 1, attacks_every or 0)
@@ -87,6 +88,24 @@ def pace(experiment: Experiment, problem: Problem, orders: Order, window: Window
         attacks_every = _least(operations * passes * problem.attacked_examples(trial), allowed, every)
     decided = replace(given, every=every, attacks_every=attacks_every)
     return Pace(decided, examples, operations * examples / max(training, 1.0))
+
+
+def _judged(experiment: Experiment, problem: Supervised) -> int:
+    """How many examples judging sends through models; a step of fine-tuning sends its own three times."""
+    given = experiment.evaluation
+    whose = Whose.of(problem, experiment.strategy, experiment.client, given)
+    clients = whose.clients(problem, given)
+    if not whose.own:
+        return problem.judged_examples(given.on, clients=clients)
+    found = problem.judged_examples(given.on, clients=False) if whose.everybodys else 0
+    if not clients:
+        return found
+    found += (1 + whose.everybodys) * sum(len(rows) for rows, _ in problem.judged.by_clients(given.on).values())
+    if given.finetune is None:
+        return found
+    width = given.finetune.batch_size
+    sizes = problem.sizes if width == "full" else problem.sizes.clamp(max=width)
+    return found + 3 * int((tuning_of(given.finetune).local_steps(problem.sizes) * sizes).sum())
 
 
 def _training(experiment: Experiment, problem: Supervised, orders: Order, window: Window) -> float:

@@ -72,15 +72,16 @@ class Result:
 
         if not isinstance(self.problem, Supervised):
             raise FedsimError("this problem has no model; its solution is Result.params")
-        if self.problem.model.private is None:
-            if client is not None:
-                raise FedsimError("one model is for all clients; name none")
+        for_all = self.problem.model.private is None and (self.own is None or self.own.params is not None)
+        if client is None:
+            if not for_all:
+                raise FedsimError("each client has a model of its own; name one: model(client=0)")
             return self.problem.module(self.params)
+        if self.own is None and for_all:
+            raise FedsimError("one model is for all clients; name none")
         if self.own is None:
             raise FedsimError(f"what clients have of their own is kept where a run ends, and this one is {self.status}")
-        if client is None:
-            raise FedsimError("each client has a model of its own; name one: model(client=0)")
-        return self.problem.module(self.params, self.own.rows[client])
+        return self.own.module(client)
 
     def plot(self) -> Picture:
         """What it measured against the round. FedsimError: no number was measured."""

@@ -38,7 +38,7 @@ from fedsim.running.clients import write_clients
 from fedsim.running.endings import ENDED
 from fedsim.running.folder import RunFolder
 from fedsim.running.history import History, Row, finite_or_nan
-from fedsim.running.personal import OwnModels, has_own_models
+from fedsim.running.personal import OwnModels, own_models
 from fedsim.running.result import Callback, Result, Round
 from fedsim.running.simulation import Simulation
 from fedsim.running.stored import CLIENTS, CURVES, TRACEBACK
@@ -291,8 +291,11 @@ def _drive(
         trace["clients"] = list(problem.names)
     params = simulation.state.params
     own = None
-    if ENDED.get(status) and isinstance(problem, Supervised) and has_own_models(problem):
-        own = OwnModels.of(simulation.parts.engine, problem, params)
+    parts, clients = simulation.parts, simulation.parts.whose.clients(problem, experiment.evaluation)
+    if ENDED.get(status) and isinstance(problem, Supervised) and parts.whose.own:
+        finetune = experiment.evaluation.finetune
+        owned = own_models(parts.engine, problem, parts.strategy, simulation.state, finetune)
+        own = OwnModels(problem, owned, params if parts.whose.everybodys else None)
     if folder is not None:
         folder.write_trace(trace)
         if keeper is not None and status == "finished" and simulation.round == experiment.rounds:
@@ -300,9 +303,9 @@ def _drive(
         # One entry: safetensors writes several in no fixed order.
         run = {"run": f"{experiment.name}, seed {experiment.seed}"}
         folder.write_model(problem.tensors(params), run)
-        if own is not None:
-            folder.write_own(own.tensors(), run)
-        if ENDED.get(status) and problem.evaluates_clients(experiment.evaluation.clients):
+        if own is not None and (tensors := own.tensors()):
+            folder.write_own(tensors, run)
+        if ENDED.get(status) and clients:
             with not_needed(CLIENTS):
                 metrics, on = experiment.evaluation.measures, experiment.evaluation.on
                 judged = partial(problem.client_measures, params) if own is None else own.client_measures

@@ -9,6 +9,7 @@ from fedsim.core.streams import Streams
 from fedsim.engine.base import Engine
 from fedsim.exchange.transforms import Chain
 from fedsim.problems.base import Looped
+from fedsim.running.personal import EVERYBODYS, Whose
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
 
@@ -17,7 +18,8 @@ from fedsim.server.strategy import Strategy
 class Setup:
     """What a simulation is made of. rounds, duration (virtual seconds): where it ends; None: not there.
 
-    steady: whether all clients that are sent orders answer them, as far as their devices go.
+    steady: whether all clients that are sent orders answer them, as far as their devices go. whose: whose models are
+    judged.
     """
 
     problem: Looped
@@ -31,3 +33,4 @@ class Setup:
     stopping: Stopping | None
     order_transforms: Chain
     steady: bool = True
+    whose: Whose = EVERYBODYS

@@ -109,6 +109,11 @@ class Strategy(ABC):
         return True
 
     @property
+    def for_all(self) -> bool:
+        """Whether its parameters are a model for all clients; where they are not, only clients' own are judged."""
+        return True
+
+    @property
     def largest_batch(self) -> int:
         """The most examples that it asks clients to make a step about; 0: it leaves that to them."""
         return 0

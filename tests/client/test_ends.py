@@ -58,7 +58,7 @@ def after_a_round(problem: Supervised, kind: str = "sgd", **tables: Any) -> Simu
 
 def remembered(simulation: Simulation, name: str) -> Tensor:
     """What each client keeps."""
-    return simulation.parts.engine.remembered(name, EVERYBODY)[0]
+    return simulation.parts.engine.memories().look(name, EVERYBODY)[0]
 
 
 def test_parameters_are_those_that_are_sent_and_running_statistics_have_moved():

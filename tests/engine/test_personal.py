@@ -55,7 +55,7 @@ def personal(rounds: int = 3, own: Supervised | None = None, named: str = "head"
 
 
 def private_rows(simulation: Simulation, clients: int = 6) -> torch.Tensor:
-    return simulation.parts.engine.remembered(PRIVATE, torch.arange(clients))[0]
+    return simulation.parts.engine.memories().look(PRIVATE, torch.arange(clients))[0]
 
 
 def told(rows: Any) -> list[dict[str, Any]]:
@@ -262,8 +262,8 @@ def test_each_client_is_judged_by_its_own_model_on_its_own_examples(tmp_path):
     assert summary["personal_accuracy_std"] == pytest.approx(np.std(correct))
     with (tmp_path / "run" / "clients.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert [float(row["accuracy"]) for row in table[:5]] == pytest.approx(correct)
-    assert (table[5]["examples"], table[5]["accuracy"]) == ("0", "")
+    assert [float(row["personal_accuracy"]) for row in table[:5]] == pytest.approx(correct)
+    assert (table[5]["examples"], table[5]["personal_accuracy"]) == ("0", "")
     held = load_file(tmp_path / "run" / "own.safetensors")
     assert torch.equal(held["1.weight"][2], result.model(2)[1].weight)
     assert "personal_accuracy" in repr(result)

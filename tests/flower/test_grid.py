@@ -118,7 +118,7 @@ def test_what_stays_with_clients_stays_on_their_nodes_and_is_judged_as_in_one_pr
     judged = ("personal_loss", "personal_accuracy", "validation_personal_loss", "validation_personal_accuracy")
     for name in ("clients", "bytes_up", "bytes_down", *judged, "personal_untrained"):
         assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
-    torch.testing.assert_close(theirs.own.rows, ours.own.rows, **SAME)
+    torch.testing.assert_close(theirs.own.tensors(), ours.own.tensors(), **SAME)
     sent = [message for message in grid.seen if message.metadata.message_type == "train"]
     assert {array.shape for message in sent for array in message.content["arrays"].values()} == {(64 * 8 + 8,)}
 

@@ -447,14 +447,15 @@ def test_clients_own_models_are_judged_by_measures_too(tmp_path):
     result = fedsim.run(made, problem=own, out=tmp_path / "run")
     row = result.history.rows[-1]
     lines = list(csv.DictReader(io.StringIO((tmp_path / "run" / "clients.csv").read_text())))
-    values = [float(line["auroc"]) for line in lines if line["auroc"]]
+    values = [float(line["personal_auroc"]) for line in lines if line["personal_auroc"]]
     assert (len(values), row["personal_auroc_undefined"]) == (2, 1)
     assert row["personal_auroc_mean"] == pytest.approx(np.mean(values))
     assert row["personal_auroc_std"] == pytest.approx(np.std(values))
     assert row["personal_auroc_worst"] == pytest.approx(min(values))
-    assert row["personal_ece_worst"] == pytest.approx(max(float(line["ece"]) for line in lines[:3]))
+    assert row["personal_ece_worst"] == pytest.approx(max(float(line["personal_ece"]) for line in lines[:3]))
     assert 0.0 < row["personal_auroc"] < 1.0
-    names = result.problem.measures(True, metrics=Evaluation(metrics=["auroc", "ece"]).measures)
+    asked = Evaluation(metrics=["auroc", "ece"]).measures
+    names = result.problem.judged.of_owners("personal", ("test",), asked)
     assert [name for name in row if name.startswith("personal_") and name.rpartition("_")[2] not in COUNTS] == names
     labels = [label for label in compare(result).labels if label.startswith("personal_")]
     assert "personal_auroc_p10, best" in labels

@@ -256,9 +256,7 @@ def test_each_client_has_a_line_of_what_the_last_model_comes_to(tmp_path):
     assert isinstance(problem, Supervised)
     own, count = problem.judged.own()
     assert count.tolist() == sizes
-    assert weighted == pytest.approx(
-        problem.judged.scores("own", problem._outputs(result.params, own), own)["own_loss"]
-    )
+    assert weighted == pytest.approx(problem.judged.scores("own", problem.outputs(result.params, own), own)["own_loss"])
 
 
 def test_functions_have_values_and_owners_have_names(tmp_path):

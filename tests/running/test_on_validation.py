@@ -70,7 +70,7 @@ def test_models_of_the_clients_own_are_judged_on_what_each_has_set_aside():
     judged = {name for name in row if "personal" in name}
     assert {"validation_personal_loss", "validation_personal_accuracy_worst", "personal_untrained"} <= judged
     assert not [name for name in judged if name.startswith("personal_a")]
-    rows = simulation.parts.engine.remembered(PRIVATE, own.sizes.new_tensor(range(6)))[0]
+    rows = simulation.parts.engine.memories().look(PRIVATE, own.sizes.new_tensor(range(6)))[0]
     right, order, offset = 0, own.partition.validation_order, own.partition.validation_offset
     for client in range(6):
         part = order[offset[client] : offset[client + 1]]

@@ -211,7 +211,7 @@ def test_distances_that_clients_keep_are_the_same_in_processes():
         simulation = build_simulation(experiment, small_problem())
         for _ in simulation:
             pass
-        ends.append((simulation.params, simulation.parts.engine.remembered("optimizer rbar", torch.arange(6))[0]))
+        ends.append((simulation.params, simulation.parts.engine.memories().look("optimizer rbar", torch.arange(6))[0]))
     (params, kept), (others, own) = ends
     assert torch.equal(params, others)
     assert torch.equal(kept, own)
