@@ -164,6 +164,8 @@ def _words(hint: Any) -> str:
     if origin is tuple:
         inner = arguments[:1] if arguments[1:] == (Ellipsis,) else arguments
         return f"a list: {', '.join(' or '.join(map(_words, alternatives(one))) for one in inner)}"
+    if origin is dict:
+        return "a table"
     if dataclasses.is_dataclass(hint):
         return f"a table: {_plain_options(hint)}"
     return "anything" if hint is Any else str(getattr(hint, "__name__", hint))

@@ -19,6 +19,7 @@ from fedsim.core.memory import no_room
 from fedsim.core.near import name_one
 from fedsim.nets.heads import Head, head_of
 from fedsim.nets.losses import IGNORED, Loss, Targets, loss_of
+from fedsim.nets.selection import Selection
 from fedsim.problems.base import choose_device
 from fedsim.problems.datasets import Dataset
 from fedsim.problems.datasets.base import TARGETS, Task
@@ -45,6 +46,7 @@ def supervised(
     num_classes: int | None = None,
     head: Mapping[str, Any] | Head | str | int | None = None,
     statistics: Rule | None = None,
+    shared: Selection = "all",
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Supervised:
@@ -65,7 +67,9 @@ def supervised(
     classes there are, where labels need not have all. head: where in what the model returns its outputs are, as a key,
     an attribute or a place of a tuple, or a table of the options of `problem.head`. statistics: what becomes of the
     running statistics of batch normalisation, `averaged` (by default), `pooled`, `frozen`, `local_statistics` or
-    `local`; see `problem.normalisation`. device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
+    `local`; see `problem.normalisation`. shared: what alone crosses of the parameters, as in `problem.shared`, where
+    all others stay with each client: `body`, `head`, names, a list of these, or `{"not": ...}`. device: `auto`, `cpu`
+    or `cuda`. dtype: torch.float32 or torch.float64.
     """
     if dtype not in (torch.float32, torch.float64):
         raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
@@ -121,7 +125,7 @@ def supervised(
             raise
         raise InputError("problem.model", type(model).__name__, too_large(error)) from error
     private = () if normalisation is None else normalisation.private
-    return problem.keeping(*private) if private else problem
+    return (problem.keeping(*private) if private else problem).sharing(shared)
 
 
 def _validated(partition: Partition, validation: Any) -> Partition:

@@ -29,6 +29,7 @@ from fedsim.nets.losses import hold_loss
 from fedsim.nets.normalisation import MEAN, SECOND, Statistics, layers_of, statistics_of, vector_parts
 from fedsim.nets.prepared import prepare
 from fedsim.nets.private import Private
+from fedsim.nets.selection import Selection, leaves_of, selected
 from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import spread
 from fedsim.plots.labels import PARTITION
@@ -64,6 +65,8 @@ from fedsim.problems.partitions.validation import set_aside
 
 EXAMPLES_EVALUATED = 20_000
 """Training examples up to which clients are evaluated on them without being asked for."""
+SHARED = "problem.shared"
+"""The option of which a refused selection is."""
 WORK_AT_ONCE = 2**26
 """Multiply-adds of a batch of an evaluation: all cores have some of a large model, and recurrent ones stay in cache."""
 
@@ -91,6 +94,12 @@ class SupervisedOptions(HasPlugins):
 
     normalisation: Annotated[Normalisation | None, table_of(Normalisation)] = None
     """Of normalisation, which a model must have for it. Not given: statistics of batches are averaged."""
+
+    shared: Selection = "all"
+    """What alone crosses, all other parameters staying with each client: all, body (of all layers but the last), head
+    (of that), norm (of layers that normalise), names of parameters or layers, where * is anything, or several of these;
+    or all but these, { not = "head" }.
+    """
 
     split: Literal["fixed", "seed"] = "fixed"
     """Where a test set is drawn from all examples: fixed, by the data set's split_seed, one for all seeds of a run; or
@@ -126,12 +135,13 @@ class SupervisedOptions(HasPlugins):
         )
         if self.start is not None:
             problem.start_from(load_start(Path(self.start)))
-        if self.normalisation is None or not self.normalisation.private:
-            return problem
-        try:
-            return problem.keeping(*self.normalisation.private)
-        except InputError as error:
-            raise InputError("problem.normalisation.statistics", self.normalisation.statistics, error.remedy) from None
+        if self.normalisation is not None and self.normalisation.private:
+            try:
+                problem = problem.keeping(*self.normalisation.private)
+            except InputError as error:
+                given = self.normalisation.statistics
+                raise InputError("problem.normalisation.statistics", given, error.remedy) from None
+        return problem.sharing(self.shared)
 
     def _loaded(self, folder: DataFolder, streams: Streams) -> Dataset:
         """The data set, its test set drawn as `split` says."""
@@ -236,17 +246,38 @@ class Supervised:
         return self._start if private is None else private.split(self._start)[0]
 
     def keeping(self, *named: str) -> Supervised:
-        """The same problem where some of the model's parameters stay with each client, and only the rest is shared.
+        """The same problem where some of the model's parameters stay with each client, beside those that do already.
 
         named: `norm`, all of layers that normalise (FedBN); `statistics`, the running ones of batch normalisation
-        (SiloBN); `head`, the parameters of the last layer (FedPer); or names, in which * stands for anything. Everybody
-        begins with the model's own. Clients are then judged by their own models, on examples that they are not trained
-        on.
+        (SiloBN); `head`, the parameters of the last layer (FedPer); `body`, those of all others; or names of parameters
+        or layers, in which * stands for anything. Everybody begins with the model's own. Clients are then judged by
+        their own models, on examples that they are not trained on.
 
-        InputError: one names no parameter, or they name all.
+        InputError: one names no parameter, or nothing that is trained would be shared.
         """
-        found = copy.copy(self)
-        private = Private.of(named, self.model.module, self.model.layout, self._start)
+        leaves = leaves_of(named, self.model.module, self.model.layout, "private")
+        return self._keeping(leaves, "private", ", ".join(named))
+
+    def sharing(self, selection: Selection) -> Supervised:
+        """The same problem where of what is trained a selection alone is shared; see `problem.shared`.
+
+        InputError: it names no parameter, or all, or none is left.
+        """
+        module, layout = self.model.module, self.model.layout
+        if selection == "all":
+            return self
+        leaves, trained = selected(selection, module, layout, SHARED), set(layout.names[: layout.trained])
+        if leaves == trained:
+            raise InputError(SHARED, selection, "is all of the model; say all, or leave something to the clients")
+        return self._keeping(trained - leaves, SHARED, selection)
+
+    def _keeping(self, leaves: set[str], option: str, value: object) -> Supervised:
+        """The same problem where these leaves, too, stay with each client, of which an option says something."""
+        found, before = copy.copy(self), self.model.private
+        leaves = leaves if before is None else leaves | before.kept
+        private = Private.of(leaves, self.model.layout, self._start)
+        if private is None:
+            raise InputError(option, value, "nothing that is trained would be shared; leave something to be")
         found.model = replace(self.model, private=private)
         return found
 

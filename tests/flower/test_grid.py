@@ -13,13 +13,11 @@ from local_grid import LocalGrid, engine_of, grid_of, partitions, tiny
 
 import fedsim
 from fedsim.core.errors import InputError
-from fedsim.core.options import options
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.aggregation import WeightedMean
 from fedsim.exchange.messages import Order
 from fedsim.exchange.windows import All
 from fedsim.flower import GridError, Recipe, client_app, node, server_app
-from fedsim.problems.supervised import SupervisedOptions
 from fedsim.running.build import build_executor, build_fleet, build_problem, build_simulation
 from fedsim.running.simulation import Simulation
 from fedsim.running.stored import StoredRun
@@ -97,19 +95,11 @@ def test_what_codes_take_is_counted_where_it_crosses(nodes):
     assert theirs.history["bytes_down"] == ours.history["bytes_down"] == [4 * (d + 4)] * 4
 
 
-@options
-class OwnHeads(SupervisedOptions):
-    """The clients keep the last layer of the model."""
-
-    def build(self, setting):
-        return super().build(setting).keeping("head")
-
-
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_what_stays_with_clients_stays_on_their_nodes_and_is_judged_as_in_one_process(nodes):
     dealt = {"kind": "iid", "clients": 7, "holdout": 0.2, "validation": 0.2}
     tables = tiny().resolved() | {"partition": dealt, "evaluation": {"on": ["test", "validation"]}}
-    tables["problem"] = tables["problem"] | {"kind": f"{__name__}:OwnHeads"}
+    tables["problem"] = tables["problem"] | {"shared": "body"}
     experiment = fedsim.experiment(**tables)
     grid, results = grid_of(experiment, nodes), []
     server_app(experiment, save=False, timeout=5.0, receive=results.append)(grid, Context(1, 1, {}, RecordDict(), {}))
