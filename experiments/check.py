@@ -30,7 +30,7 @@ from experiments.fzoos import applications
 from experiments.fzoos import study as fzoos
 from experiments.one_byte import study as one_byte
 from experiments.optimizers.__main__ import PARTS as OPTIMIZERS
-from experiments.optimizers.part import AnyPart
+from experiments.parts import AnyPart
 from experiments.sensors import study as sensors
 from experiments.studies import run_all
 from experiments.tuning import study as tuning

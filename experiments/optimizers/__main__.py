@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from experiments.optimizers import batch_sizes, curvature, distances, merging, rules, servers
-from experiments.optimizers.part import AnyPart
+from experiments.parts import AnyPart
 from experiments.studies import concluding, console, said
 from fedsim.core.errors import InputError
 from fedsim.core.near import name_one

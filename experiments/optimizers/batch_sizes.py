@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from experiments.optimizers.part import HERE, NEAR, Claim, Part, accuracies, carry_out
+from experiments.optimizers import HERE
+from experiments.parts import NEAR, Claim, Part, accuracies, carry_out
 from experiments.studies import Numbers, band, cell
 from fedsim.plots.style import INK, plain, save
 from fedsim.running.stored import open_run
@@ -190,6 +191,7 @@ def _grows(results: Results) -> tuple[str, bool]:
 
 
 PART = Part(
+    HERE,
     "batch_sizes",
     measure,
     table,

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from experiments.optimizers.part import HERE, Claim, Part, carry_out
+from experiments.optimizers import HERE
+from experiments.parts import Claim, Part, carry_out
 from experiments.studies import Numbers, band, cell
 from fedsim.client import LocalTraining
 from fedsim.configuration.tables import load
@@ -239,6 +240,7 @@ def declared(results: Results) -> tuple[str, bool | None]:
 
 
 PART = Part(
+    HERE,
     "curvature",
     measure,
     table,

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from experiments.optimizers.part import HERE, Claim, Part, accuracies, carry_out
+from experiments.optimizers import HERE
+from experiments.parts import Claim, Part, accuracies, carry_out
 from experiments.studies import Numbers, cell
 from fedsim.plots.style import BRIGHT, INK, plain, save
 from fedsim.running.sweep import Outcome, Point, expand
@@ -127,6 +128,7 @@ def beside(results: Results) -> tuple[str, bool]:
 
 
 PART = Part(
+    HERE,
     "merging",
     measure,
     table,

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from experiments.optimizers.part import HERE, NEAR, Claim, Part, accuracies, carry_out
+from experiments.optimizers import HERE
+from experiments.parts import NEAR, Claim, Part, accuracies, carry_out
 from experiments.studies import Numbers, cell
 from fedsim.core.errors import InputError
 from fedsim.plots.style import BRIGHT, INK, STYLES, plain, save
@@ -223,6 +224,7 @@ def forgiving(results: Results) -> tuple[str, bool | None]:
 
 
 PART = Part(
+    HERE,
     "rules",
     measure,
     table,

@@ -56,7 +56,7 @@ def test_curvature_is_measured_of_rates_that_other_seeds_choose(tmp_path: Path, 
     few = {name: replace(curvature.RULES[name], rates=(0.1, 0.2)) for name in ("sgd", "sso")}
     monkeypatch.setattr(curvature, "RULES", few)
     given: list[Point] = []
-    monkeypatch.setattr("experiments.optimizers.part.run_all", lambda points, *rest, **more: given.extend(points))
+    monkeypatch.setattr("experiments.parts.run_all", lambda points, *rest, **more: given.extend(points))
 
     def told(folder: Path) -> SimpleNamespace:
         point = next(point for point in given if point.folder == folder)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import fedsim
 from experiments.optimizers import __main__ as program
 from experiments.optimizers import batch_sizes, distances, merging, rules, servers
-from experiments.optimizers.part import Part
+from experiments.parts import Part
 from experiments.studies import Numbers
 from fedsim.core import plugins
 from fedsim.running.sweep import Point
@@ -69,6 +69,7 @@ def test_a_part_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(rules, "CHOOSING", range(100, 101))
     monkeypatch.setattr(rules, "TOLD", range(1))
     few = Part(
+        tmp_path,
         "rules",
         lambda out, **given: rules.measure(out, rules=("sgd",), rounds=1, **given),
         rules.table,
@@ -119,9 +120,9 @@ def test_distances_are_measured_of_the_rule_that_a_scheme_names(tmp_path: Path, 
     monkeypatch.setattr(distances, "SEEDS", range(1))
     monkeypatch.setattr(distances, "SCHEMES", {"kept_average": "the only one"})
     points: list[Point] = []
-    monkeypatch.setattr("experiments.optimizers.part.run_all", lambda given, *rest, **more: points.extend(given))
+    monkeypatch.setattr("experiments.parts.run_all", lambda given, *rest, **more: points.extend(given))
     monkeypatch.setattr(
-        "experiments.optimizers.part.open_run", lambda folder: SimpleNamespace(summary=lambda: {"status": "diverged"})
+        "experiments.parts.open_run", lambda folder: SimpleNamespace(summary=lambda: {"status": "diverged"})
     )
     assert distances.measure(tmp_path)["kept_average"].tolist() == [[0.0]]
     rule = points[0].experiment.client.rule
@@ -163,13 +164,13 @@ def test_merges_and_servers_are_measured_of_what_a_scheme_names(
 ):
     """Of two rules and two rates the second ones are best on the seeds that choose; what is told is of others."""
     done: list[Point] = []
-    monkeypatch.setattr("experiments.optimizers.part.run_all", lambda given, *rest, **more: done.extend(given))
+    monkeypatch.setattr("experiments.parts.run_all", lambda given, *rest, **more: done.extend(given))
 
     def opened(folder: Path) -> SimpleNamespace:
         best = "1-0.3" in str(folder) or "dog/0.01" in str(folder)
         return SimpleNamespace(summary=lambda: {"status": "finished", "test_accuracy": 0.9 if best else 0.5})
 
-    monkeypatch.setattr("experiments.optimizers.part.open_run", opened)
+    monkeypatch.setattr("experiments.parts.open_run", opened)
     if part is servers:
         found = servers.measure(tmp_path, rounds=1)
         assert found["dog"].tolist() == [[0.5] * 5, [0.9] * 5]
@@ -232,7 +233,7 @@ def test_batch_sizes_are_measured_at_the_rate_of_other_seeds(tmp_path: Path, mon
         for point in points:
             fedsim.run(point.experiment, out=point.folder)
 
-    monkeypatch.setattr("experiments.optimizers.part.run_all", run_here)
+    monkeypatch.setattr("experiments.parts.run_all", run_here)
     one = batch_sizes.measure(tmp_path, rounds=2, workers=1)["alike"]["within"]
     assert (one.rate, one.accuracy.shape, one.wanted.shape) == (0.3, (1,), (1, 2))
     assert one.size[0, 0] == 4.0

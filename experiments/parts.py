@@ -1,4 +1,4 @@
-"""What the parts of the comparison of rules have in common: runs, a table, a picture, and claims about the runs."""
+"""What comparisons in several parts have in common: runs, a table, a picture, and claims about the runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from experiments.studies import Numbers, run_all
 from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point
 
-HERE = Path(__file__).parent
 R = TypeVar("R")
 Found = TypeVar("Found", covariant=True)
 
@@ -40,8 +39,9 @@ class Claim(Generic[R]):
 
 @dataclass(frozen=True)
 class Part(Generic[R]):
-    """One comparison. name: of its folder of runs, its picture and its claims."""
+    """One comparison. folder: of its file and picture. name: of its folder of runs, its picture and its claims."""
 
+    folder: Path
     name: str
     measure: Measure[R]
     table: Callable[[R], Table]
@@ -51,7 +51,7 @@ class Part(Generic[R]):
     @property
     def picture(self) -> Path:
         """Where its picture is."""
-        return HERE / f"{self.name}.png"
+        return self.folder / f"{self.name}.png"
 
 
 AnyPart = Part[Any]
