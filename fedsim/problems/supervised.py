@@ -408,8 +408,6 @@ class Supervised:
 
     def attacked_measures(self, trial: Trial) -> list[str]:
         """The names that `attacked` gives. InputError: an attack does not go with what it is to be made on."""
-        if self.model.private is not None:
-            raise InputError("attacks", trial.attacks[0].label, "no model is for all clients here; leave attacks out")
         return attacked_measures(self.judged, trial)
 
     def losses(

@@ -63,21 +63,15 @@ def check(experiment: Experiment, problem: Problem) -> None:
     with naming("strategy"):
         experiment.strategy.check(at_once, problem.num_clients, experiment.devices.steady)
     stopping = experiment.stopping
-    with naming("evaluation"):
-        evaluation = experiment.evaluation
-        whose = Whose.of(problem, experiment.strategy, experiment.client, evaluation)
-        measured = whose.measures(problem, evaluation)
-    trial = experiment.evaluation.trial(Streams(experiment.seed))
-    if trial is not None:
-        with naming("evaluation"):
-            measured += problem.attacked_measures(trial)
+    whose = Whose.of(problem, experiment.strategy, experiment.client, experiment.evaluation)
+    measured = measures(experiment, problem)
     if isinstance(problem, Supervised):
         _check_training(experiment, problem)
         if problem.model.private is not None:
             _check_private(experiment, problem)
         if whose.own:
             _check_own_models(experiment, problem, whose)
-    elif evaluation.finetune is not None:
+    elif experiment.evaluation.finetune is not None:
         raise InputError("evaluation.finetune", "given", "there is no model to train; leave it out")
     best = experiment.evaluation.keep_best
     if best is not None and best not in measured:
@@ -89,6 +83,23 @@ def check(experiment: Experiment, problem: Problem) -> None:
     if stopping is not None:
         with naming("stopping"):
             _check_stopping(experiment, stopping)
+
+
+def measures(experiment: Experiment, problem: Problem) -> list[str]:
+    """The names of what an experiment measures, but for counts. InputError: something of it is none of what there is.
+
+    Those of the model for all come first, where there is one.
+    """
+    evaluation = experiment.evaluation
+    trial = evaluation.trial(Streams(experiment.seed))
+    whose = Whose.of(problem, experiment.strategy, experiment.client, evaluation)
+    with naming("evaluation"):
+        found = whose.measures(problem, evaluation)
+        if trial is None:
+            return found
+        if not whose.everybodys:
+            raise InputError("attacks", trial.attacks[0].label, "no model is for all clients here; leave attacks out")
+        return found + problem.attacked_measures(trial)
 
 
 def _check_stopping(experiment: Experiment, stopping: Stopping) -> None:

@@ -16,10 +16,9 @@ from fedsim.configuration.tables import Experiment, experiment, override
 from fedsim.core.errors import InputError
 from fedsim.core.measures import lower_is_better
 from fedsim.core.near import name_one
-from fedsim.core.streams import Streams
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_problem
-from fedsim.running.checks import check
+from fedsim.running.checks import check, measures
 from fedsim.tuning.space import Dimension
 
 SHARE = 0.2
@@ -115,10 +114,9 @@ def plan(
     found = experiment(data_dir=made.data_dir, **tables)
     problem = build_problem(found)
     check(found, problem)
-    evaluation = found.evaluation
-    measured = problem.measures(evaluation.clients, evaluation.on, evaluation.measures)
-    measured += problem.attacked_measures(trial) if (trial := evaluation.trial(Streams(found.seed))) is not None else []
-    chosen = metric or next((name for name in measured if name.endswith("accuracy")), measured[0])
+    evaluation, measured = found.evaluation, measures(found, problem)
+    own = [name for name in measured if "personal" in name.split("_")] or measured  # what an own model is there for
+    chosen = metric or next((name for name in own if name.endswith("accuracy")), own[0])
     if chosen not in (*measured, *TRAINING):
         raise InputError("metric", chosen, name_one(chosen, measured))
     last = None
