@@ -30,7 +30,7 @@ from fedsim.exchange.transforms import Shapes
 from fedsim.nets import polar, products
 from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.footprint import Beside
-from fedsim.nets.losses import CrossEntropy, Loss
+from fedsim.nets.losses import CrossEntropy, FeatureLoss, Loss
 from fedsim.nets.matrix_norms import MatrixNorm
 from fedsim.nets.network import Batch
 from fedsim.nets.optimizers import (
@@ -66,6 +66,7 @@ __all__ = [
     "Distances",
     "Divergence",
     "Divided",
+    "FeatureLoss",
     "Fraction",
     "InputError",
     "Layered",

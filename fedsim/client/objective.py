@@ -119,6 +119,11 @@ def hold_to_batches(rule: Optimizer, clip_norm: float | None, **chosen: object) 
             rule.hold_needs("optimizer", frozenset(NEEDS) - {"whole"}, f"training with {option}")
 
 
+def hold_to_features(rule: Optimizer) -> None:
+    """Refuse (InputError) a rule that asks of losses what those that see features are not: functions of outputs."""
+    rule.hold_needs("optimizer", frozenset(NEEDS) - {"whole", "outputs", "curvature"}, "training on features")
+
+
 def _along(numbers: Tensor, x: Tensor) -> Tensor:
     """Numbers [k, B] in a shape that goes with x [k, B, ...]."""
     return numbers.view(*numbers.shape, *(1,) * (x.dim() - 2))

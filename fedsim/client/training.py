@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedsim.client.curriculum import SampleCurriculum
 from fedsim.client.defence import Armed, Defence
-from fedsim.client.objective import BatchObjective, hold_to_batches
+from fedsim.client.objective import BatchObjective, hold_to_batches, hold_to_features
 from fedsim.client.rates import LocalSchedule, Same, Scaling, StepRates
 from fedsim.core import schedules
 from fedsim.core.errors import DivergedError, InputError
@@ -145,6 +145,11 @@ class LocalTraining(HasPlugins, Client):
         if self.lr_scaling != "none" and self.batch_size == "full" and self.reference_batch is None:
             raise InputError("lr_scaling", self.lr_scaling, "batches are full; say in reference_batch what lr is for")
         hold_to_batches(self.rule, self.clip_norm, adversarial=self.adversarial, curriculum=self.curriculum)
+        if self.of_features:
+            hold_to_features(self.rule)
+            if self.views > 1:
+                remedy = "shows an example in several views, and losses of features are of one; take standard"
+                raise InputError("adversarial", kind_of("defences", self.defence), remedy)
 
     @property
     def base(self) -> float:
@@ -177,7 +182,17 @@ class LocalTraining(HasPlugins, Client):
     @property
     def in_any_order(self) -> bool:
         """Whether its cohorts need not be sorted by steps where one loop takes all of a client's steps."""
-        return self.descends and self.defence is None and self.rule.compiled is not None
+        return self.descends and not self.rests and self.rule.compiled is not None
+
+    @property
+    def of_features(self) -> bool:
+        """Whether its losses see what the model's head reads of an example."""
+        return False
+
+    @property
+    def rests(self) -> bool:
+        """Whether something is done between its steps, so that no loop takes them all at once."""
+        return self.defence is not None or self.of_features
 
     @property
     def views(self) -> int:
@@ -266,28 +281,31 @@ class LocalTraining(HasPlugins, Client):
         shift: Tensor | None = None,
         report_last: bool = False,
         change: bool = False,
+        armed: Armed | None = None,
     ) -> Trained:
         """Train from `start` ([d] or [C, d]) on f_i(y) + decay/2 |y|^2 - <shift, y>.
 
         decay and shift ([d] or [C, d]) are added to every gradient: grad f_i(y) + decay y - shift. report_last: tell
-        the losses of the last epoch, too. change: give y - start for y.
+        the losses of the last epoch, too. change: give y - start for y. armed: what makes of each mini-batch, as a
+        defence has left it, the one that a step is taken on; of a client that `rests`.
 
         Where entries of the model stay with each client, d counts the others alone: it trains its own with them, from
         where they were, to where decay pulls them, and keeps them.
         """
         rule = self._rule(cohort, decay)
-        loop, arm = cohort.network.loop, None if self.defence is None else self.defence.arm(cohort)
+        loop, defended = cohort.network.loop, None if self.defence is None else self.defence.arm(cohort)
+        arms = [arm for arm in (defended, armed) if arm is not None]
         private, sent, precision, before = cohort.private, start, None, cohort.steps_taken
         direct = change and self.curriculum is None and private is None  # which look at y itself
         if private is not None:
             own = cohort.state[PRIVATE]
             start = private.join(start, own)
             shift = None if shift is None else private.join(shift, decay * own)
-        if loop is not None and arm is None and loop.takes(rule):
+        if loop is not None and not arms and loop.takes(rule):
             params, losses, last = self._at_once(cohort, loop, start, shift, rule, direct, report_last)
         else:
             with without_fast_paths if "product" in self.rule.needs else nullcontext():
-                params, losses, history, precision = self._step_by_step(cohort, start, shift, rule, arm)
+                params, losses, history, precision = self._step_by_step(cohort, start, shift, rule, arms)
             taken = cohort.steps_taken - before
             last, direct = self._last(cohort, history, taken) if report_last else None, False
         if private is not None:
@@ -351,7 +369,7 @@ class LocalTraining(HasPlugins, Client):
         return found.params, found.total, total / epoch.clamp(min=1)
 
     def _step_by_step(
-        self, cohort: Cohort, start: Tensor, shift: Tensor | None, rule: Rule, arm: Armed | None
+        self, cohort: Cohort, start: Tensor, shift: Tensor | None, rule: Rule, arms: Sequence[Armed]
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
         """Parameters, the sums of the losses, those of each step, which is a call of the network; and the precision."""
         layout = cohort.network.layout
@@ -373,7 +391,7 @@ class LocalTraining(HasPlugins, Client):
                 lr = own[step, :active].to(y.leaves[0].dtype) if cohort.network.stacked else float(own[step, 0])
             elif step_rates.differ:
                 lr = base * step_rates.decay(step)
-            if arm is not None:
+            for arm in arms:
                 batch = arm(rows, batch)
             if stepper is None:
                 loss = cohort.network.descend(rows, batch, lr, rule.decay, fixed_rows)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.nets import products
-from fedsim.nets.curvature import Linearised, slope
+from fedsim.nets.curvature import Linearised, slopes
 from fedsim.nets.descent import Compiled, Loop
 from fedsim.nets.layers import has_hooks
 from fedsim.nets.losses import Loss, weighted
@@ -77,12 +77,13 @@ class ChainNetwork:
         R delta_{l-1} = act' (R delta_l W_l + delta_l V_l) + act'' R h_{l-1} e / act', of which ReLU has no last term.
         """
         *hidden, outputs = self._forward(y, batch.x)
-        loss = self.loss if batch.loss is None else batch.loss
-        losses, delta = loss.with_gradient(outputs, batch.y)
-        weight = batch.weight.unsqueeze(2)
-        parts = list(self._deltas(y, hidden, delta.mul_(weight)))
+        loss, weight = self.loss if batch.loss is None else batch.loss, batch.weight.unsqueeze(2)
+        losses, pull, delta = loss.gradients_with(hidden[-1], outputs, batch.y)
+        pull = None if pull is None else pull * weight
+        parts = list(self._deltas(y, hidden, delta.mul_(weight), pull))
         along = self._along(y, hidden, v)
-        turned = slope(loss, outputs, batch.y, along[-1]).mul_(weight)
+        pulled, turned = slopes(loss, hidden[-1], outputs, batch.y, (along[-2], along[-1]))
+        turned = turned * weight
         curved: list[Tensor] = [torch.empty(0)] * len(y.leaves)
         for number, ((weight_at, bias_at), delta, h) in zip(reversed(range(len(parts))), parts, strict=True):
             curved[weight_at] = products.bmm(turned.mT, h)
@@ -91,9 +92,13 @@ class ChainNetwork:
             if number > 0:
                 curved[weight_at] += products.bmm(delta.mT, along[number])
                 turned = products.bmm(turned, y.leaves[weight_at]) + products.bmm(delta, v.leaves[weight_at])
+                back = products.bmm(delta, y.leaves[weight_at]) if self.act == "tanh" else None
+                if pull is not None and pulled is not None:  # what the last layer reads, the loss does, too
+                    turned, back = turned.addcmul_(pulled, weight), None if back is None else back.add_(pull)
+                    pull = None
                 turned = self._back(turned, h)
-                if self.act == "tanh":
-                    turned -= 2.0 * h * along[number] * products.bmm(delta, y.leaves[weight_at])
+                if back is not None:
+                    turned -= 2.0 * h * along[number] * back
         return weighted(losses, batch.weight), self._gathered(y, parts), Stack(curved)
 
     def linearised(self, y: Stack, batch: Batch) -> Linearised:
@@ -119,6 +124,10 @@ class ChainNetwork:
         """Outputs [k, B, *places, K] of the k clients for inputs [k, B, ...]."""
         return self._forward(y, x)[-1]
 
+    def features(self, y: Stack, x: Tensor) -> Tensor:
+        """What the last layer reads, [k, B, h], for inputs [k, B, ...]."""
+        return self._read(y, x)[-1]
+
     def input_gradients(self, y: Stack, x: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """Losses [k, B] and their gradients [k, B, ...] with respect to the inputs x."""
         *hidden, outputs = self._forward(y, x)
@@ -129,7 +138,8 @@ class ChainNetwork:
     def values(self, y: Stack, batch: Batch) -> Tensor:
         """Losses [k] of the k clients of a batch."""
         loss = self.loss if batch.loss is None else batch.loss
-        return weighted(loss.examples(self._forward(y, batch.x)[-1], batch.y), batch.weight)
+        *_, features, outputs = self._forward(y, batch.x)
+        return weighted(loss.examples_with(features, outputs, batch.y), batch.weight)
 
     def derivatives(self, y: Stack, v: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses [k] and their derivatives [k] along the directions v, in forward mode."""
@@ -172,16 +182,23 @@ class ChainNetwork:
         return losses
 
     def _forward(self, y: Stack, x: Tensor) -> list[Tensor]:
+        """What the layers read, and the outputs."""
+        hidden = self._read(y, x)
+        return [*hidden, self._linear(y, hidden[-1], len(self.places) - 1)]
+
+    def _read(self, y: Stack, x: Tensor) -> list[Tensor]:
+        """What each layer reads."""
         hidden = [x.flatten(2)]
-        for number, (weight, bias) in enumerate(self.places):
-            if bias is None:
-                out = products.bmm(hidden[-1], y.transposed[weight])
-            else:
-                out = products.baddbmm(y.transposed[bias], hidden[-1], y.transposed[weight])
-            if number < len(self.places) - 1:
-                out = out.relu_() if self.act == "relu" else out.tanh_()
-            hidden.append(out)
+        for number in range(len(self.places) - 1):
+            out = self._linear(y, hidden[-1], number)
+            hidden.append(out.relu_() if self.act == "relu" else out.tanh_())
         return hidden
+
+    def _linear(self, y: Stack, h: Tensor, number: int) -> Tensor:
+        weight, bias = self.places[number]
+        if bias is None:
+            return products.bmm(h, y.transposed[weight])
+        return products.baddbmm(y.transposed[bias], h, y.transposed[weight])
 
     def _along(self, y: Stack, hidden: Sequence[Tensor], v: Stack) -> list[Tensor]:
         """Derivatives along v of all that `_forward` gives, from the inputs, which have none, to the outputs."""
@@ -207,18 +224,25 @@ class ChainNetwork:
     def _backward(self, y: Stack, batch: Batch) -> tuple[Tensor, list[Part]]:
         """Losses, and for each layer its places, its delta [k, B, out] and its input [k, B, in]."""
         *hidden, outputs = self._forward(y, batch.x)
-        loss = self.loss if batch.loss is None else batch.loss
-        losses, delta = loss.with_gradient(outputs, batch.y)
-        parts = list(self._deltas(y, hidden, delta.mul_(batch.weight.unsqueeze(2))))
+        loss, weight = self.loss if batch.loss is None else batch.loss, batch.weight.unsqueeze(2)
+        losses, pull, delta = loss.gradients_with(hidden[-1], outputs, batch.y)
+        pull = None if pull is None else pull * weight
+        parts = list(self._deltas(y, hidden, delta.mul_(weight), pull))
         return weighted(losses, batch.weight), parts
 
-    def _deltas(self, y: Stack, hidden: Sequence[Tensor], delta: Tensor) -> Iterator[Part]:
-        """From the last layer to the first: its places, its delta [k, B, out] and its input [k, B, in]."""
+    def _deltas(self, y: Stack, hidden: Sequence[Tensor], delta: Tensor, pull: Tensor | None = None) -> Iterator[Part]:
+        """From the last layer to the first: its places, its delta [k, B, out] and its input [k, B, in].
+
+        pull: the loss's own delta on what the last layer reads, [k, B, h].
+        """
         for number in range(len(self.places) - 1, -1, -1):
             h = hidden[number]
             yield self.places[number], delta, h
             if number > 0:
-                delta = self._back(products.bmm(delta, y.leaves[self.places[number][0]]), h)
+                delta = products.bmm(delta, y.leaves[self.places[number][0]])
+                if pull is not None:
+                    delta, pull = delta.add_(pull), None
+                delta = self._back(delta, h)
 
     def _back(self, delta: Tensor, h: Tensor) -> Tensor:
         """Through an activation, from what is after it to what is before; h is what came out."""

@@ -83,6 +83,22 @@ def slope(loss: Loss, outputs: Tensor, targets: Tensor, along: Tensor) -> Tensor
     return found
 
 
+def slopes(
+    loss: Loss, features: Tensor, outputs: Tensor, targets: Tensor, along: tuple[Tensor, Tensor]
+) -> tuple[Tensor | None, Tensor]:
+    """The same of gradients by features [..., h], if the loss sees any, and by outputs, along a direction of both."""
+    if not loss.of_features:
+        return None, slope(loss, outputs, targets, along[1])
+    leaves = [part.detach().requires_grad_() for part in (features, outputs)]
+    with torch.enable_grad():
+        losses = loss.examples_with(leaves[0], leaves[1], targets)
+        gradient = torch.autograd.grad(
+            losses.sum(), leaves, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+    pulled, turned = derivative(gradient, leaves, along)
+    return pulled, turned
+
+
 class Linearised(ABC):
     """Outputs of clients as a linear function of what is trained: outputs + J (y' - y), of N = B * places * K numbers.
 

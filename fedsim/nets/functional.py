@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from fedsim.nets.dropout import NamedDropout
+from fedsim.nets.halves import Both
 from fedsim.nets.layers import Residual, has_hooks
 from fedsim.nets.lean import hears_all, lean
 from fedsim.nets.normalisation import statistics_of
@@ -74,6 +75,19 @@ class Functional:
         """Outputs of inputs x under parameters by name, which may be those of `vmap`."""
         outputs: Tensor = functional_call(self._copy(), dict(named), (x,))
         return outputs
+
+    def with_features(self, named: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the module's head reads, [B, ...], beside the outputs. InputError: it cannot be cut."""
+        found: tuple[Tensor, Tensor] = functional_call(self.both(), dict(named), (x,))
+        return found
+
+    def both(self) -> Both:
+        """The thread's copy, as one that gives features beside outputs. InputError: it cannot be cut."""
+        model = self._copy()
+        if self._own.both is None:
+            self._own.both = Both(model)
+        found: Both = self._own.both
+        return found
 
     def parts(self) -> Iterator[nn.Module]:
         """All parts of the module."""
@@ -136,7 +150,7 @@ class Functional:
             self._own.statistics = list(statistics_of(model).values())
             self._own.innermost = [id(own) in kernels for own in (*self._own.parameters, *self._own.statistics)]
             lean(model)
-            self._own.model, self._own.heard, self._own.at_home = model, heard, False
+            self._own.model, self._own.heard, self._own.at_home, self._own.both = model, heard, False, None
         own: nn.Module = self._own.model
         return own
 

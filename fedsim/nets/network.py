@@ -20,6 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -29,6 +30,7 @@ from fedsim.nets.curvature import Linearised, Traced, derivative, differentiated
 from fedsim.nets.descent import Compiled, Loop
 from fedsim.nets.dropout import Draw, drawing
 from fedsim.nets.functional import Functional
+from fedsim.nets.halves import halves
 from fedsim.nets.losses import Loss, weighted, weighted_gradient
 from fedsim.nets.lowering import Lowered, lower
 from fedsim.nets.modes import forward_mode
@@ -43,8 +45,9 @@ class Batch:
     """One local step of the clients that still work, the first k rows of a cohort.
 
     x: [k, B, ...], y: [k, B, *places], weight: [k, B]: 1/count for examples and 0 for padding. draw: whose draws they
-    make. loss: instead of the network's own; where it is about V views of each example, B is V times as wide. padded:
-    whether there is padding; None: who has to know looks, for which a GPU is waited for.
+    make. loss: instead of the network's own; where it is about V views of each example, B is V times as wide, and where
+    it is of features they are those of the same pass. padded: whether there is padding; None: who has to know looks,
+    for which a GPU is waited for.
     """
 
     x: Tensor
@@ -107,6 +110,13 @@ class Network(Protocol):
         """Outputs [k, B, *places, K] of the k clients for inputs [k, B, ...], without dropout, with nothing kept."""
         ...
 
+    def features(self, y: Stack, x: Tensor) -> Tensor:
+        """What the head reads, [k, B, h], for inputs [k, B, ...], without dropout, with nothing kept.
+
+        InputError: the model cannot be cut (see `fedsim.nets.halves`).
+        """
+        ...
+
     def input_gradients(self, y: Stack, x: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """Losses [k, B] and their gradients [k, B, ...] with respect to the inputs x, without dropout."""
         ...
@@ -134,6 +144,10 @@ class Network(Protocol):
         ...
 
 
+Passed = tuple[Tensor | None, Tensor]
+"""What a forward pass gives: features [k, B, h], where they are asked for, and outputs [k, B, *places, K]."""
+
+
 class _Autograd(ABC):
     """What networks share that know only how to make gradients."""
 
@@ -142,12 +156,12 @@ class _Autograd(ABC):
         """Losses [k] and gradients of the k clients of a batch."""
 
     @abstractmethod
-    def _outputs(self, leaves: Sequence[Tensor], x: Tensor) -> Tensor:
-        """Outputs [k, B, *places, K] under parameters in the stack's shapes, in terms that can be differentiated."""
+    def _passed(self, leaves: Sequence[Tensor], x: Tensor, *, features: bool) -> Passed:
+        """What parameters in the stack's shapes make of inputs, in terms that can be differentiated."""
 
     @abstractmethod
-    def _traced(self, y: Stack, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Outputs [k, B, *places, K] in a training pass, and what is trained, in their terms and in the stack's order.
+    def _traced(self, y: Stack, batch: Batch, *, features: bool) -> tuple[Passed, list[Tensor]]:
+        """The same of a training pass, and what is trained, in its terms and in the stack's order.
 
         Each of these is [k, *shape], or of a single client that is in no stack [*shape].
         """
@@ -163,8 +177,8 @@ class _Autograd(ABC):
         """Losses [k], gradients and H v of the k clients of a batch, by two backward passes."""
         loss = self.loss if batch.loss is None else batch.loss
         with differentiated_twice():
-            outputs, trained = self._traced(y, batch)
-            losses = weighted(loss.examples(outputs, batch.y), batch.weight)
+            passed, trained = self._traced(y, batch, features=loss.of_features)
+            losses = weighted(loss.examples_with(*passed, batch.y), batch.weight)
             gradient = torch.autograd.grad(
                 losses.sum(), trained, create_graph=True, allow_unused=True, materialize_grads=True
             )
@@ -177,7 +191,7 @@ class _Autograd(ABC):
 
     def linearised(self, y: Stack, batch: Batch) -> Linearised:
         """Outputs of the k clients of a batch as a linear function of what is trained, by backward passes."""
-        outputs, trained = self._traced(y, batch)
+        (_, outputs), trained = self._traced(y, batch, features=False)
         return Traced(outputs, trained, self.layout.moved(y))
 
     def spread(self, y: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -200,7 +214,8 @@ class _Autograd(ABC):
 
     def _values(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         loss = self.loss if batch.loss is None else batch.loss
-        return weighted(loss.examples(self._outputs(leaves, batch.x), batch.y), batch.weight)
+        passed = self._passed(leaves, batch.x, features=loss.of_features)
+        return weighted(loss.examples_with(*passed, batch.y), batch.weight)
 
     def values(self, y: Stack, batch: Batch) -> Tensor:
         """Losses [k] of the k clients of a batch, without dropout and with nothing kept to differentiate them."""
@@ -210,12 +225,12 @@ class _Autograd(ABC):
     def outputs(self, y: Stack, x: Tensor) -> Tensor:
         """Outputs [k, B, *places, K] of the k clients for inputs [k, B, ...], without dropout, with nothing kept."""
         with torch.no_grad():
-            return self._outputs(y.leaves, x)
+            return self._passed(y.leaves, x, features=False)[1]
 
     def input_gradients(self, y: Stack, x: Tensor, targets: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:
         """Losses [k, B] and their gradients [k, B, ...] with respect to the inputs x, without dropout."""
         leaf = x.detach().requires_grad_()
-        outputs = self._outputs([own.detach() for own in y.leaves], leaf)
+        _, outputs = self._passed([own.detach() for own in y.leaves], leaf, features=False)
         losses, delta = loss.with_gradient(outputs.detach(), targets)
         (gradient,) = torch.autograd.grad(outputs, leaf, delta)
         return losses, gradient
@@ -247,6 +262,7 @@ class StackedNetwork(_Autograd):
     def __init__(self, model: nn.Module, layout: Layout, loss: Loss) -> None:
         self.layout, self.loss = layout, loss
         self.lowered: Lowered = lower(model)
+        self._model = model
         first: dict[int, str] = {}
         parameters = list(model.named_parameters(remove_duplicate=False))
         every = [*parameters, *model.named_buffers(remove_duplicate=False)]
@@ -265,16 +281,36 @@ class StackedNetwork(_Autograd):
         gradient = torch.autograd.grad(losses.sum(), trained, allow_unused=True, materialize_grads=True)
         return losses.detach(), Stack(gradient)
 
-    def _traced(self, y: Stack, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def features(self, y: Stack, x: Tensor) -> Tensor:
+        """What the head reads, [k, B, h], for inputs [k, B, ...], without dropout, with nothing kept."""
+        with torch.no_grad():
+            return self._halves[0](self._named(y.leaves, x), x).flatten(2)
+
+    def _traced(self, y: Stack, batch: Batch, *, features: bool) -> tuple[Passed, list[Tensor]]:
         trained = [leaf.detach().requires_grad_() for leaf in y.leaves[: self.layout.trained]]
         with drawing(batch.draw, stacked=self.stacked, real=batch.real if self.layout.normalises else None):
-            return self._outputs([*trained, *y.leaves[self.layout.trained :]], batch.x), trained
+            leaves = [*trained, *y.leaves[self.layout.trained :]]
+            return self._passed(leaves, batch.x, features=features), trained
 
-    def _outputs(self, leaves: Sequence[Tensor], x: Tensor) -> Tensor:
+    def _passed(self, leaves: Sequence[Tensor], x: Tensor, *, features: bool) -> Passed:
+        named = self._named(leaves, x)
+        if not features:
+            return None, self.lowered(named, x)
+        body, head = self._halves
+        read = body(named, x)
+        return read.flatten(2), head(named, read)
+
+    @cached_property
+    def _halves(self) -> tuple[Lowered, Lowered]:
+        """What makes features, and the head."""
+        body, head = halves(self._model)
+        return lower(body), lower(head)
+
+    def _named(self, leaves: Sequence[Tensor], x: Tensor) -> dict[str, Tensor]:
+        """Parameters in the stack's shapes, by all names that the model has for them."""
         named = dict(zip(self.layout.names, leaves, strict=True))
         named |= {name: named[own] for name, own in self._aliases.items()}
-        named |= {name: own.expand(len(x), *own.shape) for name, own in self._frozen.items()}
-        return self.lowered(named, x)
+        return named | {name: own.expand(len(x), *own.shape) for name, own in self._frozen.items()}
 
 
 class PlainNetwork(_Autograd):
@@ -301,19 +337,19 @@ class PlainNetwork(_Autograd):
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [1] and gradients of one client."""
-        model, parameters = self.model.bind(leaf[0] for leaf in y.leaves)
-        with drawing(batch.draw, stacked=self.stacked, real=batch.real if self.layout.normalises else None):
-            outputs = model(batch.x[0])
         own = self.loss if batch.loss is None else batch.loss
-        losses = own.examples(outputs.unsqueeze(0), batch.y)
+        passed, parameters = self._traced(y, batch, features=own.of_features)
+        losses = own.examples_with(*passed, batch.y)
         gradient = weighted_gradient(losses, batch.weight, parameters)
         return weighted(losses.detach(), batch.weight), Stack([part.unsqueeze(0) for part in gradient])
 
-    def _traced(self, y: Stack, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def _traced(self, y: Stack, batch: Batch, *, features: bool) -> tuple[Passed, list[Tensor]]:
         model, parameters = self.model.bind(leaf[0] for leaf in y.leaves)
         with drawing(batch.draw, stacked=self.stacked, real=batch.real if self.layout.normalises else None):
-            outputs: Tensor = model(batch.x[0])
-        return outputs.unsqueeze(0), list(parameters)
+            if not features:
+                return (None, model(batch.x[0]).unsqueeze(0)), list(parameters)
+            read, outputs = self.model.both()(batch.x[0])
+        return (read.flatten(1).unsqueeze(0), outputs.unsqueeze(0)), list(parameters)
 
     def spread(self, y: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
         """V [1] and N [1] of the examples' gradients of one client."""
@@ -333,6 +369,8 @@ class PlainNetwork(_Autograd):
     def values(self, y: Stack, batch: Batch) -> Tensor:
         """Losses [k] of the k clients of a batch, without dropout and with nothing kept to differentiate them."""
         loss = self.loss if batch.loss is None else batch.loss
+        if loss.of_features:
+            return super().values(y, batch)
         return weighted(loss.examples(self.outputs(y, batch.x), batch.y), batch.weight)
 
     def outputs(self, y: Stack, x: Tensor) -> Tensor:
@@ -340,14 +378,27 @@ class PlainNetwork(_Autograd):
         with torch.no_grad():
             return torch.stack([self.model.bind(leaf[row] for leaf in y.leaves)[0](own) for row, own in enumerate(x)])
 
+    def features(self, y: Stack, x: Tensor) -> Tensor:
+        """What the head reads, [k, B, h], for inputs [k, B, ...], without dropout, with nothing kept."""
+        body, found = self.model.both().halves.features, list[Tensor]()
+        with torch.no_grad():
+            for row, own in enumerate(x):
+                self.model.bind(leaf[row] for leaf in y.leaves)
+                found.append(body(own).flatten(1))
+            return torch.stack(found)
+
     def derivatives(self, y: Stack, v: Stack, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses [k] as of `values`, and their derivatives [k] along the directions v, in forward mode."""
         self.model.bind(leaf[0] for leaf in y.leaves)  # a copy of the module that is made within stays forward mode's
         return super().derivatives(y, v, batch)
 
-    def _outputs(self, leaves: Sequence[Tensor], x: Tensor) -> Tensor:
+    def _passed(self, leaves: Sequence[Tensor], x: Tensor, *, features: bool) -> Passed:
         rows = [dict(zip(self.layout.names, (leaf[row] for leaf in leaves), strict=True)) for row in range(len(x))]
-        return torch.stack([self.model(named, own) for named, own in zip(rows, x, strict=True)])
+        if not features:
+            return None, torch.stack([self.model(named, own) for named, own in zip(rows, x, strict=True)])
+        passed = [self.model.with_features(named, own) for named, own in zip(rows, x, strict=True)]
+        read, outputs = zip(*passed, strict=True)
+        return torch.stack(read).flatten(2), torch.stack(outputs)
 
 
 def _like(stack: Stack, parts: Iterable[Tensor]) -> Stack:

@@ -24,6 +24,7 @@ from fedsim.core.plugins import HasPlugins, hold_returned, kind_of
 from fedsim.core.streams import Streams
 from fedsim.nets.footprint import footprint
 from fedsim.nets.functional import Functional
+from fedsim.nets.halves import width_of_features
 from fedsim.nets.heads import AnyHead, Head
 from fedsim.nets.losses import hold_loss
 from fedsim.nets.normalisation import MEAN, SECOND, Statistics, layers_of, statistics_of, vector_parts
@@ -291,6 +292,16 @@ class Supervised:
         """Where everything is that strategies see."""
         private = self.model.private
         return self.model.layout if private is None else private.shared
+
+    @cached_property
+    def features(self) -> int:
+        """h, how many numbers the model's head reads of an example. InputError: the model has none that are known."""
+        if self.data.task == "classes" and not self.data.labelled:
+            kind = type(self.model.module).__name__
+            raise InputError(
+                "problem.model", kind, "reads features at each of several places; take one class an example"
+            )
+        return width_of_features(self.model.module, self.data.x[:2])
 
     @property
     def bounds(self) -> None:

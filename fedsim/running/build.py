@@ -125,7 +125,7 @@ def _work(experiment: Experiment, problem: Problem, working: int) -> float:
         return 0.0
     if client.values_only and evaluates(model.module, model.layout):
         return working * _examples_asked(experiment, problem) * model.footprint.operations
-    if not isinstance(client, LocalTraining) or client.defence is not None:
+    if not isinstance(client, LocalTraining) or client.rests:
         return 0.0
     steps = working * float(client.local_steps(problem.sizes).double().mean())
     width = problem.largest if client.batch_size == "full" else min(client.batch_size, problem.largest)

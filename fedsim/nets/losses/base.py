@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import BrokenPromiseError
 from fedsim.nets import products
 
 Targets = Literal["classes", "numbers", "tags"]
@@ -28,10 +29,12 @@ class Loss(ABC):
     wherever these are, and may be differentiated twice. places: how many axes the targets of an example have.
     Where examples of a batch are seen in V views, as clean and as attacked, outputs are [..., V B, K], view after view,
     and so are the losses: the loss of an example is the sum over its views.
+    of_features: whether it sees features, too, [..., h] of each example, and is no function of outputs alone.
     """
 
     tasks: ClassVar[tuple[Targets, ...]] = ("classes", "numbers", "tags")
     curves: ClassVar[bool] = False
+    of_features: ClassVar[bool] = False
     places: int = 0
     _task: Targets | None = None
 
@@ -58,6 +61,20 @@ class Loss(ABC):
         """Losses [...] of examples and the gradient of their sum with respect to the outputs, in their shape."""
         return by_autograd(self.examples, outputs, targets)
 
+    def examples_with(self, features: Tensor | None, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """The losses of `examples`, or of features [..., h], too, where it is `of_features`; others get none."""
+        return self.examples(outputs, targets)
+
+    def gradients_with(
+        self,
+        features: Tensor | None,  # noqa: ARG002
+        outputs: Tensor,
+        targets: Tensor,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The losses of `examples_with`, and gradients of their sum by the features, if it sees any, and outputs."""
+        losses, gradient = self.with_gradient(outputs, targets)
+        return losses, None, gradient
+
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """The share of an example's classes, at places that count, or of its tags that are right, [...].
 
@@ -79,6 +96,31 @@ class Loss(ABC):
         counts = targets != IGNORED
         number = counts.flatten(-self.places).sum(dim=-1).clamp(min=1)
         return counts / number.to(torch.float64).view(*number.shape, *[1] * self.places)
+
+
+class FeatureLoss(Loss):
+    """A loss of single examples that sees their features, what the model's head reads of them, beside the outputs."""
+
+    of_features: ClassVar[bool] = True
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """None without features."""
+        raise BrokenPromiseError(f"{type(self).__name__}: a loss of features was asked without them")
+
+    @abstractmethod
+    def examples_with(self, features: Tensor | None, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses [...] of examples of features [..., h]; see `Loss`."""
+
+    def gradients_with(
+        self, features: Tensor | None, outputs: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Losses [...], and gradients of their sum by features and outputs, in their shapes."""
+        assert features is not None
+        leaves = [part.detach().requires_grad_() for part in (features, outputs)]
+        with torch.enable_grad():
+            losses = self.examples_with(leaves[0], leaves[1], targets)
+        pull, gradient = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
+        return losses.detach(), pull, gradient.contiguous()  # of a sum it may be one number, expanded
 
 
 class Pointwise(Loss):
