@@ -21,6 +21,7 @@ from fedsim.core.options import (
     Share,
     options,
 )
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
@@ -68,6 +69,7 @@ __all__ = [
     "Divided",
     "FeatureLoss",
     "Fraction",
+    "HasPlugins",
     "InputError",
     "Layered",
     "LocalTraining",

@@ -56,8 +56,8 @@ class Divided(HasPlugins, Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Outputs are of all leaves.
-        self.other.hold_needs("others", frozenset(NEEDS) - {"outputs", "curvature"}, "a rule of some leaves")
+        # Outputs are of all leaves, and so is a gradient elsewhere than where all of them are.
+        self.other.hold_needs("others", frozenset(NEEDS) - {"outputs", "curvature", "ahead"}, "a rule of some leaves")
         if self.other.kept(1) != self.other.kept(2):
             raise InputError("others", self.others, "it keeps numbers of all leaves; take one that does not")
 

@@ -38,8 +38,12 @@ class BatchObjective:
 
     def again(self, at: Stack) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients at another point, on the same mini-batch, under the same dropout."""
-        losses, gradient = self.cohort.network.gradients(self._everything(at), self.batch)
+        losses, gradient = self.alone(at)
         return self.rule.value(losses, at, self.shift, self.start), self.rule.corrected(at, gradient, self.shift)
+
+    def alone(self, at: Stack) -> tuple[Tensor, Stack]:
+        """The same of the losses alone, without a bound, decay or corrections."""
+        return self.cohort.network.gradients(self._everything(at), self.batch)
 
     def product(self, at: Stack, v: Stack) -> Stack:
         """Products with the Hessians, decay's term among them, on the same mini-batch; a bound of norms has none."""

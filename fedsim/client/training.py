@@ -431,8 +431,10 @@ class LocalTraining(HasPlugins, Client):
             at = stepper.point(moved, number, noise)
             place = Stack([*at.leaves, *rows.leaves[len(at.leaves) :]])
         loss, gradient = network.gradients(place, batch)
-        value, corrected = rule.value(loss, at, shift, start), rule.corrected(at, gradient, shift)
         objective = BatchObjective(cohort, rule, rows, batch, shift, start)
+        if "ahead" in self.rule.needs:
+            _, gradient = objective.alone(stepper.ahead(at, gradient))
+        value, corrected = rule.value(loss, at, shift, start), rule.corrected(at, gradient, shift)
         stepper.take(moved, Step(number, lr, corrected, value, noise, objective, objective))
         return loss
 

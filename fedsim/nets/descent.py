@@ -91,6 +91,10 @@ class Stepper:
         """Where the gradient of the next step is taken, of the first rows."""
         return self._optimizer.point(self._of(len(rows)), rows, number, noise)
 
+    def ahead(self, rows: Stack, gradient: Stack) -> Stack:
+        """Where the gradient of the next step is taken, of the first rows, which have this one where they are."""
+        return self._optimizer.ahead(rows, gradient)
+
     def take(self, rows: Stack, step: Step) -> None:
         """Take a step of the first rows in place."""
         self._rule.take(self._of(len(rows)), rows, step)

@@ -25,18 +25,21 @@ from fedsim.nets.stack import Stack, shaped
 
 Remembered = dict[str, Stack]
 """What a rule remembers of each client from step to step of a round, by name; numbers [C] are leaves, too."""
-Need = Literal["loss", "noise", "point", "again", "product", "whole", "outputs", "curvature", "state", "end"]
+Need = Literal[
+    "loss", "noise", "point", "ahead", "again", "product", "whole", "outputs", "curvature", "state", "end"
+]  # fmt: skip
 """What a rule asks for beside the gradient, which not every place where steps are taken can give.
 
-loss: `Step.loss`. noise: `StepDraws`. point: gradients elsewhere than where the client is. again, product, whole: those
-of `Objective`. outputs: `Step.outputs`; curvature: that of these, of losses that have one. state: what a client keeps
-from round to round. end: to send something else than where it ends.
+loss: `Step.loss`. noise: `StepDraws`. point: gradients elsewhere than where the client is. ahead: the same where a
+first gradient leads. again, product, whole: those of `Objective`. outputs: `Step.outputs`; curvature: that of these, of
+losses that have one. state: what a client keeps from round to round. end: to send something else than where it ends.
 """
 
 NEEDS: Mapping[Need, str] = {
     "loss": "the clients' losses",
     "noise": "random draws",
     "point": "gradients at points of its choice",
+    "ahead": "gradients where a first one leads",
     "again": "several gradients a step",
     "product": "products with the Hessian",
     "whole": "gradients over all examples",
@@ -190,17 +193,22 @@ class CompiledRule(NamedTuple):
 
 
 class Optimizer(ABC):
-    """The rule of a step; options of a subclass are its numbers.
+    """The rule of a step; options of a subclass are its numbers."""
 
-    usual: the learning rate where none is given. rate_free: whether it finds its own, and lr = 1 leaves it that.
-    """
-
-    usual: ClassVar[float] = 0.1
-    rate_free: ClassVar[bool] = False
     bounded: ClassVar[bool] = True
     """Whether its steps are bounded where the norm of the gradient is: `clip_norm` goes with it."""
     shrinks: ClassVar[bool] = False
     """Whether its step has rates of its own, by which it shrinks the parameters itself: see `Step.decay`."""
+
+    @property
+    def usual(self) -> float:
+        """The learning rate where none is given."""
+        return 0.1
+
+    @property
+    def rate_free(self) -> bool:
+        """Whether it finds its own rate, and lr = 1 leaves it that."""
+        return False
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -262,6 +270,14 @@ class Optimizer(ABC):
 
     def point(self, memory: Remembered, rows: Stack, number: int, noise: StepDraws) -> Stack:  # noqa: ARG002
         """Where the gradient of the next step is taken; a stack of its own, if it is not where the clients are."""
+        return rows
+
+    def ahead(self, rows: Stack, gradient: Stack) -> Stack:  # noqa: ARG002
+        """Where the gradient of the step is taken, if the rule `needs` that; a stack of its own.
+
+        gradient: of the clients' losses alone, where they are; the rule may write over it. What a step is given is then
+        the gradient there, with its bound, and with decay and corrections of where clients are.
+        """
         return rows
 
     @abstractmethod

@@ -168,7 +168,10 @@ def path(
         own = slice(first, first + len(rows))
         noise = Known(draws[number]) if draws else None
         at = stepper.point(rows, number, noise) if "point" in optimizer.needs else rows
-        gradient = rule.corrected(at, problem.gradient(at, own, number), None)
+        alone = problem.gradient(at, own, number)
+        if "ahead" in optimizer.needs:
+            alone = problem.gradient(stepper.ahead(at, alone), own, number)
+        gradient = rule.corrected(at, alone, None)
         rate = lr[: len(rows)] if isinstance(lr, Tensor) else lr
         loss, objective = problem.losses(at, own, number), Asked(problem, rule, own, number)
         stepper.take(rows, Step(number, rate, gradient, loss, noise, objective))

@@ -16,6 +16,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "ai_sarah": {"restarts": (0, {"gamma": 0.99})},
     "frugal": {"others": "sgd", "gap": 1},
     "muon": {"others": "sgd"},
+    "sam": {"base": "lion", "eta": (0.1, {"adaptive": True})},
     "dog": {"gamma": (4.0, {"average": True})},
     "induced": {"beta_rms": (0.5, {"metric": "rms"}), "epsilon": (0.1, {"metric": "rms"})},
     "l_dog": {"gamma": (4.0, {"average": True})},
