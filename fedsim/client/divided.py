@@ -13,7 +13,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveFloat, options
 from fedsim.core.plugins import HasPlugins
 from fedsim.nets.optimizers import NEEDS, Beginning, Need, Objective, Optimizer, Remembered, Step, StepDraws
-from fedsim.nets.stack import Stack
+from fedsim.nets.stack import Stack, put, take
 
 OTHERS = "others "
 """Before the name of what the other rule remembers."""
@@ -164,19 +164,6 @@ class Divided(HasPlugins, Optimizer):
 def matrices(shapes: Sequence[tuple[int, ...]]) -> list[int]:
     """The numbers of the leaves with two axes or more."""
     return [number for number, shape in enumerate(shapes) if len(shape) > 1]
-
-
-def take(rows: Stack, numbers: Sequence[int]) -> Stack:
-    """Some leaves, in their own memory."""
-    return Stack([rows.leaves[number] for number in numbers])
-
-
-def put(rows: Stack, numbers: Sequence[int], part: Stack) -> Stack:
-    """All leaves, some of them others."""
-    leaves = list(rows.leaves)
-    for number, leaf in zip(numbers, part.leaves, strict=True):
-        leaves[number] = leaf
-    return Stack(leaves)
 
 
 def _of_others(memory: Remembered) -> Remembered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from fedsim.nets.descent import Rule
 from fedsim.nets.losses import Loss
 from fedsim.nets.network import Batch
 from fedsim.nets.optimizers import NEEDS, Optimizer
-from fedsim.nets.stack import Stack
+from fedsim.nets.stack import Stack, extended, put, take
 
 FLAT = "it does not curve upwards everywhere, as optimizers that solve for steps need; take another loss or optimizer"
 """Why a loss is refused."""
@@ -25,13 +26,15 @@ FLAT = "it does not curve upwards everywhere, as optimizers that solve for steps
 class BatchObjective:
     """The `Objective` and the `Outputs` of a step: what its mini-batch, decay and corrections make of clients' losses.
 
-    rows: the parameters of the batch's k clients, with their running statistics, which no question here moves. shift:
-    is taken from gradients, [k, ...], of what is trained. start: see `Rule.value`.
+    rows: the parameters of the batch's k clients, with their running statistics, which no question here moves. numbers:
+    of the leaves that are trained; points, directions and gradients are of these alone. shift: is taken from gradients,
+    [k, ...]. start: see `Rule.value`.
     """
 
     cohort: Cohort
     rule: Rule
     rows: Stack
+    numbers: Sequence[int]
     batch: Batch
     shift: Stack | None
     start: Stack | None
@@ -43,11 +46,14 @@ class BatchObjective:
 
     def alone(self, at: Stack) -> tuple[Tensor, Stack]:
         """The same of the losses alone, without a bound, decay or corrections."""
-        return self.cohort.network.gradients(self._everything(at), self.batch)
+        losses, gradient = self.cohort.network.gradients(self._everything(at), self.batch)
+        return losses, take(gradient, self.numbers)
 
     def product(self, at: Stack, v: Stack) -> Stack:
         """Products with the Hessians, decay's term among them, on the same mini-batch; a bound of norms has none."""
-        _, _, found = self.cohort.network.products(self._everything(at), self.batch, v)
+        everything, layout = self._everything(at), self.cohort.network.layout
+        along = extended(v, self.numbers, layout.moved(everything))
+        found = take(self.cohort.network.products(everything, self.batch, along)[2], self.numbers)
         return found.add_(v, alpha=self.rule.decay) if self.rule.decay else found
 
     def whole(self, at: Stack, rows: Tensor) -> Stack:
@@ -57,7 +63,7 @@ class BatchObjective:
         name = f"whole/{self.batch.draw.step}"
         for some, batch in self.cohort.everything(rows, self.batch.weight.shape[1], name):
             _, part = self.cohort.network.gradients(Stack([leaf[some] for leaf in everything.leaves]), batch)
-            for leaf, own in zip(found.leaves, part.leaves, strict=True):
+            for leaf, own in zip(found.leaves, take(part, self.numbers).leaves, strict=True):
                 leaf.index_add_(0, some, own)
         shift = None if self.shift is None else Stack([leaf[rows] for leaf in self.shift.leaves])
         return self.rule.corrected(here, found, shift)
@@ -74,7 +80,7 @@ class BatchObjective:
 
     def linearised(self, at: Stack) -> Linearised:
         """Outputs at a point, as a linear function of what is trained, on the same mini-batch and dropout."""
-        return self.cohort.network.linearised(self._everything(at), self.batch)
+        return self.cohort.network.linearised(self._everything(at), self.batch).among(self.numbers)
 
     def residuals(self, outputs: Tensor) -> Tensor:
         """The gradient of a client's loss by its outputs [k, B, *places, K], in their shape."""
@@ -109,8 +115,10 @@ class BatchObjective:
         return self.cohort.network.loss if self.batch.loss is None else self.batch.loss
 
     def _everything(self, at: Stack) -> Stack:
-        """A point with statistics of its own, for a training pass moves them."""
-        return Stack([*at.leaves, *(leaf.clone() for leaf in self.rows.leaves[len(at.leaves) :])])
+        """A point with the leaves that stay, and statistics of its own, for a training pass moves them."""
+        trained = self.cohort.network.layout.trained
+        rows = Stack([*self.rows.leaves[:trained], *(leaf.clone() for leaf in self.rows.leaves[trained:])])
+        return put(rows, self.numbers, at)
 
 
 def hold_to_batches(rule: Optimizer, clip_norm: float | None, **chosen: object) -> None:

@@ -17,7 +17,7 @@ from fedsim.client.defence import Armed, Defence
 from fedsim.client.objective import BatchObjective, hold_to_batches, hold_to_features
 from fedsim.client.rates import LocalSchedule, Same, Scaling, StepRates
 from fedsim.core import schedules
-from fedsim.core.errors import DivergedError, InputError
+from fedsim.core.errors import BrokenPromiseError, DivergedError, InputError
 from fedsim.core.options import (
     LARGEST,
     BatchSize,
@@ -43,8 +43,8 @@ from fedsim.nets.dropout import Draw
 from fedsim.nets.footprint import Beside
 from fedsim.nets.modes import without_fast_paths
 from fedsim.nets.network import Batch
-from fedsim.nets.optimizers import Beginning, Optimizer, Step, StepDraws
-from fedsim.nets.stack import Stack
+from fedsim.nets.optimizers import Beginning, Optimizer, Step, StepDraws, descend_plainly
+from fedsim.nets.stack import Stack, extended, put, take
 
 KEPT = "optimizer "
 """Before the name of what an optimizer keeps, under which clients remember it."""
@@ -282,6 +282,7 @@ class LocalTraining(HasPlugins, Client):
         report_last: bool = False,
         change: bool = False,
         armed: Armed | None = None,
+        moves: Sequence[bool] | None = None,
     ) -> Trained:
         """Train from `start` ([d] or [C, d]) on f_i(y) + decay/2 |y|^2 - <shift, y>.
 
@@ -291,6 +292,10 @@ class LocalTraining(HasPlugins, Client):
 
         Where entries of the model stay with each client, d counts the others alone: it trains its own with them, from
         where they were, to where decay pulls them, and keeps them.
+
+        moves: whether each leaf of the whole model is trained; not given, all are. The others keep their bits, and the
+        optimizer, decay and the bound of norms have nothing of them; their gradients are computed all the same. Running
+        statistics move along, whatever is said of them.
         """
         rule = self._rule(cohort, decay)
         loop, defended = cohort.network.loop, None if self.defence is None else self.defence.arm(cohort)
@@ -301,11 +306,11 @@ class LocalTraining(HasPlugins, Client):
             own = cohort.state[PRIVATE]
             start = private.join(start, own)
             shift = None if shift is None else private.join(shift, decay * own)
-        if loop is not None and not arms and loop.takes(rule):
+        if loop is not None and not arms and moves is None and loop.takes(rule):
             params, losses, last = self._at_once(cohort, loop, start, shift, rule, direct, report_last)
         else:
             with without_fast_paths if "product" in self.rule.needs else nullcontext():
-                params, losses, history, precision = self._step_by_step(cohort, start, shift, rule, arms)
+                params, losses, history, precision = self._step_by_step(cohort, start, shift, rule, arms, moves)
             taken = cohort.steps_taken - before
             last, direct = self._last(cohort, history, taken) if report_last else None, False
         if private is not None:
@@ -369,17 +374,28 @@ class LocalTraining(HasPlugins, Client):
         return found.params, found.total, total / epoch.clamp(min=1)
 
     def _step_by_step(
-        self, cohort: Cohort, start: Tensor, shift: Tensor | None, rule: Rule, arms: Sequence[Armed]
+        self,
+        cohort: Cohort,
+        start: Tensor,
+        shift: Tensor | None,
+        rule: Rule,
+        arms: Sequence[Armed],
+        moves: Sequence[bool] | None,
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor | None]:
         """Parameters, the sums of the losses, those of each step, which is a call of the network; and the precision."""
         layout = cohort.network.layout
+        numbers = [number for number in range(layout.trained) if moves is None or moves[number]]
+        if not numbers:
+            raise BrokenPromiseError("an algorithm's local training trains no parameter of the model")
         y, fixed = layout.stack(start, len(cohort)), None if shift is None else layout.stack(shift, len(cohort))
-        stepper = None if rule.plain else rule.stepper(layout.moved(y), self._beginning(cohort))
+        fused = rule.plain and len(numbers) == layout.trained
+        stepper = None if rule.plain else rule.stepper(take(y, numbers), self._beginning(cohort))
         base, own, step_rates = self.rate(cohort), self._own_rates(cohort), self.step_rates
         lr: float | Tensor = base
         history = list[Tensor]()
         corrected = bool(rule.decay) or shift is not None
-        began = layout.moved(layout.stack(start, len(cohort))) if corrected and self.rule.needs & VALUED else None
+        valued = corrected and self.rule.needs & VALUED
+        began = take(layout.stack(start, len(cohort)), numbers) if valued else None
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
         rows, fixed_rows = y, fixed
         padded = self.views > 1  # so that the second view's examples have the places, and the dropout, of a stack's
@@ -393,17 +409,19 @@ class LocalTraining(HasPlugins, Client):
                 lr = base * step_rates.decay(step)
             for arm in arms:
                 batch = arm(rows, batch)
-            if stepper is None:
+            if fused:
                 loss = cohort.network.descend(rows, batch, lr, rule.decay, fixed_rows)
             else:
-                loss = self._take(cohort, stepper, rule, step, lr, rows, batch, fixed_rows, began)
+                loss = self._take(cohort, stepper, rule, step, lr, rows, numbers, batch, fixed_rows, began)
             losses[:active] += loss
             history.append(loss)
-        if stepper is not None:
-            end = layout.moved(y)
-            cohort.keep(**{KEPT + name: value for name, value in stepper.keep(end).items()})
-            y = Stack([*stepper.end(end).leaves, *y.leaves[len(end.leaves) :]])
-        return y.flat(), losses, history, None if stepper is None else stepper.told(y)
+        if stepper is None:
+            return y.flat(), losses, history, None
+        end = take(y, numbers)
+        cohort.keep(**{KEPT + name: value for name, value in stepper.keep(end).items()})
+        y = put(y, numbers, stepper.end(end))
+        known = stepper.told()
+        return y.flat(), losses, history, None if known is None else extended(known, numbers, y).flat()
 
     def _beginning(self, cohort: Cohort) -> Beginning:
         """What the optimizer is told of the clients."""
@@ -413,25 +431,29 @@ class LocalTraining(HasPlugins, Client):
     def _take(
         self,
         cohort: Cohort,
-        stepper: Stepper,
+        stepper: Stepper | None,
         rule: Rule,
         number: int,
         lr: float | Tensor,
         rows: Stack,
+        numbers: Sequence[int],
         batch: Batch,
         fixed: Stack | None,
         began: Stack | None,
     ) -> Tensor:
-        """A step in place of the first clients by a rule that is not fused: their losses [k] before."""
-        network, layout = cohort.network, cohort.network.layout
-        moved, shift = layout.moved(rows), None if fixed is None else layout.moved(fixed)
-        start = None if began is None else began[: len(rows)]
+        """A step of some leaves, in place, of the first clients, that is not fused: their losses [k] before."""
+        network, moved = cohort.network, take(rows, numbers)
+        shift, start = (None if fixed is None else take(fixed, numbers)), None if began is None else began[: len(rows)]
+        if stepper is None:
+            loss, gradient = network.gradients(rows, batch)
+            descend_plainly(moved, take(gradient, numbers), lr, rule.decay, shift)
+            return loss
         noise, at, place = StepDraws(batch.draw), moved, rows
         if "point" in self.rule.needs:
             at = stepper.point(moved, number, noise)
-            place = Stack([*at.leaves, *rows.leaves[len(at.leaves) :]])
+            place = put(rows, numbers, at)
         loss, gradient = network.gradients(place, batch)
-        objective = BatchObjective(cohort, rule, rows, batch, shift, start)
+        gradient, objective = take(gradient, numbers), BatchObjective(cohort, rule, rows, numbers, batch, shift, start)
         if "ahead" in self.rule.needs:
             _, gradient = objective.alone(stepper.ahead(at, gradient))
         value, corrected = rule.value(loss, at, shift, start), rule.corrected(at, gradient, shift)

@@ -16,7 +16,7 @@ from fedsim.nets.losses import Loss, weighted
 from fedsim.nets.modes import forward_mode
 from fedsim.nets.network import Batch
 from fedsim.nets.rows import columns, scale, scaled, squares
-from fedsim.nets.stack import Layout, Stack
+from fedsim.nets.stack import Layout, Stack, extended, take
 
 Part: TypeAlias = tuple[tuple[int, int | None], Tensor, Tensor]
 """A layer of a chain: the places of its weight and bias, its delta [k, B, out] and its input [k, B, in]."""
@@ -256,25 +256,42 @@ class ChainNetwork:
 class _Chained(Linearised):
     """Outputs of a chain, by its deltas and its layers' inputs."""
 
-    def __init__(self, chain: ChainNetwork, y: Stack, hidden: Sequence[Tensor], outputs: Tensor) -> None:
+    def __init__(
+        self,
+        chain: ChainNetwork,
+        y: Stack,
+        hidden: Sequence[Tensor],
+        outputs: Tensor,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        """Numbers: of the leaves that it is a function of; None: of all."""
         super().__init__(outputs)
         self._chain, self._y, self._hidden = chain, y, hidden
+        self._numbers = range(len(y.leaves)) if numbers is None else numbers
 
     def pull(self, u: Tensor) -> Stack:
         """J' u, by a backward pass from u."""
-        return self._chain._gathered(self._y, self._chain._deltas(self._y, self._hidden, u))
+        found = self._chain._gathered(self._y, self._chain._deltas(self._y, self._hidden, u))
+        return take(found, self._numbers)
 
     def push(self, v: Stack) -> Tensor:
         """J v, by a forward pass along v."""
-        return self._chain._along(self._y, [*self._hidden, self.outputs], v)[-1]
+        return self._chain._along(self._y, [*self._hidden, self.outputs], extended(v, self._numbers, self._y))[-1]
 
     def gram(self) -> Tensor:
-        """J J' = sum_l (delta_l delta_l') o (h_l h_l' + 1), with the deltas of all N outputs, [k, N, out]."""
+        """J J' = sum_l (delta_l delta_l') o (h_l h_l' + 1), with the deltas of all N outputs, [k, N, out].
+
+        h_l h_l' is of the layer's weight and 1 of its bias.
+        """
         clients, batch, classes = self.outputs.shape
         each = [h.repeat_interleave(classes, dim=1) for h in self._hidden]
         one = torch.eye(classes, dtype=self.outputs.dtype, device=self.outputs.device).repeat(batch, 1)
         found = self.outputs.new_zeros(clients, batch * classes, batch * classes)
-        for (_, bias), delta, h in self._chain._deltas(self._y, each, one.expand(clients, -1, -1)):
-            inputs = products.bmm(h, h.mT)
-            found.addcmul_(products.bmm(delta, delta.mT), inputs if bias is None else inputs + 1.0)
+        for (weight, bias), delta, h in self._chain._deltas(self._y, each, one.expand(clients, -1, -1)):
+            inputs = products.bmm(h, h.mT) if weight in self._numbers else torch.zeros_like(found)
+            found.addcmul_(products.bmm(delta, delta.mT), inputs + 1.0 if bias in self._numbers else inputs)
         return found
+
+    def among(self, numbers: Sequence[int]) -> Linearised:
+        """The same layers, some of whose leaves are constants."""
+        return _Chained(self._chain, self._y, self._hidden, self.outputs, [self._numbers[place] for place in numbers])

@@ -20,7 +20,7 @@ from fedsim.core.errors import InputError, one_line
 from fedsim.nets import products
 from fedsim.nets.losses import Loss
 from fedsim.nets.modes import second_order
-from fedsim.nets.stack import Stack
+from fedsim.nets.stack import Stack, take
 
 ONCE = ("is not implemented", "not differentiable", "double backward", "higher order")
 """Words by which PyTorch says that a gradient has no gradient."""
@@ -120,6 +120,10 @@ class Linearised(ABC):
     def gram(self) -> Tensor:
         """J J', [k, N, N]. InputError: J has more numbers than may be kept."""
 
+    @abstractmethod
+    def among(self, numbers: Sequence[int]) -> Linearised:
+        """The same as a function of some leaves alone, where the others stay as they are."""
+
 
 class Traced(Linearised):
     """Outputs whose graph is kept, by its leaves; J is made of a backward pass a row, when it is asked for."""
@@ -127,11 +131,11 @@ class Traced(Linearised):
     def __init__(self, outputs: Tensor, leaves: Sequence[Tensor], rows: Stack) -> None:
         """Rows: in whose shapes the leaves are a stack."""
         super().__init__(outputs)
-        self._traced, self._leaves, self._shapes = outputs, leaves, [leaf.shape for leaf in rows.leaves]
+        self._traced, self._leaves, self._like = outputs, leaves, rows
 
     def pull(self, u: Tensor) -> Stack:
         """J' u, by a backward pass from u."""
-        return Stack(part.view(shape) for part, shape in zip(self._backward(u), self._shapes, strict=True))
+        return Stack(part.view_as(leaf) for part, leaf in zip(self._backward(u), self._like.leaves, strict=True))
 
     def push(self, v: Stack) -> Tensor:
         """J v, by the rows of J."""
@@ -141,11 +145,15 @@ class Traced(Linearised):
         """J J', by the rows of J."""
         return products.bmm(self._rows, self._rows.mT)
 
+    def among(self, numbers: Sequence[int]) -> Linearised:
+        """By the graph's leaves of these numbers."""
+        return Traced(self._traced, [self._leaves[number] for number in numbers], take(self._like, numbers))
+
     @cached_property
     def _rows(self) -> Tensor:
         """J, [k, N, d]."""
         clients, count = len(self.outputs), self.outputs[0].numel()
-        numbers = count * sum(shape[1:].numel() for shape in self._shapes)
+        numbers = count * sum(leaf[0].numel() for leaf in self._like.leaves)
         if numbers > KEPT:
             remedy = f"a batch has {count} of them a client, and their derivatives are {numbers:,} numbers, of at most"
             raise InputError(

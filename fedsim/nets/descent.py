@@ -106,12 +106,9 @@ class Stepper:
             raise _broken(self._optimizer, "`end` returns no stack of the parameters' shapes")
         return ended
 
-    def told(self, y: Stack) -> Tensor | None:
-        """How surely each number of y is known, [C, d], 0 of running statistics; None: the rule learns no such."""
-        if not self._optimizer.precise:
-            return None
-        known = self._optimizer.told(self._everything).leaves
-        return Stack([*known, *(torch.zeros_like(leaf) for leaf in y.leaves[len(known) :])]).flat()
+    def told(self) -> Stack | None:
+        """How surely each number of what is trained is known; None: the rule learns no such."""
+        return self._optimizer.told(self._everything) if self._optimizer.precise else None
 
     def keep(self, y: Stack) -> Mapping[str, Tensor]:
         """What they keep until their next round."""

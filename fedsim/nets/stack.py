@@ -141,3 +141,22 @@ class Stack:
 def flat(leaf: Tensor) -> Tensor:
     """A leaf [C, ...] as a matrix."""
     return leaf.flatten(1) if leaf.dim() > 1 else leaf.unsqueeze(1)
+
+
+def take(rows: Stack, numbers: Sequence[int]) -> Stack:
+    """Some leaves, in their own memory."""
+    return Stack([rows.leaves[number] for number in numbers])
+
+
+def put(rows: Stack, numbers: Sequence[int], part: Stack) -> Stack:
+    """All leaves, some of them others."""
+    leaves = list(rows.leaves)
+    for number, leaf in zip(numbers, part.leaves, strict=True):
+        leaves[number] = leaf
+    return Stack(leaves)
+
+
+def extended(part: Stack, numbers: Sequence[int], like: Stack) -> Stack:
+    """Some leaves among zeros in place of the others, in the shapes of a stack."""
+    own = dict(zip(numbers, part.leaves, strict=True))
+    return Stack([own[place] if place in own else torch.zeros_like(leaf) for place, leaf in enumerate(like.leaves)])

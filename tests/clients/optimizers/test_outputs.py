@@ -60,7 +60,9 @@ def walked(
     how, rows = Rule(rule, None, decay, 0.0), network.layout.stack(y.flat())
     stepper = how.stepper(rows, Beginning(torch.ones(len(rows))))
     for number in range(steps):
-        objective: Any = BatchObjective(SimpleNamespace(network=network), how, rows, batch, shift, None)
+        objective: Any = BatchObjective(
+            SimpleNamespace(network=network), how, rows, range(len(rows.leaves)), batch, shift, None
+        )
         loss, gradient = objective.again(rows)
         stepper.take(rows, Step(number, lr, gradient, loss, None, objective, objective))
     return rows.flat()
