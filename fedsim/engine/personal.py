@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.engine.cohort import JUDGED
 from fedsim.engine.executor import Executor, Tune
-from fedsim.engine.store import ClientStore
+from fedsim.engine.store import Memories
 from fedsim.engine.trace import Trace
 from fedsim.exchange.messages import Order
 from fedsim.nets.network import Network
@@ -28,7 +28,7 @@ class Remembers(Protocol):
     executor: Executor
     trace: Trace
 
-    def memories(self) -> ClientStore:
+    def memories(self) -> Memories:
         """What clients remember now; to be read, and only until time goes on."""
         ...
 
@@ -51,7 +51,7 @@ class Owned:
 
     executor: Executor
     order: Order
-    store: ClientStore
+    store: Memories
     tuning: Tuning | None = None
 
     def models(self, clients: Tensor) -> Stack:

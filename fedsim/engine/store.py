@@ -4,12 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.exchange.transforms import Shapes
+
+
+class Memories(Protocol):
+    """What clients remember, to be read."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of one client's row, by name."""
+        ...
+
+    def look(self, name: str, clients: Tensor) -> tuple[Tensor, Tensor]:
+        """Copies of what `clients` [C] would read under a name, [C, *shape], and which of them have rows, bool [C]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """Memories of which those of some clients are from before.
+
+    before: of these clients rows by name, [*shape] each.
+    """
+
+    now: Memories
+    before: Mapping[int, Mapping[str, Tensor]]
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of one client's row, by name."""
+        return self.now.shapes
+
+    def look(self, name: str, clients: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Memories.look`."""
+        found, known = self.now.look(name, clients)
+        for row, client in enumerate(clients.tolist()):
+            if client in self.before:
+                found[row] = self.before[client][name]
+        return found, known
 
 
 class ClientStore:

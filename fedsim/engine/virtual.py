@@ -7,7 +7,7 @@ reply depends on its order, its client's data and what the client remembers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from heapq import heapify, heappop, heappush
@@ -27,7 +27,7 @@ from fedsim.engine.executor import Executor
 from fedsim.engine.flights import CLIENT, Flight, Flights, integers, job_of, landed, origins
 from fedsim.engine.job import JobResult
 from fedsim.engine.ledger import Ledger
-from fedsim.engine.store import ClientStore
+from fedsim.engine.store import Memories, Recalled
 from fedsim.engine.trace import Trace
 from fedsim.exchange.actions import SCORE, UTILITY
 from fedsim.exchange.aggregation import Aggregator
@@ -68,6 +68,7 @@ class VirtualEngine:
         self._mending: list[tuple[int, int]] = []  # (tick, client), a heap: they will be free again
         self._copies: list[tuple[int, int, str]] = []  # (tick, bytes, fault), a heap: replies that will come again
         self._stored = 0  # replies that are computed and not yet collected
+        self._ahead: dict[int, dict[str, Tensor]] = {}  # what clients remember who are computed, and still at work
         self._sent = 0  # orders to single clients so far
 
     @property
@@ -177,9 +178,9 @@ class VirtualEngine:
         self._move(min(times + ([] if until is None else [until])))
         return True
 
-    def memories(self) -> ClientStore:
+    def memories(self) -> Memories:
         """What clients remember; see `fedsim.engine.personal.Remembers`."""
-        return self.executor.store
+        return Recalled(self.executor.store, dict(self._ahead)) if self._ahead else self.executor.store
 
     def snapshot(self) -> dict[str, Any]:
         """Clock, ledger, flights with what is computed of them, and what the clients remember.
@@ -229,6 +230,7 @@ class VirtualEngine:
         # Before they get other orders: what they remember must have moved on.
         for action, flights in unheard.items():
             self._compute(self._flights[action], flights)
+            self._catch_up(flights)
             self._stored -= len(flights)
         self._drop_copies()
 
@@ -288,6 +290,7 @@ class VirtualEngine:
         """The replies of flights that have landed: computed if they are not yet, counted, and put in order."""
         assert flights.latest is not None
         self._compute(flights, taken)
+        self._catch_up(taken)
         self._release([flight.client for flight in taken])
         self.in_flight -= len(taken)
         taken.sort(key=CLIENT)
@@ -357,15 +360,31 @@ class VirtualEngine:
             flights.nothing = self.executor.execute(flights.latest[nobody]).payload
         return flights.nothing
 
-    def _compute(self, flights: Flights, needed: Iterable[Flight]) -> None:
+    def _keep_back(self, early: Sequence[Flight]) -> None:
+        """Note what clients remember who are about to be computed ahead of time."""
+        if not early:
+            return
+        rows = integers([flight.client for flight in early]).to(self.executor.problem.device)
+        found = {name: self.executor.store.look(name, rows)[0] for name in self.executor.store.shapes}
+        for row, flight in enumerate(early):
+            self._ahead[flight.client] = {name: kept[row] for name, kept in found.items()}
+
+    def _catch_up(self, flights: Iterable[Flight]) -> None:
+        """Forget that of clients who are no longer at work."""
+        if self._ahead:
+            for flight in flights:
+                self._ahead.pop(flight.client, None)
+
+    def _compute(self, flights: Flights, needed: Sequence[Flight]) -> None:
         """Execute these flights, and with them the earliest due others that they may be executed with."""
         missing = [flight for flight in needed if flight.result is None]
         while missing:
             key = self.executor.stackable(missing[0].order)
-            # What stays with clients is judged between windows, and must not be ahead of their replies by then.
-            room = 0 if self.executor.keeps_models else self.executor.together - self._stored
-            group = flights.together(missing[0], missing, key, room)
+            group = flights.together(missing[0], missing, key, self.executor.together - self._stored)
             group.sort(key=CLIENT)
+            if self.executor.keeps_models:  # which are judged between windows, and not ahead of their clients' replies
+                now = {flight.number for flight in needed}
+                self._keep_back([flight for flight in group if flight.number not in now])
             result = self.executor.execute(job_of(group, self.executor.problem.device))
             for client in sorted(result.said):
                 self.trace.complained(f"client {client}: {result.said[client]}")
@@ -385,6 +404,7 @@ _QUEUE = (
     "_mending",
     "_copies",
     "_stored",
+    "_ahead",
     "_sent",
 )
 """What the engine knows of the clients at work."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clients.sgd import Sgd
 from fedsim.core.errors import BrokenPromiseError, FedsimError, InputError
+from fedsim.core.graph import decode, encode
 from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Update
@@ -203,3 +204,37 @@ def test_draws_apart_are_others_and_those_beside_them_the_same():
     for name in ("again", "after"):
         assert all(map(torch.equal, drawn["first"], drawn[name]))
     assert not all(map(torch.equal, drawn["first"], drawn["apart"]))
+
+
+SPEEDS = {"compute": {"kind": "lognormal", "median": 1.0, "sigma": 0.8}}
+
+
+@pytest.mark.parametrize("strategy", [{"kind": "fedbuff", "size": 2}, {"kind": "fedasync"}])
+def test_clients_that_are_computed_early_are_judged_as_they_are_at_the_time(strategy):
+    """The loop computes one reply after the other, and the stack many ahead of time."""
+    rows, ahead = {}, 0
+    for executor in ("loop", "stacked"):
+        made = simulation(8, strategy=strategy, devices=SPEEDS, engine={"executor": executor})
+        rows[executor] = []
+        for _ in range(8):
+            row = dict(made.step())
+            rows[executor].append([row[name] for name in ("personal_loss", "personal_accuracy", "client_loss")])
+            ahead += len(made.parts.engine._ahead)
+            held = made.parts.engine.memories().look("times", torch.arange(6))[0].flatten().tolist()
+            assert held == made.parts.engine.trace.participation
+    assert ahead > 0
+    torch.testing.assert_close(torch.tensor(rows["stacked"]), torch.tensor(rows["loop"]), rtol=1e-9, atol=1e-12)
+
+
+def test_a_run_that_is_restored_knows_who_is_ahead():
+    tables = {"strategy": {"kind": "fedbuff", "size": 2}, "devices": SPEEDS}
+    whole, first = simulation(8, **tables), simulation(8, **tables)
+    for _ in range(3):
+        whole.step()
+        first.step()
+    second = simulation(8, **tables)
+    second.restore(decode(encode(first.snapshot())))
+    assert second.parts.engine._ahead
+    for _ in range(5):
+        one, other = dict(whole.step()), dict(second.step())
+        assert {**one, "wall": 0} == {**other, "wall": 0}
