@@ -293,18 +293,33 @@ class Cohort:
         counts: list[int] = plan.count.tolist()
         yield from (batch.cut(count) for batch, count in zip(batches, counts, strict=True))
 
-    def everything(self, rows: Tensor, width: int, name: str) -> Iterator[tuple[Tensor, Batch]]:
+    def sample(self, count: Tensor, name: str) -> Tensor:
+        """Some of each client's examples, so many, int64 [C], drawn under a name: their places, int64 [C, m].
+
+        They are in random order, -1 beyond the last.
+        """
+        keys = self.streams.bits(name, self.clients, self.largest, turn=self.turn)
+        place = torch.arange(self.largest, device=keys.device)
+        order = keys.masked_fill(place >= self.examples.unsqueeze(1), 2**32).argsort(dim=1, stable=True)
+        return order.masked_fill(place >= count.unsqueeze(1), -1)[:, : max(1, int(count.max()) if len(self) else 1)]
+
+    def everything(
+        self, rows: Tensor, width: int, name: str, places: Tensor | None = None
+    ) -> Iterator[tuple[Tensor, Batch]]:
         """All examples of the clients in some rows, int64 [r], so many at once: which of the r, and their batch.
 
-        Weights are 1 / n_c of all n_c examples. name: of the draws that are made for dropout.
+        Weights are 1 / n_c of all n_c examples. name: of the draws that are made for dropout. places: of which of each
+        client's examples this is, as `sample` gives them, in that order; None: of all.
         """
-        many, wide = self.examples[rows], max(2, width)  # see `_at_least_two_wide`
+        many = self.examples[rows] if places is None else (places[rows] >= 0).sum(dim=1)
+        wide = max(2, width)  # see `_at_least_two_wide`
         for part, begin in enumerate(range(0, int(many.max()), wide)):
             some = (many > begin).nonzero().flatten()
             who = rows[some]
             place = begin + torch.arange(wide, device=rows.device)
             inside = place < many[some].unsqueeze(1)
-            index = self._index(who, torch.where(inside, place, 0))
+            at = torch.where(inside, place, 0)
+            index = self._index(who, at if places is None else places[who].gather(1, at))
             turn = self.turn[who] if isinstance(self.turn, Tensor) else self.turn
             draw = Draw(self.streams, self.clients[who], turn, part, within=f"{name}/")
             weight = inside.to(self.dtype) / many[some].unsqueeze(1).to(self.dtype)

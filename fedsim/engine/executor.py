@@ -271,19 +271,22 @@ class Executor:
             result = replace(result, said={**self.problem.oracle.complaints(), **result.said})
         return result
 
-    def own_models(self, order: Order, clients: Tensor, state: Mapping[str, Tensor], tune: Tune | None) -> Stack:
+    def own_models(
+        self, order: Order, clients: Tensor, state: Mapping[str, Tensor], tune: Tune | None
+    ) -> tuple[Stack, dict[str, Tensor]]:
         """The models of `clients` [k] by which they are judged, whatever stays with them included.
 
-        order: which they have not got. state: what they remember, [k, ...] by name. tune: how their models are trained
-        before, for which clients are sorted by the steps that it takes, longest first.
+        And what the algorithm tells of them, [k] by name. order: which they have not got. state: what they remember,
+        [k, ...] by name. tune: how their models are trained before, for which clients are sorted by the steps that it
+        takes, longest first.
         """
         nothing = Cost(torch.zeros_like(clients), {})
         job = Job((order,), None, clients, nothing, 0)
         cohort = Cohort(self.problem, self.network, self.streams.apart("judged"), job, state, self.scratch)
-        rows = owned(self.client, self.client.personal(cohort), cohort)
+        rows, told = owned(self.client, self.client.personal(cohort), cohort)
         if tune is not None:
             rows = tune(cohort, rows)
-        return cohort.stack(rows)
+        return cohort.stack(rows), told
 
     @property
     def keeps_models(self) -> bool:

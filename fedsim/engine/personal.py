@@ -59,8 +59,20 @@ class Owned:
 
         Where they are trained before, clients are sorted by the steps that it takes, longest first.
         """
+        return self._own(clients, None if self.tuning is None else self.tuning.tune)[0]
+
+    def told(self) -> dict[str, Tensor]:
+        """What the algorithm tells of every client beside its model, [N] by name."""
+        if not self.executor.client.own_models:
+            return {}
+        parts = torch.split(torch.arange(self.executor.problem.num_clients), self.executor.chunk)
+        with one_core_an_operation():
+            found = spread(lambda part: self._own(part.to(self.executor.problem.device), None)[1], parts)
+        return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+    def _own(self, clients: Tensor, tune: Tune | None) -> tuple[Stack, dict[str, Tensor]]:
         state = {name: self.store.look(name, clients)[0] for name in self.store.shapes}
-        return self.executor.own_models(self.order, clients, state, None if self.tuning is None else self.tuning.tune)
+        return self.executor.own_models(self.order, clients, state, tune)
 
     def each(self, clients: Tensor, width: int, do: Callable[[Tensor, Stack], Tensor]) -> list[tuple[Tensor, Tensor]]:
         """What is made of the models of some clients and of the clients themselves, in parts that fit into memory.

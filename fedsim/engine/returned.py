@@ -62,9 +62,7 @@ def done(client: Client, given: Any, cost: Cost, cohort: Cohort, shapes: Shapes)
             raise _client(client, f"it sends as {name} {shown(rows)}, not a tensor of one row a client, {count} in all")
         if rows.requires_grad:
             raise _client(client, f"it sends {name} with the graph that has made it; detach it")
-    for name, values in {**cohort.metrics, **given.metrics}.items():
-        if not isinstance(values, Tensor) or values.shape != (count,):
-            raise _client(client, f"its metric {name} is {shown(values)}, not a number for each of {count} clients")
+    _hold_numbers(client, {**cohort.metrics, **given.metrics}, count)
     for name, kept in cohort.state.items():
         shape = shapes.get(name)
         if shape is None or not isinstance(kept, Tensor) or kept.shape != (count, *shape):
@@ -90,12 +88,19 @@ def done(client: Client, given: Any, cost: Cost, cohort: Cohort, shapes: Shapes)
     return given
 
 
-def owned(client: Client, given: Any, cohort: Cohort) -> Tensor:
-    """The models of clients' own, [C, d]."""
+def owned(client: Client, given: Any, cohort: Cohort) -> tuple[Tensor, dict[str, Tensor]]:
+    """The models of clients' own, [C, d], and what is told of them, [C] by name."""
     wide, one = (len(cohort), cohort.dimension), (cohort.dimension,)
     if not isinstance(given, Tensor) or given.shape not in (wide, one) or given.dtype != cohort.dtype:
         raise _client(client, f"personal returns {shown(given)}, not models {list(wide)} of {cohort.dtype}")
-    return given.detach().expand(wide)
+    _hold_numbers(client, cohort.metrics, len(cohort))
+    return given.detach().expand(wide), dict(cohort.metrics)
+
+
+def _hold_numbers(client: Client, metrics: Mapping[str, Any], count: int) -> None:
+    for name, values in metrics.items():
+        if not isinstance(values, Tensor) or values.shape != (count,):
+            raise _client(client, f"its metric {name} is {shown(values)}, not a number for each of {count} clients")
 
 
 def _client(client: Client, fault: str) -> BrokenPromiseError:

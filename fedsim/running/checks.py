@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from fedsim.client.objective import FLAT
 from fedsim.client.training import LocalTraining
 from fedsim.configuration.evaluation import Stopping
@@ -14,11 +16,13 @@ from fedsim.core.near import name_one
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
+from fedsim.exchange.messages import Free
 from fedsim.problems.attacked import check_attack
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.running import promises
 from fedsim.running.personal import Whose, hold_judged
+from fedsim.server.selection.base import Turn
 from fedsim.zeroth_order.search import EstimatedSearch
 
 ENDLESS = 2**31
@@ -60,6 +64,8 @@ def check(experiment: Experiment, problem: Problem) -> None:
     experiment.selection.check(problem.num_clients)
     at_once = promises.at_once(experiment.selection, problem.num_clients)
     experiment.aggregation.check(experiment.selection.least(problem.num_clients))
+    if experiment.strategy.in_parts:
+        _check_in_parts(experiment)
     with naming("strategy"):
         experiment.strategy.check(at_once, problem.num_clients, experiment.devices.steady)
     stopping = experiment.stopping
@@ -71,6 +77,8 @@ def check(experiment: Experiment, problem: Problem) -> None:
             _check_private(experiment, problem)
         if whose.own:
             _check_own_models(experiment, problem, whose)
+        if not experiment.strategy.for_all:
+            _check_selector(experiment, problem)
     elif experiment.evaluation.finetune is not None:
         raise InputError("evaluation.finetune", "given", "there is no model to train; leave it out")
     best = experiment.evaluation.keep_best
@@ -100,6 +108,16 @@ def measures(experiment: Experiment, problem: Problem) -> list[str]:
         if not whose.everybodys:
             raise InputError("attacks", trial.attacks[0].label, "no model is for all clients here; leave attacks out")
         return found + problem.attacked_measures(trial)
+
+
+def _check_in_parts(experiment: Experiment) -> None:
+    """Refuse an aggregator that wants several replies where a strategy may combine one."""
+    try:
+        experiment.aggregation.check(1)
+    except InputError as error:
+        strategy, kind = kind_of("strategies", experiment.strategy), kind_of("aggregators", experiment.aggregation)
+        remedy = f"{strategy} combines parts of the replies by themselves, which may be a single one; take mean"
+        raise InputError("aggregation.kind", kind, remedy) from error
 
 
 def _check_stopping(experiment: Experiment, stopping: Stopping) -> None:
@@ -181,6 +199,16 @@ def _check_private(experiment: Experiment, problem: Supervised) -> None:
     if any(client.rule.kept(problem.dimension).values()):
         remedy = "keeps something of each parameter, of which here are other ones that stay with a client; let it not"
         raise InputError("client.optimizer", kind_of("optimizers", client.rule), remedy)
+
+
+def _check_selector(experiment: Experiment, problem: Supervised) -> None:
+    """Refuse a selector that asks about the server's model where that is none for all clients."""
+    selector, everybody = experiment.selection, np.ones(problem.num_clients, dtype=np.bool_)
+    turn = Turn(Streams(0), 0, Free(everybody, len(everybody)), promises.at_once(selector, len(everybody)))
+    if selector.reports or selector.candidates(selector.start(problem.sizes), turn) is not None:
+        kind = kind_of("selectors", selector)
+        remedy = "it goes by clients' losses under a model for all, and there is none here; take uniform"
+        raise InputError("selection.kind", kind, remedy)
 
 
 def _check_own_models(experiment: Experiment, problem: Supervised, whose: Whose) -> None:

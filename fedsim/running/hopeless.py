@@ -91,12 +91,12 @@ class Patience:
             said += [f"{self.wasted} replies came in {self.skipped} rounds that were skipped ({self.why})"]
         return f"{ended} orders{row} brought no reply that was used: {'; '.join(said)}"
 
-    def saw(self, params: Tensor, first: Tensor) -> None:
+    def saw(self, params: Tensor, first: Tensor | None) -> None:
         """Count a round that leaves these parameters [d]; of the first that differ from `first` on it looks no more.
 
-        StalledError: they never do.
+        first: None: they are no model for all, and need not move. StalledError: they never do.
         """
-        if self.still < 0 or not torch.equal(params, first):
+        if self.still < 0 or first is None or not torch.equal(params, first):
             self.still = -1
             return
         self.still += 1

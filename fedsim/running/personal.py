@@ -108,14 +108,18 @@ class OwnModels:
     params: Tensor | None
 
     def client_measures(self, metrics: Sequence[Measure], on: Collection[str]) -> dict[str, Tensor]:
-        """What each client's model comes to on examples of its own, and that for all; see `Judged.each_client`."""
+        """What each client's model comes to on examples of its own, and that for all; see `Judged.each_client`.
+
+        And what the algorithm tells of each client.
+        """
         judged = self.problem.judged
         *_, (rows, count) = judged.by_clients(on).values()
         own = judged.each_client(self.owned.outputs(rows, count), rows, count, metrics)
         found = {"examples": count}
         if self.params is not None:
             found |= judged.each_client(self.problem.outputs(self.params, rows), rows, count, metrics)
-        return found | {f"personal_{name}": values for name, values in own.items() if name != "examples"}
+        found |= {f"personal_{name}": values for name, values in own.items() if name != "examples"}
+        return self.owned.told() | found
 
     def tensors(self) -> dict[str, Tensor]:
         """What each client has of its own, by the parameters' names, [N, *shape] each: of a model all, or its part."""

@@ -102,7 +102,7 @@ class Simulation:
         self.pace = Pace(parts.evaluation)
         self._judge = Judge(parts, self._wall)
         self._patience = Patience()
-        self._first = state.params
+        self._first = state.params if parts.strategy.for_all else None
         self._remedy = "lower client.lr"
         if parts.problem.oracle is not None:
             self._remedy += ", if there is one, or see whether the functions give NaN or infinity"

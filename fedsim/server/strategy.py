@@ -109,6 +109,11 @@ class Strategy(ABC):
         return True
 
     @property
+    def in_parts(self) -> bool:
+        """Whether it combines parts of a window's replies, down to a single one, by themselves."""
+        return False
+
+    @property
     def for_all(self) -> bool:
         """Whether its parameters are a model for all clients; where they are not, only clients' own are judged."""
         return True

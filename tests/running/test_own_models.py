@@ -17,14 +17,14 @@ from fedsim.core.errors import BrokenPromiseError, FedsimError, InputError
 from fedsim.core.graph import decode, encode
 from fedsim.core.options import options
 from fedsim.engine.cohort import Cohort
-from fedsim.exchange.messages import Update
+from fedsim.exchange.messages import Replies, Update
 from fedsim.exchange.transforms import Shapes
 from fedsim.problems.own_data import supervised
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
 from fedsim.running.runner import run
 from fedsim.running.simulation import Simulation
-from fedsim.server.strategy import Averaging
+from fedsim.server.strategy import Averaging, ServerState
 from fedsim.testing.problems import blobs, mlp, small_experiment
 
 TRAINING = {"epochs": 2, "batch_size": 4}
@@ -155,6 +155,86 @@ def test_where_nobody_is_to_use_the_servers_parameters_only_own_models_are_judge
 def test_what_is_about_one_model_for_all_is_refused(tables, said):
     with pytest.raises(InputError, match=said):
         simulation(**tables)
+
+
+@pytest.mark.parametrize(
+    ("selection", "refused"),
+    [
+        ({"kind": "oort", "count": 2}, True),
+        ({"kind": "power_of_choice", "count": 2, "pool": 4}, True),
+        ({"kind": "power_of_choice", "count": 2, "pool": 2}, False),
+        ({"kind": "power_of_choice", "count": 2, "pool": 4, "loss": "last"}, False),
+    ],
+)
+def test_nobody_is_selected_by_its_loss_under_a_model_that_there_is_not(selection, refused):
+    if refused:
+        with pytest.raises(InputError, match=r"selection\.kind.*under a model for all"):
+            simulation(strategy=ForNobody(), selection=selection)
+    else:
+        assert list(steps(simulation(1, strategy=ForNobody(), selection=selection), 1))
+    assert list(steps(simulation(1, selection=selection), 1))
+
+
+@options
+class Still(Averaging):
+    """Its parameters never move."""
+
+    for_all: bool = True
+
+    def change(self, state: ServerState, replies: Replies) -> Tensor:
+        return torch.zeros_like(super().change(state, replies))
+
+
+def test_parameters_that_nobody_is_to_use_need_not_move():
+    vain = {}
+    for for_all in (True, False):
+        made = simulation(2, strategy=Still(for_all=for_all))
+        list(made)
+        vain[for_all] = made.vain
+    assert vain[True] is not None
+    assert vain[True][1].startswith("the model is the one that the run began with")
+    assert vain[False] is None
+
+
+@options
+class InParts(Averaging):
+    """Says that it combines replies one by one."""
+
+    in_parts: ClassVar[bool] = True
+
+
+def test_an_aggregator_that_wants_several_replies_is_refused_where_one_may_be_combined():
+    assert list(steps(simulation(1, strategy=InParts()), 1))
+    assert list(steps(simulation(1, aggregation="median"), 1))
+    with pytest.raises(InputError, match=r"aggregation\.kind = median: .*combines parts of the replies.*take mean"):
+        simulation(strategy=InParts(), aggregation="median")
+
+
+@options
+class Tells(Apart):
+    """Tells of each client twice its number, or of all clients one number alone."""
+
+    told: str = "each"
+
+    def personal(self, cohort: Cohort) -> Tensor:
+        cohort.metrics["twice"] = 2 * (cohort.clients if self.told == "each" else cohort.clients[:1])
+        return super().personal(cohort)
+
+
+@pytest.mark.parametrize("executor", ["stacked", "loop"])
+def test_what_an_algorithm_tells_of_each_client_is_a_column(tmp_path, executor):
+    tables = {"engine": {"executor": executor, "memory_mib": 1}, "evaluation": {"finetune": {"steps": 1}}}
+    run(small_experiment(2, client=Tells(**TRAINING), **tables), problem=problem(), out=tmp_path / "run")
+    with (tmp_path / "run" / "clients.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [line["twice"] for line in table] == ["0", "2", "4", "6", "8", "10"]
+    assert all(0.0 <= float(line["personal_accuracy"]) <= 1.0 for line in table[:5])
+
+
+def test_what_is_told_is_a_number_a_client():
+    made = simulation(client=Tells(**TRAINING, told="one"))
+    with pytest.raises(BrokenPromiseError, match="its metric twice is"):
+        made.step()
 
 
 def test_a_part_and_a_whole_model_do_not_both_stay():
