@@ -85,6 +85,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "scaffold": {"strategy": {"kind": "scaffold"}, "client": {"kind": "scaffold", **TRAINING}},
     "fednova": {"strategy": {"kind": "fednova"}},
     "feddyn": {"strategy": {"kind": "feddyn", "alpha": 0.1}, "client": {"kind": "feddyn", **TRAINING}},
+    "moon": {"client": {"kind": "moon", **TRAINING}},
+    "moon_async": {"strategy": {"kind": "fedbuff", "size": 3}, "client": {"kind": "moon", **TRAINING}, **ASYNCHRONOUS},
     "momentum": {"client": {"kind": "sgd", **TRAINING, "optimizer": NESTEROV}},
     "adam": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "adam", "weight_decay": 0.1}},
     "lion": {"client": {"kind": "sgd", **TRAINING, "lr": 0.01, "optimizer": "lion", "weight_decay": 0.1}},
@@ -413,6 +415,7 @@ CLIENTS: dict[str, Others] = {
     "fedavg": {**LOCAL, **STEPPING, "proximal_mu": (0.5, {})},
     "scaffold": LOCAL,
     "feddyn": {**LOCAL, **STEPPING},
+    "moon": {**LOCAL, **STEPPING, "mu": (3.0, {}), "temperature": (2.0, {})},
     "fedzo": {**ESTIMATED, "proximal_mu": (0.5, {})},
     "scaffold_zo": ESTIMATED,
     "fzoos": {
@@ -630,7 +633,7 @@ ALONE: dict[str, dict[str, Any]] = {
 """Options with which a strategy makes do with one client."""
 UNCOUNTED = {"measure", "control"}
 """Actions whose evaluations are no part of a method's published count."""
-SILENT = {"sgd", "scaffold", "feddyn"}
+SILENT = {"sgd", "scaffold", "feddyn", "moon"}
 """Clients that never ask for a value."""
 
 

@@ -139,6 +139,7 @@ def test_the_bytes_of_each_method_are_the_published_ones() -> None:
         ("fednova", d + 1, d),
         ("fedivon", 2 * d, d),
         ("feddyn", d, d),
+        ("moon", d, d),
         ("fal", d, d),
         ("sfat", d + 1, d),
         ("fedzo", d, d),
