@@ -73,6 +73,7 @@ def fzoos(strategy: dict[str, Any] | None = None, **client: Any) -> dict[str, An
 
 
 WITHOUT_RATE = {"kind": "sgd", "epochs": 2, "batch_size": 4}
+DISTILLING: dict[str, Any] = {"steps": 5, "batch_size": 8, "lr": 0.01}
 NESTEROV = {"kind": "sgd", "momentum": 0.9, "nesterov": True}
 ROWS: dict[str, dict[str, Any]] = {
     "fedavg": {"strategy": {"kind": "fedavg"}},
@@ -84,6 +85,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "fedprox": {"strategy": {"kind": "fedprox", "proximal_mu": 0.5}},
     "scaffold": {"strategy": {"kind": "scaffold"}, "client": {"kind": "scaffold", **TRAINING}},
     "fednova": {"strategy": {"kind": "fednova"}},
+    "feddf": {"strategy": {"kind": "feddf", **DISTILLING}},
+    "feddf_probabilities": {
+        "strategy": {
+            "kind": "feddf", **DISTILLING, "teacher": "probabilities", "optimizer": "sgd", "server_optimizer": "adagrad"
+        },
+        "aggregation": "median",
+    },
     "feddyn": {"strategy": {"kind": "feddyn", "alpha": 0.1}, "client": {"kind": "feddyn", **TRAINING}},
     "moon": {"client": {"kind": "moon", **TRAINING}},
     "moon_async": {"strategy": {"kind": "fedbuff", "size": 3}, "client": {"kind": "moon", **TRAINING}, **ASYNCHRONOUS},
@@ -317,6 +325,19 @@ STRATEGIES: dict[str, Others] = {
         "server_lr": (0.5, {}),
         "server_optimizer": ("adam", {}),
         "server_weight_decay": (0.1, {}),
+    },
+    "feddf": {
+        "weighting": ("uniform", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
+        "steps": (3, {}),
+        "batch_size": (5, {}),
+        "lr": (0.02, {}),
+        "optimizer": ("sgd", {}),
+        "temperature": (2.0, {}),
+        "teacher": ("probabilities", {}),
+        "teacher_weighting": ("examples", {}),
     },
     "feddyn": {"alpha": (0.2, {})},
     "fal": {

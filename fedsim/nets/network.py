@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
@@ -47,7 +48,8 @@ class Batch:
     x: [k, B, ...], y: [k, B, *places], weight: [k, B]: 1/count for examples and 0 for padding. draw: whose draws they
     make. loss: instead of the network's own; where it is about V views of each example, B is V times as wide, and where
     it is of features they are those of the same pass. padded: whether there is padding; None: who has to know looks,
-    for which a GPU is waited for.
+    for which a GPU is waited for. evaluated: gradients are those of models as they are judged, without dropout, and
+    normalised by running statistics, which stay.
     """
 
     x: Tensor
@@ -56,6 +58,7 @@ class Batch:
     draw: Draw
     loss: Loss | None = None
     padded: bool | None = None
+    evaluated: bool = False
 
     def __len__(self) -> int:
         return len(self.y)
@@ -91,7 +94,7 @@ class Network(Protocol):
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [k] of the k clients of a batch, and gradients of what is trained.
 
-        Running statistics of y move along, in place: it is a training pass.
+        Running statistics of y move along, in place: it is a training pass, unless the batch is `evaluated`.
         """
         ...
 
@@ -172,6 +175,12 @@ class _Autograd(ABC):
     loop: Loop | None = None
     compiled: Compiled | None = None
     _twice = False
+
+    def _passing(self, batch: Batch) -> AbstractContextManager[None]:
+        """Within this block the models of a batch are trained, or, if it is `evaluated`, as they are judged."""
+        if batch.evaluated:
+            return nullcontext()
+        return drawing(batch.draw, stacked=self.stacked, real=batch.real if self.layout.normalises else None)
 
     def products(self, y: Stack, batch: Batch, v: Stack) -> tuple[Tensor, Stack, Stack]:
         """Losses [k], gradients and H v of the k clients of a batch, by two backward passes."""
@@ -276,7 +285,7 @@ class StackedNetwork(_Autograd):
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients of the k clients of a batch."""
         trained = [leaf.detach().requires_grad_() for leaf in y.leaves[: self.layout.trained]]
-        with drawing(batch.draw, stacked=self.stacked, real=batch.real if self.layout.normalises else None):
+        with self._passing(batch):
             losses = self._values([*trained, *y.leaves[self.layout.trained :]], batch)
         gradient = torch.autograd.grad(losses.sum(), trained, allow_unused=True, materialize_grads=True)
         return losses.detach(), Stack(gradient)
@@ -288,7 +297,7 @@ class StackedNetwork(_Autograd):
 
     def _traced(self, y: Stack, batch: Batch, *, features: bool) -> tuple[Passed, list[Tensor]]:
         trained = [leaf.detach().requires_grad_() for leaf in y.leaves[: self.layout.trained]]
-        with drawing(batch.draw, stacked=self.stacked, real=batch.real if self.layout.normalises else None):
+        with self._passing(batch):
             leaves = [*trained, *y.leaves[self.layout.trained :]]
             return self._passed(leaves, batch.x, features=features), trained
 
@@ -345,7 +354,7 @@ class PlainNetwork(_Autograd):
 
     def _traced(self, y: Stack, batch: Batch, *, features: bool) -> tuple[Passed, list[Tensor]]:
         model, parameters = self.model.bind(leaf[0] for leaf in y.leaves)
-        with drawing(batch.draw, stacked=self.stacked, real=batch.real if self.layout.normalises else None):
+        with self._passing(batch):
             if not features:
                 return (None, model(batch.x[0]).unsqueeze(0)), list(parameters)
             read, outputs = self.model.both()(batch.x[0])

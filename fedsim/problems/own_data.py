@@ -27,6 +27,7 @@ from fedsim.problems.modules import too_large
 from fedsim.problems.normalisation import Normalisation, Rule
 from fedsim.problems.partitions.base import Partition, listed
 from fedsim.problems.partitions.validation import set_aside
+from fedsim.problems.public import hold_alike
 from fedsim.problems.supervised import Supervised
 
 Array = np.ndarray[Any, Any]
@@ -47,6 +48,7 @@ def supervised(
     head: Mapping[str, Any] | Head | str | int | None = None,
     statistics: Rule | None = None,
     shared: Selection = "all",
+    public: Any = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Supervised:
@@ -68,8 +70,9 @@ def supervised(
     an attribute or a place of a tuple, or a table of the options of `problem.head`. statistics: what becomes of the
     running statistics of batch normalisation, `averaged` (by default), `pooled`, `frozen`, `local_statistics` or
     `local`; see `problem.normalisation`. shared: what alone crosses of the parameters, as in `problem.shared`, where
-    all others stay with each client: `body`, `head`, names, a list of these, or `{"not": ...}`. device: `auto`, `cpu`
-    or `cuda`. dtype: torch.float32 or torch.float64.
+    all others stay with each client: `body`, `head`, names, a list of these, or `{"not": ...}`. public: inputs like x
+    without targets, [m, ...], which the server has for strategies that distil; leave them out of `clients` if they are
+    of x. device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
     """
     if dtype not in (torch.float32, torch.float64):
         raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
@@ -108,6 +111,10 @@ def supervised(
     if validation is not None:
         partition = _validated(partition, validation)
         partition.check(dataset)
+    unlabelled = None if public is None else _numbers("public", public, dtype)
+    if unlabelled is not None:
+        unlabelled = unlabelled.astype(np.float64) if inputs.dtype.kind == "f" else unlabelled
+        hold_alike(unlabelled, inputs, "public", "inputs")
     try:
         device = choose_device(device, "device")
         problem = Supervised(
@@ -119,6 +126,7 @@ def supervised(
             device=device,
             dtype=dtype,
             statistics=None if normalisation is None else normalisation.shared,
+            public=unlabelled,
         )
     except (MemoryError, RuntimeError) as error:
         if not no_room(error):

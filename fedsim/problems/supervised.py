@@ -63,6 +63,8 @@ from fedsim.problems.normalisation import Normalisation
 from fedsim.problems.partitions.base import Partition, noisy_labels
 from fedsim.problems.partitions.cached import cached_partition
 from fedsim.problems.partitions.validation import set_aside
+from fedsim.problems.public import OPTION as PUBLIC
+from fedsim.problems.public import Public, hold_alike
 
 EXAMPLES_EVALUATED = 20_000
 """Training examples up to which clients are evaluated on them without being asked for."""
@@ -102,6 +104,9 @@ class SupervisedOptions(HasPlugins):
     or all but these, { not = "head" }.
     """
 
+    public: Public | None = None
+    """Inputs without labels that the server has, for strategies that distil. Not given: it has none."""
+
     split: Literal["fixed", "seed"] = "fixed"
     """Where a test set is drawn from all examples: fixed, by the data set's split_seed, one for all seeds of a run; or
     by the run's own seed, so that what differs between seeds has the choice of the test set in it, too.
@@ -119,6 +124,9 @@ class SupervisedOptions(HasPlugins):
         dealt = setting.partition
         partition = cached_partition(dealt, dataset, seed)
         partition = set_aside(partition, dealt.validation, dealt.validation_clients, seed)
+        public = None
+        if self.public is not None:
+            partition, public = self.public.take(dataset, partition, seed, setting.folder)
         if dealt.noise:
             noisy = noisy_labels(dataset.y, dataset.num_classes if dataset.labelled else 0, dealt.noise, seed)
             if partition.holdout_order is not None:  # what clients are judged on stays clean
@@ -133,6 +141,7 @@ class SupervisedOptions(HasPlugins):
             device=setting.device,
             dtype=setting.dtype,
             statistics=None if self.normalisation is None else self.normalisation.shared,
+            public=public,
         )
         if self.start is not None:
             problem.start_from(load_start(Path(self.start)))
@@ -174,7 +183,8 @@ class Supervised:
 
     num_clients: N. sizes: int64 [N] on the CPU, training examples of each, at least one; largest: the
     largest of them. dimension: d. data: the training examples. model: what is trained on them. Where entries of it stay
-    with each client, see `keeping`, d counts the shared ones, and no model is for all.
+    with each client, see `keeping`, d counts the shared ones, and no model is for all. public: inputs that the server
+    has, [n, ...]; None: it has none.
     """
 
     oracle = None
@@ -191,6 +201,7 @@ class Supervised:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         statistics: Statistics | None = None,
+        public: np.ndarray[Any, Any] | None = None,
     ) -> None:
         self.dataset, self.partition = dataset, partition
         self.device, self.dtype = torch.device(device), dtype
@@ -203,8 +214,11 @@ class Supervised:
         few = self._tensor(dataset.x[:2]).cpu()
         outputs = check_module(prepared, few, head, dataset.places, whole=not dataset.num_classes)
         hold_outputs(prepared, outputs, dataset)
-        for held, inputs in (("training", dataset.x), ("test", dataset.x_test)):
-            hold_tokens(prepared, inputs, held, dataset.places)
+        if public is not None:
+            hold_alike(public, dataset.x, PUBLIC, "inputs")
+        for held, inputs in (("training", dataset.x), ("test", dataset.x_test), ("public", public)):
+            if inputs is not None:
+                hold_tokens(prepared, inputs, held, dataset.places)
         module = prepared.to(self.device)
         self.functional = Functional(copy.deepcopy(module).eval())
         trained = {name: own for name, own in module.named_parameters() if own.requires_grad}
@@ -212,6 +226,7 @@ class Supervised:
         layout = Layout.of(trained, carried)
         self._start = layout.flatten({**trained, **carried})
         x, y = self._tensor(dataset.x), self._tensor(dataset.y)
+        self.public = None if public is None else self._tensor(public)
         self.x_test, self.y_test = self._tensor(dataset.x_test), self._tensor(dataset.y_test)
         fitting = fitting.fitted(y, dataset.task, outputs)
         hold_loss(fitting, y, outputs, dtype)

@@ -36,6 +36,7 @@ from fedsim.parallel.workers import WorkerError, Workers, take_cores
 from fedsim.pretrained.expert import expert_losses
 from fedsim.problems.base import Problem, Setting, choose_device
 from fedsim.problems.supervised import Supervised
+from fedsim.running.bench import bench_of
 from fedsim.running.checks import check
 from fedsim.running.pace import pace
 from fedsim.running.personal import Whose
@@ -165,6 +166,7 @@ def build_simulation(
     have to be sent it.
     """
     check(experiment, problem)
+    bench = bench_of(experiment, problem)
     _warn_of_rate(experiment)
     aggregator = experiment.aggregation
     if engine is None:
@@ -191,6 +193,7 @@ def build_simulation(
             order_transforms=Chain(experiment.order_transforms, "order_transforms"),
             whose=Whose.of(problem, experiment.strategy, experiment.client, experiment.evaluation),
             steady=experiment.devices.steady and not experiment.faults.kinds,
+            bench=bench,
         )
     )
     everybody = torch.arange(problem.num_clients)

@@ -171,21 +171,39 @@ def told(strategy: Strategy, given: Any, before: ServerState) -> tuple[ServerSta
     if state.params.shape != before.params.shape or state.params.dtype != before.params.dtype:
         fault = f"tell returns as params {shown(state.params)}, and the model is {shown(before.params)}"
         raise _strategy(strategy, f"{fault}; look at the shape of its step")
-    if not isinstance(metrics, Mapping):
-        raise _strategy(strategy, f"tell returns {shown(metrics)} as metrics, not numbers by name")
+    _hold_metrics(strategy, "tell", metrics)
     if not isinstance(done, bool):
         raise _strategy(strategy, f"tell returns {shown(done)} for whether the round is done, not True or False")
-    for name, value in metrics.items():
-        if not isinstance(value, Real) or not isinstance(name, str):
-            raise _strategy(strategy, f"its metric {name} is {shown(value)}; give a number, as float(...) does")
-        if name in OURS:
-            raise _strategy(strategy, f"its metric {name} is called like a column of every run; call it otherwise")
     moved = (state.round, state.phase)
     if moved != (before.round + 1, 0) if done else state.round != before.round or state.phase <= before.phase:
         fault = f"tell leaves round {state.round} and phase {state.phase} after {before.round} and {before.phase}"
         remedy = "a round that is done counts one more and ends at phase 0" if done else "a window counts a phase more"
         raise _strategy(strategy, f"{fault}; {remedy}")
     return state, cast("Metrics", metrics), done
+
+
+def refined(strategy: Strategy, given: Any, before: ServerState) -> tuple[ServerState, Metrics]:
+    """A strategy's state after the server has trained the model, and what it has observed."""
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise _strategy(strategy, f"refine returns {shown(given)}, not a state and metrics")
+    state = _state(strategy, given[0], "refine")
+    if state.params.shape != before.params.shape or state.params.dtype != before.params.dtype:
+        raise _strategy(strategy, f"refine returns as params {shown(state.params)} of {shown(before.params)}")
+    if (state.round, state.phase) != (before.round, before.phase):
+        raise _strategy(strategy, f"refine leaves round {state.round} after {before.round}; `tell` counts them")
+    _hold_metrics(strategy, "refine", given[1])
+    return state, cast("Metrics", given[1])
+
+
+def _hold_metrics(strategy: Strategy, method: str, metrics: Any) -> None:
+    """Refuse metrics that a row cannot have."""
+    if not isinstance(metrics, Mapping):
+        raise _strategy(strategy, f"{method} returns {shown(metrics)} as metrics, not numbers by name")
+    for name, value in metrics.items():
+        if not isinstance(value, Real) or not isinstance(name, str):
+            raise _strategy(strategy, f"its metric {name} is {shown(value)}; give a number, as float(...) does")
+        if name in OURS:
+            raise _strategy(strategy, f"its metric {name} is called like a column of every run; call it otherwise")
 
 
 def _state(strategy: Strategy, given: Any, method: str) -> ServerState:

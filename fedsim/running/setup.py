@@ -10,6 +10,7 @@ from fedsim.engine.base import Engine
 from fedsim.exchange.transforms import Chain
 from fedsim.problems.base import Looped
 from fedsim.running.personal import EVERYBODYS, Whose
+from fedsim.server.distillation import Bench
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
 
@@ -19,7 +20,7 @@ class Setup:
     """What a simulation is made of. rounds, duration (virtual seconds): where it ends; None: not there.
 
     steady: whether all clients that are sent orders answer them, as far as their devices go. whose: whose models are
-    judged.
+    judged. bench: what a server that distils works with.
     """
 
     problem: Looped
@@ -34,3 +35,4 @@ class Setup:
     order_transforms: Chain
     steady: bool = True
     whose: Whose = EVERYBODYS
+    bench: Bench | None = None

@@ -9,6 +9,7 @@ from fedsim.core.options import (
     Passes,
     PositiveFloat,
     PositiveInt,
+    Rate,
     Seconds,
     Share,
     options,
@@ -17,7 +18,9 @@ from fedsim.core.streams import Streams
 from fedsim.exchange.actions import BATCH_SIZE, SPREAD
 from fedsim.exchange.messages import Late, Order, Replies, Scalar, Weighting
 from fedsim.exchange.windows import All, Every, First, Window
+from fedsim.nets.optimizers import Optimizer
 from fedsim.server.batches import BatchRule
+from fedsim.server.distillation import Bench, Ensemble
 from fedsim.server.optimizers import OptimizerState, ServerOptimizer
 from fedsim.server.participation import (
     Frequency,
@@ -39,8 +42,10 @@ __all__ = [
     "All",
     "Averaging",
     "BatchRule",
+    "Bench",
     "Config",
     "Discount",
+    "Ensemble",
     "Every",
     "First",
     "Fraction",
@@ -50,6 +55,7 @@ __all__ = [
     "Metrics",
     "NonNegativeFloat",
     "NonNegativeInt",
+    "Optimizer",
     "OptimizerState",
     "Order",
     "Passes",
@@ -57,6 +63,7 @@ __all__ = [
     "PositiveFloat",
     "PositiveInt",
     "ProblemView",
+    "Rate",
     "Replies",
     "Scalar",
     "Seconds",

@@ -20,6 +20,7 @@ from fedsim.exchange.messages import Late, Order, Replies, Scalar, Weighting
 from fedsim.exchange.windows import All, Window
 from fedsim.nets.optimizers import Optimizer
 from fedsim.nets.stack import Layout
+from fedsim.server.distillation import Bench
 from fedsim.server.optimizers import OptimizerState, ServerOptimizer
 from fedsim.server.rules import ServerRule
 
@@ -124,6 +125,11 @@ class Strategy(ABC):
         return 0
 
     @property
+    def distils(self) -> bool:
+        """Whether its server trains the model itself, on public inputs: at the end of a round `refine` is called."""
+        return False
+
+    @property
     def unresumable(self) -> str | None:
         """Why a run could not go on from a checkpoint; None: it can."""
         return None
@@ -178,6 +184,13 @@ class Strategy(ABC):
 
         If not, the next window is for the clients that answered this one.
         """
+
+    def refine(self, state: ServerState, replies: Replies, bench: Bench) -> tuple[ServerState, Metrics]:  # noqa: ARG002
+        """The state at the end of a round, and what was observed, where the server has trained the model itself.
+
+        state: as `tell` has left it, of the same replies; the round stays. It is called where the strategy `distils`.
+        """
+        return state, {}
 
 
 @options

@@ -59,8 +59,11 @@ def mlp(inputs: int = 6, classes: int = 3, activation: type[nn.Module] = nn.ReLU
 
 
 def small_problem(dtype: torch.dtype = torch.float64, model: nn.Module | None = None, **settings: Any) -> Supervised:
-    """The examples of `blobs(**settings)` for a model, by default `mlp()`, whose d is 83."""
-    return supervised(**blobs(**settings), model=mlp() if model is None else model, dtype=dtype, device=DEVICE)
+    """The examples of `blobs(**settings)` for a model, by default `mlp()`, whose d is 83; 20 more inputs are public."""
+    data = blobs(**settings)
+    public = np.random.Generator(np.random.PCG64(7)).normal(size=(20, *data["x"].shape[1:]))
+    own = mlp() if model is None else model
+    return supervised(**data, model=own, public=public, dtype=dtype, device=DEVICE)
 
 
 @dataclass

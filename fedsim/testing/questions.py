@@ -51,7 +51,7 @@ def _questions(described: str, values_only: bool) -> list[Asked]:
         if state.round:
             window.declared = len(clients) * engine.executor.assign(orders).cost.queries
         windows.append(window)
-        state, _, done = simulation.parts.strategy.tell(state, replies)
+        state, _, done = simulation.hear(state, replies)
         clients = everybody(simulation) if done else replies.clients
     return windows
 

@@ -82,7 +82,7 @@ def go_round(
         orders, found = exchange(simulation, state, clients, None if number else window)
         replies.append(found if heard is None else heard(number, found))
         actions.append(orders.action)
-        state, _, done = simulation.parts.strategy.tell(state, replies[-1])
+        state, _, done = simulation.hear(state, replies[-1])
         if done:
             return Completed(state, replies, actions)
         clients = replies[-1].clients
