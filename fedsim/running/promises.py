@@ -188,7 +188,8 @@ def refined(strategy: Strategy, given: Any, before: ServerState) -> tuple[Server
         raise _strategy(strategy, f"refine returns {shown(given)}, not a state and metrics")
     state = _state(strategy, given[0], "refine")
     if state.params.shape != before.params.shape or state.params.dtype != before.params.dtype:
-        raise _strategy(strategy, f"refine returns as params {shown(state.params)} of {shown(before.params)}")
+        fault = f"refine returns as params {shown(state.params)}, and the model is {shown(before.params)}"
+        raise _strategy(strategy, fault)
     if (state.round, state.phase) != (before.round, before.phase):
         raise _strategy(strategy, f"refine leaves round {state.round} after {before.round}; `tell` counts them")
     _hold_metrics(strategy, "refine", given[1])

@@ -199,6 +199,20 @@ SERVER: dict[str, tuple[Any, str]] = {
         lambda told: (replace(told[0], round=0), {}, True),
         "tell leaves round 0 and phase 0 after 0 and 0; a round that is done counts one more",
     ),
+    "refine none": (lambda given: None, "refine returns None, not a state and metrics"),
+    "refine state": (lambda given: (None, {}), "refine returns None, not a ServerState"),
+    "refine shape": (
+        lambda given: (replace(given[0], params=given[0].params[:1]), {}),
+        "refine returns as params a tensor of float64 [1], and the model is a tensor of float64 [83]",
+    ),
+    "refine type": (lambda given: (replace(given[0], params=given[0].params.float()), {}), "of float32 [83], and the"),
+    "refine round": (
+        lambda given: (replace(given[0], round=5), {}),
+        "refine leaves round 5 after 1; `tell` counts them",
+    ),
+    "refine metrics": (lambda given: (given[0], [1.0]), "refine returns a list as metrics, not numbers by name"),
+    "refine time": (lambda given: (given[0], {"time": 1.0}), "its metric time is called like a column"),
+    "refine in place": (lambda given: (given[0].params.add_(1.0), {}), "refine changes the params of the state that"),
     "tell ever": (lambda told: (replace(told[0], round=0), {}, False), "a window counts a phase more"),
 }
 
@@ -228,6 +242,13 @@ class Serves(FedAvg):
 
     def tell(self, state: Any, replies: Any) -> Any:
         return self._else("tell", super().tell(state, replies))
+
+    @property
+    def distils(self) -> bool:
+        return self.case.startswith("refine ")
+
+    def refine(self, state: Any, replies: Any, bench: Any) -> Any:
+        return self._else("refine", super().refine(state, replies, bench))
 
 
 @pytest.mark.parametrize("case", SERVER)
