@@ -186,6 +186,7 @@ def of_strategies_in_apps() -> str:
         except InputError as error:
             searcher = "fedsim.flower.local.searcher, and the argument `client=`"
             need = searcher if "client=" in error.remedy else f"refused: {error.remedy}"
+            need = "nothing, but the server the arguments `model=` and `public=`" if error.option == "model" else need
         found.setdefault(re.sub(r"fedsim\.[\w.]+\w", r"`\g<0>`", need), []).append(f"`{kind}`")
     rows = [f"| {need} | {', '.join(kinds)} |" for need, kinds in sorted(found.items(), key=lambda row: -len(row[1]))]
     return "\n".join(["| the app needs | strategies |", "|---|---|", *rows])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import flwr.serverapp.strategy as flower
+from torch import nn
 
 from fedsim.configuration.bases import hold_base
 from fedsim.configuration.tables import PLUGINS
@@ -29,6 +30,7 @@ from fedsim.flower.serving.dialect import PEERS, SPOKEN, unspoken
 from fedsim.flower.serving.options import AppOptions
 from fedsim.flower.serving.run import Combine, combined
 from fedsim.flower.serving.strategy import FlowerStrategy
+from fedsim.flower.serving.student import Student
 from fedsim.problems.black_box import checked_bounds
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
@@ -47,6 +49,8 @@ def as_flower_strategy(
     aggregator: Any = "mean",
     transforms: Sequence[Any] = (),
     client: Client | Mapping[str, Any] | str | None = None,
+    model: nn.Module | None = None,
+    public: Any = None,
     checkpoint: Path | str | None = None,
     train_metrics_aggr_fn: Combine | None = None,
     evaluate_metrics_aggr_fn: Combine | None = None,
@@ -56,10 +60,11 @@ def as_flower_strategy(
 
     strategy, selection, aggregator, transforms: objects, names, or tables as in an experiment. selection: by default
     all nodes. transforms: of the clients' changes, as the server receives them. client: for strategies that search with
-    values alone, the client that the app has by `fedsim.flower.local.searcher`, with its options. checkpoint: a folder
-    for rows and checkpoints, in which a server that was killed goes on when it is started again. train_metrics_aggr_fn,
-    evaluate_metrics_aggr_fn: as of Flower's strategies; by default means weighted by `weighted_by_key`. settings: the
-    fields of `AppOptions`.
+    values alone, the client that the app has by `fedsim.flower.local.searcher`, with its options. model, public: for
+    strategies that distil, the app's model as a module, whose state dict `initial_arrays` are, and inputs [n, ...] for
+    it, of which no label is known. checkpoint: a folder for rows and checkpoints, in which a server that was killed
+    goes on when it is started again. train_metrics_aggr_fn, evaluate_metrics_aggr_fn: as of Flower's strategies; by
+    default means weighted by `weighted_by_key`. settings: the fields of `AppOptions`.
 
     InputError: an option cannot be used, or the strategy sends what no client app of others understands.
     """
@@ -84,6 +89,7 @@ def as_flower_strategy(
     if unknown:
         raise unspoken(plugins.kind_of("strategies", own), unknown)
     searching = None if client is None else searching_client(own, client)
+    student = Student.of(own, model, public)
     options = AppOptions(**settings)
     if checked_bounds(options.bounds) is not None and own.down != {CANDIDATES}:
         remedy = "it keeps to no box, or its clients do, by the bounds of searcher; leave it out"
@@ -94,6 +100,7 @@ def as_flower_strategy(
         parts["aggregation"],
         chain,
         searching,
+        student,
         options,
         None if checkpoint is None else path_of(checkpoint, "checkpoint"),
         {"train": train_metrics_aggr_fn or combined, "evaluate": evaluate_metrics_aggr_fn or combined},

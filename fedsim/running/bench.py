@@ -7,6 +7,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.plugins import kind_of
 from fedsim.core.terminal import without_notes
 from fedsim.engine.executor import choose_network
+from fedsim.engine.options import Choice
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.server.distillation import Bench
@@ -32,6 +33,12 @@ def bench_of(experiment: Experiment, problem: Problem) -> Bench | None:
         remedy = f'{kind} needs inputs without labels; say which, as {{ kind = "held_out", examples = 500 }}'
         raise InputError("problem.public", "(nothing)", f"{remedy}, or in Python supervised(..., public=x)")
     chosen = experiment.engine.executor
+    return bench_for(problem, chosen if chosen in ("stacked", "loop") else "auto")
+
+
+def bench_for(problem: Supervised, choice: Choice) -> Bench:
+    """What a server works with on a problem that has public inputs."""
+    assert problem.public is not None
     with without_notes():  # the executor has said what there is to say
-        _, network = choose_network(problem.model, problem.data, chosen if chosen in ("stacked", "loop") else "auto")
+        _, network = choose_network(problem.model, problem.data, choice)
     return Bench(network, problem.public, problem.model.footprint.activations)

@@ -54,8 +54,8 @@ SEARCHED = ("decomfl", "fedes", "fedkseed", "fzoos", "fzoos_guard", "one_byte", 
 """Those whose clients search with values, and know our orders."""
 PLAIN = ("cbo", "cma_es", "fedzo", "fedzo_guard")
 """Those whose clients search with values, too, in messages that any app knows."""
-APART = {"fedivon"}
-"""Whose clients' draws no app repeats."""
+APART = {"feddf", "fedivon"}
+"""Of classes (see `serving.test_distilling_apps`), and whose clients' draws no app repeats."""
 REFUSED = {"fedcbo": "sends clients each other's models"}
 SELECTORS = {
     "curriculum": {"count": 2, "rounds": 6},

@@ -82,6 +82,17 @@ def test_rounds_of_questions_are_those_of_one_process(row, nodes):
         assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
 
 
+def test_a_server_distils_the_models_of_its_nodes_as_those_of_one_process():
+    """Nodes leave out the examples that are public, too."""
+    tables = tiny(rounds=2).resolved() | {"strategy": {"kind": "feddf", "steps": 5, "lr": 0.01}}
+    tables["problem"] = tables["problem"] | {"public": {"kind": "held_out", "examples": 200}}
+    experiment = fedsim.experiment(**tables)
+    ours, theirs = fedsim.run(experiment, save=False), on_grid(experiment, 3)
+    torch.testing.assert_close(theirs.params, ours.params, **SAME)
+    for name in ("bytes_up", "distillation_loss"):
+        assert theirs.history[name] == pytest.approx(ours.history[name], rel=1e-5), name
+
+
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_what_codes_take_is_counted_where_it_crosses(nodes):
     """Bytes that differ from client to client, and what each owes to the next round."""

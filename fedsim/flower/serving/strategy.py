@@ -32,6 +32,7 @@ from fedsim.flower.serving.problem import AppProblem
 from fedsim.flower.serving.register import LOOK
 from fedsim.flower.serving.run import Combine, Served
 from fedsim.flower.serving.state_dict import StateDict
+from fedsim.flower.serving.student import Student
 from fedsim.flower.virtual_grid import VirtualGrid
 from fedsim.flower.windows import GridClock, WallClock
 from fedsim.running.history import Row
@@ -63,12 +64,14 @@ class FlowerStrategy(flower.Strategy):
         aggregator: Any,
         transforms: tuple[Any, ...],
         client: Client | None,
+        student: Student | None,
         settings: AppOptions,
         checkpoint: Path | None,
         combine: Mapping[str, Combine],
     ) -> None:
         self.strategy, self.selector, self.aggregator, self.transforms = strategy, selector, aggregator, transforms
-        self.client, self.settings, self.checkpoint, self.combine = client, settings, checkpoint, combine
+        self.client, self.student, self.settings = client, student, settings
+        self.checkpoint, self.combine = checkpoint, combine
         self._handed: Served | None = None
         self._round: UnderWay | None = None
 
@@ -206,6 +209,7 @@ class FlowerStrategy(flower.Strategy):
         if box is not None and not bool(((params >= box[0]) & (params <= box[1])).all()):
             raise InputError("initial_arrays", "a number outside", f"the box is {list(box)}; start in it")
         problem = AppProblem(params, model.layout, box)
+        bench = None if self.student is None else self.student.bench(arrays, model)
         dialect = Dialect(
             kind_of("strategies", self.strategy),
             model,
@@ -250,6 +254,7 @@ class FlowerStrategy(flower.Strategy):
             stopping=None,
             order_transforms=Chain((), "order_transforms"),
             steady=False,
+            bench=bench,
         )
         integers, combine = settings.integers, self.combine["train"]
         return Served(setup, engine, problem, integers=integers, combine=combine, weight=settings.weighted_by_key)
@@ -306,6 +311,7 @@ class FlowerStrategy(flower.Strategy):
         """The tables of config.toml, as far as nodes have no part in them."""
         config = self._tables() | ({} if rounds is None else {"rounds": rounds})
         config |= {"problem": {"kind": "own"}, "model": dialect.model.described()}
+        config |= {} if self.student is None else {"public": self.student.described()}
         return config | {name: _for_toml(getattr(dialect, name)) for name in ("train_config", "evaluate_config")}
 
     def _hold_keepable(self, dialect: Dialect, rounds: int | None) -> None:
