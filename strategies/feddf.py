@@ -1,6 +1,6 @@
 """FedDF: the mean of the models is the student of an ensemble, the models themselves, on inputs without labels.
 
-theta <- FedAvg's;  then `steps` times, by Adam at a rate that falls along half a cosine:
+FedAvg makes the student, which then takes `steps` steps, by Adam at a rate that falls along half a cosine:
 theta <- theta - lr * grad T^2 KL(q || softmax(z(theta) / T)),  q = softmax(mean_i z(theta_i) / T)
 Bytes as FedAvg, uplink and downlink d floats a client. The server takes C n forward passes for n public inputs, and
 `steps` steps. Lin et al. 2020, algorithm 1; with one round of many local steps it is one-shot distillation.

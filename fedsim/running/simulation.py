@@ -252,7 +252,7 @@ class Simulation:
             selector = promises.selector_state(parts.selector, learnt, "observe", selector)
         current.skipped = False
         try:
-            state, observed, current.done = self.hear(server.state, replies)
+            state, observed, current.done = self._tell(server.state, replies)
         except InputError as error:  # too few replies for a robust aggregator
             if _would_do(replies, 0):
                 raise  # or something else
@@ -264,7 +264,7 @@ class Simulation:
             parts.engine.trace.skipped += 1
             self._patience.skips(current.before, current.count, current.failed, str(error))
             nobody = torch.zeros(len(replies), dtype=torch.bool)
-            state, observed, current.done = self.hear(server.state, replies.where(nobody))
+            state, observed, current.done = self._tell(server.state, replies.where(nobody))
         current.server = Server(state, selector, server.sending, server.asked)
         current.metrics.update(observed)
 
@@ -280,7 +280,7 @@ class Simulation:
         self._judge.after_round(self.state, metrics, current.count, keeps=current.keeps)
         self.whole = True
 
-    def hear(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+    def _tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """What a strategy makes of a window's replies, and at the end of a round of the model by itself."""
         strategy, bench, version = self.parts.strategy, self.parts.bench, state.params._version
         given = strategy.tell(state, replies)

@@ -48,6 +48,7 @@ from fedsim.testing.rounds import (
     exchange,
     fail,
     go_round,
+    hear,
     same,
     take,
     without,
@@ -74,7 +75,7 @@ def inputs_stay_as_they_were(subject: Subject) -> None:
         _, replies = exchange(simulation, state, clients)
         assert same(copied(state), before), "ask has changed the state that it was handed"
         told = copied(replies)
-        following, _, done = simulation.hear(state, replies)
+        following, _, done = hear(simulation, state, replies)
         assert same(copied(state), before), "tell has changed the state that it was handed"
         assert same(copied(replies), told), "tell has changed the replies that it was handed"
         state, clients = following, everybody(simulation) if done else replies.clients
@@ -103,7 +104,7 @@ def the_order_of_clients_in_an_order_does_not_matter(subject: Subject) -> None:
         work = executor.execute(executor.assign(replace(other, turn=orders.turn)))
         for name, rows in replies.payload.items():
             assert torch.equal(work.payload[name], rows[shuffled]), f"a shuffled cohort tells another {name}"
-        state, _, _ = simulation.hear(state, replies)
+        state, _, _ = hear(simulation, state, replies)
 
 
 def an_interrupted_run_ends_like_an_uninterrupted_one(subject: Subject) -> None:
@@ -260,7 +261,7 @@ def bytes_are_those_of_the_payloads(subject: Subject) -> None:
             down = orders.total_bytes
         crossed = ledger.since(before)
         assert (crossed["bytes_down"], crossed["bytes_up"]) == (down, up)
-        state, _, done = simulation.hear(state, replies)
+        state, _, done = hear(simulation, state, replies)
         clients = everybody(simulation) if done else replies.clients
 
 
@@ -301,7 +302,7 @@ def a_population_may_grow(subject: Subject) -> None:
                 if grown is None:
                     return
                 state = grown
-            state, _, done = simulation.hear(state, replies)
+            state, _, done = hear(simulation, state, replies)
             chosen = first if done else replies.clients
         again = _resized(simulation, state)
         assert again is not None

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 
 from fedsim.engine.cohort import Cohort
-from fedsim.testing.rounds import engine_of, everybody, exchange
+from fedsim.testing.rounds import engine_of, everybody, exchange, hear
 from fedsim.testing.subject import Subject
 
 
@@ -51,7 +51,7 @@ def _questions(described: str, values_only: bool) -> list[Asked]:
         if state.round:
             window.declared = len(clients) * engine.executor.assign(orders).cost.queries
         windows.append(window)
-        state, _, done = simulation.hear(state, replies)
+        state, _, done = hear(simulation, state, replies)
         clients = everybody(simulation) if done else replies.clients
     return windows
 

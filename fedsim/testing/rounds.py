@@ -17,7 +17,7 @@ from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.messages import Order, Replies, Update
 from fedsim.exchange.windows import All
 from fedsim.running.simulation import TURNS, Simulation
-from fedsim.server.strategy import ServerState
+from fedsim.server.strategy import Metrics, ServerState
 
 WINDOWS = 50
 """More than a round is made of."""
@@ -51,6 +51,16 @@ def exchange(
     return orders, replies
 
 
+def hear(simulation: Simulation, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+    """What the strategy makes of a window's replies, and, where the server trains the model itself, of a round."""
+    strategy, bench = simulation.parts.strategy, simulation.parts.bench
+    later, metrics, done = strategy.tell(state, replies)
+    if done and bench is not None:
+        later, more = strategy.refine(later, replies, bench)
+        metrics = {**metrics, **more}
+    return later, metrics, done
+
+
 @dataclass(frozen=True)
 class Completed:
     """A round that everybody was asked for. state: after it. replies: those of each window, as the server heard them.
@@ -82,7 +92,7 @@ def go_round(
         orders, found = exchange(simulation, state, clients, None if number else window)
         replies.append(found if heard is None else heard(number, found))
         actions.append(orders.action)
-        state, _, done = simulation.hear(state, replies[-1])
+        state, _, done = hear(simulation, state, replies[-1])
         if done:
             return Completed(state, replies, actions)
         clients = replies[-1].clients

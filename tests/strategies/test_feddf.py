@@ -15,7 +15,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.running.build import build_simulation
 from fedsim.testing.problems import blobs, mlp, small_experiment, small_functions, small_problem
-from fedsim.testing.rounds import everybody, exchange
+from fedsim.testing.rounds import everybody, exchange, hear
 from strategies.feddf import FedDF
 
 DISTILLED = {"kind": "feddf", "steps": 6, "batch_size": 8, "lr": 0.01}
@@ -70,7 +70,7 @@ def test_a_round_by_hand():
     simulation = build_simulation(small_experiment(strategy=table), small_problem())
     state = simulation.state
     _, replies = exchange(simulation, state, everybody(simulation))
-    later, metrics, done = simulation.hear(state, replies)
+    later, metrics, done = hear(simulation, state, replies)
     share = replies.examples.double() / replies.examples.sum()
     student, layout = mlp().double(), simulation.parts.problem.layout
     student.load_state_dict(layout.named(state.params + 0.5 * share @ replies.payload["delta"]))
@@ -126,7 +126,7 @@ def test_bytes_and_queries_are_those_of_fedavg():
 def test_who_fails_teaches_nothing_and_without_teachers_there_is_nothing_to_learn():
     simulation = build_simulation(small_experiment(strategy=DISTILLED), small_problem())
     _, replies = exchange(simulation, simulation.state, everybody(simulation))
-    later, metrics, done = simulation.hear(simulation.state, replies.where(torch.zeros(6, dtype=torch.bool)))
+    later, metrics, done = hear(simulation, simulation.state, replies.where(torch.zeros(6, dtype=torch.bool)))
     assert torch.equal(later.params, simulation.state.params)
     assert (later.round, done, metrics) == (1, True, {})
 
