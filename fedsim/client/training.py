@@ -78,6 +78,8 @@ class LocalTraining(HasPlugins, Client):
     keeps_statistics: ClassVar[bool] = True
     descends: ClassVar[bool] = False
     """Whether `descend` takes all of its mini-batches: what else it does with a cohort goes row by row."""
+    divides: ClassVar[bool] = False
+    """Whether it trains apart what of the model stays with it, and what is shared: of both there must be some."""
     requires: ClassVar[frozenset[str]] = frozenset({"params"})
     up: ClassVar[frozenset[str]] = frozenset({"delta"})
 
@@ -192,7 +194,7 @@ class LocalTraining(HasPlugins, Client):
     @property
     def rests(self) -> bool:
         """Whether something is done between its steps, so that no loop takes them all at once."""
-        return self.defence is not None or self.of_features
+        return self.defence is not None or self.of_features or self.divides
 
     @property
     def views(self) -> int:
@@ -204,13 +206,12 @@ class LocalTraining(HasPlugins, Client):
         return LocalTraining(**{field.name: getattr(self, field.name) for field in fields(LocalTraining)} | changes)
 
     def hold_two_models(self) -> None:
-        """Refuse (InputError) options that are about the one model of a client."""
+        """Refuse (InputError) options that are about the only training of a client in a round."""
         if self.curriculum is not None:
-            raise InputError(
-                "curriculum", "given", "is of one model's examples, and here clients train two; leave it out"
-            )
+            remedy = "orders the examples of one training a round, and this client has two; leave it out"
+            raise InputError("curriculum", "given", remedy)
         if self.rule.kept(1):
-            remedy = "keeps something of the one model that it trains, and here clients train two; take another"
+            remedy = "keeps something of one training a round, and this client has two; take another"
             raise InputError("optimizer", kind_of("optimizers", self.rule), remedy)
 
     def rate(self, cohort: Cohort) -> float:

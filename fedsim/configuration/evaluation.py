@@ -14,6 +14,7 @@ from fedsim.core.measures import ALWAYS, NOTHING, UNDEFINED, Asked, lower_is_bet
 from fedsim.core.options import BatchSize, NonNegativeInt, Passes, PositiveInt, Rate, Seconds, options, table_of
 from fedsim.core.plugins import HasPlugins, kind_of
 from fedsim.core.streams import Streams
+from fedsim.nets.selection import Selection
 from fedsim.problems.base import Trial
 from fedsim.problems.measures import Measure, tables
 from fedsim.problems.measures.base import LABEL
@@ -57,6 +58,8 @@ class Finetune:
     """The learning rate."""
     batch_size: BatchSize = 32
     """Examples of a step; full: all that the client has."""
+    trains: Selection = "all"
+    """Which parameters are trained, in the words and names of problem.shared: all, head, body, and so on."""
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):

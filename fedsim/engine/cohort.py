@@ -140,6 +140,12 @@ class Cohort:
         """What of the model stays with each client; None: nothing does."""
         return None if self._problem.model is None else self._problem.model.private
 
+    @property
+    def stays(self) -> tuple[bool, ...]:
+        """Of each leaf of the model, whether it stays with each client."""
+        private = self.private
+        return (False,) * len(self.network.layout.names) if private is None else private.stays
+
     @contextmanager
     def apart(self, name: str) -> Iterator[None]:
         """Within this block draws have names of their own: other mini-batches, other dropout than without it."""

@@ -47,6 +47,13 @@ Selection = Annotated[str | Texts | dict[Literal["not"], str | Texts], BeforeVal
 """Of what is trained, as options have it: a word or a name, several, or `{ not = ... }`, all but these."""
 
 
+def written(selection: Selection) -> str | list[str] | dict[str, str | list[str]]:
+    """A selection as a file has it, for what is said of it."""
+    if isinstance(selection, Mapping):
+        return {"not": _listed(selection["not"])}
+    return _listed(selection)
+
+
 def leaves_of(named: Iterable[str], module: nn.Module, layout: Layout, option: str) -> set[str]:
     """The leaves that words and names stand for. InputError, of that option: one stands for none of this model."""
     found = set[str]()
@@ -94,6 +101,10 @@ def _leaves(name: str, module: nn.Module, layout: Layout) -> set[str]:
     if name in ("head", "body"):
         return {leaf for leaf in layout.names if (owner[leaf] == last) == (name == "head")}
     return {leaf for leaf in layout.names if fnmatchcase(leaf, name) or fnmatchcase(leaf, f"{name}.*")}
+
+
+def _listed(names: str | tuple[str, ...]) -> str | list[str]:
+    return names if isinstance(names, str) else list(names)
 
 
 def _some(names: tuple[str, ...]) -> str:

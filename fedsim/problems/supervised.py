@@ -30,7 +30,7 @@ from fedsim.nets.losses import hold_loss
 from fedsim.nets.normalisation import MEAN, SECOND, Statistics, layers_of, statistics_of, vector_parts
 from fedsim.nets.prepared import prepare
 from fedsim.nets.private import Private
-from fedsim.nets.selection import Selection, leaves_of, selected
+from fedsim.nets.selection import Selection, leaves_of, selected, written
 from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import spread
 from fedsim.plots.labels import PARTITION
@@ -284,8 +284,9 @@ class Supervised:
             return self
         leaves, trained = selected(selection, module, layout, SHARED), set(layout.names[: layout.trained])
         if leaves == trained:
-            raise InputError(SHARED, selection, "is all of the model; say all, or leave something to the clients")
-        return self._keeping(trained - leaves, SHARED, selection)
+            remedy = "is all of the model; say all, or leave something to the clients"
+            raise InputError(SHARED, written(selection), remedy)
+        return self._keeping(trained - leaves, SHARED, written(selection))
 
     def _keeping(self, leaves: set[str], option: str, value: object) -> Supervised:
         """The same problem where these leaves, too, stay with each client, of which an option says something."""

@@ -17,11 +17,12 @@ from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
 from fedsim.exchange.messages import Free
+from fedsim.nets.private import Private
 from fedsim.problems.attacked import check_attack
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.running import promises
-from fedsim.running.personal import Whose, hold_judged
+from fedsim.running.personal import Whose, hold_judged, tuned_leaves
 from fedsim.server.selection.base import Turn
 from fedsim.zeroth_order.search import EstimatedSearch
 
@@ -73,6 +74,7 @@ def check(experiment: Experiment, problem: Problem) -> None:
     measured = measures(experiment, problem)
     if isinstance(problem, Supervised):
         _check_training(experiment, problem)
+        _check_divided(experiment.client, problem.model.private)
         if problem.model.private is not None:
             _check_private(experiment, problem)
         if whose.own:
@@ -185,6 +187,14 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
         raise InputError("client.adversarial", kind_of("defences", defence), remedy)
 
 
+def _check_divided(client: Client, private: Private | None) -> None:
+    """Refuse to train apart what stays with clients where that is nothing."""
+    if isinstance(client, LocalTraining) and client.divides and (private is None or not private.own.trained):
+        kind = kind_of("clients", client)
+        remedy = f"the client {kind} trains what stays with it by itself, and here nothing does; take body"
+        raise InputError("problem.shared", "all", remedy)
+
+
 def _check_private(experiment: Experiment, problem: Supervised) -> None:
     """Refuse what does not go with models of which something stays with each client."""
     client = experiment.client
@@ -221,6 +231,8 @@ def _check_own_models(experiment: Experiment, problem: Supervised, whose: Whose)
     if best is not None and (not whose.everybodys or "personal" in best.split("_")):
         remedy = "is of models of the clients' own, of which none is written; leave it out"
         raise InputError("evaluation.keep_best", evaluation.keep_best, remedy)
+    if evaluation.finetune is not None:
+        tuned_leaves(evaluation.finetune, problem)
     hold_judged(problem, evaluation.clients, evaluation.on)
 
 

@@ -16,6 +16,7 @@ from fedsim.engine.client import Client
 from fedsim.engine.cohort import PRIVATE, Cohort
 from fedsim.engine.personal import Owned, Remembers, Tuning
 from fedsim.exchange.messages import Order
+from fedsim.nets.selection import selected, written
 from fedsim.problems.base import Looped, Problem
 from fedsim.problems.measures import Measure
 from fedsim.problems.supervised import Supervised
@@ -76,12 +77,24 @@ def tuning_of(finetune: Finetune) -> LocalTraining:
     return LocalTraining(epochs=finetune.epochs, steps=finetune.steps, lr=finetune.lr, batch_size=finetune.batch_size)
 
 
+def tuned_leaves(finetune: Finetune, problem: Supervised) -> list[bool] | None:
+    """Which leaves of the model are trained so; None: all. InputError: there is none, or a name is of none."""
+    if finetune.trains == "all":
+        return None
+    option, model = "evaluation.finetune.trains", problem.model
+    found = selected(finetune.trains, model.module, model.layout, option)
+    if not found:
+        remedy = "nothing would be trained; name something, or leave finetune out"
+        raise InputError(option, written(finetune.trains), remedy)
+    return [name in found for name in model.layout.names]
+
+
 def _tuning(finetune: Finetune, problem: Supervised) -> Tuning:
-    training = tuning_of(finetune)
+    training, moves = tuning_of(finetune), tuned_leaves(finetune, problem)
 
     def tune(cohort: Cohort, models: Tensor) -> Tensor:
         with cohort.apart("finetune"):
-            return training.descend(cohort, models).params
+            return training.descend(cohort, models, moves=moves).params
 
     return Tuning(tune, training.local_steps(problem.sizes_on_device))
 

@@ -67,8 +67,12 @@ class Subject:
         return build_simulation(experiment, self.problem(dtype) if problem is None else problem)
 
     def problem(self, dtype: torch.dtype = torch.float64) -> Problem:
-        """Functions or examples, whichever it is run on: the same for all who ask, for no run changes its problem."""
-        return _problem(dtype, self.values_only)
+        """Functions or examples, whichever it is run on: the same for all who ask, for no run changes its problem.
+
+        Of the model on examples that is shared which `problem.shared` says.
+        """
+        shared = self.tables.get("problem", {}).get("shared", "all")
+        return _problem(dtype, self.values_only, json.dumps(shared))
 
     def table(self, path: Path) -> dict[str, Any]:
         """The options that its tables give the plug-in at a path."""
@@ -175,8 +179,8 @@ def values_of(made: Any) -> dict[str, Any]:
 
 
 @cache
-def _problem(dtype: torch.dtype, values_only: bool) -> Problem:
-    return small_functions(dtype) if values_only else small_problem(dtype)
+def _problem(dtype: torch.dtype, values_only: bool, shared: str) -> Problem:
+    return small_functions(dtype) if values_only else small_problem(dtype).sharing(json.loads(shared))
 
 
 @cache

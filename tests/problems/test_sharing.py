@@ -137,6 +137,8 @@ def test_a_selection_of_nothing_or_of_all_is_refused(shared, words):
         ("norm", r"problem\.shared = norm: the model has no layer that normalises"),
         (3, r"problem\.shared = 3: give a word"),
         ({"but": "head"}, r"problem\.shared = {'but': 'head'}: give a word or a name"),
+        ([], r"problem\.shared = \[\]: nothing that is trained would be shared"),
+        ({"not": ["body", "1", "3"]}, r"problem\.shared = {'not': \['body', '1', '3'\]}: nothing that is trained"),
         ({}, r"problem\.shared = {}: give a word or a name"),
         (["1", 3], r"problem\.shared = \['1', 3\]: give a word or a name"),
     ],
