@@ -72,6 +72,10 @@ def fzoos(strategy: dict[str, Any] | None = None, **client: Any) -> dict[str, An
     }
 
 
+NOBODY_JUDGED = {"evaluation": {"every": 0, "clients": False}}
+"""For clients with models of their own, which small problems have no examples to judge by."""
+BODY: dict[str, Any] = {"problem": {"shared": "body"}, **NOBODY_JUDGED}
+HEAD: dict[str, Any] = {"problem": {"shared": "head"}, **ASYNCHRONOUS, "evaluation": {"every": 3, "clients": False}}
 WITHOUT_RATE = {"kind": "sgd", "epochs": 2, "batch_size": 4}
 DISTILLING: dict[str, Any] = {"steps": 5, "batch_size": 8, "lr": 0.01}
 NESTEROV = {"kind": "sgd", "momentum": 0.9, "nesterov": True}
@@ -222,6 +226,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "fedcbo": {
         "strategy": {"kind": "fedcbo", "peers": 3},
         "client": {"kind": "fedcbo", **TRAINING, "noise": 0.1},
+    },
+    "fedper": BODY,
+    "fedrep": {"client": {"kind": "fedrep", **TRAINING, "head_epochs": 1}, **BODY},
+    "fedbabu": {"client": {"kind": "fedrep", **TRAINING, "head_epochs": 0}, **BODY},
+    "lg_fedavg_async": {"strategy": {"kind": "fedbuff", "size": 3}, **HEAD},
+    "fedrep_async": {
+        "strategy": {"kind": "fedfix", "window": 0.3},
+        "client": {"kind": "fedrep", **TRAINING, "head_epochs": 1},
+        **HEAD,
     },
     "standard": {"client": defended()},
     "curriculum": {"client": {"kind": "sgd", **TRAINING, "curriculum": {"score": "both", "floor": 1}}},
@@ -464,6 +477,12 @@ CLIENTS: dict[str, Others] = {
     "decomfl": {"batch_size": (4, {}), "mu": (0.5, {}), "difference": ("forward", {})},
     "fedes": {"batch_size": (4, {})},
     "cma_es": {"batch_size": (1, {})},
+    "fedrep": {
+        **{name: other for name, other in LOCAL.items() if name != "curriculum"},
+        **STEPPING,
+        "head_epochs": (2, {}),
+        "head_steps": (3, {"head_epochs": None, "head_steps": 1}),
+    },
     "fedcbo": {**LOCAL, **STEPPING, "alpha": (1.0, {}), "pull": (0.9, {}), "noise": (0.5, {})},
 }
 SEGMENTED: Others = {
@@ -625,7 +644,11 @@ PARTS: dict[str, dict[str, Others]] = {
     "defence": DEFENCES,
     "attack": ATTACKS,
 }
-REFUSED: dict[str, Others] = {"scaffold": STEPPING, "fzoos": {"batch_size": (4, {})}}
+REFUSED: dict[str, Others] = {
+    "scaffold": STEPPING,
+    "fzoos": {"batch_size": (4, {})},
+    "fedrep": {"curriculum": LOCAL["curriculum"]},
+}
 """Options of a row's client that it has from others, and refuses."""
 REPORTING: Others = {"cosine": (True, VALUES_ONLY), "name": ("mine", {}), **REPORTED}
 """Options that change what is reported, or how it is called, and must not change the run."""
@@ -654,7 +677,7 @@ ALONE: dict[str, dict[str, Any]] = {
 """Options with which a strategy makes do with one client."""
 UNCOUNTED = {"measure", "control"}
 """Actions whose evaluations are no part of a method's published count."""
-SILENT = {"sgd", "scaffold", "feddyn", "moon"}
+SILENT = {"sgd", "scaffold", "feddyn", "fedrep", "moon"}
 """Clients that never ask for a value."""
 
 
@@ -669,9 +692,13 @@ def server(row: str) -> dict[str, Any]:
 
 @cache
 def clients(row: str) -> list[dict[str, Any]]:
-    """A row's clients, and what its strategy asks of them."""
+    """A row's clients, what of the model is theirs, and what its strategy asks of them."""
     strategy, client = (subject(row).table((part,)) for part in ("strategy", "client"))
-    return [client, {option: value for option, value in strategy.items() if option not in STEP}]
+    return [
+        client,
+        ROWS[row].get("problem", {}),
+        {option: value for option, value in strategy.items() if option not in STEP},
+    ]
 
 
 def varies(row: str, check: checks.Check) -> bool:

@@ -219,7 +219,8 @@ def a_late_reply_is_taken_later_or_left(subject: Subject) -> None:
         return
     waiting = isinstance(window, All) and window.deadline is None
     everyone = {"kind": "uniform", "fraction": 1.0}
-    simulation = subject.simulation(rounds=PATIENCE, selection=everyone, evaluation={"every": 1})
+    judged = {**subject.tables.get("evaluation", {}), "every": 1}
+    simulation = subject.simulation(rounds=PATIENCE, selection=everyone, evaluation=judged)
     take(simulation, taken)
     for row in simulation:
         assert torch.isfinite(simulation.params).all(), "a reply was late, and the model is not finite"

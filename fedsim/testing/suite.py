@@ -84,8 +84,8 @@ def conformance(
     `reporting`: as others, for options that change only what crosses, or only what is reported. `alone`: options of the
     strategy with which it makes do with a single client. `tolerance`: by how much executors may differ in single
     precision, of the largest parameter, 1e-5, and in double by a ten-thousandth of that. Other tables of the
-    experiment, such as `selection` or `devices`. Where an option is one of a mapping's plug-ins it is named with its
-    table, as in `client.lr`.
+    experiment, such as `selection` or `devices`; of `problem` what it says of `shared` counts. Where an option is one
+    of a mapping's plug-ins it is named with its table, as in `client.lr`.
 
     InputError: an experiment could not name the plug-in, or a setting is none for its kind.
     """

@@ -106,10 +106,11 @@ def test_what_codes_take_is_counted_where_it_crosses(nodes):
     assert theirs.history["bytes_down"] == ours.history["bytes_down"] == [4 * (d + 4)] * 4
 
 
-@pytest.mark.parametrize("nodes", [1, 3])
-def test_what_stays_with_clients_stays_on_their_nodes_and_is_judged_as_in_one_process(nodes):
+@pytest.mark.parametrize(("nodes", "client"), [(1, {}), (3, {"kind": "fedrep", "head_epochs": 1})])
+def test_what_stays_with_clients_stays_on_their_nodes_and_is_judged_as_in_one_process(nodes, client):
     dealt = {"kind": "iid", "clients": 7, "holdout": 0.2, "validation": 0.2}
     tables = tiny().resolved() | {"partition": dealt, "evaluation": {"on": ["test", "validation"]}}
+    tables["client"] = {"kind": "sgd", "epochs": 1, "batch_size": 32, "lr": 0.1} | client
     tables["problem"] = tables["problem"] | {"shared": "body"}
     experiment = fedsim.experiment(**tables)
     grid, results = grid_of(experiment, nodes), []
