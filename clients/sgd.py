@@ -1,10 +1,10 @@
 """Local training on the client's own loss.
 
 y <- y - lr * (grad f_i(y) + mu (y - theta)),  Delta_i = y - theta
-Uplink d floats, and where the server asks for it one more for nu, or for the mean loss of the last epoch, or two for V
-and N of the batch size that it chooses, or d more for how surely each number is known, which an optimizer such as ivon
-learns. McMahan et al. 2017; the proximal term mu of Li et al. 2020; nu of Wang et al. 2020, section 4; V and N of Lau
-et al. 2024.
+Uplink d floats, and where the server asks for it one more for nu, for the mean loss of the last epoch, or for that of
+all examples before the first step, f_i(theta); or two for V and N of the batch size that it chooses, or d more for how
+surely each number is known, which an optimizer such as ivon learns. McMahan et al. 2017; the proximal term mu of Li et
+al. 2020; nu of Wang et al. 2020, section 4; V and N of Lau et al. 2024.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim.client import (
     BATCH_SIZE,
+    FORWARD,
     SPREAD,
     Cohort,
     Cost,
@@ -30,33 +31,38 @@ from fedsim.client import (
     spreads,
 )
 
-REPORTED = {"nu": "report-nu", "last-loss": "report-loss"}
+REPORTED = {"nu": "report-nu", "last-loss": "report-loss", "start-loss": "report-start-loss"}
 """Numbers that a reply carries where the server asks for them, and the settings that ask."""
 
 
 @options
 class Sgd(LocalTraining):
-    """Goes with strategies that average changes, and tells FedNova, SFAT and FedIvon what else they ask for."""
+    """Goes with strategies that average changes, and tells some of them what else they ask for."""
 
     proximal_mu: NonNegativeFloat = 0.0
     """mu, the penalty's factor, unless the server sends one; 0: none."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset(
-        {"proximal-mu", "report-nu", "report-loss", "report-precision", BATCH_SIZE}
-    )
-    up: ClassVar[frozenset[str]] = frozenset({"delta", "nu", "last-loss", "precision", SPREAD})
+    accepts: ClassVar[frozenset[str]] = frozenset({"proximal-mu", *REPORTED.values(), "report-precision", BATCH_SIZE})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", *REPORTED, "precision", SPREAD})
     descends: ClassVar[bool] = True
 
     def cost(self, order: Order, examples: Tensor) -> Cost:
-        """Steps, d floats, and one more for each number that is asked for; of batch sizes two, and a step beside."""
-        cost = super().cost(order, examples)
+        """Steps, d floats, and one more for each number that is asked for; of batch sizes two, and a step beside.
+
+        The loss before the first step takes a forward pass.
+        """
+        cost, beside = super().cost(order, examples), torch.zeros_like(examples, dtype=torch.float64)
         number = Size.of(order.payload["params"][:1])
         told = {name: number for name, asked in REPORTED.items() if order.config.get(asked)}
         if BATCH_SIZE in order.config:
             told[SPREAD] = Size.of(order.payload["params"][:1].repeat(2))
-            cost = replace(cost, effort=1.0 + (cost.effort if cost.effort is not None else 0.0 * cost.steps.double()))
+            beside += 1.0
+        if order.config.get("report-start-loss"):
+            beside += FORWARD * -(-examples // (self.width(order.config) or examples)).double()
         if order.config.get("report-precision"):
             told["precision"] = cost.reply["delta"]
+        if bool(beside.any()):
+            cost = replace(cost, effort=beside if cost.effort is None else beside + cost.effort)
         return replace(cost, reply={**cost.reply, **told}) if told else cost
 
     def train(self, cohort: Cohort) -> Update:
@@ -66,8 +72,11 @@ class Sgd(LocalTraining):
         shift = mu * theta if mu else None
         asked = BATCH_SIZE in cohort.config
         spread = spreads(cohort, theta, self.passes(cohort)) if asked else None
+        start = cohort.losses(theta) if cohort.config.get("report-start-loss") else None
         trained = self.descend(cohort, theta, decay=mu, shift=shift, report_last=report_last, change=True)
         payload = {"delta": trained.params}
+        if start is not None:
+            payload["start-loss"] = start.unsqueeze(1)
         if cohort.config.get("report-nu"):
             payload["nu"] = self.normaliser(cohort.steps_taken, self.rate(cohort), mu).to(theta.dtype)
         if trained.last_loss is not None:

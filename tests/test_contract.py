@@ -128,9 +128,10 @@ def test_a_method_asks_for_what_its_paper_counts(row: str) -> None:
 
 
 def test_the_bytes_of_each_method_are_the_published_ones() -> None:
-    """d is 83 here (6 x 8 + 8 + 8 x 3 + 3): d floats each way, SCAFFOLD twice that, FedNova and SFAT one up, FedIvon d.
+    """d is 83 here (6 x 8 + 8 + 8 x 3 + 3): d floats each way, SCAFFOLD twice that, FedIvon d more up.
 
-    FZooS sends M more each way, in two windows, from the second round on also down.
+    FedNova, SFAT and those that weigh by losses have one number more up. FZooS sends M more each way,
+    in two windows, from the second round on also down.
     """
     d, features = 6 * 8 + 8 + 8 * 3 + 3, 200
     for row, up, down in (
@@ -142,6 +143,9 @@ def test_the_bytes_of_each_method_are_the_published_ones() -> None:
         ("moon", d, d),
         ("fal", d, d),
         ("sfat", d + 1, d),
+        ("qfedavg", d + 1, d),
+        ("term", d + 1, d),
+        ("afl", d + 1, d),
         ("fedzo", d, d),
         ("fzoos", d + features, 2 * d),
     ):

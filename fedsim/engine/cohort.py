@@ -26,6 +26,7 @@ from fedsim.nets.descent import Compiled, Queries
 from fedsim.nets.dropout import Draw
 from fedsim.nets.network import Batch, Network
 from fedsim.nets.private import Private
+from fedsim.nets.rows import inner
 from fedsim.nets.stack import Stack, shaped
 from fedsim.problems.base import Examples, Problem
 
@@ -247,6 +248,13 @@ class Cohort:
             columns = found[:, begin : begin + JUDGED]
             columns[rows] = values.where(inside, torch.nan)[:, : columns.shape[1]]
         return found
+
+    def losses(self, params: Tensor) -> Tensor:
+        """The mean loss of each client over all of its examples, [C]; params: as of `judge`, dropout inactive."""
+        found = self.judge(params, self.network.loss.examples)
+        inside = torch.arange(self.largest, device=found.device) < self.examples.unsqueeze(1)
+        shares = inside.to(found.dtype) / self.examples.unsqueeze(1).to(found.dtype)
+        return inner(Stack([torch.where(inside, found, 0.0)]), Stack([shares]))
 
     @property
     def largest(self) -> int:

@@ -215,8 +215,11 @@ def build_simulation(
 
 
 def _warn_of_rate(experiment: Experiment) -> None:
-    """Say where a learning rate is there to multiply what a rule finds by itself."""
+    """Say where a learning rate multiplies what a rule finds by itself, or is not what the server takes it for."""
     client, strategy = experiment.client, experiment.strategy
+    taken = strategy.client_lr
+    if taken is not None and isinstance(client, LocalTraining) and client.base != taken:
+        warn(f"strategy.client_lr = {taken:g}: the clients' learning rate, client.lr, is {client.base:g}; say the same")
     rates: list[tuple[str, float | None, Any]] = []
     if isinstance(client, LocalTraining | LocalSearch):
         rates.append(("client.lr", client.lr, client.rule))

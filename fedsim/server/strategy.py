@@ -90,6 +90,9 @@ class Strategy(ABC):
     What it does not say itself is as it stands here; `down`, `up`, `init`, `ask` and `tell` it must say.
     """
 
+    client_lr: float | None = None
+    """The learning rate that it takes clients to have; None: it goes by none."""
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         refuse_misspelt(cls, Strategy)

@@ -103,9 +103,17 @@ def test_what_a_node_says_steers_no_terminal(caplog):
     assert not any("\x1b[2J" in record.getMessage() for record in caplog.records)
 
 
-def test_who_needs_help_that_the_app_has_not_is_told_which():
-    with pytest.raises(StalledError, match=r"the app needs fedsim\.flower\.local\.scaffold"):
-        start(as_flower_strategy("scaffold"), with_numpy.client(), with_numpy.initial(), rounds=1, nodes=2)
+@pytest.mark.parametrize(
+    ("strategy", "needed"),
+    [
+        ("scaffold", r"control-delta is missing: the app needs fedsim\.flower\.local\.scaffold"),
+        ("term", r"start-loss is missing: the app needs a metric `start-loss`, the loss of the model that it was sent"),
+    ],
+)
+def test_who_needs_help_that_the_app_has_not_is_told_which(strategy, needed):
+    """The loss of training, which it tells, is of other models than the one that it was sent."""
+    with pytest.raises(StalledError, match=needed):
+        start(as_flower_strategy(strategy), with_numpy.client(), with_numpy.initial(), rounds=1, nodes=2)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,9 @@ TRAINED = {
     "fedprox": {"strategy": {"kind": "fedprox", "proximal_mu": 0.5}},
     "scaffold": {"strategy": "scaffold", "client": {"kind": "scaffold", **TRAINING}},
     "sfat": {"strategy": {"kind": "sfat", "alpha": 0.5}},
+    "qfedavg": {"strategy": {"kind": "qfedavg", "client_lr": helped.RATE}},
+    "term": {"strategy": "term"},
+    "afl": {"strategy": {"kind": "afl", "lambda_lr": 0.02}},
 }
 """Strategies whose clients train."""
 SEARCHED = ("decomfl", "fedes", "fedkseed", "fzoos", "fzoos_guard", "one_byte", "scaffold_zo")

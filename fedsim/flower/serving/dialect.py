@@ -20,7 +20,19 @@ from torch import Tensor
 from fedsim.core.errors import InputError
 from fedsim.exchange.actions import REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
 from fedsim.exchange.messages import Order
-from fedsim.flower.names import ALPHA, CANDIDATES, CONTROL, CONTROL_DELTA, MU, NU, PRECISION, ROUND, SEARCH, VALUES
+from fedsim.flower.names import (
+    ALPHA,
+    CANDIDATES,
+    CONTROL,
+    CONTROL_DELTA,
+    MU,
+    NU,
+    PRECISION,
+    ROUND,
+    SEARCH,
+    START_LOSS,
+    VALUES,
+)
 from fedsim.flower.records import record
 from fedsim.flower.replies import RefusedError, arrays_of, metrics_of
 from fedsim.flower.searching import Search
@@ -36,13 +48,16 @@ HELP = {
     CONTROL_DELTA: "fedsim.flower.local.scaffold",
     NU: "the mod fedsim.flower.mods.steps",
     PRECISION: "a record `precision`, as IVON learns it",
+    START_LOSS: "a metric `start-loss`, the loss of the model that it was sent",
     VALUES: "an answer to query messages",
 }
 """What in a client app makes a part of a reply that plain apps do not have."""
 FOLLOWED = {MU: "fedsim.flower.local.proximal, or such a term of its own"}
 """Settings by Flower's own names, which clients follow or not, as with Flower's strategies."""
-TRAINED = frozenset({"delta", CONTROL_DELTA, PRECISION, NU, "last-loss", UTILITY})
+TRAINED = frozenset({"delta", CONTROL_DELTA, PRECISION, NU, "last-loss", START_LOSS, UTILITY})
 """What a reply to `train` can have."""
+APART = (NU, START_LOSS)
+"""Those of them for which the loss of `train` does not do."""
 BESIDE = (CONTROL_DELTA, PRECISION)
 """Those of them that are records beside the model's, with arrays like its floats."""
 OBSERVED = ("cosine", "difficulty")
@@ -190,9 +205,9 @@ class Training(Question):
         whole = model.read(next(iter(held.values())), rows["delta"][place], self._sent.numpy())
         loss = number(metrics, keys.loss_key)
         for name in rows.keys() - {"delta", *BESIDE}:
-            value = number(metrics, name, None if name == NU else loss)
+            value = number(metrics, name, None if name in APART else loss)
             if value is None:
-                raise lacking(name, f"; {keys.loss_key} would do, or what loss_key names" if name != NU else "")
+                raise lacking(name, "" if name in APART else f"; {keys.loss_key} would do, or what loss_key names")
             rows[name][place] = abs(value) if name == UTILITY else value
         told = {} if loss is None else {"loss": loss}
         for name in OBSERVED:

@@ -65,7 +65,7 @@ def client():
             further = {"precision": ArrayRecord({name: Array(array) for name, array in told.items()})}
         squares = residuals(theta, x, y) ** 2
         metrics |= {"train_loss": float(np.mean(losses)), "last-loss": losses[-1]}
-        metrics["utility"] = float(np.sqrt((squares**2).mean()))
+        metrics |= {"utility": float(np.sqrt((squares**2).mean())), "start-loss": float(squares.mean())}
         arrays = ArrayRecord({name: Array(array) for name, array in model.items()})
         return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics), **further}), reply_to=message)
 

@@ -1,0 +1,71 @@
+"""AFL: agnostic federated learning, for the worst mixture of the clients' losses instead of a given one.
+
+theta <- theta + eta * sum_i lambda_i Delta_i / sum_i lambda_i, over those who answer
+lambda <- the point of the simplex nearest to lambda + lambda_lr * f(theta), of which 0 stands for who does not answer
+Of min over theta, max over lambda of sum_i lambda_i f_i(theta), over the simplex of all N clients, from lambda = p.
+Uplink d + 1 floats a client, for f_i(theta) over all of its training examples, which is a pass more; downlink d. Mohri,
+Sivek and Suresh 2019, whose clients take one step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedsim.server import (
+    Averaging,
+    Config,
+    Metrics,
+    NonNegativeFloat,
+    ProblemView,
+    Replies,
+    ServerState,
+    Weighting,
+    options,
+    shares,
+)
+
+
+@options
+class AFL(Averaging):
+    """Needs the client `sgd`. Where all who answer have lambda_i = 0, the model stays. Reports the largest lambda_i."""
+
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "start-loss"})
+
+    weighting: Weighting = "uniform"
+    lambda_lr: NonNegativeFloat = 0.1
+    """The rate of lambda; 0: it stays p, and this is FedAvg."""
+
+    def config(self) -> Config:
+        """Ask for the losses."""
+        return {"report-start-loss": True}
+
+    def init(self, problem: ProblemView) -> ServerState:
+        """Lambda begins at p."""
+        return replace(super().init(problem), memory={"mixture": shares(problem, self.weighting)})
+
+    def resize(self, state: ServerState, problem: ProblemView) -> ServerState:
+        """New clients have lambda_i = p_i, and the others share the rest; before the first round all have p_i."""
+        known, p = state.memory["mixture"], shares(problem, self.weighting)
+        later = p[len(known) :] if state.round else p
+        mixture = torch.cat((known[: len(p) - len(later)] * (1.0 - later.sum()), later))
+        return replace(state, memory={**state.memory, "mixture": mixture})
+
+    def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
+        """Move by the mixture, and the mixture by the losses."""
+        mixture, clients, losses = state.memory["mixture"], replies.clients, replies.payload["start-loss"]
+        weights = mixture[clients] / mixture[clients].sum().clamp(min=torch.finfo(torch.float64).tiny)
+        change = replies.combine(weights.to(losses.device, losses.dtype))
+        risen = mixture.index_add(0, clients, self.lambda_lr * losses.squeeze(1).cpu().double())
+        metrics = {**self.seen(state, replies, change), "largest_weight": float(mixture.max())}
+        return self.advance(state, replies, change, mixture=onto_simplex(risen)), metrics, True
+
+
+def onto_simplex(point: Tensor) -> Tensor:
+    """The nearest point to this one, [N], whose numbers are 0 or more and sum to one."""
+    ordered = point.sort(descending=True).values
+    above = (ordered.cumsum(0) - 1.0) / torch.arange(1, len(point) + 1, device=point.device)
+    return (point - above[(ordered > above).sum() - 1]).clamp(min=0.0)
