@@ -1,10 +1,10 @@
 """AFL: agnostic federated learning, for the worst mixture of the clients' losses instead of a given one.
 
 theta <- theta + eta * sum_i lambda_i Delta_i / sum_i lambda_i, over those who answer
-lambda <- the point of the simplex nearest to lambda + lambda_lr * f(theta), of which 0 stands for who does not answer
-Of min over theta, max over lambda of sum_i lambda_i f_i(theta), over the simplex of all N clients, from lambda = p.
-Uplink d + 1 floats a client, for f_i(theta) over all of its training examples, which is a pass more; downlink d. Mohri,
-Sivek and Suresh 2019, whose clients take one step.
+lambda <- P(lambda + lambda_lr * g),  g_i = f_i(theta), or 0 of who does not answer
+P gives the nearest point of the simplex of all N clients, on which lambda begins at p: descent for theta and ascent for
+lambda on sum_i lambda_i f_i(theta). Uplink d + 1 floats a client, for f_i(theta) over all of its training examples,
+which is a pass more; downlink d. Mohri, Sivek and Suresh 2019, whose clients take one step.
 """
 
 from __future__ import annotations
