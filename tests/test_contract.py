@@ -33,8 +33,13 @@ from fedsim.testing.questions import questions
 SUBJECTS = {row: subject(row) for row in ROWS}
 VALUES_ONLY = {row: subject(row, values_only=True) for row, own in SUBJECTS.items() if own.fits_functions}
 """Rows that may be on functions."""
-UNDER_RAY = ("fedavgm", "scaffold", "feddyn", "fedzo_guard", "fzoos", "one_byte", "cbo", "fedcbo", "sfat", "trades")
-"""One of a kind: a server's memory, clients' states, several windows, logs, directions, values, peers, defences."""
+UNDER_RAY = (
+    *("fedavgm", "scaffold", "feddyn", "fedrep", "fedzo_guard", "fzoos", "one_byte", "cbo", "fedcbo", "sfat"),
+    "trades",
+)
+"""One of a kind: a server's memory, clients' states and parts of the model, several windows, logs, directions, values,
+peers, defences.
+"""
 REPORTS = [
     (part, row, option)
     for part, rows in PARTS.items()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
-from contract import ROWS
+from contract import ROWS, subject
 from tallies import Tally, recorded, taking, tally, tally_problem
 
 import fedsim
@@ -69,7 +69,7 @@ def always(kind: str, *clients: int, **options: Any) -> dict[str, Any]:
 
 
 def run_of(row: str, **tables: Any) -> Simulation:
-    return build_simulation(small(**{**ROWS[row], **tables}), small_problem())
+    return build_simulation(small(**{**ROWS[row], **tables}), subject(row).problem())
 
 
 # --- What each kind does

@@ -41,8 +41,8 @@ ONCE = {
     "fedsim/engine/flights.py": {"_rows", "job_of"},
     "fedsim/engine/job.py": {"<dictcomp>", "_of_each", "asked", "crossed", "gathered", "received", "sound"},
     "fedsim/engine/returned.py": {"done"},
-    "fedsim/engine/store.py": {"_rows", "admit"},
-    "fedsim/engine/virtual.py": {"submit"},
+    "fedsim/engine/store.py": {"_rows", "admit", "look"},
+    "fedsim/engine/virtual.py": {"submit", "_keep_back"},
     "fedsim/exchange/aggregation.py": {"__call__", "_shares"},
     "fedsim/exchange/messages.py": {"<dictcomp>", "finite_rows", "mean", "weights"},
     "fedsim/exchange/transforms.py": {"apply"},
@@ -86,6 +86,7 @@ def simulated(
     """A simulation of `small_problem` on a device."""
     like = small_problem()
     problem = Supervised(like.dataset, like.partition, model(), device=device, dtype=torch.float64)
+    problem = problem.sharing(tables.get("problem", {}).get("shared", "all"))
     defaults = {"rounds": 2, "engine": {"executor": "stacked"}}
     return build_simulation(small_experiment(**{**tables, **defaults, **others}), problem)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 import fedsim
 from fedsim.core.errors import InputError
+from fedsim.engine.cohort import PRIVATE
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_problem, build_simulation
 from fedsim.running.simulation import Simulation
@@ -66,6 +67,18 @@ def test_what_is_shared_by_default_is_all_to_the_bit():
     said, silent = built("all", rounds=2), small_experiment(2, problem={"model": "mlp"}, partition=DEALT)
     assert torch.equal(final(said), final(build_simulation(silent, build_problem(silent))))
     assert said.parts.problem.model.private is None
+
+
+@pytest.mark.parametrize("shared", ["3.bias", "body", {"not": "3.bias"}])
+def test_alone_a_client_trains_as_if_all_were_shared(shared):
+    """However little crosses: local training, of one client that shares three numbers."""
+    tables = {"selection": {"kind": "uniform", "fraction": 1.0}, "evaluation": {"every": 0, "clients": False}}
+    whole, part = (build_simulation(small_experiment(4, **tables), own(what, sizes=(12,))) for what in ("all", shared))
+    final(whole), final(part)
+    private = part.parts.problem.model.private
+    rows, _ = part.parts.engine.memories().look(PRIVATE, torch.arange(1))
+    torch.testing.assert_close(private.join(part.state.params, rows)[0], whole.state.params, rtol=0.0, atol=1e-12)
+    assert float((whole.state.params - whole.parts.problem.initial()).norm()) > 0.1
 
 
 def test_an_experiment_says_what_is_shared_as_it_was_written():
