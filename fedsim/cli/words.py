@@ -25,8 +25,8 @@ STATUS = {**{status: int(not well) for status, well in ENDED.items()}, "failed":
 """The exit code of a command after a run, or a point of a sweep, that ended so."""
 MEASURES = (
     *("train_loss", "global_train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy"),
-    *("client_accuracy_p10", "validation_personal_loss", "validation_personal_accuracy"),
-    *("personal_loss", "personal_accuracy", "personal_accuracy_p10", "value", "gap"),
+    *("client_accuracy_p10", "validation_personal_loss", "validation_personal_accuracy", "validation_personal_gain"),
+    *("personal_loss", "personal_accuracy", "personal_accuracy_p10", "personal_gain", "value", "gap"),
 )
 """What is said of a run, where it was measured."""
 
@@ -74,7 +74,10 @@ def record_of(experiment: Experiment, status: str, summary: Mapping[str, Any], f
 
 def measures(summary: Mapping[str, Any], asked: Asked) -> list[str]:
     """What was measured, each with its name. asked: by which measures a run was asked to be judged, too."""
-    return [f"{name.replace('_', ' ')} {number_of(name, summary[name])}" for name in _said(summary, asked)]
+    from fedsim.core.measures import gains
+
+    told = {**summary, **gains(summary)}
+    return [f"{name.replace('_', ' ')} {number_of(name, told[name])}" for name in _said(told, asked)]
 
 
 def _said(measured: Iterable[str], asked: Asked) -> list[str]:

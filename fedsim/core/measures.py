@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 LOWER = frozenset({"loss", "error", "value", "gap", "std"})
-HIGHER = frozenset({"accuracy", "success", "precision", "recall", "f1", "jaccard", "cosine"})
+HIGHER = frozenset({"accuracy", "success", "precision", "recall", "f1", "jaccard", "cosine", "gain"})
 FIRST = (
-    *("test_accuracy", "validation_accuracy", "personal_accuracy", "value", "gap", "test_loss", "validation_loss"),
-    *("train_loss", "client_accuracy_p10"),
+    *("test_accuracy", "validation_accuracy", "personal_accuracy", "personal_gain", "value", "gap"),
+    *("test_loss", "validation_loss", "train_loss", "client_accuracy_p10", "personal_accuracy_p10"),
 )
 """What is said first of a run, in this order, where it was measured."""
 SETS = r"test|global_train|client|personal|validation_client|validation_personal|validation"
@@ -55,6 +55,21 @@ def is_measure(name: str, asked: Asked = NOTHING) -> bool:
     if name.endswith(UNDEFINED):
         return False
     return label_of(name, asked) is not None or not (LOWER | HIGHER).isdisjoint(name.split("_"))
+
+
+def gains(numbers: Mapping[str, float | None]) -> dict[str, float]:
+    """How much better clients' own models are than the global one on the same examples, of columns that say so of both.
+
+    As personal_gain, and of examples set aside validation_personal_gain: the difference of the accuracies, or, where
+    there are none, of the losses.
+    """
+    found: dict[str, float] = {}
+    for on in ("", "validation_"):
+        for kind, sign in (("loss", -1.0), ("accuracy", 1.0)):
+            own, everybodys = numbers.get(f"{on}personal_{kind}"), numbers.get(f"{on}client_{kind}")
+            if own is not None and everybodys is not None:
+                found[f"{on}personal_gain"] = sign * (own - everybodys)
+    return found
 
 
 def first(asked: Asked) -> tuple[str, ...]:

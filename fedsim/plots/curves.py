@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.core.measures import NOTHING, UNDEFINED, Asked, attack_of, first, is_measure, lower_is_better
-from fedsim.plots.style import BRIGHT, INK, STYLES, legend_below, named, plain, save, written
+from fedsim.plots.style import BRIGHT, INK, STYLES, grid_of, legend_below, named, plain, save, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,7 +120,7 @@ def curves(rows: Sequence[Row], path: Path | BytesIO, asked: Asked = NOTHING) ->
             panels.setdefault(_quantity(column, asked), {})[column] = line
     if not panels:
         return False
-    figure, axes = _figure(len(panels))
+    figure, axes = grid_of(len(panels))
     for axis, quantity in zip(axes, _in_order(panels, asked), strict=True):
         lines = list(panels[quantity].values())
         _draw_quantity(axis, panels[quantity], asked)
@@ -381,25 +381,12 @@ def _mark(where: Line) -> str | None:
     return "o" if len(where) == 1 else None
 
 
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
-    """Make a figure of up to three panels a row."""
-    from matplotlib.figure import Figure
-
-    columns = min(panels, 3) if panels != 4 else 2
-    rows = -(-panels // columns)
-    figure = Figure(figsize=(0.6 + 4.2 * columns, 3.2 * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes[panels:]:
-        axis.remove()
-    return figure, axes[:panels]
-
-
 def _grid(measures: int, kinds: int) -> tuple[Figure, list[list[Axes]]]:
     """Make a figure of a line of panels a measure, which share a vertical axis; of one kind, several a line."""
     from matplotlib.figure import Figure
 
     if kinds == 1:
-        figure, axes = _figure(measures)
+        figure, axes = grid_of(measures)
         return figure, [[axis] for axis in axes]
     figure = Figure(figsize=(0.6 + 4.2 * kinds, 2.9 * measures), layout="constrained")
     return figure, figure.subplots(measures, kinds, sharey="row", squeeze=False).tolist()

@@ -43,6 +43,19 @@ def plain(axis: Axes, *, grid: Literal["both", "x", "y"] | None) -> None:
         axis.grid(axis=grid, color="#E5E5E5", linewidth=0.6)
 
 
+def grid_of(panels: int) -> tuple[Figure, list[Axes]]:
+    """Make a figure of up to three panels a row."""
+    from matplotlib.figure import Figure
+
+    columns = min(panels, 3) if panels != 4 else 2
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(0.6 + 4.2 * columns, 3.2 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[panels:]:
+        axis.remove()
+    return figure, axes[:panels]
+
+
 def whole_step(span: float, steps: int) -> int:
     """Find the least of 1, 2, 5, 10, 20, 50, ... of which `steps` make up the span."""
     power = 1

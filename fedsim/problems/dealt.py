@@ -1,4 +1,4 @@
-"""What clients have been dealt: what they are called, and a picture of their labels."""
+"""What clients have been dealt: what they are called, and how their labels lie."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedsim.nets.losses import IGNORED
 from fedsim.problems.datasets import Dataset
@@ -23,6 +24,24 @@ def owners_names(data: Dataset, partition: Partition) -> list[str] | None:
     if (lowest != highest).any() or len(np.unique(lowest)) < len(lowest):
         return None
     return [str(known[code]) for code in lowest]
+
+
+def label_distances(data: Dataset, split: Partition) -> NDArray[np.float64] | None:
+    """How far the labels that each client trains on are from those of all clients together, [N], from 0 to 1.
+
+    sum_k |n_ik / n_i - n_k / n| / 2, the total variation distance, n_ik of client i's n_i examples being of class k.
+    None: an example has not one class.
+    """
+    if data.task != "classes" or data.y.ndim > 1:
+        return None
+    labels, sizes = data.y[split.order].astype(np.int64), np.diff(split.offset)
+    kinds, clients = int(labels.max()) + 1, len(sizes)
+    of_all = np.bincount(labels, minlength=kinds) / len(labels)
+    # of each client those classes that it has, of which alone its share may be larger than that of all
+    held, counts = np.unique(np.repeat(np.arange(clients), sizes) * kinds + labels, return_counts=True)
+    owner, label = np.divmod(held, kinds)
+    excess = np.maximum(counts / sizes[owner] - of_all[label], 0.0)
+    return np.bincount(owner, excess, clients).astype(np.float64)
 
 
 def draw_labels(data: Dataset, split: Partition, names: Sequence[str] | None, path: Path) -> None:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedsim.core.measures import Asked, attack_of, is_measure, label_of, lower_is_better
+from fedsim.core.measures import Asked, attack_of, gains, is_measure, label_of, lower_is_better
 from fedsim.plots import measured
 from fedsim.reports.statistics import Reached
 from fedsim.running.endings import ENDED
@@ -84,6 +84,8 @@ class Run:
             if is_measure(column, self.asked) and not attack_of(column, self.asked):
                 pick = min if lower_is_better(column, self.asked) else max
                 numbers[f"{column}, best"] = float(pick(finite, default=math.nan))
+        finals = {label.removesuffix(", final"): value for label, value in numbers.items()}
+        numbers |= {f"{column}, final": value for column, value in gains(finals).items()}
         for column, label in (
             ("round", "rounds done"),
             ("time", "virtual time (s)"),

@@ -1,4 +1,4 @@
-"""What the final model comes to on each client: a table, clients.csv."""
+"""What the final models come to on each client: a table, clients.csv."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -13,16 +14,23 @@ from fedsim.running.folder import RunFolder
 from fedsim.running.stored import CLIENTS
 
 
-def write_clients(measured: Mapping[str, Tensor], names: Sequence[str] | None, folder: RunFolder) -> None:
-    """Write a line a client: its number, its name where the data say one, and what was measured of it, [N] each.
+def columns_of(measured: Mapping[str, Tensor], names: Sequence[str] | None) -> dict[str, list[Any]]:
+    """Of each client its number, its name where the data say one, and what was measured of it, [N] each.
 
-    A number that is not finite, as of a client without examples or of an undefined measure, is left out.
+    A number that is not finite, as of a client without examples or of an undefined measure, is None.
     """
+    numbers = {name: [*map(_finite, values.tolist())] for name, values in measured.items()}
+    clients = [*range(len(next(iter(numbers.values()))))]
+    return {"client": clients, **({} if names is None else {"name": [*names]}), **numbers}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def write_clients(columns: Mapping[str, Sequence[Any]], folder: RunFolder) -> None:
+    """Write a line a client, nothing for None."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["client", *([] if names is None else ["name"]), *measured])
-    columns = [values.tolist() for values in measured.values()]
-    for client, values in enumerate(zip(*columns, strict=True)):
-        numbers = ["" if isinstance(value, float) and not math.isfinite(value) else value for value in values]
-        table.writerow([client, *([] if names is None else [names[client]]), *numbers])
+    table.writerows([[*columns], *zip(*columns.values(), strict=True)])
     folder.write_text(CLIENTS, text.getvalue())

@@ -18,7 +18,7 @@ from fedsim.engine.personal import Owned, Remembers, Tuning
 from fedsim.exchange.messages import Order
 from fedsim.nets.selection import selected, written
 from fedsim.problems.base import Looped, Problem
-from fedsim.problems.measures import Measure
+from fedsim.problems.dealt import label_distances
 from fedsim.problems.supervised import Supervised
 from fedsim.running.promises import asked
 from fedsim.server.strategy import ServerState, Strategy
@@ -114,21 +114,30 @@ def own_models(
 
 @dataclass(frozen=True, eq=False)
 class OwnModels:
-    """The clients' models at the end of a run. params: what is shared, [d]; None: no model is for all."""
+    """The clients' models at the end of a run. params: what is shared, [d]; None: no model is for all.
+
+    participation: how often each client has taken part. evaluation: how they are judged.
+    """
 
     problem: Supervised
     owned: Owned
     params: Tensor | None
+    participation: Sequence[int]
+    evaluation: Evaluation
 
-    def client_measures(self, metrics: Sequence[Measure], on: Collection[str]) -> dict[str, Tensor]:
+    def client_measures(self) -> dict[str, Tensor]:
         """What each client's model comes to on examples of its own, and that for all; see `Judged.each_client`.
 
-        And what the algorithm tells of each client.
+        Beside it what a client has and has done: how many examples it trains on, how far their labels are from
+        everybody's (see `label_distances`), how often it has taken part, and what its algorithm tells of it.
         """
-        judged = self.problem.judged
-        *_, (rows, count) = judged.by_clients(on).values()
+        judged, metrics = self.problem.judged, self.evaluation.measures
+        *_, (rows, count) = judged.by_clients(self.evaluation.on).values()
         own = judged.each_client(self.owned.outputs(rows, count), rows, count, metrics)
-        found = {"examples": count}
+        found = {"examples": count, "train_examples": self.problem.sizes}
+        if (distances := label_distances(self.problem.dataset, self.problem.partition)) is not None:
+            found["label_distance"] = torch.from_numpy(distances)
+        found["participation"] = torch.tensor(self.participation)
         if self.params is not None:
             found |= judged.each_client(self.problem.outputs(self.params, rows), rows, count, metrics)
         found |= {f"personal_{name}": values for name, values in own.items() if name != "examples"}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.core.errors import FedsimError
 from fedsim.core.html import cell, html_table
 from fedsim.core.measures import Asked, first
-from fedsim.plots import Picture, curves
+from fedsim.plots import Picture, curves, personal
 from fedsim.running.history import History, Row
 from fedsim.running.reporting import write_report
 
@@ -86,6 +86,22 @@ class Result:
     def plot(self) -> Picture:
         """What it measured against the round. FedsimError: no number was measured."""
         return Picture(lambda place: curves(self.history.rows, place, self.asked))
+
+    def plot_clients(self) -> Picture:
+        """The clients' own models: against the global one, and by what each client has; see `plots.personal`.
+
+        FedsimError: clients have none, or are not judged by them, or the run did not come to its end.
+        """
+        from fedsim.running.clients import columns_of
+
+        if self.own is None:
+            raise FedsimError(
+                f"clients have no models of their own here, or the run has not ended: it is {self.status}"
+            )
+        if not self.own.evaluation.clients:
+            raise FedsimError("evaluation.clients = false says that nobody is judged")
+        columns = columns_of(self.own.client_measures(), self.problem.names)
+        return Picture(lambda place: personal(columns, place))
 
     def report(self, path: Path | str) -> None:
         """Write all that it says of itself as one HTML page, as `fedsim report` does."""

@@ -27,14 +27,15 @@ from fedsim.core.plugins import DISTRIBUTION
 from fedsim.core.terminal import note
 from fedsim.parallel.arithmetic import arithmetic, hold_pinned
 from fedsim.parallel.cores import at_most
-from fedsim.plots import curves
+from fedsim.plots import curves, personal
+from fedsim.plots.personal import PERSONAL
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.running.best import Best
 from fedsim.running.build import EngineMaker, build_problem, build_simulation
 from fedsim.running.checkpoint import Keeper
 from fedsim.running.checks import check_own
-from fedsim.running.clients import write_clients
+from fedsim.running.clients import columns_of, write_clients
 from fedsim.running.endings import ENDED
 from fedsim.running.folder import RunFolder
 from fedsim.running.history import History, Row, finite_or_nan
@@ -295,7 +296,8 @@ def _drive(
     if ENDED.get(status) and isinstance(problem, Supervised) and parts.whose.own:
         finetune = experiment.evaluation.finetune
         owned = own_models(parts.engine, problem, parts.strategy, simulation.state, finetune)
-        own = OwnModels(problem, owned, params if parts.whose.everybodys else None)
+        everybodys, participation = params if parts.whose.everybodys else None, parts.engine.trace.participation
+        own = OwnModels(problem, owned, everybodys, participation, experiment.evaluation)
     if folder is not None:
         folder.write_trace(trace)
         if keeper is not None and status == "finished" and simulation.round == experiment.rounds:
@@ -305,13 +307,17 @@ def _drive(
         folder.write_model(problem.tensors(params), run)
         if own is not None and (tensors := own.tensors()):
             folder.write_own(tensors, run)
+        pictures: list[Callable[[], object]] = [partial(problem.illustrate, folder.place, params)]
         if ENDED.get(status) and clients:
             with not_needed(CLIENTS):
                 metrics, on = experiment.evaluation.measures, experiment.evaluation.on
-                judged = partial(problem.client_measures, params) if own is None else own.client_measures
-                if measured := judged(metrics, on):
-                    write_clients(measured, problem.names, folder)
-        finish(folder, rows, summary, asked, partial(problem.illustrate, folder.place, params))
+                judged = partial(problem.client_measures, params, metrics, on) if own is None else own.client_measures
+                if measured := judged():
+                    columns = columns_of(measured, problem.names)
+                    write_clients(columns, folder)
+                    if own is not None:
+                        pictures.append(lambda: personal(columns, folder.place(PERSONAL)))
+        finish(folder, rows, summary, asked, pictures)
         if at_end is not None:
             at_end(folder.path)
     told.end(status, reason, summary)
@@ -338,17 +344,16 @@ def finish(
     rows: Sequence[Row],
     summary: Mapping[str, Any],
     asked: Asked = NOTHING,
-    illustrate: Callable[[], None] | None = None,
+    pictures: Sequence[Callable[[], object]] = (),
 ) -> None:
     """Draw the pictures of a run, and write the summary last: what has one is whole, and what has none goes on.
 
-    asked: which way measures improve that were asked for. illustrate: draws further ones.
+    asked: which way measures improve that were asked for. pictures: draw further ones.
     """
     folder.sync()  # pictures come after all that counts: to load what draws them takes longer than many a round
-    for draw in (lambda: curves(rows, folder.place(CURVES), asked), illustrate):
-        if draw is not None:
-            with not_needed("a picture"):
-                draw()
+    for draw in (lambda: curves(rows, folder.place(CURVES), asked), *pictures):
+        with not_needed("a picture"):
+            draw()
     folder.write_summary(summary)
     if summary["status"] in ENDED:
         try:

@@ -11,6 +11,7 @@ clients.csv         what the final model comes to on each client, where clients 
 trace.json          staleness, participation, and when the first clients worked on which version of the model
 curves.png          loss, accuracy, the value of a function against the round
 partition.png       the label distribution of the clients; of supervised problems
+personal.png        what the clients' own models come to; where they are judged
 adversarial.png     an image before and after; of attacks
 rows.csv            the rows as a table, where the tracker csv is asked for
 tracking.json       what names the run to its trackers, where it has some
@@ -41,6 +42,7 @@ from fedsim.core.folders import is_locked
 from fedsim.core.measures import Asked, as_noted, is_measure
 from fedsim.plots.evasion import ADVERSARIAL
 from fedsim.plots.labels import PARTITION
+from fedsim.plots.personal import PERSONAL
 from fedsim.running.endings import ENDED
 from fedsim.running.history import History, Row, fits_row, read_rows
 from fedsim.trackers.csv import ROWS
@@ -51,8 +53,8 @@ TRACE, CURVES, TRACEBACK, REPORT = "trace.json", "curves.png", "traceback.txt", 
 BEST, OWN, END, CLIENTS = "best.safetensors", "own.safetensors", "end.safetensors", "clients.csv"
 TRACKING = "tracking.json"
 FILES = (
-    *(CONFIG, METRICS, MODEL, BEST, OWN, END, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, ADVERSARIAL),
-    *(ROWS, TRACKING, TRACEBACK, REPORT),
+    *(CONFIG, METRICS, MODEL, BEST, OWN, END, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, PERSONAL),
+    *(ADVERSARIAL, ROWS, TRACKING, TRACEBACK, REPORT),
 )
 """The names that a run writes, and beside those in `FOLDERS` the only ones that it ever removes."""
 CHECKPOINTS = "checkpoints"

@@ -28,6 +28,7 @@ function refresh() {
   measuresList();
   arrange();
   clientSection();
+  ownSection();
   if (find("outcome")) outcomeSection();
   timeSection();
   drawAll();
@@ -49,6 +50,7 @@ async function begin() {
   outcomeControls();
   triedControls();
   clientControls();
+  ownControls();
   timeControls();
   themes(drawAll);
   refresh();

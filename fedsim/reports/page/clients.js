@@ -88,7 +88,7 @@ function clientTable() {
   const [group, seed] = ofClients.run.split(" ").map(Number);
   const run = data.groups[group].runs[seed];
   const {measure} = ofClients, {better} = data.clients.find(({name}) => name === measure);
-  const columns = [...new Set(["examples", "participation", ...data.clients.map(({name}) => name)])].filter((column) => run.clients[column] !== undefined);
+  const columns = [...new Set(["examples", "train_examples", "label_distance", "participation", "cluster", ...data.clients.map(({name}) => name)])].filter((column) => run.clients[column] !== undefined);
   const names = clientNames(run), values = run.clients[measure] ?? [];
   const order = names.map((_, place) => place).sort((one, other) => {
     const [a, b] = [values[one] ?? null, values[other] ?? null];

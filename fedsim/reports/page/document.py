@@ -21,8 +21,8 @@ from fedsim.running.result import Result
 from fedsim.running.study import Study
 
 SCRIPTS = (
-    *("start.js", "tables.js", "figures.js", "curves.js", "panels.js", "outcomes.js", "clients.js", "time.js"),
-    *("tried.js", "live.js", "begin.js"),
+    *("start.js", "tables.js", "figures.js", "curves.js", "panels.js", "outcomes.js", "clients.js", "personal.js"),
+    *("time.js", "tried.js", "live.js", "begin.js"),
 )
 """The scripts of the page, in their order: one function, so that none of their names meets one of Plotly's."""
 PLOTLY = "package_data/plotly.min.js"

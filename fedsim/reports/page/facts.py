@@ -132,6 +132,7 @@ class Facts:
             "tried": "" if self.tried is None else "Options and outcomes" if self._study is None else "Search",
             "curves": "Curves" if runs else "",
             "clients": "Clients" if any(run.clients for run in runs) else "",
+            "personal": "Own models" if any("personal_loss" in (run.clients or {}) for run in runs) else "",
             "partition": "Partition" if self.partitions.pictures else "",
             "time": "Virtual time" if traced else "",
             "adversarial": "Adversarial images" if self.adversaries.pictures else "",

@@ -1,7 +1,7 @@
 // A page of runs that go on asks its own address for news, and keeps what its reader has chosen.
 
 const EVERY = 3000;
-const CONTROLS = {tried: triedControls, clients: clientControls, time: timeControls};
+const CONTROLS = {tried: triedControls, clients: clientControls, personal: ownControls, time: timeControls};
 let before = null, tag = null;
 
 /** Replace what the server says anew by its text of now; what stays is what was chosen, sorted, opened and zoomed. */

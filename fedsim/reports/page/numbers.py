@@ -8,6 +8,7 @@ from typing import Any
 
 from fedsim.core.measures import is_measure, lower_is_better
 from fedsim.plots import ranked
+from fedsim.plots.personal import gain_of
 from fedsim.plots.style import BRIGHT, STYLES
 from fedsim.plots.timeline import limit_of, works_of
 from fedsim.reports.cells import measure_of
@@ -43,7 +44,7 @@ def numbers(comparison: Comparison, tried: dict[str, Any] | None) -> dict[str, A
         for key, (label, summed) in AXES.items()
         if (any(row.get(summed) for row in rows) if summed else key in {"round", *known})
     }
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "name": group.name,
             "runs": [_run(run) for run in group.runs],
@@ -51,16 +52,18 @@ def numbers(comparison: Comparison, tried: dict[str, Any] | None) -> dict[str, A
         }
         for group in comparison.groups
     ]
-    of_clients = dict.fromkeys(
-        name for group in comparison.groups for run in group.runs for name in run.clients or {} if name not in WHO
-    )
+    of_clients = [name for group in groups for run in group["runs"] for name in run["clients"] or {}]
     return {
         "colours": BRIGHT,
         "dashes": [DASHES[style] for style in STYLES],
         "axes": axes,
         "along": comparison.along[0] if comparison.along else "round",
         "measures": [{"name": name, "better": _better(name, comparison)} for name in measures],
-        "clients": [{"name": name, "better": _better(f"client_{name}", comparison)} for name in of_clients],
+        "clients": [
+            {"name": name, "better": _better(f"client_{name}", comparison)}
+            for name in dict.fromkeys(of_clients)
+            if name not in WHO
+        ],
         "first": first[:SHOWN],
         "targets": dict(comparison.targets),
         "groups": groups,
@@ -69,8 +72,8 @@ def numbers(comparison: Comparison, tried: dict[str, Any] | None) -> dict[str, A
     }
 
 
-WHO = ("client", "name", "examples")
-"""Columns of clients.csv that say who a client is."""
+WHO = ("rows", "client", "name", "examples", "train_examples", "label_distance", "participation", "cluster")
+"""What is said of clients beside what they are judged by."""
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -87,8 +90,10 @@ def _run(run: Run) -> dict[str, Any]:
 
 
 def _clients(clients: Mapping[str, list[Any]], trace: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The columns of clients.csv, and how often each of these clients has taken part."""
+    """The columns of clients.csv, how often each of these clients has taken part, and what its own model gains."""
     found: dict[str, Any] = {name: values if name == "name" else column(values) for name, values in clients.items()}
+    if (gain := gain_of(clients)) is not None:
+        found["gain"] = column(gain.tolist())
     times = [] if trace is None else trace["participation"]
     if times and all(isinstance(client, int) and client < len(times) for client in clients.get("client", [])):
         found["participation"] = column([times[client] for client in clients.get("client", [])])
