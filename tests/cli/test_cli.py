@@ -22,6 +22,7 @@ from fedsim.cli.arguments import parse_seeds
 from fedsim.cli.main import main
 from fedsim.core.errors import InputError
 from fedsim.plots.evasion import ADVERSARIAL
+from fedsim.plots.personal import PERSONAL
 from fedsim.running.stored import (
     BEST,
     CHECKPOINTS,
@@ -59,7 +60,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_a_run_leaves_the_whole_folder(monkeypatch, capsys, tmp_path):
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--seed", "3", "--out", str(out), "--report") == 0
-    untold = {ADVERSARIAL, BEST, OWN, ROWS, TRACEBACK, TRACKING}
+    untold = {ADVERSARIAL, BEST, OWN, PERSONAL, ROWS, TRACEBACK, TRACKING}
     assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - untold)
     config = tomllib.loads((out / "config.toml").read_text())
     assert (config["seed"], config["rounds"], config["client"]["epochs"]) == (3, 2, 1)
@@ -323,7 +324,7 @@ def test_an_interrupt_leaves_a_usable_folder(monkeypatch, tmp_path):
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(out)) == 130
     assert json.loads((out / "summary.json").read_text())["rounds"] == 1
-    ends = {ADVERSARIAL, BEST, CLIENTS, END, OWN, REPORT, ROWS, TRACEBACK, TRACKING}
+    ends = {ADVERSARIAL, BEST, CLIENTS, END, OWN, PERSONAL, REPORT, ROWS, TRACEBACK, TRACKING}
     assert sorted(path.name for path in out.iterdir()) == sorted({CHECKPOINTS, *FILES} - ends)
 
 
