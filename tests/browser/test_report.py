@@ -273,6 +273,34 @@ def test_a_live_page_has_news_and_keeps_what_was_chosen(page, tmp_path):
     assert order[:4] == ["summary", "curves", "clients", "faults"]
 
 
+def test_own_models_are_drawn_against_the_global_one_and_by_what_clients_have(page, tmp_path):
+    head = "client,examples,train_examples,label_distance,participation,loss,accuracy,personal_loss,personal_accuracy"
+    lines = ["0,4,10,0.25,2,0.5,0.5,0.25,0.75", "1,4,20,0.5,0,0.5,1,0.75,0.75", "2,0,30,0.5,1,,,,"]
+    for name, lr, told in (("a", 0.1, lines), ("b", 0.3, [f"{line},{place % 2}" for place, line in enumerate(lines)])):
+        run = write(tmp_path / name, [0.1, 0.5], lr=lr)
+        columns = head if name == "a" else f"{head},cluster"
+        (run / "clients.csv").write_text("\n".join([columns, *told, ""]))
+    show(page, [tmp_path / "a", tmp_path / "b"], tmp_path)
+    page.get_by_label("b", exact=True).uncheck()
+    page.locator("#own-figures").scroll_into_view_if_needed()
+    page.locator("[data-measure=own-label_distance] .main-svg").first.wait_for()
+    points = "data.filter(({mode}) => mode === 'markers').map(({x, y, marker}) => [[...x], [...y], [...marker.symbol]])"
+    symbols = ["circle", "circle-open"]  # the second has not taken part, and the third is not judged
+    assert held(page, points, "own-global") == [[[0.5, 1], [0.75, 0.75], symbols]]
+    assert held(page, points, "own-train_examples") == [[[10, 20], [0.25, -0.25], symbols]]
+    assert held(page, points, "own-label_distance") == [[[0.25, 0.5], [0.25, -0.25], symbols]]
+    assert held(page, "layout.xaxis.type", "own-train_examples") == "log"
+    page.select_option("#own-measure", "personal_accuracy")
+    assert held(page, points, "own-train_examples") == [[[10, 20], [0.75, 0.75], symbols]]
+    page.get_by_label("b", exact=True).check()
+    page.locator("[data-measure=own-clusters]").scroll_into_view_if_needed()
+    page.locator("[data-measure=own-clusters] .main-svg").first.wait_for()
+    assert held(page, points, "own-clusters") == [
+        [[0, 2], ["0 (2)", "0 (2)"], ["square", "square"]],
+        [[1], ["1 (1)"], ["square-open"]],
+    ]
+
+
 def test_what_is_not_in_sight_is_drawn_for_a_printer(page, tmp_path):
     page.set_viewport_size({"width": 500, "height": 50})
     show(page, write(tmp_path / "a", [0.1, 0.5]), tmp_path)

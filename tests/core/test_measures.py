@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedsim.core.measures import as_noted, attack_of, first, is_measure, label_of, lower_is_better, noted
+from fedsim.core.measures import as_noted, attack_of, first, gains, is_measure, label_of, lower_is_better, noted
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_losses_and_values_improve_downwards(name):
     "name",
     [
         *("test_accuracy", "client_accuracy_p10", "attack_success", "success_share"),
-        *("f1", "precision", "recall", "jaccard", "cosine"),
+        *("f1", "precision", "recall", "jaccard", "cosine", "personal_gain"),
     ],
 )
 def test_shares_and_cosines_improve_upwards(name):
@@ -86,3 +86,14 @@ def test_which_way_is_better_is_read_as_it_was_noted():
     assert as_noted(noted(ASKED)) == ASKED
     for table in (None, 3, ["higher"], {"ece": True}, {"ece": "up"}):
         assert as_noted(table) is None
+
+
+def test_a_gain_is_of_accuracies_or_else_of_losses():
+    losses = {"personal_loss": 0.25, "client_loss": 0.75}
+    assert gains(losses) == {"personal_gain": 0.5}
+    accuracies = {"personal_accuracy": 0.5, "client_accuracy": 0.75}
+    assert gains(losses | accuracies) == {"personal_gain": -0.25}
+    aside = {f"validation_{name}": value for name, value in accuracies.items()}
+    assert gains(losses | aside) == {"personal_gain": 0.5, "validation_personal_gain": -0.25}
+    assert gains({"personal_accuracy": 0.5, "client_accuracy_p10": 0.75}) == {}
+    assert gains(accuracies | {"client_accuracy": None}) == {}  # as a summary has what was not finite

@@ -139,6 +139,25 @@ def test_a_run_that_diverged_does_not_pass_for_its_last_finite_value(tmp_path):
     assert table(comparison)["test_accuracy, final"] == ["not finite"]
 
 
+def test_what_own_models_gain_is_a_number_of_each_run(tmp_path):
+    for seed, (own, everybodys) in enumerate([(0.9, 0.8), (0.8, 0.5)]):
+        with RunFolder.create(tmp_path / "a" / f"seed-{seed}", "a") as folder:
+            folder.write_config({"name": "a", "seed": seed})
+            for number, earlier in ((1, 0.1), (2, 0.0)):
+                accuracies = {"personal_accuracy": own - earlier, "personal_accuracy_p10": own - 0.5}
+                folder.append({"round": number, **accuracies, "client_accuracy": everybodys, "client_loss": 1.0})
+    (group,) = compare([tmp_path / "a"]).groups
+    assert group.numbers["personal_gain, final"].values == pytest.approx((0.1, 0.3))
+    assert "personal_gain, best" not in group.numbers  # of rounds that were picked as the global model was bad
+    assert table(compare([tmp_path / "a"]))["personal_gain, final"] == ["0.2000 ± 0.1414"]
+    labels = compare([tmp_path / "a"], measures=["personal_gain"]).labels
+    said = [label for label in labels if label.startswith("personal_")]
+    assert said == [
+        *("personal_accuracy, final", "personal_accuracy, best", "personal_gain, final"),
+        *("personal_accuracy_p10, final", "personal_accuracy_p10, best"),
+    ]
+
+
 def searched(path: Path, values: list[float | None], *, seed: int = 0, queries: int = 1000, extra: int = 0) -> Path:
     """A run on a black box whose minimum is 1, of rounds of 3 s that send 2^18 bytes up; None: not judged."""
     with RunFolder.create(path, "x") as folder:

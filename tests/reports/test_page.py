@@ -236,6 +236,26 @@ def test_clients_and_virtual_time_are_in_the_numbers(tmp_path):
     assert [found["better"] for found in read.numbers()["clients"]] == ["lower", "higher"]
 
 
+def test_what_own_models_gain_is_in_the_numbers(tmp_path):
+    run = write(tmp_path / "a", [0.1, 0.5])
+    head = "client,examples,train_examples,label_distance,participation,cluster,loss,accuracy"
+    lines = ["0,4,10,0.25,2,1,0.5,0.5,0.25,0.75", "1,0,20,0.5,0,0,,,,"]
+    (run / "clients.csv").write_text("\n".join([f"{head},personal_loss,personal_accuracy", *lines, ""]))
+    read = Read(page(compare([run])))
+    clients = read.numbers()["groups"][0]["runs"][0]["clients"]
+    assert clients["gain"] == [0.25, None]
+    assert "a: own models are better for 1 of 1 clients, as good for 0, worse for 0." in told(page(compare([run])))
+    assert (clients["train_examples"], clients["participation"], clients["cluster"]) == ([10, 20], [2, 0], [1, 0])
+    better = {found["name"]: found["better"] for found in read.numbers()["clients"]}
+    expected = {"loss": "lower", "accuracy": "higher", "personal_loss": "lower", "personal_accuracy": "higher"}
+    assert better == expected | {"gain": "higher"}
+    assert [attributes["id"] for tag, attributes in read.elements if tag == "section"].count("personal") == 1
+    (run / "clients.csv").write_text("client,examples,loss\n0,4,0.5\n")
+    read = Read(page(compare([run])))
+    assert "personal" not in [attributes["id"] for tag, attributes in read.elements if tag == "section"]
+    assert "gain" not in read.numbers()["groups"][0]["runs"][0]["clients"]
+
+
 def test_what_went_wrong_and_what_it_cost_is_added_up(tmp_path):
     for seed, crashed in ((0, 1), (1, 3)):
         run = write(tmp_path / "a" / f"seed-{seed}", [0.1, 0.5], seed=seed)

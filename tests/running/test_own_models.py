@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedsim.exchange.messages import Replies, Update
 from fedsim.exchange.transforms import Shapes
 from fedsim.problems.own_data import supervised
 from fedsim.problems.supervised import Supervised
+from fedsim.running import runner
 from fedsim.running.build import build_simulation
 from fedsim.running.runner import run
 from fedsim.running.simulation import Simulation
@@ -229,6 +231,49 @@ def test_what_an_algorithm_tells_of_each_client_is_a_column(tmp_path, executor):
         table = list(csv.DictReader(file))
     assert [line["twice"] for line in table] == ["0", "2", "4", "6", "8", "10"]
     assert all(0.0 <= float(line["personal_accuracy"]) <= 1.0 for line in table[:5])
+
+
+def columns(folder: Path) -> dict[str, list[str]]:
+    """Those of clients.csv."""
+    with (folder / "clients.csv").open() as file:
+        (head, *lines) = csv.reader(file)
+    return dict(zip(head, map(list, zip(*lines, strict=True)), strict=True))
+
+
+def test_a_run_leaves_a_picture_of_own_models_and_the_numbers_in_it(tmp_path, monkeypatch):
+    drawn: list[Any] = []
+    monkeypatch.setattr(runner, "personal", lambda *given: drawn.append(given))
+    part = {"selection": {"kind": "uniform", "fraction": 0.5}, "evaluation": {"every": 1}}
+    result = run(small_experiment(2, client=Apart(**TRAINING), **part), problem=problem(), out=tmp_path / "run")
+    found = columns(tmp_path / "run")
+    assert [*found][:5] == ["client", "examples", "train_examples", "label_distance", "participation"]
+    assert [*map(int, found["train_examples"])] == result.problem.sizes.tolist()
+    assert found["participation"] == [str(times) for times in result.trace["participation"]]
+    assert {"0"} < set(found["participation"])
+    labels = [blobs()["y"][own] for own in blobs()["clients"]]
+    shares = np.stack([np.bincount(own, minlength=3) / len(own) for own in labels])
+    mean = np.bincount(np.concatenate(labels), minlength=3) / sum(map(len, labels))
+    assert [*map(float, found["label_distance"])] == pytest.approx(np.abs(shares - mean).sum(axis=1) / 2)
+    ((given, place),) = drawn
+    assert place == tmp_path / "run" / "personal.png"
+    assert {name: ["" if value is None else str(value) for value in values] for name, values in given.items()} == found
+
+
+def test_where_nobody_is_judged_by_a_model_of_its_own_there_is_no_such_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "personal", lambda *_: pytest.fail("drawn"))
+    plain = run(small_experiment(1), problem=problem(), out=tmp_path / "plain")
+    assert [*columns(tmp_path / "plain")] == ["client", "examples", "loss", "accuracy"]
+    nobody = run(small_experiment(1, client=Apart(**TRAINING), evaluation={"clients": False}), problem=problem())
+    for result, why in ((plain, "no models of their own"), (nobody, r"evaluation\.clients = false")):
+        with pytest.raises(FedsimError, match=why):
+            result.plot_clients()
+
+
+def test_a_result_that_was_not_saved_draws_its_clients_too(tmp_path):
+    made = small_experiment(1, evaluation={"finetune": {"steps": 1}})
+    saved = run(made, problem=problem(), out=tmp_path / "run")
+    result = run(made, problem=problem(), save=False)
+    assert result.plot_clients().png == (saved.folder / "personal.png").read_bytes()
 
 
 def test_what_is_told_is_a_number_a_client():

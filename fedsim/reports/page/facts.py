@@ -10,8 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedsim.core.measures import is_measure, lower_is_better
 from fedsim.core.terminal import printable
+from fedsim.plots.personal import gain_of
 from fedsim.reports.cells import cell, cell_spent, measure_of, seeds
 from fedsim.reports.comparison import ONE_TEST_SET, Comparison
 from fedsim.reports.numbers import Group
@@ -183,6 +186,20 @@ class Facts:
     def partitions(self) -> Gallery:
         """Who has which labels."""
         return partitions(self.groups)
+
+    @cached_property
+    def own(self) -> list[str]:
+        """For how many clients of each group their own models are better than the global one."""
+        found = []
+        for group in self.groups:
+            gains = [gain for run in group.runs if (gain := gain_of(run.clients or {})) is not None]
+            gain = np.concatenate([one[np.isfinite(one)] for one in gains] or [np.zeros(0)])
+            if len(gain):
+                better, worse = int((gain > 0).sum()), int((gain < 0).sum())
+                as_good = len(gain) - better - worse
+                said = f"better for {better:,} of {len(gain):,} clients, as good for {as_good:,}, worse for {worse:,}"
+                found.append(f"{group.name}: own models are {said}.")
+        return found
 
     @cached_property
     def adversaries(self) -> Gallery:

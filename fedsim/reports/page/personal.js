@@ -115,17 +115,13 @@ function ownClusters() {
   return figure;
 }
 
-/** What is drawn by what clients have, and a sentence on how many are better off with their own model. */
+/** What may be drawn by what clients have. */
 function ownSection() {
   if (!find("own-measure")) return;
   const measures = data.clients.map(({name}) => name).filter((name) => name === "gain" || name.startsWith("personal_"));
   measures.sort((one, other) => (other === "gain") - (one === "gain"));
   if (!measures.includes(ofOwn.measure)) ofOwn.measure = measures.includes("gain") ? "gain" : `personal_${judgedBy()}`;
   options("own-measure", measures.map((name) => [name, ownWords(name)]), ofOwn.measure);
-  find("own-said").textContent = ownClients("gain").map(({group, clients}) => {
-    const gains = clients.map(({values}) => values[0]), better = gains.filter((gain) => gain > 0).length, worse = gains.filter((gain) => gain < 0).length;
-    return `${group.name}: own models are better for ${better} of ${gains.length} clients, as good for ${gains.length - better - worse}, worse for ${worse}.`;
-  }).join(" ");
 }
 
 function ownControls() {
