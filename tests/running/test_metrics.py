@@ -54,6 +54,7 @@ class Missed(Measure):
 def _no_pictures(monkeypatch):
     """Runs draw nothing, which takes longer than all else here."""
     monkeypatch.setattr(runner, "curves", lambda *_: None)
+    monkeypatch.setattr(runner, "personal", lambda *_: None)
     monkeypatch.setattr(Supervised, "illustrate", lambda *_: None)
 
 
