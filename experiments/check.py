@@ -22,6 +22,7 @@ import typer
 import fedsim
 from experiments.curriculum import study as curriculum
 from experiments.data_sets import study as data_sets
+from experiments.distillation import study as distillation
 from experiments.fal import study as fal
 from experiments.faults import study as faults
 from experiments.fedfix import study as fedfix
@@ -264,6 +265,11 @@ def sensors_apart(place: Place) -> Outcome:
     return Outcome(*sensors.judge(sensors.measure(place.runs / "sensors")))
 
 
+def distilled_digits(place: Place) -> Outcome:
+    """A server that distils, beside one that averages."""
+    return Outcome(*distillation.judge(distillation.measure(place.runs / "distillation")))
+
+
 def tuning_digits(place: Place) -> Outcome:
     """A search beside a grid; always anew, for it is about time."""
     with TemporaryDirectory(dir=place.runs) as fresh:
@@ -295,6 +301,7 @@ CLAIMS = (
     *(claim for part in OPTIMIZERS.values() for claim in of_optimizers(part)),
     *map(of_data_set, data_sets.STUDIES),
     Claim("sensors", f"sensors/: {sensors.CLAIM}", sensors_apart),
+    Claim("distillation", f"distillation/: {distillation.CLAIM}", distilled_digits),
     Claim("tuning", f"tuning/: {tuning.CLAIM}", tuning_digits),
     Claim("flower_agreement", f"flower_strategies/: {agreement.CLAIM}", flower_agreement),
     *map(of_sleeping, sleeping.CLAIMS),
