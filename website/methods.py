@@ -42,6 +42,7 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("availabilities", "diurnal"): {"mean": 0.5, "amplitude": 0.3},
     ("availabilities", "markov"): {"mean_on": 600.0, "mean_off": 300.0, "period": 60.0},
     ("availabilities", "trace"): {"file": "presence.csv"},
+    ("clients", "ditto"): {"epochs": 1, "lam": 0.1},
     ("clients", "fedcbo"): {"epochs": 1},
     ("datasets", "parquet"): {"path": "visits.parquet", "label": "outcome"},
     ("datasets", "torchvision"): {"name": "EMNIST", "path": "emnist"},
