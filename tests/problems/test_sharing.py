@@ -173,6 +173,13 @@ def test_normalisation_that_keeps_all_that_is_shared_leaves_nothing():
         own("norm", normed(), "local")
 
 
+def test_running_statistics_alone_are_nothing_to_share():
+    with pytest.raises(InputError, match=r"^problem\.shared = \[\]: nothing that is trained would be shared"):
+        own([], normed())
+    with pytest.raises(InputError, match=r"^private = all: nothing that is trained would be shared"):
+        own(model=normed()).keeping("all")
+
+
 def test_nobody_is_judged_on_what_it_is_trained_on():
     experiment = small_experiment(1, problem={"shared": "body"}, partition={"kind": "iid", "clients": 4})
     problem = build_problem(experiment)
