@@ -25,7 +25,7 @@ from fedsim.nets.dropout import Draw
 from fedsim.nets.losses import Loss
 from fedsim.nets.network import Batch, Network
 from fedsim.nets.optimizers import Beginning, Optimizer, Step
-from fedsim.parallel.cores import spread
+from fedsim.parallel.cores import one_core_an_operation, spread
 
 Ensemble = Literal["logits", "probabilities"]
 """Of what the teachers' mean is taken."""
@@ -90,6 +90,7 @@ class Bench:
         orders = [streams.permutation("public", owner, count, turn=turn, step=number)[0] for number in passes]
         return torch.cat(orders)[: steps * size].view(steps, size)
 
+    @one_core_an_operation()
     def trained(
         self, params: Tensor, targets: Tensor, batches: Tensor, rule: Optimizer, lr: float, temperature: float
     ) -> Tensor:
@@ -108,6 +109,7 @@ class Bench:
             taking.take(memory, moved, Step(number, rate, gradient))
         return rows.flat()[0]
 
+    @one_core_an_operation()
     def loss(self, params: Tensor, targets: Tensor, temperature: float) -> float:
         """The mean loss of a student [d] over all inputs that are taught so, log q [n, *places, K]."""
         rows, count = self.network.layout.stack(params), len(self.inputs)

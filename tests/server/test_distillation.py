@@ -183,6 +183,24 @@ def test_a_student_steps_as_by_pytorchs_adam_along_its_cosine(executor):
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
+def test_a_student_has_one_core_whatever_there_are():
+    threads = list[int]()
+
+    class Counting(Sgd):
+        def step(self, memory, rows, step):
+            threads.append(torch.get_num_threads())
+            super().step(memory, rows, step)
+
+    made, params = bench()
+    taught, before = made.taught(params, *both(), "logits", 1.0), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        made.trained(params, taught, made.batches(Streams(5), 0, 2, 8), Counting(), 0.1, 1.0)
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1, 1]
+
+
 def test_a_student_learns_what_it_is_taught():
     made, params = bench()
     taught = made.taught(params, *both(), "logits", 1.0)
