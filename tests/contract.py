@@ -239,6 +239,19 @@ ROWS: dict[str, dict[str, Any]] = {
         "client": {"kind": "fedrep", **TRAINING, "head_epochs": 1},
         **HEAD,
     },
+    "ifca": {"strategy": {"kind": "ifca"}, "client": {"kind": "ifca", **TRAINING}, **NOBODY_JUDGED},
+    "ifca_gradient": {
+        "strategy": {"kind": "ifca", "averaging": "gradient", "spread": 0.5, "server_optimizer": "adam", "clusters": 3},
+        "client": {"kind": "ifca", "steps": 1, "batch_size": "full"},
+        **NOBODY_JUDGED,
+    },
+    "fedala": {"client": {"kind": "fedala", **TRAINING, "tensors": 3}, **NOBODY_JUDGED},
+    "fedala_async": {
+        "strategy": {"kind": "fedbuff", "size": 3},
+        "client": {"kind": "fedala", **TRAINING},
+        **ASYNCHRONOUS,
+        "evaluation": {"every": 3, "clients": False},
+    },
     "standard": {"client": defended()},
     "curriculum": {"client": {"kind": "sgd", **TRAINING, "curriculum": {"score": "both", "floor": 1}}},
     "curriculum_async": {
@@ -463,6 +476,15 @@ STRATEGIES: dict[str, Others] = {
         "spread": (0.5, {}),
         "project": (False, {"sigma": 20.0, **VALUES_ONLY}),
     },
+    "ifca": {
+        "weighting": ("examples", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
+        "clusters": (3, {}),
+        "averaging": ("gradient", {"client": {"kind": "ifca", "steps": 1, "batch_size": "full"}}),
+        "spread": (0.5, {}),
+    },
     "fedcbo": {
         "peers": (2, {}),
         "exploration": (1.0, {}),
@@ -507,6 +529,15 @@ CLIENTS: dict[str, Others] = {
         **STEPPING,
         "head_epochs": (2, {}),
         "head_steps": (3, {"head_epochs": None, "head_steps": 1}),
+    },
+    "ifca": {**LOCAL, **STEPPING},
+    "fedala": {
+        **LOCAL,
+        **STEPPING,
+        "eta": (0.1, {}),
+        "tensors": (2, {}),
+        "share": (0.4, {}),
+        "first_passes": (2, {}),
     },
     "fedcbo": {**LOCAL, **STEPPING, "alpha": (1.0, {}), "pull": (0.9, {}), "noise": (0.5, {})},
 }
@@ -702,7 +733,7 @@ ALONE: dict[str, dict[str, Any]] = {
 """Options with which a strategy makes do with one client."""
 UNCOUNTED = {"measure", "control"}
 """Actions whose evaluations are no part of a method's published count."""
-SILENT = {"sgd", "scaffold", "feddyn", "fedrep", "moon"}
+SILENT = {"sgd", "scaffold", "feddyn", "fedrep", "moon", "ifca", "fedala"}
 """Clients that never ask for a value."""
 
 

@@ -24,6 +24,7 @@ from fedsim.problems.datasets.images import ImageFolder
 from fedsim.problems.datasets.parquet import Parquet
 from fedsim.problems.datasets.sensors import Sensors
 from fedsim.problems.datasets.shakespeare import Shakespeare
+from fedsim.problems.datasets.shifted_digits import ShiftedDigits
 from fedsim.problems.datasets.synthetic import Synthetic
 from fedsim.problems.datasets.tables import CSV
 from fedsim.problems.datasets.text import Text
@@ -82,6 +83,7 @@ TestNoise = conformance(Noise(std=0.1))
 TestDigits = conformance(Digits())
 TestBreastCancer = conformance(BreastCancer())
 TestSensors = conformance(Sensors(clients=3))
+TestShiftedDigits = conformance(ShiftedDigits(clients=3))
 TestSynthetic = conformance(
     Synthetic(clients=5, features=4, classes=3, max_examples=60),
     # alpha adds the same to all logits, which changes no label but by rounding.

@@ -308,14 +308,14 @@ class Cohort:
         yield from (batch.cut(count) for batch, count in zip(batches, counts, strict=True))
 
     def sample(self, count: Tensor, name: str) -> Tensor:
-        """Some of each client's examples, so many, int64 [C], drawn under a name: their places, int64 [C, m].
+        """Some of each client's examples, so many, int64 [C], drawn under a name: their places, int64 [C, largest].
 
         They are in random order, -1 beyond the last.
         """
         keys = self.streams.bits(name, self.clients, self.largest, turn=self.turn)
         place = torch.arange(self.largest, device=keys.device)
         order = keys.masked_fill(place >= self.examples.unsqueeze(1), 2**32).argsort(dim=1, stable=True)
-        return order.masked_fill(place >= count.unsqueeze(1), -1)[:, : max(1, int(count.max()) if len(self) else 1)]
+        return order.masked_fill(place >= count.unsqueeze(1), -1)
 
     def everything(
         self, rows: Tensor, width: int, name: str, places: Tensor | None = None

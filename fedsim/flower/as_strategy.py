@@ -85,7 +85,7 @@ def as_flower_strategy(
         hold_base(f"transforms.{number}", "transforms", one)
     own: Strategy = parts["strategy"]
     Chain(chain).check(own.up, own.up)
-    unknown = own.down & {PEERS} or (own.up - SPOKEN if client is None else frozenset())
+    unknown = own.down & PEERS.keys() or (own.up - SPOKEN if client is None else frozenset())
     if unknown:
         raise unspoken(plugins.kind_of("strategies", own), unknown)
     searching = None if client is None else searching_client(own, client)

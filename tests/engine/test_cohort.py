@@ -39,11 +39,14 @@ class Looks(Sgd):
         return super().train(cohort)
 
 
-def looked(count: int = 6, executor: str = "stacked", seed: int = 0) -> dict[str, dict[int, Tensor]]:
-    Looks.seen.clear()
+def looked(count: int = 6, executor: str = "stacked", seed: int = 0, rounds: int = 1) -> dict[str, dict[int, Tensor]]:
+    """What was seen in the last round."""
     tables = {"selection": {"kind": "uniform", "count": count}, "engine": {"executor": executor}}
-    made = small_experiment(1, client=Looks(epochs=2, batch_size=4), seed=seed, **tables)
-    build_simulation(made, small_problem()).step()
+    made = small_experiment(rounds, client=Looks(epochs=2, batch_size=4), seed=seed, **tables)
+    run = build_simulation(made, small_problem())
+    for _ in range(rounds):
+        Looks.seen.clear()
+        run.step()
     return {name: dict(own) for name, own in Looks.seen.items()}
 
 
@@ -55,14 +58,14 @@ def test_a_sample_is_some_of_a_clients_own_examples():
         assert set(own) <= set(range(size))
 
 
-def test_it_follows_the_seed_and_the_name_and_nobody_else():
+def test_it_follows_the_seed_the_turn_and_the_name_and_nobody_else():
     first, again, few, alone = looked(), looked(seed=1), looked(count=2), looked(executor="loop")
     for client in range(6):
         assert torch.equal(alone["places"][client], first["places"][client])
     for client, own in few["places"].items():
         assert torch.equal(own, first["places"][client])
-    assert any(not torch.equal(own, first["places"][client]) for client, own in again["places"].items())
-    assert any(not torch.equal(own, first["places"][client]) for client, own in first["other"].items())
+    for other in (again["places"], first["other"], looked(rounds=2)["places"]):
+        assert any(not torch.equal(own, first["places"][client]) for client, own in other.items())
 
 
 @pytest.mark.parametrize("executor", ["stacked", "loop"])

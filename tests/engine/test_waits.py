@@ -29,6 +29,7 @@ FIT = "fit"
 done for nothing, those take longer than a wait.
 """
 ONCE = {
+    "clients/fedala.py": {"learn"},
     "clients/fedes.py": {"train"},
     "clients/fedkseed.py": {"train"},
     "clients/fzoos.py": {"share", "train"},
@@ -36,7 +37,7 @@ ONCE = {
     "fedsim/client/curriculum.py": {"_whole", "course", "steps"},
     "fedsim/core/streams.py": {"ragged_bits"},
     "fedsim/engine/batches.py": {"<genexpr>", "_draws", "_first_steps", "_passes", "_prefixes", "plan_batches"},
-    "fedsim/engine/cohort.py": {"batches", "class_counts", "judge"},
+    "fedsim/engine/cohort.py": {"batches", "class_counts", "everything", "judge"},
     "fedsim/engine/executor.py": {"<dictcomp>", "_remember", "assign"},
     "fedsim/engine/flights.py": {"_rows", "job_of"},
     "fedsim/engine/job.py": {"<dictcomp>", "_of_each", "asked", "crossed", "gathered", "received", "sound"},
@@ -52,8 +53,8 @@ ONCE = {
     "fedsim/zeroth_order/surrogates/gaussian_process.py": {"factorise", FIT},
     "fedsim/zeroth_order/surrogates/random_features.py": {"_rows", "fit", "weights"},
 }
-"""What waits in a cohort's work, by file: when it is planned, when its results are taken, and when surrogates are
-fitted; the features' fit for each client, the others for all at once.
+"""What waits in a cohort's work, by file: when it is planned, when its results are taken, when surrogates are fitted,
+and when FedALA learns its shares; the features' fit for each client, that in every batch, the others for all at once.
 """
 COHORTS = (
     *("clients/", "fedsim/attacks/", "fedsim/client/", "fedsim/core/", "fedsim/engine/", "fedsim/exchange/"),
@@ -71,6 +72,9 @@ QUICK = (
 def longer(row: str, times: int) -> dict[str, Any] | None:
     """The tables of a row whose clients take so many local steps or epochs; None: there is no such number."""
     tables = copy.deepcopy(ROWS[row])
+    strategy = tables.get("strategy")
+    if isinstance(strategy, dict) and strategy.get("averaging") == "gradient":
+        return None
     client = tables.setdefault("client", {"kind": "sgd", **TRAINING})
     for table in (client, tables.get("strategy", {})):
         for name in ("epochs", "steps"):

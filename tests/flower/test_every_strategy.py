@@ -59,7 +59,7 @@ PLAIN = ("cbo", "cma_es", "fedzo", "fedzo_guard")
 """Those whose clients search with values, too, in messages that any app knows."""
 APART = {"feddf", "fedivon"}
 """Of classes (see `serving.test_distilling_apps`), and whose clients' draws no app repeats."""
-REFUSED = {"fedcbo": "sends clients each other's models"}
+REFUSED = {"fedcbo": "sends clients each other's models", "ifca": "sends clients several models"}
 SELECTORS = {
     "curriculum": {"count": 2, "rounds": 6},
     "fastest": {"count": 3},

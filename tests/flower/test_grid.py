@@ -125,6 +125,20 @@ def test_what_stays_with_clients_stays_on_their_nodes_and_is_judged_as_in_one_pr
     assert {array.shape for message in sent for array in message.content["arrays"].values()} == {(64 * 8 + 8,)}
 
 
+@pytest.mark.parametrize(("strategy", "client"), [("ifca", "ifca"), ("fedavg", "fedala")])
+def test_models_of_the_clients_own_are_those_of_one_process(strategy, client):
+    problem = {"dataset": {"kind": "shifted_digits", "clients": 7}, "model": {"kind": "mlp", "hidden": [8]}}
+    everybody = {"kind": "uniform", "fraction": 1.0}
+    experiment = tiny(strategy, client, lr=0.5, problem=problem, partition="natural", selection=everybody)
+    ours, theirs = fedsim.run(experiment, save=False), on_grid(experiment, 2)
+    own = ours.own.tensors()
+    assert (own["1.weight"] - own["1.weight"][:1]).norm() > 0.1, "all have the same model"
+    torch.testing.assert_close(theirs.own.tensors(), own, **SAME)
+    judged = ("bytes_up", "bytes_down", "train_loss", "personal_loss", "personal_accuracy", "personal_untrained")
+    for name in (*judged, *(("clusters_used", "cluster_0") if strategy == "ifca" else ("test_accuracy",))):
+        assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
+
+
 def test_clients_state_is_needed_for_that():
     # Without the control variates in the context every round would begin from zero ones.
     experiment = tiny("scaffold", "scaffold")

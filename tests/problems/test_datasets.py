@@ -32,6 +32,7 @@ from fedsim.problems.datasets.fsdd import FSDD
 from fedsim.problems.datasets.idx import MNIST, FashionMNIST, read_idx
 from fedsim.problems.datasets.sensors import Sensors
 from fedsim.problems.datasets.shakespeare import Shakespeare
+from fedsim.problems.datasets.shifted_digits import ShiftedDigits
 from fedsim.problems.datasets.synthetic import CHUNK, Synthetic
 
 
@@ -219,6 +220,20 @@ def test_each_client_reads_the_digits_with_a_sensor_of_its_own():
     np.testing.assert_array_equal(alike, np.stack((np.ones((4, 64)), np.zeros((4, 64)))))
     with pytest.raises(InputError, match="each needs two"):
         Sensors(clients=900).load(DataFolder(None))
+
+
+def test_groups_of_clients_call_the_digits_by_other_names():
+    """Three groups of four clients are 0, 3 and 6 further; taken back, the labels are the digits'."""
+    data, (x, y) = ShiftedDigits(clients=4, groups=3, split_seed=3).load(DataFolder(None)), embedded.carried("digits")
+    label = {bytes(row): int(own) for row, own in zip(x.astype(np.uint8), y, strict=True)}
+    for images, found, owners in ((data.x, data.y, data.owner), (data.x_test, data.y_test, data.owner_test)):
+        plain = np.array([label[bytes(row)] for row in np.round(images * 16).astype(np.uint8)])
+        assert found.tolist() == ((plain + np.array([0, 3, 6, 0])[owners]) % 10).tolist()
+    assert np.bincount(data.owner_test).tolist() == [149, 148, 148, 148]
+    assert len(data.x) + len(data.x_test) == 1797
+    assert set(np.bincount(ShiftedDigits().load(DataFolder(None)).owner).tolist()) == {60}
+    with pytest.raises(InputError, match="each needs two"):
+        ShiftedDigits(clients=900).load(DataFolder(None))
 
 
 def test_breast_cancer_is_standardised_by_its_training_part():

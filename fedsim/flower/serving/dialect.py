@@ -68,8 +68,8 @@ SPOKEN = TRAINED | {VALUES}
 """What replies of apps can have."""
 SENT = frozenset({"params", CONTROL, CANDIDATES})
 """What orders to apps can have."""
-PEERS = "models"
-"""In an order: models of other clients."""
+PEERS = {"models": "each other's models", "other-models": "several models"}
+"""In an order: what stands for models among which clients choose, and what these are."""
 
 
 @dataclass
@@ -324,8 +324,8 @@ class Searching(Question):
 
 def unspoken(strategy: str, names: Collection[str]) -> InputError:
     """What to raise where a strategy exchanges what client apps do not know."""
-    if PEERS in names:
-        remedy = "it sends clients each other's models, so its clients are ours: run it with fedsim.run"
+    if sent := [PEERS[name] for name in names if name in PEERS]:
+        remedy = f"it sends clients {sent[0]}, so its clients are ours: run it with fedsim.run"
     else:
         remedy = (
             f"it exchanges {', '.join(sorted(names))}, of which client apps of others know nothing; where the app "
