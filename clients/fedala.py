@@ -2,8 +2,8 @@
 
 y = v_i + (theta - v_i) * W_i;  W_i <- clip(W_i - eta * grad f_i(y) * (theta - v_i), 0, 1)
 W_i is learnt over mini-batches of a share of its examples; it is 1 at first, and always but in the last tensors. From y
-it trains to its new v_i. Uplink d floats, v_i - theta; each client keeps 2 d. Zhang et al. 2023, "FedALA: Adaptive Local
-Aggregation for Personalized Federated Learning", with the authors' code and PFLlib's defaults.
+it trains to its new v_i. Uplink d floats, v_i - theta; each client keeps 2 d. Zhang et al. 2023, "FedALA: Adaptive
+Local Aggregation for Personalized Federated Learning", with the authors' code and PFLlib's defaults.
 """
 
 from __future__ import annotations
