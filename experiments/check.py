@@ -23,6 +23,7 @@ import fedsim
 from experiments.curriculum import study as curriculum
 from experiments.data_sets import study as data_sets
 from experiments.distillation import study as distillation
+from experiments.fairness import study as fairness
 from experiments.fal import study as fal
 from experiments.faults import study as faults
 from experiments.fedfix import study as fedfix
@@ -270,6 +271,11 @@ def distilled_digits(place: Place) -> Outcome:
     return Outcome(*distillation.judge(distillation.measure(place.runs / "distillation")))
 
 
+def fairness_losses(place: Place) -> Outcome:  # noqa: ARG001
+    """Methods that weigh clients by their losses; nothing is kept of the runs."""
+    return Outcome(*fairness.judge(fairness.measure()))
+
+
 def tuning_digits(place: Place) -> Outcome:
     """A search beside a grid; always anew, for it is about time."""
     with TemporaryDirectory(dir=place.runs) as fresh:
@@ -302,6 +308,7 @@ CLAIMS = (
     *map(of_data_set, data_sets.STUDIES),
     Claim("sensors", f"sensors/: {sensors.CLAIM}", sensors_apart),
     Claim("distillation", f"distillation/: {distillation.CLAIM}", distilled_digits),
+    Claim("fairness", f"fairness/: {fairness.CLAIM}", fairness_losses),
     Claim("tuning", f"tuning/: {tuning.CLAIM}", tuning_digits),
     Claim("flower_agreement", f"flower_strategies/: {agreement.CLAIM}", flower_agreement),
     *map(of_sleeping, sleeping.CLAIMS),

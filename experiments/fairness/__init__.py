@@ -1,0 +1,1 @@
+"""Methods that weigh clients by their losses."""
