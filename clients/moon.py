@@ -98,13 +98,12 @@ class Contrast(FeatureLoss):
     mu: float
     temperature: float
 
-    def examples_with(self, features: Tensor | None, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses [k, B] of features [k, B, h] and outputs [k, B, *places, K]."""
-        assert features is not None
+    def of(self, features: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """Losses [k, B] of features [k, B, h]."""
         z = unit(features)
         cosines = torch.stack([(z * other).sum(dim=-1) for other in (self.near, self.far)], dim=-1)
         first = torch.zeros(cosines.shape[:-1], dtype=torch.int64, device=cosines.device)
-        return self.loss.examples(outputs, targets) + self.mu * CrossEntropy().each(cosines / self.temperature, first)
+        return self.mu * CrossEntropy().each(cosines / self.temperature, first)
 
 
 def unit(z: Tensor) -> Tensor:

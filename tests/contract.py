@@ -100,6 +100,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "term": {"strategy": {"kind": "term"}},
     "afl": {"strategy": {"kind": "afl"}},
     "feddyn": {"strategy": {"kind": "feddyn", "alpha": 0.1}, "client": {"kind": "feddyn", **TRAINING}},
+    "local": {"strategy": "local", "client": {"kind": "local", **TRAINING}},
+    "fedproto": {"strategy": {"kind": "fedproto"}, "client": {"kind": "fedproto", **TRAINING}},
+    "fedproto_examples": {
+        "strategy": {"kind": "fedproto", "weights": "examples"},
+        "client": {"kind": "fedproto", **TRAINING, "predict": "head"},
+    },
     "moon": {"client": {"kind": "moon", **TRAINING}},
     "moon_async": {"strategy": {"kind": "fedbuff", "size": 3}, "client": {"kind": "moon", **TRAINING}, **ASYNCHRONOUS},
     "momentum": {"client": {"kind": "sgd", **TRAINING, "optimizer": NESTEROV}},
@@ -391,6 +397,8 @@ STRATEGIES: dict[str, Others] = {
         "lambda_lr": (0.5, {}),
     },
     "feddyn": {"alpha": (0.2, {})},
+    "local": {},
+    "fedproto": {"weights": ("examples", {})},
     "fal": {
         "weighting": ("examples", {}),
         "server_lr": (0.5, {}),
@@ -492,11 +500,15 @@ STRATEGIES: dict[str, Others] = {
         "least": (0.9, {}),
     },
 }
+IN_RANDOM_ORDER: Others = {"curriculum": ({"floor": 1, "order": "random"}, LOCAL["curriculum"][1])}
+"""Of clients that no model is sent to, by which examples could be put in order."""
 CLIENTS: dict[str, Others] = {
     "fedavg": {**LOCAL, **STEPPING, "proximal_mu": (0.5, {})},
     "scaffold": LOCAL,
     "feddyn": {**LOCAL, **STEPPING},
     "moon": {**LOCAL, **STEPPING, "mu": (3.0, {}), "temperature": (2.0, {})},
+    "local": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER},
+    "fedproto": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER, "lam": (5.0, {}), "predict": ("head", {})},
     "fedzo": {**ESTIMATED, "proximal_mu": (0.5, {})},
     "scaffold_zo": ESTIMATED,
     "fzoos": {
@@ -733,7 +745,7 @@ ALONE: dict[str, dict[str, Any]] = {
 """Options with which a strategy makes do with one client."""
 UNCOUNTED = {"measure", "control"}
 """Actions whose evaluations are no part of a method's published count."""
-SILENT = {"sgd", "scaffold", "feddyn", "fedrep", "moon", "ifca", "fedala"}
+SILENT = {"sgd", "scaffold", "feddyn", "fedrep", "moon", "ifca", "fedala", "local", "fedproto"}
 """Clients that never ask for a value."""
 
 

@@ -146,6 +146,7 @@ def test_the_bytes_of_each_method_are_the_published_ones() -> None:
         ("fedivon", 2 * d, d),
         ("feddyn", d, d),
         ("moon", d, d),
+        ("local", 0, 0),
         ("fal", d, d),
         ("sfat", d + 1, d),
         ("qfedavg", d + 1, d),

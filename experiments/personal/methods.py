@@ -52,7 +52,7 @@ METHODS: Mapping[str, Method] = {
     "fedrep": Method("FedRep", ("problem.shared=body", "client.kind=fedrep", "client.{head}"), {"head": ()}),
     "lg_fedavg": Method("LG-FedAvg", ("problem.shared=head",)),
     "fedproto": Method(
-        "FedProto", ("strategy=fedproto", "client.kind=fedproto", "client.ld={ld}"), {"ld": ("0.1", "1.0")}
+        "FedProto", ("strategy=fedproto", "client.kind=fedproto", "client.lam={lam}"), {"lam": ("0.1", "1.0")}
     ),
     "ifca": Method("IFCA", ("strategy.kind=ifca", "strategy.clusters={k}", "client.kind=ifca"), {"k": ("2", "4")}),
     "fedala": Method("FedALA", ("client.kind=fedala",)),

@@ -19,7 +19,7 @@ CHOICES = {
     "ditto": {"lam": "0.1"},
     "fedper": {},
     "lg_fedavg": {},
-    "fedproto": {"ld": "1.0"},
+    "fedproto": {"lam": "1.0"},
 }
 """Knobs as the prototype had them."""
 EXPECTED = {

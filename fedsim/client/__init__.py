@@ -26,6 +26,7 @@ from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.actions import BATCH_SIZE, FORWARD, SPREAD
+from fedsim.exchange.bits import from_bits, to_bits
 from fedsim.exchange.messages import Cost, Order, Scalar, Size, Update
 from fedsim.exchange.transforms import Shapes
 from fedsim.nets import polar, products
@@ -103,6 +104,7 @@ __all__ = [
     "clean_and_attacked",
     "columns",
     "divergence",
+    "from_bits",
     "in_whole_registers",
     "inner",
     "matrices",
@@ -117,5 +119,6 @@ __all__ = [
     "spreads",
     "squares",
     "squares_by_leaf",
+    "to_bits",
     "victim",
 ]

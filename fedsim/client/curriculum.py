@@ -79,6 +79,11 @@ class SampleCurriculum:
         """Whether clients keep the model that they ended with."""
         return self.score in ("local", "both") and self.order != "random"
 
+    @property
+    def asks(self) -> bool:
+        """Whether a model that the server sends has a say in the scores."""
+        return self.score != "expert" and self.order != "random"
+
     def state(self, dimension: int) -> Shapes:
         """What each client keeps."""
         return {MODEL: (dimension,), TRAINED: ()} if self.remembers else {}
@@ -90,7 +95,7 @@ class SampleCurriculum:
 
     def judgements(self) -> int:
         """How many forward passes an example takes to be scored."""
-        if self.order == "random" or self.score == "expert":
+        if not self.asks:
             return 0
         return 2 if self.remembers and self.score == "both" else 1
 

@@ -147,6 +147,9 @@ class LocalTraining(HasPlugins, Client):
         if self.lr_scaling != "none" and self.batch_size == "full" and self.reference_batch is None:
             raise InputError("lr_scaling", self.lr_scaling, "batches are full; say in reference_batch what lr is for")
         hold_to_batches(self.rule, self.clip_norm, adversarial=self.adversarial, curriculum=self.curriculum)
+        if self.curriculum is not None and self.curriculum.asks and "params" not in self.requires:
+            remedy = "is of a model that the server sends, and here it sends none; take expert"
+            raise InputError("curriculum.score", self.curriculum.score, remedy)
         if self.of_features:
             hold_to_features(self.rule)
             if self.views > 1:
@@ -244,8 +247,7 @@ class LocalTraining(HasPlugins, Client):
         return None if self.batch_size == "full" else max(self.batch_size, int(config.get(BATCH_SIZE, 0)))
 
     def cost(self, order: Order, examples: Tensor) -> Cost:
-        """Steps, and one vector the size of the parameters sent up; beside, what attacks, scoring and rules take."""
-        params = order.payload["params"]
+        """Steps, and what is sent up; beside, what attacks, scoring and rules take."""
         steps, own = self.local_steps(examples, order.round, order.config), self.width(order.config)
         width = examples if own is None else own
         beside, passes = self.rule.effort - 1.0, self.rule.passes
@@ -254,7 +256,11 @@ class LocalTraining(HasPlugins, Client):
         if self.curriculum is not None:
             passes += self.curriculum.judgements() * FORWARD
         effort = steps * beside + passes * -(-examples // width) if beside or passes or self.defence else None
-        return Cost(steps, {"delta": Size.of(params)}, effort=effort)
+        return Cost(steps, self.reply(order), effort=effort)
+
+    def reply(self, order: Order) -> dict[str, Size]:
+        """What is sent up: one vector the size of the parameters."""
+        return {"delta": Size.of(order.payload["params"])}
 
     def numbers(self, dimension: int, largest: int) -> int:
         """About six vectors of d, two of them an optimizer's, or as many as it has."""
@@ -369,7 +375,7 @@ class LocalTraining(HasPlugins, Client):
         cohort.vouch(found.params, found.finite)
         if not report_last:
             return found.params, found.total, None
-        owner, epoch = torch.repeat_interleave(plan.steps), self._last_epoch(cohort, plan.steps)
+        owner, epoch = torch.repeat_interleave(plan.steps), self.last_epoch(cohort, plan.steps)
         late = torch.arange(len(owner)) - plan.first[owner] >= (plan.steps - epoch)[owner]
         total = torch.zeros_like(found.total).index_add_(0, owner, torch.where(late, found.losses, 0.0))
         return found.params, found.total, total / epoch.clamp(min=1)
@@ -461,7 +467,7 @@ class LocalTraining(HasPlugins, Client):
         stepper.take(moved, Step(number, lr, corrected, value, noise, objective, objective))
         return loss
 
-    def _last_epoch(self, cohort: Cohort, steps: Tensor) -> Tensor:
+    def last_epoch(self, cohort: Cohort, steps: Tensor) -> Tensor:
         """How many of so many steps are of the last epoch, int64 [C]; independent steps are of one."""
         if self.epochs is None:
             return steps
@@ -469,7 +475,7 @@ class LocalTraining(HasPlugins, Client):
 
     def _last(self, cohort: Cohort, history: Iterable[Tensor], steps: Tensor) -> Tensor:
         """The mean loss of each client's last epoch [C], of so many steps; of independent ones the mean of all."""
-        epoch = self._last_epoch(cohort, steps)
+        epoch = self.last_epoch(cohort, steps)
         total = torch.zeros(len(cohort), dtype=cohort.dtype, device=steps.device)
         for step, loss in enumerate(history):
             total[: len(loss)] += torch.where(step >= (steps - epoch)[: len(loss)], loss, 0.0)

@@ -14,6 +14,7 @@ from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Cost, Order
 from fedsim.exchange.transforms import Shapes
 from fedsim.nets.footprint import Beside
+from fedsim.nets.stack import Stack
 
 
 class Client(ABC):
@@ -91,6 +92,13 @@ class Client(ABC):
         cohort, [C] by name, are columns of clients.csv.
         """
         return cohort.received("params")
+
+    def outputs(self, cohort: Cohort, models: Stack, x: Tensor) -> Tensor:
+        """Outputs [k, B, *places, K] for inputs [k, B, ...] by which clients are judged, who have these models.
+
+        They are the rows of `personal`, with what else stays with the clients, and it is the same cohort.
+        """
+        return cohort.network.outputs(models, x)
 
     @abstractmethod
     def cost(self, order: Order, examples: Tensor) -> Cost:

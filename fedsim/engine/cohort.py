@@ -389,8 +389,8 @@ class Cohort:
         rows, version, finite = self._vouched
         unknown = [value for value in payload.values() if value is not rows or value._version != version]
         if len(unknown) == len(payload):
-            return finite_rows(unknown)
-        return finite & finite_rows(unknown) if unknown else finite
+            return finite_rows(unknown, self.clients)
+        return finite & finite_rows(unknown, finite) if unknown else finite
 
     def _repeated(self, x: Tensor, batch: Batch | None, asking: slice | Tensor) -> Iterator[tuple[slice, Stack, Batch]]:
         """The points x [k, Q, d] in parts that fit into memory: which of Q, as a stack of rows, with their examples."""

@@ -12,7 +12,7 @@ with `process` over processes (see `fedsim.engine.process`).
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from fedsim.engine.client import Client
 from fedsim.engine.cohort import PRIVATE, Cohort
 from fedsim.engine.job import CohortResult, Job, JobResult, gathered
 from fedsim.engine.options import Choice
-from fedsim.engine.returned import declared, done, owned, remembered
+from fedsim.engine.returned import declared, done, judged, owned, remembered
 from fedsim.engine.scratch import Scratch
 from fedsim.engine.store import ClientStore
 from fedsim.exchange.actions import FORWARD, REPORT_UTILITY, SCORE, SCORE_EXAMPLES, UTILITY
@@ -46,8 +46,21 @@ ALIKE = 0.05
 """How far numbers of a stack may be from those of one client, of their size; rounding is far less, a slip far more."""
 Tune = Callable[[Cohort, Tensor], Tensor]
 """What trains the models of some clients, [C, d], before they are judged; nothing of it is kept."""
+
 WORTH_COMPILING = 50_000_000
 """Multiply-adds of a round's local training, or of its queries, from which `auto` has them compiled."""
+
+
+@dataclass(frozen=True, eq=False)
+class Individuals:
+    """The models of k clients, whatever stays with them included, as rows of the whole layout.
+
+    told: what the algorithm tells of the clients, [k] by name. outputs: what they are judged by, of inputs [k, B, ...].
+    """
+
+    models: Stack
+    told: dict[str, Tensor]
+    outputs: Callable[[Tensor], Tensor]
 
 
 def choose_network(
@@ -271,14 +284,11 @@ class Executor:
             result = replace(result, said={**self.problem.oracle.complaints(), **result.said})
         return result
 
-    def own_models(
-        self, order: Order, clients: Tensor, state: Mapping[str, Tensor], tune: Tune | None
-    ) -> tuple[Stack, dict[str, Tensor]]:
-        """The models of `clients` [k] by which they are judged, whatever stays with them included.
+    def own_models(self, order: Order, clients: Tensor, state: Mapping[str, Tensor], tune: Tune | None) -> Individuals:
+        """The models of `clients` [k] by which they are judged.
 
-        And what the algorithm tells of them, [k] by name. order: which they have not got. state: what they remember,
-        [k, ...] by name. tune: how their models are trained before, for which clients are sorted by the steps that it
-        takes, longest first.
+        order: which they have not got. state: what they remember, [k, ...] by name. tune: how their models are trained
+        before, for which clients are sorted by the steps that it takes, longest first.
         """
         nothing = Cost(torch.zeros_like(clients), {})
         job = Job((order,), None, clients, nothing, 0)
@@ -286,7 +296,8 @@ class Executor:
         rows, told = owned(self.client, self.client.personal(cohort), cohort)
         if tune is not None:
             rows = tune(cohort, rows)
-        return cohort.stack(rows), told
+        models = cohort.stack(rows)
+        return Individuals(models, told, lambda x: judged(self.client, self.client.outputs(cohort, models, x), x))
 
     @property
     def keeps_models(self) -> bool:
@@ -370,7 +381,8 @@ class Executor:
         cohort.keep(**crossed.state)
         sent = Update(crossed.payload, {**cohort.metrics, **update.metrics})
         queries = torch.stack((cohort.queries, cohort.extra_queries, cohort.failed_queries), dim=1)
-        finite = cohort.finite(sent.payload) & untold_rows(queries).logical_not()
+        # Who sends nothing has something to show for it in what it remembers.
+        finite = cohort.finite(sent.payload or cohort.state) & untold_rows(queries).logical_not()
         return CohortResult(part.clients, sent, cohort.state, finite, crossed.nbytes, queries)
 
     def _remember(self, result: CohortResult) -> Tensor:
@@ -381,7 +393,7 @@ class Executor:
         """
         finite = result.finite
         if self.store.shapes:
-            sound = finite & finite_rows(list(result.state.values()))
+            sound = finite & finite_rows(list(result.state.values()), finite)
             kept = {name: value[sound] for name, value in result.state.items()}
             self.store.write(result.clients[sound], kept)
         return finite

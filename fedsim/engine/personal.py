@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from fedsim.engine.cohort import JUDGED
-from fedsim.engine.executor import Executor, Tune
+from fedsim.engine.executor import Executor, Individuals, Tune
 from fedsim.engine.store import Memories
 from fedsim.engine.trace import Trace
 from fedsim.exchange.messages import Order
-from fedsim.nets.network import Network
 from fedsim.nets.stack import Stack
 from fedsim.parallel.cores import one_core_an_operation, spread
 from fedsim.problems.base import EVALUATED_AT_ONCE
@@ -59,7 +58,7 @@ class Owned:
 
         Where they are trained before, clients are sorted by the steps that it takes, longest first.
         """
-        return self._own(clients, None if self.tuning is None else self.tuning.tune)[0]
+        return self._own(clients).models
 
     def told(self) -> dict[str, Tensor]:
         """What the algorithm tells of every client beside its model, [N] by name."""
@@ -67,11 +66,12 @@ class Owned:
             return {}
         parts = torch.split(torch.arange(self.executor.problem.num_clients), self.executor.chunk)
         with one_core_an_operation():
-            found = spread(lambda part: self._own(part.to(self.executor.problem.device), None)[1], parts)
+            found = spread(lambda part: self._own(part.to(self.executor.problem.device), tuned=False).told, parts)
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
-    def _own(self, clients: Tensor, tune: Tune | None) -> tuple[Stack, dict[str, Tensor]]:
+    def _own(self, clients: Tensor, *, tuned: bool = True) -> Individuals:
         state = {name: self.store.look(name, clients)[0] for name in self.store.shapes}
+        tune = self.tuning.tune if tuned and self.tuning is not None else None
         return self.executor.own_models(self.order, clients, state, tune)
 
     def each(self, clients: Tensor, width: int, do: Callable[[Tensor, Stack], Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -79,6 +79,11 @@ class Owned:
 
         Of each part the clients, and what was made. width: examples that a client's model has at once.
         """
+        return self._each(clients, width, lambda part, own: do(part, own.models))
+
+    def _each(
+        self, clients: Tensor, width: int, do: Callable[[Tensor, Individuals], Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
         if self.tuning is not None:
             clients = clients[torch.argsort(self.tuning.steps[clients], descending=True, stable=True)]
         model = self.executor.problem.model
@@ -88,7 +93,7 @@ class Owned:
             together = min(together, self.executor.chunk)
         parts = torch.split(clients, together)
         with one_core_an_operation():
-            return list(zip(parts, spread(lambda part: do(part, self.models(part)), parts), strict=True))
+            return list(zip(parts, spread(lambda part: do(part, self._own(part)), parts), strict=True))
 
     def outputs(self, rows: Rows, count: Tensor) -> Tensor:
         """Outputs of each client's model for its own examples: [n, ...], one client after the other.
@@ -96,15 +101,13 @@ class Owned:
         rows: their examples, one client's after the other's; count: how many each has, int64 [N]. A client's numbers do
         not depend on the others, nor on how many cores there are.
         """
-        network = self.executor.network
-        assert network is not None
         width = min(JUDGED, max(2, int(count.max())))  # that of no part of the clients, which would change the bits
         begin = count.cumsum(0) - count
 
-        def outputs(clients: Tensor, models: Stack) -> Tensor:
-            return _outputs(network, models, rows, begin[clients], count[clients], width)
+        def outputs(clients: Tensor, own: Individuals) -> Tensor:
+            return _outputs(own, rows, begin[clients], count[clients], width)
 
-        found = self.each((count > 0).nonzero().flatten(), width, outputs)
+        found = self._each((count > 0).nonzero().flatten(), width, outputs)
         together = torch.cat([outputs for _, outputs in found])
         order = torch.cat([clients for clients, _ in found])
         if torch.equal(order, order.sort().values):
@@ -113,7 +116,7 @@ class Owned:
         return together[torch.argsort(owner, stable=True)]
 
 
-def _outputs(network: Network, models: Stack, rows: Rows, begin: Tensor, count: Tensor, width: int) -> Tensor:
+def _outputs(own: Individuals, rows: Rows, begin: Tensor, count: Tensor, width: int) -> Tensor:
     """The outputs of k clients, one after the other.
 
     begin, count: where their examples are in `rows`, int64 [k]. width: of so many examples of each at a time.
@@ -123,6 +126,6 @@ def _outputs(network: Network, models: Stack, rows: Rows, begin: Tensor, count: 
         place = first + torch.arange(width, device=count.device)
         inside = place < count.unsqueeze(1)
         index = numbers[begin.unsqueeze(1) + torch.where(inside, place, 0)]
-        found.append(network.outputs(models, rows.x[index]))
+        found.append(own.outputs(rows.x[index]))
     place = torch.arange(len(found) * width, device=count.device)
     return torch.cat(found, dim=1)[place < count.unsqueeze(1)]

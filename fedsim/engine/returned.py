@@ -97,6 +97,13 @@ def owned(client: Client, given: Any, cohort: Cohort) -> tuple[Tensor, dict[str,
     return given.detach().expand(wide), dict(cohort.metrics)
 
 
+def judged(client: Client, given: Any, x: Tensor) -> Tensor:
+    """Outputs of clients for inputs x [k, B, ...], by which they are judged: [k, B, *places, K]."""
+    if not isinstance(given, Tensor) or not given.is_floating_point() or given.shape[:2] != x.shape[:2]:
+        raise _client(client, f"outputs returns {shown(given)} for inputs {list(x.shape)}, not some for each of them")
+    return given.detach()
+
+
 def _hold_numbers(client: Client, metrics: Mapping[str, Any], count: int) -> None:
     for name, values in metrics.items():
         if not isinstance(values, Tensor) or values.shape != (count,):

@@ -347,7 +347,7 @@ class VirtualEngine:
         if told is not sent:
             fits = misfit(forms_of(told), forms_of(sent)) is None
             payload = {**result.payload, **{name: rows.unsqueeze(0) for name, rows in told.items()}}
-            result = replace(result, payload=payload, finite=finite_rows(list(payload.values())) & fits)
+            result = replace(result, payload=payload, finite=finite_rows(list(payload.values()), result.finite) & fits)
             self.ledger.bytes_up += payload_bytes(told) - payload_bytes(sent)
         flight.result, flight.row = result, 0
         return result.sound

@@ -313,9 +313,9 @@ def payload_bytes(payload: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in payload.values())
 
 
-def finite_rows(tensors: Sequence[Tensor]) -> Tensor:
-    """Which rows [C] are finite in all of some tensors [C, ...]: bool [C]."""
-    finite = torch.ones(len(tensors[0]), dtype=torch.bool, device=tensors[0].device)
+def finite_rows(tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Which rows are finite in all of some tensors [C, ...], or none: bool [C]. like: whose device and C they have."""
+    finite = torch.ones(len(like), dtype=torch.bool, device=like.device)
     for rows in tensors:
         # A sum is finite only if its terms are; where it is not, the terms themselves decide.
         if not bool(torch.isfinite(rows.sum())):
@@ -328,8 +328,7 @@ def usable_rows(payload: Mapping[str, Tensor], queries: Tensor) -> Tensor:
 
     And of those who have asked, queries int64 [C, 3] as of `JobResult`, who got a value: others know nothing.
     """
-    usable = finite_rows(list(payload.values()))
-    return usable & untold_rows(queries).logical_not().to(usable.device)
+    return finite_rows(list(payload.values()), queries) & untold_rows(queries).logical_not()
 
 
 def untold_rows(queries: Tensor) -> Tensor:

@@ -185,6 +185,9 @@ class Chain:
             if type(transform).encode is Transform.encode and type(transform).apply is Transform.apply:
                 kind = kind_of("transforms", transform)
                 raise InputError(f"{self.option}.{number}.kind", kind, "it has neither encode nor apply; write one")
+            if not carried:
+                kind = kind_of("transforms", transform)
+                raise InputError(f"{self.option}.{number}.kind", kind, "nothing is sent for it to go over; remove it")
             if transform.vectors is None and {*carried} != {self.usual}:
                 remedy = f"name what it goes over: not {self.usual} alone is sent, but {', '.join(sorted(carried))}"
                 raise InputError(option, "(nothing)", remedy)

@@ -85,8 +85,11 @@ def as_flower_strategy(
         hold_base(f"transforms.{number}", "transforms", one)
     own: Strategy = parts["strategy"]
     Chain(chain).check(own.up, own.up)
-    unknown = own.down & PEERS.keys() or (own.up - SPOKEN if client is None else frozenset())
-    if unknown:
+    unknown = own.down & PEERS.keys()
+    if not own.for_all and not unknown:
+        remedy = "clients have models of their own, and a Flower server has one for all; run it with fedsim.run"
+        raise InputError("strategy", plugins.kind_of("strategies", own), remedy)
+    if unknown := unknown or (own.up - SPOKEN if client is None else frozenset()):
         raise unspoken(plugins.kind_of("strategies", own), unknown)
     searching = None if client is None else searching_client(own, client)
     student = Student.of(own, model, public)

@@ -29,6 +29,7 @@ from fedsim.flower.records import (
     NBYTES,
     ORDER,
     QUERIES,
+    SOUND,
     STATE,
     TURN,
     digest_of,
@@ -143,6 +144,8 @@ def written(work: JobResult, clients: Tensor, sizes: Tensor) -> RecordDict:
     """What clients, int64 [k], have done, as it is sent. sizes: examples of each client of all, int64 [N]."""
     examples = sizes[clients]
     counted = {CLIENTS: clients, EXAMPLES: examples, NBYTES: work.nbytes, QUERIES: work.queries}
+    if not work.payload:
+        counted[SOUND] = work.finite
     return RecordDict(
         {
             ARRAYS: record(work.payload),

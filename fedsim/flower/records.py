@@ -37,6 +37,8 @@ HEADER = re.compile(
 """How they describe themselves."""
 BYTES_BESIDE = 1024
 """Before the numbers stand so many bytes at most; NumPy's own description takes 128."""
+SOUND = "sound"
+"""Of each client of a reply that sends nothing, whether what it remembers is finite, bool [k]."""
 TURN, LATE = "turn", "late"
 """In an order: the number under which its clients draw, and what becomes of those that are late; see `Order`."""
 

@@ -19,7 +19,7 @@ from fedsim.exchange.actions import REPORT_UTILITY, SCORE
 from fedsim.exchange.forms import Form, forms_of, misfit
 from fedsim.exchange.messages import Order, usable_rows
 from fedsim.flower.names import ARRAYS, EXAMPLES, METRICS
-from fedsim.flower.records import CLIENT_METRICS, CLIENTS, NBYTES, QUERIES, announced, decoded
+from fedsim.flower.records import CLIENT_METRICS, CLIENTS, NBYTES, QUERIES, SOUND, announced, decoded
 
 
 class RefusedError(ValueError):
@@ -68,6 +68,8 @@ class Asked:
         if bool(((failed < 0) | (failed > asked)).any()):
             raise RefusedError(f"its failed queries are {failed.tolist()[:20]} of {asked.tolist()[:20]}")
         finite = usable_rows(payload, queries)
+        if not payload:
+            finite &= metrics.pop(SOUND)
         there = {name: rows.to(device) for name, rows in payload.items()}
         return JobResult(there, {name: rows.to(device) for name, rows in metrics.items()}, finite, nbytes, queries)
 
@@ -87,7 +89,10 @@ class Asked:
     def _metrics(self) -> dict[str, Form]:
         count = len(self.clients)
         ours = {name: Form("int64", (count,)) for name in (CLIENTS, EXAMPLES, NBYTES)}
-        return forms_of(self.nothing.metrics, count) | ours | {QUERIES: Form("int64", (count, 3))}
+        ours[QUERIES] = Form("int64", (count, 3))
+        if not self.nothing.payload:
+            ours[SOUND] = Form("bool", (count,))
+        return forms_of(self.nothing.metrics, count) | ours
 
 
 class Asking:

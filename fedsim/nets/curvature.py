@@ -8,7 +8,7 @@ the parameters, `Linearised`, whose matrix J [N, d] a chain of linear layers nev
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError, one_line
 from fedsim.nets import products
-from fedsim.nets.losses import Loss
+from fedsim.nets.losses import FeatureLoss, Loss
 from fedsim.nets.modes import second_order
 from fedsim.nets.stack import Stack, take
 
@@ -76,27 +76,24 @@ def derivative(gradient: Sequence[Tensor], leaves: Sequence[Tensor], along: Sequ
 
 def slope(loss: Loss, outputs: Tensor, targets: Tensor, along: Tensor) -> Tensor:
     """How the gradients of the examples' losses by their outputs [..., K] change along a direction of those."""
-    leaf = outputs.detach().requires_grad_()
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(loss.examples(leaf, targets).sum(), leaf, create_graph=True)
-    (found,) = derivative([gradient], [leaf], [along])
-    return found
+    return _slope(loss.examples, outputs, targets, along)
 
 
 def slopes(
     loss: Loss, features: Tensor, outputs: Tensor, targets: Tensor, along: tuple[Tensor, Tensor]
 ) -> tuple[Tensor | None, Tensor]:
-    """The same of gradients by features [..., h], if the loss sees any, and by outputs, along a direction of both."""
-    if not loss.of_features:
+    """The same of gradients by features [..., h], if the loss sees any, and by outputs, along a direction of each."""
+    if not isinstance(loss, FeatureLoss):
         return None, slope(loss, outputs, targets, along[1])
-    leaves = [part.detach().requires_grad_() for part in (features, outputs)]
+    return _slope(loss.of, features, targets, along[0]), slope(loss.loss, outputs, targets, along[1])
+
+
+def _slope(loss: Callable[[Tensor, Tensor], Tensor], at: Tensor, targets: Tensor, along: Tensor) -> Tensor:
+    leaf = at.detach().requires_grad_()
     with torch.enable_grad():
-        losses = loss.examples_with(leaves[0], leaves[1], targets)
-        gradient = torch.autograd.grad(
-            losses.sum(), leaves, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-    pulled, turned = derivative(gradient, leaves, along)
-    return pulled, turned
+        (gradient,) = torch.autograd.grad(loss(leaf, targets).sum(), leaf, create_graph=True)
+    (found,) = derivative([gradient], [leaf], [along])
+    return found
 
 
 class Linearised(ABC):

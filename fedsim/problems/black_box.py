@@ -87,6 +87,14 @@ class BlackBox:
         """Where parameters lie: all in one leaf."""
         return Layout.flat(self.dimension)
 
+    def classes(self) -> int:
+        """InputError: there are none."""
+        raise InputError("problem.kind", "a black box", "it has no examples; take another strategy")
+
+    def features(self) -> int:
+        """InputError: there are none."""
+        raise InputError("problem.kind", "a black box", "it has no model; take another strategy")
+
     @property
     def num_clients(self) -> int:
         """N, how many clients there are."""

@@ -309,14 +309,19 @@ class Supervised:
         private = self.model.private
         return self.model.layout if private is None else private.shared
 
-    @cached_property
+    def classes(self) -> int:
+        """K, how many outputs there are for the one class that an example has. InputError: it has not one."""
+        if not self.data.labelled:
+            remedy = "prototypes are of classes, of which an example is to have one; take another strategy"
+            raise InputError("problem.dataset", self.data.task, remedy)
+        return self.data.num_classes
+
     def features(self) -> int:
         """h, how many numbers the model's head reads of an example. InputError: the model has none that are known."""
         if self.data.task == "classes" and not self.data.labelled:
             kind = type(self.model.module).__name__
-            raise InputError(
-                "problem.model", kind, "reads features at each of several places; take one class an example"
-            )
+            remedy = "reads features at each of several places; take one class an example"
+            raise InputError("problem.model", kind, remedy)
         return width_of_features(self.model.module, self.data.x[:2])
 
     @property

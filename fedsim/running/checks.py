@@ -163,7 +163,7 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
     if not isinstance(experiment.client, LocalTraining):
         return
     if experiment.client.of_features:
-        problem.features  # noqa: B018  # there are some, or a line says why not
+        problem.features()  # there are some, or a line says why not
     defence, curriculum = experiment.client.defence, experiment.client.curriculum
     if curriculum is not None and curriculum.measure == "error" and not problem.data.labelled:
         raise InputError("client.curriculum.measure", "error", "examples do not have one class each; take loss")

@@ -16,6 +16,7 @@ from fedsim.core.options import (
 )
 from fedsim.core.streams import Streams
 from fedsim.exchange.actions import BATCH_SIZE, SPREAD
+from fedsim.exchange.bits import from_bits, to_bits
 from fedsim.exchange.messages import Late, Order, Replies, Scalar, Weighting
 from fedsim.exchange.windows import All, Every, First, Window
 from fedsim.nets.optimizers import Optimizer
@@ -78,6 +79,7 @@ __all__ = [
     "Window",
     "counting",
     "extended",
+    "from_bits",
     "hold_needed",
     "observed",
     "observed_weights",
@@ -86,4 +88,5 @@ __all__ = [
     "refuse_waiting",
     "shares",
     "ticks",
+    "to_bits",
 ]

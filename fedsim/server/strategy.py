@@ -57,6 +57,14 @@ class ProblemView(Protocol):
         """The box [lower, upper]^d to which parameters belong; None: R^d."""
         ...
 
+    def classes(self) -> int:
+        """K, of how many classes an example has one. InputError: it has none, or several."""
+        ...
+
+    def features(self) -> int:
+        """h, how many numbers the model's head reads of an example. InputError: that is not known."""
+        ...
+
     def initial(self) -> Tensor:
         """The parameters to start from, [d]."""
         ...

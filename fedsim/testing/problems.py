@@ -58,10 +58,17 @@ def mlp(inputs: int = 6, classes: int = 3, activation: type[nn.Module] = nn.ReLU
         return nn.Sequential(nn.Flatten(), nn.Linear(inputs, 8), activation(), nn.Linear(8, classes))
 
 
-def small_problem(dtype: torch.dtype = torch.float64, model: nn.Module | None = None, **settings: Any) -> Supervised:
-    """The examples of `blobs(**settings)` for a model, by default `mlp()`, whose d is 83; 20 more inputs are public."""
+def small_problem(
+    dtype: torch.dtype = torch.float64, model: nn.Module | None = None, *, tested: bool = False, **settings: Any
+) -> Supervised:
+    """The examples of `blobs(**settings)` for a model, by default `mlp()`, whose d is 83; 20 more inputs are public.
+
+    tested: deal the examples that are held out to the clients, who are judged on them.
+    """
     data = blobs(**settings)
     public = np.random.Generator(np.random.PCG64(7)).normal(size=(20, *data["x"].shape[1:]))
+    if tested:
+        data["test_clients"] = np.array_split(np.arange(20), len(data["clients"]))
     own = mlp() if model is None else model
     return supervised(**data, model=own, public=public, dtype=dtype, device=DEVICE)
 
@@ -92,6 +99,14 @@ class Fewer:
     def bounds(self) -> tuple[float, float] | None:
         """Those of the problem."""
         return self.whole.bounds
+
+    def classes(self) -> int:
+        """Those of the problem."""
+        return self.whole.classes()
+
+    def features(self) -> int:
+        """Those of the problem's model."""
+        return self.whole.features()
 
     def initial(self) -> Tensor:
         """The problem's parameters to start from, [d]."""

@@ -19,7 +19,9 @@ from fedsim.core.errors import InputError
 from fedsim.core.plugins import HasPlugins
 from fedsim.engine.client import Client
 from fedsim.problems.base import Problem
+from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
+from fedsim.running.personal import OwnModels, own_models
 from fedsim.running.result import Result
 from fedsim.running.runner import run
 from fedsim.running.simulation import Simulation
@@ -69,10 +71,13 @@ class Subject:
     def problem(self, dtype: torch.dtype = torch.float64) -> Problem:
         """Functions or examples, whichever it is run on: the same for all who ask, for no run changes its problem.
 
-        Of the model on examples that is shared which `problem.shared` says.
+        Of the model on examples that is shared which `problem.shared` says. Where clients have models of their own,
+        they have examples to be judged on.
         """
         shared = self.tables.get("problem", {}).get("shared", "all")
-        return _problem(dtype, self.values_only, json.dumps(shared))
+        client, strategy = self.part(("client",)), self.part(("strategy",))
+        tested = client.own_models or not strategy.for_all or shared != "all"
+        return _problem(dtype, self.values_only, tested, json.dumps(shared))
 
     def table(self, path: Path) -> dict[str, Any]:
         """The options that its tables give the plug-in at a path."""
@@ -102,7 +107,7 @@ class Subject:
         return fits_functions(self.part(("client",)))
 
     def end(self) -> Tensor:
-        """The parameters [d] at the end of its run; one run for all who ask."""
+        """What `final` says of its run; one run for all who ask."""
         return _end(self.described, self.values_only)
 
     @property
@@ -120,10 +125,21 @@ def fits_functions(client: Client) -> bool:
 
 
 def final(simulation: Simulation) -> Tensor:
-    """The parameters [d] at the end of a run."""
+    """The parameters [d] at the end of a run, and after them what clients have of their own, if that is judged.
+
+    And what they are judged by, where it is not what their models say.
+    """
     for _ in simulation:
         pass
-    return simulation.state.params
+    parts, state = simulation.parts, simulation.state
+    if not parts.whose.own:
+        return state.params
+    assert isinstance(parts.problem, Supervised)
+    owned = own_models(parts.engine, parts.problem, parts.strategy, state, parts.evaluation.finetune)
+    kept = [*OwnModels(parts.problem, owned, None, (), parts.evaluation).tensors().values()]
+    if type(owned.executor.client).outputs is not Client.outputs:
+        kept += [owned.outputs(*examples) for examples in parts.problem.judged.by_clients(("test",)).values()]
+    return torch.cat((state.params, *(rows.flatten() for rows in kept)))
 
 
 def simulate(
@@ -179,8 +195,8 @@ def values_of(made: Any) -> dict[str, Any]:
 
 
 @cache
-def _problem(dtype: torch.dtype, values_only: bool, shared: str) -> Problem:
-    return small_functions(dtype) if values_only else small_problem(dtype).sharing(json.loads(shared))
+def _problem(dtype: torch.dtype, values_only: bool, tested: bool, shared: str) -> Problem:
+    return small_functions(dtype) if values_only else small_problem(dtype, tested=tested).sharing(json.loads(shared))
 
 
 @cache

@@ -30,9 +30,8 @@ class Short(FeatureLoss):
     loss: Loss
     own: Tensor
 
-    def examples_with(self, features: Tensor | None, outputs: Tensor, targets: Tensor) -> Tensor:
-        assert features is not None
-        return self.loss.examples(outputs, targets) + (features - 0.5 * self.own).square().mean(dim=-1)
+    def of(self, features: Tensor, targets: Tensor) -> Tensor:
+        return (features - 0.5 * self.own).square().mean(dim=-1)
 
 
 @options

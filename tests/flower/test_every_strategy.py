@@ -59,7 +59,12 @@ PLAIN = ("cbo", "cma_es", "fedzo", "fedzo_guard")
 """Those whose clients search with values, too, in messages that any app knows."""
 APART = {"feddf", "fedivon"}
 """Of classes (see `serving.test_distilling_apps`), and whose clients' draws no app repeats."""
-REFUSED = {"fedcbo": "sends clients each other's models", "ifca": "sends clients several models"}
+REFUSED = {
+    "fedcbo": "sends clients each other's models",
+    "fedproto": "models of their own",
+    "ifca": "sends clients several models",
+    "local": "models of their own",
+}
 SELECTORS = {
     "curriculum": {"count": 2, "rounds": 6},
     "fastest": {"count": 3},

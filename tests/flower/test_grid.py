@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from codes import CHAIN, most
@@ -18,6 +19,7 @@ from fedsim.exchange.aggregation import WeightedMean
 from fedsim.exchange.messages import Order
 from fedsim.exchange.windows import All
 from fedsim.flower import GridError, Recipe, client_app, node, server_app
+from fedsim.flower.records import CLIENT_METRICS, SOUND
 from fedsim.running.build import build_executor, build_fleet, build_problem, build_simulation
 from fedsim.running.simulation import Simulation
 from fedsim.running.stored import StoredRun
@@ -137,6 +139,39 @@ def test_models_of_the_clients_own_are_those_of_one_process(strategy, client):
     judged = ("bytes_up", "bytes_down", "train_loss", "personal_loss", "personal_accuracy", "personal_untrained")
     for name in (*judged, *(("clusters_used", "cluster_0") if strategy == "ifca" else ("test_accuracy",))):
         assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+@pytest.mark.parametrize("method", ["local", "fedproto"])
+def test_models_that_do_not_cross_are_those_of_one_process(method, nodes):
+    """Where nothing crosses, and where prototypes do, by which clients are judged."""
+    tables = tiny(method, method).resolved() | {"partition": {"kind": "iid", "clients": 7, "holdout": 0.2}}
+    experiment = fedsim.experiment(**tables | {"evaluation": {"every": 1}})
+    ours, theirs = fedsim.run(experiment, save=False), on_grid(experiment, nodes)
+    for name in ("clients", "bytes_up", "bytes_down", "personal_loss", "personal_accuracy", "personal_untrained"):
+        assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
+    torch.testing.assert_close(theirs.own.tensors(), ours.own.tensors(), **SAME)
+    assert (ours.own.tensors()["1.weight"] - ours.own.tensors()["1.weight"][0]).abs().max() > 1e-3
+
+
+def test_who_has_nothing_to_send_says_whether_it_has_failed():
+    class Broken(LocalGrid):
+        def reply(self, message, context):
+            reply = super().reply(message, context)
+            if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
+                held = dict(reply.content[CLIENT_METRICS].items())
+                assert held[SOUND].numpy().tolist() == [True, True]
+                held[SOUND] = Array(np.array([True, False]))
+                reply.content[CLIENT_METRICS] = ArrayRecord(held)
+            return reply
+
+    experiment = tiny("local", "local", partition={"kind": "iid", "clients": 7, "holdout": 0.2})
+    engine = engine_of(experiment, Broken(client_app(experiment), partitions(2)))
+    engine.submit(Order("train", torch.tensor([0, 1, 2, 3]), {}))
+    replies = engine.collect(All(), 0)
+    assert replies.clients.tolist() == [0, 1, 2]
+    assert replies.failed.tolist() == [3]
+    assert (engine.ledger.clients, engine.ledger.failed, engine.ledger.bytes_up) == (4, 1, 0)
 
 
 def test_clients_state_is_needed_for_that():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from fedsim.nets.functional import Functional
 from fedsim.nets.halves import halves, width_of_features
 from fedsim.nets.heads import Taken
 from fedsim.nets.layers import Residual
-from fedsim.nets.losses import CrossEntropy, FeatureLoss
+from fedsim.nets.losses import CrossEntropy, FeatureLoss, Loss
 from fedsim.nets.modes import without_fast_paths
 from fedsim.nets.network import Batch, Network, PlainNetwork, StackedNetwork
 from fedsim.nets.normalisation import statistics_of
@@ -32,14 +32,14 @@ C, B = 4, 5
 
 @dataclass(frozen=True)
 class Towards(FeatureLoss):
-    """The cross-entropy, and half the square of the way from features to a goal, [k, B, h], bent by the outputs."""
+    """The cross-entropy, and of the mean square of the way from features to a goal, [k, B, h], it and its square."""
 
     goal: Tensor
+    loss: Loss = field(default_factory=CrossEntropy)
 
-    def examples_with(self, features: Tensor | None, outputs: Tensor, targets: Tensor) -> Tensor:
-        assert features is not None
+    def of(self, features: Tensor, targets: Tensor) -> Tensor:
         away = (features - self.goal).square().mean(dim=-1)
-        return CrossEntropy().examples(outputs, targets) + 0.5 * away * (1.0 + outputs[..., 0].square())
+        return (1.0 + 0.5 * targets) * (away + 0.3 * away.square())
 
 
 class Own(nn.Module):
@@ -273,12 +273,23 @@ def test_a_step_is_what_its_rule_says():
 class Told(FeatureLoss):
     """Notes what it sees."""
 
-    seen: list[tuple[Tensor, Tensor]]
+    seen: list[Tensor]
+    loss: Loss
 
-    def examples_with(self, features: Tensor | None, outputs: Tensor, targets: Tensor) -> Tensor:
-        assert features is not None
-        self.seen.append((features.detach(), outputs.detach()))
-        return CrossEntropy().examples(outputs, targets) + features.sum(dim=-1)
+    def of(self, features: Tensor, targets: Tensor) -> Tensor:
+        self.seen.append(features.detach())
+        return features.sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class Noted(Loss):
+    """Notes outputs."""
+
+    seen: list[Tensor]
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        self.seen.append(outputs.detach())
+        return CrossEntropy().examples(outputs, targets)
 
 
 def test_features_and_outputs_are_of_one_pass_with_one_dropout():
@@ -286,10 +297,10 @@ def test_features_and_outputs_are_of_one_pass_with_one_dropout():
     seen = []
     for network in [*networks(model, layout), PlainNetwork(model, layout, CrossEntropy())]:
         for row in range(C) if not network.stacked else [slice(None)]:
-            notes: list[tuple[Tensor, Tensor]] = []
+            notes: list[Tensor] = []
             own, rows = (batch, y) if network.stacked else (one(batch, row), y[row : row + 1])
-            network.gradients(rows, replace(own, loss=Told(notes)))
-            ((features, outputs),) = notes
+            network.gradients(rows, replace(own, loss=Told(notes, Noted(notes))))
+            outputs, features = notes
             weight, bias = rows.leaves[-2:]
             expected = torch.einsum("kbh,koh->kbo", features, weight) + bias.unsqueeze(1)
             assert torch.allclose(outputs, expected, rtol=0, atol=1e-12)

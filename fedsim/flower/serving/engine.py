@@ -361,11 +361,11 @@ class AppEngine(GridWindows[AppFlight]):
                 metrics.setdefault(name, torch.full((count,), math.nan, dtype=torch.float64))[place] = value
         first.question.finish(rows)
         read = torch.tensor([one is not None for one in heard])
-        finite = finite_rows(list(rows.values())) & read
+        finite = finite_rows(list(rows.values()), read) & read
         clients = torch.tensor([flight.number for flight, _ in group])
         if first.orders.counts and self._chain.transforms and bool(finite.any()):
             self._transform(rows, clients, finite, first.orders.turn)
-            finite &= finite_rows(list(rows.values()))
+            finite &= finite_rows(list(rows.values()), finite)
         for place in (read & ~finite).nonzero().flatten().tolist():
             self._complain(group[place][0], "its numbers are not finite")
         weights = np.array([1.0 if one is None else one.examples for one in heard])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import InputError
 from fedsim.nets.stack import Layout
 from fedsim.problems.base import Trial
 from fedsim.problems.measures import Measure
@@ -33,6 +34,14 @@ class AppProblem:
         self.device, self.dtype = params.device, params.dtype
         self.census, self.renewed = -1, set[int]()
         self.know(np.zeros(0))
+
+    def classes(self) -> int:
+        """InputError: the app does not say."""
+        raise InputError("strategy", "in an app", "it wants to know of classes, of which an app says nothing")
+
+    def features(self) -> int:
+        """InputError: the app does not say."""
+        raise InputError("strategy", "in an app", "it wants to know of features, of which an app says nothing")
 
     @property
     def num_clients(self) -> int:

@@ -99,28 +99,32 @@ class Loss(ABC):
 
 
 class FeatureLoss(Loss):
-    """A loss of single examples that sees their features, what the model's head reads of them, beside the outputs."""
+    """Another loss, and beside it one of features, what the model's head reads of an example. loss: the other."""
 
     of_features: ClassVar[bool] = True
+    loss: Loss
+
+    @abstractmethod
+    def of(self, features: Tensor, targets: Tensor) -> Tensor:
+        """What is added to the losses [...] of examples of features [..., h]."""
 
     def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
         """None without features."""
         raise BrokenPromiseError(f"{type(self).__name__}: a loss of features was asked without them")
 
-    @abstractmethod
     def examples_with(self, features: Tensor | None, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses [...] of examples of features [..., h]; see `Loss`."""
+        """The sum [...] of both."""
+        assert features is not None
+        return self.loss.examples(outputs, targets) + self.of(features, targets)
 
     def gradients_with(
         self, features: Tensor | None, outputs: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Losses [...], and gradients of their sum by features and outputs, in their shapes."""
         assert features is not None
-        leaves = [part.detach().requires_grad_() for part in (features, outputs)]
-        with torch.enable_grad():
-            losses = self.examples_with(leaves[0], leaves[1], targets)
-        pull, gradient = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
-        return losses.detach(), pull, gradient.contiguous()  # of a sum it may be one number, expanded
+        losses, gradient = self.loss.with_gradient(outputs, targets)
+        beside, pull = by_autograd(self.of, features, targets)
+        return losses + beside, pull, gradient
 
 
 class Pointwise(Loss):
