@@ -51,18 +51,18 @@ class Sgd(LocalTraining):
 
         The loss before the first step takes a forward pass.
         """
-        cost, beside = super().cost(order, examples), torch.zeros_like(examples, dtype=torch.float64)
+        cost, beside = super().cost(order, examples), list[Tensor]()
         number = Size.of(order.payload["params"][:1])
         told = {name: number for name, asked in REPORTED.items() if order.config.get(asked)}
         if BATCH_SIZE in order.config:
             told[SPREAD] = Size.of(order.payload["params"][:1].repeat(2))
-            beside += 1.0
+            beside.append(torch.ones_like(examples, dtype=torch.float64))
         if order.config.get("report-start-loss"):
-            beside += FORWARD * -(-examples // (self.width(order.config) or examples)).double()
+            beside.append(FORWARD * -(-examples // (self.width(order.config) or examples)).double())
         if order.config.get("report-precision"):
             told["precision"] = cost.reply["delta"]
-        if bool(beside.any()):
-            cost = replace(cost, effort=beside if cost.effort is None else beside + cost.effort)
+        for effort in beside:
+            cost = cost.beside(Cost(torch.zeros_like(examples), {}, effort=effort))
         return replace(cost, reply={**cost.reply, **told}) if told else cost
 
     def train(self, cohort: Cohort) -> Update:

@@ -339,7 +339,7 @@ class VirtualEngine:
     def _befall(self, flight: Flight, result: JobResult, kind: str) -> bool:
         """Have a reply arrive as its fault leaves it, and tell whether it can be used. result: its own, C = 1."""
         fault, sent = self._kinds[kind], {name: rows[0] for name, rows in result.payload.items() if name != UTILITY}
-        told = fault.told(sent)
+        told = fault.told(sent) if sent else sent  # nothing arrives as it is
         if fault.again is not None:
             heappush(self._copies, (flight.due + fault.again, result.crossed[0], kind))
         if fault.delay or told is not sent:

@@ -394,7 +394,7 @@ def test_named_clients_alone_can_have_it() -> None:
 
 
 OFTEN = {"fedavg", "scaffold", "median", "noise", "deadline", "fedfix", "fedbuff", "fedbuff_window", "fedasync"}
-OFTEN |= {"fedzo_guard", "fzoos", "one_byte", "fedkseed_pro", "cbo", "fedcbo", "curriculum_async", "sfat"}
+OFTEN |= {"fedzo_guard", "fzoos", "one_byte", "fedkseed_pro", "cbo", "fedcbo", "curriculum_async", "sfat", "local"}
 """Rows whose servers wait, count and remember in ways of their own; the others are run once a day."""
 
 
