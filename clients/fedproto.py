@@ -107,7 +107,8 @@ class FedProto(LocalTraining):
         if self.predict == "head" or not bool(has.any()):
             return super().outputs(cohort, models, x)
         features = cohort.network.features(models, x)
-        far = (features.unsqueeze(2) - goal.unsqueeze(1)).square().sum(dim=3)
+        lengths = features.square().sum(dim=2, keepdim=True) + goal.square().sum(dim=2).unsqueeze(1)
+        far = (lengths - 2.0 * products.bmm(features, goal.mT)).clamp(min=0.0)  # differences would be [k, B, k, h]
         farthest = far.where(has.unsqueeze(1), 0.0).amax(dim=2, keepdim=True)
         return -far.where(has.unsqueeze(1), 2.0 * farthest + 1.0)
 
