@@ -72,10 +72,11 @@ def fzoos(strategy: dict[str, Any] | None = None, **client: Any) -> dict[str, An
     }
 
 
-NOBODY_JUDGED = {"evaluation": {"every": 0, "clients": False}}
-"""For clients with models of their own, which small problems have no examples to judge by."""
-BODY: dict[str, Any] = {"problem": {"shared": "body"}, **NOBODY_JUDGED}
-HEAD: dict[str, Any] = {"problem": {"shared": "head"}, **ASYNCHRONOUS, "evaluation": {"every": 3, "clients": False}}
+BODY: dict[str, Any] = {"problem": {"shared": "body"}}
+HEAD: dict[str, Any] = {"problem": {"shared": "head"}, **ASYNCHRONOUS}
+DITTO = {"kind": "ditto", **TRAINING, "lam": 0.5}
+PFEDME = {"kind": "pfedme", **TRAINING, "lr": 0.02, "inner_lr": 0.05}
+PERFEDAVG = {"kind": "perfedavg", **TRAINING, "inner_lr": 0.1}
 WITHOUT_RATE = {"kind": "sgd", "epochs": 2, "batch_size": 4}
 DISTILLING: dict[str, Any] = {"steps": 5, "batch_size": 8, "lr": 0.01}
 NESTEROV = {"kind": "sgd", "momentum": 0.9, "nesterov": True}
@@ -245,18 +246,16 @@ ROWS: dict[str, dict[str, Any]] = {
         "client": {"kind": "fedrep", **TRAINING, "head_epochs": 1},
         **HEAD,
     },
-    "ifca": {"strategy": {"kind": "ifca"}, "client": {"kind": "ifca", **TRAINING}, **NOBODY_JUDGED},
+    "ifca": {"strategy": {"kind": "ifca"}, "client": {"kind": "ifca", **TRAINING}},
     "ifca_gradient": {
         "strategy": {"kind": "ifca", "averaging": "gradient", "spread": 0.5, "server_optimizer": "adam", "clusters": 3},
         "client": {"kind": "ifca", "steps": 1, "batch_size": "full"},
-        **NOBODY_JUDGED,
     },
-    "fedala": {"client": {"kind": "fedala", **TRAINING, "tensors": 3}, **NOBODY_JUDGED},
+    "fedala": {"client": {"kind": "fedala", **TRAINING, "tensors": 3}},
     "fedala_async": {
         "strategy": {"kind": "fedbuff", "size": 3},
         "client": {"kind": "fedala", **TRAINING},
         **ASYNCHRONOUS,
-        "evaluation": {"every": 3, "clients": False},
     },
     "standard": {"client": defended()},
     "curriculum": {"client": {"kind": "sgd", **TRAINING, "curriculum": {"score": "both", "floor": 1}}},
@@ -283,6 +282,23 @@ ROWS: dict[str, dict[str, Any]] = {
     "sfat_published": {"strategy": {"kind": "sfat", "normalisation": "published", "khat": 2}, "client": defended()},
     "scaffold_adversarial": {"strategy": "scaffold", "client": {**defended(), "kind": "scaffold"}},
     "fedfix_adversarial": {"strategy": {"kind": "fedfix"}, "client": defended("dbfat"), **ASYNCHRONOUS},
+    "ditto": {"client": DITTO},
+    "ditto_async": {
+        "strategy": {"kind": "fedbuff", "size": 3},
+        "client": DITTO | {"own_batches": True},
+        **ASYNCHRONOUS,
+    },
+    "pfedme": {"client": PFEDME},
+    "apfl": {"client": {"kind": "apfl", **TRAINING, "adaptive": True}},
+    "apfl_outputs": {
+        "strategy": {"kind": "fedasync"},
+        "client": {"kind": "apfl", **TRAINING, "mix": "outputs", "adaptive": True, "alpha_decay": 0.02},
+        **ASYNCHRONOUS,
+    },
+    "perfedavg": {"client": PERFEDAVG},
+    "perfedavg_hf": {
+        "strategy": {"kind": "fedavg_async"}, "client": PERFEDAVG | {"form": "hf"}, **ASYNCHRONOUS
+    },
 }  # fmt: skip
 # Options of a row's plug-in, and for each another value with what it needs to matter.
 AWAY = {"rounds": 6, "selection": {"kind": "uniform", "count": 2}}
@@ -502,6 +518,11 @@ STRATEGIES: dict[str, Others] = {
 }
 IN_RANDOM_ORDER: Others = {"curriculum": ({"floor": 1, "order": "random"}, LOCAL["curriculum"][1])}
 """Of clients that no model is sent to, by which examples could be put in order."""
+ARRANGED = ("adversarial", "curriculum")
+"""Options of `LOCAL` that say which examples a step is about."""
+STEPPED: Others = {name: other for name, other in LOCAL.items() if name not in ARRANGED}
+"""Of clients that take steps of their own."""
+SCALED = ("lr_scaling", "reference_batch")
 CLIENTS: dict[str, Others] = {
     "fedavg": {**LOCAL, **STEPPING, "proximal_mu": (0.5, {})},
     "scaffold": LOCAL,
@@ -509,6 +530,28 @@ CLIENTS: dict[str, Others] = {
     "moon": {**LOCAL, **STEPPING, "mu": (3.0, {}), "temperature": (2.0, {})},
     "local": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER},
     "fedproto": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER, "lam": (5.0, {}), "predict": ("head", {})},
+    "ditto": {
+        **{name: other for name, other in LOCAL.items() if name != "curriculum"},
+        **STEPPING,
+        "lam": (0.1, {}),
+        "personal_lr": (0.05, {}),
+        "personal_epochs": (3, {}),
+        "own_batches": (True, {}),
+    },
+    "pfedme": {
+        **{name: other for name, other in STEPPED.items() if name not in SCALED},
+        "weight_decay": (0.1, {}),
+        "lam": (5.0, {}),
+        "inner_lr": (0.02, {}),
+        "inner_steps": (2, {}),
+    },
+    "apfl": {**STEPPED, "alpha": (0.2, {}), "mix": ("outputs", {}), "adaptive": (False, {}), "alpha_decay": (0.5, {})},
+    "perfedavg": {
+        **STEPPED,
+        "inner_lr": (0.3, {}),
+        "form": ("hf", {}),
+        "radius": (1.0, {"form": "hf_difference"}),
+    },
     "fedzo": {**ESTIMATED, "proximal_mu": (0.5, {})},
     "scaffold_zo": ESTIMATED,
     "fzoos": {
@@ -712,10 +755,18 @@ PARTS: dict[str, dict[str, Others]] = {
     "defence": DEFENCES,
     "attack": ATTACKS,
 }
+STEPPING_APART: Others = {**STEPPING, **{name: LOCAL[name] for name in ARRANGED}}
 REFUSED: dict[str, Others] = {
     "scaffold": STEPPING,
     "fzoos": {"batch_size": (4, {})},
     "fedrep": {"curriculum": LOCAL["curriculum"]},
+    "ditto": {"curriculum": LOCAL["curriculum"]},
+    "pfedme": {
+        **{name: other for name, other in STEPPING_APART.items() if name != "weight_decay"},
+        **{name: LOCAL[name] for name in SCALED},
+    },
+    "apfl": STEPPING_APART,
+    "perfedavg": STEPPING_APART,
 }
 """Options of a row's client that it has from others, and refuses."""
 REPORTING: Others = {"cosine": (True, VALUES_ONLY), "name": ("mine", {}), **REPORTED}
@@ -746,6 +797,7 @@ ALONE: dict[str, dict[str, Any]] = {
 UNCOUNTED = {"measure", "control"}
 """Actions whose evaluations are no part of a method's published count."""
 SILENT = {"sgd", "scaffold", "feddyn", "fedrep", "moon", "ifca", "fedala", "local", "fedproto"}
+SILENT |= {"ditto", "pfedme", "apfl", "perfedavg"}
 """Clients that never ask for a value."""
 
 

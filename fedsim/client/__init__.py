@@ -7,6 +7,7 @@ from fedsim.client.distances import Distances, Travelled
 from fedsim.client.divided import Divided, matrices
 from fedsim.client.layered import Layered
 from fedsim.client.normaliser import normaliser
+from fedsim.client.plain_steps import PlainStep, PlainSteps
 from fedsim.client.spread import spreads
 from fedsim.client.training import LocalTraining, Trained
 from fedsim.core.errors import InputError
@@ -18,6 +19,7 @@ from fedsim.core.options import (
     Passes,
     PositiveFloat,
     PositiveInt,
+    Rate,
     Share,
     options,
 )
@@ -34,6 +36,7 @@ from fedsim.nets.elementwise import in_whole_registers
 from fedsim.nets.footprint import Beside
 from fedsim.nets.losses import CrossEntropy, FeatureLoss, Loss
 from fedsim.nets.matrix_norms import MatrixNorm
+from fedsim.nets.modes import without_fast_paths
 from fedsim.nets.network import Batch
 from fedsim.nets.optimizers import (
     Beginning,
@@ -84,8 +87,11 @@ __all__ = [
     "Order",
     "Outputs",
     "Passes",
+    "PlainStep",
+    "PlainSteps",
     "PositiveFloat",
     "PositiveInt",
+    "Rate",
     "Remembered",
     "Scalar",
     "Shapes",
@@ -121,4 +127,5 @@ __all__ = [
     "squares_by_leaf",
     "to_bits",
     "victim",
+    "without_fast_paths",
 ]

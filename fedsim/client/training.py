@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from types import MappingProxyType
@@ -397,8 +397,6 @@ class LocalTraining(HasPlugins, Client):
         y, fixed = layout.stack(start, len(cohort)), None if shift is None else layout.stack(shift, len(cohort))
         fused = rule.plain and len(numbers) == layout.trained
         stepper = None if rule.plain else rule.stepper(take(y, numbers), self._beginning(cohort))
-        base, own, step_rates = self.rate(cohort), self._own_rates(cohort), self.step_rates
-        lr: float | Tensor = base
         history = list[Tensor]()
         corrected = bool(rule.decay) or shift is not None
         valued = corrected and self.rule.needs & VALUED
@@ -406,14 +404,10 @@ class LocalTraining(HasPlugins, Client):
         losses = torch.zeros(len(cohort), dtype=y.leaves[0].dtype, device=y.leaves[0].device)
         rows, fixed_rows = y, fixed
         padded = self.views > 1  # so that the second view's examples have the places, and the dropout, of a stack's
-        for step, batch in enumerate(cohort.batches(**self.passes(cohort), padded=padded)):
+        for step, (batch, lr) in enumerate(self.rated(cohort, padded=padded)):
             active = len(batch)
             if active != len(rows):
                 rows, fixed_rows = y[:active], None if fixed is None else fixed[:active]
-            if own is not None:
-                lr = own[step, :active].to(y.leaves[0].dtype) if cohort.network.stacked else float(own[step, 0])
-            elif step_rates.differ:
-                lr = base * step_rates.decay(step)
             for arm in arms:
                 batch = arm(rows, batch)
             if fused:
@@ -429,6 +423,17 @@ class LocalTraining(HasPlugins, Client):
         y = put(y, numbers, stepper.end(end))
         known = stepper.told()
         return y.flat(), losses, history, None if known is None else extended(known, numbers, y).flat()
+
+    def rated(self, cohort: Cohort, *, padded: bool = False) -> Iterator[tuple[Batch, float | Tensor]]:
+        """The mini-batches of the cohort's steps, each with its rate: one, or [k]. padded: as of `Cohort.batches`."""
+        base, own, step_rates = self.rate(cohort), self._own_rates(cohort), self.step_rates
+        lr: float | Tensor = base
+        for step, batch in enumerate(cohort.batches(**self.passes(cohort), padded=padded)):
+            if own is not None:
+                lr = own[step, : len(batch)].to(cohort.dtype) if cohort.network.stacked else float(own[step, 0])
+            elif step_rates.differ:
+                lr = base * step_rates.decay(step)
+            yield batch, lr
 
     def _beginning(self, cohort: Cohort) -> Beginning:
         """What the optimizer is told of the clients."""

@@ -296,16 +296,16 @@ class Cohort:
 
         padded: keep the padding where one client is executed at a time, which otherwise does without.
 
-        Batch s is for the first len(batch) rows of the cohort, those that have more than s steps to take.
+        Batch s is for the first len(batch) rows of the cohort, those that have more than s steps to take. They are
+        drawn, and count as taken, as they are asked for; within `apart` by its names, wherever they are taken.
         """
         plan = _at_least_two_wide(self.plan(epochs, steps, batch_size, course))
-        batches = self._gather(plan)
+        batches = self._gather(plan, self.streams)
         if self.network.stacked or padded:
-            yield from batches
-            return
+            return batches
         # Padding follows the examples of the one client, whose step s is row s: asked for once, not at each step.
         counts: list[int] = plan.count.tolist()
-        yield from (batch.cut(count) for batch, count in zip(batches, counts, strict=True))
+        return (batch.cut(count) for batch, count in zip(batches, counts, strict=True))
 
     def sample(self, count: Tensor, name: str) -> Tensor:
         """Some of each client's examples, so many, int64 [C], drawn under a name: their places, int64 [C, largest].
@@ -431,7 +431,7 @@ class Cohort:
         draw = Draw(self.streams, clients, 0, 0)  # of no use: these batches are evaluated only
         return Batch(data.x[index], data.y[index], weight, draw)
 
-    def _gather(self, plan: Plan) -> Iterator[Batch]:
+    def _gather(self, plan: Plan, streams: Streams) -> Iterator[Batch]:
         x, y, shape, weights = self.data.x, self.data.y, plan.index.shape, plan.weights(self.dtype)
         numbers = max(1, x[0].numel() * shape[1])
         padded = plan.padded() if self.network.layout.normalises else [None] * len(plan.active)
@@ -453,7 +453,7 @@ class Cohort:
                     xs[rows],
                     ys[rows],
                     weights[begin : begin + count],
-                    Draw(self.streams, self.clients[:count], first(self.turn, count), number),
+                    Draw(streams, self.clients[:count], first(self.turn, count), number),
                     padded=padded[number],
                 )
             step = last

@@ -190,3 +190,19 @@ def test_attacks_and_scoring_take_time():
     cost = training.cost(orders, torch.tensor([11]))
     assert cost.steps.tolist() == [6]
     assert cost.effort.tolist() == pytest.approx([6 * 5 + 3 / 3])
+
+
+def test_mini_batches_have_the_names_of_where_they_were_asked_for():
+    """Side by side with others that were asked for within another block, and wherever they are taken."""
+    problem = fedsim.supervised(**DATA, model=mlp(), dtype=torch.float64, device="cpu")
+    executor = build_executor(small(1, selection={"kind": "uniform", "count": 1}), problem)
+    job = executor.assign(Order("train", torch.arange(1), {"params": problem.initial()}))
+    cohort = Cohort(problem, executor.network, executor.streams, job, {})
+    plain = cohort.batches(epochs=1, batch_size=4)
+    with cohort.apart("other"):
+        other = cohort.batches(epochs=1, batch_size=4)
+    assert cohort.steps_taken.tolist() == [6]
+    pairs = list(zip(plain, other, strict=True))
+    assert [batch.draw.streams.within for batch, _ in pairs] == [""] * 3
+    assert [batch.draw.streams.within for _, batch in pairs] == ["other/"] * 3
+    assert not torch.equal(*(torch.cat([pair[place].x for pair in pairs], dim=1) for place in (0, 1)))

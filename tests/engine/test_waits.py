@@ -87,11 +87,11 @@ def longer(row: str, times: int) -> dict[str, Any] | None:
 def simulated(
     tables: dict[str, Any], device: torch.device, model: Callable[[], nn.Module] = mlp, **others: Any
 ) -> Simulation:
-    """A simulation of `small_problem` on a device."""
+    """A simulation of `small_problem` on a device, in which no client is judged."""
     like = small_problem()
     problem = Supervised(like.dataset, like.partition, model(), device=device, dtype=torch.float64)
     problem = problem.sharing(tables.get("problem", {}).get("shared", "all"))
-    defaults = {"rounds": 2, "engine": {"executor": "stacked"}}
+    defaults = {"rounds": 2, "engine": {"executor": "stacked"}, "evaluation": {"every": 0, "clients": False}}
     return build_simulation(small_experiment(**{**tables, **defaults, **others}), problem)
 
 

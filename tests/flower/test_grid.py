@@ -174,6 +174,17 @@ def test_who_has_nothing_to_send_says_whether_it_has_failed():
     assert (engine.ledger.clients, engine.ledger.failed, engine.ledger.bytes_up) == (4, 1, 0)
 
 
+@pytest.mark.parametrize("row", ["ditto", "pfedme", "apfl"])
+def test_models_of_their_own_are_judged_as_in_one_process(row):
+    dealt = {"kind": "iid", "clients": 7, "holdout": 0.2}
+    experiment = fedsim.experiment(**tiny().resolved() | {"partition": dealt, "client": ROWS[row]["client"]})
+    ours, theirs = fedsim.run(experiment, save=False), on_grid(experiment, 3)
+    for name in ("bytes_up", "bytes_down", "personal_loss", "client_loss", "personal_untrained"):
+        assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
+    assert ours.history["personal_loss"] != pytest.approx(ours.history["client_loss"], abs=1e-4)
+    torch.testing.assert_close(theirs.own.tensors(), ours.own.tensors(), **SAME)
+
+
 def test_clients_state_is_needed_for_that():
     # Without the control variates in the context every round would begin from zero ones.
     experiment = tiny("scaffold", "scaffold")
