@@ -465,7 +465,7 @@ def test_the_first_round_waits_for_no_library_that_it_does_not_need(tmp_path):
         ("run digits_fedp", ["digits_fedprox"]),
         ("sweep experiments/fedf", ["experiments/fedfix/"]),
         ("describe str", ["strategy"]),
-        ("describe strategy fedp", ["fedprox"]),
+        ("describe strategy fedp", ["fedproto", "fedprox"]),
         ("describe client.schedule c", ["constant", "cosine", "cosine_power"]),
         ("describe nothing f", []),
         ("new e", ["experiment"]),
