@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from typing import Any
 
 import pytest
@@ -17,9 +16,8 @@ from fedsim.core.graph import decode, encode
 from fedsim.engine.cohort import Cohort
 from fedsim.exchange.messages import Order
 from fedsim.problems.supervised import Supervised
-from fedsim.running.runner import run
 from fedsim.running.simulation import Simulation
-from fedsim.testing.problems import TRAINING, mlp, small_experiment, small_problem
+from fedsim.testing.problems import TRAINING, mlp, small_problem
 
 BOTH = pytest.mark.parametrize("mix", ["parameters", "outputs"])
 STILL = {"strategy": {"kind": "fedavg", "server_lr": 1e-300}}
@@ -120,15 +118,10 @@ def test_every_round_is_the_rule(mix, decay):
     assert (alpha.max() - alpha.min() > 0.01) == (decay is not None)
 
 
-def test_alpha_is_told_of_each_client_where_it_moves(tmp_path):
-    for adaptive in (True, False):
-        client = {"kind": "apfl", **TRAINING, "adaptive": adaptive}
-        run(small_experiment(2, client=client), problem=small_problem(tested=True), out=tmp_path / str(adaptive))
-        with (tmp_path / str(adaptive) / "clients.csv").open() as file:
-            table = list(csv.DictReader(file))
-        assert ("alpha" in table[0]) == adaptive
-        if adaptive:
-            assert len({line["alpha"] for line in table}) > 4
+def test_alpha_is_told_of_each_client_where_it_moves():
+    made = ended({**ADAPTIVE, "alpha": 0.4}, 2)
+    assert torch.equal(judged(made).told["alpha"], 0.4 + kept(made, "way"))
+    assert not judged(ended({"kind": "apfl", **FULL, "lr": 0.05}, 1)).told
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
