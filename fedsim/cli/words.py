@@ -26,7 +26,8 @@ STATUS = {**{status: int(not well) for status, well in ENDED.items()}, "failed":
 MEASURES = (
     *("train_loss", "global_train_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy"),
     *("client_accuracy_p10", "validation_personal_loss", "validation_personal_accuracy", "validation_personal_gain"),
-    *("personal_loss", "personal_accuracy", "personal_accuracy_p10", "personal_gain", "value", "gap"),
+    *("personal_loss", "personal_accuracy", "personal_accuracy_p10", "personal_gain"),
+    *("newcomer_loss", "newcomer_accuracy", "value", "gap"),
 )
 """What is said of a run, where it was measured."""
 

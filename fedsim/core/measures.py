@@ -13,15 +13,23 @@ from types import MappingProxyType
 LOWER = frozenset({"loss", "error", "value", "gap", "std"})
 HIGHER = frozenset({"accuracy", "success", "precision", "recall", "f1", "jaccard", "cosine", "gain"})
 FIRST = (
-    *("test_accuracy", "validation_accuracy", "personal_accuracy", "personal_gain", "value", "gap"),
+    *(
+        "test_accuracy",
+        "validation_accuracy",
+        "personal_accuracy",
+        "personal_gain",
+        "newcomer_accuracy",
+        "value",
+        "gap",
+    ),
     *("test_loss", "validation_loss", "train_loss", "client_accuracy_p10", "personal_accuracy_p10"),
 )
 """What is said first of a run, in this order, where it was measured."""
-SETS = r"test|global_train|client|personal|validation_client|validation_personal|validation"
+SETS = r"test|global_train|(validation_)?(client|personal|newcomer)|validation"
 """How columns of models begin: whose examples they are about."""
 COLUMN = re.compile(rf"({SETS})_(?P<what>\w+?)(_(mean|p10|p90|worst))?")
 """Columns of models: whose examples, under which attack, which measure, and what of the clients' values it is."""
-CENTRAL = ("test", "validation", "personal")
+CENTRAL = ("test", "validation", "personal", "newcomer")
 """Whose measures are said of a run beside its others."""
 ALWAYS = ("accuracy", "loss")
 UNDEFINED = "_undefined"

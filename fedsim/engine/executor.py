@@ -299,6 +299,9 @@ class Executor:
         models = cohort.stack(rows)
         return Individuals(models, told, lambda x: judged(self.client, self.client.outputs(cohort, models, x), x))
 
+    def close(self) -> None:
+        """End what computes beside this process, where something does; it begins again when it is needed."""
+
     @property
     def keeps_models(self) -> bool:
         """Whether clients are judged by what they remember, so that it must not be ahead of their replies."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -34,7 +34,7 @@ class Remembers(Protocol):
 
 @dataclass(frozen=True)
 class Tuning:
-    """How clients' models are trained before they are judged. steps: how many it takes each, int64 [N]."""
+    """How clients' models are trained before they are judged. steps: how many it takes each, newcomers last, int64."""
 
     tune: Tune
     steps: Tensor
@@ -45,13 +45,16 @@ class Owned:
     """The clients' own models, of which none is made before it is asked for.
 
     order: what the server would send clients next. store: what they remember. tuning: how models are trained before
-    they are judged; None: they are not.
+    they are judged; None: they are not. first: the number of the first of them. begins: what they have, whatever they
+    would remember, by name.
     """
 
     executor: Executor
     order: Order
     store: Memories
     tuning: Tuning | None = None
+    first: int = 0
+    begins: Mapping[str, Tensor] = field(default_factory=dict)
 
     def models(self, clients: Tensor) -> Stack:
         """The models of `clients` [k], whatever stays with them included, as rows of the whole layout.
@@ -60,17 +63,18 @@ class Owned:
         """
         return self._own(clients).models
 
-    def told(self) -> dict[str, Tensor]:
-        """What the algorithm tells of every client beside its model, [N] by name."""
+    def told(self, count: int) -> dict[str, Tensor]:
+        """What the algorithm tells of so many clients, from the first of them, beside their models, [N] by name."""
         if not self.executor.client.own_models:
             return {}
-        parts = torch.split(torch.arange(self.executor.problem.num_clients), self.executor.chunk)
+        parts = torch.split(self.first + torch.arange(count), self.executor.chunk)
         with one_core_an_operation():
             found = spread(lambda part: self._own(part.to(self.executor.problem.device), tuned=False).told, parts)
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
     def _own(self, clients: Tensor, *, tuned: bool = True) -> Individuals:
         state = {name: self.store.look(name, clients)[0] for name in self.store.shapes}
+        state |= {name: row.expand(len(clients), *row.shape).clone() for name, row in self.begins.items()}
         tune = self.tuning.tune if tuned and self.tuning is not None else None
         return self.executor.own_models(self.order, clients, state, tune)
 
@@ -98,18 +102,19 @@ class Owned:
     def outputs(self, rows: Rows, count: Tensor) -> Tensor:
         """Outputs of each client's model for its own examples: [n, ...], one client after the other.
 
-        rows: their examples, one client's after the other's; count: how many each has, int64 [N]. A client's numbers do
-        not depend on the others, nor on how many cores there are.
+        rows: their examples, one client's after the other's; count: how many each has, int64 [N], from the first of
+        them. A client's numbers do not depend on the others, nor on how many cores there are.
         """
         width = min(JUDGED, max(2, int(count.max())))  # that of no part of the clients, which would change the bits
         begin = count.cumsum(0) - count
 
         def outputs(clients: Tensor, own: Individuals) -> Tensor:
-            return _outputs(own, rows, begin[clients], count[clients], width)
+            place = clients - self.first
+            return _outputs(own, rows, begin[place], count[place], width)
 
-        found = self._each((count > 0).nonzero().flatten(), width, outputs)
+        found = self._each(self.first + (count > 0).nonzero().flatten(), width, outputs)
         together = torch.cat([outputs for _, outputs in found])
-        order = torch.cat([clients for clients, _ in found])
+        order = torch.cat([clients for clients, _ in found]) - self.first
         if torch.equal(order, order.sort().values):
             return together
         owner = torch.repeat_interleave(order, count[order])

@@ -47,6 +47,10 @@ class ProcessExecutor(Executor):
         """How many clients are stacked at most."""
         return 1 if isinstance(self.network, PlainNetwork) else super().chunk
 
+    def close(self) -> None:
+        """End the processes; who goes on has others."""
+        self._workers.close()
+
     def _spreads(self, clients: int) -> bool:  # noqa: ARG002
         return self.cores > 1
 

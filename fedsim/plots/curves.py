@@ -41,23 +41,27 @@ BOOKKEEPING = frozenset(
 WHOSE = {
     "validation_client": "clients, for validation",
     "validation_personal": "own models, for validation",
+    "validation_newcomer": "newcomers, for validation",
     "validation": "validation set",
     "global_train": "training set",
     "train": "local training",
     "test": "test set",
     "client": "clients",
     "personal": "own models",
+    "newcomer": "newcomers",
 }
 """Prefixes of columns: the global model on all training examples, the clients' own models while they train, ..."""
 COLOURS = {
     "validation_client": BRIGHT[4],
     "validation_personal": BRIGHT[3],
+    "validation_newcomer": BRIGHT[5],
     "validation": BRIGHT[3],
     "global_train": BRIGHT[5],
     "train": BRIGHT[1],
     "test": BRIGHT[0],
     "client": BRIGHT[2],
     "personal": BRIGHT[0],
+    "newcomer": BRIGHT[5],
 }
 STATISTICS = {
     "mean": ", mean",

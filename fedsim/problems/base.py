@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -71,8 +71,9 @@ class Examples:
     """The training examples of all clients, on the device, once.
 
     x: inputs [n, ...]; y: targets [n, *places], what `task` says. order, begin, count: client c owns
-    order[begin[c] : begin[c] + count[c]], int64. num_classes: K, outputs of the model, of which labels need not have
-    all; 0 where targets are no classes. scores: what else can be asked about the examples, [n].
+    order[begin[c] : begin[c] + count[c]], int64; after those who take part come newcomers. num_classes: K, outputs of
+    the model, of which labels need not have all; 0 where targets are no classes. scores: what else can be asked about
+    the examples, [n].
     """
 
     x: Tensor
@@ -88,6 +89,12 @@ class Examples:
     def labelled(self) -> bool:
         """Whether an example has one class."""
         return self.task == "classes" and self.y.dim() == 1
+
+    def of(self, first: int, last: int) -> Examples:
+        """Those of the clients from `first` until before `last` alone, who are numbered from 0."""
+        begin, count = self.begin[first:last], self.count[first:last]
+        start = int(begin[0])
+        return replace(self, order=self.order[start : int(begin[-1] + count[-1])], begin=begin - start, count=count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,8 +189,9 @@ class Looped(ProblemView, Protocol):
 class Problem(Looped, Protocol):
     """N clients, each with data or with a black-box function, and how the global model is judged.
 
-    sizes: examples of each client, int64 [N] on the CPU, of black boxes one each; sizes_on_device: the same there.
-    largest: the largest of them. device, dtype: of the parameters. There are `data` and a `model`, or an `oracle`.
+    sizes: examples of each client, int64 [N] on the CPU, of black boxes one each; sizes_on_device: the same there,
+    followed by those of clients who never take part, N, N + 1 and so on. largest: the largest of them all. device,
+    dtype: of the parameters. There are `data` and a `model`, or an `oracle`.
     """
 
     sizes_on_device: Tensor

@@ -26,8 +26,10 @@ HELD = {
     "validation": "validation",
     "client": "clients' own",
     "personal": "clients' own",
+    "newcomer": "newcomers' own",
     "validation_client": "clients' validation",
     "validation_personal": "clients' validation",
+    "validation_newcomer": "newcomers' validation",
 }
 """What the examples of a set are, by the beginning of its measures' names."""
 
@@ -116,7 +118,8 @@ class Judged:
         """What clients are judged on, as `own` gives it, by the beginning of the measures' names.
 
         on: the sets that are measured. With `validation` examples set aside, of each client or of those set aside; and
-        without `test` beside it these alone. whose: `client`, for the global model, or `personal`, for their own.
+        without `test` beside it these alone. whose: `client`, for the global model, or `personal`, for their own, or
+        `newcomer`, for that of clients who never take part.
         """
         found = {f"validation_{whose}": self.set_aside} if "validation" in on else {}
         return found if found and "test" not in on else found | {whose: self.own()}

@@ -26,6 +26,7 @@ from fedsim.problems.datasets.base import TARGETS, Task
 from fedsim.problems.modules import too_large
 from fedsim.problems.normalisation import Normalisation, Rule
 from fedsim.problems.partitions.base import Partition, listed
+from fedsim.problems.partitions.newcomers import parted_clients, parted_newcomers
 from fedsim.problems.partitions.validation import set_aside
 from fedsim.problems.public import hold_alike
 from fedsim.problems.supervised import Supervised
@@ -42,6 +43,7 @@ def supervised(
     test: tuple[Any, Any] | None = None,
     test_clients: Iterable[Any] | None = None,
     validation: float | Iterable[Any] | None = None,
+    newcomers: float | Iterable[int] | None = None,
     loss: str | Mapping[str, Any] | Loss | Callable[[Tensor, Tensor], Any] | None = None,
     task: Task | None = None,
     num_classes: int | None = None,
@@ -62,17 +64,19 @@ def supervised(
     for each client the indices of the test examples that it is judged on itself; without it they are its own for
     training. validation: what `evaluation.on = "validation"` is about: the share of each client's examples that nobody
     trains on, drawn as under seed 0 (see `partition.validation`); or for each client the indices of such examples,
-    which no list of `clients` has. loss: a name, a table with `kind` and options, a `Loss`, or a function of outputs
-    and targets that gives a loss for each example, see `fedsim.nets.losses.Given`; by default cross_entropy of classes,
-    squared_error of numbers, binary_cross_entropy of tags. task: `classification`, `regression` or `tags`; by default
-    what the loss is for, or else whole numbers are classes and floats targets of a regression. num_classes: how many
-    classes there are, where labels need not have all. head: where in what the model returns its outputs are, as a key,
-    an attribute or a place of a tuple, or a table of the options of `problem.head`. statistics: what becomes of the
-    running statistics of batch normalisation, `averaged` (by default), `pooled`, `frozen`, `local_statistics` or
-    `local`; see `problem.normalisation`. shared: what alone crosses of the parameters, as in `problem.shared`, where
-    all others stay with each client: `body`, `head`, names, a list of these, or `{"not": ...}`. public: inputs like x
-    without targets, [m, ...], which the server has for strategies that distil; leave them out of `clients` if they are
-    of x. device: `auto`, `cpu` or `cuda`. dtype: torch.float32 or torch.float64.
+    which no list of `clients` has. newcomers: the share of the clients, drawn as under seed 0, or the numbers of those,
+    who never take part and are judged on their test or validation examples (see `partition.newcomers`). loss: a name, a
+    table with `kind` and options, a `Loss`, or a function of outputs and targets that gives a loss for each example,
+    see `fedsim.nets.losses.Given`; by default cross_entropy of classes, squared_error of numbers, binary_cross_entropy
+    of tags. task: `classification`, `regression` or `tags`; by default what the loss is for, or else whole numbers are
+    classes and floats targets of a regression. num_classes: how many classes there are, where labels need not have all.
+    head: where in what the model returns its outputs are, as a key, an attribute or a place of a tuple, or a table of
+    the options of `problem.head`. statistics: what becomes of the running statistics of batch normalisation, `averaged`
+    (by default), `pooled`, `frozen`, `local_statistics` or `local`; see `problem.normalisation`. shared: what alone
+    crosses of the parameters, as in `problem.shared`, where all others stay with each client: `body`, `head`, names, a
+    list of these, or `{"not": ...}`. public: inputs like x without targets, [m, ...], which the server has for
+    strategies that distil; leave them out of `clients` if they are of x. device: `auto`, `cpu` or `cuda`. dtype:
+    torch.float32 or torch.float64.
     """
     if dtype not in (torch.float32, torch.float64):
         raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
@@ -115,6 +119,7 @@ def supervised(
     if unlabelled is not None:
         unlabelled = unlabelled.astype(np.float64) if inputs.dtype.kind == "f" else unlabelled
         hold_alike(unlabelled, inputs, "public", "inputs")
+    partition, others = _parted(partition, newcomers)
     try:
         device = choose_device(device, "device")
         problem = Supervised(
@@ -127,6 +132,7 @@ def supervised(
             dtype=dtype,
             statistics=None if normalisation is None else normalisation.shared,
             public=unlabelled,
+            newcomers=others,
         )
     except (MemoryError, RuntimeError) as error:
         if not no_room(error):
@@ -157,6 +163,30 @@ def _validated(partition: Partition, validation: Any) -> Partition:
         remedy = "is in a list of clients, too, and would be trained on; take it out of one"
         raise InputError("validation", f"example {trained[0]}", remedy)
     return replace(partition, validation_order=order, validation_offset=offset)
+
+
+def _parted(partition: Partition, newcomers: Any) -> tuple[Partition, Partition | None]:
+    """The partition of those who take part, and that of newcomers: a share of the clients, or some by their numbers."""
+    if newcomers is None:
+        return partition, None
+    remedy = "give a share above 0 and below 1, or the numbers of clients, and leave some others"
+    if isinstance(newcomers, float):
+        if not 0 < newcomers < 1:
+            raise InputError("newcomers", newcomers, remedy)
+        try:
+            return parted_newcomers(partition, newcomers, seed=0)
+        except InputError as error:
+            raise InputError("newcomers", newcomers, error.remedy) from None
+    try:
+        numbers = np.unique(np.asarray(list(newcomers)))
+    except (TypeError, ValueError) as error:
+        raise InputError("newcomers", one_line(repr(newcomers), 60), remedy) from error
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not 0 < len(numbers) < partition.clients:
+        raise InputError("newcomers", one_line(repr(newcomers), 60), remedy)
+    if numbers[0] < 0 or numbers[-1] >= partition.clients:
+        wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
+        raise InputError("newcomers", int(wrong), f"clients are numbered from 0 to {partition.clients - 1}")
+    return parted_clients(partition, numbers.astype(np.int64))
 
 
 def _pair(test: Any) -> tuple[tuple[str, Any], tuple[str, Any]]:

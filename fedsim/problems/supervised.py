@@ -60,8 +60,9 @@ from fedsim.problems.modules import (
     started,
 )
 from fedsim.problems.normalisation import Normalisation
-from fedsim.problems.partitions.base import Partition, noisy_labels
+from fedsim.problems.partitions.base import Partition, joined, noisy_labels
 from fedsim.problems.partitions.cached import cached_partition
+from fedsim.problems.partitions.newcomers import parted_newcomers
 from fedsim.problems.partitions.validation import set_aside
 from fedsim.problems.public import OPTION as PUBLIC
 from fedsim.problems.public import Public, hold_alike
@@ -132,6 +133,7 @@ class SupervisedOptions(HasPlugins):
             if partition.holdout_order is not None:  # what clients are judged on stays clean
                 noisy[partition.holdout_order] = dataset.y[partition.holdout_order]
             dataset = replace(dataset, y=noisy)
+        partition, newcomers = parted_newcomers(partition, dealt.newcomers, seed)
         problem = Supervised(
             dataset,
             partition,
@@ -142,6 +144,7 @@ class SupervisedOptions(HasPlugins):
             dtype=setting.dtype,
             statistics=None if self.normalisation is None else self.normalisation.shared,
             public=public,
+            newcomers=newcomers,
         )
         if self.start is not None:
             problem.start_from(load_start(Path(self.start)))
@@ -184,7 +187,8 @@ class Supervised:
     num_clients: N. sizes: int64 [N] on the CPU, training examples of each, at least one; largest: the
     largest of them. dimension: d. data: the training examples. model: what is trained on them. Where entries of it stay
     with each client, see `keeping`, d counts the shared ones, and no model is for all. public: inputs that the server
-    has, [n, ...]; None: it has none.
+    has, [n, ...]; None: it has none. judged: what models are judged on. newcomers: what clients are judged on who never
+    take part, and are none of the N; in `data` they follow them. None: there are none.
     """
 
     oracle = None
@@ -202,6 +206,7 @@ class Supervised:
         dtype: torch.dtype = torch.float32,
         statistics: Statistics | None = None,
         public: np.ndarray[Any, Any] | None = None,
+        newcomers: Partition | None = None,
     ) -> None:
         self.dataset, self.partition = dataset, partition
         self.device, self.dtype = torch.device(device), dtype
@@ -230,17 +235,22 @@ class Supervised:
         self.x_test, self.y_test = self._tensor(dataset.x_test), self._tensor(dataset.y_test)
         fitting = fitting.fitted(y, dataset.task, outputs)
         hold_loss(fitting, y, outputs, dtype)
+        dealt = [partition] if newcomers is None else [partition, newcomers]
         self.data = Examples(
             x,
             y,
-            *ranges(partition.order, partition.offset, self.device),
+            *ranges(*joined([(part.order, part.offset) for part in dealt]), self.device),
             num_classes=outputs if dataset.num_classes else 0,
             task=dataset.task,
         )
-        self.sizes_on_device, self.sizes = self.data.count, self.data.count.cpu()
-        self.largest = int(self.sizes.max())
+        self.sizes_on_device, self.sizes = self.data.count, self.data.count[: partition.clients].cpu()
+        self.largest = int(self.data.count.max())
         self.model = Model(module, layout, fitting, footprint(module, x[:1]))
-        self.judged = Judged(self.data, self.x_test, self.y_test, partition, fitting)
+        first, judged = 0, list[Judged]()
+        for part in dealt:
+            data = self.data.of(first, first := first + part.clients)
+            judged.append(Judged(data, self.x_test, self.y_test, part, fitting))
+        self.judged, self.newcomers = judged[0], judged[1] if newcomers is not None else None
 
     @property
     def num_clients(self) -> int:
@@ -385,7 +395,7 @@ class Supervised:
             return None
         sizes = self.sizes.numpy()
         owner = np.repeat(np.arange(len(sizes)), sizes)
-        labels = self.data.y[self.data.order].cpu().numpy().astype(np.float64)
+        labels = self.data.y[self.judged.data.order].cpu().numpy().astype(np.float64)
         means: np.ndarray = np.bincount(owner, labels, len(sizes)) / sizes
         return means
 
@@ -485,7 +495,7 @@ class Supervised:
         if not self.judged.has_accuracy:
             return False
         own = self.partition.holdout_order is None and self.partition.order_test is None
-        return self.num_clients <= CLIENTS_EVALUATED and not (own and len(self.data.order) > EXAMPLES_EVALUATED)
+        return self.num_clients <= CLIENTS_EVALUATED and not (own and len(self.judged.data.order) > EXAMPLES_EVALUATED)
 
     def measures(
         self, clients: bool | str, on: Collection[str] = ("test",), metrics: Sequence[Measure] = ()

@@ -22,7 +22,11 @@ from fedsim.running.endings import ENDED
 from fedsim.running.history import History, Row
 from fedsim.running.stored import open_run
 
-HIDDEN = re.compile(r"(validation_)?(client_(\w+_)?|personal_)(accuracy|loss)_(mean|worst|std)|client_value_worst")
+OF_CLIENTS = ("client_", "personal_", "newcomer_")
+"""How columns begin that are of each client's examples."""
+HIDDEN = re.compile(
+    r"(validation_)?(client_(\w+_)?|personal_|newcomer_)(accuracy|loss)_(mean|worst|std)|client_value_worst"
+)
 """Columns of clients that say less than the one that is shown."""
 HOPELESS = frozenset(status for status, well in ENDED.items() if not well)
 """How runs have ended that would not have come any further."""
@@ -108,7 +112,7 @@ class Run:
     def _hidden(self, column: str) -> bool:
         """Whether a column of clients says less than the one that is shown of the same measure."""
         whose = column.removeprefix("validation_")
-        if not whose.startswith(("client_", "personal_")) or not column.endswith(("_mean", "_worst", "_std")):
+        if not whose.startswith(OF_CLIENTS) or not column.endswith(("_mean", "_worst", "_std")):
             return HIDDEN.fullmatch(column) is not None
         return HIDDEN.fullmatch(column) is not None or label_of(column.removesuffix("_std"), self.asked) is not None
 

@@ -22,7 +22,7 @@ from fedsim.problems.attacked import check_attack
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.running import promises
-from fedsim.running.personal import Whose, hold_judged, tuned_leaves
+from fedsim.running.personal import Whose, hold_judged, hold_newcomers, tuned_leaves
 from fedsim.server.selection.base import Turn
 from fedsim.zeroth_order.search import EstimatedSearch
 
@@ -79,6 +79,8 @@ def check(experiment: Experiment, problem: Problem) -> None:
             _check_private(experiment, problem)
         if whose.own:
             _check_own_models(experiment, problem, whose)
+        if problem.newcomers is not None:
+            hold_newcomers(problem.newcomers, experiment.evaluation)
         if not experiment.strategy.for_all:
             _check_selector(experiment, problem)
     elif experiment.evaluation.finetune is not None:
@@ -228,7 +230,7 @@ def _check_own_models(experiment: Experiment, problem: Supervised, whose: Whose)
         remedy = "each client has a model of its own, and no model is for all; leave it out"
         raise InputError("evaluation.on", ", ".join(evaluation.on), remedy)
     best = evaluation.keep_best
-    if best is not None and (not whose.everybodys or "personal" in best.split("_")):
+    if best is not None and (not whose.everybodys or not {"personal", "newcomer"}.isdisjoint(best.split("_"))):
         remedy = "is of models of the clients' own, of which none is written; leave it out"
         raise InputError("evaluation.keep_best", evaluation.keep_best, remedy)
     if evaluation.finetune is not None:

@@ -227,7 +227,7 @@ class Judge:
         if whose.everybodys:
             clients = self._clients and not whose.own
             found |= setup.problem.evaluate(state.params, clients=clients, on=wanted.on, metrics=wanted.measures)
-        if whose.own and self._clients:
+        if (whose.own and self._clients) or whose.newcomers:
             problem = cast("Supervised", setup.problem)
             found |= personal_measures(setup.engine, problem, setup.strategy, state, wanted, whose)
         return found

@@ -94,18 +94,18 @@ def _judged(experiment: Experiment, problem: Supervised) -> int:
     """How many examples judging sends through models; a step of fine-tuning sends its own three times."""
     given = experiment.evaluation
     whose = Whose.of(problem, experiment.strategy, experiment.client, given)
-    clients = whose.clients(problem, given)
-    if not whose.own:
-        return problem.judged_examples(given.on, clients=clients)
-    found = problem.judged_examples(given.on, clients=False) if whose.everybodys else 0
-    if not clients:
+    clients, found = whose.clients(problem, given), 0
+    if whose.everybodys:
+        found += problem.judged_examples(given.on, clients=clients and not whose.own)
+    if whose.own and clients:
+        found += (1 + whose.everybodys) * sum(len(rows) for rows, _ in problem.judged.by_clients(given.on).values())
+    if problem.newcomers is not None:
+        found += sum(len(rows) for rows, _ in problem.newcomers.by_clients(given.on).values())
+    if not clients or given.finetune is None:
         return found
-    found += (1 + whose.everybodys) * sum(len(rows) for rows, _ in problem.judged.by_clients(given.on).values())
-    if given.finetune is None:
-        return found
-    width = given.finetune.batch_size
-    sizes = problem.sizes if width == "full" else problem.sizes.clamp(max=width)
-    return found + 3 * int((tuning_of(given.finetune).local_steps(problem.sizes) * sizes).sum())
+    width, sizes = given.finetune.batch_size, problem.sizes_on_device
+    steps = tuning_of(given.finetune).local_steps(sizes)
+    return found + 3 * int((steps * (sizes if width == "full" else sizes.clamp(max=width))).sum())
 
 
 def _training(experiment: Experiment, problem: Supervised, orders: Order, window: Window) -> float:

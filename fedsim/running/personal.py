@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from fedsim.engine.personal import Owned, Remembers, Tuning
 from fedsim.exchange.messages import Order
 from fedsim.nets.selection import selected, written
 from fedsim.problems.base import Looped, Problem
-from fedsim.problems.dealt import label_distances
+from fedsim.problems.dealt import label_distances, owners_names
+from fedsim.problems.judged import Judged, Rows
 from fedsim.problems.supervised import Supervised
 from fedsim.running.promises import asked
 from fedsim.server.strategy import ServerState, Strategy
@@ -26,10 +27,11 @@ from fedsim.server.strategy import ServerState, Strategy
 
 @dataclass(frozen=True)
 class Whose:
-    """Whose models are judged. everybodys: one for all. own: each client's."""
+    """Whose models are judged. everybodys: one for all. own: each client's. newcomers: of who never takes part, too."""
 
     everybodys: bool
     own: bool
+    newcomers: bool = False
 
     @classmethod
     def of(cls, problem: Looped, strategy: Strategy, client: Client, evaluation: Evaluation) -> Whose:
@@ -37,7 +39,8 @@ class Whose:
         if not isinstance(problem, Supervised):
             return cls(everybodys=True, own=False)
         everybodys = problem.model.private is None and strategy.for_all
-        return cls(everybodys, not everybodys or client.own_models or evaluation.finetune is not None)
+        own = not everybodys or client.own_models or evaluation.finetune is not None
+        return cls(everybodys, own, problem.newcomers is not None)
 
     def clients(self, problem: Looped, evaluation: Evaluation) -> bool:
         """Whether clients are judged: their own models always are, unless nobody is to be."""
@@ -53,10 +56,25 @@ class Whose:
             assert isinstance(problem, Supervised)
             found += problem.judged.of_owners("client", on, metrics) if self.everybodys else []
             found += problem.judged.of_owners("personal", on, metrics)
+        if self.newcomers:
+            assert isinstance(problem, Supervised)
+            assert problem.newcomers is not None
+            found += problem.newcomers.of_owners("newcomer", on, metrics)
         return found
 
 
 EVERYBODYS = Whose(everybodys=True, own=False)
+
+
+def hold_newcomers(newcomers: Judged, evaluation: Evaluation) -> None:
+    """Refuse clients who come to nothing: they never take part, and are not judged or only by what they train on."""
+    option, value = "partition.newcomers", f"{newcomers.partition.clients} clients"
+    if evaluation.clients is False:
+        remedy = "they are there to be judged, and evaluation.clients = false says that no client is; remove one"
+        raise InputError(option, value, remedy)
+    if not newcomers.has_own(evaluation.on):
+        remedy = "each is judged on examples of its own that no model is trained on, and they have none; hold some out"
+        raise InputError(option, value, f"{remedy} (partition.holdout = 0.2), or give test_clients in Python")
 
 
 def hold_judged(problem: Supervised, wanted: bool | str, on: Collection[str]) -> None:
@@ -113,10 +131,64 @@ def own_models(
 
 
 @dataclass(frozen=True, eq=False)
+class Newcomers:
+    """Clients who never take part, numbered from N, and what they would use if they came now.
+
+    Each has the model for all, or, where clients have models of their own (`owned`), what its client algorithm makes of
+    what the server would send it, of what clients have before they take part, and of fine-tuning. What such an
+    algorithm remembers as a model begins as the model for all, which is the better start once that has been trained
+    (as in PFLlib, whose new clients fine-tune it), and where there is none as the problem does. So does what of a
+    model stays with clients, which nobody could send them.
+    """
+
+    problem: Supervised
+    params: Tensor
+    owned: Owned | None
+
+    @classmethod
+    def of(cls, problem: Supervised, strategy: Strategy, state: ServerState, owned: Owned | None) -> Newcomers:
+        """Those of a problem at a state of the server. owned: the models of those who take part, if they have some."""
+        if owned is not None:
+            begins = {name: state.params for name in owned.executor.client.models if strategy.for_all}
+            owned = replace(owned, first=problem.num_clients, begins=begins)
+        return cls(problem, state.params, owned)
+
+    @property
+    def judged(self) -> Judged:
+        """What they are judged on."""
+        assert self.problem.newcomers is not None
+        return self.problem.newcomers
+
+    @property
+    def names(self) -> list[str] | None:
+        """What they are called, where the data set names owners."""
+        return owners_names(self.problem.dataset, self.judged.partition)
+
+    def outputs(self, rows: Rows, count: Tensor) -> Tensor:
+        """Outputs of each one's model for examples of its own; see `Owned.outputs`."""
+        return self.problem.outputs(self.params, rows) if self.owned is None else self.owned.outputs(rows, count)
+
+    def measures(self, evaluation: Evaluation) -> dict[str, float]:
+        """What their models come to; see `Judged.personal_scores`."""
+        found = dict[str, float]()
+        for name, (rows, count) in self.judged.by_clients(evaluation.on, "newcomer").items():
+            outputs = self.outputs(rows, count)
+            found |= self.judged.personal_scores(name, outputs, rows, count, evaluation.measures)
+        return found
+
+    def each(self, evaluation: Evaluation) -> dict[str, Tensor]:
+        """What each one's model comes to, [V]; see `Judged.each_client`. And what the algorithm tells of each."""
+        *_, (rows, count) = self.judged.by_clients(evaluation.on).values()
+        told = {} if self.owned is None else self.owned.told(len(count))
+        return told | self.judged.each_client(self.outputs(rows, count), rows, count, evaluation.measures)
+
+
+@dataclass(frozen=True, eq=False)
 class OwnModels:
     """The clients' models at the end of a run. params: what is shared, [d]; None: no model is for all.
 
-    participation: how often each client has taken part. evaluation: how they are judged.
+    participation: how often each client has taken part. evaluation: how they are judged. newcomers: the models of
+    clients who never take part; None: there are none.
     """
 
     problem: Supervised
@@ -124,6 +196,7 @@ class OwnModels:
     params: Tensor | None
     participation: Sequence[int]
     evaluation: Evaluation
+    newcomers: Newcomers | None = None
 
     def client_measures(self) -> dict[str, Tensor]:
         """What each client's model comes to on examples of its own, and that for all; see `Judged.each_client`.
@@ -141,14 +214,15 @@ class OwnModels:
         if self.params is not None:
             found |= judged.each_client(self.problem.outputs(self.params, rows), rows, count, metrics)
         found |= {f"personal_{name}": values for name, values in own.items() if name != "examples"}
-        return self.owned.told() | found
+        return self.owned.told(self.problem.num_clients) | found
 
     def tensors(self) -> dict[str, Tensor]:
         """What each client has of its own, by the parameters' names, [N, *shape] each: of a model all, or its part."""
         private, client = self.problem.model.private, self.owned.executor.client
         clients = torch.arange(self.problem.num_clients, device=self.problem.device)
         if client.own_models:
-            found = self.owned.each(clients, 1, lambda _, models: models.flat())
+            kept = replace(self.owned, tuning=None)
+            found = kept.each(clients, 1, lambda _, models: models.flat())
             layout, rows = self.problem.model.layout, torch.cat([rows for _, rows in found])
             place = torch.cat([part for part, _ in found])
             rows = rows[torch.argsort(place)]
@@ -159,20 +233,33 @@ class OwnModels:
         return dict(zip(layout.names, layout.stack(rows).leaves, strict=True))
 
     def module(self, client: int) -> nn.Module:
-        """The model of a client, in evaluation mode."""
-        one = torch.tensor([client], device=self.problem.device)
-        return self.problem.whole_module(self.owned.models(one).flat()[0])
+        """The model by which a client is judged, in evaluation mode; newcomers are N, N + 1 and so on."""
+        new, owned = self.newcomers, self.owned
+        if new is not None and new.owned is not None and client >= self.problem.num_clients:
+            owned = new.owned
+        return self.problem.whole_module(owned.models(torch.tensor([client], device=self.problem.device)).flat()[0])
 
 
 def personal_measures(
     engine: Engine, problem: Supervised, strategy: Strategy, state: ServerState, evaluation: Evaluation, whose: Whose
 ) -> dict[str, float]:
-    """What the clients' models come to on examples of their own; see `Judged.personal_scores`.
+    """What models come to on examples of clients' own, and of newcomers; see `Judged.personal_scores`.
 
-    Where there is one for all, what that comes to on the same examples, too. personal_untrained: how many of the
-    clients that are judged have not taken part yet, and have what they would begin with.
+    Where clients have models of their own, of these, and, where there is one for all, of that on the same examples,
+    too. personal_untrained: how many of the clients that are judged have not taken part yet, and have what they would
+    begin with.
     """
-    owned = own_models(engine, problem, strategy, state, evaluation.finetune)
+    owned = own_models(engine, problem, strategy, state, evaluation.finetune) if whose.own else None
+    found = {} if owned is None else _measured(engine, problem, state, owned, evaluation, whose)
+    if whose.newcomers:
+        found |= Newcomers.of(problem, strategy, state, owned).measures(evaluation)
+    return found
+
+
+def _measured(
+    engine: Engine, problem: Supervised, state: ServerState, owned: Owned, evaluation: Evaluation, whose: Whose
+) -> dict[str, float]:
+    """What the models of those who may take part come to."""
     found, judged = dict[str, float](), torch.zeros(problem.num_clients, dtype=torch.bool)
     metrics, scores = evaluation.measures, problem.judged.personal_scores
     if whose.everybodys:

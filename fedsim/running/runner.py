@@ -39,10 +39,10 @@ from fedsim.running.clients import columns_of, write_clients
 from fedsim.running.endings import ENDED
 from fedsim.running.folder import RunFolder
 from fedsim.running.history import History, Row, finite_or_nan
-from fedsim.running.personal import OwnModels, own_models
+from fedsim.running.personal import Newcomers, OwnModels, own_models
 from fedsim.running.result import Callback, Result, Round
 from fedsim.running.simulation import Simulation
-from fedsim.running.stored import CLIENTS, CURVES, TRACEBACK
+from fedsim.running.stored import CLIENTS, CURVES, NEWCOMERS, TRACEBACK
 from fedsim.running.summary import summarise
 from fedsim.running.tracking import Telling, check_trackers, telling
 
@@ -291,13 +291,18 @@ def _drive(
     if problem.names is not None:
         trace["clients"] = list(problem.names)
     params = simulation.state.params
-    own = None
+    owned = own = newcomers = None
     parts, clients = simulation.parts, simulation.parts.whose.clients(problem, experiment.evaluation)
-    if ENDED.get(status) and isinstance(problem, Supervised) and parts.whose.own:
-        finetune = experiment.evaluation.finetune
-        owned = own_models(parts.engine, problem, parts.strategy, simulation.state, finetune)
-        everybodys, participation = params if parts.whose.everybodys else None, parts.engine.trace.participation
-        own = OwnModels(problem, owned, everybodys, participation, experiment.evaluation)
+    if ENDED.get(status) and isinstance(problem, Supervised):
+        if parts.whose.own:
+            finetune = experiment.evaluation.finetune
+            owned = own_models(parts.engine, problem, parts.strategy, simulation.state, finetune)
+            owned.executor.close()  # nobody takes part any more, and a result may be kept for long
+        if parts.whose.newcomers:
+            newcomers = Newcomers.of(problem, parts.strategy, simulation.state, owned)
+        if owned is not None:
+            everybodys, participation = params if parts.whose.everybodys else None, parts.engine.trace.participation
+            own = OwnModels(problem, owned, everybodys, participation, experiment.evaluation, newcomers)
     if folder is not None:
         folder.write_trace(trace)
         if keeper is not None and status == "finished" and simulation.round == experiment.rounds:
@@ -317,6 +322,10 @@ def _drive(
                     write_clients(columns, folder)
                     if own is not None:
                         pictures.append(lambda: personal(columns, folder.place(PERSONAL)))
+        if newcomers is not None:
+            with not_needed(NEWCOMERS):
+                measured = newcomers.each(experiment.evaluation)
+                write_clients(columns_of(measured, newcomers.names, problem.num_clients), folder, NEWCOMERS)
         finish(folder, rows, summary, asked, pictures)
         if at_end is not None:
             at_end(folder.path)

@@ -8,6 +8,7 @@ own.safetensors     what each client has of the model for itself, a row a client
 end.safetensors     the state of a run that has had all its rounds, from which it can have more
 summary.json        the final values; written last
 clients.csv         what the final model comes to on each client, where clients are evaluated
+newcomers.csv       the same of clients who never take part, if there are any
 trace.json          staleness, participation, and when the first clients worked on which version of the model
 curves.png          loss, accuracy, the value of a function against the round
 partition.png       the label distribution of the clients; of supervised problems
@@ -51,9 +52,9 @@ from fedsim.trackers.tensorboard import EVENT_FILE, EVENTS
 CONFIG, METRICS, MODEL, SUMMARY = "config.toml", "metrics.jsonl", "model.safetensors", "summary.json"
 TRACE, CURVES, TRACEBACK, REPORT = "trace.json", "curves.png", "traceback.txt", "report.html"
 BEST, OWN, END, CLIENTS = "best.safetensors", "own.safetensors", "end.safetensors", "clients.csv"
-TRACKING = "tracking.json"
+NEWCOMERS, TRACKING = "newcomers.csv", "tracking.json"
 FILES = (
-    *(CONFIG, METRICS, MODEL, BEST, OWN, END, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, PERSONAL),
+    *(CONFIG, METRICS, MODEL, BEST, OWN, END, SUMMARY, TRACE, CLIENTS, NEWCOMERS, CURVES, PARTITION, PERSONAL),
     *(ADVERSARIAL, ROWS, TRACKING, TRACEBACK, REPORT),
 )
 """The names that a run writes, and beside those in `FOLDERS` the only ones that it ever removes."""
@@ -73,7 +74,7 @@ LARGEST = 2**30
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Moment = Annotated[float, Field(ge=0, le=1e10)]
 """Virtual seconds; the clock has no more."""
-MEASURED = ("test_", "global_train_", "client_", "personal_", "validation_", "best_")
+MEASURED = ("test_", "global_train_", "client_", "personal_", "newcomer_", "validation_", "best_")
 """How names in a summary begin that are those of numbers."""
 
 

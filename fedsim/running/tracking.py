@@ -25,11 +25,11 @@ from fedsim.plots.labels import PARTITION
 from fedsim.plots.personal import PERSONAL
 from fedsim.running.folder import RunFolder
 from fedsim.running.history import Row
-from fedsim.running.stored import CLIENTS, CONFIG, CURVES, METRICS, MODEL, REPORT, SUMMARY, TRACE, TRACKING
+from fedsim.running.stored import CLIENTS, CONFIG, CURVES, METRICS, MODEL, NEWCOMERS, REPORT, SUMMARY, TRACE, TRACKING
 from fedsim.trackers.base import Ending, Group, TrackedRun
 from fedsim.trackers.courier import Couriers
 
-TOLD = (CONFIG, METRICS, SUMMARY, TRACE, CLIENTS, CURVES, PARTITION, PERSONAL, ADVERSARIAL, REPORT)
+TOLD = (CONFIG, METRICS, SUMMARY, TRACE, CLIENTS, NEWCOMERS, CURVES, PARTITION, PERSONAL, ADVERSARIAL, REPORT)
 """Files that trackers are told of at the end, those of them that there are."""
 LARGEST = 10_000
 """Bytes of a tracking.json that are read."""

@@ -25,7 +25,7 @@ SHARE = 0.2
 """Of each client's examples what is set aside where the experiment sets nothing aside."""
 EVALUATIONS = 20
 """In a trial, where the experiment does not say how often it is judged."""
-ENDS = ("test_", "client_", "personal_")
+ENDS = ("test_", "client_", "personal_", "newcomer_")
 """How measures begin that are of the test set, or of what stands for it with each client."""
 FOR_VALIDATION = ("validation", "validation_clients")
 TRAINING = ("train_loss",)

@@ -48,7 +48,7 @@ SEARCHED, BEST = "experiment.toml", "best.toml"
 """The experiment that trials are, but for what is searched; the one with the best options."""
 JUDGED = "judged"
 """The folder of the runs that are judged on the test set."""
-SAID = ("test_", "personal_")
+SAID = ("test_", "personal_", "newcomer_")
 """How the measures begin that are told of them."""
 TRIALS = 20
 Heard = Callable[[Trial, Study], object]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 GRAMMAR = "write LOW..HIGH, log:LOW..HIGH, int:LOW..HIGH, int-log:LOW..HIGH, or values: A,B,C"
 KINDS = {"": (False, False), "log": (False, True), "int": (True, False), "int-log": (True, True)}
 """Of each word before a range: whether its numbers are whole, and whether they are drawn by their logarithm."""
-MEASURED = ("evaluation", "stopping", "partition.validation", "partition.validation_clients")
+MEASURED = ("evaluation", "stopping", "partition.validation", "partition.validation_clients", "partition.newcomers")
 """What decides how a trial is measured, and must be the same for all."""
 LENGTH = ("name", "seed", "rounds", "duration", "checkpoint")
 """What says nothing of how something is learnt, or lets some learn longer than others."""

@@ -32,6 +32,7 @@ from fedsim.running.stored import (
     FILES,
     METRICS,
     MODEL,
+    NEWCOMERS,
     OWN,
     REPORT,
     ROWS,
@@ -60,7 +61,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_a_run_leaves_the_whole_folder(monkeypatch, capsys, tmp_path):
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--seed", "3", "--out", str(out), "--report") == 0
-    untold = {ADVERSARIAL, BEST, OWN, PERSONAL, ROWS, TRACEBACK, TRACKING}
+    untold = {ADVERSARIAL, BEST, NEWCOMERS, OWN, PERSONAL, ROWS, TRACEBACK, TRACKING}
     assert sorted(path.name for path in out.iterdir()) == sorted(set(FILES) - untold)
     config = tomllib.loads((out / "config.toml").read_text())
     assert (config["seed"], config["rounds"], config["client"]["epochs"]) == (3, 2, 1)
@@ -180,6 +181,49 @@ def test_bad_options_are_one_line_and_exit_code_2(monkeypatch, capsys, tmp_path,
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
     assert named in said.err
+    assert not (tmp_path / "runs").exists()
+
+
+TUNED = "evaluation.finetune={steps=1}"
+OWN_MODELS = {
+    "nobody has an example apart": ([TUNED], "partition.holdout = 0.0: each client's model is judged"),
+    "nor has a newcomer": (["partition.newcomers=0.2"], "partition.newcomers = 20 clients: each is judged"),
+    "newcomers that nobody judges": (
+        ["partition.newcomers=0.2", "partition.holdout=0.3", "evaluation.clients=false"],
+        "partition.newcomers = 20 clients: they are there to be judged",
+    ),
+    "newcomers, and clients for validation": (
+        ["partition.newcomers=0.2", "partition.validation_clients=0.2"],
+        "partition.newcomers = 0.2: of the clients some are set aside",
+    ),
+    "no client is left": (["partition.newcomers=0.999"], "partition.newcomers = 0.999: of 100 clients 100"),
+    "epochs and steps": (["evaluation.finetune={epochs=1, steps=1}"], "evaluation.finetune.epochs = 1: give exactly"),
+    "neither": (["evaluation.finetune={lr=0.1}"], "evaluation.finetune.epochs = None: give exactly one"),
+    "no such layer": (
+        ["partition.holdout=0.3", "evaluation.finetune={steps=1, trains='tail'}"],
+        "evaluation.finetune.trains = tail: is no parameter",
+    ),
+    "the best of many models": (
+        ["partition.holdout=0.3", TUNED, "evaluation.keep_best=personal_accuracy"],
+        "evaluation.keep_best = personal_accuracy: is of models of the clients' own",
+    ),
+    "whole models and a part": (
+        ["partition.holdout=0.3", "problem.shared=body", "client={kind='ditto', steps=1, lam=0.1}"],
+        "client.kind = ditto: has whole models of the clients' own, and here a part stays with them",
+    ),
+    "values alone": ([TUNED, "selection.count=1"], "evaluation.finetune = given: there is no model to train"),
+}
+
+
+@pytest.mark.parametrize("case", OWN_MODELS)
+def test_what_own_models_and_newcomers_cannot_be_is_one_line(monkeypatch, capsys, tmp_path, case):
+    settings, said = OWN_MODELS[case]
+    monkeypatch.chdir(tmp_path)
+    experiment = str(ROOT / "experiments" / "fzoos" / "fzoos.toml") if case == "values alone" else DIGITS
+    assert call(monkeypatch, "run", experiment, *(f"--set={setting}" for setting in settings)) == 2
+    found = capsys.readouterr().err
+    assert found.count("\n") == 1
+    assert said in found
     assert not (tmp_path / "runs").exists()
 
 
@@ -324,7 +368,7 @@ def test_an_interrupt_leaves_a_usable_folder(monkeypatch, tmp_path):
     out = tmp_path / "run"
     assert call(monkeypatch, "run", DIGITS, *QUICK, "--out", str(out)) == 130
     assert json.loads((out / "summary.json").read_text())["rounds"] == 1
-    ends = {ADVERSARIAL, BEST, CLIENTS, END, OWN, PERSONAL, REPORT, ROWS, TRACEBACK, TRACKING}
+    ends = {ADVERSARIAL, BEST, CLIENTS, END, NEWCOMERS, OWN, PERSONAL, REPORT, ROWS, TRACEBACK, TRACKING}
     assert sorted(path.name for path in out.iterdir()) == sorted({CHECKPOINTS, *FILES} - ends)
 
 

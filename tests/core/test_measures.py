@@ -58,6 +58,8 @@ ASKED = {"score": False, "ece": False, "f1_macro": True, "balanced_accuracy": Tr
         ("validation_client_f1_macro_p10", "f1_macro", ""),
         ("validation_client_fgsm_ece_worst", "ece", "fgsm"),
         ("validation_personal_ece", "ece", ""),
+        ("newcomer_ece_p90", "ece", ""),
+        ("validation_newcomer_f1_macro_p10", "f1_macro", ""),
         ("validation_client_accuracy_p10", None, ""),
         ("validation_pgd20_loss", None, "pgd20"),
         ("train_ece", None, ""),
@@ -78,8 +80,8 @@ def test_counts_of_clients_are_no_measures():
 
 
 def test_what_was_asked_for_is_said_after_the_accuracy():
-    said = ("test_accuracy", "test_ece", "validation_ece", "personal_ece", "validation_accuracy")
-    assert first({"ece": False, "accuracy": True})[:5] == said
+    said = ("test_accuracy", "test_ece", "validation_ece", "personal_ece", "newcomer_ece", "validation_accuracy")
+    assert first({"ece": False, "accuracy": True})[:6] == said
 
 
 def test_which_way_is_better_is_read_as_it_was_noted():

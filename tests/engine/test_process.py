@@ -72,6 +72,12 @@ FUNCTIONS = {
 }
 RUNS = {
     "state": DATA | {"strategy": "scaffold", "client": {"kind": "scaffold", "epochs": 1, "batch_size": 4}},
+    "tuned": DATA
+    | {
+        "partition": {"kind": "natural", "newcomers": 0.2},
+        "client": {"kind": "ditto", "lam": 0.1, "epochs": 1, "batch_size": 4},
+        "evaluation": {"finetune": {"epochs": 1, "batch_size": 4}},
+    },
     "asynchronous": DATA
     | {
         "strategy": {"kind": "fedbuff", "size": 2},

@@ -110,8 +110,9 @@ def test_what_codes_take_is_counted_where_it_crosses(nodes):
 
 @pytest.mark.parametrize(("nodes", "client"), [(1, {}), (3, {"kind": "fedrep", "head_epochs": 1})])
 def test_what_stays_with_clients_stays_on_their_nodes_and_is_judged_as_in_one_process(nodes, client):
-    dealt = {"kind": "iid", "clients": 7, "holdout": 0.2, "validation": 0.2}
-    tables = tiny().resolved() | {"partition": dealt, "evaluation": {"on": ["test", "validation"]}}
+    dealt = {"kind": "iid", "clients": 8, "holdout": 0.2, "validation": 0.2, "newcomers": 0.1}
+    judging = {"on": ["test", "validation"], "finetune": {"epochs": 1, "batch_size": 4}}
+    tables = tiny().resolved() | {"partition": dealt, "evaluation": judging}
     tables["client"] = {"kind": "sgd", "epochs": 1, "batch_size": 32, "lr": 0.1} | client
     tables["problem"] = tables["problem"] | {"shared": "body"}
     experiment = fedsim.experiment(**tables)
@@ -119,7 +120,7 @@ def test_what_stays_with_clients_stays_on_their_nodes_and_is_judged_as_in_one_pr
     server_app(experiment, save=False, timeout=5.0, receive=results.append)(grid, Context(1, 1, {}, RecordDict(), {}))
     ours, theirs = fedsim.run(experiment, save=False), results[0]
     assert ours.problem.dimension == 64 * 8 + 8
-    judged = ("personal_loss", "personal_accuracy", "validation_personal_loss", "validation_personal_accuracy")
+    judged = ("personal_loss", "personal_accuracy", "validation_personal_loss", "newcomer_loss")
     for name in ("clients", "bytes_up", "bytes_down", *judged, "personal_untrained"):
         assert theirs.history[name] == pytest.approx(ours.history[name], abs=1e-6), name
     torch.testing.assert_close(theirs.own.tensors(), ours.own.tensors(), **SAME)

@@ -82,6 +82,14 @@ EVERY = {
     ),
     "a reply a round, 10.8 passes": ({"strategy": {"kind": "fedbuff", "size": 1}}, {"every": 20}),
     "the clients' own, of the test set": ({"partition": {"kind": "natural"}}, {"every": 1}),
+    # 12 of the test set, twice 10 of five clients, 2 of a newcomer; and three passes of 11 of the training of all six.
+    "what is trained before it is judged, 232": (
+        {
+            "partition": {"kind": "natural", "newcomers": 0.1},
+            "evaluation": {"finetune": {"steps": 1, "batch_size": 11}},
+        },
+        {"every": 20},
+    ),
     "by time": ({"evaluation": {"every_seconds": 1.0}}, {}),
     "as somebody says": ({"evaluation": {"every": 3}}, {"every": 3}),
     "at the end, as somebody says": ({"evaluation": {"every": 0}}, {"every": 0}),

@@ -19,7 +19,20 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import options
 from fedsim.plots.evasion import ADVERSARIAL
 from fedsim.plots.personal import PERSONAL
-from fedsim.running.stored import BEST, CONFIG, FILES, METRICS, MODEL, OWN, REPORT, ROWS, SUMMARY, TRACEBACK, TRACKING
+from fedsim.running.stored import (
+    BEST,
+    CONFIG,
+    FILES,
+    METRICS,
+    MODEL,
+    NEWCOMERS,
+    OWN,
+    REPORT,
+    ROWS,
+    SUMMARY,
+    TRACEBACK,
+    TRACKING,
+)
 from fedsim.running.sweep import LONGEST, Outcome, Point, expand, parse_grid, run_points
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -197,7 +210,7 @@ def test_points_are_what_run_makes_of_them(plugins, workers):
         assert (outcome.status, outcome.skipped) == ("finished", False)
         assert outcome.summary | {"wall": 0} == result.summary | {"wall": 0}
         assert sorted(path.name for path in folder.iterdir()) == sorted(
-            set(FILES) - {ADVERSARIAL, BEST, OWN, PERSONAL, REPORT, ROWS, TRACEBACK, TRACKING}
+            set(FILES) - {ADVERSARIAL, BEST, NEWCOMERS, OWN, PERSONAL, REPORT, ROWS, TRACEBACK, TRACKING}
         )
         assert rows_of(folder) == rows_of(again)
         for file in (MODEL, CONFIG):

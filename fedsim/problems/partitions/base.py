@@ -91,6 +91,12 @@ class Partition:
         ]
         return [(name, order, offset) for name, order, offset in named if order is not None and offset is not None]
 
+    def of(self, clients: Indices) -> Partition:
+        """The partition of some of the clients, int64 [k] ascending, with all that each has."""
+        rows = {name: rows_of(clients, order, offset) for name, order, offset in self.rows()}
+        tests, held, apart = (rows.get(name, (None, None)) for name in ("test", "holdout", "validation"))
+        return Partition(*rows["training"], *tests, *held, *apart)
+
     def check(self, data: Dataset) -> None:
         """Refuse indices that `data` does not have."""
         for name, order, _ in self.rows():
@@ -123,6 +129,7 @@ class Partitioner(Protocol):
     holdout: float
     validation: float | None
     validation_clients: float | None
+    newcomers: float | None
     noise: float
 
     def split(self, data: Dataset, seed: int) -> Partition:
@@ -142,6 +149,10 @@ class Shared:
     """
     validation_clients: Fraction | None = None
     """Instead, share of the clients, one at least, who are set aside with all that they have. Not given: none is."""
+    newcomers: Fraction | None = None
+    """Share of the clients, one at least, who never take part and are judged by what they would use if they came now,
+    after evaluation.finetune where that is given. Not given: none is.
+    """
     noise: Share = 0.0
     """Share of the training labels that `noisy_labels` replaces after the partition was made; those for validation are
     among them, those of the hold-out are not.
@@ -227,6 +238,38 @@ def noisy_labels(y: NDArray[Any], num_classes: int, share: float, seed: int) -> 
     noisy = y.copy()
     noisy[chosen] = (y[chosen] + generator.integers(1, num_classes, len(chosen))) % num_classes
     return noisy
+
+
+def drawn_clients(partition: Partition, share: float, draw: str, seed: int, option: str) -> Indices:
+    """A share of the clients to the nearest, one at least, at random by a draw of that name: int64 [k] ascending.
+
+    InputError, of that option: none would be left.
+    """
+    count = max(1, int(np.floor(share * partition.clients + 0.5)))
+    if count >= partition.clients:
+        remedy = f"of {partition.clients} clients {count} would be set aside, and none is left; lower it"
+        raise InputError(option, share, remedy)
+    return np.sort(Streams(seed).generator(draw).permutation(partition.clients)[:count])
+
+
+def rows_of(clients: Indices, order: Indices, offset: Indices) -> tuple[Indices, Indices]:
+    """The sparse rows of some clients, in ascending order of them."""
+    sizes = np.diff(offset)
+    chosen = np.zeros(len(sizes), dtype=bool)
+    chosen[clients] = True
+    return order[np.repeat(chosen, sizes)], np.concatenate(([0], np.cumsum(sizes[clients])))
+
+
+def joined(rows: Sequence[tuple[Indices, Indices]]) -> tuple[Indices, Indices]:
+    """Sparse rows of some clients and of others, as (order, offset) each, one after the other."""
+    sizes = np.concatenate([np.diff(offset) for _, offset in rows])
+    return np.concatenate([order for order, _ in rows]), np.concatenate(([0], np.cumsum(sizes)))
+
+
+def without(order: Indices, offset: Indices, known: Indices) -> tuple[Indices, Indices]:
+    """Sparse rows without the examples that `known` has."""
+    left = ~np.isin(order, known)
+    return order[left], np.concatenate(([0], np.cumsum(left)))[offset]
 
 
 def sparse_rows(client: NDArray[np.signedinteger[Any]], clients: int) -> tuple[Indices, Indices]:

@@ -12,7 +12,7 @@ import numpy as np
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Indices
-from fedsim.problems.partitions.base import Partition, parted
+from fedsim.problems.partitions.base import Partition, drawn_clients, parted, rows_of, without
 
 DRAW = "partition/validation"
 """The name of the draw."""
@@ -77,36 +77,10 @@ def _whole_examples(partition: Partition, share: float, seed: int) -> tuple[Indi
 
 def _without_clients(partition: Partition, share: float, seed: int) -> Partition:
     """The partition of the other clients, and the rows of those set aside, without what others train on, too."""
-    count = max(1, int(np.floor(share * partition.clients + 0.5)))
-    if count >= partition.clients:
-        remedy = f"of {partition.clients} clients {count} would be set aside, and none is left; lower it"
-        raise InputError("partition.validation_clients", share, remedy)
-    chosen = np.sort(Streams(seed).generator(DRAW).permutation(partition.clients)[:count])
-    others = np.setdiff1d(np.arange(partition.clients), chosen)
-    left = {name: _of(others, order, offset) for name, order, offset in partition.rows()}
-    order, offset = _of(chosen, partition.order, partition.offset)
-    theirs = ~np.isin(order, left["training"][0])
-    if not theirs.any():
+    chosen = drawn_clients(partition, share, DRAW, seed, "partition.validation_clients")
+    left = partition.of(np.setdiff1d(np.arange(partition.clients), chosen))
+    order, offset = without(*rows_of(chosen, partition.order, partition.offset), left.order)
+    if not len(order):
         remedy = "all that these clients have others train on, too; take validation instead"
         raise InputError("partition.validation_clients", share, remedy)
-    kept = np.concatenate(([0], np.cumsum(theirs)))[offset]
-    tests, held = left.get("test", (None, None)), left.get("holdout", (None, None))
-    return Partition(
-        order=left["training"][0],
-        offset=left["training"][1],
-        order_test=tests[0],
-        offset_test=tests[1],
-        holdout_order=held[0],
-        holdout_offset=held[1],
-        validation_order=order[theirs],
-        validation_offset=kept,
-        validation_clients=chosen,
-    )
-
-
-def _of(clients: Indices, order: Indices, offset: Indices) -> tuple[Indices, Indices]:
-    """The sparse rows of some clients, in ascending order of them."""
-    sizes = np.diff(offset)
-    chosen = np.zeros(len(sizes), dtype=bool)
-    chosen[clients] = True
-    return order[np.repeat(chosen, sizes)], np.concatenate(([0], np.cumsum(sizes[clients])))
+    return dataclasses.replace(left, validation_order=order, validation_offset=offset, validation_clients=chosen)
