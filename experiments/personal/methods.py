@@ -49,7 +49,7 @@ METHODS: Mapping[str, Method] = {
         "Per-FedAvg", ("client.kind=perfedavg", "client.inner_lr={inner}"), {"inner": ("0.03", "0.1")}, alone=False
     ),
     "fedper": Method("FedPer", ("problem.shared=body",)),
-    "fedrep": Method("FedRep", ("problem.shared=body", "client.kind=fedrep", "client.{head}"), {"head": ()}),
+    "fedrep": Method("FedRep", ("problem.shared=body", "client.kind=fedrep", "client.{head}=5")),
     "lg_fedavg": Method("LG-FedAvg", ("problem.shared=head",)),
     "fedproto": Method(
         "FedProto", ("strategy=fedproto", "client.kind=fedproto", "client.lam={lam}"), {"lam": ("0.1", "1.0")}
@@ -61,9 +61,12 @@ METHODS: Mapping[str, Method] = {
         "FedSAM", ("client.optimizer.kind=sam", "client.optimizer.rho={rho}"), {"rho": ("0.02", "0.1")}, alone=False
     ),
     "qfedavg": Method(
-        "q-FedAvg", ("strategy.kind=qfedavg", "strategy.q={q}", "strategy.lr={lr}"), {"q": ("0.1", "1.0")}, alone=False
+        "q-FedAvg",
+        ("strategy.kind=qfedavg", "strategy.q={q}", "strategy.client_lr={lr}"),
+        {"q": ("0.1", "1.0")},
+        alone=False,
     ),
     "term": Method("TERM", ("strategy.kind=term", "strategy.t={t}"), {"t": ("0.3", "1.0")}, alone=False),
-    "afl": Method("AFL", ("strategy.kind=afl", "strategy.lambda_rate={rate}"), {"rate": ("0.01", "0.1")}, alone=False),
+    "afl": Method("AFL", ("strategy.kind=afl", "strategy.lambda_lr={rate}"), {"rate": ("0.01", "0.1")}, alone=False),
     "feddf": Method("FedDF", ("strategy.kind=feddf",), alone=False),
 }
