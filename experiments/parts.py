@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -10,7 +10,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from rich.table import Table
 
-from experiments.studies import Numbers, run_all
+from experiments.studies import Numbers, concluding, console, run_all, said
+from fedsim.core.errors import InputError
+from fedsim.core.near import name_one
 from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point
 
@@ -55,6 +57,18 @@ class Part(Generic[R]):
 
 
 AnyPart = Part[Any]
+
+
+def tell(parts: Mapping[str, AnyPart], name: str, out: Path, workers: int | None, picture: Path | None) -> None:
+    """Run a part, draw its picture, print its table and judge its claims, which end the program (see `concluding`)."""
+    with concluding() as judged:
+        if name not in parts:
+            raise InputError("part", name, name_one(name, parts))
+        chosen = parts[name]
+        results = chosen.measure(out / name, workers=workers, on_done=said)
+        chosen.draw(results, chosen.picture if picture is None else picture)
+        judged += [(claim.text, *claim.judge(results)) for claim in chosen.claims]
+        console(140).print(chosen.table(results))
 
 
 NEAR = 0.02

@@ -26,7 +26,8 @@ Whose = Literal["everybodys", "own"]
 class Case:
     """A method that is to be another one. client, strategy: its tables beside `TRAINING`; like: those of the other.
 
-    whose: which models are to be the same. exact: to the bit; else to 1e-12. shared: as of `fedsim.supervised`, where it is given.
+    whose: which models are to be the same. exact: to the bit; else to 1e-12. shared: as of `fedsim.supervised`, where
+    it is given.
     """
 
     name: str

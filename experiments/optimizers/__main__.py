@@ -13,10 +13,7 @@ from typing import Annotated
 import typer
 
 from experiments.optimizers import batch_sizes, curvature, distances, merging, rules, servers
-from experiments.parts import AnyPart
-from experiments.studies import concluding, console, said
-from fedsim.core.errors import InputError
-from fedsim.core.near import name_one
+from experiments.parts import AnyPart, tell
 
 PARTS: Mapping[str, AnyPart] = {
     one.PART.name: one.PART for one in (rules, distances, servers, merging, batch_sizes, curvature)
@@ -32,14 +29,7 @@ def main(
     picture: Annotated[Path | None, typer.Option(help="Where the picture goes; by default beside this file.")] = None,
 ) -> None:
     """Run a part, print its table, draw its picture and check its claims."""
-    with concluding() as judged:
-        if part not in PARTS:
-            raise InputError("part", part, name_one(part, PARTS))
-        chosen = PARTS[part]
-        results = chosen.measure(out / part, workers=workers, on_done=said)
-        chosen.draw(results, chosen.picture if picture is None else picture)
-        judged += [(claim.text, *claim.judge(results)) for claim in chosen.claims]
-        console(140).print(chosen.table(results))
+    tell(PARTS, part, out, workers, picture)
 
 
 if __name__ == "__main__":

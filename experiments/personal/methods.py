@@ -32,8 +32,11 @@ class Method:
 
     def overrides(self, choice: Choice, batch: str) -> list[str]:
         """How a file is changed for a choice. batch: examples of a step of fine-tuning."""
-        tuned = () if self.alone else (*TUNED, f"evaluation.finetune.batch_size={batch}")
-        return [change.format_map(choice) for change in ("client.lr={lr}", *self.changes, *tuned)]
+        found = [
+            change.format_map(choice) for change in ("client.lr={lr}", *self.changes, *(() if self.alone else TUNED))
+        ]
+        tunes = any(change.startswith("evaluation.finetune") for change in found)
+        return [*found, f"evaluation.finetune.batch_size={batch}"] if tunes else found
 
 
 TUNED = ("evaluation.finetune.steps=5", "evaluation.finetune.lr={lr}")
@@ -50,6 +53,16 @@ METHODS: Mapping[str, Method] = {
     ),
     "fedper": Method("FedPer", ("problem.shared=body",)),
     "fedrep": Method("FedRep", ("problem.shared=body", "client.kind=fedrep", "client.{head}=5")),
+    "fedbabu": Method(
+        "FedBABU",
+        (
+            "problem.shared=body",
+            "client.kind=fedrep",
+            "client.head_epochs=0",
+            *TUNED,
+            "evaluation.finetune.trains=head",
+        ),
+    ),
     "lg_fedavg": Method("LG-FedAvg", ("problem.shared=head",)),
     "fedproto": Method(
         "FedProto", ("strategy=fedproto", "client.kind=fedproto", "client.lam={lam}"), {"lam": ("0.1", "1.0")}
@@ -68,5 +81,5 @@ METHODS: Mapping[str, Method] = {
     ),
     "term": Method("TERM", ("strategy.kind=term", "strategy.t={t}"), {"t": ("0.3", "1.0")}, alone=False),
     "afl": Method("AFL", ("strategy.kind=afl", "strategy.lambda_lr={rate}"), {"rate": ("0.01", "0.1")}, alone=False),
-    "feddf": Method("FedDF", ("strategy.kind=feddf",), alone=False),
+    "feddf": Method("FedDF", ("strategy.kind=feddf", "strategy.steps=100"), alone=False),
 }

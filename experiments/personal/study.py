@@ -22,8 +22,8 @@ from fedsim.reports.statistics import Difference, difference
 from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point, expand
 
-CHOOSING, TOLD = range(100, 102), range(5)
-"""Seeds by which rates and knobs are chosen, and those of which is told."""
+TOLD = range(5)
+"""Seeds of which is told."""
 LEVEL = 0.05
 """The p of a paired t below which one method is called ahead of another."""
 COLUMNS = ("accuracy", "accuracy_mean", "accuracy_p10")
@@ -34,12 +34,13 @@ COLUMNS = ("accuracy", "accuracy_mean", "accuracy_p10")
 class Setting:
     """Where methods are compared. name: of its file. rates: that are tried. batch: examples of a step of fine-tuning.
 
-    methods: which are compared there.
+    choosing: seeds by which rates and knobs are chosen. methods: which are compared there.
     """
 
     name: str
     rates: tuple[str, ...]
     batch: str
+    choosing: Sequence[int] = range(100, 102)
     methods: tuple[str, ...] = tuple(METHODS)
 
 
@@ -98,7 +99,7 @@ def measure(
     """
     tried = {
         name: [
-            (choice, runs(name, choice, setting, CHOOSING, out, data_dir))
+            (choice, runs(name, choice, setting, setting.choosing, out, data_dir))
             for choice in METHODS[name].choices(setting.rates)
         ]
         for name in setting.methods
@@ -110,7 +111,7 @@ def measure(
         for end, whose in columns_of(METHODS[name]).items()
     }
     told = {key: runs(key[0], choice, setting, TOLD, out, data_dir) for key, choice in chosen.items()}
-    carry_out(told.values(), workers, on_done)
+    carry_out([list({point.folder: point for points in told.values() for point in points}.values())], workers, on_done)
     return {
         name + end: Row(
             METHODS[name].label + (" + fine-tuning" if end else ""),
