@@ -46,7 +46,9 @@ METHODS: Mapping[str, Method] = {
     "ditto": Method("Ditto", ("client.kind=ditto", "client.lam={lam}"), {"lam": ("0.1", "0.3")}),
     "apfl": Method("APFL", ("client.kind=apfl", "client.alpha={alpha}"), {"alpha": ("0.25", "0.5", "0.75")}),
     "pfedme": Method(
-        "pFedMe", ("client.kind=pfedme", "client.lam={lam}", "client.inner_lr=0.03"), {"lam": ("5", "15")}
+        "pFedMe",
+        ("client.kind=pfedme", "client.lr=0.9", "client.lam={lam}", "client.inner_lr={lr}"),
+        {"lam": ("0.3", "1.0")},
     ),
     "perfedavg": Method(
         "Per-FedAvg", ("client.kind=perfedavg", "client.inner_lr={inner}"), {"inner": ("0.03", "0.1")}, alone=False
@@ -81,5 +83,9 @@ METHODS: Mapping[str, Method] = {
     ),
     "term": Method("TERM", ("strategy.kind=term", "strategy.t={t}"), {"t": ("0.3", "1.0")}, alone=False),
     "afl": Method("AFL", ("strategy.kind=afl", "strategy.lambda_lr={rate}"), {"rate": ("0.01", "0.1")}, alone=False),
-    "feddf": Method("FedDF", ("strategy.kind=feddf", "strategy.steps=100"), alone=False),
+    "feddf": Method(
+        "FedDF",
+        ("strategy.kind=feddf", "strategy.steps=100", "problem.public={ kind = 'noise', examples = 300 }"),
+        alone=False,
+    ),
 }

@@ -13,7 +13,7 @@ RATES = ("0.2", "0.5", "1.0", "2.0")
 FEWER = ("0.03", "0.1", "0.3")
 DIGITS = Setting("digits", RATES, "full")
 FASHION = Setting("fashion", FEWER, "32", range(100, 101))
-FEMNIST = Setting("femnist", FEWER, "20", range(100, 101))
+FEMNIST = Setting("femnist", ("0.003", "0.01", "0.03"), "20", range(100, 101))
 HEART = Setting("heart", FEWER, "32")
 
 

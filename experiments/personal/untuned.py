@@ -12,7 +12,7 @@ from experiments.personal.study import Results, Row, Setting, columns_of, draw, 
 from fedsim.running.sweep import Outcome
 
 SETTING = Setting("digits", ("0.5",), "full")
-SEEDS = range(3)
+SEEDS = range(12)
 CHOICES = {
     "fedavg": {},
     "local": {},
@@ -72,7 +72,7 @@ PART = Part(
     (
         Claim(
             "prototype",
-            f"digits, rate 0.5 for all, seeds 0 to 2: every mean is at most {BELOW} below a prototype's (in brackets)",
+            f"digits, rate 0.5 for all, seeds 0 to 11: every mean is at most {BELOW} below a prototype's (in brackets)",
             as_expected,
         ),
         Claim("each_seed", "and Ditto and FedAvg with fine-tuning are above FedAvg in each seed", in_each_seed),
