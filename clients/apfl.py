@@ -5,9 +5,10 @@ w from theta is what `sgd` has, and its change is sent; v is kept, and a client 
 mix = "outputs", as in the authors' code, outputs are mixed for the models, alpha v(x) + (1 - alpha) w(x), in training
 and in judging, which is another thing where models are not linear. Adaptive, once a round, on its first mini-batch,
 
-    alpha <- clip(alpha - lr (d f_i / d alpha + alpha_decay alpha), 0, 1),  d f_i / d alpha = <v - w, grad f_i(vbar)>
+    alpha <- clip(alpha - lr (s + alpha_decay alpha), 0, 1)
 
-Uplink d floats; each client keeps d, and alpha. Deng et al. 2020, "Adaptive Personalized Federated Learning",
+with s the slope of the loss by alpha, which is the inner product of v - w and the gradient at vbar. Uplink d floats;
+each client keeps d, and alpha. Deng et al. 2020, "Adaptive Personalized Federated Learning",
 algorithm 1; the decay is the authors' code's.
 """
 

@@ -1,9 +1,10 @@
 """pFedMe's client: a model of its own that minimises its loss and the distance from the model that it sends.
 
-K times  th <- th - inner_lr (grad f_i(th; b) + weight_decay th + lam (th - y)),  then  y <- y - lr lam (y - th)
-on each mini-batch b, from th = y = theta at the beginning of a round. y is sent, th is kept; grad of the minimum over
-th of f_i(th) + lam/2 |th - y|^2 is lam (y - th). Uplink d floats; each client keeps d. T Dinh et al. 2020,
-"Personalized Federated Learning with Moreau Envelopes", algorithm 1, whose beta is the server's `server_lr`.
+K times  v <- v - inner_lr * (grad f_i(v) + weight_decay v + lam (v - y)),  then  y <- y - lr lam (y - v)
+on each mini-batch, from v = y = theta at the beginning of a round. y is sent and v is kept: lam (y - v) is the slope by
+y of the least that the client's loss and lam/2 times the squared distance from y come to. Uplink d floats; each client
+keeps d. T Dinh et al. 2020, "Personalized Federated Learning with Moreau Envelopes", algorithm 1, whose beta is the
+server's `server_lr`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class PFedMe(PlainSteps):
     """Goes with strategies that average changes. `epochs` or `steps` are its local rounds, a mini-batch each."""
 
     lam: PositiveFloat = 15.0
-    """Factor of lam/2 |th - y|^2, by which its own model is drawn to the one that it sends."""
+    """Factor of lam/2 |v - y|^2, by which its own model is drawn to the one that it sends."""
     lr: Rate = 0.005
     """The rate eta at which the model that it sends follows its own; times lam it is at most 1."""
     inner_lr: Rate = 0.09
@@ -72,10 +73,10 @@ class PFedMe(PlainSteps):
         losses = torch.zeros(len(cohort), dtype=cohort.dtype, device=theta.device)
         for step in self.paced(cohort):
             k = len(step)
-            sent, th, anchor = y[:k], own[:k], y[:k].copy().mul_(lam)
+            sent, v, anchor = y[:k], own[:k], y[:k].copy().mul_(lam)
             for _ in range(self.inner_steps):
-                losses[:k] += network.descend(th, step.batch, self.inner_lr, lam + self.weight_decay, anchor)
-            step.along(sent.minus(th).mul_(lam), sent, th)
+                losses[:k] += network.descend(v, step.batch, self.inner_lr, lam + self.weight_decay, anchor)
+            step.along(sent.minus(v).mul_(lam), sent, v)
         cohort.keep(personal=own.flat(), begun=torch.ones_like(cohort.state["begun"]))
         return Update({"delta": y.flat() - theta}, {"loss": losses / (self.inner_steps * cohort.steps_taken)})
 

@@ -16,17 +16,18 @@ class Method:
 
     changes: of a file, with placeholders in braces: `{lr}`, the rate, and those of `knobs`, which have their values by
     name. alone: whether models are the clients' own without fine-tuning; where they are not, the one for all is judged,
-    and what clients make of it in the steps of `TUNED`.
+    and what clients make of it in the steps of `TUNED`. rates: instead of a setting's.
     """
 
     label: str
     changes: tuple[str, ...] = ()
     knobs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     alone: bool = True
+    rates: tuple[str, ...] = ()
 
     def choices(self, rates: Sequence[str]) -> Iterator[Choice]:
         """Every combination of rates and values."""
-        grid = {"lr": tuple(rates), **self.knobs}
+        grid = {"lr": self.rates or tuple(rates), **self.knobs}
         for values in itertools.product(*grid.values()):
             yield dict(zip(grid, values, strict=True))
 
@@ -49,6 +50,7 @@ METHODS: Mapping[str, Method] = {
         "pFedMe",
         ("client.kind=pfedme", "client.lr=0.9", "client.lam={lam}", "client.inner_lr={lr}"),
         {"lam": ("0.3", "1.0")},
+        rates=("0.1", "0.2", "0.5"),
     ),
     "perfedavg": Method(
         "Per-FedAvg", ("client.kind=perfedavg", "client.inner_lr={inner}"), {"inner": ("0.03", "0.1")}, alone=False

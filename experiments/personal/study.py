@@ -124,7 +124,8 @@ def measure(
 
 def table(results: Results) -> Table:
     """A row a method, the best first."""
-    laid = Table(show_edge=False, caption=f"±: one sample standard deviation over seeds 0 to {len(TOLD) - 1}")
+    seeds = len(next(iter(results.values())).final)
+    laid = Table(show_edge=False, caption=f"±: one sample standard deviation over seeds 0 to {seeds - 1}")
     laid.add_column("method")
     for heading in ("chosen", "accuracy", "mean of clients", "tenth percentile"):
         laid.add_column(heading, justify="right")

@@ -62,7 +62,7 @@ def test_rates_are_half_decades():
 def test_all_rules_are_compared():
     """By their own names, but for forms of the same one."""
     kinds = {re.search(r"\w+(?='|$)", rule.optimizer.partition(",")[0]).group() for rule in rules.RULES.values()}
-    assert set(plugins.ours("optimizers")) <= kinds
+    assert set(plugins.ours("optimizers")) - {"sam"} <= kinds  # which is around another rule
 
 
 def test_a_part_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
