@@ -9,7 +9,7 @@ runs that are finished in --runs, by `python -m experiments.fzoos --out <runs>/f
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -33,6 +33,7 @@ from experiments.fzoos import study as fzoos
 from experiments.one_byte import study as one_byte
 from experiments.optimizers.__main__ import PARTS as OPTIMIZERS
 from experiments.parts import AnyPart
+from experiments.personal.__main__ import PARTS as PERSONAL
 from experiments.sensors import study as sensors
 from experiments.studies import run_all
 from experiments.tuning import study as tuning
@@ -41,6 +42,8 @@ from fedsim.running.runner import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.md"
+STUDIES: Mapping[str, Mapping[str, AnyPart]] = {"optimizers": OPTIMIZERS, "personal": PERSONAL}
+"""Comparisons in parts."""
 
 
 @dataclass(frozen=True)
@@ -183,23 +186,25 @@ def of_faults(claim: faults.Claim) -> Claim:
 
 
 @cache
-def optimizers_results(part: str, place: Place) -> Any:
-    """The runs of a part of the comparison of rules."""
-    return OPTIMIZERS[part].measure(place.runs / "optimizers" / part)
+def part_results(study: str, part: str, place: Place) -> Any:
+    """The runs of a part of a comparison."""
+    chosen: Any = STUDIES[study][part]
+    data = {"data_dir": place.data_dir} if chosen.needs_data else {}
+    return chosen.measure(place.runs / study / part, **data)
 
 
-def of_optimizers(part: AnyPart) -> list[Claim]:
+def of_part(study: str, part: AnyPart) -> list[Claim]:
     """The claims about them."""
 
     def about(judge: Callable[[Any], tuple[str, bool | None]]) -> Callable[[Place], Outcome]:
         def measure(place: Place) -> Outcome:
-            told, held = judge(optimizers_results(part.name, place))
+            told, held = judge(part_results(study, part.name, place))
             return Outcome(told, held, observed=held is None)
 
         return measure
 
     return [
-        Claim(f"optimizers_{claim.name}", f"optimizers/{part.name}: {claim.text}", about(claim.judge))
+        Claim(f"{study}_{claim.name}", f"{study}/{part.name}: {claim.text}", about(claim.judge), part.needs_data)
         for claim in part.claims
     ]
 
@@ -304,7 +309,7 @@ CLAIMS = (
     of_fal(fal.RELATIVES, fal_relatives, needs_data=True),
     *map(of_curriculum, curriculum.CLAIMS),
     *map(of_faults, faults.CLAIMS),
-    *(claim for part in OPTIMIZERS.values() for claim in of_optimizers(part)),
+    *(claim for study, parts in STUDIES.items() for part in parts.values() for claim in of_part(study, part)),
     *map(of_data_set, data_sets.STUDIES),
     Claim("sensors", f"sensors/: {sensors.CLAIM}", sensors_apart),
     Claim("distillation", f"distillation/: {distillation.CLAIM}", distilled_digits),

@@ -41,7 +41,10 @@ class Claim(Generic[R]):
 
 @dataclass(frozen=True)
 class Part(Generic[R]):
-    """One comparison. folder: of its file and picture. name: of its folder of runs, its picture and its claims."""
+    """One comparison. folder: of its file and picture. name: of its folder of runs, its picture and its claims.
+
+    needs_data: `measure` takes a data folder, too, without which it has nothing to run on.
+    """
 
     folder: Path
     name: str
@@ -49,6 +52,7 @@ class Part(Generic[R]):
     table: Callable[[R], Table]
     draw: Callable[[R, Path], None]
     claims: Sequence[Claim[R]]
+    needs_data: bool = False
 
     @property
     def picture(self) -> Path:

@@ -56,7 +56,7 @@ METHODS: Mapping[str, Method] = {
         "Per-FedAvg", ("client.kind=perfedavg", "client.inner_lr={inner}"), {"inner": ("0.03", "0.1")}, alone=False
     ),
     "fedper": Method("FedPer", ("problem.shared=body",)),
-    "fedrep": Method("FedRep", ("problem.shared=body", "client.kind=fedrep", "client.{head}=5")),
+    "fedrep": Method("FedRep", ("problem.shared=body", "client.kind=fedrep", "client.head_steps=5")),
     "fedbabu": Method(
         "FedBABU",
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from experiments.parts import Claim, Part
@@ -38,7 +39,8 @@ def part_of(setting: Setting, name: str, told: str, *claims: Claim[Results]) -> 
     order = Claim(
         "order", f"{told}, rates and knobs of other seeds: accuracy on the clients' own tests, best first", best
     )
-    return Part(HERE, name, partial(measure, setting), table, draw, (order, *claims))
+    told_of = [replace(claim, name=f"{name}_{claim.name}") for claim in (order, *claims)]
+    return Part(HERE, name, partial(measure, setting), table, draw, told_of, needs_data=setting is not DIGITS)
 
 
 TUNED_AHEAD = Claim(

@@ -1,0 +1,87 @@
+"""The comparison of personal models: what is run of methods, what is chosen, what is claimed, and that it runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from experiments.parts import Claim, Part
+from experiments.personal import HERE, settings, study, untuned
+from experiments.personal import __main__ as program
+from experiments.personal.methods import METHODS, Method
+from fedsim.configuration.tables import load
+
+
+def row(values: list[float], label: str = "one") -> study.Row:
+    return study.Row(label, {}, dict.fromkeys(study.COLUMNS, np.array(values)))
+
+
+def test_every_choice_of_every_method_is_an_experiment():
+    for method in METHODS.values():
+        choices = list(method.choices(("0.1",)))
+        assert choices
+        for choice in choices:
+            load(HERE / "digits.toml", overrides=method.overrides(choice, "full"))
+
+
+def test_who_has_no_model_of_its_own_is_tuned_as_it_was_trained():
+    (choice,) = METHODS["fedavg"].choices(("0.3",))
+    changes = METHODS["fedavg"].overrides(choice, "20")
+    assert changes == [
+        *("client.lr=0.3", "evaluation.finetune.steps=5"),
+        *("evaluation.finetune.lr=0.3", "evaluation.finetune.batch_size=20"),
+    ]
+    assert METHODS["ditto"].overrides({"lr": "0.3", "lam": "0.1"}, "20") == [
+        *("client.lr=0.3", "client.kind=ditto", "client.lam=0.1"),
+    ]
+
+
+def test_choices_are_those_of_rates_and_knobs():
+    method = Method("m", knobs={"lam": ("1", "2")})
+    assert list(method.choices(("a", "b"))) == [{"lr": one, "lam": two} for one in "ab" for two in "12"]
+    assert [choice["lr"] for choice in replace(method, rates=("c",)).choices(("a", "b"))] == ["c", "c"]
+
+
+def test_one_is_ahead_by_a_paired_test():
+    results = {"low": row([0.90, 0.91, 0.89, 0.90, 0.92]), "high": row([0.93, 0.935, 0.925, 0.93, 0.95], "other")}
+    said, held = study.ahead(results, "high", "low")
+    assert held
+    assert "+0.030" in said
+    assert not study.ahead(results, "low", "high")[1]
+    noisy = {"low": row([0.90, 0.91, 0.89, 0.90, 0.92]), "high": row([0.98, 0.88, 0.91, 0.87, 0.95])}
+    assert not study.ahead(noisy, "high", "low")[1]
+
+
+def test_the_prototype_is_met_or_surpassed():
+    level = {name: row([value] * 3) for name, value in untuned.EXPECTED.items()}
+    assert untuned.as_expected(level)[1]
+    assert untuned.as_expected({name: row([value + 0.1] * 3) for name, value in untuned.EXPECTED.items()})[1]
+    assert not untuned.as_expected(level | {"ditto": row([0.968 - 0.016] * 3)})[1]
+    assert untuned.in_each_seed(level)[1]
+    assert not untuned.in_each_seed(level | {"fedavg+": row([0.961, 0.961, 0.93])})[1]
+
+
+def test_a_part_chooses_by_other_seeds_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    few = replace(settings.DIGITS, rates=("0.01", "0.5"), choosing=range(100, 101), methods=("fedavg",))
+    monkeypatch.setattr(study, "TOLD", range(2))
+    short = [*METHODS["fedavg"].changes, "rounds=2"]
+    monkeypatch.setattr(study, "METHODS", {"fedavg": replace(METHODS["fedavg"], changes=tuple(short))})
+    claim = Claim("order", "best first", settings.best)
+    part = Part(
+        tmp_path, "digits", lambda out, **given: study.measure(few, out, **given), study.table, study.draw, (claim,)
+    )
+    monkeypatch.setattr(program, "PARTS", {"digits": part})
+    app = typer.Typer()
+    app.command()(program.main)
+    done = CliRunner().invoke(app, ["digits", "--out", str(tmp_path / "runs"), "--workers", "1"])
+    assert done.exit_code == 0, done.output
+    assert "measured: best first: FedAvg" in done.output
+    assert "lr 0.5" in done.output
+    assert (tmp_path / "digits.png").stat().st_size > 10_000
+    runs = sorted(path.parent.name for path in (tmp_path / "runs").rglob("summary.json"))
+    assert runs == ["seed-0", "seed-1", "seed-100", "seed-100"]
