@@ -87,7 +87,7 @@ METHODS: Mapping[str, Method] = {
     "afl": Method("AFL", ("strategy.kind=afl", "strategy.lambda_lr={rate}"), {"rate": ("0.01", "0.1")}, alone=False),
     "feddf": Method(
         "FedDF",
-        ("strategy.kind=feddf", "strategy.steps=100", "problem.public={ kind = 'noise', examples = 300 }"),
+        ("strategy.kind=feddf", "strategy.steps=100", "problem.public.kind=noise", "problem.public.examples=300"),
         alone=False,
     ),
 }
