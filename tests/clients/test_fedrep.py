@@ -21,7 +21,6 @@ from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import blobs, mlp, small_experiment
 from fedsim.testing.rounds import engine_of
-from fedsim.testing.subject import final
 
 EVERYBODY = {"kind": "uniform", "fraction": 1.0}
 WHOLE = {"kind": "fedrep", "batch_size": "full", "lr": 0.2, "steps": 2, "head_steps": 3}
@@ -46,6 +45,13 @@ def problem(shared: Any = "body", model: nn.Module | None = None, **settings: An
 def simulated(client: dict[str, Any], rounds: int = 2, own: Supervised | None = None, **tables: Any) -> Simulation:
     tables = {"evaluation": {"every": 1}, "client": client} | tables
     return build_simulation(small_experiment(rounds, **tables), problem() if own is None else own)
+
+
+def final(simulation: Simulation) -> Tensor:
+    """What is shared at the end of a run, [d_s]."""
+    for _ in simulation:
+        pass
+    return simulation.state.params
 
 
 def private_rows(simulation: Simulation) -> Tensor:
