@@ -171,7 +171,7 @@ OPTIONS = {"clients.sgd:Sgd": {"epochs": 1}}
     ("kind", "words"),
     [
         ("nothing", "not one of the installed strategies"),
-        ("fedavgg", "sfat; did you mean fedavg?"),
+        ("fedavgg", "term; did you mean fedavg?"),
         ("./absent.py:Mine", "there is no file /"),
         ("./my_strategy.py", "name the class in it, too: ./my_strategy.py:Class"),
         ("absent_module:Mine", "there is no module absent_module"),
