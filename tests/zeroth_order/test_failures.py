@@ -115,7 +115,8 @@ def test_a_search_goes_on_where_evaluations_fail(name: str, share: float) -> Non
     result = fedsim.run(rounds=rounds, strategy=strategy, client=client, problem=problem_of(share), save=False)
     assert (result.status, result.reason, result.summary["rounds"]) == ("finished", "", rounds)
     failed, asked = (result.summary[f"total_{column}"] for column in ("failed_queries", "queries"))
-    assert failed / asked == pytest.approx(share, abs=5 * math.sqrt(share / asked))
+    # Some ask again near where they have asked, so that failures are not independent: 5 deviations are too few.
+    assert failed / asked == pytest.approx(share, abs=7 * math.sqrt(share / asked))
     distance = [float((params - 0.3).norm()) for params in (result.problem.initial(), result.params)]
     assert distance[1] < distance[0]
     assert 0 < len(result.summary["failures"]) <= 5

@@ -261,7 +261,9 @@ def rows_of(clients: Indices, order: Indices, offset: Indices) -> tuple[Indices,
 
 
 def joined(rows: Sequence[tuple[Indices, Indices]]) -> tuple[Indices, Indices]:
-    """Sparse rows of some clients and of others, as (order, offset) each, one after the other."""
+    """Sparse rows of some clients and of others, as (order, offset) each, one after the other; of one alone itself."""
+    if len(rows) == 1:  # a copy would be as large as the labels are
+        return rows[0]
     sizes = np.concatenate([np.diff(offset) for _, offset in rows])
     return np.concatenate([order for order, _ in rows]), np.concatenate(([0], np.cumsum(sizes)))
 
