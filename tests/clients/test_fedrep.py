@@ -34,13 +34,6 @@ WINDOWS: dict[str, dict[str, Any]] = {
 }
 
 
-def final(simulation: Simulation) -> Tensor:
-    """What is shared at the end of a run, [d]."""
-    for _ in simulation:
-        pass
-    return simulation.params
-
-
 def problem(shared: Any = "body", model: nn.Module | None = None, **settings: Any) -> Supervised:
     """Six clients, of whom the first five are judged on four examples of the test set each."""
     tests = None if settings else [*np.arange(20).reshape(5, 4), []]
