@@ -8,6 +8,10 @@ fedsim and a plain loop take turns, at a round of training and at a judgement of
 the test set, and each client's accuracy on its own images. How often a model is judged is fedsim's default; the plain
 loop is told to judge the same as often, and, in rows of its own, the test set alone every 10 rounds, as pfl-research
 does, and all in every round.
+
+A second table is of models of the clients' own: a hundred of them, each judged on examples of its client, beside one
+model for all, judged on the same examples, in turns. Outputs are what the models say; a judgement has what is made of
+them, too: loss and accuracy of all the examples, and of each client.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from fedsim.core.data_files import DataFolder
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.datasets.cifar import CIFAR10, SUBSET
 from fedsim.running.build import build_simulation
+from fedsim.running.personal import own_models
 
 SHAPE, CLASSES = (3, 32, 32), 10
 AS_PFL = 10
@@ -168,6 +173,116 @@ def measure(work: Work, turns: int, counts: tuple[int, ...]) -> dict[str, Measur
     return found
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A hundred clients whose models are judged. shape: of an input. count: examples of each, or of the largest.
+
+    alike: whether all have as many; if not, from one to so many. whole: whether a client's own model is all of it, or
+    its last layer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    count: int
+    alike: bool = True
+    whole: bool = True
+
+    def model(self) -> nn.Module:
+        """64-64-10, or the network of convolutions."""
+        if len(self.shape) > 1:
+            return network((1, self.shape[1], self.shape[2]))
+        return initialised(lambda: nn.Sequential(nn.Linear(self.shape[0], 64), nn.ReLU(), nn.Linear(64, CLASSES)))
+
+    @property
+    def label(self) -> str:
+        """The network, what is the client's own of it, and how many examples clients have."""
+        many = f"{self.count}" if self.alike else f"1 to {self.count}"
+        return f"{self.name}{'' if self.whole else ', head'}, {many} each"
+
+
+SETTINGS = (
+    *(Setting("MLP 64-64-10", (64,), count) for count in (5, 20, 100)),
+    Setting("MLP 64-64-10", (64,), 39, alike=False),
+    Setting("MLP 64-64-10", (64,), 20, whole=False),
+    *(Setting("CNN", (1, 8, 8), count) for count in (5, 20)),
+)
+OWN = 100
+"""Clients with models of their own."""
+
+
+@dataclass
+class Judgements:
+    """Seconds of the outputs, and of whole judgements: of one model for all, and of each client's own."""
+
+    everybodys: list[float] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
+    everybodys_judged: list[float] = field(default_factory=list)
+    own_judged: list[float] = field(default_factory=list)
+
+
+def judged_by_their_own(setting: Setting, turns: int, clients: int = OWN) -> Judgements:
+    """Judge one model for all and the clients' own after a round of training, in turns."""
+    random = np.random.default_rng(0)
+    counts = np.full(clients, setting.count) if setting.alike else random.integers(1, setting.count + 1, clients)
+    ends, trained = np.cumsum(counts)[:-1], 10 * clients
+    x, tests = (random.standard_normal((size, *setting.shape), np.float32) for size in (trained, counts.sum()))
+    y, answers = (random.integers(0, CLASSES, len(inputs)) for inputs in (x, tests))
+    problem = fedsim.supervised(
+        x,
+        y,
+        model=setting.model(),
+        clients=np.split(np.arange(trained), clients),
+        test=(tests, answers),
+        test_clients=np.split(np.arange(len(tests)), ends),
+        shared="all" if setting.whole else "body",
+    )
+    training = {"kind": "ditto", "lam": 0.1} if setting.whole else {"kind": "sgd"}
+    experiment = fedsim.experiment(
+        rounds=1,
+        client=training | {"steps": 1, "batch_size": 10, "lr": 0.1},
+        selection={"kind": "uniform", "count": clients},
+    )
+    simulation = build_simulation(experiment, problem)
+    for _ in simulation:
+        pass
+    parts, private, state = simulation.parts, problem.model.private, simulation.state
+    params = state.params if private is None else private.join(state.params, private.initial.unsqueeze(0))[0]
+    rows, count = problem.judged.own()
+
+    def everybodys() -> Tensor:
+        return problem.outputs(params, rows)
+
+    def own() -> Tensor:
+        return own_models(parts.engine, problem, parts.strategy, state, None).outputs(rows, count)
+
+    def judged(outputs: Callable[[], Tensor]) -> dict[str, float]:
+        return problem.judged.personal_scores("personal", outputs(), rows, count)
+
+    found = Judgements()
+    with one_core_an_operation():
+        everybodys(), own()
+        for _ in range(turns):
+            found.everybodys.append(_seconds(everybodys))
+            found.own.append(_seconds(own))
+            found.everybodys_judged.append(_seconds(partial(judged, everybodys)))
+            found.own_judged.append(_seconds(partial(judged, own)))
+    return found
+
+
+def table_of_own(found: dict[str, Judgements]) -> Table:
+    """A row a setting, in ms, of medians; how many times the model for all its own cost."""
+    table = Table(title=f"{OWN} models of the clients' own, and one for all on the same examples: ms")
+    for column in ("models", "outputs of one", "of each", "times", "a judgement of one", "of each", "times"):
+        table.add_column(column, justify="left" if column == "models" else "right")
+    for label, taken in found.items():
+        cells = [label]
+        for one, each in ((taken.everybodys, taken.own), (taken.everybodys_judged, taken.own_judged)):
+            first, second = statistics.median(one), statistics.median(each)
+            cells += [f"{1000 * first:,.2f}", f"{1000 * second:,.2f}", f"{second / first:.2f}"]
+        table.add_row(*cells)
+    return table
+
+
 def _seconds(function: Callable[[], object]) -> float:
     before = time.perf_counter()
     function()
@@ -193,9 +308,16 @@ def table_of(found: dict[str, Measured], every: int, work: Work) -> Table:
 
 def main(
     turns: Annotated[int, typer.Option(min=1, help="Rounds and judgements of each engine.")] = 5,
+    own: Annotated[int, typer.Option(min=0, help="Judgements of clients' own models; 0: none.")] = 31,
+    only_own: Annotated[bool, typer.Option(help="Judge clients' own models alone.")] = False,
 ) -> None:
-    """Print what a round takes, with what its judgements take."""
-    work, console = protocol(), Console(width=120)
+    """Print what a round takes, with what its judgements take, and what judging the clients' own models does."""
+    console = Console(width=120)
+    if own:
+        console.print(table_of_own({setting.label: judged_by_their_own(setting, own) for setting in SETTINGS}))
+    if only_own:
+        return
+    work = protocol()
     counts = tuple(sorted({1, torch.get_num_threads()}))
     found = measure(work, turns, counts)
     console.print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} cores, {turns} turns; medians")

@@ -296,7 +296,8 @@ class Executor:
         rows, told = owned(self.client, self.client.personal(cohort), cohort)
         if tune is not None:
             rows = tune(cohort, rows)
-        models = cohort.stack(rows)
+        whole = rows if cohort.private is None else cohort.private.join(rows, cohort.state[PRIVATE])
+        models = cohort.parts(whole.contiguous())  # no copy, for nobody writes to what is judged
         return Individuals(models, told, lambda x: judged(self.client, self.client.outputs(cohort, models, x), x))
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -14,8 +14,9 @@ from fedsim.engine.executor import Executor, Individuals, Tune
 from fedsim.engine.store import Memories
 from fedsim.engine.trace import Trace
 from fedsim.exchange.messages import Order
+from fedsim.nets.plain import WORTH_A_THREAD
 from fedsim.nets.stack import Stack
-from fedsim.parallel.cores import one_core_an_operation, spread
+from fedsim.parallel.cores import cores, one_core_an_operation, spread
 from fedsim.problems.base import EVALUATED_AT_ONCE
 from fedsim.problems.judged import Rows
 
@@ -83,21 +84,36 @@ class Owned:
 
         Of each part the clients, and what was made. width: examples that a client's model has at once.
         """
-        return self._each(clients, width, lambda part, own: do(part, own.models))
+        return self._each([clients], width, lambda part, own: do(part, own.models))
 
     def _each(
-        self, clients: Tensor, width: int, do: Callable[[Tensor, Individuals], Tensor]
+        self, groups: Iterable[Tensor], width: int, do: Callable[[Tensor, Individuals], Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
+        """The same of groups of clients, of which no part has some of two."""
         if self.tuning is not None:
-            clients = clients[torch.argsort(self.tuning.steps[clients], descending=True, stable=True)]
+            steps = self.tuning.steps
+            groups = [own[torch.argsort(steps[own], descending=True, stable=True)] for own in groups]
         model = self.executor.problem.model
         assert model is not None
         together = max(1, EVALUATED_AT_ONCE // (width * model.footprint.activations))
         if self.tuning is not None or self.executor.client.own_models:
             together = min(together, self.executor.chunk)
-        parts = torch.split(clients, together)
+        work = width * model.footprint.operations
+        parts = [part for group in groups for part in self._parts(group, together, work)]
         with one_core_an_operation():
             return list(zip(parts, spread(lambda part: do(part, self._own(part)), parts), strict=True))
+
+    def _parts(self, clients: Tensor, together: int, work: int) -> list[Tensor]:
+        """The clients, so many together at most, and on each core some, where a thread is worth it.
+
+        work: multiply-adds of each. Where they are sorted by steps, longest first, all parts have some of the longest.
+        """
+        many = -(-len(clients) // together)
+        if self.executor.problem.device.type == "cpu" and len(clients) // cores() * work > WORTH_A_THREAD:
+            many = max(many, min(cores(), len(clients)))
+        if self.tuning is None:
+            return list(torch.tensor_split(clients, many))
+        return [clients[first::many] for first in range(many)]
 
     def outputs(self, rows: Rows, count: Tensor) -> Tensor:
         """Outputs of each client's model for its own examples: [n, ...], one client after the other.
@@ -112,13 +128,15 @@ class Owned:
             place = clients - self.first
             return _outputs(own, rows, begin[place], count[place], width)
 
-        found = self._each(self.first + (count > 0).nonzero().flatten(), width, outputs)
+        found = self._each([self.first + group for group in _alike(count, width)], width, outputs)
         together = torch.cat([outputs for _, outputs in found])
         order = torch.cat([clients for clients, _ in found]) - self.first
-        if torch.equal(order, order.sort().values):
+        if bool((order.diff() > 0).all()):
             return together
-        owner = torch.repeat_interleave(order, count[order])
-        return together[torch.argsort(owner, stable=True)]
+        sizes = count[order]
+        moved = torch.repeat_interleave(begin[order] - (sizes.cumsum(0) - sizes), sizes)
+        place = moved + torch.arange(len(together), device=count.device)
+        return torch.empty_like(together).index_copy_(0, place, together)
 
 
 def _outputs(own: Individuals, rows: Rows, begin: Tensor, count: Tensor, width: int) -> Tensor:
@@ -126,11 +144,20 @@ def _outputs(own: Individuals, rows: Rows, begin: Tensor, count: Tensor, width: 
 
     begin, count: where their examples are in `rows`, int64 [k]. width: of so many examples of each at a time.
     """
-    numbers, found = rows.numbers, list[Tensor]()
-    for first in range(0, int(count.max()), width):
-        place = first + torch.arange(width, device=count.device)
-        inside = place < count.unsqueeze(1)
-        index = numbers[begin.unsqueeze(1) + torch.where(inside, place, 0)]
-        found.append(own.outputs(rows.x[index]))
-    place = torch.arange(len(found) * width, device=count.device)
-    return torch.cat(found, dim=1)[place < count.unsqueeze(1)]
+    place = torch.arange(width * -(-int(count.max()) // width), device=count.device)
+    inside = place < count.unsqueeze(1)
+    index = rows.numbers[begin.unsqueeze(1) + torch.where(inside, place, 0)]
+    found = [own.outputs(rows.x[part]) for part in torch.split(index, width, dim=1)]
+    together = (found[0] if len(found) == 1 else torch.cat(found, dim=1)).flatten(0, 1)
+    return together if bool(inside.all()) else together.index_select(0, inside.flatten().nonzero().flatten())
+
+
+def _alike(count: Tensor, width: int) -> list[Tensor]:
+    """Those who have examples, int64 [k] each, together with whom it takes at most twice as many batches of a width."""
+    batches = -(-count // width)
+    most = int(batches.max())
+    if most == 1:
+        return [count.nonzero().flatten()]
+    rank = torch.bucketize(batches, torch.tensor([2**power for power in range(most.bit_length())], device=count.device))
+    groups = [((rank == number) & (count > 0)).nonzero().flatten() for number in range(most.bit_length() + 1)]
+    return [group for group in groups if len(group)]

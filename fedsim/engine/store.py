@@ -100,9 +100,13 @@ class ClientStore:
 
     def look(self, name: str, clients: Tensor) -> tuple[Tensor, Tensor]:
         """Copies of what `clients` [C] would read under a name, [C, *shape], and which of them have rows, bool [C]."""
-        known = torch.tensor([client in self._row_of for client in clients.tolist()], device=self.device)
+        rows = [self._row_of.get(client, -1) for client in clients.tolist()]
+        place, block = torch.tensor(rows, dtype=torch.int64, device=self.device), self._blocks[name]
+        known = place >= 0
+        if -1 not in rows:
+            return block.index_select(0, place), known
         found = self._fresh(name, len(clients))
-        found[known] = self._blocks[name][self._rows(clients[known])]
+        found[known] = block.index_select(0, place[known])
         return found, known
 
     def write(self, clients: Tensor, values: Mapping[str, Tensor]) -> None:

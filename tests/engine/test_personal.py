@@ -295,6 +295,33 @@ def test_a_clients_numbers_follow_neither_the_others_nor_chunks(monkeypatch):
     assert told(second) == rows
 
 
+@pytest.mark.parametrize("finetune", [None, {"epochs": 1, "batch_size": 4}])
+def test_whoever_has_how_many_examples_each_is_judged_on_its_own_and_alone_to_the_same_bits(finetune, monkeypatch):
+    """From none to more than four batches of 32, which go through models with those who have about as many."""
+    from fedsim.engine import personal as module
+
+    counts = [0, 1, 40, 32, 33, 140, 2, 97, 64, 0, 65]
+    generator = np.random.default_rng(0)
+    order, ends = generator.permutation(sum(counts)), np.cumsum(counts)
+    tests = [order[end - count : end] for count, end in zip(counts, ends, strict=True)]
+    data = blobs(sizes=tuple(range(1, 12)))
+    inputs, answers = generator.normal(size=(sum(counts), 6)), generator.integers(0, 3, sum(counts))
+    own = supervised(
+        **(data | {"test": (inputs, answers)}), test_clients=tests, model=mlp(), dtype=torch.float64, device="cpu"
+    )
+    evaluation = {"every": 0} if finetune is None else {"every": 0, "finetune": finetune}
+    result = run(small_experiment(2, evaluation=evaluation), problem=own.keeping("head"), save=False)
+    rows, count = result.problem.judged.own()
+    together = result.own.owned.outputs(rows, count)
+    for client, place in enumerate(torch.split(torch.arange(sum(counts)), counts)):
+        found = result.model(client)(torch.tensor(inputs[tests[client]])).detach()
+        torch.testing.assert_close(together[place], found, rtol=0, atol=1e-12)
+    monkeypatch.setattr(module, "WORTH_A_THREAD", -1)
+    assert torch.equal(result.own.owned.outputs(rows, count), together)
+    monkeypatch.setattr(module, "EVALUATED_AT_ONCE", 1)
+    assert torch.equal(result.own.owned.outputs(rows, count), together)
+
+
 @pytest.mark.parametrize(
     ("tables", "words"),
     [

@@ -7,7 +7,18 @@ import torch
 
 from experiments.benchmarks import judging
 from experiments.benchmarks.engine import Fedsim
-from experiments.benchmarks.judging import Measured, judged_plainly, measure, pace_of, protocol, table_of
+from experiments.benchmarks.judging import (
+    Judgements,
+    Measured,
+    Setting,
+    judged_by_their_own,
+    judged_plainly,
+    measure,
+    pace_of,
+    protocol,
+    table_of,
+    table_of_own,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +60,20 @@ def test_the_network_is_that_of_the_protocol():
     """896 + 18,496 + (64 x 14 x 14 x 128 + 128) + 1,290 parameters."""
     assert sum(own.numel() for own in judging.network().parameters()) == 1_626_442
     assert judging.network()(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("shape", "whole"), [((6,), True), ((6,), False), ((1, 8, 8), True)])
+def test_clients_own_models_and_one_for_all_are_judged_as_often(shape, whole):
+    found = judged_by_their_own(Setting("small", shape, 3, alike=False, whole=whole), 2, clients=4)
+    assert [len(taken) for taken in vars(found).values()] == [2] * 4
+    assert min(map(min, vars(found).values())) > 0.0
+
+
+def test_what_own_models_cost_is_said_in_times_of_one_for_all():
+    found = Judgements([0.001, 0.002, 0.009], [0.003], [0.004], [0.005])
+    table = table_of_own({Setting("MLP", (6,), 3, whole=False).label: found})
+    assert [list(column.cells) for column in table.columns] == [
+        ["MLP, head, 3 each"],
+        *(["2.00"], ["3.00"], ["1.50"]),
+        *(["4.00"], ["5.00"], ["1.25"]),
+    ]
