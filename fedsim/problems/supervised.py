@@ -400,13 +400,20 @@ class Supervised:
         return means
 
     def evaluate(
-        self, params: Tensor, *, clients: bool, on: Collection[str] = ("test",), metrics: Sequence[Measure] = ()
+        self,
+        params: Tensor,
+        *,
+        clients: bool,
+        on: Collection[str] = ("test",),
+        metrics: Sequence[Measure] = (),
+        fully: bool = False,
     ) -> dict[str, float]:
         """Loss and accuracy of the global model, where there is one, and what other measures say of it.
 
         on: `test`, the test set; `train`, all the clients' training examples together, as global_train_loss and
         global_train_accuracy; `validation`, the examples that were set aside for that, as validation_loss and so on.
-        clients: also the accuracies of the clients' own examples, or their losses.
+        clients: also the accuracies of the clients' own examples, or their losses. fully: say of these all that is said
+        where models are the clients' own.
         """
         if self.model.private is not None:
             remedy = "each client has a model of its own, and none is for all; look at the personal measures of a run"
@@ -420,7 +427,8 @@ class Supervised:
             known = (rows.of(outputs, own) for rows, outputs in made if rows.covers(own))
             if (outputs := next(known, None)) is None:
                 outputs = self.outputs(params, own)
-            found |= self.judged.client_scores(name, outputs, own, count, metrics)
+            scores = self.judged.personal_scores if fully else self.judged.client_scores
+            found |= scores(name, outputs, own, count, metrics)
         return found
 
     def judged_examples(self, on: Collection[str], *, clients: bool) -> int:

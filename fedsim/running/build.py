@@ -39,7 +39,7 @@ from fedsim.problems.supervised import Supervised
 from fedsim.running.bench import bench_of
 from fedsim.running.checks import check
 from fedsim.running.pace import pace
-from fedsim.running.personal import Whose
+from fedsim.running.personal import Whose, tuning_on
 from fedsim.running.promises import asked, at_once, begun
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Simulation, hold_transformable
@@ -192,6 +192,7 @@ def build_simulation(
             stopping=experiment.stopping,
             order_transforms=Chain(experiment.order_transforms, "order_transforms"),
             whose=Whose.of(problem, experiment.strategy, experiment.client, experiment.evaluation),
+            tuning=tuning_on(problem, experiment.evaluation.finetune),
             steady=experiment.devices.steady and not experiment.faults.kinds,
             bench=bench,
         )

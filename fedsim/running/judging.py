@@ -224,12 +224,16 @@ class Judge:
     def _evaluated(self, state: ServerState) -> dict[str, float]:
         """What the model comes to, and the clients' own where they have some."""
         setup, wanted, whose, found = self._setup, self._setup.evaluation, self._setup.whose, dict[str, float]()
-        if whose.everybodys:
-            clients = self._clients and not whose.own
-            found |= setup.problem.evaluate(state.params, clients=clients, on=wanted.on, metrics=wanted.measures)
-        if (whose.own and self._clients) or whose.newcomers:
-            problem = cast("Supervised", setup.problem)
-            found |= personal_measures(setup.engine, problem, setup.strategy, state, wanted, whose)
+        clients, on, metrics = self._clients, wanted.on, wanted.measures
+        if whose.everybodys and not whose.own:
+            found |= setup.problem.evaluate(state.params, clients=clients, on=on, metrics=metrics)
+        if not (whose.own or whose.newcomers):
+            return found
+        problem = cast("Supervised", setup.problem)  # which alone know owners
+        if whose.everybodys and whose.own:
+            found |= problem.evaluate(state.params, clients=clients, on=on, metrics=metrics, fully=True)
+        if clients or whose.newcomers:
+            found |= personal_measures(setup.engine, problem, setup.strategy, state, wanted, whose, setup.tuning)
         return found
 
     def _is_attacked_now(self, number: int, last: bool) -> bool:

@@ -96,9 +96,9 @@ def _judged(experiment: Experiment, problem: Supervised) -> int:
     whose = Whose.of(problem, experiment.strategy, experiment.client, given)
     clients, found = whose.clients(problem, given), 0
     if whose.everybodys:
-        found += problem.judged_examples(given.on, clients=clients and not whose.own)
+        found += problem.judged_examples(given.on, clients=clients)
     if whose.own and clients:
-        found += (1 + whose.everybodys) * sum(len(rows) for rows, _ in problem.judged.by_clients(given.on).values())
+        found += sum(len(rows) for rows, _ in problem.judged.by_clients(given.on).values())
     if problem.newcomers is not None:
         found += sum(len(rows) for rows, _ in problem.newcomers.by_clients(given.on).values())
     if not clients or given.finetune is None:

@@ -107,7 +107,10 @@ def tuned_leaves(finetune: Finetune, problem: Supervised) -> list[bool] | None:
     return [name in found for name in model.layout.names]
 
 
-def _tuning(finetune: Finetune, problem: Supervised) -> Tuning:
+def tuning_on(problem: Problem, finetune: Finetune | None) -> Tuning | None:
+    """The same for the clients of a problem; None: they are judged as they are."""
+    if finetune is None or not isinstance(problem, Supervised):
+        return None
     training, moves = tuning_of(finetune), tuned_leaves(finetune, problem)
 
     def tune(cohort: Cohort, models: Tensor) -> Tensor:
@@ -118,7 +121,7 @@ def _tuning(finetune: Finetune, problem: Supervised) -> Tuning:
 
 
 def own_models(
-    engine: Engine, problem: Supervised, strategy: Strategy, state: ServerState, finetune: Finetune | None
+    engine: Engine, problem: Supervised, strategy: Strategy, state: ServerState, tuning: Tuning | None
 ) -> Owned:
     """The models of the clients' own at a state of the server."""
     assert isinstance(engine, Remembers)
@@ -126,7 +129,6 @@ def own_models(
     order = Order("personal", everybody, {"params": state.params}, {}, state.round)
     if engine.executor.client.own_models:  # which may look at whatever it is sent
         order, _ = asked(strategy, strategy.ask(state, everybody), state, everybody)
-    tuning = None if finetune is None else _tuning(finetune, problem)
     return Owned(engine.executor, order, engine.memories(), tuning)
 
 
@@ -241,32 +243,28 @@ class OwnModels:
 
 
 def personal_measures(
-    engine: Engine, problem: Supervised, strategy: Strategy, state: ServerState, evaluation: Evaluation, whose: Whose
+    engine: Engine,
+    problem: Supervised,
+    strategy: Strategy,
+    state: ServerState,
+    evaluation: Evaluation,
+    whose: Whose,
+    tuning: Tuning | None,
 ) -> dict[str, float]:
-    """What models come to on examples of clients' own, and of newcomers; see `Judged.personal_scores`.
+    """What models of clients' own come to on examples of theirs, and of newcomers; see `Judged.personal_scores`.
 
-    Where clients have models of their own, of these, and, where there is one for all, of that on the same examples,
-    too. personal_untrained: how many of the clients that are judged have not taken part yet, and have what they would
-    begin with.
+    personal_untrained: how many of the clients that are judged have not taken part yet, and have what they would begin
+    with.
     """
-    owned = own_models(engine, problem, strategy, state, evaluation.finetune) if whose.own else None
-    found = {} if owned is None else _measured(engine, problem, state, owned, evaluation, whose)
+    owned = own_models(engine, problem, strategy, state, tuning) if whose.own else None
+    found = dict[str, float]()
+    if owned is not None:
+        judged, untrained = problem.judged, torch.tensor(engine.trace.participation) == 0
+        known = torch.zeros_like(untrained)
+        for name, (rows, count) in judged.by_clients(evaluation.on, "personal").items():
+            found |= judged.personal_scores(name, owned.outputs(rows, count), rows, count, evaluation.measures)
+            known |= (count > 0).cpu()
+        found["personal_untrained"] = int((untrained & known).sum())
     if whose.newcomers:
         found |= Newcomers.of(problem, strategy, state, owned).measures(evaluation)
     return found
-
-
-def _measured(
-    engine: Engine, problem: Supervised, state: ServerState, owned: Owned, evaluation: Evaluation, whose: Whose
-) -> dict[str, float]:
-    """What the models of those who may take part come to."""
-    found, judged = dict[str, float](), torch.zeros(problem.num_clients, dtype=torch.bool)
-    metrics, scores = evaluation.measures, problem.judged.personal_scores
-    if whose.everybodys:
-        for name, (rows, count) in problem.judged.by_clients(evaluation.on, "client").items():
-            found |= scores(name, problem.outputs(state.params, rows), rows, count, metrics)
-    for name, (rows, count) in problem.judged.by_clients(evaluation.on, "personal").items():
-        found |= scores(name, owned.outputs(rows, count), rows, count, metrics)
-        judged |= (count > 0).cpu()
-    untrained = torch.tensor(engine.trace.participation) == 0
-    return found | {"personal_untrained": int((untrained & judged).sum())}

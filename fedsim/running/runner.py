@@ -295,8 +295,7 @@ def _drive(
     parts, clients = simulation.parts, simulation.parts.whose.clients(problem, experiment.evaluation)
     if ENDED.get(status) and isinstance(problem, Supervised):
         if parts.whose.own:
-            finetune = experiment.evaluation.finetune
-            owned = own_models(parts.engine, problem, parts.strategy, simulation.state, finetune)
+            owned = own_models(parts.engine, problem, parts.strategy, simulation.state, parts.tuning)
             owned.executor.close()  # nobody takes part any more, and a result may be kept for long
         if parts.whose.newcomers:
             newcomers = Newcomers.of(problem, parts.strategy, simulation.state, owned)

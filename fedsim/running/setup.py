@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fedsim.configuration.evaluation import Evaluation, Stopping
 from fedsim.core.streams import Streams
 from fedsim.engine.base import Engine
+from fedsim.engine.personal import Tuning
 from fedsim.exchange.transforms import Chain
 from fedsim.problems.base import Looped
 from fedsim.running.personal import EVERYBODYS, Whose
@@ -20,7 +21,7 @@ class Setup:
     """What a simulation is made of. rounds, duration (virtual seconds): where it ends; None: not there.
 
     steady: whether all clients that are sent orders answer them, as far as their devices go. whose: whose models are
-    judged. bench: what a server that distils works with.
+    judged. tuning: how clients train them before. bench: what a server that distils works with.
     """
 
     problem: Looped
@@ -35,4 +36,5 @@ class Setup:
     order_transforms: Chain
     steady: bool = True
     whose: Whose = EVERYBODYS
+    tuning: Tuning | None = None
     bench: Bench | None = None

@@ -135,7 +135,7 @@ def final(simulation: Simulation) -> Tensor:
     if not parts.whose.own:
         return state.params
     assert isinstance(parts.problem, Supervised)
-    owned = own_models(parts.engine, parts.problem, parts.strategy, state, parts.evaluation.finetune)
+    owned = own_models(parts.engine, parts.problem, parts.strategy, state, parts.tuning)
     kept = [*OwnModels(parts.problem, owned, None, (), parts.evaluation).tensors().values()]
     if type(owned.executor.client).outputs is not Client.outputs:
         kept += [owned.outputs(*examples) for examples in parts.problem.judged.by_clients(("test",)).values()]

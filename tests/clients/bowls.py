@@ -75,5 +75,5 @@ def judged(made: Simulation) -> Individuals:
     return owned.executor.own_models(owned.order, everybody, state, None)
 
 
-def close(found: Tensor, wanted: Tensor, within: float = 1e-13) -> None:
+def assert_close(found: Tensor, wanted: Tensor, within: float = 1e-13) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=within)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from bowls import FULL, A, H, close, ended, judged, kept, simulation
+from bowls import FULL, A, H, assert_close, ended, judged, kept, simulation
 from torch import Tensor, nn
 
 from clients.apfl import APFL
@@ -81,7 +81,7 @@ def test_with_nothing_else_it_is_local_training(mix, model):
     problem = small_problem(model=model)
     made = ended({"kind": "apfl", **TRAINING, "mix": mix, "alpha": 1.0}, 3, problem=problem)
     wanted, within = local_training(problem, made, 3), 1e-14 if type(model[1]) is nn.Linear else 0.0
-    close(kept(made), wanted, 0.0 if mix == "outputs" else within)
+    assert_close(kept(made), wanted, 0.0 if mix == "outputs" else within)
     found, x = judged(made), problem.data.x[:4].expand(6, -1, -1)
     assert torch.equal(found.models.flat(), kept(made))
     assert torch.equal(found.outputs(x), made.parts.engine.executor.network.outputs(found.models, x))
@@ -93,7 +93,7 @@ def test_with_nothing_else_it_is_local_training(mix, model):
 def test_of_a_model_for_all_that_stays_the_mixture_finds_the_minimum(mix, alpha):
     """After a step of w from 0, which is there at lr h a."""
     made = ended({"kind": "apfl", "batch_size": "full", "steps": 1, "lr": 0.9, "mix": mix, "alpha": alpha}, 90, **STILL)
-    close(alpha * kept(made) + (1.0 - alpha) * 0.9 * H.unsqueeze(1) * A, A)
+    assert_close(alpha * kept(made) + (1.0 - alpha) * 0.9 * H.unsqueeze(1) * A, A)
 
 
 @BOTH
@@ -107,14 +107,14 @@ def test_every_round_is_the_rule(mix, decay):
     for _ in made:
         w, v, alpha = by_hand(theta, v, alpha, 0.05, decay)
         theta = w.mean(dim=0)
-        close(made.state.params, theta)
-        close(kept(made), v)
+        assert_close(made.state.params, theta)
+        assert_close(kept(made), v)
         one = torch.eye(2, dtype=torch.float64).expand(3, 2, 2)  # by which a linear model says what its parameters are
         mixed = alpha.unsqueeze(1) * v + (1.0 - alpha.unsqueeze(1)) * theta
-        close(judged(made).outputs(one).squeeze(2), mixed)
-        close(judged(made).models.flat(), v if mix == "outputs" else mixed)
+        assert_close(judged(made).outputs(one).squeeze(2), mixed)
+        assert_close(judged(made).models.flat(), v if mix == "outputs" else mixed)
         if decay is not None:
-            close(kept(made, "way"), alpha - 0.4)
+            assert_close(kept(made, "way"), alpha - 0.4)
     assert (alpha.max() - alpha.min() > 0.01) == (decay is not None)
 
 
@@ -201,7 +201,7 @@ def test_running_statistics_are_those_of_what_is_mixed_and_the_same_one_by_one(m
         ends.append(torch.cat((made.state.params, kept(made).flatten())))
         statistics = kept(made)[:, -16:]
         assert (statistics != problem.initial()[-16:]).all()
-    close(ends[0], ends[1], 1e-11)
+    assert_close(ends[0], ends[1], 1e-11)
 
 
 def test_what_it_takes_is_declared():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bowls import FULL, A, H, bowls, close, ended, kept, simulation
+from bowls import FULL, A, H, assert_close, bowls, ended, kept, simulation
 from torch import Tensor
 
 from fedsim.client.training import LocalTraining
@@ -33,7 +33,7 @@ def test_its_own_model_ends_between_its_minimum_and_the_model_for_all(lam):
     made = ended({"kind": "ditto", "lam": lam, **FULL}, 50)
     theta = made.state.params
     assert ((theta - A).norm(dim=1) > 0.5).all()
-    close(kept(made), pulled(theta, lam))
+    assert_close(kept(made), pulled(theta, lam))
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
@@ -93,7 +93,7 @@ def first_changes(**options: Any) -> tuple[Tensor, Tensor]:
 
 def test_both_models_see_the_same_batches_unless_they_are_to_have_their_own():
     own, delta = first_changes()
-    close(own, delta, 1e-15)
+    assert_close(own, delta, 1e-15)
     own, delta = first_changes(own_batches=True)
     several = torch.tensor([7, 3, 12, 1, 5, 9]) > TRAINING["batch_size"]  # examples than a batch takes
     assert torch.equal((own - delta).norm(dim=1) > 1e-3, several)
@@ -102,7 +102,7 @@ def test_both_models_see_the_same_batches_unless_they_are_to_have_their_own():
 def test_its_own_model_has_a_rate_and_passes_of_its_own():
     """A step on h/2 |v - a|^2 from 0 leaves (1 - lr h) of the way, and lam is of its own rate, too."""
     made = ended({"kind": "ditto", "lam": 0.0, "personal_lr": 0.1, "personal_epochs": 2, **FULL}, 1)
-    close(kept(made), A * (1.0 - (1.0 - 0.1 * H.unsqueeze(1)) ** 2))
+    assert_close(kept(made), A * (1.0 - (1.0 - 0.1 * H.unsqueeze(1)) ** 2))
     order = Order("train", torch.arange(3), {"params": torch.zeros(2, dtype=torch.float64)})
     assert made.parts.engine.executor.assign(order).cost.steps.tolist() == [5 + 2] * 3
 
@@ -177,7 +177,7 @@ def test_in_asynchronous_windows_it_is_drawn_to_the_model_that_it_was_sent_and_i
         assert len(moved) == 1
         stale += row["staleness"]
         sent = versions[len(versions) - 1 - int(row["staleness"])]
-        close(kept(made)[moved], pulled(sent, 1.0)[moved], 1e-12)
+        assert_close(kept(made)[moved], pulled(sent, 1.0)[moved], 1e-12)
         versions.append(made.state.params)
         before = kept(made)
     assert stale > 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from bowls import H, bowls, close, ended, mean_of, simulation
+from bowls import H, assert_close, bowls, ended, mean_of, simulation
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,9 +32,9 @@ def test_the_server_stays_where_the_models_after_a_step_are_best(form, a):
     least = mean_of(weights)
     client = {**ONCE, "form": form, "inner_lr": a, "lr": 0.5}
     within = 1e-9 if form == "hf_difference" else 1e-14
-    close(ended(client, 2, problem=bowls(start=least)).state.params, least, within)
+    assert_close(ended(client, 2, problem=bowls(start=least)).state.params, least, within)
     away = ended(client, 1, problem=bowls(start=least + 1.0)).state.params - least
-    close(away, (1.0 - 0.5 * weights.mean()).expand(2), within)
+    assert_close(away, (1.0 - 0.5 * weights.mean()).expand(2), within)
 
 
 @pytest.mark.parametrize("model", [normed(), mlp()])
@@ -47,7 +47,7 @@ def test_without_an_inner_step_it_is_fedavg(form, model):
     )
     if type(model[1]) is nn.LayerNorm:
         assert torch.equal(mine.state.params, theirs.state.params)
-    close(mine.state.params, theirs.state.params, 1e-14)
+    assert_close(mine.state.params, theirs.state.params, 1e-14)
 
 
 def curved() -> Supervised:
@@ -79,7 +79,7 @@ def trained(**options: Any) -> Tensor:
 
 @pytest.mark.parametrize("form", ["fo", "hf"])
 def test_it_is_the_gradient_of_the_loss_after_a_step(form):
-    close(trained(form=form), by_hand(curved(), 0.5, 0.3, exact=form == "hf"))
+    assert_close(trained(form=form), by_hand(curved(), 0.5, 0.3, exact=form == "hf"))
     forms = [by_hand(curved(), 0.5, 0.3, exact=exact) for exact in (True, False)]
     assert (forms[0] - forms[1]).norm() > 1e-3
 
@@ -149,7 +149,7 @@ def test_a_servers_proximal_term_is_beside_the_gradient_after_the_step(form):
         return ended({**client, "steps": steps}, 1, problem=bowls(start=start), **tables).state.params
 
     drawn = end(2, strategy={"kind": "fedprox", "proximal_mu": 1.5})
-    close(drawn, end(2) - 0.2 * 1.5 * (end(1) - start), 1e-9 if form == "hf_difference" else 1e-14)
+    assert_close(drawn, end(2) - 0.2 * 1.5 * (end(1) - start), 1e-9 if form == "hf_difference" else 1e-14)
 
 
 @FORMS
@@ -160,7 +160,7 @@ def test_running_statistics_move_and_are_the_same_one_by_one(form):
         client = {"kind": "perfedavg", **TRAINING, "inner_lr": 0.1, "form": form}
         ends.append(ended(client, 2, problem=problem, engine={"executor": executor}).state.params)
         assert (ends[-1][-16:] != problem.initial()[-16:]).all()
-    close(ends[0], ends[1], 1e-11)
+    assert_close(ends[0], ends[1], 1e-11)
 
 
 def test_its_personal_models_are_those_of_fine_tuning():

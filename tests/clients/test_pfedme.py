@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from bowls import A, H, bowls, close, ended, judged, kept, mean_of, simulation
+from bowls import A, H, assert_close, bowls, ended, judged, kept, mean_of, simulation
 from torch import Tensor, nn
 
 from fedsim.core.errors import InputError
@@ -34,14 +34,14 @@ def by_hand(theta: Tensor, client: dict[str, Any], mu: float = 0.0) -> tuple[Ten
 def test_its_own_model_solves_its_problem(lam):
     made = ended({**SOLVED, "lam": lam}, 1, problem=bowls(start=0.5))
     h = H.unsqueeze(1)
-    close(kept(made), (h * A + lam * 0.5) / (h + lam))
+    assert_close(kept(made), (h * A + lam * 0.5) / (h + lam))
 
 
 def test_it_is_drawn_to_the_model_that_it_sends_and_not_to_itself():
     """From 1, of a minimum at 2 with curvature 1 and a lam of 15, to 17/16; drawn to itself it would end at 2."""
     problem = bowls(torch.ones(1, dtype=torch.float64), torch.full((1, 2), 2.0, dtype=torch.float64), start=1.0)
     made = ended(SOLVED, 1, problem=problem)
-    close(kept(made), torch.full((1, 2), 17.0 / 16.0, dtype=torch.float64))
+    assert_close(kept(made), torch.full((1, 2), 17.0 / 16.0, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("lam", "mu"), [(15.0, 0.0), (2.0, 0.0), (2.0, 0.3)])
@@ -51,7 +51,7 @@ def test_the_server_stays_where_the_envelopes_are_least(lam, mu):
     client = {**ONCE, **inner, "lr": 0.9 / lam, "lam": lam, "weight_decay": mu}
     weights, held = lam * H / (lam + H + mu), lam * (H + mu) / (lam + H + mu)
     least = mean_of(weights) * weights.sum() / held.sum()
-    close(ended(client, 2, problem=bowls(start=least)).state.params, least)
+    assert_close(ended(client, 2, problem=bowls(start=least)).state.params, least)
     assert (least - A.mean(dim=0)).norm() > 0.1
     away = ended(client, 2, problem=bowls(start=least + 1.0)).state.params - least
     assert ((away < 0.95) & (away > 0.0)).all()
@@ -66,9 +66,9 @@ def test_every_round_is_the_rule(options):
     made, theta = simulation(client, 2), torch.zeros(2, dtype=torch.float64)
     for row in made:
         y, th, losses = by_hand(theta, client)
-        close(kept(made), th)
+        assert_close(kept(made), th)
         theta = y.mean(dim=0)
-        close(made.state.params, theta)
+        assert_close(made.state.params, theta)
         assert row["train_loss"] == pytest.approx(float(losses.mean()), rel=1e-12)
 
 
@@ -76,15 +76,15 @@ def test_beta_is_the_servers_rate():
     client = {**ONCE, "lam": 5.0, "inner_lr": 0.07, "inner_steps": 2}
     made = ended(client, 1, problem=bowls(start=1.0), strategy={"kind": "fedavg", "server_lr": 0.3})
     start = torch.ones(2, dtype=torch.float64)
-    close(made.state.params, 0.7 * start + 0.3 * by_hand(start, client)[0].mean(dim=0))
+    assert_close(made.state.params, 0.7 * start + 0.3 * by_hand(start, client)[0].mean(dim=0))
 
 
 def test_a_servers_proximal_term_is_of_the_model_that_is_sent():
     client = {**ONCE, "steps": 4, "lam": 5.0, "inner_lr": 0.07, "inner_steps": 2}
     made = ended(client, 1, problem=bowls(start=1.0), strategy={"kind": "fedprox", "proximal_mu": 3.0})
     y, th, _ = by_hand(torch.ones(2, dtype=torch.float64), client, mu=3.0)
-    close(made.state.params, y.mean(dim=0))
-    close(kept(made), th)
+    assert_close(made.state.params, y.mean(dim=0))
+    assert_close(kept(made), th)
 
 
 def test_rates_of_steps_are_of_what_is_sent():
@@ -95,8 +95,8 @@ def test_rates_of_steps_are_of_what_is_sent():
     th = between
     for _ in range(2):
         th = th - 0.07 * (H.unsqueeze(1) * (th - A) + 5.0 * (th - first))
-    close(kept(made), th)
-    close(made.state.params, (first - 0.025 * 5.0 * (first - th)).mean(dim=0))
+    assert_close(kept(made), th)
+    assert_close(made.state.params, (first - 0.025 * 5.0 * (first - th)).mean(dim=0))
 
 
 def test_who_has_no_model_yet_is_judged_by_the_one_for_all_and_who_is_not_selected_keeps_its_own():
@@ -136,7 +136,7 @@ def test_running_statistics_are_those_of_its_own_model_and_the_same_one_by_one()
         ends.append(torch.cat((made.state.params, kept(made).flatten())))
         delta = made.state.params - problem.initial()
         assert (delta[-16:].abs() > 0).all()
-    close(ends[0], ends[1], 1e-11)
+    assert_close(ends[0], ends[1], 1e-11)
 
 
 @pytest.mark.parametrize(

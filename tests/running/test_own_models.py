@@ -363,3 +363,17 @@ def test_a_run_that_is_restored_knows_who_is_ahead():
     for _ in range(5):
         one, other = dict(whole.step()), dict(second.step())
         assert {**one, "wall": 0} == {**other, "wall": 0}
+
+
+def test_the_model_for_all_sees_no_example_twice(monkeypatch):
+    """Those that clients are judged on are among those of the test set."""
+    seen, plain = list[int](), Supervised.outputs
+
+    def outputs(self: Supervised, params: Tensor, rows: Any) -> Tensor:
+        seen.append(len(rows))
+        return plain(self, params, rows)
+
+    monkeypatch.setattr(Supervised, "outputs", outputs)
+    row = simulation(1).step()
+    assert seen == [20]
+    assert {"test_accuracy", "client_accuracy", "client_accuracy_std", "personal_accuracy"} <= row.keys()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeInt, options
+from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset, split_dataset, standardise
 
 CARRIED = {"digits": ("digits.csv.gz", 0, (1797, 65)), "breast_cancer": ("breast_cancer.csv", 1, (569, 31))}
@@ -71,3 +72,16 @@ def carried(name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         here = f"scikit-learn {version('scikit-learn')} does not carry {file} where those up to 1.9 do"
         raise InputError("problem.dataset", name, f"{here}; install an earlier one")
     return table[:, :-1], table[:, -1]
+
+
+def owned_digits(
+    name: str, clients: int, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """The digits' features [n, 64] and labels [n], and to which of so many clients each is dealt at random, [n].
+
+    name: of the data set that deals them, and of the draws. InputError: there are too few digits.
+    """
+    x, y = carried("digits")
+    if clients > len(x) // 2:
+        raise InputError("problem.dataset.clients", clients, f"of {len(x)} digits each needs two; take fewer")
+    return x, y, Streams(seed).generator(f"{name}/owner").permutation(len(x)) % clients

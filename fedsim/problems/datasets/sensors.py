@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from fedsim.core.data_files import Array, DataFolder
-from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt, options
 from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset, split_dataset
-from fedsim.problems.datasets.embedded import carried
+from fedsim.problems.datasets.embedded import owned_digits
 
 
 @options
@@ -32,10 +31,7 @@ class Sensors:
 
     def load(self, folder: DataFolder) -> Dataset:  # noqa: ARG002
         """Return x float32 [n, 64], each example with its owner."""
-        x, y = carried("digits")
-        if self.clients > len(x) // 2:
-            raise InputError("problem.dataset.clients", self.clients, f"of {len(x)} digits each needs two; take fewer")
-        owner = Streams(self.split_seed).generator("sensors/owner").permutation(len(x)) % self.clients
+        x, y, owner = owned_digits("sensors", self.clients, self.split_seed)
         scale, offset = self.readings(x.shape[1])
         read = (x / 16 * scale[owner] + offset[owner]).astype(np.float32)
         return split_dataset("sensors", read, y.astype(np.int64), 10, self.test_share, self.split_seed, owner)

@@ -8,11 +8,9 @@ import numpy as np
 from pydantic import Field
 
 from fedsim.core.data_files import DataFolder
-from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeInt, PositiveInt, options
-from fedsim.core.streams import Streams
 from fedsim.problems.datasets.base import Dataset, split_dataset
-from fedsim.problems.datasets.embedded import carried
+from fedsim.problems.datasets.embedded import owned_digits
 
 
 @options
@@ -34,10 +32,7 @@ class ShiftedDigits:
 
     def load(self, folder: DataFolder) -> Dataset:  # noqa: ARG002
         """Return x float32 [n, 64], each example with its owner."""
-        x, y = carried("digits")
-        if self.clients > len(x) // 2:
-            raise InputError("problem.dataset.clients", self.clients, f"of {len(x)} digits each needs two; take fewer")
-        owner = Streams(self.split_seed).generator("shifted_digits/owner").permutation(len(x)) % self.clients
+        x, y, owner = owned_digits("shifted_digits", self.clients, self.split_seed)
         named = (y.astype(np.int64) + owner % self.groups * (10 // self.groups)) % 10
         pixels = (x / 16).astype(np.float32)
         return split_dataset("shifted_digits", pixels, named, 10, self.test_share, self.split_seed, owner)
