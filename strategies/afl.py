@@ -10,14 +10,12 @@ which is a pass more; downlink d. Mohri, Sivek and Suresh 2019, whose clients ta
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fedsim.server import (
-    Averaging,
-    Config,
+    ByLosses,
     Metrics,
     NonNegativeFloat,
     ProblemView,
@@ -30,18 +28,12 @@ from fedsim.server import (
 
 
 @options
-class AFL(Averaging):
+class AFL(ByLosses):
     """Needs the client `sgd`. Where all who answer have lambda_i = 0, the model stays. Reports the largest lambda_i."""
-
-    up: ClassVar[frozenset[str]] = frozenset({"delta", "start-loss"})
 
     weighting: Weighting = "uniform"
     lambda_lr: NonNegativeFloat = 0.1
     """The rate of lambda; 0: it stays p, and this is FedAvg."""
-
-    def config(self) -> Config:
-        """Ask for the losses."""
-        return {"report-start-loss": True}
 
     def init(self, problem: ProblemView) -> ServerState:
         """Lambda begins at p."""
@@ -56,10 +48,10 @@ class AFL(Averaging):
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move by the mixture, and the mixture by the losses."""
-        mixture, clients, losses = state.memory["mixture"], replies.clients, replies.payload["start-loss"]
+        mixture, clients, losses = state.memory["mixture"], replies.clients, self.losses(replies)
         weights = mixture[clients] / mixture[clients].sum().clamp(min=torch.finfo(torch.float64).tiny)
-        change = replies.combine(weights.to(losses.device, losses.dtype))
-        risen = mixture.index_add(0, clients, self.lambda_lr * losses.squeeze(1).cpu().double())
+        change = replies.combine(weights.to(replies.payload["delta"]))
+        risen = mixture.index_add(0, clients, self.lambda_lr * losses.cpu())
         metrics = {**self.seen(state, replies, change), "largest_weight": float(mixture.max())}
         return self.advance(state, replies, change, mixture=onto_simplex(risen)), metrics, True
 

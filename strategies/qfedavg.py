@@ -11,11 +11,8 @@ Allocation in Federated Learning", algorithm 2, where p_i is the same for all.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from fedsim.server import (
-    Averaging,
-    Config,
+    ByLosses,
     Metrics,
     NonNegativeFloat,
     Rate,
@@ -27,10 +24,8 @@ from fedsim.server import (
 
 
 @options
-class QFedAvg(Averaging):
+class QFedAvg(ByLosses):
     """With q = 0 it is FedAvg. Needs the client `sgd`, and reports `step_scale`, s: its step against FedAvg's."""
-
-    up: ClassVar[frozenset[str]] = frozenset({"delta", "start-loss"})
 
     weighting: Weighting = "uniform"
     q: NonNegativeFloat = 1.0
@@ -38,16 +33,12 @@ class QFedAvg(Averaging):
     client_lr: Rate = 0.1
     """lr, which is to be the clients' own learning rate: 1 / lr is what the curvature of a loss is taken for."""
 
-    def config(self) -> Config:
-        """Ask for the losses."""
-        return {"report-start-loss": True}
-
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the changes by their losses; where nobody answers, stay."""
         if not len(replies):
             return super().tell(state, replies)
         weights, delta = replies.weights(self.weighting), replies.payload["delta"]
-        losses = replies.payload["start-loss"].squeeze(1).double().clamp(min=0.0) + 1e-10
+        losses = self.losses(replies).clamp(min=0.0) + 1e-10
         raised = (losses / losses.max()) ** self.q
         total, parts = weights.double().sum(), weights.double() * raised
         lengths = delta[:, : state.trained].double().square().sum(dim=1)

@@ -8,32 +8,24 @@ is a pass more; downlink d. Li, Beirami, Sanjabi and Smith 2021, "Tilted Empiric
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from fedsim.server import Averaging, Config, Replies, ServerState, options
+from fedsim.server import ByLosses, Replies, ServerState, options
 
 
 @options
-class Term(Averaging):
+class Term(ByLosses):
     """Needs the client `sgd`. A client whose loss is larger by ln 2 / t weighs twice as much."""
-
-    up: ClassVar[frozenset[str]] = frozenset({"delta", "start-loss"})
 
     t: float = 1.0
     """The tilt, in units of 1 / loss."""
-
-    def config(self) -> Config:
-        """Ask for the losses."""
-        return {"report-start-loss": True}
 
     def change(self, state: ServerState, replies: Replies) -> Tensor:
         """The tilted mean change."""
         weights = replies.weights(self.weighting)
         if not len(replies):
             return super().change(state, replies)
-        tilt = self.t * replies.payload["start-loss"].squeeze(1).double()
+        tilt = self.t * self.losses(replies)
         tilted = weights.double() * torch.exp(tilt - tilt.max())
         return replies.combine((tilted * (weights.double().sum() / tilted.sum())).to(weights.dtype))

@@ -21,6 +21,7 @@ from fedsim.exchange.messages import Late, Order, Replies, Scalar, Weighting
 from fedsim.exchange.windows import All, Every, First, Window
 from fedsim.nets.optimizers import Optimizer
 from fedsim.server.batches import BatchRule
+from fedsim.server.by_losses import ByLosses
 from fedsim.server.distillation import Bench, Ensemble
 from fedsim.server.optimizers import OptimizerState, ServerOptimizer
 from fedsim.server.participation import (
@@ -44,6 +45,7 @@ __all__ = [
     "Averaging",
     "BatchRule",
     "Bench",
+    "ByLosses",
     "Config",
     "Discount",
     "Ensemble",
