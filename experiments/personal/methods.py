@@ -53,7 +53,14 @@ METHODS: Mapping[str, Method] = {
         rates=("0.1", "0.2", "0.5"),
     ),
     "perfedavg": Method(
-        "Per-FedAvg", ("client.kind=perfedavg", "client.inner_lr={inner}"), {"inner": ("0.03", "0.1")}, alone=False
+        "Per-FedAvg",
+        (
+            "client.kind=perfedavg",
+            "client.inner_lr={inner}",
+            "evaluation.finetune.steps=5",
+            "evaluation.finetune.lr={inner}",  # by which its model is meant to be tuned
+        ),
+        {"inner": ("0.01", "0.1", "0.5")},
     ),
     "fedper": Method("FedPer", ("problem.shared=body",)),
     "fedrep": Method("FedRep", ("problem.shared=body", "client.kind=fedrep", "client.head_steps=5")),
@@ -63,9 +70,11 @@ METHODS: Mapping[str, Method] = {
             "problem.shared=body",
             "client.kind=fedrep",
             "client.head_epochs=0",
-            *TUNED,
+            "evaluation.finetune.steps={steps}",  # all that its heads ever learn
+            "evaluation.finetune.lr={lr}",
             "evaluation.finetune.trains=head",
         ),
+        {"steps": ("5", "50")},
     ),
     "lg_fedavg": Method("LG-FedAvg", ("problem.shared=head",)),
     "fedproto": Method(

@@ -30,7 +30,8 @@ def compare(
     along: Annotated[
         list[str] | None,
         typer.Option(
-            help="What curves are drawn against: round, time, queries, bytes; may be given several times.",
+            help="What curves are drawn against: round, time, queries, bytes (sent up), down (bytes sent down),"
+            " epsilon; may be given several times.",
             autocompletion=axes,
         ),
     ] = None,

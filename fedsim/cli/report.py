@@ -28,7 +28,10 @@ def report(
         ),
     ] = None,
     along: Annotated[
-        str | None, typer.Option(help="What curves are drawn against at first: round, time, queries or bytes.")
+        str | None,
+        typer.Option(
+            help="What curves are drawn against at first: round, time, queries, bytes (sent up), down or epsilon."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier page.")] = False,
 ) -> None:

@@ -5,6 +5,7 @@ something is drawn. Every function writes one file, whole or not at all (Storage
 PDF or SVG by its name; a `Picture` is one in memory.
 """
 
+from fedsim.plots.costs import Panel, costs
 from fedsim.plots.curves import Along, axes_of, compare_curves, curves, measured, ranked
 from fedsim.plots.histograms import histograms
 from fedsim.plots.labels import Dealt, label_distribution
@@ -16,9 +17,11 @@ from fedsim.plots.timeline import timeline, timelines
 __all__ = [
     "Along",
     "Dealt",
+    "Panel",
     "Picture",
     "axes_of",
     "compare_curves",
+    "costs",
     "curves",
     "format_of",
     "histograms",

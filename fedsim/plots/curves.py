@@ -1,4 +1,4 @@
-"""What runs measured against the round, and side by side also against virtual time, queries and bytes sent up."""
+"""What runs measured against the round, and side by side also against virtual time, queries, bytes and privacy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.core.measures import NOTHING, UNDEFINED, Asked, attack_of, first, is_measure, lower_is_better
-from fedsim.plots.style import BRIGHT, INK, STYLES, grid_of, legend_below, named, plain, save, written
+from fedsim.plots.style import BRIGHT, INK, STYLES, WIDE, grid_of, legend_below, named, plain, save, written
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +36,7 @@ BOOKKEEPING = frozenset(
         "extra_queries",
         "staleness",
         "personal_untrained",
+        "epsilon",
     ]
 )
 WHOSE = {
@@ -78,20 +79,22 @@ AXES = {
     "time": "virtual time (s)",
     "queries": "queries of all clients, extra ones included",
     "bytes": "sent up by all clients",
+    "down": "sent down to all clients",
+    "epsilon": "privacy spent (epsilon)",
 }
-COUNTED = {"queries": "queries", "bytes": "bytes_up"}
+COUNTED = {"queries": "queries", "bytes": "bytes_up", "down": "bytes_down"}
 """Axes along which a column of the rows is added up from the start."""
+BYTES = ("bytes", "down")
+"""Those of them that are counted in bytes."""
 ROWS = 4
 """Of so many measures runs are compared in one picture, at most."""
 INSIDE = 4
 """Of more lines than these a run's legend stands beside the panel."""
-WIDE = 100.0
-"""Beyond this ratio of the largest to the least an axis is logarithmic."""
 
 Row = Mapping[str, Any]
 Runs = Mapping[str, Sequence[Sequence[Row]]]
 """For the name of each group the rows of its runs, one run a seed."""
-Along = Literal["round", "time", "queries", "bytes"]
+Along = Literal["round", "time", "queries", "bytes", "down", "epsilon"]
 Line = NDArray[np.float64]
 
 
@@ -142,16 +145,21 @@ def axes_of(runs: Runs) -> dict[Along, bool]:
     """Find the horizontal axes that runs can be drawn along, and whether they are where none is asked for.
 
     The round always is; virtual time where it is not the round in another unit, the same for all runs; queries where
-    any run has asked one; bytes sent up where a round of one run takes more than twice those of another's.
+    any run has asked one; bytes sent up, or down, where a round of one run takes more than twice those of another's;
+    the privacy spent where any run says what it is.
     """
     axes: dict[Along, bool] = {"round": True}
     if any(_line(rows, "time", "round").size for group in runs.values() for rows in group):
         axes["time"] = _time_is_news(runs)
     if any(row.get("queries") for group in runs.values() for rows in group for row in rows):
         axes["queries"] = True
-    rates = [rate for group in runs.values() for rows in group if (rate := _bytes_a_round(rows)) > 0]
-    if rates:
-        axes["bytes"] = max(rates) > 2 * min(rates)
+    ways: tuple[Along, ...] = ("bytes", "down")
+    for way in ways:
+        rates = [rate for group in runs.values() for rows in group if (rate := _bytes_a_round(rows, COUNTED[way])) > 0]
+        if rates:
+            axes[way] = max(rates) > 2 * min(rates)
+    if any(_line(rows, "epsilon", "round").size for group in runs.values() for rows in group):
+        axes["epsilon"] = True
     return axes
 
 
@@ -261,10 +269,10 @@ def _time_is_news(runs: Runs) -> bool:
     return not np.allclose(times * rounds.max(), rounds * times.max(), rtol=1e-6, atol=0.0)
 
 
-def _bytes_a_round(rows: Sequence[Row]) -> float:
-    """Divide what all clients have sent up by the rounds; 0 where either is not known."""
+def _bytes_a_round(rows: Sequence[Row], column: str) -> float:
+    """Divide what all clients have sent, or were sent, by the rounds; 0 where either is not known."""
     rounds = max((row.get("round") or 0 for row in rows), default=0)
-    return sum(row.get("bytes_up") or 0 for row in rows) / max(rounds, 1)
+    return sum(row.get(column) or 0 for row in rows) / max(rounds, 1)
 
 
 def _columns(rows: Iterable[Row]) -> dict[str, None]:
@@ -418,14 +426,16 @@ def _finish(axis: Axes, along: Along, lines: Sequence[Line]) -> None:
     where = np.concatenate([line[0] for line in lines])
     ends = [line[0][-1] for line in lines]
     axis.set_xlabel(AXES[along], color=INK)
-    if along == "bytes" or (along == "queries" and max(ends) > WIDE * min(ends)):
+    if along in BYTES or (along == "queries" and max(ends) > WIDE * min(ends)):
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if where.max() > WIDE * where.min() else (1.0, 2.0, 5.0)))
         axis.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=along != "time", nbins=7, steps=(1, 2, 5, 10)))
+        axis.xaxis.set_major_locator(
+            MaxNLocator(integer=along not in ("time", "epsilon"), nbins=7, steps=(1, 2, 5, 10))
+        )
     if along in COUNTED:
-        axis.xaxis.set_major_formatter(EngFormatter(unit="B" if along == "bytes" else ""))
+        axis.xaxis.set_major_formatter(EngFormatter(unit="B" if along in BYTES else ""))
     if where.min() == where.max():
         axis.set_xlim(*((where[0] / 2, where[0] * 2) if along in COUNTED else (where[0] - 1, where[0] + 1)))
     plain(axis, grid="both")

@@ -27,6 +27,8 @@ METADATA: Mapping[str, Any] = {"png": None, "pdf": {"CreationDate": None}, "svg"
 """The formats of pictures, and what a file is not to say of itself: when it was written."""
 LETTERS = 11
 """An inch takes so many of them, in the size of a legend."""
+WIDE = 100.0
+"""Beyond this ratio of the largest to the least an axis is logarithmic."""
 NAMED = 24
 """Of the name of a client or class so many letters are shown."""
 

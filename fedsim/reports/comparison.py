@@ -26,6 +26,7 @@ from fedsim.core.measures import Asked, first, is_measure, lower_is_better
 from fedsim.core.near import name_one
 from fedsim.plots import Along, Picture, axes_of, compare_curves, measured
 from fedsim.reports.cells import cell, cell_interval, cell_spent, measure_of, seeds
+from fedsim.reports.fronts import Front, fronts_of
 from fedsim.reports.listing import runs_below
 from fedsim.reports.names import names_of
 from fedsim.reports.numbers import COUNTS, Group, Run, options_of
@@ -106,6 +107,11 @@ class Comparison:
         )
         order = first(self.asked)
         return tuple(sorted(labels, key=lambda label: _rank(label, order)))
+
+    @cached_property
+    def fronts(self) -> list[Front]:
+        """Which groups none leaves behind, by each number that is tested and each cost in which they differ."""
+        return fronts_of(self.groups, self.tested, self.asked)
 
     @property
     def one_test_set(self) -> bool:
@@ -219,8 +225,8 @@ def compare(
 
     A run that is named twice counts once. Runs of equal seed and config are not replicas but results to be
     compared (of two versions of the code, say): they stand in different groups. targets: levels, by the measure that is
-    to reach them. along: what the curves are drawn against, of round, time, queries and bytes; by default see
-    `plots.axes_of`. measures: by which groups are tested, such as test_accuracy (its final value) or
+    to reach them. along: what the curves are drawn against, of round, time, queries, bytes (sent up), down and epsilon;
+    by default see `plots.axes_of`. measures: by which groups are tested, such as test_accuracy (its final value) or
     "test_accuracy, best"; by default the first of the table. interval: "t", "bootstrap" or None; level: of confidence.
     under_way: runs that have no row yet are left out and named in `Comparison.left_out`.
 
@@ -391,6 +397,8 @@ def lines_of(comparison: Comparison) -> list[list[str]]:
     lines = [["seeds", *map(seeds, comparison.groups)], *numbers_of(comparison)]
     for measure, level in comparison.targets.items():
         lines += [[f"{label} until {measure} {level:g}", *cells] for label, *cells in spent_of(comparison, measure)]
+    for front in comparison.fronts:
+        lines.append([front.heading, *(front.cell(group.name) for group in comparison.groups)])
     for key, values in comparison.differing.items():
         lines.append([key, *("(absent)" if value is None else str(value) for value in values)])
     return lines

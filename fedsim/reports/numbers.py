@@ -24,6 +24,8 @@ from fedsim.running.stored import open_run
 
 OF_CLIENTS = ("client_", "personal_", "newcomer_")
 """How columns begin that are of each client's examples."""
+EPSILON = "privacy, epsilon"
+"""The label of what a run has spent of its clients' privacy."""
 HIDDEN = re.compile(
     r"(validation_)?(client_(\w+_)?|personal_|newcomer_)(accuracy|loss)_(mean|worst|std)|client_value_worst"
 )
@@ -94,6 +96,7 @@ class Run:
             ("round", "rounds done"),
             ("time", "virtual time (s)"),
             ("wall", "wall time (s)"),
+            ("epsilon", EPSILON),
         ):
             if column in history.columns and (last := history.last(column)) is not None:
                 numbers[label] = float(last)

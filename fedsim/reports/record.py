@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedsim.reports.comparison import Comparison
+from fedsim.reports.fronts import records
 
 
 def record(comparison: Comparison) -> dict[str, Any]:
@@ -40,5 +41,6 @@ def record(comparison: Comparison) -> dict[str, Any]:
         "differing": comparison.differing,
         "level": comparison.level,
         "tests": comparison.tests.records,
+        "fronts": records(comparison.fronts),
         "left_out": {str(path): why for path, why in comparison.left_out.items()},
     }

@@ -70,6 +70,12 @@ def _table(comparison: Comparison, numbers: list[list[str]], spent: dict[str, li
         table.add_row(Text(f"until {measure} {level:g}", style="italic"))
         for heading, *cells in spent[measure]:
             table.add_row(Text(f"  {heading}"), *(cells[place] for place in shown))
+    for label in dict.fromkeys(front.label for front in comparison.fronts):
+        table.add_section()
+        table.add_row(Text(f"{label}, for", style="italic"))
+        for front in (front for front in comparison.fronts if front.label == label):
+            where = (printable(front.cell(group.name)) for group in groups)
+            table.add_row(Text(f"  {front.cost}"), *(Text(fill(text, WIDEST)) for text in where))
     if len(comparison.groups) > 1:
         table.add_section()
         table.add_row(Text("options that differ" + ("" if comparison.differing else ": none"), style="italic"))

@@ -123,6 +123,7 @@ def test_a_comparison_answers_with_all_numbers_of_its_groups(monkeypatch, capsys
     assert told["differing"] == {"client.lr": [0.1, 0.2]}
     assert [(test["group"], test["other"]) for test in told["tests"]] == [("a", "b")]
     assert told["pictures"] == ["compare.png"]
+    assert told["fronts"] == []
 
 
 def test_the_list_of_what_is_installed_is_one_object(monkeypatch, capsys):

@@ -272,6 +272,35 @@ def test_bytes_are_an_axis_where_a_round_takes_more_than_twice_as_many(rates, sh
     assert plots.axes_of(runs)["bytes"] is shown
 
 
+def test_costs_are_points_with_their_deviation_and_a_staircase_along_the_front(tmp_path, figures):
+    groups = {"cheap": ((1.0,), (0.5,)), "dear": ((200.0, 400.0), (0.7, 0.9)), "bad": ((50.0,), (0.4,))}
+    panel = plots.Panel("test_accuracy, final", "up (MiB)", groups | {"free": ((), (0.95,))}, ["cheap", "dear"])
+    assert plots.costs([panel], tmp_path / "c.png")
+    assert_is_picture(tmp_path / "c.png")
+    (axis,) = figures[0].axes
+    assert axis.get_xscale() == "log"
+    assert axis.get_ylabel() == "test accuracy, final"
+    points = [tuple(line.get_xydata()[0]) for line in axis.lines if line.get_marker() == "o"]
+    assert points == [(1.0, 0.5), (300.0, pytest.approx(0.8)), (50.0, 0.4)]
+    assert [line.get_ydata()[0] for line in axis.lines if line.get_linestyle() == "--"] == [0.95]
+    (stairs,) = [line for line in axis.lines if line.get_drawstyle() == "steps-post"]
+    assert stairs.get_xydata().tolist() == [[1.0, 0.5], [300.0, pytest.approx(0.8)]]
+    # 200 and 400: s = 141.42; 0.7 and 0.9: s = 0.1414.
+    across, along = (bar.get_segments()[0] for bar in axis.collections)
+    assert (across[1] - across[0])[0] == pytest.approx(2 * 141.42, abs=0.01)
+    assert (along[1] - along[0])[1] == pytest.approx(2 * 0.14142, abs=1e-4)
+    assert not plots.costs([], tmp_path / "none.png")
+
+
+def test_down_and_epsilon_are_axes_where_they_are_told(tmp_path, figures):
+    rows = [row(n, bytes_down=2**20, epsilon=0.5 * n, test_accuracy=0.1 * n) for n in (1, 2)]
+    assert plots.axes_of({"a": [rows]})["epsilon"]
+    assert plots.compare_curves({"a": [rows]}, tmp_path / "c.png", ["down", "epsilon"])
+    down, epsilon = figures[0].axes
+    assert down.lines[0].get_xydata().tolist() == [[2.0**20, 0.1], [2.0**21, 0.2]]
+    assert epsilon.lines[0].get_xydata().tolist() == [[0.5, 0.1], [1.0, 0.2]]
+
+
 def test_axes_that_no_run_has_are_no_axes():
     silent = [[{"round": 1, "train_loss": 1.0}]]
     assert plots.axes_of({"a": silent}) == {"round": True}

@@ -17,6 +17,7 @@ import fedsim
 from fedsim.core.errors import InputError
 from fedsim.core.files import StorageError
 from fedsim.reports.comparison import Comparison, compare, parse_targets
+from fedsim.reports.fronts import panels_of
 from fedsim.reports.listing import listed
 from fedsim.reports.pictures import draw, places
 from fedsim.reports.table import render
@@ -318,16 +319,67 @@ def test_the_pictures_show_every_group(tmp_path):
         scheduled(tmp_path / "fix" / f"seed-{seed}", "fedfix", seed=seed)
     comparison = compare([scheduled(tmp_path / "avg", "fedavg"), tmp_path / "fix"])
     drawn = draw(comparison, tmp_path / "c.png")
-    assert drawn == [tmp_path / name for name in ("c.png", "c-trace.png", "c-timeline.png")]
+    assert drawn == [tmp_path / name for name in ("c.png", "c-costs.png", "c-trace.png", "c-timeline.png")]
     assert tuple(drawn) == places(tmp_path / "c.png")
     # Ink of both groups' colours, #4477AA and #EE6677.
-    for path in drawn[:2]:
+    for path in (drawn[0], drawn[2]):
         points = imread(path)[..., :3]
         for colour in ((0x44, 0x77, 0xAA), (0xEE, 0x66, 0x77)):
             assert (abs(points * 255 - colour).max(axis=2) < 2).sum() > 100
     alone = draw(compare([tmp_path / "avg"]), tmp_path / "alone.png")
     # One run's timeline is less high than two runs'.
     assert imread(alone[-1]).shape[0] < imread(drawn[-1]).shape[0]
+
+
+def paying(path: Path, value: float, up: int, *, lr: float, seed: int = 0, **spent: float) -> Path:
+    """A run of two rounds that sends so many bytes up a round."""
+    with RunFolder.create(path, "x") as folder:
+        folder.write_config({"name": "x", "seed": seed, "client": {"kind": "sgd", "lr": lr}})
+        for number in (1, 2):
+            folder.append({"round": number, "bytes_up": up, "bytes_down": 2**20, "test_accuracy": value, **spent})
+    return path
+
+
+def test_none_leaves_behind_who_is_better_or_cheaper(tmp_path):
+    half = 2**19
+    paying(tmp_path / "few", 0.5, half, lr=0.1)
+    paying(tmp_path / "same", 0.5, 3 * half, lr=0.2)  # as good as the first, for more
+    paying(tmp_path / "most" / "a", 0.7, 4 * half, lr=0.3, seed=0)
+    paying(tmp_path / "most" / "b", 0.9, 4 * half, lr=0.3, seed=1)
+    paying(tmp_path / "worse", 0.75, 4 * half, lr=0.4)
+    paying(tmp_path / "twin", 0.8, 4 * half, lr=0.5)
+    paying(tmp_path / "lost", math.nan, 0, lr=0.6)
+    comparison = compare(tmp_path)
+    # Two rounds: 1, 3 and 4 MiB; all are sent the same down, so that is no cost to weigh.
+    (front,) = comparison.fronts
+    assert (front.label, front.cost) == ("test_accuracy, final", "up (MiB)")
+    assert front.behind == {"few": None, "twin": None, "most": None, "worse": "most", "same": "few"}
+    assert front.on == ["few", "most", "twin"]
+    found = {group.name: front.cell(group.name) for group in comparison.groups}
+    assert found == {
+        "few": "on the front",
+        "lost": "-",
+        "most": "on the front",
+        "same": "behind few",
+        "twin": "on the front",
+        "worse": "behind most",
+    }
+    assert "behind few" in text(comparison, 300)
+    drawn = draw(comparison, tmp_path / "c.png")
+    assert drawn[1] == tmp_path / "c-costs.png"
+
+
+def test_of_losses_the_least_is_on_the_front_and_privacy_is_a_cost(tmp_path):
+    paying(tmp_path / "free", 0.9, 1, lr=0.1)
+    paying(tmp_path / "tight", 0.2, 1, lr=0.2, epsilon=1.0, test_loss=3.0)
+    paying(tmp_path / "loose", 0.3, 1, lr=0.3, epsilon=8.0, test_loss=4.0)
+    comparison = compare(tmp_path, measures=["test_accuracy", "test_loss"])
+    found = {front.label: front.behind for front in comparison.fronts if front.cost == "privacy, epsilon"}
+    assert found["test_accuracy, final"] == {"tight": None, "loose": None}
+    assert found["test_loss, final"] == {"tight": None, "loose": "tight"}
+    panel = panels_of(comparison.groups, comparison.fronts)[0]
+    assert panel.groups["free"] == ((), (0.9,))
+    assert panel.groups["loose"] == ((8.0,), (0.3,))
 
 
 def test_runs_without_traces_have_the_curves_alone(tmp_path):
