@@ -18,7 +18,7 @@ from experiments.personal import HERE
 from experiments.personal.methods import METHODS, Choice, Method
 from experiments.studies import Numbers, cell
 from fedsim.plots.style import BRIGHT, INK, plain, save
-from fedsim.reports.statistics import Difference, difference
+from fedsim.reports.statistics import Difference, difference, holm
 from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point, expand
 
@@ -58,6 +58,8 @@ class Row:
         return self.values["accuracy"]
 
 
+BASES = {"fedavg+": "FedAvg + fine-tuning", "local": "local training"}
+"""What every method has to beat, by their names in results."""
 Results = Mapping[str, Row]
 """Rows by the method's name, with `+` after those that clients have tuned."""
 
@@ -123,15 +125,28 @@ def measure(
 
 
 def table(results: Results) -> Table:
-    """A row a method, the best first."""
+    """A row a method, the best first, with how far it is ahead of the two that every method has to beat."""
     seeds = len(next(iter(results.values())).final)
-    laid = Table(show_edge=False, caption=f"±: one sample standard deviation over seeds 0 to {seeds - 1}")
+    caption = (
+        f"±: one sample standard deviation over seeds 0 to {seeds - 1}; ahead: difference of the means, with the p of"
+        " a paired t after Holm's correction for all tests against that baseline"
+    )
+    laid = Table(show_edge=False, caption=caption)
     laid.add_column("method")
-    for heading in ("chosen", "accuracy", "mean of clients", "tenth percentile"):
+    bases = {name: told for name, told in BASES.items() if name in results}
+    for heading in (
+        "chosen",
+        "accuracy",
+        "mean of clients",
+        "tenth percentile",
+        *(f"of {one}" for one in bases.values()),
+    ):
         laid.add_column(heading, justify="right")
-    for row in sorted(results.values(), key=lambda one: -one.final.mean()):
-        chosen = ", ".join(f"{name} {value}" for name, value in row.choice.items())
-        laid.add_row(row.label, chosen, *(cell(row.values[column], 3) for column in COLUMNS))
+    against = [against_all(results, base) for base in bases]
+    for name, row in sorted(results.items(), key=lambda one: -one[1].final.mean()):
+        chosen = ", ".join(f"{knob} {value}" for knob, value in row.choice.items())
+        apart = (f"{found[name][0]:+.3f} ({found[name][1]:.2g})" if name in found else "-" for found in against)
+        laid.add_row(row.label, chosen, *(cell(row.values[column], 3) for column in COLUMNS), *apart)
     return laid
 
 
@@ -158,6 +173,16 @@ def paired(results: Results, one: str, other: str) -> Difference:
     """The accuracies of two rows, seed by seed."""
     first, second = (dict(enumerate(results[name].final.tolist())) for name in (one, other))
     return difference(first, second, lower=False)
+
+
+def against_all(results: Results, base: str) -> dict[str, tuple[float, float]]:
+    """How far each other row is ahead of one, and p of the paired t, corrected by Holm's rule over all of them.
+
+    A row without a spread in its differences is not tested: its p is 1.
+    """
+    found = {name: paired(results, name, base) for name in results if name != base}
+    chances = holm([1.0 if one.p is None else one.p for one in found.values()])
+    return {name: (one.mean, p) for (name, one), p in zip(found.items(), chances, strict=True)}
 
 
 def ahead(results: Results, one: str, other: str) -> tuple[str, bool]:

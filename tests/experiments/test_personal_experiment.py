@@ -57,6 +57,30 @@ def test_one_is_ahead_by_a_paired_test():
     assert not study.ahead(noisy, "high", "low")[1]
 
 
+def test_all_are_told_from_a_baseline_after_holms_correction():
+    base = [0.90, 0.91, 0.89, 0.90, 0.92]
+    high = [value + add for value, add in zip(base, [0.03, 0.025, 0.035, 0.03, 0.03], strict=True)]
+    noisy = [0.98, 0.88, 0.91, 0.87, 0.95]
+    low = [value - add for value, add in zip(base, [0.03, 0.025, 0.035, 0.03, 0.03], strict=True)]
+    results = {
+        "fedavg+": row(base),
+        "high": row(high, "high"),
+        "noisy": row(noisy, "noisy"),
+        "same": row(base, "same"),
+        "local": row(low, "low"),
+    }
+    found = study.against_all(results, "fedavg+")
+    once = study.paired(results, "high", "fedavg+").p
+    assert once is not None
+    # Four tests, of which this and that of the low row have equal p, the least: the first of them counts four times.
+    assert found["high"] == (pytest.approx(0.03), pytest.approx(4 * once))
+    assert found["same"][1] == 1.0
+    said, demanded = settings.told_apart(results)
+    assert demanded is None
+    assert said.startswith("ahead of FedAvg + fine-tuning: high +0.030; behind it: low -0.030")
+    assert "+0.030" in "".join(map(str, study.table(results).columns[5].cells))
+
+
 def test_the_prototype_is_met_or_surpassed():
     level = {name: row([value] * 3) for name, value in untuned.EXPECTED.items()}
     assert untuned.as_expected(level)[1]
