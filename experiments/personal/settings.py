@@ -11,9 +11,8 @@ from experiments.personal import HERE
 from experiments.personal.study import BASES, LEVEL, Results, Setting, against_all, ahead, draw, measure, table
 
 RATES = ("0.2", "0.5", "1.0", "2.0")
-FEWER = ("0.03", "0.1", "0.3")
 DIGITS = Setting("digits", RATES, "full")
-FASHION = Setting("fashion", FEWER, "32", range(100, 101))
+FASHION = Setting("fashion", ("0.01", "0.03", "0.1", "0.3"), "32", range(100, 101))
 FEMNIST = Setting("femnist", ("0.003", "0.01", "0.03"), "20", range(100, 101))
 HEART = Setting("heart", ("0.1", "0.3", "1.0", "3.0"), "32")
 

@@ -20,6 +20,8 @@ COSTS = ("up (MiB)", "down (MiB)", EPSILON)
 """The numbers that are costs to be weighed against what was reached."""
 ALIKE = 1.01
 """Groups whose costs differ by less than this factor cost the same, and there is nothing to weigh."""
+ON = "on the front"
+"""Where a group is that none leaves behind."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Front:
         if name not in self.behind:
             return "-"
         other = self.behind[name]
-        return "on the front" if other is None else f"behind {other}"
+        return ON if other is None else f"behind {other}"
 
 
 def fronts_of(groups: Sequence[Group], labels: Sequence[str], asked: Asked) -> list[Front]:

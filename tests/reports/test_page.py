@@ -110,6 +110,16 @@ def test_a_page_has_intervals_of_means_and_every_pair_that_was_tested(tmp_path):
     assert "Intervals and tests" not in alone
 
 
+def test_a_page_says_who_comes_furthest_for_what_it_costs(tmp_path):
+    for name, rounds in (("short", 2), ("long", 4)):
+        write(tmp_path / name, [0.1, 0.5] * (rounds // 2), lr=0.1 * rounds)
+    said = told(page(compare([tmp_path])))
+    assert "Who comes furthest for what it costs, by the means of the seeds" in said
+    assert "short on the front best on the front best" in said
+    assert "long behind short behind short" in said
+    assert "comes furthest" not in told(page(compare([tmp_path / "short"])))
+
+
 def test_the_numbers_of_a_page_are_those_of_the_rows(tmp_path):
     write(tmp_path / "a", [0.123456789, None, 0.5])
     (group,) = Read(page(compare([tmp_path / "a"]))).numbers()["groups"]

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedsim.core.terminal import printable
+from fedsim.reports.comparison import Comparison
+from fedsim.reports.fronts import ON
 from fedsim.reports.numbers import Group, Run
-from fedsim.reports.page.tables import Table, totals
+from fedsim.reports.page.tables import Cell, Line, Table, totals
 from fedsim.running.stored import open_run
 
 MIB = 2**20
@@ -35,6 +37,19 @@ def ledger(groups: Sequence[Group]) -> Table:
     asked = {label for runs in found for run in runs for label, number in run.items() if number or "quer" not in label}
     found = [[{label: number for label, number in run.items() if label in asked} for run in runs] for runs in found]
     return totals("ledger", "What crossed between server and clients, and was asked", groups, found)
+
+
+def fronts(comparison: Comparison) -> Table | None:
+    """A line a group: whether it is on the front of each measure and cost; None where nothing is to be weighed."""
+    found = comparison.fronts
+    if not found:
+        return None
+    lines = [
+        Line(group.name, tuple(Cell(cell := front.cell(group.name), marked=cell == ON) for front in found), place)
+        for place, group in enumerate(comparison.groups)
+    ]
+    heads = ("group", *(front.heading for front in found))
+    return Table("fronts", "Who comes furthest for what it costs, by the means of the seeds", heads, tuple(lines))
 
 
 def wrongs(groups: Sequence[Group]) -> Table | None:

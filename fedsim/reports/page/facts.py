@@ -19,7 +19,7 @@ from fedsim.reports.cells import cell, cell_spent, measure_of, seeds
 from fedsim.reports.comparison import ONE_TEST_SET, Comparison
 from fedsim.reports.numbers import Group
 from fedsim.reports.page.again import Again, again
-from fedsim.reports.page.costs import endings, failures, ledger, wrongs
+from fedsim.reports.page.costs import endings, failures, fronts, ledger, wrongs
 from fedsim.reports.page.pictures import Gallery, adversaries, partitions
 from fedsim.reports.page.seeds import told
 from fedsim.reports.page.tables import Cell, Line, Table, spread_cell
@@ -166,6 +166,11 @@ class Facts:
     def ledger(self) -> Table:
         """What each group has sent and asked."""
         return ledger(self.groups)
+
+    @cached_property
+    def fronts(self) -> Table | None:
+        """Which groups none leaves behind for what it costs; None: there is nothing to weigh."""
+        return fronts(self._comparison)
 
     @cached_property
     def wrongs(self) -> Table | None:
