@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["core"],
-    ["parallel"],
+    ["parallel", "coding"],
     ["nets", "exchange", "devices", "plots", "trackers"],
     ["attacks", "server"],
     ["problems"],

@@ -26,10 +26,13 @@ class Method:
     rates: tuple[str, ...] = ()
 
     def choices(self, rates: Sequence[str]) -> Iterator[Choice]:
-        """Every combination of rates and values."""
-        grid = {"lr": self.rates or tuple(rates), **self.knobs}
+        """Every combination of rates and values; `tune` is the rate at which the model for all is tuned."""
+        grid = {"lr": self.rates or tuple(rates), **self.knobs, **({} if self.alone else {"tune": SHARES})}
         for values in itertools.product(*grid.values()):
-            yield dict(zip(grid, values, strict=True))
+            choice = dict(zip(grid, values, strict=True))
+            if not self.alone:
+                choice["tune"] = f"{float(choice['lr']) * float(choice['tune']):g}"
+            yield choice
 
     def overrides(self, choice: Choice, batch: str) -> list[str]:
         """How a file is changed for a choice. batch: examples of a step of fine-tuning."""
@@ -40,7 +43,9 @@ class Method:
         return [*found, f"evaluation.finetune.batch_size={batch}"] if tunes else found
 
 
-TUNED = ("evaluation.finetune.steps=5", "evaluation.finetune.lr={lr}")
+TUNED = ("evaluation.finetune.steps=5", "evaluation.finetune.lr={tune}")
+SHARES = ("1", "0.1")
+"""What share of the rate of training that of tuning may be."""
 METHODS: Mapping[str, Method] = {
     "fedavg": Method("FedAvg", alone=False),
     "local": Method("local training", ("strategy=local", "client.kind=local")),

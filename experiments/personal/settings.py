@@ -13,7 +13,7 @@ from experiments.personal.study import BASES, LEVEL, Results, Setting, against_a
 RATES = ("0.2", "0.5", "1.0", "2.0")
 DIGITS = Setting("digits", RATES, "full")
 FASHION = Setting("fashion", ("0.01", "0.03", "0.1", "0.3"), "32", range(100, 101))
-FEMNIST = Setting("femnist", ("0.003", "0.01", "0.03"), "20", range(100, 101))
+FEMNIST = Setting("femnist", ("0.003", "0.01", "0.03", "0.1"), "20", range(100, 101))
 HEART = Setting("heart", ("0.1", "0.3", "1.0", "3.0"), "32")
 
 

@@ -14,7 +14,7 @@ from fedsim.running.sweep import Outcome
 SETTING = Setting("digits", ("0.5",), "full")
 SEEDS = range(12)
 CHOICES = {
-    "fedavg": {},
+    "fedavg": {"tune": "0.5"},
     "local": {},
     "ditto": {"lam": "0.1"},
     "fedper": {},

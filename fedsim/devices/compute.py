@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedsim.coding.stragglers import gilbert_elliott
 from fedsim.core.errors import InputError
-from fedsim.core.options import Seconds, options
+from fedsim.core.options import PositiveInt, Seconds, options
 from fedsim.core.streams import SERVER, Streams
 from fedsim.devices.census import Census, Spread
 from fedsim.devices.traces import File, read_trace
@@ -133,6 +134,39 @@ class Zipf:
         """Draw the order of the clients."""
         order = streams.permutation(DRAW, torch.tensor([SERVER]), len(census.sizes))[0].numpy()
         return Pace.constant(self.seconds * (order + 1.0) ** self.exponent)
+
+
+@options
+class Bursty:
+    """tau_i = seconds, times `slowdown` where client i is slow, by a chain of its own over rounds (Gilbert-Elliott).
+
+    In each round a client becomes slow with probability `enter`, and one that is slow ceases to be so with `leave`.
+    Rounds are counted as in a `trace`.
+    """
+
+    seconds: Seconds = 1.0
+    """Virtual seconds of a client that is not slow."""
+    slowdown: Annotated[float, Field(ge=1, le=1e6)] = 5.0
+    """How many times that a slow one takes."""
+    enter: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """How likely it is to become slow, in each round."""
+    leave: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """How likely a slow client is to be so no longer, in each round."""
+    rounds: PositiveInt = 1000
+    """After so many rounds the same ones begin anew."""
+
+    def slow(self, population: int, streams: Streams) -> NDArray[np.bool_]:
+        """Who is slow in which round, bool [rounds, N]."""
+        clients = torch.arange(population)
+        drawn = streams.uniform(DRAW, clients, (self.rounds + 1,), dtype=torch.float64)
+        return gilbert_elliott(drawn.numpy().T, self.enter, self.leave)
+
+    def start(self, census: Census, streams: Streams, data_dir: Path | None) -> Pace:  # noqa: ARG002
+        """Draw each client's rounds."""
+        population = len(census.sizes)
+        seconds = np.where(self.slow(population, streams).T, self.slowdown * self.seconds, self.seconds)
+        count = np.full(population, self.rounds)
+        return Pace(seconds.reshape(-1), np.arange(population) * self.rounds, count)
 
 
 @options

@@ -316,7 +316,7 @@ def test_files_are_looked_for_in_the_data_folder_first(tmp_path, monkeypatch):
         ({"jitter": -0.1}, "^jitter = -0.1"),
         (
             {"compute": "quick"},
-            r"^compute\.kind = quick: not one of the installed speeds: fixed, lognormal, trace, uniform, zipf",
+            r"^compute\.kind = quick: not one of the installed speeds: bursty, fixed, lognormal, trace, uniform, zipf",
         ),
         ({"compute": {"kind": "fixed", "spread": 100.0}}, r"^compute\.spread = 100"),
         ({"compute": {"kind": "fixed", "seconds": 0.0}}, r"^compute\.seconds = 0"),

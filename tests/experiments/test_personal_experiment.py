@@ -29,8 +29,9 @@ def test_every_choice_of_every_method_is_an_experiment():
             load(HERE / "digits.toml", overrides=method.overrides(choice, "full"))
 
 
-def test_who_has_no_model_of_its_own_is_tuned_as_it_was_trained():
-    (choice,) = METHODS["fedavg"].choices(("0.3",))
+def test_who_has_no_model_of_its_own_is_tuned_at_the_rate_of_training_or_a_tenth():
+    choice, slower = METHODS["fedavg"].choices(("0.3",))
+    assert (choice["tune"], slower["tune"]) == ("0.3", "0.03")
     changes = METHODS["fedavg"].overrides(choice, "20")
     assert changes == [
         *("client.lr=0.3", "evaluation.finetune.steps=5"),
@@ -108,4 +109,4 @@ def test_a_part_chooses_by_other_seeds_runs_and_is_drawn(tmp_path: Path, monkeyp
     assert "lr 0.5" in done.output
     assert (tmp_path / "digits.png").stat().st_size > 10_000
     runs = sorted(path.parent.name for path in (tmp_path / "runs").rglob("summary.json"))
-    assert runs == ["seed-0", "seed-1", "seed-100", "seed-100"]
+    assert runs == ["seed-0", "seed-1", *["seed-100"] * 4]
