@@ -8,6 +8,7 @@ import os
 import signal
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 # Read when PyTorch is loaded: threads that wait for each other sleep, for others need the cores.
@@ -24,6 +25,8 @@ from forks import FORKING, sketch
 import fedsim  # noqa: F401  # first: it fixes the kernels that bitwise comparisons rely on
 
 gc.disable()  # until all tests are collected, of which none become garbage; it is half of that work
+OBJECTS = 20_000
+"""How many more there are when garbage is looked for, which at Python's 700 is a thirtieth of all work."""
 LONGEST = 10
 """Files of which the time is told, at the end of a run of more than these."""
 
@@ -34,8 +37,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return 0 if any("::" in argument for argument in config.args) else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Groups are dealt out as pytest-xdist would, by what forgets those that are done."""
+    from schedule import Forgetting  # here, for pytest-xdist may be switched off
+
+    return Forgetting(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
 def pytest_collection_finish() -> None:
     """What there is now stays: to look through all of it again and again is left out from here on."""
+    gc.set_threshold(OBJECTS)
     gc.enable()
     gc.freeze()
 

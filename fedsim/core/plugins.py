@@ -356,8 +356,11 @@ def _shadow(top: str) -> Path | None:
     if spec is None:
         return None
     places = [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else ())]
+    ours = ROOT / top
+    if places[0] == str(ours):  # as nearly always; to resolve it is most of the work of making a small plug-in
+        return None
     place = Path(places[0]).resolve()
-    return None if place == ROOT / top else place
+    return None if place == ours else place
 
 
 def _shadowed(shadow: Path, kind: str, option: str) -> InputError:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.configuration.bases import BASES
-from fedsim.configuration.tables import PLUGINS, described
+from fedsim.configuration.tables import PLUGINS, Experiment, described
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.core.plugins import HasPlugins
@@ -89,7 +89,7 @@ class Subject:
 
     def part(self, path: Path) -> Any:
         """The plug-in at a path, made; None where it has none, such as a client without an estimator."""
-        found = getattr(small_experiment(**self.tables), path[0])
+        found = getattr(_experiment(self.described), path[0])
         for option in path[1:]:
             found = found.made.get(option) if isinstance(found, HasPlugins) else None
         return found
@@ -192,6 +192,11 @@ def values_of(made: Any) -> dict[str, Any]:
     own = {option.name: getattr(made, option.name) for option in dataclasses.fields(made)}
     inner = made.made.items() if isinstance(made, HasPlugins) else ()
     return {**own, **{name: values_of(part) for name, part in inner}}
+
+
+@cache
+def _experiment(described: str) -> Experiment:
+    return small_experiment(**json.loads(described))
 
 
 @cache
