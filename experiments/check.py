@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 import fedsim
+from experiments.coding.__main__ import PARTS as CODING
 from experiments.curriculum import study as curriculum
 from experiments.data_sets import study as data_sets
 from experiments.distillation import study as distillation
@@ -42,7 +43,7 @@ from fedsim.running.runner import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.md"
-STUDIES: Mapping[str, Mapping[str, AnyPart]] = {"optimizers": OPTIMIZERS, "personal": PERSONAL}
+STUDIES: Mapping[str, Mapping[str, AnyPart]] = {"coding": CODING, "optimizers": OPTIMIZERS, "personal": PERSONAL}
 """Comparisons in parts."""
 
 

@@ -94,7 +94,7 @@ def measure(out: Path, *, workers: int | None = None, on_done: Callable[[Outcome
         name: Measured(WAYS[name][0], f"lr {chosen[name]}", [curve_of(point) for point in points])
         for name, points in told.items()
     }
-    name, code = min(codes(range(1, 6)), key=lambda one: sum(ends(one[1], seed)[-1] for seed in CHOOSING))
+    name, code = min(codes(most=5), key=lambda one: sum(ends(one[1], seed)[-1] for seed in CHOOSING))
     curves = [
         np.stack((ends(code, seed)[: curve.shape[1]], curve[1]))
         for seed, curve in zip(TOLD, found["wait"].curves, strict=True)

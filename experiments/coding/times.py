@@ -59,9 +59,9 @@ TRACES = {
 SCHEMES = {"wait": "waiting for all", "gc": "GC", "sr": "SR-SGC", "m": "M-SGC"}
 
 
-def codes(stragglers: Sequence[int] = range(1, 11)) -> Iterator[tuple[str, Scheme]]:
-    """Gradient codes, and what they are called."""
-    for count in stragglers:
+def codes(most: int = 10) -> Iterator[tuple[str, Scheme]]:
+    """Gradient codes for 1 to so many stragglers, and what they are called."""
+    for count in range(1, most + 1):
         yield f"s {count}", GradientCoding.of(WORKERS, count, np.random.default_rng(count))
 
 
