@@ -38,6 +38,8 @@ PACE = 3
 """Checkpoints after which a child that is to be killed by the clock waits for it, so that it does not finish."""
 SLOWEST = 0.06
 """Seconds after its first round begins in which it is killed at the latest."""
+WINDOW = 0.3
+"""Virtual seconds of a round of the scenario that ends by time."""
 SMALL: dict[str, Any] = {
     "problem": {
         "dataset": {"kind": "synthetic", "clients": 6, "features": 5, "classes": 3, "examples_per_client": 12},
@@ -47,7 +49,6 @@ SMALL: dict[str, Any] = {
     "selection": {"kind": "uniform", "count": 4},
     "client": {"kind": "sgd", "epochs": 2, "batch_size": 4, "lr": 0.1},
     "evaluation": {"every": 2},
-    "rounds": 70,
 }
 NORMED = {"kind": "mlp", "hidden": [6], "norm": "batch"}
 OWN = {**SMALL["problem"], "model": NORMED, "normalisation": {"statistics": "local_statistics"}}
@@ -74,7 +75,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         },
     },
     "fedfix": {
-        "strategy": {"kind": "fedfix", "window": 0.3, "frequency": "observed"},
+        "strategy": {"kind": "fedfix", "window": WINDOW, "frequency": "observed"},
         "devices": {
             **SPREAD,
             "jitter": 0.3,
@@ -82,7 +83,6 @@ SCENARIOS: dict[str, dict[str, Any]] = {
             "availability": {"kind": "markov", "mean_on": 20.0, "mean_off": 5.0, "period": 1.0},
         },
         "rounds": None,
-        "duration": 21.0,
         "evaluation": {"every_seconds": 0.7},
     },
     "fedzo": {
@@ -105,9 +105,11 @@ ENDINGS = ("trace.json", "model.safetensors", "clients.csv", "curves.png", "summ
 """And when all rounds are done: before a file has its name, and before what only an unfinished run needs is removed."""
 
 
-def experiment(scenario: str) -> fedsim.Experiment:
+def experiment(scenario: str, rounds: int) -> fedsim.Experiment:
     """A scenario with a checkpoint every round."""
-    tables = {"name": scenario, **SMALL, **SCENARIOS[scenario], "checkpoint": {"every": 1}}
+    tables = {"name": scenario, "rounds": rounds, **SMALL, **SCENARIOS[scenario], "checkpoint": {"every": 1}}
+    if tables["rounds"] is None:
+        tables["duration"] = WINDOW * rounds
     return fedsim.experiment(**{name: table for name, table in tables.items() if table is not None})
 
 
@@ -202,9 +204,9 @@ def paced(started: int) -> None:
     Keeper.write, Keeper.__call__ = writing, calling  # type: ignore[method-assign]
 
 
-def live(scenario: str, folder: Path) -> None:
-    """Begin the run, or go on with it."""
-    made = experiment(scenario)
+def live(scenario: str, folder: Path, rounds: int) -> None:
+    """Begin the run of so many rounds, or go on with it."""
+    made = experiment(scenario, rounds)
     if (folder / runfolder.CONFIG).is_file():
         with suppress(InputError) if runfolder.RunFolder(folder).ended() else nullcontext():
             resume(folder)
@@ -243,7 +245,8 @@ def suffer(scenario: str, folder: Path, seed: int, kills: int) -> dict[str, Any]
     Tells what they were, and up to which round there was a checkpoint after each.
     """
     chance = random.Random(seed)
-    with child(lambda: live(scenario, folder / "whole")) as pid:
+    rounds_in_all = (PACE + 1) * kills  # more than those of all children that are killed before the end
+    with child(lambda: live(scenario, folder / "whole", rounds_in_all)) as pid:
         assert ended(pid) == 0
     torn = folder / "torn"
     # Every point at least once, and the others by the clock.
@@ -259,7 +262,7 @@ def suffer(scenario: str, folder: Path, seed: int, kills: int) -> dict[str, Any]
                 trap(death, chance.randint(1, 3) if death in POINTS else 1)
             else:
                 paced(started)
-            live(scenario, torn)
+            live(scenario, torn, rounds_in_all)
         finally:
             os.write(started, b".")  # where it fails or finishes, which is said next
 
@@ -273,7 +276,7 @@ def suffer(scenario: str, folder: Path, seed: int, kills: int) -> dict[str, Any]
             if ended(pid) != signal.SIGKILL:
                 raise RuntimeError(f"the child that was to die by {death} has come to its end")
         rounds.append(max((int(path.name[:8]) for path in listed(torn / "checkpoints")), default=0))
-    with child(lambda: live(scenario, torn)) as pid:
+    with child(lambda: live(scenario, torn, rounds_in_all)) as pid:
         assert ended(pid) == 0
     return {"deaths": list(map(str, deaths)), "rounds": rounds}
 
@@ -289,7 +292,7 @@ def main(tasks: Sequence[str] | Any = sys.stdin) -> None:
     for line in tasks:
         task = json.loads(line)
         try:
-            run(replace(experiment(task["scenario"]), rounds=1), save=False)  # what is made once for a process
+            run(replace(experiment(task["scenario"], 1), rounds=1), save=False)  # what is made once for a process
             told = suffer(task["scenario"], Path(task["folder"]), task["seed"], task["kills"])
         except Exception:
             told = {"error": traceback.format_exc()}

@@ -170,7 +170,7 @@ def fuzz(count: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 @pytest.mark.usefixtures("hurried")
 def test_a_mutated_file_runs_or_ends_with_one_line(tmp_path, monkeypatch, capsys):
-    fuzz(150, tmp_path, monkeypatch, capsys)
+    fuzz(75, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow

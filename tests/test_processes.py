@@ -41,6 +41,8 @@ SETTINGS = {
 }
 RUNS = """
 import json, sys, fedsim
+from fedsim.running import runner
+runner.curves = lambda _, place, asked: place.write_bytes(b"a picture")  # which takes longer than the runs
 for name, overrides in json.loads(sys.argv[3]).items():
     fedsim.run(fedsim.load(sys.argv[1], overrides=overrides), out=f"{sys.argv[2]}/{name}")
 """

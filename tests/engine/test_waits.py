@@ -130,7 +130,7 @@ def not_fitting(waits: Counter[str]) -> Counter[str]:
     [pytest.param(row, marks=() if row in QUICK else pytest.mark.slow) for row in ROWS if longer(row, 2) is not None],
 )
 def test_local_steps_do_not_wait(row: str) -> None:
-    few, many = longer(row, 2), longer(row, 5)
+    few, many = longer(row, 2), longer(row, 3)
     assert few is not None
     assert many is not None
     found, params = waited(many)
@@ -149,7 +149,7 @@ def normalised() -> nn.Module:
 
 @pytest.mark.parametrize(("executor", "model"), [("stacked", mlp), ("stacked", normalised), ("loop", mlp)])
 def test_no_step_of_either_executor_waits(executor: str, model: Callable[[], nn.Module]) -> None:
-    few, many = ({"client": {"kind": "sgd", **TRAINING, "epochs": times}} for times in (2, 20))
+    few, many = ({"client": {"kind": "sgd", **TRAINING, "epochs": times}} for times in (2, 5))
     others: dict[str, Any] = {"engine": {"executor": executor}, "model": model}
     found, params = waited(many, **others)
     assert found == waited(few, **others)[0]

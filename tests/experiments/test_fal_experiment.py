@@ -189,6 +189,7 @@ def in_turn(points, *, workers, on_done):
     ]
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_theory_reads_what_it_has_run(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.studies.run_points", in_turn)
     monkeypatch.setattr(study, "DELTAS", (0.4, 0.8))
@@ -201,6 +202,7 @@ def test_theory_reads_what_it_has_run(tmp_path, monkeypatch):
     assert found["fal"][1, 1].tolist() == run(made, save=False).history["global_train_pgd10_l2_loss"]
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_images_read_what_they_have_run_and_show_what_was_attacked(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.studies.run_points", in_turn)
     small = (

@@ -173,6 +173,7 @@ def in_turn(points, *, workers, on_done):
     return outcomes
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_study_reads_what_it_has_run(tmp_path, monkeypatch):
     parts = {
         "unequal": study.Part(("fedavg",), tuple(TINY), tuned=True),

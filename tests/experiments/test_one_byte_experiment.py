@@ -85,6 +85,7 @@ def in_turn(points, *, workers, on_done):
     return outcomes
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_study_reads_what_it_has_run_and_counts_what_was_sent(tmp_path, monkeypatch):
     # The perceptron has 64 x 4 + 4 + 4 x 10 + 10 = 310 parameters.
     part = study.Part("Digits", 310, 1, 0.9, TINY, {"fedkseed": ("client.steps=2",), "fedavg": ("client.epochs=1",)})

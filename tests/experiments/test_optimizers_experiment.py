@@ -65,6 +65,7 @@ def test_all_rules_are_compared():
     assert set(plugins.ours("optimizers")) - {"sam"} <= kinds  # which is around another rule
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_part_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(rules, "CHOOSING", range(100, 101))
     monkeypatch.setattr(rules, "TOLD", range(1))

@@ -91,6 +91,7 @@ def test_the_prototype_is_met_or_surpassed():
     assert not untuned.in_each_seed(level | {"fedavg+": row([0.961, 0.961, 0.93])})[1]
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_part_chooses_by_other_seeds_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     few = replace(settings.DIGITS, rates=("0.01", "0.5"), choosing=range(100, 101), methods=("fedavg",))
     monkeypatch.setattr(study, "TOLD", range(2))

@@ -89,6 +89,7 @@ def test_a_node_finds_what_it_has_left_and_nothing_of_others(here):
         assert node["drawn 1"] == node["drawn 2"] == drawn
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_workers_change_none_of_it(here, workers):
     with a_caller():
@@ -240,6 +241,7 @@ def test_bad_options(said):
         run(APPS / "worlds", **BAD[said])
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_client_app_that_workers_cannot_import(tmp_path):
     folder = app_folder(tmp_path / "app", server=SERVER, client="raise LookupError('broken on purpose')")
     with pytest.raises(FedsimError, match=r"^the client app cannot be imported: .* LookupError: broken") as no:

@@ -152,7 +152,7 @@ def eager(monkeypatch):
 
 
 @pytest.mark.parametrize("executor", ["stacked", "loop", FUSED])
-@pytest.mark.usefixtures("three", "eager")
+@pytest.mark.usefixtures("three", "eager", "unpainted")
 def test_a_run_leaves_the_same_bytes_on_any_number_of_cores(executor, tmp_path, monkeypatch):
     """With clients in one cohort or at most two in each, and the model judged in batches on all cores."""
     seen, act, train = set(), Executor.act, PlainLoop._train

@@ -192,6 +192,7 @@ def test_the_seed_is_no_option_of_a_grid(tmp_path):
         expand([DIGITS], out=tmp_path, grid={"seed": [1, 2]})
 
 
+@FORKED
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_points_are_what_run_makes_of_them(plugins, workers):
     """Also with a plug-in from a file, and whatever other points do."""

@@ -58,8 +58,8 @@ def test_scaffold_ends_at_the_optimum_also_under_partial_participation(quadratic
 
 @pytest.mark.parametrize(("count", "rounds"), [(6, 125), (2, 250)])
 def test_feddyn_ends_at_the_optimum_also_under_partial_participation(quadratics, count, rounds):
-    """Sixty steps leave at most (1 - 0.1 x 1)^60 = 0.002 of the way to the solution of a local problem."""
-    client = {"kind": "feddyn", "steps": 60, "batch_size": "full", "lr": 0.1}
+    """Thirty steps leave at most (1 - 0.2 x 1)^30 = 0.001 of the way to the solution of a local problem."""
+    client = {"kind": "feddyn", "steps": 30, "batch_size": "full", "lr": 0.2}
     end = quadratics.run(rounds, {"kind": "feddyn", "alpha": 1.0}, client, count)
     assert distance(end, quadratics.optimum()) < 1e-6
 
@@ -79,13 +79,13 @@ def test_fednova_is_exact_as_the_step_vanishes_under_unequal_work():
     client = {"kind": "sgd", "epochs": 1, "batch_size": 1}
     bias = {}
     for kind in ("fedavg", "fednova"):
-        for lr, rounds in ((0.04, 30), (0.004, 300)):
+        for lr, rounds in ((0.04, 30), (0.01, 120)):
             strategy = {"kind": kind, "weighting": "uniform"}
             bias[kind, lr] = distance(quadratics.run(rounds, strategy, client | {"lr": lr}), quadratics.optimum())
-    assert bias["fedavg", 0.004] > 0.5
+    assert bias["fedavg", 0.01] > 0.5
     assert bias["fednova", 0.04] < 0.3 * bias["fedavg", 0.04]
-    # A tenth of the step leaves a tenth of the bias.
-    assert bias["fednova", 0.004] == pytest.approx(0.1 * bias["fednova", 0.04], rel=0.3)
+    # A quarter of the step leaves a quarter of the bias.
+    assert bias["fednova", 0.01] == pytest.approx(0.25 * bias["fednova", 0.04], rel=0.2)
 
 
 def test_fednova_equals_fedavg_under_equal_work(quadratics):

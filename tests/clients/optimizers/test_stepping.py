@@ -103,6 +103,7 @@ def trained(executor: str, **client: object) -> Tensor:
     return fedsim.run(made, problem=small_problem(), save=False).params
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_rule_of_ones_own_runs_under_every_executor():
     """Compiled networks take its steps one by one, for nothing compiles them."""
     stacked = trained("stacked")
