@@ -15,7 +15,7 @@ FLOORS = [
     ["core"],
     ["parallel", "coding"],
     ["nets", "exchange", "devices", "plots", "trackers"],
-    ["attacks", "server"],
+    ["attacks", "server", "compression"],
     ["problems"],
     ["engine"],
     ["client", "zeroth_order", "configuration"],

@@ -169,7 +169,9 @@ class Executor:
         work: float = 0.0,
         largest_batch: int = 0,
     ) -> None:
-        self.problem, self.client, self.streams, self.transforms = problem, client, streams, Chain(tuple(transforms))
+        self.problem, self.client, self.streams = problem, client, streams
+        plain = Size(problem.dimension, 8 * problem.dtype.itemsize)
+        self.transforms = Chain(tuple(transforms)).fitted(problem.layout.shapes, plain)
         self.network: Network | None = None
         self.name = "stacked"
         asked = client.batch_size
@@ -182,7 +184,7 @@ class Executor:
             raise InputError("engine.executor", choice, "there is no model to train; take auto")
         self.memory = memory
         shapes = dict(remembered(client, client.state(problem.dimension)))
-        shapes |= self.transforms.state(Size(problem.dimension, 8 * problem.dtype.itemsize))
+        shapes |= self.transforms.state(plain)
         private = None if problem.model is None else problem.model.private
         whole, initial = problem.dimension, {name: problem.initial() for name in client.models}
         if private is not None:

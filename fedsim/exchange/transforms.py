@@ -12,15 +12,16 @@ is done, and is what the clock goes by; what it did take is counted, client by c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.core.errors import BrokenPromiseError, InputError
+from fedsim.core.errors import BrokenPromiseError, InputError, naming
 from fedsim.core.near import name_one
 from fedsim.core.options import NonNegativeFloat, PositiveFloat, options
 from fedsim.core.plugins import kind_of, refuse_misspelt
@@ -41,22 +42,30 @@ class Sender:
     """Who sends: C clients, or the server alone.
 
     clients: int64 [C]. streams, turn: what their draws are named by; turn is one number, or int64 [C]. state: what they
-    remember, [C, *shape] by name.
+    remember, [C, *shape] by name. within: how the names began of which `state` has the rest.
     """
 
     clients: Tensor
     streams: Streams
     turn: Index
     state: Mapping[str, Tensor] = field(default_factory=dict)
+    within: str = ""
 
     def __getitem__(self, rows: slice) -> Sender:
         turn = self.turn[rows] if isinstance(self.turn, Tensor) else self.turn
-        return Sender(self.clients[rows], self.streams, turn, {name: kept[rows] for name, kept in self.state.items()})
+        kept = {name: own[rows] for name, own in self.state.items()}
+        return replace(self, clients=self.clients[rows], turn=turn, state=kept)
 
     def of(self, prefix: str) -> Sender:
         """The same, remembering only what has a name that begins so, under the rest of the name."""
         own = {name.removeprefix(prefix): kept for name, kept in self.state.items() if name.startswith(prefix)}
-        return replace(self, state=own)
+        return replace(self, state=own, within=prefix)
+
+
+Decode = Callable[[Tensor], Tensor]
+"""What a receiver makes of rows, [C, k] to [C, m]."""
+Learn = Callable[[Tensor], Mapping[str, Tensor]]
+"""What senders remember, [C, *shape] by name, when the receiver has made of their message rows [C, k]."""
 
 
 def _as_it_is(rows: Tensor) -> Tensor:
@@ -69,14 +78,15 @@ class Vector:
 
     rows: [C, m], the numbers that cross, as the receiver will read them; not to be written to. size: what they take.
     sender: whose they are, with the state of this vector that the transform at hand keeps. place: which of the vectors
-    that the transform goes over. decode: what the receiver makes of rows that have arrived, [C, m] to [C, n].
+    that the transform goes over. steps: of the transforms so far, how the receiver takes back what each has done, and
+    what the senders learn from what they took back, with how the names of that begin.
     """
 
     rows: Tensor
     size: Size
     sender: Sender
     place: int = 0
-    decode: Callable[[Tensor], Tensor] = _as_it_is
+    steps: tuple[tuple[Decode, Learn | None, str], ...] = ()
 
     def __post_init__(self) -> None:
         rows, senders = cast("Any", self.rows), len(self.sender.clients)
@@ -90,30 +100,43 @@ class Vector:
         rows: Tensor,
         size: Size | None = None,
         *,
-        decode: Callable[[Tensor], Tensor] = _as_it_is,
+        decode: Decode = _as_it_is,
+        learn: Learn | None = None,
         **state: Tensor,
     ) -> Vector:
         """Send other rows [C, k] in place of these; decode: from such rows to [C, m], where they are not that already.
 
         size: what they take, by default as much as these. state: what the sender is to remember, [C, *shape] by name.
+        learn: what it is to remember where that depends on what the transforms after this one leave of the rows: from
+        what the receiver has in their place, [C, k].
         """
-        before = self.decode
+        step = () if decode is _as_it_is and learn is None else ((decode, learn, self.sender.within),)
         return replace(
             self,
             rows=rows,
             size=self.size if size is None else size,
             sender=replace(self.sender, state={**self.sender.state, **state}) if state else self.sender,
-            decode=before if decode is _as_it_is else lambda arrived: before(decode(arrived)),
+            steps=self.steps + step,
         )
 
-    def draw(self, law: Literal["normal", "uniform"], name: str) -> Tensor:
-        """Draw standard normal numbers, or uniform ones in [0, 1), in the shape and type of the rows.
+    def received(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the receiver makes of the rows, [C, n], and what the senders learn from it, by whole names."""
+        rows, learnt = self.rows, dict[str, Tensor]()
+        for decode, learn, within in reversed(self.steps):
+            if learn is not None:
+                learnt |= {within + name: kept for name, kept in learn(rows).items()}
+            rows = decode(rows)
+        return rows, learnt
 
-        name: of the draw; the client, the turn and the vector name it, too.
+    def draw(self, law: Literal["normal", "uniform"], name: str, count: int | None = None) -> Tensor:
+        """Draw standard normal numbers, or uniform ones in [0, 1), in the type of the rows, and in their shape.
+
+        name: of the draw; the client, the turn and the vector name it, too. count: so many a client instead.
         """
         sender, rows = self.sender, self.rows
         draw = sender.streams.normal if law == "normal" else sender.streams.uniform
-        return draw(name, sender.clients, rows.shape[1:], turn=sender.turn, step=self.place, dtype=rows.dtype)
+        shape = rows.shape[1:] if count is None else (count,)
+        return draw(name, sender.clients, shape, turn=sender.turn, step=self.place, dtype=rows.dtype)
 
 
 @options
@@ -123,6 +146,8 @@ class Transform:
     keeps_statistics: ClassVar[bool] = True
     """Whether running statistics of batch normalisation, the last numbers of a model's change, are still some after it.
     """
+    shapes: ClassVar[Sequence[tuple[int, ...]]] = ()
+    """Of the model's parameters, one after the other in its vector; none where no model is known."""
 
     vectors: Names | None = None
     """Which vectors of a message it goes over. Not given: the change of a reply, the model of an order, if alone."""
@@ -130,6 +155,19 @@ class Transform:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         refuse_misspelt(cls, Transform)
+
+    def bound(self, shapes: Sequence[tuple[int, ...]]) -> Self:
+        """The same for a model whose parameters have these shapes."""
+        other = copy(self)
+        object.__setattr__(other, "shapes", tuple(shapes))
+        return other
+
+    def check(self, before: Size) -> None:
+        """Refuse (InputError) options that do not go with a vector like the model's, which takes `before` by then."""
+
+    def error(self, before: Size) -> float | None:  # noqa: ARG002
+        """The most of |v|^2 that E |C(v) - v|^2 may be, of a vector that takes `before`; None: nothing is known."""
+        return None
 
     def state(self, length: int) -> Shapes:  # noqa: ARG002
         """Name what a sender remembers of each vector of so many numbers, and its shape; it starts at 0."""
@@ -174,6 +212,20 @@ class Chain:
     def usual(self) -> str:
         """The vector that those go over which name none."""
         return "delta" if self.option == "transforms" else "params"
+
+    def fitted(self, shapes: Sequence[tuple[int, ...]], plain: Size) -> Chain:
+        """The same for a model whose parameters have these shapes. plain: what its vector takes.
+
+        InputError: one of them does not go with that, or with those before it.
+        """
+        fitted = replace(self, transforms=tuple(one.bound(shapes) for one in self.transforms))
+        sizes = dict[str, Size]()
+        for number, transform in enumerate(fitted.transforms):
+            for name in fitted._names(transform):
+                with naming(f"{self.option}.{number}"):
+                    transform.check(sizes.get(name, plain))
+                sizes[name] = fitted._size(number, sizes.get(name, plain))
+        return fitted
 
     def check(self, carried: Collection[str], known: Collection[str]) -> None:
         """Refuse transforms that do not say what they go over in a message of these vectors, or that name unknown ones.
@@ -250,7 +302,9 @@ class Chain:
         for part in _blocks(len(nbytes), sum(plain[name].numbers for name in covered)):
             sent, kept = self._send({name: own[part] for name, own in rows.items()}, plain, sender[part])
             for name, vector in sent.items():
-                decoded: Any = vector.decode(vector.rows)
+                made: tuple[Any, dict[str, Tensor]] = vector.received()
+                decoded = made[0]
+                kept |= made[1]
                 if (
                     not isinstance(decoded, Tensor)
                     or decoded.shape != arrived[name][part].shape

@@ -47,6 +47,7 @@ from fedsim.flower.names import (
 )
 from fedsim.flower.records import record, tensors
 from fedsim.flower.replies import RefusedError, metrics_of
+from fedsim.flower.serving.state_dict import StateDict
 from fedsim.problems.black_box import is_number, is_whole
 
 MEMORY = "fedsim.transforms"
@@ -93,7 +94,8 @@ class _Transformed:
         vectors = {self.chain.usual: y - x}
         vectors |= {name: flat(arrays) for name, arrays in held.items() if name != model}
         self.chain.check(vectors, vectors)
-        arrived = self._sent(vectors, message, context)
+        chain = self.chain.fitted(StateDict.of(held[model], option=model).layout.shapes, Size.of(y))
+        arrived = self._sent(chain, vectors, message, context)
         for name, vector in vectors.items():
             if not torch.equal(arrived[name], vector):  # else no bit changes: y is not the sum of x and y - x
                 own, there = (model, x + arrived[name]) if name == self.chain.usual else (name, arrived[name])
@@ -108,18 +110,20 @@ class _Transformed:
             raise InputError("transforms", ", ".join(held) or "(nothing)", "a reply has the model in one record alone")
         return found[0]
 
-    def _sent(self, vectors: Mapping[str, Tensor], message: Message, context: Context) -> dict[str, Tensor]:
+    def _sent(
+        self, chain: Chain, vectors: Mapping[str, Tensor], message: Message, context: Context
+    ) -> dict[str, Tensor]:
         """What arrives of vectors, [d] each by name."""
         streams, number = self._streams(message, context), round_of(message)
         memory = f"{MEMORY}/{message.metadata.message_type}"
-        model = vectors[self.chain.usual]
-        shapes = self.chain.state(Size.of(model))
+        model = vectors[chain.usual]
+        shapes = chain.state(Size.of(model))
         held = context.state.array_records.get(memory)
         state = {name: torch.zeros((1, *shape), dtype=model.dtype) for name, shape in shapes.items()}
         if held is not None:
             state = tensors(held)
         sender = Sender(torch.tensor([_number(context)]), streams, number, state)
-        crossed = self.chain.apply({name: vector.unsqueeze(0) for name, vector in vectors.items()}, sender)
+        crossed = chain.apply({name: vector.unsqueeze(0) for name, vector in vectors.items()}, sender)
         if shapes:
             context.state[memory] = record(crossed.state)
         return {name: rows[0] for name, rows in crossed.payload.items()}

@@ -26,6 +26,7 @@ from fedsim.engine.executor import Executor
 from fedsim.engine.process import ProcessExecutor
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.aggregation import Aggregator, WeightedMean
+from fedsim.exchange.messages import Size
 from fedsim.exchange.transforms import Chain
 from fedsim.exchange.windows import First
 from fedsim.nets.fused import evaluates
@@ -190,7 +191,9 @@ def build_simulation(
             duration=experiment.duration,
             evaluation=experiment.evaluation,
             stopping=experiment.stopping,
-            order_transforms=Chain(experiment.order_transforms, "order_transforms"),
+            order_transforms=Chain(experiment.order_transforms, "order_transforms").fitted(
+                problem.layout.shapes, Size(problem.dimension, 8 * problem.dtype.itemsize)
+            ),
             whose=Whose.of(problem, experiment.strategy, experiment.client, experiment.evaluation),
             tuning=tuning_on(problem, experiment.evaluation.finetune),
             steady=experiment.devices.steady and not experiment.faults.kinds,

@@ -23,6 +23,8 @@ from fedsim.testing.specimen import Specimen
 from fedsim.testing.subject import final
 
 CLIENTS = torch.tensor([4, 0, 7, 2, 9])
+SHAPES = ((8, 4), (8,))
+"""Of the parameters of a small model."""
 LENGTH = 40
 SECOND = "second"
 """The name of a vector beside the change."""
@@ -63,8 +65,8 @@ class Crossing(Specimen):
 
     @property
     def chain(self) -> Chain:
-        """It alone."""
-        return Chain((self.plugin,))
+        """It alone, of a model of a matrix and a vector."""
+        return Chain((self.plugin.bound(SHAPES),))
 
     @property
     def covered(self) -> tuple[str, ...]:
@@ -82,7 +84,7 @@ class Crossing(Specimen):
         before: tuple[Transform, ...] = (),
     ) -> Crossed:
         """Send a message. state: what the clients remember, by default nothing yet. before: transforms before it."""
-        chain = Chain((*before, self.plugin))
+        chain = Chain((*before, self.plugin.bound(SHAPES)))
         return chain.apply(payload, Sender(clients, Streams(seed), turn, state or fresh(chain, payload)))
 
 
@@ -169,7 +171,7 @@ def bytes_are_counted_for_each_client(specimen: Crossing) -> None:
         plain = {name: Size(LENGTH, 8 * rows.element_size()) for name, rows in payload.items()}
         most, declared = (
             sum(int(size.nbytes) for size in Chain(listed).sizes(plain).values())
-            for listed in ((specimen.plugin,), (annex, specimen.plugin))
+            for listed in ((specimen.plugin.bound(SHAPES),), (annex, specimen.plugin.bound(SHAPES)))
         )
         assert declared == most + more, "`size` loses what crosses beside"
 
@@ -204,7 +206,7 @@ def draws_are_named(specimen: Crossing) -> None:
     assert not all(same(copied(other), copied(first)) for other in later), "every turn draws the same"
     for name in specimen.covered:
         assert len(torch.unique(first[name], dim=0)) > 1, "all clients draw the same"
-    both = replace(specimen.plugin, vectors=("delta", SECOND))
+    both = replace(specimen.plugin, vectors=("delta", SECOND)).bound(SHAPES)
     arrived = Chain((both,)).apply(payload, Sender(CLIENTS, Streams(0), 0, fresh(Chain((both,)), payload))).payload
     assert not torch.equal(arrived["delta"], arrived[SECOND]), "two vectors are drawn for alike; take `Vector.draw`"
 

@@ -111,8 +111,9 @@ class AppEngine(GridWindows[AppFlight]):
         identify: bool = False,
     ) -> None:
         self.problem, self.dialect, self._streams = problem, dialect, streams
-        self._chain = Chain(tuple(transforms))
-        shapes = self._chain.state(Size.of(problem.initial()))
+        plain = Size.of(problem.initial())
+        self._chain = Chain(tuple(transforms)).fitted(problem.layout.shapes, plain)
+        shapes = self._chain.state(plain)
         self._store = ClientStore(shapes, 0, problem.device, problem.dtype, 0)
         self.register = Register(grid, clock, identify, ttl, self._tell, problem.renew)
         self._told: set[str] = set()
