@@ -122,12 +122,12 @@ class Fleet:
         self._ready: Ticks | None = _whole(self._pace.values) if plain else None
 
     def durations(
-        self, clients: NDArray[np.int64], work: Numbers, bytes_down: int | Numbers, bytes_up: int, turn: int
+        self, clients: NDArray[np.int64], work: Numbers, bytes_down: int | Numbers, bytes_up: int | Numbers, turn: int
     ) -> Ticks:
         """Ticks that orders take, int64 [k], at least 1.
 
         clients: int64 [k], at least one. work: local steps, float64 [k], which count where seconds are per step.
-        bytes_down: of an order, one number or [k]. bytes_up: of a reply. turn: of the orders; names the draws and picks
+        bytes_down: of an order, one number or [k]. bytes_up: of a reply, likewise. turn: of the orders; names the draws and picks
         the row of a trace.
         """
         if self._ready is not None:
@@ -144,7 +144,7 @@ class Fleet:
             taken += bytes_down / down[clients] + bytes_up / up[clients]
         return _whole(taken)
 
-    def declared(self, work: Numbers, bytes_down: int | Numbers, bytes_up: int) -> Ticks | None:
+    def declared(self, work: Numbers, bytes_down: int | Numbers, bytes_up: int | Numbers) -> Ticks | None:
         """Ticks that an order would take each of the clients, int64 [N]; None when that differs from order to order.
 
         work: local steps, float64 [N].

@@ -31,7 +31,7 @@ class Flight:
     """One client at work on an order; with its row of the result once that is computed.
 
     job: what it was sent out with; steps: its own of the job's. start, due: ticks. number: counts flights. fault: the
-    kind of fault on demand that befalls it, None if none does.
+    kind of fault on demand that befalls it, None if none does. peers: to how many its reply goes.
     """
 
     job: Job
@@ -43,6 +43,13 @@ class Flight:
     fault: str | None
     result: JobResult | None = None
     row: int = 0
+    peers: int = 1
+
+    @property
+    def crossed(self) -> int:
+        """Bytes that its reply took to cross, once; it is computed."""
+        assert self.result is not None
+        return self.result.crossed[self.row]
 
     @property
     def order(self) -> Order:

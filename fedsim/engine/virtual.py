@@ -25,7 +25,7 @@ from fedsim.devices import Fleet
 from fedsim.devices.faults import WELL, Fate, Fault, Injection
 from fedsim.engine.executor import Executor
 from fedsim.engine.flights import CLIENT, Flight, Flights, integers, job_of, landed, origins
-from fedsim.engine.job import JobResult
+from fedsim.engine.job import Job, JobResult
 from fedsim.engine.ledger import Ledger
 from fedsim.engine.store import Memories, Recalled
 from fedsim.engine.trace import Trace
@@ -95,7 +95,12 @@ class VirtualEngine:
             everybody = np.zeros(self.executor.problem.num_clients)
             everybody[clients] = down
             down = everybody
-        known = self.fleet.declared(work, down, job.encoded)
+        up = _up(job, orders)
+        if not isinstance(up, int):
+            everybody = np.zeros(self.executor.problem.num_clients)
+            everybody[clients] = up
+            up = everybody
+        known = self.fleet.declared(work, down, up)
         return None if known is None else torch.from_numpy(known[clients] / SECOND)
 
     def submit(self, orders: Order) -> None:
@@ -108,7 +113,7 @@ class VirtualEngine:
             return
         self.ledger.bytes_down += orders.total_bytes
         work = self.executor.work(job).cpu().numpy() if self.fleet.counts_steps else NO_MATTER
-        durations = self.fleet.durations(clients, work, _of_each(orders), job.encoded, orders.turn)
+        durations = self.fleet.durations(clients, work, _of_each(orders), _up(job, orders), orders.turn)
         failures = self.fleet.failures(clients, durations, orders.turn)
         self._idle[clients] = False
         self._idle_count -= len(clients)
@@ -117,15 +122,16 @@ class VirtualEngine:
         if self.faults is not None and orders.action != SCORE:
             fates = self.faults.fates(clients, durations, orders.turn)
         fails = repeat(-1) if failures is None else failures.tolist()
+        peers = orders.peers.tolist() if isinstance(orders.peers, Tensor) else repeat(orders.peers)
         alike, steps = self.executor.stackable(orders), job.cost.steps.tolist()
-        each = zip(clients.tolist(), steps, durations.tolist(), fails, fates, strict=False)
-        for client, taken, duration, failure, fate in each:
+        each = zip(clients.tolist(), steps, durations.tolist(), peers, fails, fates, strict=False)
+        for client, taken, duration, others, failure, fate in each:
             self._sent += 1
             fault, delay, ends = fate if failure < 0 else (None, 0, failure)
             due = self.now + duration + delay
             if orders.counts:
                 self.trace.began(client, orders.round, self.now, due)
-            flight = Flight(job, client, taken, self.now, due, self._sent, fault)
+            flight = Flight(job, client, taken, self.now, due, self._sent, fault, peers=others)
             if ends < 0:
                 flights.put(flight)
             else:
@@ -306,7 +312,7 @@ class VirtualEngine:
                 spoiled += finite and not usable
                 finite = usable
             (good if finite else bad).append(flight)
-            self.ledger.bytes_up += flight.result.crossed[flight.row]
+            self.ledger.bytes_up += flight.crossed * flight.peers
             self.ledger.queries += queries
             self.ledger.extra_queries += extra
             self.ledger.failed_queries += untold
@@ -334,6 +340,7 @@ class VirtualEngine:
             origin=origin,
             aggregator=self.aggregator,
             spoiled=spoiled,
+            encoded=integers([flight.crossed for flight in good]),
         )
 
     def _befall(self, flight: Flight, result: JobResult, kind: str) -> bool:
@@ -341,14 +348,14 @@ class VirtualEngine:
         fault, sent = self._kinds[kind], {name: rows[0] for name, rows in result.payload.items() if name != UTILITY}
         told = fault.told(sent) if sent else sent  # nothing arrives as it is
         if fault.again is not None:
-            heappush(self._copies, (flight.due + fault.again, result.crossed[0], kind))
+            heappush(self._copies, (flight.due + fault.again, result.crossed[0] * flight.peers, kind))
         if fault.delay or told is not sent:
             self._show(kind)
         if told is not sent:
             fits = misfit(forms_of(told), forms_of(sent)) is None
             payload = {**result.payload, **{name: rows.unsqueeze(0) for name, rows in told.items()}}
             result = replace(result, payload=payload, finite=finite_rows(list(payload.values()), result.finite) & fits)
-            self.ledger.bytes_up += payload_bytes(told) - payload_bytes(sent)
+            self.ledger.bytes_up += (payload_bytes(told) - payload_bytes(sent)) * flight.peers
         flight.result, flight.row = result, 0
         return result.sound
 
@@ -414,3 +421,9 @@ def _of_each(orders: Order) -> int | NDArray[np.float64]:
     """The bytes that each client is sent: one number, or [C]."""
     nbytes = orders.nbytes
     return nbytes.double().cpu().numpy() if isinstance(nbytes, Tensor) else nbytes
+
+
+def _up(job: Job, orders: Order) -> int | NDArray[np.float64]:
+    """The bytes that each client's reply takes, to all that it goes to: one number, or [C]."""
+    peers = orders.peers
+    return job.encoded * (peers.double().numpy() if isinstance(peers, Tensor) else peers)

@@ -38,7 +38,8 @@ class Order:
     that they start from. late: what becomes of a client that is still at work when the window closes: it is told to
     stop and its work is lost, or it works on and is taken in the window in which it finishes. encoded: bytes of the
     payload as it crosses where that is not the size of its tensors: one number, or int64 [C] where clients are sent
-    parts of it. turn: what names the clients' draws where a client may be sent the same version twice; by default (-1)
+    parts of it. peers: to how many others the reply of each goes, where it goes to no server: one number or int64 [C];
+    its bytes count as often. turn: what names the clients' draws where a client may be sent the same version twice; by default (-1)
     the round. counts: whether to answer is to take part in the round, as the ledger and the trace count it.
     """
 
@@ -51,6 +52,7 @@ class Order:
     encoded: int | Tensor | None = None
     turn: int = -1
     counts: bool = True
+    peers: int | Tensor = 1
 
     def __post_init__(self) -> None:
         if self.turn < 0:
@@ -66,6 +68,12 @@ class Order:
         """Payload bytes that all of its clients are sent."""
         nbytes = self.nbytes
         return int(nbytes.sum()) if isinstance(nbytes, Tensor) else nbytes * len(self.clients)
+
+    def peers_of(self, clients: Tensor) -> Tensor:
+        """To how many the replies of some of its clients, int64 [k], go: int64 [k]."""
+        if not isinstance(self.peers, Tensor):
+            return torch.full_like(clients, self.peers)
+        return self.peers.to(clients.device)[torch.searchsorted(self.clients, clients)]
 
 
 @storable("size")
@@ -139,7 +147,8 @@ class Replies:
     versions: int64 [k], the round of the order that each reply answers. durations: int64 [k], ticks of the clock (see
     `fedsim.core.clock`) from order to reply. orders, origin: the orders that were answered, and which of them each
     reply answers, one number a reply. spoiled: how many have failed on purpose alone (see `fedsim.devices.faults`), or
-    because evaluations failed that may: which does not say that the work diverges.
+    because evaluations failed that may: which does not say that the work diverges. encoded: bytes that the payload of
+    each took to cross, int64 [k]; None: those of its tensors.
     """
 
     clients: Tensor
@@ -154,6 +163,7 @@ class Replies:
     origin: Sequence[int]
     aggregator: Aggregator = field(default_factory=WeightedMean)
     spoiled: int = 0
+    encoded: Tensor | None = None
 
     def __len__(self) -> int:
         return self.clients.shape[0]  # the length of a tensor takes five times as long
@@ -162,6 +172,14 @@ class Replies:
     def staleness(self) -> Tensor:
         """How many rounds the server has completed since each reply's order: int64 [k]."""
         return self.round - self.versions
+
+    @property
+    def nbytes(self) -> Tensor:
+        """Bytes that the payload of each reply took to cross, once: int64 [k]."""
+        if self.encoded is not None:
+            return self.encoded
+        each = sum(math.prod(rows.shape[1:]) * rows.element_size() for rows in self.payload.values())
+        return torch.full_like(self.clients, each)
 
     def where(self, kept: Tensor) -> Replies:
         """The replies where `kept`, bool [k] on the CPU, says so; these themselves, where it says so of all."""
@@ -176,6 +194,7 @@ class Replies:
             versions=self.versions[kept],
             durations=self.durations[kept],
             origin=[origin for origin, keep in zip(self.origin, kept.tolist(), strict=True) if keep],
+            encoded=None if self.encoded is None else self.encoded[kept],
         )
 
     def sent(self, name: str) -> Tensor:
@@ -276,6 +295,7 @@ def joined(parts: Sequence[Replies]) -> Replies:
         orders=orders,
         origin=[origins[row] for row in order.tolist()],
         spoiled=sum(part.spoiled for part in parts),
+        encoded=torch.cat([part.nbytes for part in parts])[order],
     )
 
 

@@ -205,6 +205,7 @@ class GridEngine(GridWindows[_Flight]):
             orders=[flight.orders],
             origin=[0] * len(clients),
             aggregator=self.aggregator,
+            encoded=found.nbytes,
         )
         landed = Landed(flight.orders, self.now, replies, found.finite, spoiled, found.nbytes, found.queries)
         self._landed[flight.orders.action].append(landed)

@@ -303,7 +303,7 @@ class GridWindows(ABC, Generic[OnItsWay]):
             self.ledger.failed += len(failed)
             self.ledger.late += len(clients) * (staleness > 0)
             self.ledger.staleness += len(clients) * staleness
-        self.ledger.bytes_up += int(landed.nbytes.sum())
+        self.ledger.bytes_up += int((landed.nbytes * landed.orders.peers_of(clients)).sum())
         spoiled = int(landed.spoiled.sum())
         return replace(landed.replies.where(landed.finite), failed=failed, round=round, spoiled=spoiled)
 

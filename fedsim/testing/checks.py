@@ -253,7 +253,8 @@ def bytes_are_those_of_the_payloads(subject: Subject) -> None:
         before = replace(ledger)
         orders, replies = exchange(simulation, state, clients)
         down = len(clients) * sum(vector.element_size() * vector.numel() for vector in orders.payload.values())
-        up = sum(rows.element_size() * rows.numel() for rows in replies.payload.values())
+        each = sum(rows.element_size() * rows[0].numel() for rows in replies.payload.values())
+        up = each * int(orders.peers_of(replies.clients).sum())
         if orders.encoded is None:
             assert payload_bytes(orders.payload) * len(clients) == down
         else:
