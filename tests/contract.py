@@ -103,6 +103,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "feddyn": {"strategy": {"kind": "feddyn", "alpha": 0.1}, "client": {"kind": "feddyn", **TRAINING}},
     "local": {"strategy": "local", "client": {"kind": "local", **TRAINING}},
     "fedproto": {"strategy": {"kind": "fedproto"}, "client": {"kind": "fedproto", **TRAINING}},
+    "dpsgd": {"strategy": {"kind": "dpsgd"}, "client": {"kind": "dpsgd", **TRAINING}},
+    "gradient_tracking": {
+        "strategy": {"kind": "gradient_tracking", "graph": "torus"},
+        "client": {"kind": "gradient_tracking", **TRAINING},
+    },
+    "push_sum": {"strategy": {"kind": "push_sum"}, "client": {"kind": "push_sum", **TRAINING}},
+    "random_walk": {
+        "strategy": {"kind": "random_walk"}, "client": {"kind": "random_walk", **TRAINING}, "selection": ALL
+    },
     "fedproto_examples": {
         "strategy": {"kind": "fedproto", "weights": "examples"},
         "client": {"kind": "fedproto", **TRAINING, "predict": "head"},
@@ -415,6 +424,17 @@ STRATEGIES: dict[str, Others] = {
     "feddyn": {"alpha": (0.2, {})},
     "local": {},
     "fedproto": {"weights": ("examples", {})},
+    "dpsgd": {"graph": ("complete", {}), "combine": ("before", {})},
+    "gradient_tracking": {"graph": ("complete", {})},
+    "push_sum": {"graph": ("complete", {})},
+    "random_walk": {
+        "graph": ("complete", {}),
+        "alpha": (0.0, {"rounds": 9}),
+        "target": ("degree", {"graph": {"kind": "watts_strogatz", "p": 0.5}}),
+        "weighting": ("uniform", {}),
+        "step_power": (0.0, {}),
+        "memory_power": (0.6, {"rounds": 9, "graph": "complete"}),
+    },
     "fal": {
         "weighting": ("examples", {}),
         "server_lr": (0.5, {}),
@@ -530,6 +550,10 @@ CLIENTS: dict[str, Others] = {
     "moon": {**LOCAL, **STEPPING, "mu": (3.0, {}), "temperature": (2.0, {})},
     "local": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER},
     "fedproto": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER, "lam": (5.0, {}), "predict": ("head", {})},
+    "dpsgd": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER},
+    "gradient_tracking": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER},
+    "push_sum": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER},
+    "random_walk": {**LOCAL, **STEPPING},
     "ditto": {
         **{name: other for name, other in LOCAL.items() if name != "curriculum"},
         **STEPPING,
@@ -797,7 +821,7 @@ ALONE: dict[str, dict[str, Any]] = {
 UNCOUNTED = {"measure", "control"}
 """Actions whose evaluations are no part of a method's published count."""
 SILENT = {"sgd", "scaffold", "feddyn", "fedrep", "moon", "ifca", "fedala", "local", "fedproto"}
-SILENT |= {"ditto", "pfedme", "apfl", "perfedavg"}
+SILENT |= {"ditto", "pfedme", "apfl", "perfedavg", "dpsgd", "gradient_tracking", "push_sum", "random_walk"}
 """Clients that never ask for a value."""
 
 

@@ -8,6 +8,7 @@ from fedsim.client.divided import Divided, matrices
 from fedsim.client.layered import Layered
 from fedsim.client.normaliser import normaliser
 from fedsim.client.plain_steps import PlainStep, PlainSteps
+from fedsim.client.rows import own_rows
 from fedsim.client.spread import spreads
 from fedsim.client.training import LocalTraining, Trained
 from fedsim.core.errors import InputError
@@ -118,6 +119,7 @@ __all__ = [
     "normaliser",
     "norms",
     "options",
+    "own_rows",
     "polar",
     "products",
     "scale",

@@ -127,8 +127,8 @@ class Fleet:
         """Ticks that orders take, int64 [k], at least 1.
 
         clients: int64 [k], at least one. work: local steps, float64 [k], which count where seconds are per step.
-        bytes_down: of an order, one number or [k]. bytes_up: of a reply, likewise. turn: of the orders; names the draws and picks
-        the row of a trace.
+        bytes_down: of an order, one number or [k]. bytes_up: of a reply, likewise. turn: of the orders;
+        names the draws and picks the row of a trace.
         """
         if self._ready is not None:
             return self._ready[clients]

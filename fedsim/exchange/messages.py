@@ -39,8 +39,9 @@ class Order:
     stop and its work is lost, or it works on and is taken in the window in which it finishes. encoded: bytes of the
     payload as it crosses where that is not the size of its tensors: one number, or int64 [C] where clients are sent
     parts of it. peers: to how many others the reply of each goes, where it goes to no server: one number or int64 [C];
-    its bytes count as often. turn: what names the clients' draws where a client may be sent the same version twice; by default (-1)
-    the round. counts: whether to answer is to take part in the round, as the ledger and the trace count it.
+    its bytes count as often. turn: what names the clients' draws where a client may be sent the same version twice; by
+    default (-1) the round. counts: whether to answer is to take part in the round, as the ledger and the trace count
+    it.
     """
 
     action: str

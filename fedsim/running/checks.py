@@ -23,6 +23,7 @@ from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.running import promises
 from fedsim.running.personal import Whose, hold_judged, hold_newcomers, tuned_leaves
+from fedsim.server.gossip import Gossip
 from fedsim.server.selection.base import Turn
 from fedsim.zeroth_order.search import EstimatedSearch
 
@@ -81,7 +82,7 @@ def check(experiment: Experiment, problem: Problem) -> None:
             _check_own_models(experiment, problem, whose)
         if problem.newcomers is not None:
             hold_newcomers(problem.newcomers, experiment.evaluation)
-        if not experiment.strategy.for_all:
+        if not experiment.strategy.for_all or isinstance(experiment.strategy, Gossip):
             _check_selector(experiment, problem)
     elif experiment.evaluation.finetune is not None:
         raise InputError("evaluation.finetune", "given", "there is no model to train; leave it out")

@@ -23,6 +23,8 @@ from fedsim.nets.optimizers import Optimizer
 from fedsim.server.batches import BatchRule
 from fedsim.server.by_losses import ByLosses
 from fedsim.server.distillation import Bench, Ensemble
+from fedsim.server.gossip import Gossip, Rows
+from fedsim.server.graphs import Graph, Ring, among, arrows, mixed, pushing
 from fedsim.server.optimizers import OptimizerState, ServerOptimizer
 from fedsim.server.participation import (
     Frequency,
@@ -53,6 +55,8 @@ __all__ = [
     "First",
     "Fraction",
     "Frequency",
+    "Gossip",
+    "Graph",
     "InputError",
     "Late",
     "Metrics",
@@ -68,6 +72,8 @@ __all__ = [
     "ProblemView",
     "Rate",
     "Replies",
+    "Ring",
+    "Rows",
     "Scalar",
     "Seconds",
     "ServerOptimizer",
@@ -79,13 +85,17 @@ __all__ = [
     "Weighting",
     "Weights",
     "Window",
+    "among",
+    "arrows",
     "counting",
     "extended",
     "from_bits",
     "hold_needed",
+    "mixed",
     "observed",
     "observed_weights",
     "options",
+    "pushing",
     "recounted",
     "refuse_waiting",
     "shares",
