@@ -60,10 +60,11 @@ PLAIN = ("cbo", "cma_es", "fedzo", "fedzo_guard")
 APART = {"feddf", "fedivon"}
 """Of classes (see `serving.test_distilling_apps`), and whose clients' draws no app repeats."""
 REFUSED = {
-    "fedcbo": "sends clients each other's models",
+    **dict.fromkeys(("dpsgd", "fedcbo", "gradient_tracking", "push_sum"), "sends clients each other's models"),
     "fedproto": "models of their own",
     "ifca": "sends clients several models",
     "local": "models of their own",
+    "random_walk": "hands its model from client to client",
 }
 SELECTORS = {
     "curriculum": {"count": 2, "rounds": 6},

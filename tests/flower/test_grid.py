@@ -128,7 +128,7 @@ def test_what_stays_with_clients_stays_on_their_nodes_and_is_judged_as_in_one_pr
     assert {array.shape for message in sent for array in message.content["arrays"].values()} == {(64 * 8 + 8,)}
 
 
-@pytest.mark.parametrize(("strategy", "client"), [("ifca", "ifca"), ("fedavg", "fedala")])
+@pytest.mark.parametrize(("strategy", "client"), [("ifca", "ifca"), ("fedavg", "fedala"), ("push_sum", "push_sum")])
 def test_models_of_the_clients_own_are_those_of_one_process(strategy, client):
     problem = {"dataset": {"kind": "shifted_digits", "clients": 7}, "model": {"kind": "mlp", "hidden": [8]}}
     everybody = {"kind": "uniform", "fraction": 1.0}

@@ -68,8 +68,12 @@ SPOKEN = TRAINED | {VALUES}
 """What replies of apps can have."""
 SENT = frozenset({"params", CONTROL, CANDIDATES})
 """What orders to apps can have."""
-PEERS = {"models": "each other's models", "other-models": "several models"}
-"""In an order: what stands for models among which clients choose, and what these are."""
+PEERS = {
+    "models": "sends clients each other's models",
+    "other-models": "sends clients several models",
+    "visits": "hands its model from client to client",
+}
+"""In an order: what says that there is more than a model of the server's, and what is done with it."""
 
 
 @dataclass
@@ -325,7 +329,7 @@ class Searching(Question):
 def unspoken(strategy: str, names: Collection[str]) -> InputError:
     """What to raise where a strategy exchanges what client apps do not know."""
     if sent := [PEERS[name] for name in names if name in PEERS]:
-        remedy = f"it sends clients {sent[0]}, so its clients are ours: run it with fedsim.run"
+        remedy = f"it {sent[0]}, so its clients are ours: run it with fedsim.run"
     else:
         remedy = (
             f"it exchanges {', '.join(sorted(names))}, of which client apps of others know nothing; where the app "
