@@ -432,7 +432,7 @@ def _resized(simulation: Simulation, state: ServerState) -> ServerState | None:
 
 
 def _hold_spoiled(subject: Subject, value: float) -> None:
-    """Hold a subject to leave the update of `_one` out if one of its numbers is this value, where it has any that can be."""
+    """Hold a subject to leave out an update one of whose numbers is this value, where it has any that can be."""
     for number in range(_windows(subject.described, subject.values_only)):
         simulation, client = subject.simulation(), _one(subject)
         spoiled = Spoiled(simulation, client, "payload", value)
