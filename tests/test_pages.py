@@ -4,7 +4,8 @@ A page is followed in its order, in a folder that has the experiments: a block w
 file's name is written to that file, `fedsim`, `pytest` and `python` lines of console blocks are carried out (a run for
 two rounds, with the data folder where one is at hand), tables of an experiment are checked. Then the page's other
 Python blocks run, one after the other in one process, warnings being errors. Other lines (pip, flwr) are not run here.
-The README's first command is a new process, as it is a reader's; the others run in this one.
+The README's first command is a new process, as it is a reader's; the others run in this one. Tests of what `fedsim new`
+has written are run once a page has changed it, for `test_new` runs those of all that is written as it is.
 """
 
 from __future__ import annotations
@@ -43,6 +44,10 @@ NOT_RUN = {"commands.md", "decisions.md", "flower.md", "reference.md"}
 """Pages whose blocks are extracts."""
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 RENEW = "FEDSIM_RENEW"
+UNPAINTED = """from matplotlib.figure import Figure
+Figure.savefig = lambda _, place, **__: place.write(b"a picture")
+"""
+"""As of the fixture, in a page's process."""
 FILE = re.compile(r"# (\S+\.(?:py|toml))\b")
 """The first line of a block that is a file."""
 
@@ -97,13 +102,18 @@ def follow(words: list[str], place: Path, *, anew: bool) -> None:
 def test_a_page_can_be_followed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
-    scripts, followed = list[str](), 0
+    scripts, unchanged, followed = list[str](), set[str](), 0
     for language, text in fences(page):
         head = FILE.match(text)
         if head is not None:
             (tmp_path / head[1]).write_text(text, encoding="utf-8")
+            unchanged.discard(f"test_{head[1]}")
         elif language == "console":
             for words in commands(text):
+                if words[0] == "pytest" and unchanged.intersection(words):
+                    continue
+                if words[:2] == ["fedsim", "new"] and len(words) == 4:
+                    unchanged.add(f"test_{words[3]}.py")
                 follow(words, tmp_path, anew=page == README and not followed)
                 followed += 1
         elif language == "toml":
@@ -114,7 +124,7 @@ def test_a_page_can_be_followed(page: Path, tmp_path: Path, monkeypatch: pytest.
         # Warnings are errors once the libraries are in, which warn of each other when they are imported.
         script, libraries = "\n".join(scripts), ["warnings", "fedsim.running.runner", "sklearn.datasets"]
         libraries += ["flwr.app"] if "flwr" in script else []
-        prelude = f"import {', '.join(libraries)}\nwarnings.simplefilter('error')\n"
+        prelude = f"import {', '.join(libraries)}\n{UNPAINTED}warnings.simplefilter('error')\n"
         (tmp_path / "page.py").write_text(prelude + script, encoding="utf-8")
         execute(["page.py"], tmp_path)
 

@@ -106,9 +106,9 @@ class Subject:
         """Whether its clients ask for values only, and not of some of their examples."""
         return fits_functions(self.part(("client",)))
 
-    def end(self) -> Tensor:
-        """What `final` says of its run; one run for all who ask."""
-        return _end(self.described, self.values_only)
+    def end(self, dtype: torch.dtype = torch.float64, **tables: Any) -> Tensor:
+        """What `final` says of its run, with these tables; one run for all who ask."""
+        return _end(replace(self, tables={**self.tables, **tables}).described, self.values_only, dtype)
 
     @property
     def described(self) -> str:
@@ -205,5 +205,5 @@ def _problem(dtype: torch.dtype, values_only: bool, tested: bool, shared: str) -
 
 
 @cache
-def _end(tables: str, values_only: bool) -> Tensor:
-    return final(Subject(json.loads(tables), values_only=values_only).simulation())
+def _end(tables: str, values_only: bool, dtype: torch.dtype) -> Tensor:
+    return final(Subject(json.loads(tables), values_only=values_only).simulation(dtype))

@@ -32,6 +32,8 @@ from fedsim.testing.specimen import EVERY, Specimen, every_option_moves_somethin
 from fedsim.testing.subject import group_of
 from fedsim.testing.suite import KITS
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 UNUSABLE = {check.__name__ for check in (*EVERY, *KITS["transforms"][1])} - {"options_survive_toml"}
 """What objects to a transform that a chain refuses."""
 RESUMED = {"what_it_remembers_can_be_stored", "it_selects_in_runs"}
