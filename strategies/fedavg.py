@@ -29,6 +29,7 @@ from fedsim.server import (
     Replies,
     Seconds,
     ServerState,
+    Weighting,
     Window,
     options,
 )
@@ -56,6 +57,11 @@ class FedAvg(Averaging):
     def up(self) -> frozenset[str]:
         """The change, and how unlike the gradients of examples are."""
         return super().up | ({SPREAD} if self.batch_rule else frozenset())
+
+    @property
+    def summed(self) -> Weighting | None:
+        """The changes, if steps are not about so many examples as these say."""
+        return self.sums(FedAvg.tell)
 
     @property
     def largest_batch(self) -> int:

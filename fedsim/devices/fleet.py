@@ -144,6 +144,13 @@ class Fleet:
             taken += bytes_down / down[clients] + bytes_up / up[clients]
         return _whole(taken)
 
+    def crossing(self, clients: NDArray[np.int64], bytes_down: NDArray[np.int64], bytes_up: NDArray[np.int64]) -> int:
+        """Ticks until the slowest of these clients, int64 [k], has got and sent so many bytes, int64 [k] each."""
+        if self._links is None or not len(clients):
+            return 0
+        down, up = self._links
+        return int(np.rint((bytes_down / down[clients] + bytes_up / up[clients]).max() * SECOND))
+
     def declared(self, work: Numbers, bytes_down: int | Numbers, bytes_up: int | Numbers) -> Ticks | None:
         """Ticks that an order would take each of the clients, int64 [N]; None when that differs from order to order.
 

@@ -70,6 +70,8 @@ class VirtualEngine:
         self._stored = 0  # replies that are computed and not yet collected
         self._ahead: dict[int, dict[str, Tensor]] = {}  # what clients remember who are computed, and still at work
         self._sent = 0  # orders to single clients so far
+        self._tail = 0  # ticks between the last reply of the last orders and the close of their window
+        self._ended = 0  # when the last order broke off
 
     @property
     def time(self) -> float:
@@ -103,8 +105,12 @@ class VirtualEngine:
         known = self.fleet.declared(work, down, up)
         return None if known is None else torch.from_numpy(known[clients] / SECOND)
 
-    def submit(self, orders: Order) -> None:
-        """Send orders; the clients begin at once."""
+    def submit(self, orders: Order, head: int = 0, tail: int = 0) -> None:
+        """Send orders; the clients begin so many ticks later, and their window closes so many after the last of them.
+
+        Only a window that waits for all may close later.
+        """
+        self._tail = tail
         job = self.executor.assign(orders)
         flights = self._flights.setdefault(orders.action, Flights())
         flights.latest, self._action = job, orders.action
@@ -128,14 +134,14 @@ class VirtualEngine:
         for client, taken, duration, others, failure, fate in each:
             self._sent += 1
             fault, delay, ends = fate if failure < 0 else (None, 0, failure)
-            due = self.now + duration + delay
+            due = self.now + head + duration + delay
             if orders.counts:
                 self.trace.began(client, orders.round, self.now, due)
             flight = Flight(job, client, taken, self.now, due, self._sent, fault, peers=others)
             if ends < 0:
                 flights.put(flight)
             else:
-                heappush(self._failing, (self.now + ends, client, flight))
+                heappush(self._failing, (self.now + head + ends, client, flight))
             if ends < 0 or self._works(flight):
                 flights.waiting.setdefault(alike, {})[flight.number] = flight
 
@@ -150,7 +156,11 @@ class VirtualEngine:
         opened = self.now if flights.opened is None else flights.opened
         taken = flights.take(window, opened)
         failing = (tick for tick, _, flight in self._failing if flight.order.action == self._action)
-        closing = flights.closing(window, opened, taken, self.now, failing)
+        if self._tail:  # of which a part may have gone by
+            closing = flights.closing(window, opened, taken, max(opened, self._ended), failing)
+            closing = None if closing is None else closing + self._tail
+        else:
+            closing = flights.closing(window, opened, taken, self.now, failing)
         if closing is None or (until is not None and closing > until):
             for flight in taken:
                 flights.put(flight)
@@ -225,6 +235,7 @@ class VirtualEngine:
         unheard: dict[str, list[Flight]] = {}
         while self._failing and self._failing[0][0] <= now:
             tick, client, flight = heappop(self._failing)
+            self._ended = tick
             self.in_flight -= 1
             repair = self._broken_off(flight, tick)
             if repair is not None:
@@ -413,6 +424,8 @@ _QUEUE = (
     "_stored",
     "_ahead",
     "_sent",
+    "_tail",
+    "_ended",
 )
 """What the engine knows of the clients at work."""
 

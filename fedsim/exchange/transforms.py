@@ -149,6 +149,9 @@ class Transform:
     shapes: ClassVar[Sequence[tuple[int, ...]]] = ()
     """Of the model's parameters, one after the other in its vector; none where no model is known."""
 
+    summable: ClassVar[bool] = False
+    """Whether it only changes numbers, and has no encoding of its own, so that others can sum what it leaves."""
+
     vectors: Names | None = None
     """Which vectors of a message it goes over. Not given: the change of a reply, the model of an order, if alone."""
 
@@ -386,6 +389,7 @@ class Clip(Transform):
     """The largest norm that is left as it is."""
 
     keeps_statistics: ClassVar[bool] = False
+    summable: ClassVar[bool] = True
 
     def apply(self, vectors: Mapping[str, Vector]) -> dict[str, Vector]:
         """See `Transform`."""
@@ -405,6 +409,7 @@ class Noise(Transform):
     """Name of the draw; two noises in one list need two names, or they add the same numbers."""
 
     keeps_statistics: ClassVar[bool] = False
+    summable: ClassVar[bool] = True
 
     def encode(self, vector: Vector) -> Vector:
         """See `Transform`."""

@@ -23,6 +23,7 @@ from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.core.files import path_of
 from fedsim.engine.client import Client
+from fedsim.exchange.secure import Secure
 from fedsim.exchange.transforms import Chain
 from fedsim.flower.names import CANDIDATES
 from fedsim.flower.searching import searching_client
@@ -83,6 +84,9 @@ def as_flower_strategy(
     chain = tuple(plugins.make("transforms", one, f"transforms.{number}") for number, one in enumerate(transforms))
     for number, one in enumerate(chain):
         hold_base(f"transforms.{number}", "transforms", one)
+    if isinstance(parts["aggregation"], Secure):
+        remedy = "client apps do not mask what they send; run it with fedsim.run, or take Flower's SecAgg+ workflow"
+        raise InputError("aggregator", "secure", remedy)
     own: Strategy = parts["strategy"]
     Chain(chain).check(own.up, own.up)
     unknown = own.down & PEERS.keys()

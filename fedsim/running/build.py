@@ -42,6 +42,7 @@ from fedsim.running.checks import check
 from fedsim.running.pace import pace
 from fedsim.running.personal import Whose, tuning_on
 from fedsim.running.promises import asked, at_once, begun
+from fedsim.running.secure import hold_window, sealing, secured
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Simulation, hold_transformable
 from fedsim.server.strategy import ServerStep
@@ -107,7 +108,7 @@ def build_executor(experiment: Experiment, problem: Problem, kind: Callable[...,
             experiment.client,
             Streams(experiment.seed),
             choice=options.executor,
-            transforms=experiment.transforms,
+            transforms=(*experiment.transforms, *sealing(experiment, problem)),
             memory=options.memory_mib * 2**20,
             state_memory=options.state_mib * 2**20,
             participants=None if experiment.rounds is None else (experiment.rounds + 1) * working,
@@ -198,6 +199,7 @@ def build_simulation(
             tuning=tuning_on(problem, experiment.evaluation.finetune),
             steady=experiment.devices.steady and not experiment.faults.kinds,
             bench=bench,
+            secured=secured(experiment, problem, made),
         )
     )
     everybody = torch.arange(problem.num_clients)
@@ -207,6 +209,8 @@ def build_simulation(
     if not experiment.strategy.aggregates and not isinstance(aggregator, WeightedMean):
         combined = kind_of("aggregators", experiment.aggregation)
         raise InputError("aggregation.kind", combined, "this strategy averages nothing; leave the table out")
+    if simulation.parts.secured is not None:
+        hold_window(orders, window)
     if isinstance(window, First):
         aggregator.check(window.count)
     simulation.judge_at(pace(experiment, problem, orders, window))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from fedsim.client.objective import FLAT
 from fedsim.client.training import LocalTraining
 from fedsim.configuration.evaluation import Stopping
@@ -16,15 +14,15 @@ from fedsim.core.near import name_one
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.engine.client import Client
-from fedsim.exchange.messages import Free
+from fedsim.exchange.secure import Secure
 from fedsim.nets.private import Private
 from fedsim.problems.attacked import check_attack
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.running import promises
 from fedsim.running.personal import Whose, hold_judged, hold_newcomers, tuned_leaves
+from fedsim.running.secure import check_secure
 from fedsim.server.gossip import Gossip
-from fedsim.server.selection.base import Turn
 from fedsim.zeroth_order.search import EstimatedSearch
 
 ENDLESS = 2**31
@@ -66,6 +64,8 @@ def check(experiment: Experiment, problem: Problem) -> None:
     experiment.selection.check(problem.num_clients)
     at_once = promises.at_once(experiment.selection, problem.num_clients)
     experiment.aggregation.check(experiment.selection.least(problem.num_clients))
+    if isinstance(experiment.aggregation, Secure):
+        check_secure(experiment, problem)
     if experiment.strategy.in_parts:
         _check_in_parts(experiment)
     with naming("strategy"):
@@ -216,10 +216,8 @@ def _check_private(experiment: Experiment, problem: Supervised) -> None:
 
 def _check_selector(experiment: Experiment, problem: Supervised) -> None:
     """Refuse a selector that asks about the server's model where that is none for all clients."""
-    selector, everybody = experiment.selection, np.ones(problem.num_clients, dtype=np.bool_)
-    turn = Turn(Streams(0), 0, Free(everybody, len(everybody)), promises.at_once(selector, len(everybody)))
-    if selector.reports or selector.candidates(selector.start(problem.sizes), turn) is not None:
-        kind = kind_of("selectors", selector)
+    if promises.goes_by_losses(experiment.selection, problem.sizes):
+        kind = kind_of("selectors", experiment.selection)
         remedy = "it goes by clients' losses under a model for all, and there is none here; take uniform"
         raise InputError("selection.kind", kind, remedy)
 

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from fedsim.core.errors import BrokenPromiseError
 from fedsim.core.near import meant
+from fedsim.core.streams import Streams
 from fedsim.engine.ledger import Ledger
 from fedsim.exchange.actions import UTILITY
 from fedsim.exchange.messages import Free, Order, broken, shown
 from fedsim.exchange.windows import All, Every, First, Window
 from fedsim.problems.base import Looped
-from fedsim.server.selection.base import Selector, SelectorState
+from fedsim.server.selection.base import Selector, SelectorState, Turn
 from fedsim.server.strategy import Metrics, ServerState, Strategy
 
 OURS = frozenset({"round", "time", "wall", *Ledger.__dataclass_fields__})
@@ -39,6 +40,13 @@ def at_once(selector: Selector, population: int) -> int:
     if not isinstance(wanted, int) or not 1 <= wanted <= population:
         raise _selector(selector, f"of({population}) is {shown(wanted)}, not a number of clients from 1 to that")
     return wanted
+
+
+def goes_by_losses(selector: Selector, sizes: Tensor) -> bool:
+    """Whether a selector is told clients' losses. sizes: examples of each client, int64 [N]."""
+    everybody = np.ones(len(sizes), dtype=np.bool_)
+    turn = Turn(Streams(0), 0, Free(everybody, len(everybody)), at_once(selector, len(everybody)))
+    return bool(selector.reports) or selector.candidates(selector.start(sizes), turn) is not None
 
 
 def selector_state(selector: Selector, given: Any, method: str, before: SelectorState | None = None) -> SelectorState:

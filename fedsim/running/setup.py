@@ -11,6 +11,7 @@ from fedsim.engine.personal import Tuning
 from fedsim.exchange.transforms import Chain
 from fedsim.problems.base import Looped
 from fedsim.running.personal import EVERYBODYS, Whose
+from fedsim.running.secure import Secured
 from fedsim.server.distillation import Bench
 from fedsim.server.selection.base import Selector
 from fedsim.server.strategy import Strategy
@@ -21,7 +22,8 @@ class Setup:
     """What a simulation is made of. rounds, duration (virtual seconds): where it ends; None: not there.
 
     steady: whether all clients that are sent orders answer them, as far as their devices go. whose: whose models are
-    judged. tuning: how clients train them before. bench: what a server that distils works with.
+    judged. tuning: how clients train them before. bench: what a server that distils works with. secured: what
+    sums the replies of a window, so that the strategy is told no single one.
     """
 
     problem: Looped
@@ -38,3 +40,4 @@ class Setup:
     whose: Whose = EVERYBODYS
     tuning: Tuning | None = None
     bench: Bench | None = None
+    secured: Secured | None = None

@@ -246,11 +246,19 @@ class Simulation:
         current.answered, current.keeps = replies.clients, orders.late == "keep"
         current.count += len(replies) * orders.counts
         current.failed += len(replies.failed)
+        current.skipped = False
         selector = server.selector
+        if parts.secured is not None:
+            summed = parts.secured.summed(replies)
+            replies = replace(replies, payload={}, metrics={})
         if orders.counts:
             learnt = parts.selector.observe(selector, replies)
             selector = promises.selector_state(parts.selector, learnt, "observe", selector)
-        current.skipped = False
+        if parts.secured is not None:
+            replies = summed.replies
+            current.metrics.update(summed.metrics)
+            if summed.why is not None:
+                self._skip(current, summed.why)
         try:
             state, observed, current.done = self._tell(server.state, replies)
         except InputError as error:  # too few replies for a robust aggregator
@@ -260,13 +268,17 @@ class Simulation:
             if everybody or _would_do(replies, len(replies.failed) - replies.spoiled):
                 why = f", {current.failed} updates not finite" if current.failed else f", with {current.count} replies"
                 raise DivergedError(f"round {self.round + 1}{why}: {error}") from error
-            current.skipped = True
-            parts.engine.trace.skipped += 1
-            self._patience.skips(current.before, current.count, current.failed, str(error))
+            self._skip(current, str(error))
             nobody = torch.zeros(len(replies), dtype=torch.bool)
             state, observed, current.done = self._tell(server.state, replies.where(nobody))
         current.server = Server(state, selector, server.sending, server.asked)
         current.metrics.update(observed)
+
+    def _skip(self, current: UnderWay, why: str) -> None:
+        """Count a window of whose replies none is used."""
+        current.skipped = True
+        self.parts.engine.trace.skipped += 1
+        self._patience.skips(current.before, current.count, current.failed, why)
 
     def complete(self, current: UnderWay) -> None:
         """End a round that is done: what the server knows is from now on what it has learnt in it."""
@@ -357,7 +369,10 @@ class Simulation:
             crossed = chain.apply(rows, Sender(owner, self.parts.streams, orders.turn, sending))
             payload = {name: rows[0] for name, rows in crossed.payload.items()}
             orders, sending = replace(orders, payload=payload, encoded=int(crossed.nbytes)), crossed.state
-        self.parts.engine.submit(orders)
+        if self.parts.secured is None:
+            self.parts.engine.submit(orders)
+        else:
+            orders = self.parts.secured.submit(orders)
         self._patience.sent += len(orders.clients) * orders.counts
         return Server(server.state, server.selector, sending, server.asked + 1), orders
 

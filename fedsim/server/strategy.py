@@ -126,6 +126,11 @@ class Strategy(ABC):
         return False
 
     @property
+    def summed(self) -> Weighting | None:
+        """How it weighs changes, if their weighted mean is all that it reads of replies; None: it reads more."""
+        return None
+
+    @property
     def for_all(self) -> bool:
         """Whether its parameters are a model for all clients; where they are not, only clients' own are judged."""
         return True
@@ -293,6 +298,17 @@ class Averaging(ServerStep, Strategy):
     def up(self) -> frozenset[str]:
         """The change."""
         return frozenset({"delta"})
+
+    @property
+    def summed(self) -> Weighting | None:
+        """See `Strategy`; of a subclass with a rule of its own nothing is known."""
+        return self.sums(Averaging.tell)
+
+    def sums(self, tell: object) -> Weighting | None:
+        """What `summed` is of a class whose changes alone are averaged, and which goes on by this `tell`."""
+        own = type(self)
+        plain = own.change is Averaging.change and own.tell is tell and self.up == {"delta"} and not self.distils
+        return self.weighting if plain else None
 
     def config(self) -> Config:
         """The settings that clients are sent."""

@@ -45,6 +45,11 @@ class GuardedStep(Averaging):
         """The change; and for the guard values."""
         return frozenset({"delta", "values"} if self.guard else {"delta"})
 
+    @property
+    def summed(self) -> Weighting | None:
+        """The changes, if nothing is asked about them."""
+        return None if self.sharing else self.sums(GuardedStep.tell)
+
     def windows(self, state: ServerState) -> tuple[str, ...]:  # noqa: ARG002
         """The actions of a round, in their order."""
         return (TRAIN, *([MEASURE] if self.guard else []), *([self.sharing] if self.sharing else []))
