@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+import typer
 from rich.table import Table
 
 from experiments.studies import Numbers, concluding, console, run_all, said
@@ -63,16 +64,25 @@ class Part(Generic[R]):
 AnyPart = Part[Any]
 
 
-def tell(parts: Mapping[str, AnyPart], name: str, out: Path, workers: int | None, picture: Path | None) -> None:
-    """Run a part, draw its picture, print its table and judge its claims, which end the program (see `concluding`)."""
-    with concluding() as judged:
-        if name not in parts:
-            raise InputError("part", name, name_one(name, parts))
-        chosen = parts[name]
-        results = chosen.measure(out / name, workers=workers, on_done=said)
-        chosen.draw(results, chosen.picture if picture is None else picture)
-        judged += [(claim.text, *claim.judge(results)) for claim in chosen.claims]
-        console(140).print(chosen.table(results))
+def program(parts: Mapping[str, AnyPart], folder: Path) -> None:
+    """Be the program `PART [--out FOLDER] [--workers N] [--picture FILE]`. folder: of all runs, where none is given."""
+    one = typer.Argument(help=f"One of: {', '.join(parts)}.")
+    runs = typer.Option(folder, help="Folder of all runs; those that are finished are not done again.")
+    processes = typer.Option(None, min=1, help="Processes; by default one a core.")
+    place = typer.Option(None, help="Where the picture goes; by default beside the program.")
+
+    def main(part: str = one, out: Path = runs, workers: int | None = processes, picture: Path | None = place) -> None:
+        """Run a part, print its table, draw its picture and check its claims."""
+        with concluding() as judged:
+            if part not in parts:
+                raise InputError("part", part, name_one(part, parts))
+            chosen = parts[part]
+            results = chosen.measure(out / part, workers=workers, on_done=said)
+            chosen.draw(results, chosen.picture if picture is None else picture)
+            judged += [(claim.text, *claim.judge(results)) for claim in chosen.claims]
+            console(140).print(chosen.table(results))
+
+    typer.run(main)
 
 
 NEAR = 0.02
