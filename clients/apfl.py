@@ -93,7 +93,8 @@ class APFL(PlainSteps):
         """Two gradients a step, of outputs a forward pass more, and once what alpha's slope takes; d floats."""
         cost = super().cost(order, examples)
         beside, once = (1.0, 1.0) if self.mix == "parameters" else (1.0 + FORWARD, 2.0 * FORWARD)
-        return replace(cost, effort=cost.steps * beside + (once if self.adaptive else 0.0))
+        effort = cost.steps * beside + (once if self.adaptive else 0.0)
+        return cost.beside(Cost(torch.zeros_like(examples), {}, effort=effort))
 
     def numbers(self, dimension: int, largest: int) -> int:
         """Beside, its own model and the mixture."""

@@ -43,7 +43,7 @@ class Ditto(LocalTraining):
 
     models: ClassVar[tuple[str, ...]] = ("personal",)
     own_models: ClassVar[bool] = True
-    accepts: ClassVar[frozenset[str]] = frozenset({"proximal-mu"})
+    accepts: ClassVar[frozenset[str]] = LocalTraining.accepts | {"proximal-mu"}
     descends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -65,14 +65,14 @@ class Ditto(LocalTraining):
 
     def cost(self, order: Order, examples: Tensor) -> Cost:
         """The steps on both models, and d floats."""
-        return super().cost(order, examples).beside(self.own.cost(order, examples))
+        return super().cost(order, examples).beside(self.own.taken(order, examples))
 
     def train(self, cohort: Cohort) -> Update:
         """Train both from where they are, and send the change of the model for all."""
-        theta, lam, mu = cohort.received("params"), self.lam, float(cohort.config.get("proximal-mu", 0.0))
+        theta, lam = cohort.received("params"), self.lam
         with cohort.apart("personal") if self.own_batches else nullcontext():
             own = self.own.descend(cohort, cohort.state["personal"], decay=lam, shift=lam * theta if lam else None)
-        trained = self.descend(cohort, theta, decay=mu, shift=mu * theta if mu else None, change=True)
+        trained = self.descend(cohort, theta, **self.proximal(cohort, theta), change=True)
         cohort.keep(personal=own.params)
         return Update({"delta": trained.params}, {"loss": trained.loss})
 

@@ -46,6 +46,7 @@ class FedALA(LocalTraining):
     each other, 11 at least; a number is the same for all, whoever is beside them.
     """
 
+    accepts: ClassVar[frozenset[str]] = LocalTraining.accepts | {"proximal-mu"}
     models: ClassVar[tuple[str, ...]] = ("personal",)
     own_models: ClassVar[bool] = True
 
@@ -72,7 +73,7 @@ class FedALA(LocalTraining):
         own = cohort.state["personal"]
         theta = cohort.received("params").expand_as(own)
         shares = self.learn(cohort, theta, own)
-        trained = self.descend(cohort, torch.lerp(theta, own, shares))
+        trained = self.descend(cohort, torch.lerp(theta, own, shares), **self.proximal(cohort, theta))
         cohort.keep(**{"personal": trained.params, "own-share": shares})
         return Update({"delta": trained.params - theta}, {"loss": trained.loss})
 

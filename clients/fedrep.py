@@ -30,7 +30,7 @@ class FedRep(LocalTraining):
     head_steps: Passes | None = None
     """So many steps on it instead, each on an independent batch. Not given: head_epochs decide."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"proximal-mu"})
+    accepts: ClassVar[frozenset[str]] = LocalTraining.accepts | {"proximal-mu"}
     descends: ClassVar[bool] = True
     divides: ClassVar[bool] = True
 
@@ -48,18 +48,23 @@ class FedRep(LocalTraining):
             return None
         return self.like(epochs=self.head_epochs, steps=self.head_steps, epochs_schedule="constant")
 
+    @property
+    def for_tuning(self) -> bool:
+        """It is where heads stay as at the start."""
+        return self.head is None
+
     def cost(self, order: Order, examples: Tensor) -> Cost:
         """The steps on both parts, and d floats."""
         cost = super().cost(order, examples)
-        return cost if self.head is None else cost.beside(self.head.cost(order, examples))
+        return cost if self.head is None else cost.beside(self.head.taken(order, examples))
 
     def train(self, cohort: Cohort) -> Update:
         """Train one part and then the other, and send the change of what is shared."""
-        theta, mu, own = cohort.received("params"), float(cohort.config.get("proximal-mu", 0.0)), cohort.stays
+        theta, own = cohort.received("params"), cohort.stays
         start = theta
         if self.head is not None:
             with cohort.apart("head"):
                 start = self.head.descend(cohort, theta, moves=own).params  # theta, with running statistics that moved
-        shift, shared = mu * theta if mu else None, [not stays for stays in own]
-        trained = self.descend(cohort, start, decay=mu, shift=shift, moves=shared)
+        shared = [not stays for stays in own]
+        trained = self.descend(cohort, start, **self.proximal(cohort, theta), moves=shared)
         return Update({"delta": trained.params.sub_(theta)}, {"loss": trained.loss})

@@ -18,6 +18,7 @@ class Local(LocalTraining):
     """Needs the strategy `local`."""
 
     requires: ClassVar[frozenset[str]] = frozenset()
+    accepts: ClassVar[frozenset[str]] = frozenset()
     up: ClassVar[frozenset[str]] = frozenset()
     models: ClassVar[tuple[str, ...]] = ("model",)
     own_models: ClassVar[bool] = True

@@ -46,6 +46,7 @@ class Moon(LocalTraining):
     temperature: PositiveFloat = 0.5
     """tau, by which cosines are divided: the smaller, the more their differences count."""
 
+    accepts: ClassVar[frozenset[str]] = LocalTraining.accepts | {"proximal-mu"}
     models: ClassVar[tuple[str, ...]] = ("last",)
     descends: ClassVar[bool] = True
 
@@ -73,7 +74,8 @@ class Moon(LocalTraining):
     def train(self, cohort: Cohort) -> Update:
         """Train on the client's loss and the contrast, and send the change."""
         theta = cohort.received("params")
-        trained = self.descend(cohort, theta, armed=self._contrasted(cohort, theta) if self.mu else None)
+        armed = self._contrasted(cohort, theta) if self.mu else None
+        trained = self.descend(cohort, theta, **self.proximal(cohort, theta), armed=armed)
         cohort.keep(last=trained.params)
         return Update({"delta": trained.params - theta}, {"loss": trained.loss})
 

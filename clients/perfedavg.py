@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import replace
 from itertools import repeat
 from typing import Literal
 
@@ -56,6 +55,11 @@ class PerFedAvg(PlainSteps):
             raise InputError("radius", self.radius, "only form = hf_difference asks for it; leave it out")
 
     @property
+    def for_tuning(self) -> bool:
+        """It is, but for steps of no length."""
+        return self.inner_lr > 0.0
+
+    @property
     def draws(self) -> int:
         """Mini-batches of a step."""
         return 2 if self.form == "fo" else 3
@@ -64,7 +68,7 @@ class PerFedAvg(PlainSteps):
         """A gradient on each mini-batch, on the third one more, or what takes as long as two; and d floats."""
         cost = super().cost(order, examples)
         effort = None if self.form == "fo" else 1.0 * cost.steps
-        return replace(cost, steps=self.draws * cost.steps, effort=effort)
+        return cost.beside(Cost((self.draws - 1) * cost.steps, {}, effort=effort))
 
     def numbers(self, dimension: int, largest: int) -> int:
         """Beside, the model after the inner step, and a product."""

@@ -9,7 +9,6 @@ server's `server_lr`.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -64,7 +63,7 @@ class PFedMe(PlainSteps):
     def cost(self, order: Order, examples: Tensor) -> Cost:
         """A mini-batch a local round, on which K steps are taken, and d floats."""
         cost = super().cost(order, examples)
-        return replace(cost, effort=(self.inner_steps - 1.0) * cost.steps)
+        return cost.beside(Cost(torch.zeros_like(examples), {}, effort=(self.inner_steps - 1.0) * cost.steps))
 
     def train(self, cohort: Cohort) -> Update:
         """Have its own model solve its problem roughly, and the one that is sent follow it; send that one's change."""

@@ -19,7 +19,7 @@ class Scaffold(LocalTraining):
     """K is the number of steps that the client took. Option II is exact for plain SGD, so that is what it takes."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"params", "control"})
-    up: ClassVar[frozenset[str]] = frozenset({"delta", "control-delta"})
+    up: ClassVar[frozenset[str]] = LocalTraining.up | {"control-delta"}
     descends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

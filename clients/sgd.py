@@ -17,7 +17,6 @@ from torch import Tensor
 
 from fedsim.client import (
     BATCH_SIZE,
-    FORWARD,
     SPREAD,
     Cohort,
     Cost,
@@ -31,7 +30,7 @@ from fedsim.client import (
     spreads,
 )
 
-REPORTED = {"nu": "report-nu", "last-loss": "report-loss", "start-loss": "report-start-loss"}
+REPORTED = {"nu": "report-nu", "last-loss": "report-loss"}
 """Numbers that a reply carries where the server asks for them, and the settings that ask."""
 
 
@@ -42,43 +41,36 @@ class Sgd(LocalTraining):
     proximal_mu: NonNegativeFloat = 0.0
     """mu, the penalty's factor, unless the server sends one; 0: none."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"proximal-mu", *REPORTED.values(), "report-precision", BATCH_SIZE})
-    up: ClassVar[frozenset[str]] = frozenset({"delta", *REPORTED, "precision", SPREAD})
+    accepts: ClassVar[frozenset[str]] = LocalTraining.accepts | {
+        *("proximal-mu", "report-precision", BATCH_SIZE),
+        *REPORTED.values(),
+    }
+    up: ClassVar[frozenset[str]] = LocalTraining.up | {*REPORTED, "precision", SPREAD}
     descends: ClassVar[bool] = True
 
     def cost(self, order: Order, examples: Tensor) -> Cost:
-        """Steps, d floats, and one more for each number that is asked for; of batch sizes two, and a step beside.
-
-        The loss before the first step takes a forward pass.
-        """
-        cost, beside = super().cost(order, examples), list[Tensor]()
+        """Steps, d floats, and one more for each number that is asked for; of batch sizes two, and a step beside."""
+        cost = super().cost(order, examples)
         number = Size.of(order.payload["params"][:1])
         told = {name: number for name, asked in REPORTED.items() if order.config.get(asked)}
         if BATCH_SIZE in order.config:
             told[SPREAD] = Size.of(order.payload["params"][:1].repeat(2))
-            beside.append(torch.ones_like(examples, dtype=torch.float64))
-        if order.config.get("report-start-loss"):
-            beside.append(FORWARD * -(-examples // (self.width(order.config) or examples)).double())
+            step = torch.ones_like(examples, dtype=torch.float64)
+            cost = cost.beside(Cost(torch.zeros_like(examples), {}, effort=step))
         if order.config.get("report-precision"):
             told["precision"] = cost.reply["delta"]
-        for effort in beside:
-            cost = cost.beside(Cost(torch.zeros_like(examples), {}, effort=effort))
         return replace(cost, reply={**cost.reply, **told}) if told else cost
 
     def train(self, cohort: Cohort) -> Update:
         """Train from the server's model and send the change."""
-        theta, mu = cohort.received("params"), self._mu(cohort)
-        report_last = bool(cohort.config.get("report-loss"))
-        shift = mu * theta if mu else None
+        theta, report_last = cohort.received("params"), bool(cohort.config.get("report-loss"))
+        pull = self.proximal(cohort, theta, self.proximal_mu)
         asked = BATCH_SIZE in cohort.config
         spread = spreads(cohort, theta, self.passes(cohort)) if asked else None
-        start = cohort.losses(theta) if cohort.config.get("report-start-loss") else None
-        trained = self.descend(cohort, theta, decay=mu, shift=shift, report_last=report_last, change=True)
+        trained = self.descend(cohort, theta, **pull, report_last=report_last, change=True)
         payload = {"delta": trained.params}
-        if start is not None:
-            payload["start-loss"] = start.unsqueeze(1)
         if cohort.config.get("report-nu"):
-            payload["nu"] = self.normaliser(cohort.steps_taken, self.rate(cohort), mu).to(theta.dtype)
+            payload["nu"] = self.normaliser(cohort.steps_taken, self.rate(cohort), pull["decay"]).to(theta.dtype)
         if trained.last_loss is not None:
             payload["last-loss"] = trained.last_loss.unsqueeze(1)
         if cohort.config.get("report-precision") and trained.precision is not None:
@@ -88,9 +80,6 @@ class Sgd(LocalTraining):
             payload[SPREAD], width = spread, self.width(cohort.config)
             metrics["batch_size"] = cohort.examples.clamp(max=width).to(theta.dtype)
         return Update(payload, metrics)
-
-    def _mu(self, cohort: Cohort) -> float:
-        return float(cohort.config.get("proximal-mu", self.proximal_mu))
 
     def check(self, sent: frozenset[str]) -> None:
         """Refuse options that do not go with what the server sends."""

@@ -29,7 +29,10 @@ from fedsim.server import (
 
 @options
 class AFL(ByLosses):
-    """Needs the client `sgd`. Where all who answer have lambda_i = 0, the model stays. Reports the largest lambda_i."""
+    """Goes with clients that train and send their change. Reports the largest lambda_i.
+
+    Where all who answer have lambda_i = 0, the model stays.
+    """
 
     weighting: Weighting = "uniform"
     lambda_lr: NonNegativeFloat = 0.1

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from fedsim.server import (
     ByLosses,
+    ClientRate,
     Metrics,
     NonNegativeFloat,
-    Rate,
     Replies,
     ServerState,
     Weighting,
@@ -24,14 +24,15 @@ from fedsim.server import (
 
 
 @options
-class QFedAvg(ByLosses):
-    """With q = 0 it is FedAvg. Needs the client `sgd`, and reports `step_scale`, s: its step against FedAvg's."""
+class QFedAvg(ClientRate, ByLosses):
+    """With q = 0 it is FedAvg. Goes with clients that train and send their change.
+
+    Reports `step_scale`, s: its step against FedAvg's.
+    """
 
     weighting: Weighting = "uniform"
     q: NonNegativeFloat = 1.0
     """How much more large losses weigh; 0: not at all."""
-    client_lr: Rate = 0.1
-    """lr, which is to be the clients' own learning rate: 1 / lr is what the curvature of a loss is taken for."""
 
     def tell(self, state: ServerState, replies: Replies) -> tuple[ServerState, Metrics, bool]:
         """Move along the changes by their losses; where nobody answers, stay."""

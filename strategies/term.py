@@ -16,7 +16,7 @@ from fedsim.server import ByLosses, Replies, ServerState, options
 
 @options
 class Term(ByLosses):
-    """Needs the client `sgd`. A client whose loss is larger by ln 2 / t weighs twice as much."""
+    """Goes with clients that train and send their change. One whose loss is larger by ln 2 / t weighs twice as much."""
 
     t: float = 1.0
     """The tilt, in units of 1 / loss."""

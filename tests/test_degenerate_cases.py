@@ -41,6 +41,7 @@ class Case:
 
 ALONE: tuple[Mapping[str, Any], Mapping[str, Any]] = ({"kind": "local"}, {"kind": "local"})
 UNIFORM: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {"weighting": "uniform"})
+PROXIMAL: Mapping[str, Any] = {"kind": "fedprox", "proximal_mu": 0.7}
 OWN: tuple[Whose, Whose] = ("own", "own")
 CASES = (
     Case("shared, all", shared="all"),
@@ -52,7 +53,9 @@ CASES = (
     Case("Per-FedAvg, first order, a 0", {"kind": "perfedavg", "inner_lr": 0.0}, exact=False),
     Case("Per-FedAvg, exact, a 0", {"kind": "perfedavg", "inner_lr": 0.0, "form": "hf"}, exact=False),
     Case("FedALA, eta 0", {"kind": "fedala", "eta": 0.0}),
+    Case("FedALA, eta 0, FedProx", {"kind": "fedala", "eta": 0.0}, PROXIMAL, ({}, PROXIMAL)),
     Case("MOON, mu 0", {"kind": "moon", "mu": 0.0}),
+    Case("MOON, mu 0, FedProx", {"kind": "moon", "mu": 0.0}, PROXIMAL, ({}, PROXIMAL)),
     Case("FedSAM, rho 0", {"optimizer": {"kind": "sam", "rho": 0.0}}),
     Case("FedProto, lam 0", {"kind": "fedproto", "lam": 0.0}, {"kind": "fedproto"}, ALONE, OWN),
     Case("IFCA, one cluster", {"kind": "ifca"}, {"kind": "ifca", "clusters": 1}, UNIFORM),

@@ -59,7 +59,7 @@ class PlainStep:
 class PlainSteps(LocalTraining):
     """Local training in steps of plain SGD, of which a subclass says where gradients are taken, and what of."""
 
-    accepts: ClassVar[frozenset[str]] = frozenset({"proximal-mu"})
+    accepts: ClassVar[frozenset[str]] = LocalTraining.accepts | {"proximal-mu"}
     decays: ClassVar[bool] = False
     """Whether it knows what weight decay is a part of."""
 
@@ -82,7 +82,7 @@ class PlainSteps(LocalTraining):
 
     def paced(self, cohort: Cohort) -> Iterator[PlainStep]:
         """The cohort's steps."""
-        mu, network = float(cohort.config.get("proximal-mu", 0.0)), cohort.network
-        shift = cohort.stack(mu * cohort.received("params")) if mu else None
+        network, pull = cohort.network, self.proximal(cohort, cohort.received("params"))
+        mu, shift = pull["decay"], None if pull["shift"] is None else cohort.stack(pull["shift"])
         for batch, lr in self.rated(cohort):
             yield PlainStep(network, batch, lr, mu, None if shift is None else shift[: len(batch)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
@@ -81,7 +81,8 @@ class LocalTraining(HasPlugins, Client):
     divides: ClassVar[bool] = False
     """Whether it trains apart what of the model stays with it, and what is shared: of both there must be some."""
     requires: ClassVar[frozenset[str]] = frozenset({"params"})
-    up: ClassVar[frozenset[str]] = frozenset({"delta"})
+    accepts: ClassVar[frozenset[str]] = frozenset({"report-start-loss"})
+    up: ClassVar[frozenset[str]] = frozenset({"delta", "start-loss"})
 
     epochs: Passes | None = None
     """Passes over the examples, each freshly shuffled, the last batch possibly partial. Not given: steps decide."""
@@ -247,16 +248,39 @@ class LocalTraining(HasPlugins, Client):
         return None if self.batch_size == "full" else max(self.batch_size, int(config.get(BATCH_SIZE, 0)))
 
     def cost(self, order: Order, examples: Tensor) -> Cost:
-        """Steps, and what is sent up; beside, what attacks, scoring and rules take."""
-        steps, own = self.local_steps(examples, order.round, order.config), self.width(order.config)
-        width = examples if own is None else own
-        beside, passes = self.rule.effort - 1.0, self.rule.passes
+        """Steps, and what is sent up; where f_i(theta) is asked for, a number and a forward pass more."""
+        cost = replace(self.taken(order, examples), reply=self.reply(order))
+        if not order.config.get("report-start-loss"):
+            return cost
+        passed = Cost(torch.zeros_like(examples), {}, effort=FORWARD * self._batches(order, examples).double())
+        told = {"start-loss": Size.of(order.payload["params"][:1])}
+        return replace(cost.beside(passed), reply={**cost.reply, **told})
+
+    def taken(self, order: Order, examples: Tensor) -> Cost:
+        """What a training takes: steps; beside, what attacks, scoring and rules do."""
+        steps, beside, passes = (
+            self.local_steps(examples, order.round, order.config),
+            self.rule.effort - 1.0,
+            self.rule.passes,
+        )
         if self.defence is not None:
             beside += self.defence.effort(order.round)
         if self.curriculum is not None:
             passes += self.curriculum.judgements() * FORWARD
-        effort = steps * beside + passes * -(-examples // width) if beside or passes or self.defence else None
-        return Cost(steps, self.reply(order), effort=effort)
+        given = beside or passes or self.defence
+        effort = steps * beside + passes * self._batches(order, examples) if given else None
+        return Cost(steps, {}, effort=effort)
+
+    def _batches(self, order: Order, examples: Tensor) -> Tensor:
+        """How many mini-batches all of a client's examples are, int64 [C]."""
+        width = self.width(order.config)
+        return -(-examples // (examples if width is None else width))
+
+    def beforehand(self, cohort: Cohort) -> Mapping[str, Tensor]:
+        """f_i(theta) over all of its examples, [C, 1], where the server asks for it."""
+        if not cohort.config.get("report-start-loss"):
+            return {}
+        return {"start-loss": cohort.losses(cohort.received("params")).unsqueeze(1)}
 
     def reply(self, order: Order) -> dict[str, Size]:
         """What is sent up: one vector the size of the parameters."""
@@ -329,6 +353,12 @@ class LocalTraining(HasPlugins, Client):
         if change and not direct:
             params.sub_(sent)
         return Trained(params, losses / (cohort.steps_taken - before).clamp(min=1), last, precision)
+
+    @staticmethod
+    def proximal(cohort: Cohort, theta: Tensor, mu: float = 0.0) -> dict[str, Any]:
+        """What has `descend` add mu/2 |y - theta|^2, for the server's mu, or that which is given if it sends none."""
+        mu = float(cohort.config.get("proximal-mu", mu))
+        return {"decay": mu, "shift": mu * theta if mu else None}
 
     def _rule(self, cohort: Cohort, decay: float) -> Rule:
         """How a step of the cohort follows from a gradient; its decay is added to our own."""

@@ -188,6 +188,8 @@ def first_error(error: ValidationError, prefix: str, cls: type[Any]) -> InputErr
         return InputError(path, "(nothing)", "this option has no default; give it a value")
     if first["type"] == "string_pattern_mismatch":
         return InputError(path, first["input"], "leave out / and control characters")
+    if first["type"] in ("dataclass_type", "dataclass_exact_type"):
+        return InputError(path, first["input"], "is a table; write its options under it")
     said = first["msg"][0].lower() + first["msg"][1:]
     if first["type"] == "literal_error":
         said += meant(first["input"], re.findall("'([^']*)'", first["ctx"]["expected"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -78,6 +78,11 @@ class Client(ABC):
         """How many times it has each example in a batch."""
         return 1
 
+    @property
+    def for_tuning(self) -> bool:
+        """Whether what it trains is where a client's own steps are to begin, as evaluation.finetune takes them."""
+        return False
+
     def check(self, sent: frozenset[str]) -> None:  # noqa: B027
         """Refuse (InputError) options that do not go with what the server sends."""
 
@@ -99,6 +104,10 @@ class Client(ABC):
         They are the rows of `personal`, with what else stays with the clients, and it is the same cohort.
         """
         return cohort.network.outputs(models, x)
+
+    def beforehand(self, cohort: Cohort) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """What replies have beside what the ordered action gives, [C, ...] by name; asked for before that is done."""
+        return {}
 
     @abstractmethod
     def cost(self, order: Order, examples: Tensor) -> Cost:

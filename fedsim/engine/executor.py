@@ -382,7 +382,9 @@ class Executor:
     def act(self, part: Job, state: Mapping[str, Tensor]) -> CohortResult:
         """Have one cohort, which remembers `state`, [k, ...] by name, do what it is ordered to. Nothing is kept."""
         cohort = Cohort(self.problem, self.network, self.streams, part, state, self.scratch)
-        update = done(self.client, getattr(self.client, part.action)(cohort), part.cost, cohort, self.store.shapes)
+        told = self.client.beforehand(cohort)
+        given = getattr(self.client, part.action)(cohort)
+        update = done(self.client, given, told, part.cost, cohort, self.store.shapes)
         crossed = self.transforms.apply(update.payload, Sender(cohort.clients, self.streams, cohort.turn, cohort.state))
         cohort.keep(**crossed.state)
         sent = Update(crossed.payload, {**cohort.metrics, **update.metrics})

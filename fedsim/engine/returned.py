@@ -6,6 +6,7 @@ Faults are a BrokenPromiseError: one line that names the algorithm. A reply's nu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,17 +53,21 @@ def remembered(client: Client, given: Any) -> Shapes:
     return shapes
 
 
-def done(client: Client, given: Any, cost: Cost, cohort: Cohort, shapes: Shapes) -> Update:
-    """What clients have come to. cost: as they had declared it. shapes: of what each of them remembers."""
+def done(client: Client, given: Any, told: Mapping[str, Tensor], cost: Cost, cohort: Cohort, shapes: Shapes) -> Update:
+    """What clients have come to.
+
+    told: what they have said beforehand. cost: as they had declared it. shapes: of what each of them remembers.
+    """
     if not isinstance(given, Update) or not isinstance(given.payload, Mapping):
         raise _client(client, f"it returns {shown(given)}, not an Update whose payload has tensors by name")
+    update: Update = replace(given, payload={**given.payload, **told}) if told else given
     count = len(cohort)
-    for name, rows in given.payload.items():
+    for name, rows in update.payload.items():
         if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) != count:
             raise _client(client, f"it sends as {name} {shown(rows)}, not a tensor of one row a client, {count} in all")
         if rows.requires_grad:
             raise _client(client, f"it sends {name} with the graph that has made it; detach it")
-    _hold_numbers(client, {**cohort.metrics, **given.metrics}, count)
+    _hold_numbers(client, {**cohort.metrics, **update.metrics}, count)
     for name, kept in cohort.state.items():
         shape = shapes.get(name)
         if shape is None or not isinstance(kept, Tensor) or kept.shape != (count, *shape):
@@ -78,14 +83,14 @@ def done(client: Client, given: Any, cost: Cost, cohort: Cohort, shapes: Shapes)
     if count and bool((cohort.extra_queries != cost.extra).any()):
         extra = cohort.extra_queries.tolist()
         raise _client(client, f"it counts {extra} values as extra where its cost declares {cost.extra}")
-    reply = {name: Size.of(rows[0]) for name, rows in given.payload.items()} if count else cost.reply
+    reply = {name: Size.of(rows[0]) for name, rows in update.payload.items()} if count else cost.reply
     if reply != cost.reply:
-        sent, told = (
+        sent, wanted = (
             ", ".join(f"{name} of {size.numbers} x {size.bits} bits" for name, size in sizes.items())
             for sizes in (reply, cost.reply)
         )
-        raise _client(client, f"it sends {sent} where its cost declares {told}")
-    return given
+        raise _client(client, f"it sends {sent} where its cost declares {wanted}")
+    return update
 
 
 def owned(client: Client, given: Any, cohort: Cohort) -> tuple[Tensor, dict[str, Tensor]]:

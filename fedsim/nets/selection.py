@@ -18,12 +18,15 @@ from pydantic import BeforeValidator
 from torch import nn
 
 from fedsim.core.errors import InputError
+from fedsim.core.near import meant
 from fedsim.core.options import Texts
 from fedsim.nets.normalisation import BatchNorm
 from fedsim.nets.stack import Layout
 
 NORMS = (BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 """Layers that normalise what passes through them, as they are in a prepared model."""
+WORDS = ("all", "body", "head", "norm")
+"""Words of what is trained; of all others each is a name."""
 ABSENT = {
     "norm": "the model has no layer that normalises; remove it",
     "statistics": "the model has no batch normalisation; remove it",
@@ -60,7 +63,9 @@ def leaves_of(named: Iterable[str], module: nn.Module, layout: Layout, option: s
     for name in named:
         own = _leaves(name, module, layout)
         if not own:
-            unknown = f"is no parameter of this model, which has {_some(layout.names)}"
+            unknown = f"is no parameter of this model, which has {_some(layout.names)}, and none of {', '.join(WORDS)}"
+            layers = {leaf.rpartition(".")[0] for leaf in layout.names}
+            unknown += meant(name, [*WORDS, *layout.names, *sorted(layers)])
             raise InputError(option, name, ABSENT.get(name, unknown))
         found |= own
     return found

@@ -45,7 +45,7 @@ from fedsim.running.promises import asked, at_once, begun
 from fedsim.running.secure import hold_window, sealing, secured
 from fedsim.running.setup import Setup
 from fedsim.running.simulation import Simulation, hold_transformable
-from fedsim.server.strategy import ServerStep
+from fedsim.server.strategy import ClientRate, ServerStep
 from fedsim.zeroth_order.search import LocalSearch
 
 
@@ -170,6 +170,7 @@ def build_simulation(
     check(experiment, problem)
     bench = bench_of(experiment, problem)
     _warn_of_rate(experiment)
+    _warn_of_start(experiment)
     aggregator = experiment.aggregation
     if engine is None:
         kind: Callable[..., Executor] = Executor
@@ -225,9 +226,9 @@ def build_simulation(
 def _warn_of_rate(experiment: Experiment) -> None:
     """Say where a learning rate multiplies what a rule finds by itself, or is not what the server takes it for."""
     client, strategy = experiment.client, experiment.strategy
-    taken = strategy.client_lr
-    if taken is not None and isinstance(client, LocalTraining) and client.base != taken:
-        warn(f"strategy.client_lr = {taken:g}: the clients' learning rate, client.lr, is {client.base:g}; say the same")
+    if isinstance(strategy, ClientRate) and isinstance(client, LocalTraining) and client.base != strategy.client_lr:
+        taken = f"strategy.client_lr = {strategy.client_lr:g}"
+        warn(f"{taken}: the clients' learning rate, client.lr, is {client.base:g}; say the same")
     rates: list[tuple[str, float | None, Any]] = []
     if isinstance(client, LocalTraining | LocalSearch):
         rates.append(("client.lr", client.lr, client.rule))
@@ -243,6 +244,14 @@ def _warn_of_rate(experiment: Experiment) -> None:
             if product != 1.0:
                 times = f"{option} times others_rate, {product:g}, multiplies"
                 warn(f"{kind}, {owner}'s others, finds its own rate, which {times}")
+
+
+def _warn_of_start(experiment: Experiment) -> None:
+    """Say where a start for clients' own steps is judged as if it were a model to be used."""
+    if experiment.client.for_tuning and experiment.evaluation.finetune is None:
+        kind = kind_of("clients", experiment.client)
+        remedy = "for it to be judged as it is meant give evaluation.finetune, as { steps = 5, lr = 0.1 }"
+        warn(f"client.kind = {kind}: trains where each client's own steps are to begin; {remedy}")
 
 
 def build_engine(experiment: Experiment, problem: Problem, executor: Executor) -> VirtualEngine:

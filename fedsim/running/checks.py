@@ -203,8 +203,10 @@ def _check_private(experiment: Experiment, problem: Supervised) -> None:
     client = experiment.client
     if client.own_models or not experiment.strategy.for_all:
         kind = kind_of("clients", client)
-        remedy = "has whole models of the clients' own, and here a part stays with them; take sgd, or share all"
-        raise InputError("client.kind", kind, remedy)
+        other = "sgd" if experiment.strategy.for_all else "sgd with strategy.kind = fedavg"
+        remedy = f"has whole models of the clients' own, and here a part of one stays with them; take {other}, or let"
+        let = 'nothing stay: problem.shared = "all", and problem.normalisation not local'
+        raise InputError("client.kind", kind, f"{remedy} {let}")
     if not isinstance(client, LocalTraining) or not client.descends:
         kind = kind_of("clients", client)
         remedy = "does more with a model than local training, which alone trains what stays with a client; take sgd"

@@ -38,7 +38,17 @@ from fedsim.server.participation import (
     shares,
 )
 from fedsim.server.staleness import Discount, Polynomial
-from fedsim.server.strategy import Averaging, Config, Metrics, ProblemView, ServerState, ServerStep, Strategy, observed
+from fedsim.server.strategy import (
+    Averaging,
+    ClientRate,
+    Config,
+    Metrics,
+    ProblemView,
+    ServerState,
+    ServerStep,
+    Strategy,
+    observed,
+)
 
 __all__ = [
     "BATCH_SIZE",
@@ -48,6 +58,7 @@ __all__ = [
     "BatchRule",
     "Bench",
     "ByLosses",
+    "ClientRate",
     "Config",
     "Discount",
     "Ensemble",

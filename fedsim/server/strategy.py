@@ -98,9 +98,6 @@ class Strategy(ABC):
     What it does not say itself is as it stands here; `down`, `up`, `init`, `ask` and `tell` it must say.
     """
 
-    client_lr: float | None = None
-    """The learning rate that it takes clients to have; None: it goes by none."""
-
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         refuse_misspelt(cls, Strategy)
@@ -207,6 +204,14 @@ class Strategy(ABC):
         state: as `tell` has left it, of the same replies; the round stays. It is called where the strategy `distils`.
         """
         return state, {}
+
+
+@options
+class ClientRate:
+    """What a strategy takes clients' steps for that reckons with their length, of which no reply tells."""
+
+    client_lr: Rate = 0.1
+    """lr, which is to be the clients' own learning rate: 1 / lr is what the curvature of a loss is taken for."""
 
 
 @options

@@ -209,7 +209,7 @@ OWN_MODELS = {
     ),
     "whole models and a part": (
         ["partition.holdout=0.3", "problem.shared=body", "client={kind='ditto', steps=1, lam=0.1}"],
-        "client.kind = ditto: has whole models of the clients' own, and here a part stays with them",
+        "client.kind = ditto: has whole models of the clients' own, and here a part of one stays with them; take sgd,",
     ),
     "values alone": ([TUNED, "selection.count=1"], "evaluation.finetune = given: there is no model to train"),
 }

@@ -1,4 +1,4 @@
-"""What the client `sgd` tells of the model that it was sent: its mean loss on all of the client's training examples."""
+"""What clients that train tell of the model that they were sent: its mean loss on all of their training examples."""
 
 from __future__ import annotations
 
@@ -50,6 +50,39 @@ def test_it_is_the_mean_over_all_examples_before_training(executor, model):
         params = problem.initial() * factor
         expected = problem.losses(params, EVERYBODY.to(DEVICE))[:, 0]
         torch.testing.assert_close(told(made, params), expected, rtol=0, atol=1e-12)
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "ditto": {"lam": 0.3},
+    "pfedme": {"lam": 2.0},
+    "apfl": {"adaptive": True},
+    "perfedavg": {"inner_lr": 0.1, "form": "hf"},
+    "fedala": {},
+    "moon": {},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_clients_with_more_than_one_model_tell_it_of_the_one_that_was_sent(kind):
+    """In a second round, when their own is another; beside what else they do, at a pass and a number more."""
+    problem = small_problem()
+    made, params = executor_of(problem, kind=kind, **OTHERS[kind]), problem.initial()
+    told(made, params)
+    expected = problem.losses(params * 0.5, EVERYBODY.to(DEVICE))[:, 0]
+    torch.testing.assert_close(told(made, params * 0.5, round_=1), expected, rtol=0, atol=1e-12)
+    plain, asked = (made.assign(Order("train", EVERYBODY, {"params": params}, config)) for config in ({}, ASKED))
+    assert asked.encoded == plain.encoded + 8
+    torch.testing.assert_close(made.work(asked) - made.work(plain), (-(-SIZES // 4)).double() / 3)
+
+
+@pytest.mark.parametrize("kind", ["ditto", "apfl"])
+def test_the_model_for_all_is_what_it_is_without_their_own_where_losses_weigh(kind):
+    client = {**OTHERS[kind], "kind": kind, "epochs": 2, "batch_size": 4}
+    params = [
+        fedsim.run(small_experiment(2, strategy="term", client=table), problem=small_problem(tested=True), save=False)
+        for table in (client, {"kind": "sgd", "epochs": 2, "batch_size": 4})
+    ]
+    assert torch.equal(params[0].params, params[1].params)
 
 
 def test_a_client_tells_alone_what_it_tells_among_others():

@@ -82,8 +82,13 @@ def test_leaves_may_be_running_statistics_too(named: list[str], wanted: set[str]
 @pytest.mark.parametrize(
     ("selection", "words"),
     [
-        ("0", r"shared = 0: is no parameter of this model, which has 1\.0\.weight, 1\.0\.bias, .*, \.\.\.$"),
-        (["head", "bodies"], "shared = bodies: is no parameter"),
+        (
+            "0",
+            r"shared = 0: is no parameter of this model, which has 1\.0\.weight, .*, \.\.\., and none of",
+        ),
+        (["head", "bodies"], r"shared = bodies: is no parameter.* did you mean body\?$"),
+        ("HEAD", r"shared = HEAD: is no parameter.* did you mean head\?$"),
+        ("1.0.weigth", r"shared = 1\.0\.weigth: .* did you mean 1\.0\.weight\?$"),
         ({"not": "1.2"}, r"shared = 1\.2: is no parameter"),
         ("statistics", "shared = statistics: is of running statistics"),
         ("*.running_var", r"shared = \*\.running_var: is of running statistics"),

@@ -20,7 +20,7 @@ from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
 from fedsim.running.runner import run
 from fedsim.running.simulation import Simulation
-from fedsim.testing.problems import blobs, mlp, small_experiment, small_functions
+from fedsim.testing.problems import TRAINING, blobs, mlp, small_experiment, small_functions, small_problem
 
 FULL = {"steps": 3, "batch_size": "full", "lr": 0.2}
 SIZES = (7, 3, 12, 1, 5, 9)
@@ -226,6 +226,28 @@ def test_what_is_not_to_be_trained_stays_as_it_is(trains, only, kept):
 def test_what_selects_nothing_is_refused(trains, said):
     with pytest.raises(InputError, match=said):
         simulation(finetune=FULL | {"trains": trains})
+
+
+def test_what_is_no_table_is_refused_as_such():
+    with pytest.raises(InputError, match=r"^evaluation\.finetune = yes: is a table; write its options under it$"):
+        simulation(finetune="yes")
+
+
+@pytest.mark.parametrize(
+    ("client", "finetune", "warned"),
+    [
+        ({"kind": "perfedavg", "inner_lr": 0.1}, None, True),
+        ({"kind": "perfedavg", "inner_lr": 0.1}, FULL, False),
+        ({"kind": "perfedavg", "inner_lr": 0.0}, None, False),
+        ({"kind": "fedrep", "head_epochs": 0}, None, True),
+        ({"kind": "fedrep", "head_epochs": 1}, None, False),
+    ],
+)
+def test_a_start_that_is_judged_as_a_model_is_warned_of(client, finetune, warned, capsys):
+    own = small_problem(tested=True)
+    made = small_experiment(1, client=client | TRAINING, evaluation={"finetune": finetune})
+    build_simulation(made, own.keeping("head") if client["kind"] == "fedrep" else own)
+    assert ("trains where each client's own steps are to begin" in capsys.readouterr().err) == warned
 
 
 def test_of_black_boxes_nothing_can_be_trained():
