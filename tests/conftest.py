@@ -20,10 +20,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 import budgets
 import pytest
-from forks import FORKING, sketch
+from forks import FORKING, sketch, unsynced
 
 import fedsim  # noqa: F401  # first: it fixes the kernels that bitwise comparisons rely on
 
+os.fsync = unsynced  # type: ignore[assignment]
 gc.disable()  # until all tests are collected, of which none become garbage; it is half of that work
 OBJECTS = 20_000
 """How many more there are when garbage is looked for, which at Python's 700 is a thirtieth of all work."""
