@@ -42,6 +42,7 @@ from fedsim.problems.models.dense import MLP
 from fedsim.server.selection.curriculum import ClientCurriculum
 from fedsim.server.selection.fastest import Fastest
 from fedsim.server.selection.oort import Oort
+from fedsim.server.selection.poisson import Poisson
 from fedsim.server.selection.power_of_choice import PowerOfChoice
 from fedsim.server.selection.round_robin import RoundRobin
 from fedsim.server.selection.uniform import Uniform
@@ -55,6 +56,7 @@ TestMLP = conformance(MLP(hidden=(4,)), others={"hidden": (3,)})
 TestUniform = conformance(Uniform(count=4))
 TestWeighted = conformance(Weighted(fraction=0.2))
 TestRoundRobin = conformance(RoundRobin(count=4))
+TestPoisson = conformance(Poisson(fraction=0.4))
 TestFastest = conformance(Fastest(count=4))
 TestPowerOfChoice = conformance(PowerOfChoice(count=3, pool=5))
 TestPowerOfChoiceByTheLastLoss = conformance(PowerOfChoice(count=3, pool=5, loss="last"), refused=["score_examples"])

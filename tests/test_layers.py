@@ -16,7 +16,7 @@ FLOORS = [
     ["parallel", "coding"],
     ["nets", "exchange", "devices", "plots", "trackers"],
     ["attacks", "server", "compression"],
-    ["problems"],
+    ["problems", "privacy"],
     ["engine"],
     ["client", "zeroth_order", "configuration"],
     ["pretrained"],

@@ -27,6 +27,7 @@ from fedsim.devices.faults import Faults
 from fedsim.engine.client import Client
 from fedsim.engine.options import EngineOptions
 from fedsim.exchange.transforms import Chain, Transform
+from fedsim.privacy.options import Privacy
 from fedsim.server.strategy import Strategy
 from fedsim.trackers.base import Tracker
 from fedsim.trackers.secrets import hold_no_secrets
@@ -70,12 +71,15 @@ class Checkpointing:
 TABLES: Mapping[str, type[Any]] = {
     "evaluation": Evaluation,
     "stopping": Stopping,
+    "privacy": Privacy,
     "devices": Devices,
     "faults": Faults,
     "engine": EngineOptions,
     "checkpoint": Checkpointing,
 }
 """Tables that are no plug-ins, and whose options stand in them."""
+ONLY_GIVEN = ("stopping", "privacy")
+"""Those of them that say something only where they are given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +101,7 @@ class Experiment:
     track: tuple[Tracker, ...]
     evaluation: Evaluation
     stopping: Stopping | None
+    privacy: Privacy | None
     devices: Devices
     faults: Faults
     engine: EngineOptions
@@ -121,8 +126,7 @@ class Experiment:
             found[part] = _values(getattr(self, part))
         if self.faults.kinds:
             found["faults"] = _values(self.faults)
-        if self.stopping is not None:
-            found["stopping"] = _values(self.stopping)
+        found |= {name: _values(made) for name in ONLY_GIVEN if (made := getattr(self, name)) is not None}
         return found
 
     @property
@@ -185,8 +189,9 @@ def experiment(*, data_dir: Path | str | None = None, **tables: Any) -> Experime
         seed=top.seed,
         rounds=100 if top.rounds is None and top.duration is None else top.rounds,
         duration=top.duration,
-        **{name: _options(tables.get(name, {}), name) for name in TABLES if name != "stopping"},
+        **{name: _options(tables.get(name, {}), name) for name in TABLES if name not in ONLY_GIVEN},
         stopping=_options(tables["stopping"], "stopping") if "stopping" in tables else None,
+        privacy=_options(tables["privacy"], "privacy") if "privacy" in tables else None,
         data_dir=None if data_dir is None else path_of(data_dir, "data_dir"),
         given=frozenset(_names(tables)),
         **made,

@@ -37,6 +37,9 @@ BOOKKEEPING = frozenset(
         "staleness",
         "personal_untrained",
         "epsilon",
+        "delta",
+        "clip",
+        "unclipped",
     ]
 )
 WHOSE = {

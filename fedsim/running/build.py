@@ -41,6 +41,7 @@ from fedsim.running.bench import bench_of
 from fedsim.running.checks import check
 from fedsim.running.pace import pace
 from fedsim.running.personal import Whose, tuning_on
+from fedsim.running.private import check_window, guard_of
 from fedsim.running.promises import asked, at_once, begun
 from fedsim.running.secure import hold_window, sealing, secured
 from fedsim.running.setup import Setup
@@ -101,6 +102,7 @@ def build_executor(experiment: Experiment, problem: Problem, kind: Callable[...,
     """The experiment's executor, for all clients of the problem. kind: what makes it."""
     settle(problem.device, experiment.engine.tf32)
     options, working = experiment.engine, at_once(experiment.selection, problem.num_clients)
+    usual = experiment.selection.expected(problem.num_clients)
     _offer_expert(experiment.client, problem)
     with at_most(options.cores):
         return kind(
@@ -112,12 +114,12 @@ def build_executor(experiment: Experiment, problem: Problem, kind: Callable[...,
             memory=options.memory_mib * 2**20,
             state_memory=options.state_mib * 2**20,
             participants=None if experiment.rounds is None else (experiment.rounds + 1) * working,
-            work=_work(experiment, problem, working) if options.executor == "auto" else 0.0,
+            work=_work(experiment, problem, usual) if options.executor == "auto" else 0.0,
             largest_batch=experiment.strategy.largest_batch,
         )
 
 
-def _work(experiment: Experiment, problem: Problem, working: int) -> float:
+def _work(experiment: Experiment, problem: Problem, working: float) -> float:
     """Multiply-adds in a round of so many clients of mean size, as far as they could be compiled.
 
     They are those of local training whose steps follow at once, or of the values that are asked for. Counted is the
@@ -168,7 +170,7 @@ def build_simulation(
     have to be sent it.
     """
     check(experiment, problem)
-    bench = bench_of(experiment, problem)
+    bench, guard = bench_of(experiment, problem), guard_of(experiment, problem)
     _warn_of_rate(experiment)
     _warn_of_start(experiment)
     aggregator = experiment.aggregation
@@ -201,6 +203,7 @@ def build_simulation(
             steady=experiment.devices.steady and not experiment.faults.kinds,
             bench=bench,
             secured=secured(experiment, problem, made),
+            privacy=guard,
         )
     )
     everybody = torch.arange(problem.num_clients)
@@ -210,6 +213,7 @@ def build_simulation(
     if not experiment.strategy.aggregates and not isinstance(aggregator, WeightedMean):
         combined = kind_of("aggregators", experiment.aggregation)
         raise InputError("aggregation.kind", combined, "this strategy averages nothing; leave the table out")
+    check_window(experiment, window)
     if simulation.parts.secured is not None:
         hold_window(orders, window)
     if isinstance(window, First):

@@ -31,7 +31,7 @@ from fedsim.core.graph import Document, GraphError, decode, encode
 from fedsim.running.folder import RunFolder
 from fedsim.running.stored import CHECKPOINT, CONFIG, END, METRICS
 
-FORMAT = 4
+FORMAT = 5
 """Raised when a checkpoint of before can no longer be read: a storable class has another name or other fields, a
 snapshot other parts, or a vector that crosses another name."""
 SHARE = 20

@@ -180,7 +180,8 @@ class Judge:
         """
         self.so_far.interval.add(metrics, replies)
         every, settled = self._setup.evaluation.rounds, self._setup.engine.settled()
-        self.so_far.over = over = (settled and self._time_is_up()) or self._queries_are_spent()
+        over = (settled and self._time_is_up()) or self._queries_are_spent() or self._privacy_is_spent(state.round)
+        self.so_far.over = over
         last = state.round == self._setup.rounds or over
         if self._grid is not None and settled and self.due == self._setup.engine.now:
             self.judge_if_due(state)
@@ -203,6 +204,14 @@ class Judge:
             return False
         self.so_far.stopped = self.stopped or f"{asked:,} queries were made"
         return True
+
+    def _privacy_is_spent(self, rounds: int) -> bool:
+        """Whether another round would go beyond the budget of epsilon; says so."""
+        guard = self._setup.privacy
+        why = None if guard is None else guard.over(rounds)
+        if why is not None:
+            self.so_far.stopped = self.stopped or why
+        return why is not None
 
     def _measured(self, state: ServerState, *, last: bool) -> dict[str, float]:
         """What the global model comes to; measured once where it has not changed. last: nothing follows."""
@@ -270,6 +279,7 @@ class Judge:
             **crossed,
             **judged.interval.metrics(),
             **measures,
+            **({} if self._setup.privacy is None else self._setup.privacy.columns(state.round)),
         }
         judged.interval = Interval()
         judged.rows.append((row, state.params))

@@ -25,8 +25,11 @@ def more_rounds(made: Experiment, wanted: Experiment | None) -> int | None:
 
 def hold_extensible(made: Experiment, rounds: int) -> None:
     """Refuse to go on after the last round where a run of so many rounds had other rows until then. InputError."""
-    evaluation, last = made.evaluation, made.rounds
+    evaluation, last, privacy = made.evaluation, made.rounds, made.privacy
     anew = f"begin a run with rounds = {rounds} instead"
+    if privacy is not None and (privacy.epsilon is not None or privacy.bands is not None):
+        option = "epsilon" if privacy.epsilon is not None else "bands"
+        raise InputError(f"privacy.{option}", getattr(privacy, option), f"the noise was made for {last} rounds; {anew}")
     if last is None or made.duration is not None:
         raise InputError("duration", made.duration, f"the run ends by time, which cuts a round short; {anew}")
     if evaluation.rounds == 0 or last % evaluation.rounds:

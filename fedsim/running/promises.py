@@ -73,7 +73,7 @@ def selected(
     if not isinstance(given, tuple) or len(given) != 2:
         raise _selector(selector, f"select returns {shown(given)}, not the chosen clients and a state")
     chosen = _clients(selector, given[0], free, "chooses")
-    if not len(chosen):
+    if not len(chosen) and selector.least(len(free.mask)):
         raise _selector(selector, f"it chooses nobody where {free.count} are free; choose one at least")
     if len(chosen) > wanted:
         raise _selector(selector, f"it chooses {len(chosen)} clients where {wanted} are wanted")

@@ -344,7 +344,7 @@ def outcome(
     counted = ("lost_weight", "faults", "skipped", "failures", "strays")
     told = {name: trace[name] for name in counted if name in trace}
     asked = simulation.parts.evaluation.asked
-    return trace, summarise(rows, status, reason, asked) | simulation.counts | told
+    return trace, summarise(rows, status, reason, asked) | simulation.counts | told | simulation.privacy
 
 
 def finish(
@@ -397,6 +397,7 @@ def _notes(experiment: Experiment, simulation: Simulation, problem: Problem) -> 
         "resolved": simulation.parts.engine.describe()
         | ({"evaluation": dict(judged)} if (judged := simulation.pace.notes) else {})
         | ({"metrics": noted(asked)} if (asked := experiment.evaluation.asked) else {})
+        | ({} if (guard := simulation.parts.privacy) is None else {"privacy": guard.notes})
         | {"parameters": problem.dimension, "data_dir": _absolute(experiment.data_dir), "processor": processor()},
         "versions": {"python": platform.python_version(), **versions()},
         "arithmetic": arithmetic(),

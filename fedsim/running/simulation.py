@@ -30,6 +30,7 @@ from fedsim.exchange.transforms import Chain, Sender
 from fedsim.exchange.windows import All, First, Window
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.parallel.memory import keep_freed_memory
+from fedsim.privacy.release import Kept
 from fedsim.running import promises
 from fedsim.running.history import Row
 from fedsim.running.hopeless import Patience, hold_finite
@@ -45,12 +46,16 @@ TURNS = 2**31
 
 @storable("server")
 class Server(NamedTuple):
-    """What the server knows. sending: state of the orders' transforms. asked: how often it has sent orders."""
+    """What the server knows. sending: state of the orders' transforms. asked: how often it has sent orders.
+
+    private: what is remembered for privacy.
+    """
 
     state: ServerState
     selector: SelectorState
     sending: dict[str, Tensor]
     asked: int = 0
+    private: Kept = {}  # noqa: RUF012  # never written to
 
 
 @dataclass
@@ -96,7 +101,8 @@ class Simulation:
             for name, shape in parts.order_transforms.state(Size.of(state.params)).items()
         }
         remembered = promises.selector_state(parts.selector, parts.selector.start(parts.problem.sizes), "start")
-        self._server = Server(state, remembered, sending)
+        private = {} if parts.privacy is None else parts.privacy.begin(state.params)
+        self._server = Server(state, remembered, sending, private=private)
         self._at_work = promises.at_once(parts.selector, len(parts.problem.sizes))
         self._wall = WallClock()
         self.pace = Pace(parts.evaluation)
@@ -137,6 +143,12 @@ class Simulation:
     def counts(self) -> dict[str, int]:
         """Orders to single clients so far, and replies that were used."""
         return {"orders": self._patience.sent, "used": self._patience.used}
+
+    @property
+    def privacy(self) -> dict[str, Any]:
+        """What the run has spent of privacy, and by which account; nothing where none is kept."""
+        guard = self.parts.privacy
+        return {} if guard is None else guard.summary(self.round)
 
     @property
     def vain(self) -> tuple[str, str] | None:
@@ -254,11 +266,15 @@ class Simulation:
         if orders.counts:
             learnt = parts.selector.observe(selector, replies)
             selector = promises.selector_state(parts.selector, learnt, "observe", selector)
+        private = server.private
         if parts.secured is not None:
             replies = summed.replies
             current.metrics.update(summed.metrics)
             if summed.why is not None:
                 self._skip(current, summed.why)
+        if parts.privacy is not None:
+            replies, private, shown = parts.privacy.release(private, replies)
+            current.metrics.update(shown)
         try:
             state, observed, current.done = self._tell(server.state, replies)
         except InputError as error:  # too few replies for a robust aggregator
@@ -271,7 +287,7 @@ class Simulation:
             self._skip(current, str(error))
             nobody = torch.zeros(len(replies), dtype=torch.bool)
             state, observed, current.done = self._tell(server.state, replies.where(nobody))
-        current.server = Server(state, selector, server.sending, server.asked)
+        current.server = server._replace(state=state, selector=selector, private=private)
         current.metrics.update(observed)
 
     def _skip(self, current: UnderWay, why: str) -> None:
@@ -328,7 +344,7 @@ class Simulation:
         chosen, state = promises.selected(selector, given, free, turn.wanted, server.selector)
         if scores is not None:  # while they were waited for, some may have failed or fallen asleep
             chosen = chosen[torch.from_numpy(engine.free().mask)[chosen]]
-        return Server(server.state, state, server.sending, server.asked), chosen
+        return server._replace(selector=state), chosen
 
     def _score(self, server: Server, candidates: Tensor) -> tuple[Server, Tensor]:
         """The mean losses of these clients under the current model, float64 [m]; NaN where none came."""
@@ -374,7 +390,7 @@ class Simulation:
         else:
             orders = self.parts.secured.submit(orders)
         self._patience.sent += len(orders.clients) * orders.counts
-        return Server(server.state, server.selector, sending, server.asked + 1), orders
+        return server._replace(sending=sending, asked=server.asked + 1), orders
 
     def _collect(self, server: Server, orders: Order, window: Window) -> tuple[Server, Replies]:
         """The window's replies; with `refill`, clients start again while it is open."""

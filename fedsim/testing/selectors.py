@@ -157,7 +157,8 @@ def a_population_that_is_too_small_is_refused(specimen: Choosing) -> None:
         numbers = _numbers(specimen.plugin, population)
         if numbers is not None:
             of, least = numbers
-            assert 1 <= least <= of <= population, f"of {population} clients {of} are to work, and {least} at least"
+            assert 0 <= least <= of <= population, f"of {population} clients {of} are to work, and {least} at least"
+            assert of, f"of {population} clients nobody is to work"
     assert _numbers(specimen.plugin, SMALL), f"make it with options with which it selects among {SMALL} clients"
 
 
@@ -245,7 +246,8 @@ def losses_are_asked_of_the_free_alone(specimen: Choosing) -> None:
                 assert selection.asked.dtype == torch.int64, f"ids are {selection.asked.dtype}, not torch.int64"
                 assert ids == sorted(set(ids)), f"{ids} are not ascending, each once"
                 assert selection.turn.free.mask[ids].all(), f"of {ids} some are not free"
-            assert len(selection.chosen), f"nobody is chosen where {missing:.0%} of the losses have not come"
+            some = len(selection.chosen) or not specimen.plugin.least(len(SIZES))
+            assert some, f"nobody is chosen where {missing:.0%} of the losses have not come"
             assert selection.turn.free.mask[selection.chosen].all()
 
 
@@ -274,7 +276,7 @@ def a_population_may_grow(specimen: Choosing) -> None:
     for number, free in enumerate((range(SMALL, len(SIZES)), None, None), start=4):
         now = turn(number, specimen.wanted, free=free)
         chosen = (selection := specimen.select(state, now)).chosen
-        assert len(chosen), "nobody is chosen where clients that have come later are free"
+        assert len(chosen) or not selector.least(len(SIZES)), "nobody is chosen where later clients are free"
         assert now.free.mask[chosen].all(), f"of {chosen.tolist()} some are not free"
         state = selector.observe(selection.after, replies(chosen, number))
 
@@ -292,7 +294,7 @@ def it_selects_in_runs(specimen: Choosing) -> None:
     """Synchronous ones and others, which go on after an interruption as if there had been none."""
     unknown = specimen.plugin.reports - {UTILITY}
     assert not unknown, f"replies cannot carry {', '.join(sorted(unknown))} for it; they can carry {UTILITY}"
-    for tables in SYNCHRONOUS, ASYNCHRONOUS:
+    for tables in (SYNCHRONOUS,) if specimen.plugin.synchronous else (SYNCHRONOUS, ASYNCHRONOUS):
         experiment = small_experiment(rounds=6, selection=specimen.table, evaluation={"every": 1}, **tables)
         whole, first, second = (build_simulation(experiment, small_problem()) for _ in range(3))
         rows = [first.step(), first.step()]

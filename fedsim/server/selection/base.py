@@ -42,10 +42,12 @@ class Selector(ABC):
     reports: names that the clients' replies are to carry for it beside what their algorithm sends: `utility`, [k, 1],
     the root of the mean squared loss of the client's examples under the model that it was sent (4 bytes up).
     of_sizes: names in its state that `start` makes of the numbers of examples, and that nothing changes later.
+    synchronous: it goes with rounds that wait for all who were chosen, and with no others.
     """
 
     reports: ClassVar[frozenset[str]] = frozenset()
     of_sizes: ClassVar[frozenset[str]] = frozenset()
+    synchronous: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -64,8 +66,12 @@ class Selector(ABC):
         """How many clients of this population work at once."""
 
     def least(self, population: int) -> int:
-        """How many of them a selection takes at least, where so many are free."""
+        """How many of them a selection takes at least, where so many are free; 0: perhaps nobody."""
         return self.of(population)
+
+    def expected(self, population: int) -> float:
+        """How many of them a selection takes on average, where all are free."""
+        return float(self.of(population))
 
     def start(self, sizes: Tensor) -> SelectorState:  # noqa: ARG002
         """Give the state before the first selection. sizes: examples of each client, int64 [N].
@@ -95,8 +101,8 @@ class Selector(ABC):
     def select(self, state: SelectorState, turn: Turn, scores: Tensor | None) -> tuple[Tensor, SelectorState]:
         """Choose free clients: ids, int64 [k] ascending, and the new state; all that are free where they are too few.
 
-        A selector may choose fewer than are wanted, but at least one. scores: float64 [m], the mean losses of those
-        candidates, NaN where none came; None if nobody was asked.
+        A selector may choose fewer than are wanted, but as many as it says it takes at least. scores: float64 [m], the
+        mean losses of those candidates, NaN where none came; None if nobody was asked.
         """
 
     def observe(self, state: SelectorState, replies: Replies) -> SelectorState:  # noqa: ARG002

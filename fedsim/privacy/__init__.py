@@ -1,0 +1,1 @@
+"""Differential privacy: what is clipped and noised, and what that costs by the account."""
