@@ -144,9 +144,9 @@ def _check_sum(experiment: Experiment, problem: Problem) -> None:
     if strategy.summed != "uniform":
         remedy = "a client of many examples would outweigh the noise, and how many there are is private; take uniform"
         raise InputError("strategy.weighting", strategy.summed, remedy)
-    if not isinstance(experiment.aggregation, WeightedMean):
+    if type(experiment.aggregation) is not WeightedMean:
         kind = kind_of("aggregators", experiment.aggregation)
-        raise InputError("aggregation.kind", kind, "noise is meant for a sum of clipped changes; take mean")
+        raise InputError("aggregation.kind", kind, "changes are clipped one by one and summed as they are; take mean")
     if problem.model is None or problem.trained is not None:
         value = kind_of("problems", experiment.problem)
         remedy = "has running statistics of its examples, or no model; take a model without batch normalisation"

@@ -105,7 +105,7 @@ REFUSED = [
             "strategy": {"kind": "fedbuff", "size": 1, "weighting": "uniform"},
             "selection": {"kind": "uniform", "count": 2},
         },
-        r"strategy\.kind = fedbuff: it does not wait for all",
+        r"strategy\.kind = fedbuff: it does more",
     ),
     (
         {"strategy": {"kind": "fedavg", "weighting": "uniform", "first": 2}, "selection": HALF},
@@ -119,8 +119,9 @@ REFUSED = [
     ({"aggregation": "krum"}, r"aggregation\.malicious"),
     (
         {"aggregation": "median", "selection": {"kind": "uniform", "count": 4}},
-        r"aggregation\.kind = median: noise is meant for a sum",
+        r"aggregation\.kind = median: changes are clipped one by one",
     ),
+    ({"aggregation": "secure"}, r"aggregation\.kind = secure: changes are clipped one by one"),
     ({"transforms": [{"kind": "noise", "std": 0.1}]}, r"transforms\.0\.kind = noise: changes are clipped after it"),
     (
         {"transforms": [{"kind": "clip", "max_norm": 1.0}], "privacy": PRIVATE | {"where": "clients", "least": 2}},
