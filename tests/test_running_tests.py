@@ -31,7 +31,7 @@ def test_no_two_files_of_tests_have_one_name() -> None:
 def test_the_longest_files_and_those_above_their_budgets_are_told() -> None:
     taken = {"a.py": budgets.OTHERS - 1.0, "tests/test_contract.py": 20.0, "b.py": budgets.OTHERS + 0.5, "c.py": 1.0}
     assert budgets.lines(taken, 1) == [
-        "   20.0 of  90 tests/test_contract.py",
+        "   20.0 of  80 tests/test_contract.py",
         "    6.5 of   6 b.py  more than its budget",
     ]
     assert len(budgets.lines(taken, 3)) == 3

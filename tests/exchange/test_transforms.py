@@ -262,6 +262,7 @@ def replies_of(simulation):
     return noted
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("executor", ["stacked", "loop", "process"])
 def test_a_run_counts_what_crossed(executor):
     simulation = build_simulation(small(4, transforms=CHAIN, engine={"executor": executor}), small_problem())
