@@ -93,8 +93,8 @@ class Client(ABC):
     def personal(self, cohort: Cohort) -> Tensor:
         """The models of some clients' own, [C, d], or [d] of all, from what they remember and an order that they lack.
 
-        They need not have taken part. What they draw has names apart, and what they keep is not kept. Metrics of the
-        cohort, [C] by name, are columns of clients.csv.
+        They need not have taken part. What they draw has names apart, and what they keep is not kept; nothing is
+        written to what they remember. Metrics of the cohort, [C] by name, are columns of clients.csv.
         """
         return cohort.received("params")
 

@@ -74,9 +74,12 @@ class Owned:
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
     def _own(self, clients: Tensor, *, tuned: bool = True) -> Individuals:
-        state = {name: self.store.look(name, clients)[0] for name in self.store.shapes}
-        state |= {name: row.expand(len(clients), *row.shape).clone() for name, row in self.begins.items()}
         tune = self.tuning.tune if tuned and self.tuning is not None else None
+        if tune is None:  # which may begin where they lie, and end there
+            state = {name: self.store.lend(name, clients) for name in self.store.shapes}
+        else:
+            state = {name: self.store.look(name, clients)[0] for name in self.store.shapes}
+        state |= {name: row.expand(len(clients), *row.shape).clone() for name, row in self.begins.items()}
         return self.executor.own_models(self.order, clients, state, tune)
 
     def each(self, clients: Tensor, width: int, do: Callable[[Tensor, Stack], Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -90,7 +93,9 @@ class Owned:
         self, groups: Iterable[Tensor], width: int, do: Callable[[Tensor, Individuals], Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
         """The same of groups of clients, of which no part has some of two."""
-        if self.tuning is not None:
+        if self.tuning is None:
+            groups = [self.store.along(own) for own in groups]
+        else:
             steps = self.tuning.steps
             groups = [own[torch.argsort(steps[own], descending=True, stable=True)] for own in groups]
         model = self.executor.problem.model
@@ -146,10 +151,15 @@ def _outputs(own: Individuals, rows: Rows, begin: Tensor, count: Tensor, width: 
     """
     place = torch.arange(width * -(-int(count.max()) // width), device=count.device)
     inside = place < count.unsqueeze(1)
-    index = rows.numbers[begin.unsqueeze(1) + torch.where(inside, place, 0)]
-    found = [own.outputs(rows.x[part]) for part in torch.split(index, width, dim=1)]
+    index = _selected(rows.numbers, begin.unsqueeze(1) + torch.where(inside, place, 0))
+    found = [own.outputs(_selected(rows.x, part)) for part in torch.split(index, width, dim=1)]
     together = (found[0] if len(found) == 1 else torch.cat(found, dim=1)).flatten(0, 1)
     return together if bool(inside.all()) else together.index_select(0, inside.flatten().nonzero().flatten())
+
+
+def _selected(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows [k, B, ...] by their numbers [k, B], in a quarter of the time that indexing takes."""
+    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def _alike(count: Tensor, width: int) -> list[Tensor]:

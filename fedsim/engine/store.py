@@ -26,6 +26,14 @@ class Memories(Protocol):
         """Copies of what `clients` [C] would read under a name, [C, *shape], and which of them have rows, bool [C]."""
         ...
 
+    def lend(self, name: str, clients: Tensor) -> Tensor:
+        """The same rows, and not copies where they lie one behind the other: nobody may write to them."""
+        ...
+
+    def along(self, clients: Tensor) -> Tensor:
+        """The clients in the order in which their rows lie, those that have none last."""
+        ...
+
 
 @dataclass(frozen=True)
 class Recalled:
@@ -49,6 +57,14 @@ class Recalled:
             if client in self.before:
                 found[row] = self.before[client][name]
         return found, known
+
+    def lend(self, name: str, clients: Tensor) -> Tensor:
+        """See `Memories.lend`."""
+        return self.look(name, clients)[0]
+
+    def along(self, clients: Tensor) -> Tensor:
+        """See `Memories.along`."""
+        return self.now.along(clients)
 
 
 class ClientStore:
@@ -108,6 +124,19 @@ class ClientStore:
         found = self._fresh(name, len(clients))
         found[known] = block.index_select(0, place[known])
         return found, known
+
+    def lend(self, name: str, clients: Tensor) -> Tensor:
+        """The same rows, and not copies where they lie one behind the other: nobody may write to them."""
+        rows = [self._row_of.get(client, -1) for client in clients.tolist()]
+        first = rows[0] if rows else -1
+        if first < 0 or rows != list(range(first, first + len(rows))):
+            return self.look(name, clients)[0]
+        return self._blocks[name][first : first + len(rows)]
+
+    def along(self, clients: Tensor) -> Tensor:
+        """The clients in the order in which their rows lie, those that have none last."""
+        place = [self._row_of.get(client, len(self._row_of)) for client in clients.tolist()]
+        return clients[torch.argsort(torch.tensor(place, dtype=torch.int64, device=clients.device), stable=True)]
 
     def write(self, clients: Tensor, values: Mapping[str, Tensor]) -> None:
         """Keep rows [C, *shape] of admitted `clients` [C]; unnamed state stays."""

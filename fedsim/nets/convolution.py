@@ -62,10 +62,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
     images = x.permute(0, 2, 3, 4, 1)
     if high or wide:
         images = functional.pad(images, (0, 0, wide, wide, high, high))
-    weights = weight.flatten(2)
-    if bias is not None:
+    weights, apart = weight.flatten(2), not torch.is_grad_enabled()
+    if bias is not None and not apart:  # a column of ones has its gradient, for a copy of all weights
         weights = torch.cat((weights, bias.unsqueeze(2)), dim=2)
     out: Tensor = _Convolution.apply(images.contiguous(), weights, geometry)  # type: ignore[no-untyped-call]
+    if bias is not None and apart:
+        out = out + bias.view(*bias.shape, 1, 1, 1)
     return out.permute(0, 4, 1, 2, 3)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -124,12 +125,12 @@ def own_models(
     engine: Engine, problem: Supervised, strategy: Strategy, state: ServerState, tuning: Tuning | None
 ) -> Owned:
     """The models of the clients' own at a state of the server."""
-    assert isinstance(engine, Remembers)
+    remembering = cast("Remembers", engine)  # asking whether it is one takes as long as judging a few models
     everybody = torch.arange(problem.num_clients)
     order = Order("personal", everybody, {"params": state.params}, {}, state.round)
-    if engine.executor.client.own_models:  # which may look at whatever it is sent
+    if remembering.executor.client.own_models:  # which may look at whatever it is sent
         order, _ = asked(strategy, strategy.ask(state, everybody), state, everybody)
-    return Owned(engine.executor, order, engine.memories(), tuning)
+    return Owned(remembering.executor, order, remembering.memories(), tuning)
 
 
 @dataclass(frozen=True, eq=False)

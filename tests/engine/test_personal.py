@@ -15,11 +15,13 @@ from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.graph import decode, encode
 from fedsim.core.options import options
 from fedsim.engine.cohort import PRIVATE
+from fedsim.engine.store import ClientStore
 from fedsim.exchange.actions import SCORE
 from fedsim.exchange.messages import Order
 from fedsim.problems.own_data import supervised
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_problem, build_simulation
+from fedsim.running.personal import own_models
 from fedsim.running.runner import run
 from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import blobs, mlp, small_experiment
@@ -350,6 +352,40 @@ def test_nobody_is_judged_on_what_it_is_trained_on():
     with pytest.raises(InputError, match=r"partition\.holdout"):
         personal(1, nothing)
     assert "personal_loss" not in personal(1, nothing, evaluation={"clients": False}).step()
+
+
+def test_rows_that_lie_in_a_row_are_lent_and_others_copied():
+    """Clients 4, 2, 5, 0 have come in this order; 1 and 3 have not yet."""
+    store = ClientStore({"v": (2,)}, 6, torch.device("cpu"), torch.float64, 10**6, {"v": torch.ones(2).double()})
+    came, numbers = torch.tensor([4, 2, 5, 0]), torch.arange(8.0, dtype=torch.float64).view(4, 2)
+    store.admit(came)
+    store.write(came, {"v": numbers})
+    assert store.along(torch.arange(6)).tolist() == [4, 2, 5, 0, 1, 3]
+    for clients, lent in (([4, 2, 5, 0], True), ([2, 5], True), ([2, 4], False), ([4, 5], False), ([0, 1], False)):
+        given = torch.tensor(clients)
+        rows = store.lend("v", given)
+        assert torch.equal(rows, store.look("v", given)[0])
+        own = store._blocks["v"]
+        assert (rows.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()) == lent
+    assert store.lend("v", torch.tensor([], dtype=torch.int64)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("finetune", [None, {"steps": 2, "lr": 0.1}])
+def test_who_has_come_when_changes_nothing_of_what_is_judged_nor_is_what_clients_keep_written_to(finetune):
+    """Where one client after the other has come, backwards, rows lie the other way round."""
+    client = {"kind": "ditto", "lam": 0.2, "steps": 2, "batch_size": 4, "lr": 0.1}
+    found = list[torch.Tensor]()
+    for order in (range(6), range(5, -1, -1)):
+        made = build_simulation(small_experiment(1, client=client, evaluation={"finetune": finetune}), problem())
+        executor, parts = made.parts.engine.executor, made.parts
+        for number in order:
+            sent = Order("train", torch.tensor([number]), {"params": made.params})
+            executor.execute(executor.assign(sent))
+        before = parts.engine.memories().look("personal", torch.arange(6))[0]
+        owned = own_models(parts.engine, parts.problem, parts.strategy, made.state, parts.tuning)
+        found.append(owned.outputs(*parts.problem.judged.own()))
+        assert torch.equal(parts.engine.memories().look("personal", torch.arange(6))[0], before)
+    assert torch.equal(*found)
 
 
 def test_a_run_stops_by_what_the_clients_models_come_to():

@@ -66,11 +66,13 @@ def made(name: str, batch: int = 2, dtype: torch.dtype = torch.float64, clients:
 
 
 def differentiated(call, named: dict[str, Tensor], x: Tensor, weight: Tensor) -> list[Tensor]:
-    """Outputs, and the gradients of their weighted sum with respect to every parameter and to x."""
+    """Outputs, where nothing is kept for gradients, too, and those of their weighted sum by every parameter and x."""
+    with torch.no_grad():
+        judged = call(named, x)
     leaves = {key: own.clone().requires_grad_() for key, own in named.items()}
     images = x.clone().requires_grad_()
     outputs = call(leaves, images)
-    return [outputs.detach(), *torch.autograd.grad((outputs * weight).sum(), [*leaves.values(), images])]
+    return [judged, outputs.detach(), *torch.autograd.grad((outputs * weight).sum(), [*leaves.values(), images])]
 
 
 def one_by_one(model: nn.Module):
@@ -138,7 +140,7 @@ def test_forward_mode_is_the_gradient_along_the_direction(name):
     """With respect to the parameters alone, as networks ask for it, the images alone, and both."""
     model, named, x, weight = made(name)
     keys, lowered = list(named), lower(model)
-    outputs, *gradients = differentiated(lowered, named, x, weight)
+    _, outputs, *gradients = differentiated(lowered, named, x, weight)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         directions = [torch.randn_like(own) for own in [*named.values(), x]]
