@@ -159,7 +159,7 @@ def _outputs(own: Individuals, rows: Rows, begin: Tensor, count: Tensor, width: 
 
 def _selected(rows: Tensor, index: Tensor) -> Tensor:
     """Rows [k, B, ...] by their numbers [k, B], in a quarter of the time that indexing takes."""
-    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return rows.index_select(0, index.flatten()).view(*index.shape, *rows.shape[1:])
 
 
 def _alike(count: Tensor, width: int) -> list[Tensor]:
