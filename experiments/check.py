@@ -25,6 +25,7 @@ from experiments.curriculum import study as curriculum
 from experiments.data_sets import study as data_sets
 from experiments.distillation import study as distillation
 from experiments.fairness import study as fairness
+from experiments.privacy import study as privacy
 from experiments.fal import study as fal
 from experiments.faults import study as faults
 from experiments.fedfix import study as fedfix
@@ -282,6 +283,11 @@ def fairness_losses(place: Place) -> Outcome:  # noqa: ARG001
     return Outcome(*fairness.judge(fairness.measure()))
 
 
+def privacy_digits(place: Place) -> Outcome:  # noqa: ARG001
+    """Accuracy under noise, moving bounds and correlated noise; nothing is kept of the runs."""
+    return Outcome(*privacy.judge(privacy.measure()))
+
+
 def tuning_digits(place: Place) -> Outcome:
     """A search beside a grid; always anew, for it is about time."""
     with TemporaryDirectory(dir=place.runs) as fresh:
@@ -315,6 +321,7 @@ CLAIMS = (
     Claim("sensors", f"sensors/: {sensors.CLAIM}", sensors_apart),
     Claim("distillation", f"distillation/: {distillation.CLAIM}", distilled_digits),
     Claim("fairness", f"fairness/: {fairness.CLAIM}", fairness_losses),
+    Claim("privacy", f"privacy/: {privacy.CLAIM}", privacy_digits),
     Claim("tuning", f"tuning/: {tuning.CLAIM}", tuning_digits),
     Claim("flower_agreement", f"flower_strategies/: {agreement.CLAIM}", flower_agreement),
     *map(of_sleeping, sleeping.CLAIMS),

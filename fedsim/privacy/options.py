@@ -34,12 +34,8 @@ class Adaptive:
 class Privacy:
     """Changes are clipped and noised, and an account says what of epsilon is spent. Needs `dp-accounting`."""
 
-    unit: Literal["client", "example"] = "client"
-    """Whose presence is hidden: a client's with all its data (DP-FedAvg), or one example of a client (DP-SGD, with
-    client.kind = dp_sgd).
-    """
     clip: PositiveFloat | None = None
-    """C, the largest norm of a client's change, or of an example's gradient. Not given: there is no bound, and no
+    """C, the largest norm of a client's change. Not given: there is no bound, and no
     guarantee.
     """
     clipping: Literal["flat", "layers", "sizes"] = "flat"
@@ -53,7 +49,7 @@ class Privacy:
     epsilon: PositiveFloat | None = None
     """What all rounds may spend, from which the least z follows. Not given: noise_multiplier decides."""
     delta: Probability
-    """How likely it may be that epsilon does not hold; below one over the number of clients, or of examples."""
+    """How likely it may be that epsilon does not hold; below one over the number of clients."""
     accountant: Accounting = "rdp"
     """rdp: Renyi divergences, quick; pld: privacy loss distributions, tighter, up to half a second a row."""
     budget: PositiveFloat | None = None
@@ -87,12 +83,6 @@ class Privacy:
         if (self.where == "clients") != (self.least is not None):
             remedy = "say how many replies make the noise whole" if self.least is None else "is for where = clients"
             raise InputError("least", "(nothing)" if self.least is None else self.least, remedy)
-        if self.unit == "example":
-            for option, default in (("where", "server"), ("mechanism", "independent"), ("adaptive", None)):
-                value = getattr(self, option)
-                if value != default:
-                    shown = value if isinstance(value, str) else "given"
-                    raise InputError(option, shown, "is about clients' changes; leave it out, or take unit = client")
 
     def _check_mechanism(self) -> None:
         """Refuse bands without a banded mechanism, and that with other noise than the server's."""

@@ -91,8 +91,6 @@ def guard_of(experiment: Experiment, problem: Problem) -> Guard | None:
     options = experiment.privacy
     if options is None:
         return None
-    if options.unit == "example":
-        raise InputError("privacy.unit", "example", "no client clips examples; take client")
     _check_sum(experiment, problem)
     sums, cohort = _sums(experiment, problem)
     _check_memory(experiment, problem, sums)
