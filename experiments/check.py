@@ -25,7 +25,6 @@ from experiments.curriculum import study as curriculum
 from experiments.data_sets import study as data_sets
 from experiments.distillation import study as distillation
 from experiments.fairness import study as fairness
-from experiments.privacy import study as privacy
 from experiments.fal import study as fal
 from experiments.faults import study as faults
 from experiments.fedfix import study as fedfix
@@ -36,6 +35,7 @@ from experiments.one_byte import study as one_byte
 from experiments.optimizers.__main__ import PARTS as OPTIMIZERS
 from experiments.parts import AnyPart
 from experiments.personal.__main__ import PARTS as PERSONAL
+from experiments.privacy import study as privacy
 from experiments.sensors import study as sensors
 from experiments.studies import run_all
 from experiments.tuning import study as tuning

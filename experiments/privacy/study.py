@@ -43,7 +43,8 @@ Results = Mapping[str, list[tuple[float, float]]]
 """Of the seeds, by way: test accuracy and epsilon after the last round."""
 CLAIM = (
     "accuracy falls as the noise grows (none, z = 1, z = 4); a bound that moves is ahead of one of 0.02 that stays by "
-    "at least 0.02; noise of 10 bands is ahead of fresh noise of the same epsilon by at least 0.02; means over seeds 0 to 2"
+    "at least 0.02; noise of 10 bands is ahead of fresh noise of the same epsilon by at least 0.02; means over seeds "
+    "0 to 2"
 )
 
 
