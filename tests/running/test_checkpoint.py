@@ -427,14 +427,14 @@ EARLIER = (
 """A checkpoint of format 1, in which classes were called as they were in their modules."""
 
 
-@pytest.mark.parametrize(("notes", "written"), [({}, 1), ({"format": "3"}, 3), ({"format": "5"}, 5)])
+@pytest.mark.parametrize(("notes", "written"), [({}, 1), ({"format": "4"}, 4), ({"format": "6"}, 6)])
 def test_another_format_is_refused_in_one_line(folder, capsys, notes, written):
     for number in (1, 2):
         content = save({"0": torch.tensor([1.0, 2.0])}, {"graph": EARLIER, **notes})
         name = f"{number:08d}-{hashlib.blake2b(content, digest_size=16).hexdigest()}.safetensors"
         folder.checkpoints.mkdir(exist_ok=True)
         (folder.checkpoints / name).write_bytes(content)
-    wanted = rf"/00000002-\w+\.safetensors has format {written}, and this version of fedsim reads format 4; "
+    wanted = rf"/00000002-\w+\.safetensors has format {written}, and this version of fedsim reads format 5; "
     with pytest.raises(
         UnusableError, match=wanted + r"go on under .*, or start again: fedsim run .* --force$"
     ) as caught:
