@@ -34,7 +34,6 @@ PGD = {"kind": "pgd", "epsilon": 0.1}
 EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("aggregators", "bulyan"): {"malicious": 1},
     ("aggregators", "krum"): {"malicious": 2},
-    ("aggregators", "secure"): {"clip": 0.1},
     ("aggregators", "multi_krum"): {"malicious": 2, "keep": 5},
     ("attacks", "autoattack"): {"epsilon": 0.1},
     ("attacks", "cw"): {"epsilon": 0.1},
