@@ -51,8 +51,9 @@ WIDTH = 2**14
 class Secure(WeightedMean):
     """The weighted mean, of integers under masks: the server, and the strategy, see the sum alone.
 
-    z = step sum_i w_i v_i / sum_i w_i - c,  v_i = floor((clip(x_i, -c, c) + c) / step + u_i),  step = 2 c / (2^q - 1)
-    with u_i uniform in [0, 1). Bonawitz et al. 2017; Bell et al. 2020. Cost C d, and C k d / 2 for masks.
+    z = s sum_i w_i v_i / sum_i w_i - c,  v_i = floor((x_i + c) / s + u_i),  s = 2 c / (2^q - 1)
+    x_i is cut to [-c, c] before, and u_i uniform in [0, 1). Bonawitz et al. 2017; Bell et al. 2020. Cost C d, and for
+    masks C d k / 2.
     For strategies that read nothing else of replies, in rounds that wait for all, or until a deadline. Clients that
     fail, are late or are not finite have left after they shared.
     """

@@ -53,6 +53,14 @@ def test_a_vector_has_its_own_mask_and_one_with_each_neighbour():
     assert np.array_equal(sent.sum(axis=0, dtype=np.uint32) - own, other + common)
 
 
+def test_no_two_masks_are_alike():
+    # Those of a client's own, and of all pairs of four.
+    words = masks(4, ring=32)._words(slice(0, 4))
+    drawn = [words.own(client) for client in range(4)]
+    drawn += [words.common(first, second) for second in range(4) for first in range(second)]
+    assert len({tuple(mask.tolist()) for mask in drawn}) == 10
+
+
 def test_masks_are_of_the_pair_and_the_round_whoever_else_is_there():
     few, many = masks(2, ring=32), masks(2, ring=32, turn=1)
     zeros = np.zeros((2, 2 * WIDTH), np.uint32)

@@ -76,6 +76,18 @@ def test_the_strategy_is_told_one_row_and_it_is_the_mean_of_quantised_changes(we
     assert float((expected - mean)[close].abs().max()) <= step
 
 
+def test_every_round_is_rounded_anew(monkeypatch):
+    # The clients' changes are the same in each round of a server that does not move: 1e-30 of them is nothing.
+    still, whole = {"kind": "fedavg", "server_lr": 1e-30}, {"kind": "sgd", "steps": 1, "batch_size": "full"}
+    simulation = simulated(secure(bits=4), strategy=still, client=whole)
+    told = heard(simulation, monkeypatch)
+    simulation.step()
+    simulation.step()
+    first, second = (replies.payload["delta"] for replies in told)
+    assert not torch.equal(first, second)
+    assert float((first - second).abs().max()) <= 2 * 1.0 / 15
+
+
 @pytest.mark.parametrize(
     "tables",
     [
@@ -300,6 +312,12 @@ def test_an_engine_that_is_elsewhere_is_refused():
     experiment = small(selection=ALL, aggregation=secure())
     with pytest.raises(InputError, match=r"^aggregation.kind = secure: Flower's nodes do not mask"):
         build_simulation(experiment, small_problem(torch.float32), lambda problem, aggregator: Elsewhere())
+
+
+def test_client_apps_of_flower_do_not_mask():
+    flower = pytest.importorskip("fedsim.flower.as_strategy")
+    with pytest.raises(InputError, match=r"^aggregator = secure: client apps do not mask .* SecAgg\+ workflow"):
+        flower.as_flower_strategy("fedavg", aggregator=secure())
 
 
 class Elsewhere:
