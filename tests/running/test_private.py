@@ -12,6 +12,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.graph import decode, encode
 from fedsim.privacy.account import Account, Everyone, Fixed, Poisson
 from fedsim.running.build import build_simulation
+from fedsim.running.more_rounds import hold_extensible
 from fedsim.testing.problems import small_problem
 
 CLIENT = {"kind": "sgd", "epochs": 1, "batch_size": 4, "lr": 0.1}
@@ -185,3 +186,16 @@ def test_a_large_delta_is_warned_of(capsys):
 def test_it_is_written_as_it_is_read():
     experiment = made(privacy=PRIVATE | {"adaptive": {"count_noise": 2.0}})
     assert fedsim.experiment(**experiment.resolved()).privacy == experiment.privacy
+
+
+@pytest.mark.parametrize("options", [{"noise_multiplier": None, "epsilon": 5.0}, {"mechanism": "banded", "bands": 2}])
+def test_noise_that_was_made_for_so_many_rounds_has_no_more(options):
+    given = {name: value for name, value in (PRIVATE | options).items() if value is not None}
+    with pytest.raises(InputError, match=r"^privacy\.(epsilon|bands) = .*the noise was made for 4 rounds"):
+        hold_extensible(made(privacy=given), 8)
+
+
+def test_faulty_replies_are_left_out_and_the_rest_is_released():
+    result = run(faults={"non_finite": 0.15, "drop_after": 0.15}, rounds=6)
+    assert result.status == "finished"
+    assert result.history["epsilon"] == run(rounds=6).history["epsilon"]
