@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from fedsim.nets.stack import Stack
 from fedsim.parallel.cores import cores, one_core_an_operation, spread
 from fedsim.problems.base import EVALUATED_AT_ONCE
 from fedsim.problems.judged import Rows
+
+Made = TypeVar("Made")
 
 
 @runtime_checkable
@@ -64,11 +66,11 @@ class Owned:
         """
         return self._own(clients).models
 
-    def told(self, count: int) -> dict[str, Tensor]:
-        """What the algorithm tells of so many clients, from the first of them, beside their models, [N] by name."""
+    def told(self, clients: Tensor) -> dict[str, Tensor]:
+        """What the algorithm tells of clients beside their models, [k] by name."""
         if not self.executor.client.own_models:
             return {}
-        parts = torch.split(self.first + torch.arange(count), self.executor.chunk)
+        parts = torch.split(clients, self.executor.chunk)
         with one_core_an_operation():
             found = spread(lambda part: self._own(part.to(self.executor.problem.device), tuned=False).told, parts)
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
@@ -90,8 +92,8 @@ class Owned:
         return self._each([clients], width, lambda part, own: do(part, own.models))
 
     def _each(
-        self, groups: Iterable[Tensor], width: int, do: Callable[[Tensor, Individuals], Tensor]
-    ) -> list[tuple[Tensor, Tensor]]:
+        self, groups: Iterable[Tensor], width: int, do: Callable[[Tensor, Individuals], Made]
+    ) -> list[tuple[Tensor, Made]]:
         """The same of groups of clients, of which no part has some of two."""
         if self.tuning is None:
             groups = [self.store.along(own) for own in groups]
@@ -126,22 +128,37 @@ class Owned:
         rows: their examples, one client's after the other's; count: how many each has, int64 [N], from the first of
         them. A client's numbers do not depend on the others, nor on how many cores there are.
         """
+        return self.outputs_and_told(rows, count)[0]
+
+    def outputs_and_told(self, rows: Rows, count: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same, and what `told` has of all these clients, of whom each is asked for its model once."""
         width = min(JUDGED, max(2, int(count.max())))  # that of no part of the clients, which would change the bits
         begin = count.cumsum(0) - count
 
-        def outputs(clients: Tensor, own: Individuals) -> Tensor:
+        def outputs(clients: Tensor, own: Individuals) -> tuple[Tensor, dict[str, Tensor]]:
             place = clients - self.first
-            return _outputs(own, rows, begin[place], count[place], width)
+            return _outputs(own, rows, begin[place], count[place], width), own.told
 
         found = self._each([self.first + group for group in _alike(count, width)], width, outputs)
-        together = torch.cat([outputs for _, outputs in found])
+        together = torch.cat([outputs for _, (outputs, _) in found])
+        told = self._gathered([(clients, said) for clients, (_, said) in found], count)
         order = torch.cat([clients for clients, _ in found]) - self.first
         if bool((order.diff() > 0).all()):
-            return together
+            return together, told
         sizes = count[order]
         moved = torch.repeat_interleave(begin[order] - (sizes.cumsum(0) - sizes), sizes)
         place = moved + torch.arange(len(together), device=count.device)
-        return torch.empty_like(together).index_copy_(0, place, together)
+        return torch.empty_like(together).index_copy_(0, place, together), told
+
+    def _gathered(self, found: list[tuple[Tensor, dict[str, Tensor]]], count: Tensor) -> dict[str, Tensor]:
+        """What is told of all clients, [N] by name, of those with examples as it was found."""
+        if not self.executor.client.own_models or not found[0][1]:
+            return {}
+        others = self.first + (count == 0).nonzero().flatten()
+        if len(others):
+            found = [*found, (others, self.told(others))]
+        order = torch.argsort(torch.cat([clients for clients, _ in found]))
+        return {name: torch.cat([said[name] for _, said in found])[order] for name in found[0][1]}
 
 
 def _outputs(own: Individuals, rows: Rows, begin: Tensor, count: Tensor, width: int) -> Tensor:

@@ -182,8 +182,11 @@ class Newcomers:
     def each(self, evaluation: Evaluation) -> dict[str, Tensor]:
         """What each one's model comes to, [V]; see `Judged.each_client`. And what the algorithm tells of each."""
         *_, (rows, count) = self.judged.by_clients(evaluation.on).values()
-        told = {} if self.owned is None else self.owned.told(len(count))
-        return told | self.judged.each_client(self.outputs(rows, count), rows, count, evaluation.measures)
+        if self.owned is None:
+            outputs, told = self.outputs(rows, count), dict[str, Tensor]()
+        else:
+            outputs, told = self.owned.outputs_and_told(rows, count)
+        return told | self.judged.each_client(outputs, rows, count, evaluation.measures)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +212,8 @@ class OwnModels:
         """
         judged, metrics = self.problem.judged, self.evaluation.measures
         *_, (rows, count) = judged.by_clients(self.evaluation.on).values()
-        own = judged.each_client(self.owned.outputs(rows, count), rows, count, metrics)
+        outputs, told = self.owned.outputs_and_told(rows, count)
+        own = judged.each_client(outputs, rows, count, metrics)
         found = {"examples": count, "train_examples": self.problem.sizes}
         if (distances := label_distances(self.problem.dataset, self.problem.partition)) is not None:
             found["label_distance"] = torch.from_numpy(distances)
@@ -217,7 +221,7 @@ class OwnModels:
         if self.params is not None:
             found |= judged.each_client(self.problem.outputs(self.params, rows), rows, count, metrics)
         found |= {f"personal_{name}": values for name, values in own.items() if name != "examples"}
-        return self.owned.told(self.problem.num_clients) | found
+        return told | found
 
     def tensors(self) -> dict[str, Tensor]:
         """What each client has of its own, by the parameters' names, [N, *shape] each: of a model all, or its part."""

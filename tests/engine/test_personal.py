@@ -15,6 +15,7 @@ from fedsim.core.errors import FedsimError, InputError
 from fedsim.core.graph import decode, encode
 from fedsim.core.options import options
 from fedsim.engine.cohort import PRIVATE
+from fedsim.engine.executor import Executor
 from fedsim.engine.store import ClientStore
 from fedsim.exchange.actions import SCORE
 from fedsim.exchange.messages import Order
@@ -386,6 +387,23 @@ def test_who_has_come_when_changes_nothing_of_what_is_judged_nor_is_what_clients
         found.append(owned.outputs(*parts.problem.judged.own()))
         assert torch.equal(parts.engine.memories().look("personal", torch.arange(6))[0], before)
     assert torch.equal(*found)
+
+
+def test_clients_columns_ask_each_for_its_model_once(monkeypatch):
+    """The sixth has no example to be judged on, and is asked all the same."""
+    client = {"kind": "apfl", "adaptive": True, "steps": 2, "batch_size": 4, "lr": 0.1}
+    result, asked = run(small_experiment(1, client=client), problem=problem(), save=False), list[int]()
+    own_models = Executor.own_models
+
+    def counted(self: Executor, order: Order, clients: torch.Tensor, *rest: Any) -> Any:
+        asked.extend(clients.tolist())
+        return own_models(self, order, clients, *rest)
+
+    monkeypatch.setattr(Executor, "own_models", counted)
+    assert result.own is not None
+    columns = result.own.client_measures()
+    assert sorted(asked) == list(range(6))
+    assert torch.equal(columns["alpha"], result.own.owned.told(torch.arange(6))["alpha"])
 
 
 def test_a_run_stops_by_what_the_clients_models_come_to():

@@ -334,7 +334,7 @@ def shifted(seed: int, clusters: int, rounds: int) -> Result:
 def groups(result: Result) -> tuple[set[int], set[int]]:
     """The models of even clients, and those of odd ones."""
     assert result.own is not None
-    found = result.own.owned.told(20)["cluster"].tolist()
+    found = result.own.owned.told(torch.arange(20))["cluster"].tolist()
     return set(found[::2]), set(found[1::2])
 
 
