@@ -6,6 +6,7 @@ Uplink 2d floats: Delta_i and c_i+ - c_i. Karimireddy et al. 2020, algorithm 1, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ class Scaffold(LocalTraining):
     requires: ClassVar[frozenset[str]] = frozenset({"params", "control"})
     up: ClassVar[frozenset[str]] = LocalTraining.up | {"control-delta"}
     descends: ClassVar[bool] = True
+    commits: ClassVar[frozenset[str]] = frozenset({"control-delta"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,3 +53,7 @@ class Scaffold(LocalTraining):
             renewed[:, cohort.trained :] = 0.0  # running statistics have no gradient
         cohort.keep(control=renewed)
         return Update({"delta": delta, "control-delta": renewed - own}, {"loss": trained.loss})
+
+    def commit(self, cohort: Cohort, lost: Mapping[str, Tensor]) -> None:
+        """Change c_i by what has arrived, so that the server's c stays the clients' mean."""
+        cohort.keep(control=cohort.state["control"] - lost["control-delta"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ from fedsim.exchange.transforms import Transform
 @options
 class Selecting(Transform):
     """How many numbers cross: `k` or `ratio`, of which one is given."""
+
+    sparse: ClassVar[bool] = True
 
     k: PositiveInt | None = None
     """How many numbers cross. Not given: ratio decides."""

@@ -357,8 +357,28 @@ def hold_pair(strategy: Strategy, client: Client, transforms: Sequence[Transform
         advice = f"; take client.kind = {' or '.join(fitting)}" if fitting else ""
         raise InputError("client.kind", names["client"], f"with strategy {names['strategy']} {fault}{advice}")
     Chain(tuple(transforms)).check(strategy.up, strategy.up)
+    _hold_summed(strategy, client, transforms)
     with naming("client"):
         client.check(strategy.down)
+
+
+def _hold_summed(strategy: Strategy, client: Client, transforms: Sequence[Transform]) -> None:
+    """Refuse changes of estimates for a strategy that does not add them up, or other vectors for one that does."""
+    tracked, kind = set[str](), kind_of("strategies", strategy)
+    for number, one in enumerate(transforms):
+        names = one.vectors or ("delta",)
+        if one.increments:
+            tracked.update(names)
+        if one.increments and not strategy.sums.issuperset(names):
+            remedy = f"strategy {kind} does not add up how {', '.join(names)} changes; take estimate, or strategy ef21"
+            raise InputError(f"transforms.{number}.arrives", "increment", remedy)
+        committed = client.commits.intersection(names)
+        if one.feeds_back and committed:
+            remedy = f"clients remember what has crossed of {', '.join(committed)} already; leave it out"
+            raise InputError(f"transforms.{number}.vectors", ", ".join(names), remedy)
+    if strategy.sums - tracked:
+        remedy = f"it adds up how {', '.join(strategy.sums)} changes; list a transform ef21 with arrives = increment"
+        raise InputError("strategy.kind", kind, f"{remedy}, and a compressor")
 
 
 def _misfit(strategy: Strategy, client: Client) -> str | None:

@@ -10,7 +10,8 @@ round; requests of a selector for clients' losses go through. A client whose mac
 To the server all is as if it were real: who breaks off is a broken connection, an update that is not finite or not of
 the shape that was asked for is left out, one that lies is taken for what it says, and a late one may be too late. A
 client whose reply is lost or changed on its way has done its work, and what it remembers has moved on; one that did
-nothing or broke off remembers what it did before.
+nothing or broke off remembers what it did before. What transforms remember of what has crossed, such as feedback of
+compressors, moves on with the replies alone that the server takes.
 """
 
 from __future__ import annotations

@@ -30,6 +30,8 @@ class Client(ABC):
     """Names of what each client remembers, by `state`, that is a model, [d]: which begins as the problem does."""
     own_models: ClassVar[bool] = False
     """Whether each client has a model of its own, `personal`, by which it is judged."""
+    commits: ClassVar[frozenset[str]] = frozenset()
+    """Names of what it sends and remembers as it has arrived: `commit` is told where that is something else."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -85,6 +87,9 @@ class Client(ABC):
 
     def check(self, sent: frozenset[str]) -> None:  # noqa: B027
         """Refuse (InputError) options that do not go with what the server sends."""
+
+    def commit(self, cohort: Cohort, lost: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Remember vectors as they have arrived. lost: what was sent less what arrived, [C, ...] by name."""
 
     def state(self, dimension: int) -> Shapes:  # noqa: ARG002
         """What each client remembers between rounds: shapes by name; zeros at first."""

@@ -387,6 +387,9 @@ class Executor:
         update = done(self.client, given, told, part.cost, cohort, self.store.shapes)
         crossed = self.transforms.apply(update.payload, Sender(cohort.clients, self.streams, cohort.turn, cohort.state))
         cohort.keep(**crossed.state)
+        if self.transforms.transforms and self.client.commits:
+            own = self.client.commits & crossed.payload.keys()
+            self.client.commit(cohort, {name: update.payload[name] - crossed.payload[name] for name in own})
         sent = Update(crossed.payload, {**cohort.metrics, **update.metrics})
         queries = torch.stack((cohort.queries, cohort.extra_queries, cohort.failed_queries), dim=1)
         # Who sends nothing has something to show for it in what it remembers.

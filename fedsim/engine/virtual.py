@@ -33,6 +33,7 @@ from fedsim.exchange.actions import SCORE, UTILITY
 from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.forms import forms_of, misfit
 from fedsim.exchange.messages import Free, Order, Replies, finite_rows, payload_bytes
+from fedsim.exchange.transforms import PREFIX
 from fedsim.exchange.windows import Window
 
 NO_MATTER = np.zeros(0)
@@ -69,6 +70,7 @@ class VirtualEngine:
         self._copies: list[tuple[int, int, str]] = []  # (tick, bytes, fault), a heap: replies that will come again
         self._stored = 0  # replies that are computed and not yet collected
         self._ahead: dict[int, dict[str, Tensor]] = {}  # what clients remember who are computed, and still at work
+        self._before: dict[int, dict[str, Tensor]] = {}  # by flight, what transforms remembered before a doubtful reply
         self._sent = 0  # orders to single clients so far
         self._tail = 0  # ticks between the last reply of the last orders and the close of their window
         self._ended = 0  # when the last order broke off
@@ -247,6 +249,8 @@ class VirtualEngine:
         # Before they get other orders: what they remember must have moved on.
         for action, flights in unheard.items():
             self._compute(self._flights[action], flights)
+            for flight in flights:
+                self._settle(flight, taken=False)
             self._catch_up(flights)
             self._stored -= len(flights)
         self._drop_copies()
@@ -320,6 +324,7 @@ class VirtualEngine:
                 spoiled += 1
             if flight.fault is not None:
                 usable = self._befall(flight, flight.result.row(flight.row), flight.fault)
+                self._settle(flight, taken=usable)
                 spoiled += finite and not usable
                 finite = usable
             (good if finite else bad).append(flight)
@@ -370,6 +375,22 @@ class VirtualEngine:
         flight.result, flight.row = result, 0
         return result.sound
 
+    def _keep_doubtful(self, group: Sequence[Flight]) -> None:
+        """Note what transforms remember of clients whose replies may not be taken."""
+        names = [name for name in self.executor.store.shapes if name.startswith(PREFIX)]
+        doubtful = [flight for flight in group if flight.fault is not None] if names else []
+        rows = integers([flight.client for flight in doubtful]).to(self.executor.problem.device)
+        found = {name: self.executor.store.look(name, rows)[0] for name in names} if doubtful else {}
+        for row, flight in enumerate(doubtful):
+            self._before[flight.number] = {name: kept[row] for name, kept in found.items()}
+
+    def _settle(self, flight: Flight, *, taken: bool) -> None:
+        """What transforms remember of a message moves on if the server takes it, and else is as it was."""
+        before = self._before.pop(flight.number, None)
+        if before is not None and not taken:
+            client = integers([flight.client]).to(self.executor.problem.device)
+            self.executor.store.write(client, {name: kept.unsqueeze(0) for name, kept in before.items()})
+
     def _nothing(self, flights: Flights) -> dict[str, Tensor]:
         """The payload of no reply, [0, ...] by name."""
         if flights.nothing is None:
@@ -403,6 +424,7 @@ class VirtualEngine:
             if self.executor.keeps_models:  # which are judged between windows, and not ahead of their clients' replies
                 now = {flight.number for flight in needed}
                 self._keep_back([flight for flight in group if flight.number not in now])
+            self._keep_doubtful(group)
             result = self.executor.execute(job_of(group, self.executor.problem.device))
             for client in sorted(result.said):
                 self.trace.complained(f"client {client}: {result.said[client]}")
@@ -423,6 +445,7 @@ _QUEUE = (
     "_copies",
     "_stored",
     "_ahead",
+    "_before",
     "_sent",
     "_tail",
     "_ended",

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ FEWEST = 3
 
 class Aggregator(ABC):
     """The centre of some rows."""
+
+    by_coordinates: ClassVar[bool] = False
+    """Whether each coordinate is judged by itself, so that one which most replies leave at 0 stays there."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -83,6 +86,8 @@ class Median(Aggregator):
     Yin et al. 2018. Cost C log C d. Needs C >= 3: of two rows it is the mean.
     """
 
+    by_coordinates: ClassVar[bool] = True
+
     def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
         """See `Aggregator`."""
         _shares(rows, weights)
@@ -101,6 +106,8 @@ class TrimmedMean(Aggregator):
     z_j = (1/(C - 2b)) sum_(b < i <= C - b) y_i,  b = max(1, floor(beta C)),  y the values x_ij in ascending order
     Yin et al. 2018. Cost C log C d. Needs C >= 3.
     """
+
+    by_coordinates: ClassVar[bool] = True
 
     beta: Annotated[float, Field(gt=0, lt=0.5)] = 0.2
     """The share of the values that is cut on each side, one at least."""
@@ -182,6 +189,8 @@ class Bulyan(Aggregator):
     picks a row and takes it out of the candidates, m times. When few candidates remain, a row's score counts at least
     its nearest one. El Mhamdi et al. 2018. Cost C^2 (C + d). Needs C >= 4 malicious + 3.
     """
+
+    by_coordinates: ClassVar[bool] = True
 
     malicious: PositiveInt
     """How many rows may be anything."""

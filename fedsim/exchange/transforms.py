@@ -148,6 +148,10 @@ class Transform:
     """
     shapes: ClassVar[Sequence[tuple[int, ...]]] = ()
     """Of the model's parameters, one after the other in its vector; none where no model is known."""
+    feeds_back: ClassVar[bool] = False
+    """Whether it remembers what the transforms after it leave out."""
+    sparse: ClassVar[bool] = False
+    """Whether most numbers arrive as 0, and not the same ones of all clients."""
 
     summable: ClassVar[bool] = False
     """Whether it only changes numbers, and has no encoding of its own, so that others can sum what it leaves."""
@@ -158,6 +162,11 @@ class Transform:
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         refuse_misspelt(cls, Transform)
+
+    @property
+    def increments(self) -> bool:
+        """Whether what arrives is how something changes that the receiver remembers."""
+        return False
 
     def bound(self, shapes: Sequence[tuple[int, ...]]) -> Self:
         """The same for a model whose parameters have these shapes."""
@@ -227,8 +236,29 @@ class Chain:
             for name in fitted._names(transform):
                 with naming(f"{self.option}.{number}"):
                     transform.check(sizes.get(name, plain))
+                fitted._hold_behind(number, name, sizes.get(name, plain))
                 sizes[name] = fitted._size(number, sizes.get(name, plain))
+        for number, transform in enumerate(fitted.transforms):
+            later = {name for one in fitted.transforms[number + 1 :] for name in fitted._names(one)}
+            lacking = {*fitted._names(transform)} - later
+            if transform.feeds_back and lacking:
+                remedy = f"no compressor of {', '.join(sorted(lacking))} comes after it; put one there, or remove it"
+                raise InputError(f"{self.option}.{number}.kind", kind_of("transforms", transform), remedy)
         return fitted
+
+    def _hold_behind(self, number: int, name: str, before: Size) -> None:
+        """Refuse a transform behind feedback that may lose more of a vector than it is sent, or that feeds back."""
+        earlier = [one for one in self.transforms[:number] if name in self._names(one)]
+        transform, option = self.transforms[number], f"{self.option}.{number}.kind"
+        if not any(one.feeds_back for one in earlier):
+            return
+        if transform.feeds_back:
+            raise InputError(option, kind_of("transforms", transform), "one feedback is enough; remove one of them")
+        error = transform.error(before)
+        if error is not None and error >= 1.0:
+            remedy = f"behind feedback, where it may be {error:.3g} times off, runs diverge"
+            remedy += "; take one that loses less than it is sent: contract = true, scaled = false, more levels"
+            raise InputError(option, kind_of("transforms", transform), remedy)
 
     def check(self, carried: Collection[str], known: Collection[str]) -> None:
         """Refuse transforms that do not say what they go over in a message of these vectors, or that name unknown ones.
@@ -414,6 +444,10 @@ class Noise(Transform):
     def encode(self, vector: Vector) -> Vector:
         """See `Transform`."""
         return vector.coded(vector.rows + self.std * vector.draw("normal", self.stream))
+
+    def error(self, before: Size) -> float:  # noqa: ARG002
+        """Nothing bounds it."""
+        return math.inf if self.std else 0.0
 
 
 def _prefix(number: int, name: str) -> str:

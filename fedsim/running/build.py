@@ -173,6 +173,7 @@ def build_simulation(
     bench, guard = bench_of(experiment, problem), guard_of(experiment, problem)
     _warn_of_rate(experiment)
     _warn_of_start(experiment)
+    _warn_of_debts(experiment, problem)
     aggregator = experiment.aggregation
     if engine is None:
         kind: Callable[..., Executor] = Executor
@@ -225,6 +226,19 @@ def build_simulation(
         if least > budget:
             raise InputError("stopping.queries", budget, f"the clients of one round ask for {least} at least; raise it")
     return simulation
+
+
+def _warn_of_debts(experiment: Experiment, problem: Problem) -> None:
+    """Say where what feedback owes is paid by other weights than those by which it was left out."""
+    weighting = getattr(experiment.strategy, "weighting", "uniform")
+    some = experiment.selection.least(problem.num_clients) < problem.num_clients
+    for number, transform in enumerate(experiment.transforms):
+        owes = transform.feeds_back and not transform.increments and "owed" in transform.state(1)
+        if owes and weighting == "examples" and some and len(set(problem.sizes.tolist())) > 1:
+            warn(
+                f"transforms.{number}: clients count by their examples among those who answer, which varies from round "
+                'to round, and what is owed does not know that; take strategy.weighting = "uniform"'
+            )
 
 
 def _warn_of_rate(experiment: Experiment) -> None:

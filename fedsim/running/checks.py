@@ -68,6 +68,7 @@ def check(experiment: Experiment, problem: Problem) -> None:
         check_secure(experiment, problem)
     if experiment.strategy.in_parts:
         _check_in_parts(experiment)
+    _check_sparse(experiment)
     with naming("strategy"):
         experiment.strategy.check(at_once, problem.num_clients, experiment.devices.steady)
     stopping = experiment.stopping
@@ -113,6 +114,21 @@ def measures(experiment: Experiment, problem: Problem) -> list[str]:
         if not whose.everybodys:
             raise InputError("attacks", trial.attacks[0].label, "no model is for all clients here; leave attacks out")
         return found + problem.attacked_measures(trial)
+
+
+def _check_sparse(experiment: Experiment) -> None:
+    """Refuse an aggregator that judges coordinates which most replies leave out.
+
+    An estimate that is tracked by sparse changes is not sparse.
+    """
+    tracked = False
+    for number, transform in enumerate(experiment.transforms):
+        tracked |= transform.feeds_back and hasattr(transform, "arrives") and not transform.increments
+        if transform.sparse and not tracked and experiment.aggregation.by_coordinates:
+            kind = kind_of("aggregators", experiment.aggregation)
+            sparse = kind_of("transforms", transform)
+            remedy = f"where most clients leave a number out, as transforms.{number} ({sparse}) has them do, it stays 0"
+            raise InputError("aggregation.kind", kind, f"{remedy}; take geometric_median or krum, or put ef21 first")
 
 
 def _check_in_parts(experiment: Experiment) -> None:

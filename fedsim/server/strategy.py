@@ -98,6 +98,11 @@ class Strategy(ABC):
     What it does not say itself is as it stands here; `down`, `up`, `init`, `ask` and `tell` it must say.
     """
 
+    sums: ClassVar[frozenset[str]] = frozenset()
+    """Names of what it reads from replies as changes of what it remembers, which it adds up."""
+    client_lr: float | None = None
+    """The learning rate that it takes clients to have; None: it goes by none."""
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         refuse_misspelt(cls, Strategy)
