@@ -147,6 +147,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "egn": {"client": {"kind": "sgd", **TRAINING, "optimizer": {"kind": "egn", "momentum": 0.5, "scale": 0.1}}},
     "steps": {"client": {"kind": "sgd", "steps": 5, "batch_size": 4, "clip_norm": 0.3, "weight_decay": 0.01}},
     "median": {"aggregation": "median"},
+    "ef21": {
+        "strategy": {"kind": "ef21"},
+        "transforms": [{"kind": "ef21", "arrives": "increment"}, {"kind": "top_k", "ratio": 0.2}],
+    },
+    "ef14": {"strategy": "fedasync", "transforms": [{"kind": "ef14"}, {"kind": "sign"}], **ASYNCHRONOUS},
+    "ef21_of_orders": {"order_transforms": [{"kind": "ef21", "init": "dense"}, {"kind": "low_rank", "rank": 1}]},
     "orders": {"order_transforms": [{"kind": "noise", "std": 0.01}]},
     "noise": {"transforms": [{"kind": "clip", "max_norm": 0.1}, {"kind": "noise", "std": 0.01}]},
     "deadline": {"strategy": {"kind": "fedavg", "deadline": 0.6}, "devices": SPREAD},

@@ -9,7 +9,11 @@ from typing import Any
 import datafiles
 import pytest
 
+from fedsim.compression.econtrol import EControl
+from fedsim.compression.ef14 import EF14
+from fedsim.compression.ef21 import EF21
 from fedsim.compression.half import Half
+from fedsim.compression.induced import Induced
 from fedsim.compression.integer import Integer
 from fedsim.compression.low_rank import LowRank
 from fedsim.compression.natural import Natural
@@ -111,6 +115,12 @@ TestHalfOfSinglesRange = conformance(Half(format="bf16"))
 TestInteger = conformance(Integer(per=16))
 TestIntegerAtRandom = conformance(Integer(bits=4, rounding="random"))
 TestLowRank = conformance(LowRank(rank=1))
+TestEF14 = conformance(EF14(decay=0.5))
+SMOOTHNESS = {"smoothness": tuple(range(1, 11))}
+TestEF21 = conformance(EF21(), others=SMOOTHNESS)
+TestEF21OfMeans = conformance(EF21(momentum=0.3, init="dense"), others=SMOOTHNESS)
+TestEControl = conformance(EControl())
+TestInduced = conformance(Induced(first="sign", second="natural"), others={"first": "half", "second": "terngrad"})
 
 TestDigits = conformance(Digits())
 TestBreastCancer = conformance(BreastCancer())

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from fedsim.compression.top_k import TopK
 from fedsim.core.options import options
 from fedsim.core.streams import Streams
 from fedsim.exchange import transforms
@@ -65,8 +66,18 @@ class Crossing(Specimen):
 
     @property
     def chain(self) -> Chain:
-        """It alone, of a model of a matrix and a vector."""
-        return Chain((self.plugin.bound(SHAPES),))
+        """It alone, of a model of a matrix and a vector; what feeds back stands before a compressor."""
+        return Chain((self.plugin.bound(SHAPES), *self.followers))
+
+    @property
+    def followers(self) -> tuple[Transform, ...]:
+        """What has to stand after it."""
+        return (TopK(k=3, vectors=self.plugin.vectors),) if self.plugin.feeds_back else ()
+
+    @property
+    def tables(self) -> list[dict[str, Any]]:
+        """What names it, and what has to stand after it, in an experiment file."""
+        return [self.table, *({"kind": "top_k", "k": 3} for _ in self.followers)]
 
     @property
     def covered(self) -> tuple[str, ...]:
@@ -84,7 +95,7 @@ class Crossing(Specimen):
         before: tuple[Transform, ...] = (),
     ) -> Crossed:
         """Send a message. state: what the clients remember, by default nothing yet. before: transforms before it."""
-        chain = Chain((*before, self.plugin.bound(SHAPES)))
+        chain = Chain((*before, *self.chain.transforms))
         return chain.apply(payload, Sender(clients, Streams(seed), turn, state or fresh(chain, payload)))
 
 
@@ -171,7 +182,7 @@ def bytes_are_counted_for_each_client(specimen: Crossing) -> None:
         plain = {name: Size(LENGTH, 8 * rows.element_size()) for name, rows in payload.items()}
         most, declared = (
             sum(int(size.nbytes) for size in Chain(listed).sizes(plain).values())
-            for listed in ((specimen.plugin.bound(SHAPES),), (annex, specimen.plugin.bound(SHAPES)))
+            for listed in (specimen.chain.transforms, (annex, *specimen.chain.transforms))
         )
         assert declared == most + more, "`size` loses what crosses beside"
 
@@ -206,16 +217,16 @@ def draws_are_named(specimen: Crossing) -> None:
     assert not all(same(copied(other), copied(first)) for other in later), "every turn draws the same"
     for name in specimen.covered:
         assert len(torch.unique(first[name], dim=0)) > 1, "all clients draw the same"
-    both = replace(specimen.plugin, vectors=("delta", SECOND)).bound(SHAPES)
-    arrived = Chain((both,)).apply(payload, Sender(CLIENTS, Streams(0), 0, fresh(Chain((both,)), payload))).payload
+    both = specimen.altered({"vectors": ("delta", SECOND)})
+    arrived = both.send(payload).payload
     assert not torch.equal(arrived["delta"], arrived[SECOND]), "two vectors are drawn for alike; take `Vector.draw`"
 
 
 def it_transforms_in_runs(specimen: Crossing) -> None:
     """Replies, stacked or one by one, in a run that goes on after an interruption; and orders."""
-    tables: dict[str, Any] = {"rounds": 4, "evaluation": {"every": 1}, "transforms": [specimen.table]}
+    tables: dict[str, Any] = {"rounds": 4, "evaluation": {"every": 1}, "transforms": specimen.tables}
     if specimen.plugin.vectors is not None:
-        tables["transforms"] = [specimen.table | {"vectors": ["delta"]}]
+        tables["transforms"] = [table | {"vectors": ["delta"]} for table in specimen.tables]
     whole, first, second, loop = (
         build_simulation(small_experiment(**tables | more), small_problem())
         for more in ({}, {}, {}, {"engine": {"executor": "loop"}})
@@ -228,7 +239,7 @@ def it_transforms_in_runs(specimen: Crossing) -> None:
     for found, wanted in zip(rows, whole, strict=True):
         assert {**found, "wall": 0} == {**wanted, "wall": 0}, "an interrupted run goes on otherwise"
     assert not differ(final(loop), whole.state.params), "executed one by one clients send something else"
-    ordered = [tables["transforms"][0] | {"vectors": ["params"]}]
+    ordered = [table | {"vectors": ["params"]} for table in tables["transforms"]]
     orders = build_simulation(small_experiment(rounds=1, order_transforms=ordered), small_problem(torch.float32))
     sizes = orders.parts.order_transforms.sizes({"params": Size.of(orders.state.params)})
     assert orders.step()["bytes_down"] <= 4 * int(sizes["params"].nbytes), "an order takes more than is declared"
