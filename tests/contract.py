@@ -432,6 +432,12 @@ STRATEGIES: dict[str, Others] = {
         "server_weight_decay": (0.1, {}),
         "lambda_lr": (0.5, {}),
     },
+    "ef21": {
+        "weighting": ("examples", {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
+    },
     "feddyn": {"alpha": (0.2, {})},
     "local": {},
     "fedproto": {"weights": ("examples", {})},

@@ -100,8 +100,6 @@ class Strategy(ABC):
 
     sums: ClassVar[frozenset[str]] = frozenset()
     """Names of what it reads from replies as changes of what it remembers, which it adds up."""
-    client_lr: float | None = None
-    """The learning rate that it takes clients to have; None: it goes by none."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

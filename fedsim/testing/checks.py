@@ -25,7 +25,7 @@ from fedsim.configuration.tables import experiment
 from fedsim.core.clock import ticks
 from fedsim.core.errors import InputError
 from fedsim.core.generators import seeded_globals
-from fedsim.exchange.messages import Replies, payload_bytes
+from fedsim.exchange.messages import Replies, Size, payload_bytes, total_bytes
 from fedsim.exchange.windows import All, Every
 from fedsim.running import promises
 from fedsim.running.simulation import Simulation
@@ -259,8 +259,9 @@ def bytes_are_those_of_the_payloads(subject: Subject) -> None:
         before = replace(ledger)
         orders, replies = exchange(simulation, state, clients)
         down = len(clients) * sum(vector.element_size() * vector.numel() for vector in orders.payload.values())
-        each = sum(rows.element_size() * rows[0].numel() for rows in replies.payload.values())
-        up = each * int(orders.peers_of(replies.clients).sum())
+        chain = engine_of(simulation).executor.transforms
+        plain = {name: Size.of(rows[0]) for name, rows in replies.payload.items()}
+        up = total_bytes(chain.sizes(plain)) * int(orders.peers_of(replies.clients).sum())
         if orders.encoded is None:
             assert payload_bytes(orders.payload) * len(clients) == down
         else:

@@ -1,0 +1,1 @@
+"""Compressors of replies, with feedback and without."""
