@@ -21,6 +21,7 @@ import typer
 
 import fedsim
 from experiments.coding.__main__ import PARTS as CODING
+from experiments.compression import study as compression
 from experiments.curriculum import study as curriculum
 from experiments.data_sets import study as data_sets
 from experiments.distillation import study as distillation
@@ -283,9 +284,15 @@ def fairness_losses(place: Place) -> Outcome:  # noqa: ARG001
     return Outcome(*fairness.judge(fairness.measure()))
 
 
+<<<<<<< HEAD
 def privacy_digits(place: Place) -> Outcome:  # noqa: ARG001
     """Accuracy under noise, moving bounds and correlated noise; nothing is kept of the runs."""
     return Outcome(*privacy.judge(privacy.measure()))
+=======
+def compressed_digits(place: Place) -> Outcome:  # noqa: ARG001
+    """Compressors of replies; nothing is kept of the runs."""
+    return Outcome(*compression.judge(compression.measure()))
+>>>>>>> 1aaa9d0 (Compression has a page, a claim and a picture)
 
 
 def tuning_digits(place: Place) -> Outcome:
@@ -321,7 +328,11 @@ CLAIMS = (
     Claim("sensors", f"sensors/: {sensors.CLAIM}", sensors_apart),
     Claim("distillation", f"distillation/: {distillation.CLAIM}", distilled_digits),
     Claim("fairness", f"fairness/: {fairness.CLAIM}", fairness_losses),
+<<<<<<< HEAD
     Claim("privacy", f"privacy/: {privacy.CLAIM}", privacy_digits),
+=======
+    Claim("compression", f"compression/: {compression.CLAIM}", compressed_digits),
+>>>>>>> 1aaa9d0 (Compression has a page, a claim and a picture)
     Claim("tuning", f"tuning/: {tuning.CLAIM}", tuning_digits),
     Claim("flower_agreement", f"flower_strategies/: {agreement.CLAIM}", flower_agreement),
     *map(of_sleeping, sleeping.CLAIMS),
