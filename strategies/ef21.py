@@ -21,7 +21,7 @@ from fedsim.server import Averaging, Metrics, ProblemView, Replies, ServerState,
 class EF21(Averaging):
     """Needs a transform `ef21` or `econtrol` of replies with `arrives = "increment"`."""
 
-    sums: ClassVar[frozenset[str]] = frozenset({"delta"})
+    adds_up: ClassVar[frozenset[str]] = frozenset({"delta"})
 
     weighting: Weighting = "uniform"
 

@@ -369,15 +369,15 @@ def _hold_summed(strategy: Strategy, client: Client, transforms: Sequence[Transf
         names = one.vectors or ("delta",)
         if one.increments:
             tracked.update(names)
-        if one.increments and not strategy.sums.issuperset(names):
+        if one.increments and not strategy.adds_up.issuperset(names):
             remedy = f"strategy {kind} does not add up how {', '.join(names)} changes; take estimate, or strategy ef21"
             raise InputError(f"transforms.{number}.arrives", "increment", remedy)
         committed = client.commits.intersection(names)
         if one.feeds_back and committed:
             remedy = f"clients remember what has crossed of {', '.join(committed)} already; leave it out"
             raise InputError(f"transforms.{number}.vectors", ", ".join(names), remedy)
-    if strategy.sums - tracked:
-        remedy = f"it adds up how {', '.join(strategy.sums)} changes; list a transform ef21 with arrives = increment"
+    if strategy.adds_up - tracked:
+        remedy = f"it adds up how {', '.join(strategy.adds_up)} changes; list a transform ef21 with arrives = increment"
         raise InputError("strategy.kind", kind, f"{remedy}, and a compressor")
 
 

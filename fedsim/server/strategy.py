@@ -98,7 +98,7 @@ class Strategy(ABC):
     What it does not say itself is as it stands here; `down`, `up`, `init`, `ask` and `tell` it must say.
     """
 
-    sums: ClassVar[frozenset[str]] = frozenset()
+    adds_up: ClassVar[frozenset[str]] = frozenset()
     """Names of what it reads from replies as changes of what it remembers, which it adds up."""
 
     def __init_subclass__(cls) -> None:
