@@ -284,15 +284,14 @@ def fairness_losses(place: Place) -> Outcome:  # noqa: ARG001
     return Outcome(*fairness.judge(fairness.measure()))
 
 
-<<<<<<< HEAD
 def privacy_digits(place: Place) -> Outcome:  # noqa: ARG001
     """Accuracy under noise, moving bounds and correlated noise; nothing is kept of the runs."""
     return Outcome(*privacy.judge(privacy.measure()))
-=======
+
+
 def compressed_digits(place: Place) -> Outcome:  # noqa: ARG001
     """Compressors of replies; nothing is kept of the runs."""
     return Outcome(*compression.judge(compression.measure()))
->>>>>>> 1aaa9d0 (Compression has a page, a claim and a picture)
 
 
 def tuning_digits(place: Place) -> Outcome:
@@ -328,11 +327,8 @@ CLAIMS = (
     Claim("sensors", f"sensors/: {sensors.CLAIM}", sensors_apart),
     Claim("distillation", f"distillation/: {distillation.CLAIM}", distilled_digits),
     Claim("fairness", f"fairness/: {fairness.CLAIM}", fairness_losses),
-<<<<<<< HEAD
     Claim("privacy", f"privacy/: {privacy.CLAIM}", privacy_digits),
-=======
     Claim("compression", f"compression/: {compression.CLAIM}", compressed_digits),
->>>>>>> 1aaa9d0 (Compression has a page, a claim and a picture)
     Claim("tuning", f"tuning/: {tuning.CLAIM}", tuning_digits),
     Claim("flower_agreement", f"flower_strategies/: {agreement.CLAIM}", flower_agreement),
     *map(of_sleeping, sleeping.CLAIMS),
