@@ -32,6 +32,7 @@ from experiments.fedfix import study as fedfix
 from experiments.flower_strategies import agreement, sleeping
 from experiments.fzoos import applications
 from experiments.fzoos import study as fzoos
+from experiments.gossip.__main__ import PARTS as GOSSIP
 from experiments.one_byte import study as one_byte
 from experiments.optimizers.__main__ import PARTS as OPTIMIZERS
 from experiments.parts import AnyPart
@@ -45,7 +46,12 @@ from fedsim.running.runner import versions
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.md"
-STUDIES: Mapping[str, Mapping[str, AnyPart]] = {"coding": CODING, "optimizers": OPTIMIZERS, "personal": PERSONAL}
+STUDIES: Mapping[str, Mapping[str, AnyPart]] = {
+    "coding": CODING,
+    "gossip": GOSSIP,
+    "optimizers": OPTIMIZERS,
+    "personal": PERSONAL,
+}
 """Comparisons in parts."""
 
 

@@ -193,6 +193,18 @@ def test_bytes_are_those_of_the_links(kind, message, links):
     assert all(row["bytes_up"] % message == 0 and row["bytes_up"] <= 4 * message for row in some)
 
 
+def test_links_that_lead_one_way_count_where_they_begin_and_where_they_end(tmp_path):
+    """A ring one way, and 0 to 2 and to 3, and 5 to 3: 0 sends three times, and 3 is sent to by three."""
+    path = tmp_path / "links.txt"
+    path.write_text("0 1\n1 2\n2 3\n3 4\n4 5\n5 0\n0 2\n0 3\n5 3\n")
+    run = simulated("push_sum", strategy={"graph": {"kind": "file", "path": path, "directed": True}})
+    first, replies = exchange(run, run.state, torch.arange(6))
+    state, _, _ = run.parts.strategy.tell(run.state, replies)
+    second, _ = run.parts.strategy.ask(state, torch.arange(6))
+    assert torch.as_tensor(first.peers).tolist() == [3, 1, 1, 1, 1, 2]
+    assert torch.as_tensor(second.encoded).tolist() == [count * (VECTOR + 8) for count in (1, 1, 2, 3, 1, 1)]
+
+
 def test_who_has_more_links_takes_longer(tmp_path):
     """A star of six: its middle sends five models, and gets as many; at 1 KB/s both ways beside a second of work."""
     path = tmp_path / "star.txt"

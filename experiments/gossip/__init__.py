@@ -1,0 +1,6 @@
+"""No server: `python -m experiments.gossip PART`."""
+
+from pathlib import Path
+
+HERE = Path(__file__).parent
+"""Where its files and pictures are."""
