@@ -21,7 +21,7 @@ from fedsim.compression.top_k import TopK
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Size
-from fedsim.exchange.transforms import Chain, Noise, Sender
+from fedsim.exchange.transforms import Chain, Clip, Noise, Sender
 
 MANY = 1500
 
@@ -241,5 +241,6 @@ def test_what_does_not_go_together(listed, said):
         Chain(tuple(listed)).fitted(((40, 30), (30,)), Size(1230, 32))
 
 
-def test_nothing_is_known_of_others():
-    assert Noise(std=1.0).error(Size(4, 32)) is None
+def test_what_is_known_of_others():
+    assert Noise(std=1.0).error(Size(4, 32)) == math.inf
+    assert Clip(max_norm=1.0).error(Size(4, 32)) is None
