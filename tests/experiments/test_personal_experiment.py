@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from experiments.parts import Claim, Part
+from experiments.parts import Claim, Part, program
 from experiments.personal import HERE, settings, study, untuned
-from experiments.personal import __main__ as program
 from experiments.personal.methods import METHODS, Method
 from fedsim.configuration.tables import load
 
@@ -92,7 +90,9 @@ def test_the_prototype_is_met_or_surpassed():
 
 
 @pytest.mark.usefixtures("forked_workers")
-def test_a_part_chooses_by_other_seeds_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_part_chooses_by_other_seeds_runs_and_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     few = replace(settings.DIGITS, rates=("0.01", "0.5"), choosing=range(100, 101), methods=("fedavg",))
     monkeypatch.setattr(study, "TOLD", range(2))
     short = [*METHODS["fedavg"].changes, "rounds=2"]
@@ -101,13 +101,13 @@ def test_a_part_chooses_by_other_seeds_runs_and_is_drawn(tmp_path: Path, monkeyp
     part = Part(
         tmp_path, "digits", lambda out, **given: study.measure(few, out, **given), study.table, study.draw, (claim,)
     )
-    monkeypatch.setattr(program, "PARTS", {"digits": part})
-    app = typer.Typer()
-    app.command()(program.main)
-    done = CliRunner().invoke(app, ["digits", "--out", str(tmp_path / "runs"), "--workers", "1"])
-    assert done.exit_code == 0, done.output
-    assert "measured: best first: FedAvg" in done.output
-    assert "lr 0.5" in done.output
+    monkeypatch.setattr(sys, "argv", ["personal", "digits", "--out", str(tmp_path / "runs"), "--workers", "1"])
+    with pytest.raises(SystemExit) as ended:
+        program({"digits": part}, tmp_path)
+    told = capsys.readouterr().out
+    assert ended.value.code == 0, told
+    assert "measured: best first: FedAvg" in told
+    assert "lr 0.5" in told
     assert (tmp_path / "digits.png").stat().st_size > 10_000
     runs = sorted(path.parent.name for path in (tmp_path / "runs").rglob("summary.json"))
     assert runs == ["seed-0", "seed-1", *["seed-100"] * 4]
