@@ -1,7 +1,7 @@
 """D-PSGD, decentralised parallel SGD: local training, and a mean with the neighbours; there is no server.
 
 X <- W (X - lr G),  or as published  X <- W X - lr G;  row i of X is client i's model, of G its gradient at that
-W_ij = 1 / (1 + max(deg_i, deg_j)) over links between those who take part, W_ii = 1 - sum_j W_ij
+W_ij = 1 / (1 + max(n_i, n_j)), W_ii = 1 - sum_j W_ij,  n_i the links of i to those who take part
 Each sends d floats along each of its links. In a complete graph it is FedAvg with uniform weights. Clients who differ
 end apart, and off the optimum, by what goes with the rate (see `gradient_tracking`). Lian et al. 2017, algorithm 1.
 """

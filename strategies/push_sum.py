@@ -1,8 +1,9 @@
 """Push-sum, or stochastic gradient push: gossip where links lead one way, so that rows and columns are not both even.
 
-X <- A (X - lr G(Z)),  w <- A w,  z_i = x_i / w_i;  w = 1 at first;  A_ij = 1 / (outdegree_j + 1) where j sends to i
-over those who take part. Columns of A sum to one, so that sums of x and of w stay, and z tends to their mean where rows
-do not. Each sends d + 1 floats along each link that leads away from it. Nedic and Olshevsky 2016; Assran et al. 2019.
+X <- A (X - lr G(Z)),  w <- A w,  z_i = x_i / w_i;  w = 1 at first
+A_ij = 1 / (n_j + 1) where j sends to i, and to n_j in all, of those who take part.
+Columns of A sum to one, so that sums of x and of w stay, and z tends to their mean where rows do not. Each sends d + 1
+floats along each link that leads away from it. Nedic and Olshevsky 2016; Assran et al. 2019.
 """
 
 from __future__ import annotations

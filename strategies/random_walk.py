@@ -1,10 +1,10 @@
 """Token algorithms: a model walks along the links of a graph, and whoever has it takes a step; there is no server.
 
-theta <- theta + b_n (p_i / mu_i) Delta_i at the n-th client i, n from 1, b_n = (n + 1)^-b;  Delta_i = y_i - theta
-P_ij = min(1 / deg_i, mu_j / (mu_i deg_j)), P_ii what is left: the walk is at j in a share mu_j of all steps
+theta <- theta + b_n (p_i / mu_i) Delta_i at the n-th client i, n from 1, b_n = (n + 1)^(-b);  Delta_i = y_i - theta
+P_ij = min(1 / k_i, mu_j / (mu_i k_j)) over k_i links of i, P_ii what is left: it is at j in a share mu_j of all steps
 K_ij ~ P_ij (x_j / mu_j)^-alpha, x_j how often it has been at j: the self-repellent walk keeps mu, and where steps
 fall off faster than its memory the variance of theta falls like 1 / alpha^2
-x_j is 1 for all at first, plus visits; or with a < 1  x <- x + g_n (e_j - x), g_n = (n + 1)^-a, from x = 1/N
+x_j is 1 for all at first, plus visits; or with a < 1  x <- x + g_n (e_j - x), g_n = (n + 1)^(-a), from x = 1/N
 A hop takes d + N floats, theta and x; 0 where it stays. Metropolis et al. 1953 (P); Doshi, Hu and Eun 2023 (K); Hu,
 Doshi and Eun 2024 (SA-SRRW). alpha = 0 is random walk SGD: Johansson, Rabi and Johansson 2010.
 """

@@ -55,7 +55,6 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("partitions", "square"): {"clients": 10},
     ("selectors", "fastest"): {"count": 10},
     ("selectors", "oort"): {"count": 10},
-    ("selectors", "poisson"): {"fraction": 0.1},
     ("selectors", "power_of_choice"): {"count": 10, "pool": 30},
     ("selectors", "round_robin"): {"count": 10},
     ("selectors", "weighted"): {"count": 10},

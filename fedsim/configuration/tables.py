@@ -355,6 +355,8 @@ def hold_pair(strategy: Strategy, client: Client, transforms: Sequence[Transform
     if fault is not None:
         fitting = [name for name in plugins.names("clients") if _fits(strategy, name, client)]
         advice = f"; take client.kind = {' or '.join(fitting)}" if fitting else ""
+        if names["client"] in plugins.names("strategies"):
+            advice += f"{', or' if fitting else '; take'} strategy.kind = {names['client']}"
         raise InputError("client.kind", names["client"], f"with strategy {names['strategy']} {fault}{advice}")
     Chain(tuple(transforms)).check(strategy.up, strategy.up)
     _hold_summed(strategy, client, transforms)

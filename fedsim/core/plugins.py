@@ -112,7 +112,9 @@ def find(group: str, kind: str, option: str) -> type[Any]:
         raise InputError(option, kind, f"is called {RENAMED[group, kind]} now")
     if entries is None:
         known = ", ".join(names(group)) or "none is installed"
-        raise InputError(option, kind, f"not one of the installed {group}: {known}{meant(kind, names(group))}")
+        others = [other for other in GROUPS if kind in own(other)]
+        hint = f"; it is one of the {' and of the '.join(others)}" if others else meant(kind, names(group))
+        raise InputError(option, kind, f"not one of the installed {group}: {known}{hint}")
     if len(entries) > 1:
         places = " and ".join(entry.value for entry in entries)
         raise InputError(option, kind, f"is installed by several packages; write {places}, whichever you mean")

@@ -172,6 +172,8 @@ OPTIONS = {"clients.sgd:Sgd": {"epochs": 1}}
     [
         ("nothing", "not one of the installed strategies"),
         ("fedavgg", "term; did you mean fedavg?"),
+        ("ditto", "term; it is one of the clients"),
+        ("adam", "term; it is one of the optimizers and of the server_optimizers"),
         ("./absent.py:Mine", "there is no file /"),
         ("./my_strategy.py", "name the class in it, too: ./my_strategy.py:Class"),
         ("absent_module:Mine", "there is no module absent_module"),
