@@ -333,3 +333,30 @@ def test_a_run_tells_how_often_it_was_void():
     void = result.history["void"]
     assert set(void) == {0.0, 1.0}
     assert result.summary["skipped"] == sum(void)
+
+
+@pytest.mark.parametrize("evaluation", [{"every": 1}, {"every_seconds": 0.01}])
+def test_where_all_break_off_the_window_closes_when_the_last_has_and_time_for_unmasking_is_over(evaluation):
+    devices = {"bandwidth": {"up": 100.0, "down": 1000.0, "sigma": 0.5}, "compute": {"kind": "fixed", "seconds": 0.01}}
+    gone = faults(crash=list(range(10)))
+    simulation = simulated(devices=devices, faults=gone, evaluation=evaluation, rounds=1)
+    engine = simulation.parts.engine
+    down, up = engine.fleet._links
+    d, work = len(simulation.params), np.full(10, 0.01)
+    head = (612 / down + 64 / up).max() + (594 / down + 594 / up).max()
+    taken = work + 8 * d / down + -(-(d + 1) * 22 // 8) / up
+    shares = Streams(simulation.parts.streams.seed).uniform("faults/moment", torch.arange(10), dtype=torch.float64)
+    tail = (2 / down + 170 / up).max()
+    rows = list(simulation)
+    assert rows[-1]["time"] == pytest.approx(head + (taken * shares.numpy()).max() + tail, abs=1e-6)
+    assert rows[-1]["crashed"] > 0 or len(rows) > 1
+
+
+def test_a_selector_hears_who_has_answered_and_nothing_of_what(monkeypatch):
+    simulation, said = simulated(), []
+    selector = type(simulation.parts.selector)
+    monkeypatch.setattr(selector, "observe", lambda self, state, replies: said.append(replies) or state)
+    simulation.step()
+    (replies,) = said
+    assert replies.clients.tolist() == list(range(10))
+    assert (replies.payload, replies.metrics) == ({}, {})
