@@ -366,11 +366,9 @@ def hold_pair(strategy: Strategy, client: Client, transforms: Sequence[Transform
 
 def _hold_summed(strategy: Strategy, client: Client, transforms: Sequence[Transform]) -> None:
     """Refuse changes of estimates for a strategy that does not add them up, or other vectors for one that does."""
-    tracked, kind = set[str](), kind_of("strategies", strategy)
+    kind = kind_of("strategies", strategy)
     for number, one in enumerate(transforms):
         names = one.vectors or ("delta",)
-        if one.increments:
-            tracked.update(names)
         if one.increments and not strategy.adds_up.issuperset(names):
             remedy = f"strategy {kind} does not add up how {', '.join(names)} changes; take estimate, or strategy ef21"
             raise InputError(f"transforms.{number}.arrives", "increment", remedy)
@@ -378,9 +376,15 @@ def _hold_summed(strategy: Strategy, client: Client, transforms: Sequence[Transf
         if one.feeds_back and committed:
             remedy = f"clients remember what has crossed of {', '.join(committed)} already; leave it out"
             raise InputError(f"transforms.{number}.vectors", ", ".join(names), remedy)
+    hold_added(strategy, transforms)
+
+
+def hold_added(strategy: Strategy, transforms: Sequence[Transform]) -> None:
+    """Refuse (InputError) a strategy that adds up changes of estimates where no transform makes them."""
+    tracked = {name for one in transforms if one.increments for name in one.vectors or ("delta",)}
     if strategy.adds_up - tracked:
         remedy = f"it adds up how {', '.join(strategy.adds_up)} changes; list a transform ef21 with arrives = increment"
-        raise InputError("strategy.kind", kind, f"{remedy}, and a compressor")
+        raise InputError("strategy.kind", kind_of("strategies", strategy), f"{remedy}, and a compressor")
 
 
 def _misfit(strategy: Strategy, client: Client) -> str | None:

@@ -18,7 +18,7 @@ import flwr.serverapp.strategy as flower
 from torch import nn
 
 from fedsim.configuration.bases import hold_base
-from fedsim.configuration.tables import PLUGINS
+from fedsim.configuration.tables import PLUGINS, hold_added
 from fedsim.core import plugins
 from fedsim.core.errors import InputError
 from fedsim.core.files import path_of
@@ -89,6 +89,7 @@ def as_flower_strategy(
         raise InputError("aggregator", "secure", remedy)
     own: Strategy = parts["strategy"]
     Chain(chain).check(own.up, own.up)
+    hold_added(own, chain)
     unknown = own.down & PEERS.keys()
     if not own.for_all and not unknown:
         remedy = "clients have models of their own, and a Flower server has one for all; run it with fedsim.run"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from unittest.mock import patch
 
 import torch
@@ -55,6 +55,16 @@ class Crossing(Specimen):
 
     group: ClassVar[str] = "transforms"
 
+    def __init__(self, plugin: Any) -> None:
+        super().__init__(plugin)
+        self.bound: Transform = plugin.bound(SHAPES)
+
+    def altered(self, options: Mapping[str, Any]) -> Self:
+        """See `Specimen`."""
+        other = super().altered(options)
+        other.bound = other.plugin.bound(SHAPES)
+        return other
+
     def comes_to(self) -> Any:
         """What arrives, what it took and what is remembered, three times in a row."""
         crossed, state = list[Any](), None
@@ -67,7 +77,7 @@ class Crossing(Specimen):
     @property
     def chain(self) -> Chain:
         """It alone, of a model of a matrix and a vector; what feeds back stands before a compressor."""
-        return Chain((self.plugin.bound(SHAPES), *self.followers))
+        return Chain((self.bound, *self.followers))
 
     @property
     def followers(self) -> tuple[Transform, ...]:

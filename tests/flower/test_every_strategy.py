@@ -61,6 +61,7 @@ APART = {"feddf", "fedivon"}
 """Of classes (see `serving.test_distilling_apps`), and whose clients' draws no app repeats."""
 REFUSED = {
     **dict.fromkeys(("dpsgd", "fedcbo", "gradient_tracking", "push_sum"), "sends clients each other's models"),
+    "ef21": "adds up how delta changes; list a transform ef21",
     "fedproto": "models of their own",
     "ifca": "sends clients several models",
     "local": "models of their own",
@@ -70,6 +71,7 @@ SELECTORS = {
     "curriculum": {"count": 2, "rounds": 6},
     "fastest": {"count": 3},
     "oort": {"count": 2, "exploration": 0.4, "exploration_floor": 0.1},
+    "poisson": {"fraction": 0.4},
     "power_of_choice": {"count": 2, "pool": 4},
     "round_robin": {"count": 4},
     "uniform": {"count": 2},
