@@ -378,9 +378,11 @@ class VirtualEngine:
     def _keep_doubtful(self, group: Sequence[Flight]) -> None:
         """Note what transforms remember of clients whose replies may not be taken."""
         names = [name for name in self.executor.store.shapes if name.startswith(PREFIX)]
-        doubtful = [flight for flight in group if flight.fault is not None] if names else []
+        doubtful = [flight for flight in group if flight.fault is not None]
+        if not names or not doubtful:
+            return
         rows = integers([flight.client for flight in doubtful]).to(self.executor.problem.device)
-        found = {name: self.executor.store.look(name, rows)[0] for name in names} if doubtful else {}
+        found = {name: self.executor.store.look(name, rows)[0] for name in names}
         for row, flight in enumerate(doubtful):
             self._before[flight.number] = {name: kept[row] for name, kept in found.items()}
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
 import fedsim
-from experiments.optimizers import __main__ as program
 from experiments.optimizers import batch_sizes, distances, merging, rules, servers
-from experiments.parts import Part
+from experiments.parts import Part, program
 from experiments.studies import Numbers
 from fedsim.core import plugins
 from fedsim.running.sweep import Point
@@ -66,7 +64,7 @@ def test_all_rules_are_compared():
 
 
 @pytest.mark.usefixtures("forked_workers")
-def test_a_part_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_part_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(rules, "CHOOSING", range(100, 101))
     monkeypatch.setattr(rules, "TOLD", range(1))
     few = Part(
@@ -77,16 +75,16 @@ def test_a_part_runs_and_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         rules.draw,
         rules.PART.claims[-1:],
     )
-    monkeypatch.setattr(program, "PARTS", {"rules": few})
     picture = tmp_path / "rules.png"
-    app = typer.Typer()
-    app.command()(program.main)
     words = ["rules", "--out", str(tmp_path / "runs"), "--workers", "1", "--picture", str(picture)]
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
-    assert "measured: and decades of rates" in done.output
+    for given, code in ((words, 0), (["rule"], 2)):
+        monkeypatch.setattr(sys, "argv", ["optimizers", *given])
+        with pytest.raises(SystemExit) as ended:
+            program({"rules": few}, tmp_path)
+        told = capsys.readouterr()
+        assert ended.value.code == code, told
+        assert ("measured: and decades of rates" in told.out) == (code == 0)
     assert picture.stat().st_size > 10_000
-    assert CliRunner().invoke(app, ["rule"]).exit_code == 2
 
 
 def test_what_is_claimed_of_distances_follows_from_the_numbers():

@@ -282,7 +282,7 @@ def test_a_model_may_be_tuned_before_it_is_judged():
         (problem, {"transforms": [{"kind": "noise", "std": 0.1}]}, "name what it goes over"),
         (problem, {"client": {"kind": "local", **TRAINING}}, "prototypes"),
         (problem, {"strategy": {"kind": "local"}}, "prototypes"),
-        (lambda: problem().keeping("head"), {}, "a part stays with them"),
+        (lambda: problem().keeping("head"), {}, "a part of one stays with them"),
     ],
 )
 def test_what_does_not_go_with_prototypes_is_refused(own, tables, why):
