@@ -464,3 +464,13 @@ def test_a_class_that_processes_do_not_find_is_refused(monkeypatch):
 def test_objects_of_the_wrong_kind_are_refused(tables, line):
     with pytest.raises(InputError, match=line):
         fedsim.experiment(**tables)
+
+
+@pytest.mark.parametrize("kind", ["fedproto", "ifca", "local"])
+def test_a_client_that_a_strategy_is_called_after_is_told_of_it(kind):
+    client = {"kind": kind, "epochs": 1}
+    with pytest.raises(
+        InputError, match=rf"^client\.kind = {kind}: with strategy fedavg .*, or strategy\.kind = {kind}$"
+    ):
+        fedsim.experiment(strategy="fedavg", client=client)
+    assert fedsim.experiment(strategy=kind, client=client).client is not None
