@@ -40,6 +40,20 @@ def test_the_published_setting_f_80_of_20_clients():
     assert set(np.diff(taken)) == {-42105263, -42105264}
 
 
+def test_bursts_are_a_chain_for_each_client_over_the_rounds():
+    bursts = {"kind": "bursty", "seconds": 2.0, "slowdown": 3.0, "enter": 0.1, "leave": 0.5, "rounds": 200}
+    made = fleet(50, compute=bursts)
+    taken = np.array([ask(made, turn=turn) for turn in range(201)])
+    assert set(np.unique(taken)) == {2 * SECOND, 6 * SECOND}
+    assert (taken[200] == taken[0]).all()
+    slow = taken[:200] > 2 * SECOND
+    # 0.1 / (0.1 + 0.5) of 10,000; half of those that are slow are so in the next round as well.
+    assert slow.mean() == pytest.approx(1 / 6, abs=0.015)
+    assert (slow[1:] & slow[:-1]).sum() / slow[:-1].sum() == pytest.approx(0.5, abs=0.04)
+    few = np.array([ask(fleet(3, compute=bursts), turn=turn) for turn in range(20)])
+    assert (few == taken[:20, :3]).all()
+
+
 def test_a_single_client_takes_the_slowest_time():
     assert ask(fleet(1, compute={"kind": "fixed", "spread": 80.0, "seconds": 3.0})) == [ticks(3.0)]
 
