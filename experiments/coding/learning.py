@@ -18,11 +18,11 @@ from rich.table import Table
 from experiments.coding import HERE
 from experiments.coding.times import codes
 from experiments.parts import Claim, Part, carry_out
-from experiments.studies import Numbers, cell
+from experiments.studies import Numbers, band, cell
 from fedsim.coding import Cluster, Scheme, Uncoded, simulate
 from fedsim.core.streams import Streams
 from fedsim.devices.compute import Bursty
-from fedsim.plots.style import BRIGHT, INK, STYLES, plain, save
+from fedsim.plots.style import INK, plain, save
 from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point, expand
 
@@ -128,10 +128,7 @@ def draw(results: Results, path: Path) -> None:
     axis, grid = figure.subplots(), np.arange(5.0, 400.0, 2.0)
     for number, row in enumerate(results.values()):
         at = [curve[1][np.maximum(np.searchsorted(curve[0], grid, side="right") - 1, 0)] for curve in row.curves]
-        mean, deviation = np.mean(at, axis=0), np.std(at, axis=0, ddof=1)
-        colour = BRIGHT[number]
-        axis.plot(grid, mean, STYLES[number % len(STYLES)], color=colour, linewidth=1.6, label=row.label)
-        axis.fill_between(grid, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
+        band(axis, number, row.label, grid, np.array(at))
     axis.set_xlabel("virtual time (s)", color=INK)
     axis.set_ylabel("test accuracy", color=INK)
     axis.set_ylim(bottom=0.4)

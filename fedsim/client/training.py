@@ -258,11 +258,8 @@ class LocalTraining(HasPlugins, Client):
 
     def taken(self, order: Order, examples: Tensor) -> Cost:
         """What a training takes: steps; beside, what attacks, scoring and rules do."""
-        steps, beside, passes = (
-            self.local_steps(examples, order.round, order.config),
-            self.rule.effort - 1.0,
-            self.rule.passes,
-        )
+        steps = self.local_steps(examples, order.round, order.config)
+        beside, passes = self.rule.effort - 1.0, self.rule.passes
         if self.defence is not None:
             beside += self.defence.effort(order.round)
         if self.curriculum is not None:

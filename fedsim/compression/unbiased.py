@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from fedsim.core.options import options
@@ -10,7 +11,7 @@ from fedsim.exchange.transforms import Transform
 
 
 @options
-class Unbiased(Transform):
+class Unbiased(Transform, ABC):
     """E C(v) = v and E |C(v) - v|^2 <= omega |v|^2."""
 
     keeps_statistics: ClassVar[bool] = False
@@ -20,9 +21,9 @@ class Unbiased(Transform):
     square is lost, as feedback needs it.
     """
 
+    @abstractmethod
     def omega(self, before: Size) -> float:
         """How far it scatters: see the class."""
-        raise NotImplementedError
 
     def factor(self, before: Size) -> float:
         """What numbers that arrive are multiplied by."""

@@ -20,6 +20,7 @@ from fedsim.core.errors import BrokenPromiseError, InputError, one_line
 from fedsim.core.graph import storable
 from fedsim.core.near import name_one
 from fedsim.core.plugins import is_ours, kind_of
+from fedsim.core.streams import SERVER
 from fedsim.exchange.aggregation import Aggregator, WeightedMean
 
 Scalar = bool | int | float | str
@@ -196,6 +197,24 @@ class Replies:
             durations=self.durations[kept],
             origin=[origin for origin, keep in zip(self.origin, kept.tolist(), strict=True) if keep],
             encoded=None if self.encoded is None else self.encoded[kept],
+        )
+
+    def as_one(self, change: Tensor) -> Replies:
+        """These as one reply of nobody's, whose change is this, [d]: what is known where only a sum of them is.
+
+        Metrics are means by examples. How many examples there were, and how long anybody took, is not told.
+        """
+        means = {name: self.mean(name) for name in self.metrics} if len(self) else {}
+        return replace(
+            self,
+            clients=torch.tensor([SERVER]),
+            payload={"delta": change.unsqueeze(0)},
+            metrics={name: torch.tensor([value], dtype=torch.float64) for name, value in means.items()},
+            examples=torch.ones(1, dtype=torch.int64),
+            versions=torch.tensor([self.round]),
+            durations=torch.zeros(1, dtype=torch.int64),
+            origin=self.origin[:1],
+            encoded=None,
         )
 
     def sent(self, name: str) -> Tensor:

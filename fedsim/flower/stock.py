@@ -14,7 +14,6 @@ import functools
 import gc
 import inspect
 import io
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -31,6 +30,7 @@ from torch import Tensor
 from fedsim.core import plugins
 from fedsim.core.errors import FedsimError, InputError, one_line
 from fedsim.core.generators import seeded_globals
+from fedsim.core.logs import errors_alone
 from fedsim.core.near import meant
 from fedsim.core.options import options
 from fedsim.core.plugins import HasPlugins
@@ -171,7 +171,7 @@ class Stock(HasPlugins, Strategy):
         given = {option.name: getattr(self, option.name) for option in fields(self)}  # type: ignore[arg-type]
         given |= {name: inner._built() for name, inner in self.made.items()}
         given |= {name: value for name, value in SELECTING.items() if name in arguments(self.made_of)}
-        with _quiet():
+        with errors_alone("flwr"):
             return self.made_of(**given)
 
     def _params(self, live: _Live, messages: Sequence[Message], params: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ class Stock(HasPlugins, Strategy):
             found[client] = Message(Error(FAILED, "the update is not finite"), reply_to=live.sent[client])
         mod = CLIPPED.get(self.made_of)
         if mod is not None:
-            with _quiet():
+            with errors_alone("flwr"):
                 found = {client: _through(mod, live.sent[client], reply) for client, reply in found.items()}
         return [found[client] for client in sorted(found)]
 
@@ -312,22 +312,10 @@ def _calling(seed: int) -> Iterator[None]:
     # Some strategies collect garbage after each reply, 0.2 s where much is in memory; what is there now is left out.
     gc.freeze()
     try:
-        with _quiet(), seeded_globals(seed), acting_as(SERVER_NODE):
+        with errors_alone("flwr"), seeded_globals(seed), acting_as(SERVER_NODE):
             yield
     finally:
         gc.unfreeze()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what Flower says of every round from the terminal; warnings of what goes wrong pass."""
-    logger = logging.getLogger("flwr")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _config(messages: Sequence[Message]) -> dict[str, Scalar]:

@@ -15,19 +15,19 @@ sensitivity 2 C, hence z / 2, and its PLD in units of C, hence z.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
 from fedsim.core.errors import InputError
 from fedsim.core.extras import library
+from fedsim.core.logs import errors_alone
 from fedsim.privacy.options import Accounting
 
 Relation = Literal["add or remove one", "replace one"]
+SERIES = "absl"
+"""The logger that warns of orders for which a series did not converge: they are left out, which bounds nothing less."""
 TOLERANCE = 1e-4
 """How far above the least noise multiplier a target's may lie."""
 MOST = 1e4
@@ -96,7 +96,7 @@ class Account:
             return 0.0
         if not self.multiplier:
             return math.inf
-        with _quiet():
+        with errors_alone(SERIES):
             return max(0.0, float(_spent(self.kind, self.law, self.multiplier, sums, self.delta)))
 
 
@@ -108,7 +108,7 @@ def least_noise(kind: Accounting, law: Law, sums: int, epsilon: float, delta: fl
     def made() -> Any:
         return _accountant(kind, neighbours)
 
-    with _quiet():
+    with errors_alone(SERIES):
         try:
             found = accounting.calibrate_dp_mechanism(
                 made,
@@ -158,15 +158,3 @@ def _accountant(kind: Accounting, neighbours: Any) -> Any:
 def _relation(accounting: Any, law: Law) -> Any:
     relations = accounting.NeighboringRelation
     return relations.REPLACE_ONE if law.relation == "replace one" else relations.ADD_OR_REMOVE_ONE
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without warnings of orders for which a series did not converge: they are left out, which bounds nothing less."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -86,20 +86,7 @@ class Release:
         if deviation:
             noise, kept = self._noise(kept, total, turn)
             total = total + noise * (deviation / self.cohort)
-        metrics = (
-            {name: torch.tensor([replies.mean(name)], dtype=torch.float64) for name in replies.metrics} if count else {}
-        )
-        nobodys = replace(
-            replies,
-            clients=torch.tensor([SERVER]),
-            payload={"delta": total.unsqueeze(0)},
-            metrics=metrics,
-            examples=torch.ones(1, dtype=torch.int64),
-            versions=torch.tensor([turn]),
-            durations=torch.zeros(1, dtype=torch.int64),
-            origin=(),
-        )
-        return nobodys, kept, observed
+        return replies.as_one(total), kept, observed
 
     @property
     def _widths(self) -> list[int]:

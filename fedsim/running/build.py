@@ -13,6 +13,7 @@ from torch import Tensor
 from fedsim.client.curriculum import Expert
 from fedsim.client.divided import Divided
 from fedsim.client.training import LocalTraining
+from fedsim.compression.ef14 import EF14
 from fedsim.configuration.tables import Experiment, experiment, hold_findable
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError, naming, one_line, warn
@@ -233,8 +234,7 @@ def _warn_of_debts(experiment: Experiment, problem: Problem) -> None:
     weighting = getattr(experiment.strategy, "weighting", "uniform")
     some = experiment.selection.least(problem.num_clients) < problem.num_clients
     for number, transform in enumerate(experiment.transforms):
-        owes = transform.feeds_back and not transform.increments and "owed" in transform.state(1)
-        if owes and weighting == "examples" and some and len(set(problem.sizes.tolist())) > 1:
+        if isinstance(transform, EF14) and weighting == "examples" and some and len(set(problem.sizes.tolist())) > 1:
             warn(
                 f"transforms.{number}: clients count by their examples among those who answer, which varies from round "
                 'to round, and what is owed does not know that; take strategy.weighting = "uniform"'

@@ -6,6 +6,7 @@ import math
 
 from fedsim.client.objective import FLAT
 from fedsim.client.training import LocalTraining
+from fedsim.compression.feedback import Tracking
 from fedsim.configuration.evaluation import Stopping
 from fedsim.configuration.tables import PLUGINS, Experiment
 from fedsim.core.errors import InputError, naming
@@ -123,7 +124,7 @@ def _check_sparse(experiment: Experiment) -> None:
     """
     tracked = False
     for number, transform in enumerate(experiment.transforms):
-        tracked |= transform.feeds_back and hasattr(transform, "arrives") and not transform.increments
+        tracked |= isinstance(transform, Tracking) and not transform.increments
         if transform.sparse and not tracked and experiment.aggregation.by_coordinates:
             kind = kind_of("aggregators", experiment.aggregation)
             sparse = kind_of("transforms", transform)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsim.configuration.tables import Experiment
 from fedsim.core.errors import InputError, warn
 from fedsim.core.plugins import kind_of
-from fedsim.core.streams import SERVER, Streams
+from fedsim.core.streams import Streams
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.messages import Order, Replies, Weighting
 from fedsim.exchange.secure import (
@@ -116,7 +116,7 @@ class Secured:
         change = replies.payload["delta"]
         mean = torch.from_numpy(self._options.mean(sums[: change.shape[1]], whole)).to(change.device, change.dtype)
         metrics = {"void": 0.0, "clipped_numbers": cut / max(1, change.numel())}
-        return Summed(_as_one(replies, mean), metrics)
+        return Summed(replies.as_one(mean), metrics)
 
     def encoded(self, replies: Replies, weights: Tensor, turn: int) -> tuple[NDArray[Any], int]:
         """The clients' weighted levels as words [k, n], and how many numbers were cut. weights: int64 [k].
@@ -166,21 +166,6 @@ class Secured:
 
 def _both(traffic: Traffic) -> tuple[Counts, Counts]:
     return traffic.down, traffic.up
-
-
-def _as_one(replies: Replies, mean: Tensor) -> Replies:
-    """The replies as one, of nobody in particular, whose change is the mean [d]; metrics are means by examples."""
-    means = {name: replies.mean(name) for name in replies.metrics}
-    return replace(
-        replies,
-        clients=torch.tensor([SERVER]),
-        payload={"delta": mean.unsqueeze(0)},
-        metrics={name: torch.tensor([value], dtype=torch.float64) for name, value in means.items()},
-        examples=replies.examples.sum(dim=0, keepdim=True),
-        versions=replies.versions[:1],
-        durations=replies.durations.amax(dim=0, keepdim=True),
-        origin=[0],
-    )
 
 
 def ring_of(experiment: Experiment, problem: Problem) -> int:

@@ -233,8 +233,9 @@ def test_what_does_not_go_with_feedback(listed, said):
 
 def test_what_goes_with_feedback():
     for follower in (RandomK(k=2, scaled=False), QSGD(levels=1, contract=True), QSGD(levels=16), Natural(), Sign()):
-        Chain((EF14(), follower)).fitted(((3, 4),), Size(12, 32))
-    Chain((EF14(), LowRank(rank=1))).fitted(((30, 40),), Size(1200, 32))
+        assert Chain((EF14(), follower)).fitted(((3, 4),), Size(12, 32)).transforms == (EF14(), follower)
+    ranked = Chain((EF14(), LowRank(rank=1))).fitted(((30, 40),), Size(1200, 32))
+    assert ranked.state(Size(1200, 32)).keys() >= {"transforms/0/delta/owed"}
 
 
 # --- In runs
