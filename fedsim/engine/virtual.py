@@ -376,8 +376,9 @@ class VirtualEngine:
         return result.sound
 
     def _keep_doubtful(self, group: Sequence[Flight]) -> None:
-        """Note what transforms remember of clients whose replies may not be taken."""
-        names = [name for name in self.executor.store.shapes if name.startswith(PREFIX)]
+        """Note what transforms remember of clients whose replies may not be taken, and what clients do by it."""
+        committed = self.executor.transforms.transforms and self.executor.client.commits
+        names = [name for name in self.executor.store.shapes if committed or name.startswith(PREFIX)]
         doubtful = [flight for flight in group if flight.fault is not None]
         if not names or not doubtful:
             return
@@ -387,7 +388,7 @@ class VirtualEngine:
             self._before[flight.number] = {name: kept[row] for name, kept in found.items()}
 
     def _settle(self, flight: Flight, *, taken: bool) -> None:
-        """What transforms remember of a message moves on if the server takes it, and else is as it was."""
+        """What is remembered of how a message crossed moves on if the server takes it, and else is as it was."""
         before = self._before.pop(flight.number, None)
         if before is not None and not taken:
             client = integers([flight.client]).to(self.executor.problem.device)

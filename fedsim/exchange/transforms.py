@@ -51,7 +51,7 @@ class Sender:
     state: Mapping[str, Tensor] = field(default_factory=dict)
     within: str = ""
 
-    def __getitem__(self, rows: slice) -> Sender:
+    def __getitem__(self, rows: slice | Tensor) -> Sender:
         turn = self.turn[rows] if isinstance(self.turn, Tensor) else self.turn
         kept = {name: own[rows] for name, own in self.state.items()}
         return replace(self, clients=self.clients[rows], turn=turn, state=kept)

@@ -33,71 +33,20 @@ def spiky(length=LENGTH, dtype=torch.float32):
     return rows.to(dtype)
 
 
-LISTS = {
-    "top_k": [TopK(k=20)],
-    "top_k with a bit for each": [TopK(ratio=0.5)],
-    "top_k of layers": [TopK(ratio=0.02, per="layer")],
-    "top_k by rice": [TopK(ratio=0.05, index="rice")],
-    "random_k": [RandomK(k=20)],
-    "qsgd": [QSGD(levels=4)],
-    "qsgd of layers by elias": [QSGD(levels=1, per="layer", code="elias")],
-    "qsgd that elias would lengthen": [QSGD(levels=127, per=10, code="elias")],
-    "terngrad": [TernGrad(per=100)],
-    "natural": [Natural()],
-    "sign": [Sign(per="layer")],
-    "fp16": [Half()],
-    "bf16": [Half(format="bf16")],
-    "integer": [Integer(per=64)],
-    "integer of three bits": [Integer(bits=3, rounding="random")],
-    "low_rank": [LowRank(rank=2, warm_start=False)],
-    "top_k, qsgd": [TopK(k=20), QSGD(levels=4, code="elias")],
-    "top_k by rice, integer": [TopK(ratio=0.05, index="rice"), Integer(per=16)],
-    "top_k of layers, natural": [TopK(ratio=0.1, per="layer"), Natural()],
-    "random_k, fp16": [RandomK(k=15), Half()],
-    "low_rank, sign": [LowRank(rank=1, warm_start=False), Sign(per=50)],
-}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("name", wire.LISTS)
 def test_bytes_are_those_of_a_real_message(name, dtype):
     rows = spiky(dtype=dtype)
     plain = Size(LENGTH, 8 * rows.element_size())
-    chain = Chain(tuple(LISTS[name])).fitted(SHAPES, plain)
-    stages = [Vector(rows, plain, Sender(CLIENTS, Streams(1), 0))]
-    for transform in chain.transforms:
-        stages.append(transform.encode(stages[-1]))
-    crossed = chain.apply({"delta": rows}, Sender(CLIENTS, Streams(1), 0))
-    first, last = chain.transforms[0], chain.transforms[-1]
+    chain = Chain(tuple(wire.LISTS[name])).fitted(SHAPES, plain)
+    sender = Sender(CLIENTS, Streams(1), 0)
+    found, crossed = wire.stages(chain, rows, sender), chain.apply({"delta": rows}, sender)
     for client in range(len(CLIENTS)):
-        given, sent = (stage.rows[client].numpy() for stage in stages[-2:])
-        out = wire.Writer()
-        wire.write(last, out, given, sent)
-        if isinstance(first, TopK):
-            wire.write_beside(first, out, LENGTH, places_of(first, rows[client]))
-        message = out.bytes()
+        message = wire.message(chain, found, client)
         assert len(message) == int(crossed.nbytes[client])
         assert len(message) <= chain.sizes({"delta": plain})["delta"].nbytes
-        found = wire.Reader(message)
-        numbers = wire.read(last, found, len(sent), sent.dtype)
-        assert np.array_equal(numbers, sent)
-        if isinstance(first, TopK):
-            arrived = np.zeros(LENGTH, dtype=sent.dtype)
-            arrived[wire.read_beside(first, found, LENGTH)] = numbers
-            assert np.array_equal(arrived, crossed.payload["delta"][client].numpy())
-        elif len(stages) == 2 and not isinstance(first, RandomK | LowRank):
-            assert np.array_equal(numbers, crossed.payload["delta"][client].numpy())
-        assert len(found.bits) - found.at < 8
-
-
-def places_of(transform, row):
-    """The places of the largest, found one after the other."""
-    places, first = [], 0
-    for size, count in transform.kept(len(row)):
-        own = row[first : first + size].abs()
-        places += [first + place for place in sorted(range(size), key=lambda j, own=own: (-own[j], j))[:count]]
-        first += size
-    return np.array(sorted(places))
+        read = wire.arrived(chain, message, LENGTH, dtype, sender[torch.tensor([client])])
+        assert np.array_equal(read, crossed.payload["delta"][client].numpy())
 
 
 @pytest.mark.parametrize(

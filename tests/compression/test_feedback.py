@@ -258,9 +258,9 @@ def run(rounds=6, **tables):
             {
                 "strategy": "scaffold",
                 "client": {"kind": "scaffold", "epochs": 1},
-                "transforms": [one | {"vectors": ["delta", "control-delta"]} for one in OWING],
+                "transforms": [one | {"vectors": ["control-delta"]} for one in ({"kind": "ef21"}, OWING[1])],
             },
-            r"transforms\.0\.vectors = delta, control-delta: clients remember what has crossed of control-delta",
+            r"transforms\.0\.vectors = control-delta: of control-delta clients keep the estimate themselves",
         ),
         ({"transforms": OWING, "aggregation": "median"}, r"aggregation\.kind = median: where most clients leave"),
         ({"transforms": [{"kind": "top_k", "k": 84}]}, r"transforms\.0\.k = 84: only 83 numbers"),
@@ -332,20 +332,43 @@ def test_bytes_do_not_depend_on_when_replies_arrive():
         assert owed_of(simulation).any()
 
 
-def test_scaffolds_clients_remember_what_has_crossed():
-    """So that the server's control variate is the mean of theirs, whatever compressors leave out."""
-    simulation, _ = run(
-        6,
+SHARED = {"vectors": ["delta", "control-delta"]}
+LOSSES = {"drop_after": {"rate": 0.15}, "non_finite": {"rate": 0.15}}
+
+
+@pytest.mark.parametrize("of", [["delta"], ["delta", "control-delta"]])
+@pytest.mark.parametrize(
+    "tables",
+    [{}, {"engine": {"executor": "loop"}}, {"faults": LOSSES}],
+    ids=["stacked", "one by one", "faulty"],
+)
+def test_scaffolds_clients_remember_what_has_crossed(of, tables):
+    """So that the server's control variate is the mean of theirs, whatever is left out, owed, or lost on its way."""
+    simulation, rows = run(
+        8,
         strategy="scaffold",
         client={"kind": "scaffold", "epochs": 1},
-        transforms=[
-            {"kind": "ef14", "vectors": ["delta"]},
-            {"kind": "top_k", "ratio": 0.1, "vectors": ["delta", "control-delta"]},
-        ],
+        transforms=[{"kind": "ef14", "vectors": of}, {"kind": "top_k", "ratio": 0.1, **SHARED}],
+        **tables,
     )
-    own = simulation.snapshot()["engine"]["store"]["control"].sum(dim=0) / 6
+    store = simulation.snapshot()["engine"]["store"]
+    own = store["control"].sum(dim=0) / 6
     torch.testing.assert_close(simulation.state.memory["control"], own, rtol=0, atol=1e-12)
     assert own.any()
+    assert not tables or not tables.get("faults") or sum(row["faults"] for row in rows) > 4
+    debts = [name for name in store if name.endswith("/owed")]
+    assert debts == [f"transforms/0/{name}/owed" for name in of]
+    assert all(store[name].any() for name in debts)
+
+
+def test_debts_of_what_clients_commit_are_econtrols():
+    """c_i is EF21's estimate of what c_i is to be; with debts it is EControl's, of eta = 1."""
+    wanted = Streams(0).normal("wanted", torch.arange(2), (3,), dtype=torch.float64)
+    owing, tracking = Crossings(EF14(), TOP), Crossings(EControl(eta=1.0), TOP)
+    control = torch.zeros_like(wanted)
+    for turn in range(6):
+        control = control + owing.send(wanted - control, turn=turn)[0]
+        torch.testing.assert_close(control, tracking.send(wanted, turn=turn)[0])
 
 
 def test_varying_weights_are_told(capsys):

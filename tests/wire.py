@@ -7,6 +7,8 @@ vector, the sets of random-k.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -20,6 +22,33 @@ from fedsim.compression.random_k import RandomK
 from fedsim.compression.sign import Sign
 from fedsim.compression.terngrad import TernGrad
 from fedsim.compression.top_k import TopK
+from fedsim.exchange.messages import Size
+from fedsim.exchange.transforms import Vector
+
+LISTS = {
+    "top_k": [TopK(k=20)],
+    "top_k with a bit for each": [TopK(ratio=0.5)],
+    "top_k of layers": [TopK(ratio=0.02, per="layer")],
+    "top_k by rice": [TopK(ratio=0.05, index="rice")],
+    "random_k": [RandomK(k=20)],
+    "qsgd": [QSGD(levels=4)],
+    "qsgd of layers by elias": [QSGD(levels=1, per="layer", code="elias")],
+    "qsgd that elias would lengthen": [QSGD(levels=127, per=10, code="elias")],
+    "terngrad": [TernGrad(per=100)],
+    "natural": [Natural()],
+    "sign": [Sign(per="layer")],
+    "fp16": [Half()],
+    "bf16": [Half(format="bf16")],
+    "integer": [Integer(per=64)],
+    "integer of three bits": [Integer(bits=3, rounding="random")],
+    "low_rank": [LowRank(rank=2, warm_start=False)],
+    "top_k, qsgd": [TopK(k=20), QSGD(levels=4, code="elias")],
+    "top_k by rice, integer": [TopK(ratio=0.05, index="rice"), Integer(per=16)],
+    "top_k of layers, natural": [TopK(ratio=0.1, per="layer"), Natural()],
+    "random_k, fp16": [RandomK(k=15), Half()],
+    "low_rank, sign": [LowRank(rank=1, warm_start=False), Sign(per=50)],
+}
+"""Lists of transforms, each kind and some one after the other."""
 
 
 class Writer:
@@ -224,3 +253,67 @@ def scales_of(transform, given):
 def levels_of(transform, given, sent):
     norms = scales_of(transform, given)[ends(transform.groups(len(given)))]
     return np.rint(sent / np.where(norms == 0, 1, norms) * transform.levels).astype(np.int64)
+
+
+def stages(chain, rows, sender, name="delta"):
+    """The vector [C, n] of that name before the first transform, and after each."""
+    found = [Vector(rows.flatten(1), Size(rows[0].numel(), 8 * rows.element_size()), sender)]
+    for number, transform in enumerate(chain.transforms):
+        names = transform.vectors or (chain.usual,)
+        if name in names:
+            own = sender.of(f"transforms/{number}/{name}/")
+            found.append(transform.encode(replace(found[-1], sender=own, place=names.index(name))))
+    return found
+
+
+def of_name(chain, name):
+    return [transform for transform in chain.transforms if name in (transform.vectors or (chain.usual,))]
+
+
+def message(chain, found, row, name="delta"):
+    """The byte string of a row of what `stages` has found: the numbers that cross, then the places of the chosen."""
+    own, out = of_name(chain, name), Writer()
+    given, sent = (stage.rows[row].numpy() for stage in found[-2:])
+    write(own[-1], out, given, sent)
+    for transform, before in zip(own, found, strict=False):
+        if isinstance(transform, TopK):
+            numbers = before.rows[row]
+            write_beside(transform, out, len(numbers), places_of(transform, numbers))
+    return out.bytes()
+
+
+def arrived(chain, message, length, dtype, sender, name="delta"):
+    """What a receiver reads, an array [n]. sender: by whose name the sets of random-k are drawn, C = 1."""
+    own, found, lengths = of_name(chain, name), Reader(message), [length]
+    for transform in own:
+        lengths.append(transform.size(Size(lengths[-1], torch.finfo(dtype).bits)).numbers)
+    numbers = read(own[-1], found, lengths[-1], torch.zeros(0, dtype=dtype).numpy().dtype)
+    places = {
+        number: read_beside(transform, found, lengths[number])
+        for number, transform in enumerate(own)
+        if isinstance(transform, TopK)
+    }
+    for number in reversed(range(len(own))):
+        transform = own[number]
+        if number in places:
+            spread = np.zeros(lengths[number], dtype=numbers.dtype)
+            spread[places[number]] = numbers
+            numbers = spread
+        elif isinstance(transform, RandomK | LowRank):
+            nothing = torch.zeros(1, lengths[number], dtype=dtype)
+            names = transform.vectors or (chain.usual,)
+            vector = Vector(nothing, Size(lengths[number], torch.finfo(dtype).bits), sender, names.index(name))
+            ((decode, _, _),) = transform.encode(vector).steps  # which does not depend on the numbers
+            numbers = decode(torch.from_numpy(numbers).unsqueeze(0))[0].numpy()
+    assert len(found.bits) - found.at < 8
+    return numbers
+
+
+def places_of(transform, row):
+    """The places of the largest, found one after the other."""
+    places, first = [], 0
+    for size, count in transform.kept(len(row)):
+        own = row[first : first + size].abs()
+        places += [first + place for place in sorted(range(size), key=lambda j, own=own: (-own[j], j))[:count]]
+        first += size
+    return np.array(sorted(places))
