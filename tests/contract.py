@@ -50,6 +50,11 @@ CBO: dict[str, dict[str, Any]] = {
     "strategy": {"kind": "cbo", "particles": 6, "dt": 0.1, "sigma": 1.0},
     "client": {"kind": "values"},
 }
+GENETIC: dict[str, Any] = {
+    "strategy": {"kind": "genetic", "population": 6, "truncation": 3, "candidates": 3, "power": 0.02, "spread": 0.2},
+    "client": {"kind": "genetic"},
+    "rounds": 4,
+}
 
 
 def fedzo(client: dict[str, Any] | None = None, estimator: str = "differences", **options: Any) -> dict[str, Any]:
@@ -250,6 +255,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "cma_es_diagonal": {
         "strategy": {"kind": "cma_es", "diagonal": True},
         "client": {"kind": "values", "batch_size": 4},
+    },
+    "genetic": GENETIC,
+    "genetic_split": {
+        **GENETIC,
+        "strategy": {**GENETIC["strategy"], "evaluators": 2, "candidates": 0},
+        "client": {"kind": "genetic", "batch_size": 4},
     },
     "cbo": CBO,
     "cbo_share": {**CBO, "strategy": {**CBO["strategy"], "share": 0.5, "noise": "isotropic"}},
@@ -523,6 +534,17 @@ STRATEGIES: dict[str, Others] = {
         "population": (8, {}),
         "diagonal": (True, {}),
     },
+    "genetic": {
+        "weighting": ("uniform", {}),
+        "population": (8, {}),
+        "truncation": (1, {"rounds": 8}),
+        "power": (0.2, {}),
+        "spread": (0.5, {}),
+        "candidates": (0, {}),
+        "repeats": (3, {"spread": 1e-3, "power": 1e-3, **VALUES_ONLY}),
+        "evaluators": (1, {}),
+        "quorum": (4, {"devices": {"availability": {"kind": "bernoulli", "probability": 0.6, "period": 1.0}}}),
+    },
     "cbo": {
         "weighting": ("examples", {}),
         "particles": (8, {}),
@@ -619,6 +641,7 @@ CLIENTS: dict[str, Others] = {
     "fedkseed": {"batch_size": (4, {}), "steps": (4, {}), "mu": (0.5, {}), "clip": (0.05, {})},
     "decomfl": {"batch_size": (4, {}), "mu": (0.5, {}), "difference": ("forward", {})},
     "fedes": {"batch_size": (4, {})},
+    "genetic": {"batch_size": (1, {})},
     "cma_es": {"batch_size": (1, {})},
     "fedrep": {
         **{name: other for name, other in LOCAL.items() if name != "curriculum"},

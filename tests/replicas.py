@@ -17,7 +17,13 @@ from fedsim.testing.problems import small_problem
 
 D = 6 * 8 + 8 + 8 * 3 + 3
 """Parameters of `small_problem`."""
-NAMES = {"one_byte": "JustOneByte", "fedkseed": "FedKSeed", "decomfl": "DeComFL", "fedes": "FedES"}
+NAMES = {
+    "one_byte": "JustOneByte",
+    "fedkseed": "FedKSeed",
+    "decomfl": "DeComFL",
+    "fedes": "FedES",
+    "genetic": "Genetic",
+}
 
 
 def tables(method: str, strategy: dict[str, Any], client: dict[str, Any]) -> dict[str, Any]:

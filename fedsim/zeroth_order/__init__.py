@@ -1,5 +1,6 @@
 """Search with values alone. What is special to such strategies, clients and estimators is imported from here."""
 
+from fedsim.zeroth_order.chains import FIRST, GENE, Chains, Genome, first_scale
 from fedsim.zeroth_order.codec import OneByte
 from fedsim.zeroth_order.directions import DRAWS, Keys, Kind, check, dual, part
 from fedsim.zeroth_order.estimator import Estimate, Estimator, Memory, Probe
@@ -34,6 +35,8 @@ from fedsim.zeroth_order.surrogates.trajectory import Trajectory
 
 __all__ = [
     "DRAWS",
+    "FIRST",
+    "GENE",
     "KERNELS",
     "LARGEST_SLOPE",
     "MEASURE",
@@ -41,11 +44,13 @@ __all__ = [
     "PUBLIC",
     "SEED",
     "TRAIN",
+    "Chains",
     "Directions",
     "Estimate",
     "EstimatedSearch",
     "Estimator",
     "GaussianProcess",
+    "Genome",
     "GuardedStep",
     "Keys",
     "Kind",
@@ -68,6 +73,7 @@ __all__ = [
     "draw",
     "dual",
     "finite",
+    "first_scale",
     "fit",
     "importance",
     "kind_of",

@@ -53,7 +53,7 @@ TRAINED = {
     "afl": {"strategy": {"kind": "afl", "lambda_lr": 0.02}},
 }
 """Strategies whose clients train."""
-SEARCHED = ("decomfl", "fedes", "fedkseed", "fzoos", "fzoos_guard", "one_byte", "scaffold_zo")
+SEARCHED = ("decomfl", "fedes", "fedkseed", "fzoos", "fzoos_guard", "genetic", "one_byte", "scaffold_zo")
 """Those whose clients search with values, and know our orders."""
 PLAIN = ("cbo", "cma_es", "fedzo", "fedzo_guard")
 """Those whose clients search with values, too, in messages that any app knows."""

@@ -99,6 +99,7 @@ SEARCHES: dict[str, tuple[Any, Any]] = {
     "decomfl": ({"kind": "decomfl", "steps": 3}, "decomfl"),
     "fedes": ("fedes", "fedes"),
     "fedes raw": ({"kind": "fedes", "antithetic": False, "ranks": False}, "fedes"),
+    "genetic": ({"kind": "genetic", "population": 20, "truncation": 5, "spread": 0.2}, "genetic"),
     "fedkseed": ("fedkseed", "fedkseed"),
     "one_byte": ({"kind": "one_byte", "samples": 4}, "one_byte"),
     "fedbuff": ({"kind": "fedbuff", "size": 2}, estimated("differences")),
@@ -143,7 +144,7 @@ def problem_said(share: float) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", ["cma_es", "fedzo", "one_byte", "fedes", "fedbuff"])
+@pytest.mark.parametrize("name", ["cma_es", "fedzo", "one_byte", "fedes", "fedbuff", "genetic"])
 def test_where_every_evaluation_fails_the_run_ends(name: str) -> None:
     strategy, client = SEARCHES[name]
     result = fedsim.run(rounds=10_000, strategy=strategy, client=client, problem=problem_of(1.0), save=False)
