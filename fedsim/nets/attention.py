@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedsim.nets import products
+from fedsim.nets import ghost, products
 from fedsim.nets.layers import has_hooks
 from fedsim.nets.together import hidden, together
 
@@ -179,12 +179,20 @@ def lowered(layer: nn.Module, prefix: str) -> Callable[..., Tensor] | None:
     def attention(named: Mapping[str, Tensor], x: Tensor, padding: Tensor | None, causal: bool = False) -> Tensor:
         clients, batch, length, width = x.shape
         mixed = products.affine(x.flatten(1, 2), named[f"{prefix}in_proj_weight"], named.get(f"{prefix}in_proj_bias"))
+        mixed = ghost.noted(
+            mixed.view(*x.shape[:3], -1),
+            lambda: {f"{prefix}in_proj_weight": ghost.Products(x), f"{prefix}in_proj_bias": ghost.SHIFT},
+        )
         mixed = mixed.view(clients * batch, length, 3, layer.num_heads, layer.head_dim)
         flat = None if padding is None else padding.flatten(0, 1)
         seen, _ = layer.seen(mixed.permute(2, 0, 3, 1, 4).unbind(0), None, flat, causal=causal, clients=clients)
         rows = seen.transpose(1, 2).reshape(clients, batch * length, width)
         out = products.affine(rows, named[f"{prefix}out_proj.weight"], named.get(f"{prefix}out_proj.bias"))
-        return out.view(x.shape)
+        read = rows.view(x.shape)
+        return ghost.noted(
+            out.view(x.shape),
+            lambda: {f"{prefix}out_proj.weight": ghost.Products(read), f"{prefix}out_proj.bias": ghost.SHIFT},
+        )
 
     return attention
 

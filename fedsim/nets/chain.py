@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedsim.nets import products
 from fedsim.nets.curvature import Linearised, slopes
 from fedsim.nets.descent import Compiled, Loop
+from fedsim.nets.ghost import factors, lengths
 from fedsim.nets.layers import has_hooks
 from fedsim.nets.losses import Loss, weighted
 from fedsim.nets.modes import forward_mode
@@ -119,6 +120,23 @@ class ChainNetwork:
         square = squares(self._gathered(y, parts))
         variance = (each.sum(dim=1) * count - square) * count / (count - 1.0).clamp(min=1.0)
         return torch.where(count > 1, variance.clamp(min=0.0), 0.0), square
+
+    def clipped(self, y: Stack, batch: Batch, bounds: Sequence[float]) -> tuple[Tensor, Stack]:
+        """Losses [k] and gradients of clipped examples: |g_b|^2 = sum_l |delta_lb|^2 (|h_lb|^2 + 1)."""
+        losses, parts = self._backward(y, batch)
+        squares: list[Tensor] = [torch.empty(0)] * len(y.leaves)
+        for (weight, bias), delta, h in parts:
+            own = lengths(delta)
+            squares[weight] = own * lengths(h)
+            if bias is not None:
+                squares[bias] = own
+        shares = [share.unsqueeze(2) for share in factors(squares, bounds, batch.weight)]
+        gradient: list[Tensor] = [torch.empty(0)] * len(y.leaves)
+        for (weight, bias), delta, h in parts:
+            gradient[weight] = products.bmm((delta * shares[weight]).mT, h)
+            if bias is not None:
+                gradient[bias] = (delta * shares[bias]).sum(dim=1)
+        return losses, Stack(gradient)
 
     def outputs(self, y: Stack, x: Tensor) -> Tensor:
         """Outputs [k, B, *places, K] of the k clients for inputs [k, B, ...]."""

@@ -58,17 +58,31 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry)
     """
     if twice():
         return _unfolded(x, weight, bias, geometry)
+    images = _laid(x, geometry)
+    weights, apart = weight.flatten(2), not torch.is_grad_enabled()
+    if bias is not None and not apart:  # a column of ones has its gradient, for a copy of all weights
+        weights = torch.cat((weights, bias.unsqueeze(2)), dim=2)
+    out: Tensor = _Convolution.apply(images, weights, geometry)  # type: ignore[no-untyped-call]
+    if bias is not None and apart:
+        out = out + bias.view(*bias.shape, 1, 1, 1)
+    return out.permute(0, 4, 1, 2, 3)
+
+
+def weight_gradient(x: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient [C, out, in, *kernel] of the weight, of that of the outputs, grad [C, B, out, H', W']."""
+    channels, (high, wide) = x.shape[2], geometry.kernel
+    back = grad.permute(0, 2, 3, 4, 1).contiguous()
+    found = _to_weights(_laid(x, geometry), back, channels * high * wide, geometry)
+    return found.view(*found.shape[:2], channels, high, wide)
+
+
+def _laid(x: Tensor, geometry: Geometry) -> Tensor:
+    """Images [C, B, channels, H, W] with their rim, as they lie in memory."""
     high, wide = geometry.padding
     images = x.permute(0, 2, 3, 4, 1)
     if high or wide:
         images = functional.pad(images, (0, 0, wide, wide, high, high))
-    weights, apart = weight.flatten(2), not torch.is_grad_enabled()
-    if bias is not None and not apart:  # a column of ones has its gradient, for a copy of all weights
-        weights = torch.cat((weights, bias.unsqueeze(2)), dim=2)
-    out: Tensor = _Convolution.apply(images.contiguous(), weights, geometry)  # type: ignore[no-untyped-call]
-    if bias is not None and apart:
-        out = out + bias.view(*bias.shape, 1, 1, 1)
-    return out.permute(0, 4, 1, 2, 3)
+    return images.contiguous()
 
 
 def _unfolded(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -111,10 +125,7 @@ class _Convolution(torch.autograd.Function):
         x, weights = ctx.saved_tensors
         grad, grad_x, grad_weights = grad.contiguous(), None, None
         if ctx.needs_input_grad[1]:
-            grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
-            for (clients, rows), columns in _columns(_windows(x, ctx.geometry), weights.shape[2]):
-                out = grad[clients, :, rows].flatten(2)
-                _multiply(grad_weights[clients], out, columns.mT, beta=1 if rows.start else 0)
+            grad_weights = _to_weights(x, grad, weights.shape[2], ctx.geometry)
         if ctx.needs_input_grad[0]:
             grad_x = _to_input(grad, x, weights, ctx.geometry)
         return grad_x, grad_weights, None
@@ -130,6 +141,15 @@ class _Convolution(torch.autograd.Function):
         if dweights is not None:
             terms.append(_Convolution.forward(x, dweights, ctx.geometry))
         return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+def _to_weights(x: Tensor, grad: Tensor, length: int, geometry: Geometry) -> Tensor:
+    """The gradient of weights [C, out, length]: x [C, in, H, W, B] with its rim, grad [C, out, H', W', B]."""
+    found = grad.new_empty(len(x), grad.shape[1], length)
+    for (clients, rows), columns in _columns(_windows(x, geometry), length):
+        out = grad[clients, :, rows].flatten(2)
+        _multiply(found[clients], out, columns.mT, beta=1 if rows.start else 0)
+    return found
 
 
 def _windows(x: Tensor, geometry: Geometry) -> Tensor:

@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fedsim.core.errors import InputError
-from fedsim.nets import attention, products, recurrence
+from fedsim.nets import attention, ghost, products, recurrence
 from fedsim.nets.attention import Attention, EncoderLayer
 from fedsim.nets.convolution import Geometry, batch_last, convolve
 from fedsim.nets.dropout import NamedDropout, mapped, training
@@ -185,7 +185,10 @@ def _pooled_first(model: nn.Sequential) -> list[tuple[str, nn.Module]]:
 def _linear(layer: nn.Linear, prefix: str) -> Lowered:
     def linear(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
         rows = products.affine(x.flatten(1, -2), named[f"{prefix}weight"], named.get(f"{prefix}bias"))
-        return rows.view(*x.shape[:-1], layer.out_features)
+        return ghost.noted(
+            rows.view(*x.shape[:-1], layer.out_features),
+            lambda: {f"{prefix}weight": ghost.Products(x), f"{prefix}bias": ghost.SHIFT},
+        )
 
     return linear
 
@@ -211,7 +214,10 @@ def _conv2d(layer: nn.Conv2d, prefix: str) -> Lowered | None:
     )
 
     def conv2d(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        return convolve(x, named[f"{prefix}weight"], named.get(f"{prefix}bias"), geometry)
+        return ghost.noted(
+            convolve(x, named[f"{prefix}weight"], named.get(f"{prefix}bias"), geometry),
+            lambda: {f"{prefix}weight": ghost.Patches(x, geometry), f"{prefix}bias": ghost.CHANNELS},
+        )
 
     return conv2d
 
@@ -239,7 +245,13 @@ def _affine(named: Mapping[str, Tensor], prefix: str, x: Tensor, affine: bool, s
     ones = (1,) * (x.dim() - 1 - len(shape))
     out = x * named[f"{prefix}weight"].view(len(x), *ones, *shape)
     bias = named.get(f"{prefix}bias")
-    return out if bias is None else out + bias.view(len(x), *ones, *shape)
+    out = out if bias is None else out + bias.view(len(x), *ones, *shape)
+
+    def parts() -> dict[str, ghost.Part]:
+        own = (*ones[1:], *(out.shape[2] if side == -1 else side for side in shape))
+        return {f"{prefix}weight": ghost.summed(own, x), f"{prefix}bias": ghost.summed(own)}
+
+    return ghost.noted(out, parts)
 
 
 def _embedding(layer: nn.Embedding, prefix: str) -> Lowered | None:
@@ -249,7 +261,10 @@ def _embedding(layer: nn.Embedding, prefix: str) -> Lowered | None:
     def embedding(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
         table = named[f"{prefix}weight"]
         base = torch.arange(len(table), device=x.device).view(-1, *(1,) * (x.dim() - 1))
-        found = functional.embedding(x + base * layer.num_embeddings, table.flatten(0, 1))
+        found = ghost.noted(
+            functional.embedding(x + base * layer.num_embeddings, table.flatten(0, 1)),
+            lambda: {f"{prefix}weight": ghost.Rows(x, layer.num_embeddings)},
+        )
         if layer.padding_idx is None:
             return found
         padded: Tensor = _Padded.apply(found, x.unsqueeze(-1) == layer.padding_idx)  # type: ignore[no-untyped-call]
@@ -284,7 +299,13 @@ class _Padded(torch.autograd.Function):
 
 
 def _positions(_: Positions, prefix: str) -> Lowered:
-    return lambda named, x: x + named[f"{prefix}weight"][:, None, : x.shape[2]]
+    def positions(named: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        weight, length = named[f"{prefix}weight"], x.shape[2]
+        rest = weight.shape[1] - length
+        part = ghost.Small(lambda delta: functional.pad(delta, (0, 0, 0, rest)))
+        return ghost.noted(x + weight[:, None, :length], lambda: {f"{prefix}weight": part})
+
+    return positions
 
 
 def _steps(layer: Steps, prefix: str) -> Reader:  # noqa: ARG001

@@ -31,13 +31,14 @@ from fedsim.nets.curvature import Linearised, Traced, derivative, differentiated
 from fedsim.nets.descent import Compiled, Loop
 from fedsim.nets.dropout import Draw, drawing
 from fedsim.nets.functional import Functional
+from fedsim.nets.ghost import factors, watching
 from fedsim.nets.halves import halves
-from fedsim.nets.losses import Loss, weighted, weighted_gradient
+from fedsim.nets.losses import Loss, each_its_own, weighted, weighted_gradient
 from fedsim.nets.lowering import Lowered, lower
 from fedsim.nets.modes import forward_mode
 from fedsim.nets.optimizers import descend_plainly
 from fedsim.nets.plain import PlainLoop
-from fedsim.nets.rows import scaled, squares
+from fedsim.nets.rows import scale, scaled, squares, squares_by_leaf
 from fedsim.nets.stack import Layout, Stack
 
 
@@ -48,8 +49,9 @@ class Batch:
     x: [k, B, ...], y: [k, B, *places], weight: [k, B]: 1/count for examples and 0 for padding. draw: whose draws they
     make. loss: instead of the network's own; where it is about V views of each example, B is V times as wide, and where
     it is of features they are those of the same pass. padded: whether there is padding; None: who has to know looks,
-    for which a GPU is waited for. evaluated: gradients are those of models as they are judged, without dropout, and
-    normalised by running statistics, which stay.
+    for which a GPU is waited for. expected: [k], where examples are drawn by coins how many were to be expected, which
+    stands in weights in the place of the count. evaluated: gradients are those of models as they are judged, without
+    dropout, and normalised by running statistics, which stay.
     """
 
     x: Tensor
@@ -58,6 +60,7 @@ class Batch:
     draw: Draw
     loss: Loss | None = None
     padded: bool | None = None
+    expected: Tensor | None = None
     evaluated: bool = False
 
     def __len__(self) -> int:
@@ -77,6 +80,14 @@ class Batch:
         x, y, weight = self.x[:, :count], self.y[:, :count], self.weight[:, :count]
         return replace(self, x=x, y=y, weight=weight, padded=False)
 
+    def alone(self, place: int, *, wide: bool) -> Batch:
+        """The example of each client that stands at a place; wide: with itself beside it, as padding."""
+        index = [place, place] if wide else [place]
+        weight = self.weight[:, index]
+        if wide:
+            weight[:, 1] = 0.0  # two wide, so that no product has a kernel of its own for a single client's row
+        return replace(self, x=self.x[:, index], y=self.y[:, index], weight=weight, padded=wide)
+
 
 class Network(Protocol):
     """What an executor computes with; see the module's text.
@@ -95,6 +106,14 @@ class Network(Protocol):
         """Losses [k] of the k clients of a batch, and gradients of what is trained.
 
         Running statistics of y move along, in place: it is a training pass, unless the batch is `evaluated`.
+        """
+        ...
+
+    def clipped(self, y: Stack, batch: Batch, bounds: Sequence[float]) -> tuple[Tensor, Stack]:
+        """Losses [k], and gradients to which each example's own adds no more than a bound allows, times its weight.
+
+        sum_b weight_b g_b min(1, C / |g_b|). bounds: C of the whole gradient, or one of each leaf's.
+        layer mixes examples.
         """
         ...
 
@@ -181,6 +200,24 @@ class _Autograd(ABC):
         if batch.evaluated:
             return nullcontext()
         return drawing(batch.draw, stacked=self.stacked, real=batch.real if self.layout.normalises else None)
+
+    def clipped(self, y: Stack, batch: Batch, bounds: Sequence[float]) -> tuple[Tensor, Stack]:
+        """Losses [k] and gradients of clipped examples, of all clients one example at a time.
+
+        So that of single ones no more gradients are there than clients.
+        """
+        found, total = torch.zeros_like(batch.weight[:, 0]), y.zeros()
+        for place in range(batch.weight.shape[1]):
+            own, draw = batch.alone(place, wide=self.stacked), batch.draw
+            if not bool(own.weight.any()):
+                continue
+            own = replace(own, draw=replace(draw, within=f"{draw.within}example {place}/"))
+            losses, gradient = self.gradients(y, own)
+            found += losses
+            each = [one.unsqueeze(1) for one in squares_by_leaf(gradient)]
+            shares = [share[:, 0] for share in factors(each, bounds, batch.weight[:, place : place + 1])]
+            total.add_(scale(gradient, shares))
+        return found, total
 
     def products(self, y: Stack, batch: Batch, v: Stack) -> tuple[Tensor, Stack, Stack]:
         """Losses [k], gradients and H v of the k clients of a batch, by two backward passes."""
@@ -279,6 +316,7 @@ class StackedNetwork(_Autograd):
             first.setdefault(id(own), name)
         shared = {name: first[id(own)] for name, own in every}
         self._aliases = {name: own for name, own in shared.items() if name != own and own in layout.names}
+        self._watched = True
         # Frozen parameters are no part of the vector; every client has the same.
         self._frozen = {name: own.detach() for name, own in parameters if shared[name] not in layout.names}
 
@@ -288,7 +326,36 @@ class StackedNetwork(_Autograd):
         with self._passing(batch):
             losses = self._values([*trained, *y.leaves[self.layout.trained :]], batch)
         gradient = torch.autograd.grad(losses.sum(), trained, allow_unused=True, materialize_grads=True)
-        return losses.detach(), Stack(gradient)
+        return losses.detach(), Stack(each_its_own(gradient))
+
+    def clipped(self, y: Stack, batch: Batch, bounds: Sequence[float]) -> tuple[Tensor, Stack]:
+        """Losses [k] and gradients of clipped examples, none of which is made where layers know how."""
+        found = self._watch(y, batch, bounds) if self._watched else None
+        self._watched = found is not None  # which the layers alone decide
+        return super().clipped(y, batch, bounds) if found is None else found
+
+    def _watch(self, y: Stack, batch: Batch, bounds: Sequence[float]) -> tuple[Tensor, Stack] | None:
+        """The same in one pass (see `fedsim.nets.ghost`); None: not every leaf is used by one layer that knows how."""
+        loss = self.loss if batch.loss is None else batch.loss
+        with watching() as uses, self._passing(batch):
+            losses = loss.examples(self._passed(y.leaves, batch.x, features=False)[1], batch.y)
+        names = [(self._aliases.get(use.name, use.name), use) for use in uses]
+        known = dict(names)
+        places = [known.get(name) for name in self.layout.names]
+        own = [use for use in places if use is not None]
+        if len(own) < len(places) or len([name for name, _ in names if name in self.layout.names]) > len(own):
+            return None
+        outputs = list({id(use.output): use.output for use in own}.values())
+        back = torch.autograd.grad(losses, outputs, batch.weight, allow_unused=True, materialize_grads=True)
+        came = dict(zip(map(id, outputs), back, strict=True))
+        deltas = [came[id(use.output)] for use in own]
+        each = [use.part.squares(delta) for use, delta in zip(own, deltas, strict=True)]
+        shares = factors(each, bounds, batch.weight)
+        gradient = [
+            use.part.gradient(delta * share.view(*share.shape, *(1,) * (delta.dim() - 2))).view_as(leaf)
+            for use, delta, share, leaf in zip(own, deltas, shares, y.leaves, strict=True)
+        ]
+        return weighted(losses.detach(), batch.weight), Stack(gradient)
 
     def features(self, y: Stack, x: Tensor) -> Tensor:
         """What the head reads, [k, B, h], for inputs [k, B, ...], without dropout, with nothing kept."""

@@ -2,7 +2,16 @@
 
 from fedsim.core.errors import InputError
 from fedsim.core.options import Fraction, NonNegativeFloat, PositiveFloat, Share, options
-from fedsim.nets.losses.base import IGNORED, FeatureLoss, Loss, Pointwise, Targets, weighted, weighted_gradient
+from fedsim.nets.losses.base import (
+    IGNORED,
+    FeatureLoss,
+    Loss,
+    Pointwise,
+    Targets,
+    each_its_own,
+    weighted,
+    weighted_gradient,
+)
 from fedsim.nets.losses.classes import CrossEntropy, Focal
 from fedsim.nets.losses.given import Given, hold_loss, loss_of, named
 from fedsim.nets.losses.numbers import AbsoluteError, Huber, LogCosh, Pinball, Poisson, SquaredError
@@ -29,6 +38,7 @@ __all__ = [
     "Share",
     "SquaredError",
     "Targets",
+    "each_its_own",
     "hold_loss",
     "loss_of",
     "named",

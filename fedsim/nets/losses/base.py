@@ -183,4 +183,18 @@ def weighted(losses: Tensor, weight: Tensor) -> Tensor:
 
 def weighted_gradient(losses: Tensor, weight: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
     """The gradient of the sum of weight * losses, both of one shape; that of a parameter they do not know is zero."""
-    return torch.autograd.grad(losses, parameters, weight, allow_unused=True, materialize_grads=True)
+    return each_its_own(torch.autograd.grad(losses, parameters, weight, allow_unused=True, materialize_grads=True))
+
+
+def each_its_own(gradient: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Parts of a gradient, each in memory of its own.
+
+    Of leaves that are only ever added up, as a recurrent layer's two biases, autograd gives one tensor for both, and
+    whoever scaled each in place would scale it twice.
+    """
+    seen, found = set[int](), list[Tensor]()
+    for part in gradient:
+        place = part.data_ptr()
+        found.append(part.clone() if place in seen else part)
+        seen.add(place)
+    return found
