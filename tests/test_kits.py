@@ -12,9 +12,11 @@ import pytest
 from fedsim.compression.econtrol import EControl
 from fedsim.compression.ef14 import EF14
 from fedsim.compression.ef21 import EF21
+from fedsim.compression.ef21_plus import EF21Plus
 from fedsim.compression.half import Half
 from fedsim.compression.induced import Induced
 from fedsim.compression.integer import Integer
+from fedsim.compression.l_greco import LGreCo
 from fedsim.compression.low_rank import LowRank
 from fedsim.compression.natural import Natural
 from fedsim.compression.qsgd import QSGD
@@ -119,7 +121,31 @@ TestEF14 = conformance(EF14(decay=0.5))
 SMOOTHNESS = {"smoothness": tuple(range(1, 11))}
 TestEF21 = conformance(EF21(), others=SMOOTHNESS)
 TestEF21OfMeans = conformance(EF21(momentum=0.3, init="dense"), others=SMOOTHNESS)
+TestEF21Plus = conformance(
+    EF21Plus(compressor={"kind": "top_k", "ratio": 0.2}),
+    others={"compressor": "sign"},
+    refused=["arrives"],
+)
 TestEControl = conformance(EControl())
+TestLGreCo = conformance(
+    LGreCo(compressor={"kind": "top_k", "ratio": 0.2}, candidates=(0.1, 0.2, 0.4), every=2),
+    others={
+        "compressor": {"kind": "top_k", "ratio": 0.4},
+        "candidates": (0.1, 0.2),
+        "alpha": 1.3,
+        "errors": ("squares", {"candidates": (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)}),
+        "every": 1,
+    },
+)
+TestLGreCoOfLevels = conformance(
+    LGreCo(compressor={"kind": "qsgd", "levels": 4, "code": "elias"}, candidates=(2, 4, 8), every=1),
+    others={
+        "compressor": {"kind": "qsgd", "levels": 2},
+        "candidates": (2, 4),
+        "alpha": 1.5,
+        "errors": ("squares", {"candidates": (2, 3, 4, 5, 6, 8)}),
+    },
+)
 TestInduced = conformance(Induced(first="sign", second="natural"), others={"first": "half", "second": "terngrad"})
 
 TestDigits = conformance(Digits())

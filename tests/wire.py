@@ -12,9 +12,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from fedsim.compression.ef21 import EF21
+from fedsim.compression.ef21_plus import EF21Plus
 from fedsim.compression.groups import norm
 from fedsim.compression.half import Half
 from fedsim.compression.integer import Integer
+from fedsim.compression.l_greco import LGreCo
+from fedsim.compression.lengths import place_bits
 from fedsim.compression.low_rank import LowRank
 from fedsim.compression.natural import Natural
 from fedsim.compression.qsgd import QSGD
@@ -47,6 +51,19 @@ LISTS = {
     "top_k of layers, natural": [TopK(ratio=0.1, per="layer"), Natural()],
     "random_k, fp16": [RandomK(k=15), Half()],
     "low_rank, sign": [LowRank(rank=1, warm_start=False), Sign(per=50)],
+    "ef21_plus": [EF21Plus(compressor=TopK(ratio=0.1))],
+    "l_greco of top_k": [
+        LGreCo(compressor={"kind": "top_k", "ratio": 0.1}, candidates=(0.03, 0.1, 0.3), every=1),
+    ],
+    "l_greco of low_rank": [
+        LGreCo(compressor={"kind": "low_rank", "rank": 2, "warm_start": False}, candidates=(1, 2, 3), every=2),
+    ],
+    "l_greco of random_k": [
+        LGreCo(compressor={"kind": "random_k", "ratio": 0.2}, candidates=(0.1, 0.2), every=1, alpha=1.4),
+    ],
+    "l_greco of qsgd by elias": [
+        LGreCo(compressor={"kind": "qsgd", "levels": 8, "code": "elias"}, candidates=(2, 4, 8, 16, 32), every=1),
+    ],
 }
 """Lists of transforms, each kind and some one after the other."""
 
@@ -256,56 +273,100 @@ def levels_of(transform, given, sent):
 
 
 def stages(chain, rows, sender, name="delta"):
-    """The vector [C, n] of that name before the first transform, and after each."""
+    """The vector [C, n] of that name before each transform, with what senders remember for it, and after the last."""
     found = [Vector(rows.flatten(1), Size(rows[0].numel(), 8 * rows.element_size()), sender)]
-    for number, transform in enumerate(chain.transforms):
-        names = transform.vectors or (chain.usual,)
-        if name in names:
-            own = sender.of(f"transforms/{number}/{name}/")
-            found.append(transform.encode(replace(found[-1], sender=own, place=names.index(name))))
+    for transform, own, place in of_name(chain, sender, name):
+        found[-1] = replace(found[-1], sender=own, place=place)
+        found.append(transform.encode(found[-1]))
     return found
 
 
-def of_name(chain, name):
-    return [transform for transform in chain.transforms if name in (transform.vectors or (chain.usual,))]
+def of_name(chain, sender, name):
+    """The transforms of a vector, with what senders remember for each, and the vector's place among those it covers."""
+    found = []
+    for number, transform in enumerate(chain.transforms):
+        names = transform.vectors or (chain.usual,)
+        if name in names:
+            found.append((transform, sender.of(f"transforms/{number}/{name}/"), names.index(name)))
+    return found
 
 
 def message(chain, found, row, name="delta"):
-    """The byte string of a row of what `stages` has found: the numbers that cross, then the places of the chosen."""
-    own, out = of_name(chain, name), Writer()
-    given, sent = (stage.rows[row].numpy() for stage in found[-2:])
-    write(own[-1], out, given, sent)
-    for transform, before in zip(own, found, strict=False):
-        if isinstance(transform, TopK):
-            numbers = before.rows[row]
-            write_beside(transform, out, len(numbers), places_of(transform, numbers))
+    """The byte string of a row of what `stages` has found."""
+    own, out = [one for one, _, _ in of_name(chain, found[0].sender, name)], Writer()
+    lay_down(own, out, [replace(one, rows=one.rows[[row]], sender=one.sender[torch.tensor([row])]) for one in found])
     return out.bytes()
 
 
+def lay_down(transforms, out, found):
+    """Write what transforms make of the first of a single row's vectors: what crosses of the last one, then places."""
+    last, (before, after) = transforms[-1], found[-2:]
+    if isinstance(last, LGreCo):
+        chosen = after.sender.state["chosen"][0].long() + last.usual
+        out.whole(chosen, place_bits(len(last.ways)))
+        for place, (number, (_, ways)) in enumerate(
+            zip(chosen.tolist(), last.layers(before.size.numbers), strict=True)
+        ):
+            part = last.part(before, place, number)
+            lay_down([ways[number]], out, [part, ways[number].encode(part)])
+    elif isinstance(last, EF21Plus):
+        own, estimate = last.made["compressor"], before.sender.state["estimate"]
+        both = [replace(before, rows=rows) for rows in (before.rows, before.rows - estimate)]
+        direct = not torch.equal(own.encode(both[1]).rows, after.rows)
+        given = both[0] if direct else both[1]
+        lay_down([own], out, [given, own.encode(given)])
+        out.whole(int(direct), 1)
+    else:
+        write(last, out, before.rows[0].numpy(), after.rows[0].numpy())
+    for transform, vector in zip(transforms, found, strict=False):
+        if isinstance(transform, TopK):
+            write_beside(transform, out, vector.size.numbers, places_of(transform, vector.rows[0]))
+
+
 def arrived(chain, message, length, dtype, sender, name="delta"):
-    """What a receiver reads, an array [n]. sender: by whose name the sets of random-k are drawn, C = 1."""
-    own, found, lengths = of_name(chain, name), Reader(message), [length]
-    for transform in own:
-        lengths.append(transform.size(Size(lengths[-1], torch.finfo(dtype).bits)).numbers)
-    numbers = read(own[-1], found, lengths[-1], torch.zeros(0, dtype=dtype).numpy().dtype)
-    places = {
+    """What a receiver reads, an array [n], who remembers what the sender does, C = 1."""
+    found = Reader(message)
+    read_back = receive(of_name(chain, sender, name), found, length, dtype)
+    assert len(found.bits) - found.at < 8
+    return read_back
+
+
+def receive(own, found, length, dtype):
+    """Read what `lay_down` has written, and take back what the transforms have done."""
+    lengths, bits, kind = [length], torch.finfo(dtype).bits, torch.zeros(0, dtype=dtype).numpy().dtype
+    for transform, _, _ in own:
+        lengths.append(transform.size(Size(lengths[-1], bits)).numbers)
+    last, sender, at = own[-1]
+    if isinstance(last, LGreCo):
+        layers = last.layers(lengths[-2])
+        chosen = found.whole(len(layers), place_bits(len(last.ways)))
+        parts = []
+        for place, (number, (size, ways)) in enumerate(zip(chosen.tolist(), layers, strict=True)):
+            apart = replace(sender, streams=sender.streams.apart(f"l-greco/{place}"))
+            parts.append(receive([(ways[number], apart, at)], found, size, dtype))
+        numbers = np.concatenate(parts)
+    elif isinstance(last, EF21Plus):
+        numbers = receive([(last.made["compressor"], sender, at)], found, lengths[-2], dtype)
+        if not found.whole(1, 1)[0]:
+            numbers = numbers + sender.state["estimate"][0].numpy()
+    else:
+        numbers = read(last, found, lengths[-1], kind)
+    chosen = {
         number: read_beside(transform, found, lengths[number])
-        for number, transform in enumerate(own)
+        for number, (transform, _, _) in enumerate(own)
         if isinstance(transform, TopK)
     }
-    for number in reversed(range(len(own))):
-        transform = own[number]
-        if number in places:
-            spread = np.zeros(lengths[number], dtype=numbers.dtype)
-            spread[places[number]] = numbers
+    for number, (transform, sender, place) in reversed([*enumerate(own)]):
+        if number in chosen:
+            spread = np.zeros(lengths[number], dtype=kind)
+            spread[chosen[number]] = numbers
             numbers = spread
         elif isinstance(transform, RandomK | LowRank):
-            nothing = torch.zeros(1, lengths[number], dtype=dtype)
-            names = transform.vectors or (chain.usual,)
-            vector = Vector(nothing, Size(lengths[number], torch.finfo(dtype).bits), sender, names.index(name))
-            ((decode, _, _),) = transform.encode(vector).steps  # which does not depend on the numbers
+            nothing = Vector(torch.zeros(1, lengths[number], dtype=dtype), Size(lengths[number], bits), sender, place)
+            ((decode, _, _),) = transform.encode(nothing).steps  # which does not depend on the numbers
             numbers = decode(torch.from_numpy(numbers).unsqueeze(0))[0].numpy()
-    assert len(found.bits) - found.at < 8
+        elif isinstance(transform, EF21):
+            numbers = numbers + sender.state["estimate"][0].numpy()
     return numbers
 
 
@@ -313,7 +374,7 @@ def places_of(transform, row):
     """The places of the largest, found one after the other."""
     places, first = [], 0
     for size, count in transform.kept(len(row)):
-        own = row[first : first + size].abs()
-        places += [first + place for place in sorted(range(size), key=lambda j, own=own: (-own[j], j))[:count]]
+        own = np.abs(row[first : first + size].numpy())
+        places += [first + place for place in np.argsort(-own, kind="stable")[:count]]
         first += size
     return np.array(sorted(places))

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.compression.feedback import Tracking
 from fedsim.configuration.bases import hold_base
 from fedsim.configuration.evaluation import Evaluation, Stopping
 from fedsim.configuration.places import experiment_file, placed
@@ -374,8 +373,8 @@ def _hold_summed(strategy: Strategy, client: Client, transforms: Sequence[Transf
             remedy = f"strategy {kind} does not add up how {', '.join(names)} changes; take estimate, or strategy ef21"
             raise InputError(f"transforms.{number}.arrives", "increment", remedy)
         committed = client.commits.intersection(names)
-        if isinstance(one, Tracking) and committed:
-            remedy = f"of {', '.join(committed)} clients keep the estimate themselves; leave it out, or take ef14"
+        if one.feeds_back and committed:
+            remedy = f"of {', '.join(committed)} clients keep the estimate themselves, as ef21 would; leave it out"
             raise InputError(f"transforms.{number}.vectors", ", ".join(names), remedy)
     hold_added(strategy, transforms)
 

@@ -33,6 +33,8 @@ BLOCK = 2**21
 """Numbers of rows that are worked on at a time."""
 PREFIX = "transforms/"
 """How the names begin of what is remembered for transforms."""
+LESS = "loses less than it is sent: contract = true, scaled = false, more levels"
+"""What is asked of compressors behind feedback."""
 Shapes = Mapping[str, tuple[int, ...]]
 Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False, min_length=1)]
 
@@ -231,16 +233,19 @@ class Chain:
         InputError: one of them does not go with that, or with those before it.
         """
         fitted = replace(self, transforms=tuple(one.bound(shapes) for one in self.transforms))
-        sizes = dict[str, Size]()
+        sizes, compressed = dict[str, Size](), set[tuple[int, str]]()
         for number, transform in enumerate(fitted.transforms):
             for name in fitted._names(transform):
+                before = sizes.get(name, plain)
                 with naming(f"{self.option}.{number}"):
-                    transform.check(sizes.get(name, plain))
-                fitted._hold_behind(number, name, sizes.get(name, plain))
-                sizes[name] = fitted._size(number, sizes.get(name, plain))
+                    transform.check(before)
+                fitted._hold_behind(number, name, before)
+                sizes[name] = fitted._size(number, before)
+                if sizes[name].numbers * sizes[name].bits < before.numbers * before.bits:
+                    compressed.add((number, name))
         for number, transform in enumerate(fitted.transforms):
             later = {name for one in fitted.transforms[number + 1 :] for name in fitted._names(one)}
-            lacking = {*fitted._names(transform)} - later
+            lacking = {name for name in fitted._names(transform) if (number, name) not in compressed} - later
             if transform.feeds_back and lacking:
                 remedy = f"no compressor of {', '.join(sorted(lacking))} comes after it; put one there, or remove it"
                 raise InputError(f"{self.option}.{number}.kind", kind_of("transforms", transform), remedy)
@@ -256,8 +261,7 @@ class Chain:
             raise InputError(option, kind_of("transforms", transform), "one feedback is enough; remove one of them")
         error = transform.error(before)
         if error is not None and error >= 1.0:
-            remedy = f"behind feedback, where it may be {error:.3g} times off, runs diverge"
-            remedy += "; take one that loses less than it is sent: contract = true, scaled = false, more levels"
+            remedy = f"behind feedback, where it may be {error:.3g} times off, runs diverge; take one that {LESS}"
             raise InputError(option, kind_of("transforms", transform), remedy)
 
     def check(self, carried: Collection[str], known: Collection[str]) -> None:

@@ -39,7 +39,8 @@ def test_bytes_are_those_of_a_real_message(name, dtype):
     rows = spiky(dtype=dtype)
     plain = Size(LENGTH, 8 * rows.element_size())
     chain = Chain(tuple(wire.LISTS[name])).fitted(SHAPES, plain)
-    sender = Sender(CLIENTS, Streams(1), 0)
+    state = {name: rows.new_zeros(3, *shape) for name, shape in chain.state(plain).items()}
+    sender = Sender(CLIENTS, Streams(1), 0, state)
     found, crossed = wire.stages(chain, rows, sender), chain.apply({"delta": rows}, sender)
     for client in range(len(CLIENTS)):
         message = wire.message(chain, found, client)
