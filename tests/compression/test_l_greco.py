@@ -121,9 +121,7 @@ def test_what_is_left_out_of_what_came_together_is_within_the_measure(errors):
         state, plain = crossed.state, send(alike, rows, clients, turn)
         if turn < 2:
             assert torch.equal(crossed.payload["delta"], plain.payload["delta"])
-            assert (crossed.nbytes - plain.nbytes).unique().tolist() == [
-                1
-            ]  # 12 bits say which
+            assert (crossed.nbytes - plain.nbytes).unique().tolist() == [1]  # 12 bits say which
     chosen = state["transforms/0/delta/chosen"]
     assert len(chosen.unique()) > 1
     assert (crossed.nbytes < plain.nbytes).all()
