@@ -64,7 +64,6 @@ EXAMPLES: dict[tuple[str, str], dict[str, Any]] = {
     ("transforms", "clip"): {"max_norm": 1.0},
     ("transforms", "noise"): {"std": 0.01},
     ("transforms", "ef21_plus"): {"compressor": {"kind": "top_k", "ratio": 0.01}},
-    ("transforms", "l_greco"): {"compressor": {"kind": "top_k", "ratio": 0.01}, "candidates": [0.005, 0.01, 0.02]},
 }
 """What must be given to methods that neither an experiment nor a page of ours uses."""
 
