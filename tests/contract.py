@@ -304,6 +304,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "mart": {"client": defended("mart")},
     "calfat": {"strategy": "fal", "client": defended("calfat")},
     "dbfat": {"client": defended("dbfat")},
+    "ibp": {"client": {"kind": "sgd", **TRAINING, "adversarial": {"kind": "ibp", "epsilon": 0.2, "domain": "none"}}},
+    "mtl_ibp": {"client": defended("mtl_ibp")},
+    "cc_ibp": {"client": defended("cc_ibp")},
+    "exp_ibp": {"client": defended("exp_ibp")},
     "pgd_l2": {"client": defended(attack={"norm": "l2", "restarts": 2, "best": True})},
     "fgsm": {"client": defended(attack={"kind": "fgsm", "steps": None})},
     "mim": {"client": defended(attack={"kind": "mim"})},
@@ -700,12 +704,27 @@ DEFENDING: Others = {
     "warm_up": (2, {}),
     "growth": ({"kind": "rise", "rounds": 3, "begin": 0.2}, {}),
 }
+AROUND: Others = {"elide": (False, {}), "l1": (0.01, {}), "classes": ("present", {})}
+EXPRESSIVE: Others = {**DEFENDING, **AROUND, "alpha": (0.2, {}), "epsilon_factor": (0.5, {})}
+EXPRESSIVE["growth"] = ({"kind": "rise", "rounds": 2, "begin": 0.2}, {})
 DEFENCES: dict[str, Others] = {
     "standard": {**DEFENDING, "mix": (0.5, {})},
     "trades": {**DEFENDING, "beta": (2.0, {})},
     "mart": {**DEFENDING, "regularisation": (2.0, {})},
     "calfat": {**DEFENDING, "scale": (5.0, {}), "prior_weight": (0.5, {}), "attack_loss": ("own", {})},
     "dbfat": {**DEFENDING, "beta": (5.0, {}), "weights": ("equal", {})},
+    "ibp": {
+        **AROUND,
+        "epsilon": (0.1, {}),
+        "domain": ([-2.3, 1.6], {}),
+        "kappa": (0.2, {}),
+        "crown": (0.5, {"growth": {"kind": "rise", "rounds": 2, "begin": 0.5}}),
+        "warm_up": (1, {}),
+        "growth": ({"kind": "smooth", "rounds": 2}, {}),
+    },
+    "mtl_ibp": EXPRESSIVE,
+    "cc_ibp": EXPRESSIVE,
+    "exp_ibp": EXPRESSIVE,
 }
 FOLLOWING: Others = {
     "epsilon": (0.1, {}),

@@ -116,14 +116,10 @@ class Ascent(ABC):
         """Raise InputError where inputs [n, ...] lie outside the domain, or the ball is larger than it."""
         if self.epsilon > torch.finfo(x.dtype).max:
             raise InputError("epsilon", self.epsilon, "inputs of this precision do not reach so far; lower it")
+        hold_domain(self.bounds, x)
         if self.bounds is None:
             return
-        lower, upper = self.bounds
-        least, most = float(x.min()), float(x.max())
-        if not (lower <= least and most <= upper):
-            remedy = f'inputs range from {least:g} to {most:g}; state their bounds, domain = [lower, upper], or "none"'
-            raise InputError("domain", list(self.bounds), remedy)
-        width = upper - lower
+        width = self.bounds[1] - self.bounds[0]
         across = width if self.norm == "linf" else width * math.sqrt(x[0].numel())
         if self.epsilon > across:
             part = "width" if self.norm == "linf" else "diagonal"
@@ -374,6 +370,16 @@ class Sphere:
         away *= _across(radius / length, away)
         nearer = _towards(self.x, self.x + away, away.abs())
         return torch.where(_across(length > radius, away), nearer, moved)
+
+
+def hold_domain(bounds: tuple[float, float] | None, x: Tensor) -> None:
+    """InputError: inputs [n, ...] lie outside a domain."""
+    if bounds is None:
+        return
+    least, most = float(x.min()), float(x.max())
+    if not (bounds[0] <= least and most <= bounds[1]):
+        remedy = f'inputs range from {least:g} to {most:g}; state their bounds, domain = [lower, upper], or "none"'
+        raise InputError("domain", list(bounds), remedy)
 
 
 def _length(x: Tensor) -> Tensor:

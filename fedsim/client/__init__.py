@@ -1,7 +1,9 @@
 """What client algorithms share. An author of a client or a defence imports all that it needs from here."""
 
 from fedsim.attacks.attack import Attack, Victim
+from fedsim.attacks.gradient import Domain
 from fedsim.attacks.losses import Divergence, divergence
+from fedsim.client.bounding import Bounding, Expressive, Seen
 from fedsim.client.defence import Armed, Defence, apart, check_start, clean_and_attacked, victim
 from fedsim.client.distances import Distances, Travelled
 from fedsim.client.divided import Divided, matrices
@@ -63,6 +65,7 @@ __all__ = [
     "BatchSize",
     "Beginning",
     "Beside",
+    "Bounding",
     "Client",
     "Cohort",
     "CompiledRule",
@@ -72,6 +75,8 @@ __all__ = [
     "Distances",
     "Divergence",
     "Divided",
+    "Domain",
+    "Expressive",
     "FeatureLoss",
     "Fraction",
     "HasPlugins",
@@ -95,6 +100,7 @@ __all__ = [
     "Rate",
     "Remembered",
     "Scalar",
+    "Seen",
     "Shapes",
     "Share",
     "Size",

@@ -30,26 +30,78 @@ Armed = Callable[[Stack, Batch], Batch]
 
 
 @options
-class Defence(HasPlugins, ABC):
-    """What every defence has: an attack on the current local model, and when it begins and grows."""
+class Defending(HasPlugins, ABC):
+    """What every defence has: how far its examples may be moved, and when that begins and grows."""
 
-    parts: ClassVar[Mapping[str, str]] = {"attack": "attacks"}
     views: ClassVar[int] = 1
-    """How many times an example is in the batch that is trained on."""
+    """How many times an example of a batch goes through the model that is trained."""
     of_classes: ClassVar[bool] = True
     """Whether its loss is about classes."""
+    does: ClassVar[str] = "attacks"
+    """What a round is without where epsilon is 0."""
 
-    attack: Any
-    """What the current local model is attacked with."""
     warm_up: NonNegativeInt = 0
-    """Rounds without an attack at first."""
+    """Rounds of plain training at first."""
     growth: Growth = Constant()
-    """Factor of epsilon and of the attack's step size over the rounds after those."""
+    """Factor of epsilon, and of an attack's step size, over the rounds after those."""
+
+    @property
+    @abstractmethod
+    def radius(self) -> float:
+        """Epsilon at its full size."""
+
+    @property
+    def gradients(self) -> int:
+        """How many forward and backward passes an example takes beside those of its views."""
+        return 0
 
     @property
     def same_every_round(self) -> bool:
         """Whether rounds differ in nothing but their draws."""
         return self.warm_up == 0 and isinstance(self.growth, Constant)
+
+    def round_of(self, cohort: Cohort) -> int:
+        """The round of the cohort's order: any, where all are the same."""
+        return 0 if self.same_every_round else cohort.round
+
+    def factor(self, round: int) -> float:  # noqa: A002
+        """Of epsilon in a round; 0: plain training."""
+        if self.radius == 0.0 or round < self.warm_up:
+            return 0.0
+        return self.growth.factor(round - self.warm_up)
+
+    def effort(self, round: int) -> float:  # noqa: A002
+        """What a local step takes beside a plain one, in plain ones."""
+        return float(self.views - 1 + self.gradients) if self.factor(round) else 0.0
+
+    def arm(self, cohort: Cohort) -> Armed | None:
+        """What is done to the batches of this cohort's order; None: nothing, it trains as without a defence."""
+        factor = self.factor(self.round_of(cohort))
+        return self.armed(cohort, factor) if factor else None
+
+    @abstractmethod
+    def armed(self, cohort: Cohort, factor: float) -> Armed:
+        """What is done to the batches where epsilon has this factor, above 0."""
+
+
+@options
+class Defence(Defending):
+    """A defence with an attack on the current local model."""
+
+    parts: ClassVar[Mapping[str, str]] = {"attack": "attacks"}
+
+    attack: Any
+    """What the current local model is attacked with."""
+
+    @property
+    def radius(self) -> float:
+        """The attack's epsilon."""
+        return self.attacked_by.epsilon
+
+    @property
+    def gradients(self) -> int:
+        """How many forward and backward passes of an example the attack takes."""
+        return self.attacked_by.gradients
 
     @property
     def attacked_by(self) -> Attack:
@@ -62,25 +114,6 @@ class Defence(HasPlugins, ABC):
     ) -> Tensor:
         """Inputs x [k, B, ...] as the attack leaves them: see `Attack.perturb`."""
         return perturbed(self.attacked_by, self.attacked_by.perturb(attacked, x, targets, loss, factor), x)
-
-    def factor(self, round: int) -> float:  # noqa: A002
-        """Of epsilon in a round; 0: no attack."""
-        if self.attacked_by.epsilon == 0.0 or round < self.warm_up:
-            return 0.0
-        return self.growth.factor(round - self.warm_up)
-
-    def effort(self, round: int) -> float:  # noqa: A002
-        """What a local step takes beside a plain one, in plain ones."""
-        return float(self.views - 1 + self.attacked_by.gradients) if self.factor(round) else 0.0
-
-    def arm(self, cohort: Cohort) -> Armed | None:
-        """What is done to the batches of this cohort's order; None: nothing, it trains as without a defence."""
-        factor = self.factor(0 if self.same_every_round else cohort.round)
-        return self.armed(cohort, factor) if factor else None
-
-    @abstractmethod
-    def armed(self, cohort: Cohort, factor: float) -> Armed:
-        """What is done to the batches where epsilon has this factor, above 0."""
 
 
 def victim(cohort: Cohort, rows: Stack, batch: Batch) -> Victim:

@@ -131,9 +131,9 @@ def hold_to_batches(rule: Optimizer, clip_norm: float | None, **chosen: object) 
             rule.hold_needs("optimizer", frozenset(NEEDS) - {"whole"}, f"training with {option}")
 
 
-def hold_to_features(rule: Optimizer) -> None:
-    """Refuse (InputError) a rule that asks of losses what those that see features are not: functions of outputs."""
-    rule.hold_needs("optimizer", frozenset(NEEDS) - {"whole", "outputs", "curvature"}, "training on features")
+def hold_to_gradients(rule: Optimizer, place: str) -> None:
+    """Refuse (InputError) a rule that asks of losses what those of features or models are not: functions of outputs."""
+    rule.hold_needs("optimizer", frozenset(NEEDS) - {"whole", "outputs", "curvature"}, place)
 
 
 def _along(numbers: Tensor, x: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
+from fedsim.client.bounding import Bounding
 from fedsim.client.curriculum import SampleCurriculum
-from fedsim.client.defence import Armed, Defence
-from fedsim.client.objective import BatchObjective, hold_to_batches, hold_to_features
+from fedsim.client.defence import Armed, Defending
+from fedsim.client.objective import BatchObjective, hold_to_batches, hold_to_gradients
 from fedsim.client.rates import LocalSchedule, Same, Scaling, StepRates
 from fedsim.core import schedules
 from fedsim.core.errors import BrokenPromiseError, DivergedError, InputError
@@ -151,8 +152,10 @@ class LocalTraining(HasPlugins, Client):
         if self.curriculum is not None and self.curriculum.asks and "params" not in self.requires:
             remedy = "is of a model that the server sends, and here it sends none; take expert"
             raise InputError("curriculum.score", self.curriculum.score, remedy)
+        if isinstance(self.defence, Bounding):
+            hold_to_gradients(self.rule, "training by bounds")
         if self.of_features:
-            hold_to_features(self.rule)
+            hold_to_gradients(self.rule, "training on features")
             if self.views > 1:
                 remedy = "shows an example in several views, and losses of features are of one; take standard"
                 raise InputError("adversarial", kind_of("defences", self.defence), remedy)
@@ -180,9 +183,9 @@ class LocalTraining(HasPlugins, Client):
         return constant and (self.defence is None or self.defence.same_every_round)
 
     @property
-    def defence(self) -> Defence | None:
+    def defence(self) -> Defending | None:
         """What trains against an attack, if something does."""
-        defence: Defence | None = self.made.get("adversarial")
+        defence: Defending | None = self.made.get("adversarial")
         return defence
 
     @property

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from fedsim.attacks.certificate import Certificate
 from fedsim.configuration.bases import hold_base
 from fedsim.core.errors import InputError
 from fedsim.core.measures import ALWAYS, NOTHING, UNDEFINED, Asked, lower_is_better
@@ -110,6 +111,10 @@ class Evaluation(HasPlugins):
     """
     attack_clients: bool = False
     """Attack also each client's own examples, all of them."""
+    certify: Annotated[Certificate | None, table_of(Certificate)] = None
+    """Say also what no attack can do, with attacks and as often, as test_certified_ibp_accuracy and so on. Not given:
+    nothing is bounded.
+    """
 
     keep_best: str | None = None
     """A measure, such as test_accuracy, by which the best model so far is kept, in best.safetensors. Not given: only
@@ -125,9 +130,11 @@ class Evaluation(HasPlugins):
             if (first := labels.index(label)) < number:
                 remedy = f"attacks.{first} has the same name; give one of them another, name = ..."
                 raise InputError(f"attacks.{number}", label, remedy)
+        if self.certify is not None and (taken := set(labels) & set(self.certify.labels.values())):
+            raise InputError("attacks", taken.pop(), "certificates are called so; give the attack another name = ...")
         self._check_metrics()
         for option, default in (("attacks_every", None), ("examples", None), ("attack_clients", False)):
-            if not labels and getattr(self, option) != default:
+            if not self.tries and getattr(self, option) != default:
                 raise InputError(option, getattr(self, option), "there are no attacks; name some, or leave it out")
         if self.attack_clients and self.clients is False:
             raise InputError("attack_clients", True, "clients = false says to leave clients out; remove one of the two")
@@ -175,10 +182,17 @@ class Evaluation(HasPlugins):
             return 0
         return 1 if self.every is None else self.every
 
+    @property
+    def tries(self) -> bool:
+        """Whether the model is attacked, or bounded."""
+        return bool(self.made["attacks"]) or self.certify is not None
+
     def trial(self, streams: Streams) -> Trial | None:
-        """How the model is attacked; None: it is not."""
-        attacks = self.made["attacks"]
-        return Trial(attacks, self.on, self.examples, self.attack_clients, streams, self.measures) if attacks else None
+        """How the model is attacked and bounded; None: it is not."""
+        if not self.tries:
+            return None
+        attacks, clients = self.made["attacks"], self.attack_clients
+        return Trial(attacks, self.on, self.examples, clients, streams, self.measures, self.certify)
 
     def attacks_after(self, number: int) -> bool:
         """Whether a model that is judged after this round, not at the end, is attacked too."""

@@ -154,6 +154,26 @@ class Rise:
         return self.begin + (1.0 - self.begin) * min(round / self.rounds, 1.0)
 
 
+@options
+class Smooth:
+    """A r^4 until a quarter of `rounds`, rounded down, then in equal steps to 1 in round `rounds`, and 1 from there on.
+
+    Where both meet they have one slope, which A follows from.
+    """
+
+    rounds: PositiveInt
+    """Rounds that it takes to 1."""
+
+    def factor(self, round: int) -> float:  # noqa: A002
+        """The factor in a round."""
+        bend, way = self.rounds // 4, min(round, self.rounds)
+        if not bend:
+            return way / self.rounds
+        steep = 4.0 * bend**3
+        whole = bend**4 + steep * (self.rounds - bend)
+        return (float(way**4) if way < bend else bend**4 + steep * (way - bend)) / whole
+
+
 Schedule = Annotated[
     Constant | Exponential | Step | Cosine | CosinePower | Linear | Table,
     one_of(
@@ -180,5 +200,5 @@ def scheduled(lr: float, schedule: Schedule, round: int) -> float:  # noqa: A002
     return rate
 
 
-Growth = Annotated[Constant | Rise, one_of(constant=Constant, rise=Rise)]
+Growth = Annotated[Constant | Rise | Smooth, one_of(constant=Constant, rise=Rise, smooth=Smooth)]
 """What grows to its full size: the same in all rounds, or rising."""

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedsim.core.errors import BrokenPromiseError, InputError, one_line
 from fedsim.core.finite import surely_finite
@@ -88,6 +88,13 @@ class Cohort:
         if self._network is None:
             raise BrokenPromiseError("an algorithm for black boxes asked for gradients")
         return self._network
+
+    @property
+    def module(self) -> nn.Module:
+        """The model that is trained; the parameters that it has itself are nobody's."""
+        if self._problem.model is None:
+            raise BrokenPromiseError("an algorithm for black boxes asked for the model")
+        return self._problem.model.module
 
     @property
     def data(self) -> Examples:

@@ -13,9 +13,10 @@ from fedsim.nets.curvature import Linearised, slopes
 from fedsim.nets.descent import Compiled, Loop
 from fedsim.nets.ghost import factors, lengths
 from fedsim.nets.layers import has_hooks
-from fedsim.nets.losses import Loss, weighted
+from fedsim.nets.losses import Loss, ModelLoss, weighted
 from fedsim.nets.modes import forward_mode
-from fedsim.nets.network import Batch
+from fedsim.nets.network import Batch, gradients_of_models, products_of_models
+from fedsim.nets.optimizers import descend_plainly
 from fedsim.nets.rows import columns, scale, scaled, squares
 from fedsim.nets.stack import Layout, Stack, extended, take
 
@@ -68,6 +69,8 @@ class ChainNetwork:
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients of the k clients of a batch."""
+        if isinstance(batch.loss, ModelLoss):
+            return gradients_of_models(self.layout, y, batch, batch.loss)
         losses, parts = self._backward(y, batch)
         return losses, self._gathered(y, parts)
 
@@ -77,6 +80,8 @@ class ChainNetwork:
         R h_l = act' (R h_{l-1} W^T + h_{l-1} V^T + v_b), and from the last layer to the first, with e = delta_l W_l,
         R delta_{l-1} = act' (R delta_l W_l + delta_l V_l) + act'' R h_{l-1} e / act', of which ReLU has no last term.
         """
+        if isinstance(batch.loss, ModelLoss):
+            return products_of_models(self.layout, y, batch, batch.loss, v)
         *hidden, outputs = self._forward(y, batch.x)
         loss, weight = self.loss if batch.loss is None else batch.loss, batch.weight.unsqueeze(2)
         losses, pull, delta = loss.gradients_with(hidden[-1], outputs, batch.y)
@@ -156,6 +161,8 @@ class ChainNetwork:
     def values(self, y: Stack, batch: Batch) -> Tensor:
         """Losses [k] of the k clients of a batch."""
         loss = self.loss if batch.loss is None else batch.loss
+        if isinstance(loss, ModelLoss):
+            return loss.of(y.leaves, batch.x, batch.y, batch.weight)
         *_, features, outputs = self._forward(y, batch.x)
         return weighted(loss.examples_with(features, outputs, batch.y), batch.weight)
 
@@ -169,6 +176,10 @@ class ChainNetwork:
         self, y: Stack, batch: Batch, lr: float | Tensor, decay: float = 0.0, shift: Stack | None = None
     ) -> Tensor:
         """Take the step of the module's text in place; losses [k] before the step."""
+        if isinstance(batch.loss, ModelLoss):
+            losses, gradient = self.gradients(y, batch)
+            descend_plainly(y, gradient, lr, decay, shift)
+            return losses
         if isinstance(lr, Tensor):
             return self._descend_each(y, batch, lr, decay, shift)
         beta = 1.0 - lr * decay

@@ -32,6 +32,7 @@ from fedsim.nets.heads import Taken, bare, taken_of
 from fedsim.nets.layers import Residual, has_backward_hooks, has_hooks
 from fedsim.nets.normalisation import BatchNorm, statistics_of
 from fedsim.nets.sequences import LastStep, MeanStep, Padded, Positions, Steps
+from fedsim.nets.stack import Layout
 from fedsim.nets.together import hiding
 
 WORTH_A_CALL = 10_000_000
@@ -63,6 +64,28 @@ IMAGEWISE = (
     nn.ZeroPad2d,
     nn.Upsample,
 )
+
+
+class Names:
+    """What a model calls the parameters of a stack: all names that it has for them, and those of what is frozen."""
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        self._layout = layout
+        first: dict[int, str] = {}
+        parameters = list(model.named_parameters(remove_duplicate=False))
+        every = [*parameters, *model.named_buffers(remove_duplicate=False)]
+        for name, own in every:
+            first.setdefault(id(own), name)
+        shared = {name: first[id(own)] for name, own in every}
+        self._aliases = {name: own for name, own in shared.items() if name != own and own in layout.names}
+        # Frozen parameters are no part of the vector; every client has the same.
+        self._frozen = {name: own.detach() for name, own in parameters if shared[name] not in layout.names}
+
+    def of(self, leaves: Sequence[Tensor], clients: int) -> dict[str, Tensor]:
+        """Parameters by name, each [C, ...], of a stack's leaves for so many clients."""
+        named = dict(zip(self._layout.names, leaves, strict=True))
+        named |= {name: named[own] for name, own in self._aliases.items()}
+        return named | {name: own.expand(clients, *own.shape) for name, own in self._frozen.items()}
 
 
 def loses_to_a_loop(model: nn.Module, operations: int) -> bool:

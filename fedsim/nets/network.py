@@ -33,8 +33,8 @@ from fedsim.nets.dropout import Draw, drawing
 from fedsim.nets.functional import Functional
 from fedsim.nets.ghost import factors, watching
 from fedsim.nets.halves import halves
-from fedsim.nets.losses import Loss, each_its_own, weighted, weighted_gradient
-from fedsim.nets.lowering import Lowered, lower
+from fedsim.nets.losses import Loss, ModelLoss, each_its_own, weighted, weighted_gradient
+from fedsim.nets.lowering import Lowered, Names, lower
 from fedsim.nets.modes import forward_mode
 from fedsim.nets.optimizers import descend_plainly
 from fedsim.nets.plain import PlainLoop
@@ -47,11 +47,11 @@ class Batch:
     """One local step of the clients that still work, the first k rows of a cohort.
 
     x: [k, B, ...], y: [k, B, *places], weight: [k, B]: 1/count for examples and 0 for padding. draw: whose draws they
-    make. loss: instead of the network's own; where it is about V views of each example, B is V times as wide, and where
-    it is of features they are those of the same pass. padded: whether there is padding; None: who has to know looks,
-    for which a GPU is waited for. expected: [k], where examples are drawn by coins how many were to be expected, which
-    stands in weights in the place of the count. evaluated: gradients are those of models as they are judged, without
-    dropout, and normalised by running statistics, which stay.
+    make. loss: instead of the network's own; where it is about V views of each example, B is V times as wide, where it
+    is of features they are those of the same pass, and where it is of models it is given their leaves. padded: whether
+    there is padding; None: who has to know looks, for which a GPU is waited for. expected: [k], where examples are
+    drawn by coins how many were to be expected, which stands in weights in the place of the count. evaluated: gradients
+    are those of models as they are judged, without dropout, and normalised by running statistics, which stay.
     """
 
     x: Tensor
@@ -222,6 +222,8 @@ class _Autograd(ABC):
     def products(self, y: Stack, batch: Batch, v: Stack) -> tuple[Tensor, Stack, Stack]:
         """Losses [k], gradients and H v of the k clients of a batch, by two backward passes."""
         loss = self.loss if batch.loss is None else batch.loss
+        if isinstance(loss, ModelLoss):
+            return products_of_models(self.layout, y, batch, loss, v)
         with differentiated_twice():
             passed, trained = self._traced(y, batch, features=loss.of_features)
             losses = weighted(loss.examples_with(*passed, batch.y), batch.weight)
@@ -260,6 +262,8 @@ class _Autograd(ABC):
 
     def _values(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         loss = self.loss if batch.loss is None else batch.loss
+        if isinstance(loss, ModelLoss):
+            return loss.of(leaves, batch.x, batch.y, batch.weight)
         passed = self._passed(leaves, batch.x, features=loss.of_features)
         return weighted(loss.examples_with(*passed, batch.y), batch.weight)
 
@@ -309,16 +313,8 @@ class StackedNetwork(_Autograd):
         self.layout, self.loss = layout, loss
         self.lowered: Lowered = lower(model)
         self._model = model
-        first: dict[int, str] = {}
-        parameters = list(model.named_parameters(remove_duplicate=False))
-        every = [*parameters, *model.named_buffers(remove_duplicate=False)]
-        for name, own in every:
-            first.setdefault(id(own), name)
-        shared = {name: first[id(own)] for name, own in every}
-        self._aliases = {name: own for name, own in shared.items() if name != own and own in layout.names}
+        self._names = Names(model, layout)
         self._watched = True
-        # Frozen parameters are no part of the vector; every client has the same.
-        self._frozen = {name: own.detach() for name, own in parameters if shared[name] not in layout.names}
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [k] and gradients of the k clients of a batch."""
@@ -360,7 +356,7 @@ class StackedNetwork(_Autograd):
     def features(self, y: Stack, x: Tensor) -> Tensor:
         """What the head reads, [k, B, h], for inputs [k, B, ...], without dropout, with nothing kept."""
         with torch.no_grad():
-            return self._halves[0](self._named(y.leaves, x), x).flatten(2)
+            return self._halves[0](self._names.of(y.leaves, len(x)), x).flatten(2)
 
     def _traced(self, y: Stack, batch: Batch, *, features: bool) -> tuple[Passed, list[Tensor]]:
         trained = [leaf.detach().requires_grad_() for leaf in y.leaves[: self.layout.trained]]
@@ -369,7 +365,7 @@ class StackedNetwork(_Autograd):
             return self._passed(leaves, batch.x, features=features), trained
 
     def _passed(self, leaves: Sequence[Tensor], x: Tensor, *, features: bool) -> Passed:
-        named = self._named(leaves, x)
+        named = self._names.of(leaves, len(x))
         if not features:
             return None, self.lowered(named, x)
         body, head = self._halves
@@ -381,12 +377,6 @@ class StackedNetwork(_Autograd):
         """What makes features, and the head."""
         body, head = halves(self._model)
         return lower(body), lower(head)
-
-    def _named(self, leaves: Sequence[Tensor], x: Tensor) -> dict[str, Tensor]:
-        """Parameters in the stack's shapes, by all names that the model has for them."""
-        named = dict(zip(self.layout.names, leaves, strict=True))
-        named |= {name: named[own] for name, own in self._aliases.items()}
-        return named | {name: own.expand(len(x), *own.shape) for name, own in self._frozen.items()}
 
 
 class PlainNetwork(_Autograd):
@@ -414,6 +404,8 @@ class PlainNetwork(_Autograd):
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [1] and gradients of one client."""
         own = self.loss if batch.loss is None else batch.loss
+        if isinstance(own, ModelLoss):
+            return gradients_of_models(self.layout, y, batch, own)
         passed, parameters = self._traced(y, batch, features=own.of_features)
         losses = own.examples_with(*passed, batch.y)
         gradient = weighted_gradient(losses, batch.weight, parameters)
@@ -445,7 +437,7 @@ class PlainNetwork(_Autograd):
     def values(self, y: Stack, batch: Batch) -> Tensor:
         """Losses [k] of the k clients of a batch, without dropout and with nothing kept to differentiate them."""
         loss = self.loss if batch.loss is None else batch.loss
-        if loss.of_features:
+        if loss.of_features or isinstance(loss, ModelLoss):
             return super().values(y, batch)
         return weighted(loss.examples(self.outputs(y, batch.x), batch.y), batch.weight)
 
@@ -475,6 +467,34 @@ class PlainNetwork(_Autograd):
         passed = [self.model.with_features(named, own) for named, own in zip(rows, x, strict=True)]
         read, outputs = zip(*passed, strict=True)
         return torch.stack(read).flatten(2), torch.stack(outputs)
+
+
+def gradients_of_models(layout: Layout, y: Stack, batch: Batch, loss: ModelLoss) -> tuple[Tensor, Stack]:
+    """Losses [k] of the models themselves, and gradients of what is trained."""
+    losses, trained = _of_models(layout, y, batch, loss)
+    gradient = torch.autograd.grad(losses.sum(), trained, allow_unused=True, materialize_grads=True)
+    return losses.detach(), Stack(gradient)
+
+
+def products_of_models(
+    layout: Layout, y: Stack, batch: Batch, loss: ModelLoss, v: Stack
+) -> tuple[Tensor, Stack, Stack]:
+    """The same, and products H v with the Hessians."""
+    with differentiated_twice():
+        losses, trained = _of_models(layout, y, batch, loss)
+        gradient = torch.autograd.grad(
+            losses.sum(), trained, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        curved = derivative(gradient, trained, v.leaves)
+    return losses.detach(), _like(v, gradient), _like(v, curved)
+
+
+def _of_models(layout: Layout, y: Stack, batch: Batch, loss: ModelLoss) -> tuple[Tensor, list[Tensor]]:
+    """Losses [k], and what is trained, in their terms."""
+    trained = [leaf.detach().requires_grad_() for leaf in y.leaves[: layout.trained]]
+    leaves = [*trained, *y.leaves[layout.trained :]]
+    with torch.enable_grad():
+        return loss.of(leaves, batch.x, batch.y, batch.weight), trained
 
 
 def _like(stack: Stack, parts: Iterable[Tensor]) -> Stack:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.attacks.attack import Attack
+from fedsim.attacks.certificate import Certificate
 from fedsim.core.data_files import DataFolder
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Index, Streams
@@ -131,11 +132,12 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True)
 class Trial:
-    """How the global model is judged under attacks.
+    """How the global model is judged under attacks, and by what none can do.
 
     attacks: which, of different labels. on: of `test`, `train` and `validation` the sets that are attacked. examples:
     a sample of at most so many of each set; None: all. clients: attack each client's own examples too, all of them.
-    streams: of what attacks draw. metrics: what is measured beside loss and accuracy.
+    streams: of what attacks draw. metrics: what is measured beside loss and accuracy. certify: what is bounded; None:
+    nothing. There is an attack or that.
     """
 
     attacks: tuple[Attack, ...]
@@ -144,6 +146,14 @@ class Trial:
     clients: bool
     streams: Streams
     metrics: Sequence[Measure] = ()
+    certify: Certificate | None = None
+
+    @property
+    def named(self) -> tuple[str, object]:
+        """An option that asks for it, and its value."""
+        if self.attacks:
+            return "attacks", ", ".join(attack.label for attack in self.attacks)
+        return "certify", "given"
 
 
 class Looped(ProblemView, Protocol):

@@ -223,8 +223,7 @@ class BlackBox:
 
     def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:  # noqa: ARG002
         """Refuse: there are no examples to attack."""
-        labels = ", ".join(attack.label for attack in trial.attacks)
-        raise InputError("attacks", labels, "the clients of a black box have no examples to attack; leave it out")
+        raise InputError(*trial.named, "the clients of a black box have no examples to attack; leave it out")
 
     def attacked_measures(self, trial: Trial) -> list[str]:
         """Refuse, as `attacked` does."""

@@ -458,7 +458,7 @@ class Supervised:
 
     def attacked_measures(self, trial: Trial) -> list[str]:
         """The names that `attacked` gives. InputError: an attack does not go with what it is to be made on."""
-        return attacked_measures(self.judged, trial)
+        return attacked_measures(self.judged, self.model, trial)
 
     def losses(
         self,

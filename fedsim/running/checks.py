@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from fedsim.client.bounding import Bounding
+from fedsim.client.defence import Defence
 from fedsim.client.objective import FLAT
 from fedsim.client.training import LocalTraining
 from fedsim.compression.feedback import Tracking
@@ -14,10 +16,11 @@ from fedsim.core.measures import HIGHER, attack_of, label_of
 from fedsim.core.near import name_one
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
+from fedsim.core.terminal import note
 from fedsim.engine.client import Client
 from fedsim.exchange.secure import Secure
 from fedsim.nets.private import Private
-from fedsim.problems.attacked import check_attack
+from fedsim.problems.attacked import certifies, check_attack
 from fedsim.problems.base import Problem
 from fedsim.problems.supervised import Supervised
 from fedsim.running import promises
@@ -76,6 +79,7 @@ def check(experiment: Experiment, problem: Problem) -> None:
     whose = Whose.of(problem, experiment.strategy, experiment.client, experiment.evaluation)
     measured = measures(experiment, problem)
     if isinstance(problem, Supervised):
+        _note_weak(experiment, problem)
         _check_training(experiment, problem)
         _check_divided(experiment.client, problem.model.private)
         if problem.model.private is not None:
@@ -113,8 +117,15 @@ def measures(experiment: Experiment, problem: Problem) -> list[str]:
         if trial is None:
             return found
         if not whose.everybodys:
-            raise InputError("attacks", trial.attacks[0].label, "no model is for all clients here; leave attacks out")
+            raise InputError(*trial.named, "no model is for all clients here; leave it out")
         return found + problem.attacked_measures(trial)
+
+
+def _note_weak(experiment: Experiment, problem: Supervised) -> None:
+    """Say of what layers certificates are weak."""
+    certificate = experiment.evaluation.certify
+    if certificate is not None and (loose := certifies(certificate, problem.model).loose):
+        note(f"certificates are weak, for bounds through {loose[0]} are: normalisation sees all of its inputs at once")
 
 
 def _check_sparse(experiment: Experiment) -> None:
@@ -195,15 +206,21 @@ def _check_training(experiment: Experiment, problem: Supervised) -> None:
     if defence.of_classes and not problem.data.labelled:
         kind = kind_of("defences", defence)
         raise InputError("client.adversarial.kind", kind, "its loss is about one class an example; take standard")
-    with naming("client.adversarial.attack"):
-        if defence.attacked_by.only_judges:
-            raise InputError("kind", defence.attacked_by.label, "it only judges models; train against pgd")
-        check_attack(defence.attacked_by, problem.data.x, problem.data)
     last = ENDLESS if experiment.rounds is None else experiment.rounds - 1
+    if isinstance(defence, Defence):
+        with naming("client.adversarial.attack"):
+            if defence.attacked_by.only_judges:
+                raise InputError("kind", defence.attacked_by.label, "it only judges models; train against pgd")
+            check_attack(defence.attacked_by, problem.data.x, problem.data)
+    if isinstance(defence, Bounding):
+        defence.hold(problem.model.module, problem.model.layout)
+        with naming("client.adversarial"):
+            defence.hold_data(problem.data.x)
+            defence.hold_rounds(last)
     if not defence.effort(last):
         rounds = "any round" if last == ENDLESS else f"{last + 1} rounds" if last else "the only round"
-        remedy = f"attacks nothing in {rounds}, so that nobody is defended"
-        remedy += ": look at its attack's epsilon and steps, warm_up and mix, or leave it out"
+        remedy = f"{defence.does} nothing in {rounds}, so that nobody is defended"
+        remedy += ": look at epsilon, warm_up, an attack's steps and mix, or leave it out"
         raise InputError("client.adversarial", kind_of("defences", defence), remedy)
 
 

@@ -37,7 +37,7 @@ def hold_extensible(made: Experiment, rounds: int) -> None:
         given = getattr(evaluation, option)
         remedy = f"the model was judged after round {last} only because that was the last; {anew}"
         raise InputError(f"evaluation.{option}", given, remedy)
-    if evaluation.made["attacks"] and not evaluation.attacks_after(last):
+    if evaluation.tries and not evaluation.attacks_after(last):
         remedy = f"the model was attacked after round {last} only because that was the last; {anew}"
         raise InputError("evaluation.attacks_every", evaluation.attacks_every, remedy)
 

@@ -85,6 +85,7 @@ def pace(experiment: Experiment, problem: Problem, orders: Order, window: Window
         every = _least(operations * examples, allowed, 1, attacks_every or 0)
     if trial is not None and attacks_every is None and every:
         passes = sum(1.0 + attack.gradients / FORWARD for attack in trial.attacks)
+        passes += 0.0 if trial.certify is None else trial.certify.passes(problem.model.footprint.outputs)
         attacks_every = _least(operations * passes * problem.attacked_examples(trial), allowed, every)
     decided = replace(given, every=every, attacks_every=attacks_every)
     return Pace(decided, examples, operations * examples / max(training, 1.0))

@@ -127,6 +127,21 @@ class FeatureLoss(Loss):
         return losses + beside, pull, gradient
 
 
+class ModelLoss(Loss):
+    """A loss of models around inputs, which is no function of their outputs for these."""
+
+    @abstractmethod
+    def of(self, leaves: Sequence[Tensor], x: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+        """Losses [k] of a stack's leaves [k, ...] on inputs x [k, B, ...], in terms that can be differentiated.
+
+        weight: of the examples, [k, B], 0 where there is none.
+        """
+
+    def examples(self, outputs: Tensor, targets: Tensor) -> Tensor:  # noqa: ARG002
+        """None without the models."""
+        raise BrokenPromiseError(f"{type(self).__name__}: a loss of models was asked without them")
+
+
 class Pointwise(Loss):
     """A loss of single targets: an example's is the mean over its places that count, its numbers or its tags."""
 
