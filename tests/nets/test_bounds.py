@@ -15,7 +15,7 @@ from fedsim.attacks.gradient import CW, PGD
 from fedsim.core.errors import InputError
 from fedsim.nets.bounds import Bounds, Box, _minimum, certified
 from fedsim.nets.chain import ChainNetwork
-from fedsim.nets.crown import Crown
+from fedsim.nets.crown import Crown, _between
 from fedsim.nets.layers import Residual
 from fedsim.nets.losses import CrossEntropy
 from fedsim.nets.prepared import prepare
@@ -235,6 +235,32 @@ def test_nothing_in_a_box_is_beyond_the_bounds_of_any_layer(kind):
             outputs = bounds.exactly(named, around.lower + share * (around.upper - around.lower))
             assert bool((outputs >= found.lower - 1e-9).all())
             assert bool((outputs <= found.upper + 1e-9).all())
+
+
+def test_what_is_normalised_is_bounded_by_what_it_is_less_its_mean():
+    """Where the variance does not matter, corners reach the bounds: 2/3 r_i and 1/3 of the two others' radii."""
+    model = nn.Sequential(nn.LayerNorm(3, eps=1e4)).double()
+    bounds, named, _ = bounded(model)
+    around = Box(torch.tensor([[[0.0, 1.0, 2.0]]]).double(), torch.tensor([[[1.0, 1.5, 4.0]]]).double())
+    found = bounds.outputs(named, around)
+    corners = torch.cartesian_prod(*torch.stack((around.lower, around.upper)).view(2, 3).T).unsqueeze(0)
+    outputs = bounds.exactly(named, corners)
+    assert torch.allclose(found.lower[0, 0], outputs.amin(dim=1)[0], rtol=1e-3)
+    assert torch.allclose(found.upper[0, 0], outputs.amax(dim=1)[0], rtol=1e-3)
+
+
+def test_lines_find_where_the_inputs_of_relus_lie():
+    model = drawn(lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), 1)[0]
+    _, named, _ = bounded(model)
+    layers = [(named[f"{place}.weight"], named[f"{place}.bias"]) for place in (0, 2)]
+    x = uniform(1, 40, 4)
+    _, wide = _between(layers, box(x), intervals=True)
+    _, found = _between(layers, box(x), intervals=False)
+    assert float((found.lower - wide.lower).mean()) > 0.01 < float((wide.upper - found.upper).mean())
+    assert bool(((found.lower >= wide.lower) & (found.upper <= wide.upper)).all())
+    for seed in range(20):
+        inputs = model[:3](box(x).lower + uniform(*x.shape, seed=seed).round() * 2 * box(x).radius)
+        assert bool(((inputs >= found.lower - 1e-9) & (inputs <= found.upper + 1e-9)).all())
 
 
 def images(*layers: nn.Module) -> nn.Module:

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 import fedsim
 from fedsim import InputError
 from fedsim.attacks.attack import Victim
-from fedsim.attacks.certificate import Certificate
+from fedsim.attacks.certificate import Certificate, Certified
 from fedsim.attacks.gradient import FGSM, PGD
 from fedsim.configuration.tables import experiment
 from fedsim.core.errors import BrokenPromiseError
 from fedsim.core.measures import attack_of
 from fedsim.core.options import options
 from fedsim.core.streams import Streams
+from fedsim.nets.bounds import Bounds, Box
+from fedsim.nets.crown import Crown
 from fedsim.nets.losses import Loss
 from fedsim.problems.base import Trial
 from fedsim.problems.own_functions import black_box
@@ -78,6 +80,22 @@ def test_what_is_not_certain_is_not_certified(dtype):
         assert found[f"global_train_certified_{way}_accuracy"] == pytest.approx(share)
         sure = problem.attacked(problem.initial(), trial(epsilon=0.0, on=("train",), certify={"by": way}))
         assert sure[f"global_train_certified_{way}_accuracy"] == 1.0
+
+
+def test_of_two_bounds_the_better_one_counts():
+    """Lines around ReLUs are mostly tighter than intervals, and not always."""
+    problem = small_problem()
+    params = 2.0 * problem.initial()
+    certificate = Certificate(epsilon=0.2, domain="none")
+    made = Certified(certificate, problem.model.module, problem.model.layout)
+    found = made.worst(params, problem.data.x, problem.data.y)
+    bounds = Bounds(problem.model.module, problem.model.layout)
+    named = bounds.named(problem.model.layout.stack(params).leaves, 1)
+    box = Box.around(problem.data.x.unsqueeze(0), 0.2, None)
+    lines = -Crown(bounds).margins(named, box, problem.data.y.unsqueeze(0))[0]
+    assert bool((found["crown"] <= found["ibp"]).all())
+    assert bool((found["crown"] < found["ibp"]).any())
+    assert bool((lines > found["ibp"] + 1e-6).any())
 
 
 def test_a_box_ends_where_the_domain_does():

@@ -17,6 +17,8 @@ from fedsim.core.errors import InputError
 from fedsim.core.schedules import Smooth
 from fedsim.engine.cohort import Cohort
 from fedsim.nets.bounds import Bounds, Box
+from fedsim.nets.crown import Crown
+from fedsim.nets.losses import CrossEntropy
 from fedsim.nets.stack import Layout
 from fedsim.running.build import build_simulation
 from fedsim.testing.problems import blobs, small_problem
@@ -153,9 +155,9 @@ def test_steps_are_those_of_the_gradients_and_hessians_are_theirs():
     losses, gradients = found.gradients()
     network, start = found.cohort.network, found.rows.flat()
     moved = found.cohort.stack(start)
-    assert torch.equal(network.descend(moved, found.after, 0.1), losses)
-    assert torch.allclose(moved.flat(), start - 0.1 * gradients, rtol=0, atol=1e-14)
     along = torch.linspace(-1.0, 1.0, start.shape[1], dtype=start.dtype).expand_as(start)
+    assert torch.equal(network.descend(moved, found.after, 0.1, 0.5, found.cohort.stack(along)), losses)
+    assert torch.allclose(moved.flat(), start - 0.1 * (gradients + 0.5 * start - along), rtol=0, atol=1e-14)
     _, again, curved = network.products(found.rows, found.after, found.cohort.stack(along))
     assert torch.allclose(again.flat(), gradients, rtol=0, atol=1e-12)
     ahead = found.cohort.stack(start + 1e-6 * along)
@@ -200,7 +202,7 @@ def unchecked(monkeypatch):
 def test_epsilon_and_kappa_follow_the_servers_round(monkeypatch):
     """Of 8 rounds after 2, epsilon is A r^4 before the 2nd of them, and linear from there; kappa falls from 1 to 0.4.
 
-    A = 1 / (2^4 + 4 2^3 6) = 1 / 208; at r = 5 epsilon is (16 + 32 3) / 208 of 0.3, kappa 1 - 0.6 5/8 and beta 3/8.
+    A = 1 / (2^4 + 4 2^3 6) = 1 / 208; at r = 5 epsilon is (16 + 32 3) / 208 of 0.3, kappa 1 - 0.6 5/8 = 5/8, beta 3/8.
     """
     options = {"warm_up": 2, "growth": {"kind": "smooth", "rounds": 8}, "kappa": 0.4}
     defence: Bounding = made(IBP | options)
@@ -214,8 +216,18 @@ def test_epsilon_and_kappa_follow_the_servers_round(monkeypatch):
     assert torch.allclose(losses, constant.gradients()[0], rtol=0, atol=1e-12)
     crowned = armed(IBP | options | {"crown": 1.0})
     batch = crowned.defence.armed(crowned.cohort, 112 / 208)(crowned.rows, crowned.before)
-    tighter, _ = crowned.cohort.network.gradients(crowned.rows, batch)
-    assert bool((tighter < losses).all())
+    losses, _ = crowned.cohort.network.gradients(crowned.rows, batch)
+    bounds = Bounds(crowned.cohort.module, crowned.cohort.network.layout)
+    named, x, y = bounds.named(crowned.rows.leaves, 6), batch.x, batch.y
+    box = Box.around(x, 0.3 * 112 / 208, None)
+    margins = 3 / 8 * Crown(bounds).margins(named, box, y, intervals=True) + 5 / 8 * bounds.margins(named, box, y)
+    own, worst = (CrossEntropy().examples(outputs, y) for outputs in (bounds.exactly(named, x), -margins))
+    expected = ((5 / 8 * own + 3 / 8 * worst) * batch.weight).sum(dim=1)
+    assert torch.allclose(losses, expected, rtol=0, atol=1e-12)
+    mixed = armed(table("mtl_ibp", alpha=1.0))
+    half = mixed.defence.armed(mixed.cohort, 0.5)(mixed.rows, mixed.before)
+    alone = armed(IBP | {"kappa": 0.0, "epsilon": 0.15}).gradients()[0]
+    assert torch.allclose(mixed.cohort.network.gradients(mixed.rows, half)[0], alone, rtol=0, atol=1e-12)
 
 
 def test_the_published_smooth_schedule():
