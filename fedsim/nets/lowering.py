@@ -67,7 +67,10 @@ IMAGEWISE = (
 
 
 class Names:
-    """What a model calls the parameters of a stack: all names that it has for them, and those of what is frozen."""
+    """What a model calls the parameters of a stack: all names that it has for them, and those of what is frozen.
+
+    aliases: the names that a stack has, by other names for the same.
+    """
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self._layout = layout
@@ -77,14 +80,14 @@ class Names:
         for name, own in every:
             first.setdefault(id(own), name)
         shared = {name: first[id(own)] for name, own in every}
-        self._aliases = {name: own for name, own in shared.items() if name != own and own in layout.names}
+        self.aliases = {name: own for name, own in shared.items() if name != own and own in layout.names}
         # Frozen parameters are no part of the vector; every client has the same.
         self._frozen = {name: own.detach() for name, own in parameters if shared[name] not in layout.names}
 
     def of(self, leaves: Sequence[Tensor], clients: int) -> dict[str, Tensor]:
         """Parameters by name, each [C, ...], of a stack's leaves for so many clients."""
         named = dict(zip(self._layout.names, leaves, strict=True))
-        named |= {name: named[own] for name, own in self._aliases.items()}
+        named |= {name: named[own] for name, own in self.aliases.items()}
         return named | {name: own.expand(clients, *own.shape) for name, own in self._frozen.items()}
 
 

@@ -335,7 +335,7 @@ class StackedNetwork(_Autograd):
         loss = self.loss if batch.loss is None else batch.loss
         with watching() as uses, self._passing(batch):
             losses = loss.examples(self._passed(y.leaves, batch.x, features=False)[1], batch.y)
-        names = [(self._aliases.get(use.name, use.name), use) for use in uses]
+        names = [(self._names.aliases.get(use.name, use.name), use) for use in uses]
         known = dict(names)
         places = [known.get(name) for name in self.layout.names]
         own = [use for use in places if use is not None]
