@@ -21,6 +21,7 @@ from fedsim.testing.subject import Path, Subject
 SPREAD = {"compute": {"kind": "fixed", "spread": 80.0}}
 ALL = {"kind": "uniform", "fraction": 1.0}
 OBSERVED = {"frequency": "observed"}
+CODED = {"compute": {"kind": "bursty", "enter": 0.1, "leave": 0.6}, "per": "step", "overhead": 2.0}
 ASYNCHRONOUS: dict[str, Any] = {"devices": SPREAD, "selection": ALL, "rounds": 9, "evaluation": {"every": 3}}
 SEARCH: dict[str, Any] = {"steps": 3, "lr": 0.05}
 FEW = {"count": 4, "mu": 0.1}
@@ -116,6 +117,14 @@ ROWS: dict[str, dict[str, Any]] = {
     "push_sum": {"strategy": {"kind": "push_sum"}, "client": {"kind": "push_sum", **TRAINING}},
     "random_walk": {
         "strategy": {"kind": "random_walk"}, "client": {"kind": "random_walk", **TRAINING}, "selection": ALL
+    },
+    "gradient_coding": {
+        "strategy": {"kind": "gradient_coding", "server_lr": 0.5}, "client": "gradient_coding", "selection": ALL,
+        "devices": CODED,
+    },
+    "gradient_coding_bursts": {
+        "strategy": {"kind": "gradient_coding", "code": "m_sgc", "server_lr": 0.5, "server_optimizer": "adagrad"},
+        "client": "gradient_coding", "selection": ALL, "devices": CODED, "rounds": 6,
     },
     "fedproto_examples": {
         "strategy": {"kind": "fedproto", "weights": "examples"},
@@ -459,6 +468,18 @@ STRATEGIES: dict[str, Others] = {
     "dpsgd": {"graph": ("complete", {}), "combine": ("before", {})},
     "gradient_tracking": {"graph": ("complete", {})},
     "push_sum": {"graph": ("complete", {})},
+    "gradient_coding": {
+        "server_lr": (0.25, {}),
+        "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
+        "code": ("m_sgc", {}),
+    },
+    "gradient_coding_bursts": {
+        "server_lr": (0.25, {}),
+        "server_optimizer": ("adam", {}),
+        "server_weight_decay": (0.1, {}),
+        "code": ({"kind": "m_sgc", "burst": 2, "window": 3}, {}),
+    },
     "random_walk": {
         "graph": ("complete", {}),
         "alpha": (0.0, {"rounds": 9}),
@@ -597,6 +618,8 @@ CLIENTS: dict[str, Others] = {
     "gradient_tracking": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER},
     "push_sum": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER},
     "random_walk": {**LOCAL, **STEPPING},
+    "gradient_coding": {},
+    "gradient_coding_bursts": {},
     "ditto": {
         **{name: other for name, other in LOCAL.items() if name != "curriculum"},
         **STEPPING,
@@ -863,6 +886,8 @@ CROSSING: dict[str, Others] = {
         "join": ("replay", {"downlink": "losses"}),
         "history": (1, {"downlink": "losses", **AWAY}),
     },
+    "gradient_coding": {"patience": (10.0, {"rounds": 6})},
+    "gradient_coding_bursts": {"patience": (10.0, {})},
 }
 """Options of strategies that change what crosses, and must change nothing else."""
 SINGLE = {"fedzo": 1e-4, "fzoos": 1e-3}
@@ -880,7 +905,17 @@ ALONE: dict[str, dict[str, Any]] = {
 UNCOUNTED = {"measure", "control"}
 """Actions whose evaluations are no part of a method's published count."""
 SILENT = {"sgd", "scaffold", "feddyn", "fedrep", "moon", "ifca", "fedala", "local", "fedproto"}
-SILENT |= {"ditto", "pfedme", "apfl", "perfedavg", "dpsgd", "gradient_tracking", "push_sum", "random_walk"}
+SILENT |= {
+    "ditto",
+    "pfedme",
+    "apfl",
+    "perfedavg",
+    "dpsgd",
+    "gradient_tracking",
+    "push_sum",
+    "random_walk",
+    "gradient_coding",
+}
 """Clients that never ask for a value."""
 
 
@@ -927,6 +962,8 @@ def held_to(rows: Sequence[str], of: Sequence[checks.Check]) -> list[Any]:
         for check in of:
             if row == "secure" and check is checks.bytes_are_those_of_the_payloads:
                 continue  # they are more: see tests/running/test_secure_rounds.py
+            if row.startswith("gradient_coding") and check is checks.another_seed_gives_other_bytes:
+                continue  # a code gives the same sum as any other
             often = varies(row, check) and check is not checks.an_interrupted_run_ends_like_an_uninterrupted_one
             marks = [pytest.mark.xdist_group(row), *([] if often else [pytest.mark.slow])]
             found.append(pytest.param(row, check, marks=marks, id=f"{row}-{check.__name__}"))

@@ -28,6 +28,7 @@ from fedsim.coding import (
     gilbert_elliott,
     simulate,
 )
+from fedsim.coding.codes import Normal
 from fedsim.plots.style import BRIGHT, INK, plain, save
 from fedsim.running.sweep import Outcome
 
@@ -59,10 +60,15 @@ TRACES = {
 SCHEMES = {"wait": "waiting for all", "gc": "GC", "sr": "SR-SGC", "m": "M-SGC"}
 
 
+def normal(seed: int) -> Normal:
+    """What a code's factors are drawn by."""
+    return np.random.default_rng(seed).standard_normal
+
+
 def codes(most: int = 10) -> Iterator[tuple[str, Scheme]]:
     """Gradient codes for 1 to so many stragglers, and what they are called."""
     for count in range(1, most + 1):
-        yield f"s {count}", GradientCoding.of(WORKERS, count, np.random.default_rng(count))
+        yield f"s {count}", GradientCoding.of(WORKERS, count, normal(count))
 
 
 def designs(name: str) -> Iterator[tuple[str, Scheme]]:
@@ -74,13 +80,13 @@ def designs(name: str) -> Iterator[tuple[str, Scheme]]:
     elif name == "sr":
         for burst, window in ((1, 2), (2, 3), (2, 5)):
             for most in (4, 8, 12):
-                design = SelectiveRepeat.designed(WORKERS, burst, window, most, np.random.default_rng(most))
+                design = SelectiveRepeat.designed(WORKERS, burst, window, most, normal(most))
                 yield f"B {burst}, W {window}, lambda {most}", design
     else:
         for burst in range(1, 5):
             for window in (burst + 1, burst + 2):
                 for most in (6, 10, 14, 18):
-                    made = Multiplexed.designed(WORKERS, burst, window, most, np.random.default_rng(most))
+                    made = Multiplexed.designed(WORKERS, burst, window, most, normal(most))
                     yield f"B {burst}, W {window}, lambda {most}", made
 
 

@@ -2,19 +2,20 @@
 
 from fedsim.coding.cluster import Cluster, Timed, simulate
 from fedsim.coding.codes import cyclic, decode, repetition
-from fedsim.coding.schemes import GradientCoding, Multiplexed, Scheme, SelectiveRepeat, Task, Uncoded
-from fedsim.coding.stragglers import bursty, gilbert_elliott
+from fedsim.coding.schemes import GradientCoding, Multiplexed, Scheme, SelectiveRepeat, Uncoded, Work
+from fedsim.coding.stragglers import Bursts, Needs, gilbert_elliott
 
 __all__ = [
+    "Bursts",
     "Cluster",
     "GradientCoding",
     "Multiplexed",
+    "Needs",
     "Scheme",
     "SelectiveRepeat",
-    "Task",
     "Timed",
     "Uncoded",
-    "bursty",
+    "Work",
     "cyclic",
     "decode",
     "gilbert_elliott",

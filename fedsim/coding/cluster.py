@@ -51,25 +51,26 @@ def simulate(scheme: Scheme, cluster: Cluster, slow: Mask, jobs: int) -> Timed:
 
     BrokenPromiseError: a job is not known in time.
     """
-    progress = scheme.start(jobs)
+    came = scheme.nothing()
     earlier: list[Mask] = []
     taken: list[float] = []
     waited, results = 0, 0
     for number in range(jobs + scheme.delay):
-        tasks = progress.tasks(number)
-        load = np.array([sum(float(scheme.sizes[list(task.chunks)].sum()) for task in own) for own in tasks])
-        took = cluster.fixed + cluster.variable * scheme.workers * load
+        work = scheme.work(number, came).within(number, jobs)
+        took = cluster.fixed + cluster.variable * scheme.workers * scheme.done(work)
         took *= np.where(slow[number], cluster.slowdown, 1.0)
         deadline = (1 + cluster.patience) * took.min()
         late = took > deadline
-        if late.any() and not scheme.conforms(earlier, late):
+        if late.any() and not scheme.needs(earlier).allow(late):
             waited += 1
             late = np.zeros_like(late)
         taken.append(float(deadline if late.any() else took.max()))
-        progress.arrived(number, late)
+        came = scheme.arrived(came, number, work, late)
         earlier.append(late)
-        results += sum(len(own) for own, is_late in zip(tasks, late.tolist(), strict=True) if not is_late)
+        results += int((work.places[~late] >= 0).sum())
         due = number - scheme.delay
-        if 0 <= due < jobs and progress.total(due) is None:
+        row = due % (scheme.delay + 1)
+        if due >= 0 and scheme.decode(came[row]) is None:
             raise BrokenPromiseError(f"{type(scheme).__name__}: job {due} is not known after round {number}")
+        came[row] = False
     return Timed(np.cumsum(taken), waited, int(sum(mask.sum() for mask in earlier)), results)

@@ -7,12 +7,16 @@ Tandon et al. 2017, "Gradient coding", sections 3 and 4.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.core.errors import InputError
 
 Numbers = NDArray[np.float64]
+Normal = Callable[[tuple[int, int]], Numbers]
+"""Draws independent standard normal numbers of a shape, such as `numpy.random.default_rng(0).standard_normal`."""
 TOLERANCE = 1e-6
 """How far a combination of codes may be from the sum that it stands for."""
 
@@ -38,7 +42,7 @@ def cyclic(checks: Numbers) -> Numbers:
     return code
 
 
-def drawn(workers: int, stragglers: int, random: np.random.Generator) -> Numbers:
+def drawn(workers: int, stragglers: int, normal: Normal) -> Numbers:
     """B of the cyclic code with normal checks, the last of each row minus the sum of the others; s = 0: the identity.
 
     InputError: there is nobody left to answer.
@@ -46,7 +50,7 @@ def drawn(workers: int, stragglers: int, random: np.random.Generator) -> Numbers
     held(workers, stragglers)
     if stragglers == 0:
         return np.eye(workers)
-    checks = random.standard_normal((stragglers, workers))
+    checks = normal((stragglers, workers)).copy()
     checks[:, -1] = -checks[:, :-1].sum(axis=1)
     return cyclic(checks)
 

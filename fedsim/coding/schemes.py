@@ -2,107 +2,156 @@
 
 A job is one gradient: the sum over all data. Job t begins in round t, and is to be known at the end of round t + T.
 Where T > 0 the model of job t is another one than those of the T jobs before it, as if T + 1 models were trained in
-turn. The data are cut into chunks; a task is a combination of the gradients of some chunks of one job, and its result
-is one vector. A scheme hands out tasks, is told who came in time, and says of which results the sum of a job is made.
+turn. A scheme says what each worker sends in a round, from what has come so far, and of what has come of a job its sum
+is made with which factors. It remembers nothing itself.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.coding.codes import Numbers, decode, drawn, held
-from fedsim.coding.stragglers import Mask, bursty
+from fedsim.coding.codes import Normal, Numbers, decode, drawn, held
+from fedsim.coding.stragglers import Bursts, Mask, Needs
 from fedsim.core.errors import InputError
 
-Sent = Mapping["Task", float]
+IDLE = -1
+"""The place of nothing."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a worker is to send of a job: the sum over chunks [k] of factors [k] times the gradient of each."""
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What workers are to send in a round, slot by slot: combination `places` [n, k] of the job `ages` [n, k] before.
 
-    job: int
-    worker: int
-    chunks: tuple[int, ...]
-    factors: tuple[float, ...]
+    Both int64. A place of -1 is an idle slot.
+    """
 
+    ages: NDArray[np.int64]
+    places: NDArray[np.int64]
 
-class Jobs(ABC):
-    """The jobs of a scheme on their way."""
-
-    @abstractmethod
-    def tasks(self, number: int) -> list[list[Task]]:
-        """What each worker is to do in a round, from 0; asked once a round, in their order."""
-
-    @abstractmethod
-    def arrived(self, number: int, late: Mask) -> None:
-        """Learn who was late in a round, bool [n]: of them nothing has come."""
-
-    @abstractmethod
-    def total(self, job: int) -> Sent | None:
-        """The results, and the factor of each, that add up to the job's gradient; None: it cannot be known yet."""
+    def within(self, number: int, jobs: int | None = None) -> Work:
+        """Without what is of jobs before the first, or after the last of so many, in round `number`."""
+        job = number - self.ages
+        there = job >= 0 if jobs is None else (job >= 0) & (job < jobs)
+        return Work(self.ages, np.where(there, self.places, IDLE))
 
 
 class Scheme(ABC):
-    """A way to share work. workers: n. delay: T. load: the share of the data that each worker goes over in a round.
+    """A way to share work. Data are cut into K chunks, of whose gradients a worker sends combinations.
 
-    sizes: the share of the data in each chunk, [K].
+    workers: n. delay: T. places: P, how many combinations of each job are a worker's. slots: how many it sends in a
+    round. load: the share of the data that a worker goes over in a round in which no slot is idle. sizes: the share of
+    the data in each chunk, [K]; they add up to 1. combinations: [n, P, K].
+
+    What has come of the last T + 1 jobs, `came`, is bool [T + 1, n, P], job t in row t modulo T + 1, which is false
+    where the job begins.
     """
 
     @property
     @abstractmethod
-    def workers(self) -> int:
-        """How many share the work."""
+    def delay(self) -> int:
+        """See above."""
 
     @property
-    @abstractmethod
-    def delay(self) -> int:
-        """In how many rounds after its own a job is known."""
+    def places(self) -> int:
+        """See above."""
+        return int(self.combinations.shape[1])
+
+    @property
+    def slots(self) -> int:
+        """See above."""
+        return 1
 
     @property
     @abstractmethod
     def load(self) -> float:
-        """The share of the data, in a round in which no slot is idle."""
+        """See above."""
 
     @property
     @abstractmethod
     def sizes(self) -> Numbers:
-        """They add up to 1."""
+        """See above."""
+
+    @property
+    @abstractmethod
+    def combinations(self) -> Numbers:
+        """See above."""
+
+    @property
+    def workers(self) -> int:
+        """See above."""
+        return len(self.combinations)
+
+    @cached_property
+    def shares(self) -> Numbers:
+        """The share of the data that each combination is of, [n, P]."""
+        found: Numbers = (self.combinations != 0) @ self.sizes
+        return found
+
+    @cached_property
+    def lists(self) -> tuple[NDArray[np.int64], Numbers]:
+        """The chunks of each combination, and their factors, [n, P, w] both; -1 and 0 beyond the last."""
+        there = self.combinations != 0
+        wide = max(1, int(there.sum(axis=2).max()))
+        chunks = np.argsort(~there, axis=2, kind="stable")[:, :, :wide]
+        inside = np.take_along_axis(there, chunks, axis=2)
+        factors = np.take_along_axis(self.combinations, chunks, axis=2)
+        return np.where(inside, chunks, -1), np.where(inside, factors, 0.0)
+
+    def done(self, work: Work) -> Numbers:
+        """The share of the data that each worker goes over in a round, [n]."""
+        each = np.take_along_axis(self.shares, np.maximum(work.places, 0), axis=1)
+        found: Numbers = np.where(work.places >= 0, each, 0.0).sum(axis=1)
+        return found
+
+    def nothing(self) -> Mask:
+        """What has come before the first round."""
+        return np.zeros((self.delay + 1, self.workers, self.places), dtype=bool)
+
+    def arrived(self, came: Mask, number: int, work: Work, late: Mask) -> Mask:
+        """What has come after a round of which some are late, bool [n]: of them nothing has."""
+        worker, slot = np.nonzero((work.places >= 0) & ~late[:, None])
+        after = came.copy()
+        after[(number - work.ages[worker, slot]) % (self.delay + 1), worker, work.places[worker, slot]] = True
+        return after
 
     @abstractmethod
-    def conforms(self, earlier: Sequence[Mask], now: Mask) -> bool:
-        """Whether these stragglers of a round, bool [n], after those of the rounds before, leave all jobs in time."""
+    def work(self, number: int, came: Mask) -> Work:
+        """What is to be done in a round, from 0."""
 
     @abstractmethod
-    def start(self, jobs: int) -> Jobs:
-        """So many jobs, before the first round."""
+    def decode(self, came: Mask) -> Numbers | None:
+        """The factors [n, P] with which what has come of a job, bool [n, P], makes its gradient; None: it does not."""
+
+    @property
+    def looks_back(self) -> int:
+        """How many rounds before a round say who may be late in it."""
+        return 0
+
+    @abstractmethod
+    def needs(self, earlier: Sequence[Mask]) -> Needs:
+        """Who may be late in a round, that all jobs are known in time. earlier: who was in the rounds before it."""
 
 
 @dataclass(frozen=True, eq=False)
 class GradientCoding(Scheme):
     """GC(n, s): every worker sends one combination of s + 1 of n chunks; any n - s results give the sum. T = 0.
 
-    code: B [n, n], see `codes`. Tandon et al. 2017.
+    code: B [n, n], see `codes`. Load (s + 1) / n. Tandon et al. 2017.
     """
 
     code: Numbers
     stragglers: int
 
     @classmethod
-    def of(cls, workers: int, stragglers: int, random: np.random.Generator) -> GradientCoding:
+    def of(cls, workers: int, stragglers: int, normal: Normal) -> GradientCoding:
         """With the cyclic code. InputError: there is nobody left to answer."""
-        return cls(drawn(workers, stragglers, random), stragglers)
-
-    @property
-    def workers(self) -> int:
-        """How many rows the code has."""
-        return len(self.code)
+        return cls(drawn(workers, stragglers, normal), stragglers)
 
     @property
     def delay(self) -> int:
@@ -117,20 +166,27 @@ class GradientCoding(Scheme):
     @property
     def sizes(self) -> Numbers:
         """All chunks are as large."""
-        return np.full(self.workers, 1 / self.workers)
+        return np.full(len(self.code), 1 / len(self.code))
 
-    def conforms(self, earlier: Sequence[Mask], now: Mask) -> bool:  # noqa: ARG002
-        """Whether at most s are late."""
-        return int(now.sum()) <= self.stragglers
-
-    def start(self, jobs: int) -> Jobs:
-        """Every job is worked on in its own round, and again in none."""
-        return _Repeated(self, jobs, 0)
-
-    def task(self, job: int, worker: int) -> Task:
+    @property
+    def combinations(self) -> Numbers:
         """A row of the code."""
-        chunks = np.flatnonzero(self.code[worker])
-        return Task(job, worker, tuple(chunks.tolist()), tuple(self.code[worker, chunks].tolist()))
+        return self.code[:, None]
+
+    def work(self, number: int, came: Mask) -> Work:  # noqa: ARG002
+        """The job of the round."""
+        nothing = np.zeros((self.workers, 1), dtype=np.int64)
+        return Work(nothing, nothing)
+
+    def decode(self, came: Mask) -> Numbers | None:
+        """By the code, from whoever is there."""
+        factors = decode(self.code, came[:, 0])
+        return None if factors is None else factors[:, None]
+
+    def needs(self, earlier: Sequence[Mask]) -> Needs:  # noqa: ARG002
+        """All but s, whoever they are."""
+        nobody = np.zeros(self.workers, dtype=bool)
+        return Needs(nobody, nobody, self.stragglers)
 
 
 class Uncoded(GradientCoding):
@@ -143,37 +199,6 @@ class Uncoded(GradientCoding):
         return cls(np.eye(workers), 0)
 
 
-class _Repeated(Jobs):
-    """Results of one code's rows, in the round of a job and, of what is missing then, `later` rounds after it."""
-
-    def __init__(self, scheme: GradientCoding, jobs: int, later: int) -> None:
-        self._scheme, self._jobs, self._later = scheme, jobs, later
-        self._here = np.zeros((jobs, scheme.workers), dtype=bool)
-        self._given = np.zeros(scheme.workers, dtype=np.int64)
-
-    def tasks(self, number: int) -> list[list[Task]]:
-        """Job `number`; of job `number - later` as many of the missing results as it needs, by the first of them."""
-        scheme, now = self._scheme, np.full(self._scheme.workers, number)
-        before = number - self._later
-        if self._later and 0 <= before < self._jobs:
-            missing = np.flatnonzero(~self._here[before])
-            now[missing[: max(0, len(missing) - scheme.stragglers)]] = before
-        self._given = now
-        return [[scheme.task(job, worker)] if job < self._jobs else [] for worker, job in enumerate(now.tolist())]
-
-    def arrived(self, number: int, late: Mask) -> None:  # noqa: ARG002
-        """Note what has come."""
-        came = np.flatnonzero(~late & (self._given < self._jobs))
-        self._here[self._given[came], came] = True
-
-    def total(self, job: int) -> Sent | None:
-        """By the code, from whoever is there."""
-        factors = decode(self._scheme.code, self._here[job])
-        if factors is None:
-            return None
-        return {self._scheme.task(job, worker): float(factors[worker]) for worker in np.flatnonzero(factors).tolist()}
-
-
 @dataclass(frozen=True, eq=False)
 class SelectiveRepeat(GradientCoding):
     """SR-SGC(n, B, W, lambda): GC whose missing results, as many as are needed, are worked on again B rounds later.
@@ -182,31 +207,41 @@ class SelectiveRepeat(GradientCoding):
     workers work on it instead of job r. B divides W - 1. Krishnan et al. 2023, section 3.1.
     """
 
-    burst: int
-    window: int
-    most: int
+    bursts: Bursts
 
     @classmethod
-    def designed(cls, workers: int, burst: int, window: int, most: int, random: np.random.Generator) -> SelectiveRepeat:
-        """For bursts as of `stragglers.bursty`. InputError: there is no such code."""
-        _hold(workers, burst, window, most)
+    def designed(cls, workers: int, burst: int, window: int, most: int, normal: Normal) -> SelectiveRepeat:
+        """For bursts as of `stragglers.Bursts`. InputError: there is no such code."""
+        bursts = Bursts.held(workers, burst, window, most)
         if (window - 1) % burst:
             raise InputError("window", window, f"selective repeat needs bursts, {burst}, that divide window - 1")
         stragglers = -(-burst * most // (window - 1 + burst))
-        return cls(drawn(workers, stragglers, random), stragglers, burst, window, most)
+        return cls(drawn(workers, stragglers, normal), stragglers, bursts)
 
     @property
     def delay(self) -> int:
         """B."""
-        return self.burst
+        return self.bursts.burst
 
-    def conforms(self, earlier: Sequence[Mask], now: Mask) -> bool:
-        """Whether the bursts are those that it is designed for."""
-        return bursty(earlier, now, self.burst, self.window, self.most)
+    def work(self, number: int, came: Mask) -> Work:
+        """Of the job B rounds before as many of the missing results as it needs, by the first of them; or the round's.
 
-    def start(self, jobs: int) -> Jobs:
-        """Jobs whose missing results come B rounds later."""
-        return _Repeated(self, jobs, self.burst)
+        Of a job before the first nothing is missing.
+        """
+        ages = np.zeros((self.workers, 1), dtype=np.int64)
+        if number >= self.delay:
+            missing = np.flatnonzero(~came[(number - self.delay) % (self.delay + 1), :, 0])
+            ages[missing[: max(0, len(missing) - self.stragglers)]] = self.delay
+        return Work(ages, np.zeros_like(ages))
+
+    @property
+    def looks_back(self) -> int:
+        """W - 1."""
+        return self.bursts.window - 1
+
+    def needs(self, earlier: Sequence[Mask]) -> Needs:
+        """Whoever must not be late in these bursts."""
+        return self.bursts.needs(earlier, self.workers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,24 +256,22 @@ class Multiplexed(Scheme):
     """
 
     count: int
-    burst: int
-    window: int
-    most: int
+    bursts: Bursts
     codes: tuple[Numbers, ...]
 
     @classmethod
-    def designed(cls, workers: int, burst: int, window: int, most: int, random: np.random.Generator) -> Multiplexed:
-        """For bursts as of `stragglers.bursty`. InputError: there is no such code."""
-        _hold(workers, burst, window, most)
+    def designed(cls, workers: int, burst: int, window: int, most: int, normal: Normal) -> Multiplexed:
+        """For bursts as of `stragglers.Bursts`. InputError: there is no such code."""
+        bursts = Bursts.held(workers, burst, window, most)
         if window < 2:
             raise InputError("window", window, "multiplexing needs at least 2 rounds")
         groups = burst if most < workers else 0
-        return cls(workers, burst, window, most, tuple(drawn(workers, most, random) for _ in range(groups)))
+        return cls(workers, bursts, tuple(drawn(workers, most, normal) for _ in range(groups)))
 
     @property
-    def workers(self) -> int:
-        """As many as it is designed for."""
-        return self.count
+    def own(self) -> int:
+        """W - 1, chunks that each worker has for itself."""
+        return self.bursts.window - 1
 
     @property
     def delay(self) -> int:
@@ -247,116 +280,71 @@ class Multiplexed(Scheme):
 
     @property
     def slots(self) -> int:
-        """Tasks of each worker in a round, W - 1 + B: one of each job that is on its way."""
-        return self.window - 1 + self.burst
+        """W - 1 + B: one of each job that is on its way."""
+        return self.own + self.bursts.burst
 
     @property
     def load(self) -> float:
         """Of all slots together."""
         if not self.codes:
-            return self.slots / (self.workers * (self.window - 1))
-        coded = self.most + 1
-        return coded * self.slots / (self.workers * (self.burst + (self.window - 1) * coded))
+            return self.slots / (self.count * self.own)
+        coded = self.bursts.most + 1
+        return coded * self.slots / (self.count * (self.bursts.burst + self.own * coded))
 
     @cached_property
     def sizes(self) -> Numbers:
         """Of n (W - 1) chunks of D1, then n for each group of D2."""
-        alone = np.full(self.workers * (self.window - 1), self.load / self.slots)
-        coded = np.full(self.workers * len(self.codes), self.load / self.slots / (self.most + 1))
+        alone = np.full(self.count * self.own, self.load / self.slots)
+        coded = np.full(self.count * len(self.codes), self.load / self.slots / (self.bursts.most + 1))
         return np.concatenate((alone, coded))
 
-    def conforms(self, earlier: Sequence[Mask], now: Mask) -> bool:
-        """Whether the bursts are those that it is designed for."""
-        return bursty(earlier, now, self.burst, self.window, self.most)
-
-    def start(self, jobs: int) -> Jobs:
-        """Jobs on their diagonals."""
-        return _Diagonal(self, jobs)
-
-    def alone(self, job: int, worker: int, place: int) -> Task:
-        """One of the chunks that only this worker has."""
-        return Task(job, worker, (worker * (self.window - 1) + place,), (1.0,))
-
-    def coded(self, job: int, worker: int, group: int) -> Task:
-        """The worker's row of a group's code."""
-        first, row = self.workers * (self.window - 1 + group), self.codes[group][worker]
-        chunks = np.flatnonzero(row)
-        return Task(job, worker, tuple((first + chunks).tolist()), tuple(row[chunks].tolist()))
-
-
-class _Diagonal(Jobs):
-    """What has come: alone, of the chunks that each worker has for itself [J, n, W - 1]; coded, of the groups."""
-
-    def __init__(self, scheme: Multiplexed, jobs: int) -> None:
-        self._scheme, self._jobs = scheme, jobs
-        self._alone = np.zeros((jobs, scheme.workers, scheme.window - 1), dtype=bool)
-        self._coded = np.zeros((jobs, scheme.workers, len(scheme.codes)), dtype=bool)
-        self._given: list[list[tuple[int, int]]] = []
-
-    def tasks(self, number: int) -> list[list[Task]]:
-        """One of each job that is on its way."""
-        on_the_way = [(number - slot, slot) for slot in range(self._scheme.slots) if 0 <= number - slot < self._jobs]
-        self._given = [
-            [(job, place) for job, slot in on_the_way if (place := self._place(job, worker, slot)) is not None]
-            for worker in range(self._scheme.workers)
-        ]
-        return [[self._task(job, worker, place) for job, place in own] for worker, own in enumerate(self._given)]
-
-    def _place(self, job: int, worker: int, slot: int) -> int | None:
-        """The number of a chunk of its own, or, after these, of a group; None: there is nothing left to do."""
-        own = self._scheme.window - 1
-        if slot < own:
-            return slot
-        lost = np.flatnonzero(~self._alone[job, worker])
-        if len(lost):
-            return int(lost[0])
-        return slot if slot - own < len(self._scheme.codes) else None
-
-    def _task(self, job: int, worker: int, place: int) -> Task:
-        own = self._scheme.window - 1
-        if place < own:
-            return self._scheme.alone(job, worker, place)
-        return self._scheme.coded(job, worker, place - own)
-
-    def arrived(self, number: int, late: Mask) -> None:  # noqa: ARG002
-        """Note what has come."""
-        own = self._scheme.window - 1
-        for worker in np.flatnonzero(~late).tolist():
-            for job, place in self._given[worker]:
-                if place < own:
-                    self._alone[job, worker, place] = True
-                else:
-                    self._coded[job, worker, place - own] = True
-
-    def total(self, job: int) -> Sent | None:
-        """All chunks of D1, and each group of D2 by its code."""
-        scheme, found = self._scheme, dict[Task, float]()
-        if not self._alone[job].all():
-            return None
-        for worker in range(scheme.workers):
-            found |= {scheme.alone(job, worker, place): 1.0 for place in range(scheme.window - 1)}
-        for group, code in enumerate(scheme.codes):
-            factors = decode(code, self._coded[job, :, group])
-            if factors is None:
-                return None
-            for worker in np.flatnonzero(factors).tolist():
-                found[scheme.coded(job, worker, group)] = float(factors[worker])
+    @cached_property
+    def combinations(self) -> Numbers:
+        """Chunks of one's own, and rows of the groups' codes."""
+        alone = self.count * self.own
+        found = np.zeros((self.count, self.own + len(self.codes), alone + self.count * len(self.codes)))
+        found[:, : self.own, :alone] = np.eye(alone).reshape(self.count, self.own, alone)
+        for group, code in enumerate(self.codes):
+            first = alone + group * self.count
+            found[:, self.own + group, first : first + self.count] = code
         return found
 
+    def work(self, number: int, came: Mask) -> Work:
+        """One of each job that is on its way: its chunks in turn, then what was lost of them, or a group."""
+        ages = np.broadcast_to(np.arange(self.slots), (self.count, self.slots))
+        places = np.empty_like(ages)
+        for slot in range(self.slots):
+            if slot < self.own:
+                places[:, slot] = slot
+                continue
+            lost = ~came[(number - slot) % (self.delay + 1), :, : self.own]
+            group = slot if slot < self.places else IDLE
+            places[:, slot] = np.where(lost.any(axis=1), lost.argmax(axis=1), group)
+        return Work(ages, places)
 
-def _hold(workers: int, burst: int, window: int, most: int) -> None:
-    """InputError: these are no bursts of so many workers."""
-    if not 0 <= most <= workers:
-        raise InputError("most", most, f"of {workers} workers 0 to {workers} may be late")
-    if burst < 1:
-        raise InputError("burst", burst, "a burst takes at least 1 round")
-    if window <= burst:
-        raise InputError("window", window, f"a window is longer than a burst: more than {burst}")
+    def decode(self, came: Mask) -> Numbers | None:
+        """All chunks of D1, and each group of D2 by its code."""
+        if not came[:, : self.own].all():
+            return None
+        factors = np.ones((self.count, self.places))
+        for group, code in enumerate(self.codes):
+            found = decode(code, came[:, self.own + group])
+            if found is None:
+                return None
+            factors[:, self.own + group] = found
+        return factors
+
+    @property
+    def looks_back(self) -> int:
+        """W - 1."""
+        return self.bursts.window - 1
+
+    def needs(self, earlier: Sequence[Mask]) -> Needs:
+        """Whoever must not be late in these bursts."""
+        return self.bursts.needs(earlier, self.count)
 
 
-def known(scheme: Scheme, sent: Sent, gradients: Numbers) -> NDArray[np.float64]:
+def known(scheme: Scheme, factors: Numbers, gradients: Numbers) -> Numbers:
     """A job's gradient [d] from results. gradients: of the chunks, [K, d], of which workers make their results."""
-    combined = np.zeros(len(scheme.sizes))
-    for task, factor in sent.items():
-        combined[list(task.chunks)] += factor * np.array(task.factors)
-    return combined @ gradients
+    found: Numbers = np.einsum("np,npk->k", factors, scheme.combinations) @ gradients
+    return found

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from fedsim.core.clock import SECOND, ticks
 from fedsim.core.errors import InputError
-from fedsim.core.options import LONGEST, PositiveFloat, Seconds, options, table_of
+from fedsim.core.options import LONGEST, NonNegativeFloat, PositiveFloat, Seconds, options, table_of
 from fedsim.core.philox import MASK
 from fedsim.core.plugins import HasPlugins, hold_returned, kind_of
 from fedsim.core.streams import Streams
@@ -71,6 +71,8 @@ class Devices(HasPlugins):
     """What these seconds are for: an order, or one local step. Per order, to report a loss takes as long as to train;
     per step, a third of a pass.
     """
+    overhead: NonNegativeFloat = 0.0
+    """What an order takes beside its local steps, in the time of so many, where seconds are per step."""
     jitter: Spread = 0.0
     """sigma of a log-normal factor with mean 1 on the time to compute, drawn for each order; 0: none."""
     bandwidth: Annotated[Bandwidth, table_of(Bandwidth)] | None = None
@@ -79,6 +81,11 @@ class Devices(HasPlugins):
     """When a client can start; work that has begun is finished."""
     failure: Annotated[Failure, table_of(Failure)] | None = None
     """How clients fail. Not given: nobody does."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overhead and self.per == "order":
+            raise InputError("overhead", self.overhead, 'an order takes its seconds as it is; set per = "step"')
 
     @property
     def steady(self) -> bool:
@@ -135,7 +142,7 @@ class Fleet:
         pace, jitter = self._pace, self._devices.jitter
         taken = pace.values[pace.first[clients] + turn % pace.count[clients]]
         if self._devices.per == "step":
-            taken *= work
+            taken *= work + self._devices.overhead
         if jitter > 0:
             drawn = self._draw("normal", "devices/jitter", clients, turn)
             taken *= np.exp(jitter * (drawn - 0.5 * jitter))

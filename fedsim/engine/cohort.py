@@ -347,6 +347,14 @@ class Cohort:
             batch = Batch(self.data.x[index], self.data.y[index], weight, draw)
             yield some, batch if self.network.stacked else batch.cut(int(inside.sum()))
 
+    def anybodys(self, place: Tensor, weight: Tensor) -> Batch:
+        """Examples by their places in a row of everybody's, int64 [C, B], client by client, to be evaluated.
+
+        For methods whose clients hold each other's; weight: [C, B].
+        """
+        index, draw = self.data.order[place], Draw(self.streams, self.clients, self.turn, 0)
+        return Batch(self.data.x[index], self.data.y[index], weight, draw, evaluated=True)
+
     def first_steps(
         self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None
     ) -> ClientPlan:

@@ -20,7 +20,7 @@ from fedsim.core.clock import ticks
 from fedsim.core.graph import storable
 from fedsim.engine.job import Job, JobResult, gathered
 from fedsim.exchange.messages import Order
-from fedsim.exchange.windows import Every, First, Window
+from fedsim.exchange.windows import Enough, Every, First, Window
 
 CLIENT = attrgetter("client")
 
@@ -88,6 +88,8 @@ class Flights:
 
     def take(self, window: Window, opened: int) -> list[Flight]:
         """Take out what the window, open since a tick, would hold, if nothing else were sent."""
+        if isinstance(window, Enough):
+            return self._enough(window, opened)
         limit = window.seconds if isinstance(window, Every) else window.deadline
         last = None if limit is None else opened + ticks(limit)
         count = window.count if isinstance(window, First) else len(self.pending)
@@ -95,6 +97,21 @@ class Flights:
         while self.pending and len(taken) < count and (last is None or self.pending[0][0] <= last):
             taken.append(heappop(self.pending)[3])
         return taken
+
+    def _enough(self, window: Enough, opened: int) -> list[Flight]:
+        """Those who are there when the window looks, or all."""
+        everybody = [heappop(self.pending)[3] for _ in range(len(self.pending))]
+        in_time = [flight for flight in everybody if flight.due <= window.end(opened, everybody[0].due)]
+        if not window.without(self._missing(in_time)):
+            return everybody
+        for flight in everybody[len(in_time) :]:
+            self.put(flight)
+        return in_time
+
+    def _missing(self, taken: Sequence[Flight]) -> set[int]:
+        """Who is not among those who were sent the last orders."""
+        assert self.latest is not None
+        return set(self.latest.clients.tolist()).difference(flight.client for flight in taken)
 
     def closing(
         self, window: Window, opened: int, taken: Sequence[Flight], now: int, failing: Iterable[int]
@@ -108,6 +125,11 @@ class Flights:
             return opened + ticks(window.seconds)
         if isinstance(window, First) and len(taken) == window.count:
             return max(now, latest)
+        if isinstance(window, Enough):
+            missing = self._missing(taken)
+            if taken and missing and window.without(missing):
+                return max(now, window.end(opened, taken[0].due))
+            return max(latest, now, *failing)
         deadline = None if window.deadline is None else opened + ticks(window.deadline)
         if self.pending or (isinstance(window, First) and self.late == "keep"):
             return deadline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -32,4 +33,26 @@ class First:
     refill: bool = False
 
 
-Window = All | Every | First
+@dataclass(frozen=True)
+class Enough:
+    """Closes after (1 + patience) times the first reply's time, if it can do without those who are late; or with all.
+
+    It can do without whoever is not `needed`, and without at most `most` who are not `excused`. Where it cannot, every
+    order is waited for.
+    """
+
+    patience: float
+    most: int
+    needed: frozenset[int] = frozenset()
+    excused: frozenset[int] = frozenset()
+
+    def without(self, late: Collection[int]) -> bool:
+        """Whether it can do without these clients."""
+        return self.needed.isdisjoint(late) and len(set(late) - self.excused) <= self.most
+
+    def end(self, opened: int, first: int) -> int:
+        """The tick at which it looks, where it was opened at one and the first reply came at another."""
+        return first + round(self.patience * (first - opened))
+
+
+Window = All | Every | First | Enough

@@ -24,7 +24,7 @@ from fedsim.engine.ledger import Ledger
 from fedsim.engine.trace import Trace
 from fedsim.exchange.aggregation import Aggregator
 from fedsim.exchange.messages import Free, Order, Replies, joined
-from fedsim.exchange.windows import All, Every, First, Window
+from fedsim.exchange.windows import All, Enough, Every, First, Window
 from fedsim.flower.nodes import GridError, Sent, answered, pauses
 from fedsim.flower.virtual_grid import VirtualGrid
 
@@ -190,11 +190,15 @@ class GridWindows(ABC, Generic[OnItsWay]):
         if orders is None:
             raise GridError("no order is on its way; submit one first")
         opened = self._opened = self.now if self._opened is None else self._opened
-        length = window.seconds if isinstance(window, Every) else window.deadline
+        length = None
+        if not isinstance(window, Enough):
+            length = window.seconds if isinstance(window, Every) else window.deadline
         end = None if length is None else opened + ticks(length)
         self._hold_closable(window, orders)
-        stop = min((tick for tick in (end, until) if tick is not None), default=None)
         for pause in pauses():
+            looks = self._looks(window, orders)
+            ends = (end, until, None if looks is None or looks <= self.now else looks)
+            stop = min((tick for tick in ends if tick is not None), default=None)
             self._look(stop)
             in_time = until is None or self.now <= until
             if in_time and (self._is_full(window, orders) or (end is not None and self.now >= end)):
@@ -249,16 +253,31 @@ class GridWindows(ABC, Generic[OnItsWay]):
         """Keep what is wrong with a reply."""
         self.trace.complained(text)
 
+    def _looks(self, window: Window, orders: Order) -> int | None:
+        """When a window is to look who is late; None: when all are in."""
+        landed = self._landed[orders.action]
+        if not isinstance(window, Enough) or self._opened is None or not landed:
+            return None
+        return window.end(self._opened, min(one.due for one in landed))
+
+    def _does_without(self, window: Window, orders: Order) -> bool:
+        """Whether it has looked, and can do without whoever was late then."""
+        looks = self._looks(window, orders)
+        if not isinstance(window, Enough) or looks is None or self.now < looks:
+            return False
+        in_time = [landed.replies.clients for landed in self._landed[orders.action] if landed.due <= looks]
+        return window.without(set(orders.clients.tolist()).difference(torch.cat(in_time).tolist()))
+
     def _is_full(self, window: Window, orders: Order) -> bool:
         """Whether the window need not stay open for its time. StalledError: it has none and nobody can fill it."""
         if isinstance(window, Every):
             return False
         arrived = sum(len(landed.replies) for landed in self._landed[orders.action])
-        if isinstance(window, First) and arrived >= window.count:
+        if (isinstance(window, First) and arrived >= window.count) or self._does_without(window, orders):
             return True
         if any(flight.orders.action == orders.action for flight in self._flights.values()):
             return False
-        if isinstance(window, All) or orders.late == "cancel":
+        if isinstance(window, All | Enough) or orders.late == "cancel":
             return True
         if window.deadline is None:
             self._unfillable(arrived, window.count)

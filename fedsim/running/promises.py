@@ -20,7 +20,7 @@ from fedsim.core.streams import Streams
 from fedsim.engine.ledger import Ledger
 from fedsim.exchange.actions import UTILITY
 from fedsim.exchange.messages import Free, Order, broken, shown
-from fedsim.exchange.windows import All, Every, First, Window
+from fedsim.exchange.windows import All, Enough, Every, First, Window
 from fedsim.problems.base import Looped
 from fedsim.server.selection.base import Selector, SelectorState, Turn
 from fedsim.server.strategy import Metrics, ServerState, Strategy
@@ -131,7 +131,7 @@ def asked(strategy: Strategy, given: Any, state: ServerState, chosen: Tensor) ->
     if not isinstance(given, tuple) or len(given) != 2:
         raise _strategy(strategy, f"ask returns {shown(given)}, not an Order and a window")
     order, window = given
-    if not isinstance(order, Order) or not isinstance(window, All | Every | First):
+    if not isinstance(order, Order) or not isinstance(window, All | Every | First | Enough):
         raise _strategy(strategy, f"ask returns {shown(order)} and {shown(window)}, not an Order and a window")
     if order.clients is not chosen and not _are_among(order.clients, chosen):
         raise _strategy(strategy, f"its order is to {shown(order.clients)}, not to chosen clients, ascending")

@@ -18,10 +18,11 @@ from fedsim.core.streams import Streams
 from fedsim.exchange.actions import BATCH_SIZE, SPREAD
 from fedsim.exchange.bits import from_bits, to_bits
 from fedsim.exchange.messages import Late, Order, Replies, Scalar, Weighting
-from fedsim.exchange.windows import All, Every, First, Window
+from fedsim.exchange.windows import All, Enough, Every, First, Window
 from fedsim.nets.optimizers import Optimizer
 from fedsim.server.batches import BatchRule
 from fedsim.server.by_losses import ByLosses
+from fedsim.server.codes import Code, OfARound, enough, filled, scheme_of, tasks
 from fedsim.server.distillation import Bench, Ensemble
 from fedsim.server.gossip import Gossip, Rows
 from fedsim.server.graphs import Graph, Ring, among, arrows, mixed, pushing
@@ -59,8 +60,10 @@ __all__ = [
     "Bench",
     "ByLosses",
     "ClientRate",
+    "Code",
     "Config",
     "Discount",
+    "Enough",
     "Ensemble",
     "Every",
     "First",
@@ -73,6 +76,7 @@ __all__ = [
     "Metrics",
     "NonNegativeFloat",
     "NonNegativeInt",
+    "OfARound",
     "Optimizer",
     "OptimizerState",
     "Order",
@@ -99,7 +103,9 @@ __all__ = [
     "among",
     "arrows",
     "counting",
+    "enough",
     "extended",
+    "filled",
     "from_bits",
     "hold_needed",
     "mixed",
@@ -109,7 +115,9 @@ __all__ = [
     "pushing",
     "recounted",
     "refuse_waiting",
+    "scheme_of",
     "shares",
+    "tasks",
     "ticks",
     "to_bits",
 ]

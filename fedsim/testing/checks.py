@@ -184,10 +184,18 @@ def windows_of_nobody_complete_the_round(subject: Subject) -> None:
 
 
 def a_cohort_of_one(subject: Subject) -> None:
-    """A single client a round is enough, where no robust aggregator wants more, and there are not such rounds only."""
+    """A single client a round is enough, where no robust aggregator wants more, and there are not such rounds only.
+
+    Or the strategy says, when it is asked, that it needs more.
+    """
     if len(_asked(subject.described, subject.values_only)) == 1:
         return
     alone = subject.altered(("strategy",), subject.alone, selection={"kind": "uniform", "count": 1}, aggregation="mean")
+    strategy: Any = alone.part(("strategy",))
+    try:
+        strategy.check(1, len(everybody(subject.simulation())), True)
+    except InputError:
+        return
     assert torch.isfinite(final(alone.simulation())).all()
 
 

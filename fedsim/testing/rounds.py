@@ -109,10 +109,10 @@ def take(simulation: Simulation, ticks: Callable[[NDArray[np.int64]], NDArray[np
     engine_of(simulation).fleet.durations = lambda clients, *_: ticks(clients)  # type: ignore[method-assign]
 
 
-def fail(simulation: Simulation, client: int) -> None:
-    """From now on, a client's machine fails a tick after it has begun to work."""
+def fail(simulation: Simulation, *failing: int) -> None:
+    """From now on, these clients' machines fail a tick after they have begun to work."""
     engine_of(simulation).fleet.failures = (  # type: ignore[method-assign]
-        lambda clients, *_: np.where(clients == client, 1, -1)
+        lambda clients, *_: np.where(np.isin(clients, failing), 1, -1)
     )
 
 

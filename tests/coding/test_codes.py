@@ -10,6 +10,7 @@ import pytest
 from fedsim.coding import codes
 from fedsim.core.errors import InputError
 
+NORMAL = np.random.default_rng(0).standard_normal
 FOUR = np.array([[1.0, -2.0, 3.0, -2.0]])
 SIX = np.array([[-5.0, -3.0, -1.0, 1.0, 3.0, 5.0], [5.0, -1.0, -4.0, -4.0, -1.0, 5.0]])
 
@@ -50,7 +51,7 @@ def test_a_code_for_two_stragglers_of_six():
 @pytest.mark.parametrize(("workers", "stragglers"), [(6, 1), (7, 2), (10, 3)])
 def test_any_s_stragglers_are_decoded_and_s_and_one_are_not(workers, stragglers):
     random = np.random.default_rng(0)
-    code, gradients = codes.drawn(workers, stragglers, random), random.standard_normal((workers, 5))
+    code, gradients = codes.drawn(workers, stragglers, random.standard_normal), random.standard_normal((workers, 5))
     for gone in combinations(range(workers), stragglers):
         factors = codes.decode(code, alive(workers, *gone))
         assert factors is not None
@@ -61,7 +62,7 @@ def test_any_s_stragglers_are_decoded_and_s_and_one_are_not(workers, stragglers)
 
 
 def test_where_fewer_are_late_all_who_are_there_decode():
-    code = codes.drawn(7, 3, np.random.default_rng(1))
+    code = codes.drawn(7, 3, np.random.default_rng(1).standard_normal)
     factors = codes.decode(code, alive(7, 2))
     assert factors is not None
     assert factors @ code == pytest.approx(np.ones(7))
@@ -76,14 +77,14 @@ def test_groups_that_hold_the_same_need_one_of_each():
 
 
 def test_no_straggler_is_no_code():
-    assert codes.drawn(3, 0, np.random.default_rng(0)).tolist() == np.eye(3).tolist()
+    assert codes.drawn(3, 0, NORMAL).tolist() == np.eye(3).tolist()
 
 
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: codes.drawn(4, 4, np.random.default_rng(0)), "stragglers = 4: of 4 workers 0 to 3 may be late"),
-        (lambda: codes.drawn(4, -1, np.random.default_rng(0)), "stragglers = -1"),
+        (lambda: codes.drawn(4, 4, NORMAL), "stragglers = 4: of 4 workers 0 to 3 may be late"),
+        (lambda: codes.drawn(4, -1, NORMAL), "stragglers = -1"),
         (lambda: codes.repetition(4, 2), "do not divide into groups of 3"),
         (lambda: codes.cyclic(np.array([[0.0, 0.0, 0.0]])), "depend on each other"),
     ],

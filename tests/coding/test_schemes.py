@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from fedsim.coding import (
+    Bursts,
     Cluster,
     GradientCoding,
     Multiplexed,
+    Needs,
     Scheme,
     SelectiveRepeat,
     Uncoded,
-    bursty,
+    Work,
     cyclic,
     gilbert_elliott,
     simulate,
@@ -30,7 +32,11 @@ def random() -> np.random.Generator:
     return np.random.default_rng(3)
 
 
-def conforming(workers: int, burst: int, window: int, most: int, rounds: int) -> Iterator[list[np.ndarray]]:
+def normal(shape: tuple[int, int]) -> np.ndarray:
+    return random().standard_normal(shape)
+
+
+def conforming(workers: int, bursts: Bursts, rounds: int) -> Iterator[list[np.ndarray]]:
     """Every pattern of stragglers that goes with the bursts."""
     masks = [np.array(mask, dtype=bool) for mask in product((False, True), repeat=workers)]
 
@@ -38,26 +44,46 @@ def conforming(workers: int, burst: int, window: int, most: int, rounds: int) ->
         if len(pattern) == rounds:
             yield pattern
             return
+        needs = bursts.needs(pattern, workers)
         for mask in masks:
-            if bursty(pattern, mask, burst, window, most):
+            if needs.allow(mask):
                 yield from longer([*pattern, mask])
 
     yield from longer([])
 
 
+class Driven:
+    """A scheme that is asked round by round."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.scheme, self.came, self.number = scheme, scheme.nothing(), 0
+        self.factors: np.ndarray | None = None
+
+    def work(self) -> Work:
+        """Of this round."""
+        return self.scheme.work(self.number, self.came).within(self.number)
+
+    def round(self, late: np.ndarray) -> int:
+        """The job that is due at the end of the round; `factors` are those of it."""
+        self.came = self.scheme.arrived(self.came, self.number, self.work(), late)
+        due = self.number - self.scheme.delay
+        row = due % (self.scheme.delay + 1)
+        self.factors = self.scheme.decode(self.came[row])
+        self.came[row] = False
+        self.number += 1
+        return due
+
+
 def unknown(scheme: Scheme, pattern: list[np.ndarray], gradients: np.ndarray) -> int | None:
     """The first job that is not known in time; of those that are the gradient is the sum over all chunks."""
-    jobs = len(pattern) - scheme.delay
-    progress = scheme.start(jobs)
-    for number, late in enumerate(pattern):
-        progress.tasks(number)
-        progress.arrived(number, late)
-        due = number - scheme.delay
-        if 0 <= due < jobs:
-            sent = progress.total(due)
-            if sent is None:
-                return due
-            assert known(scheme, sent, gradients) == pytest.approx(gradients.sum(axis=0), abs=1e-9)
+    driven = Driven(scheme)
+    for late in pattern:
+        due = driven.round(late)
+        if due < 0:
+            continue
+        if driven.factors is None:
+            return due
+        assert known(scheme, driven.factors, gradients) == pytest.approx(gradients.sum(axis=0), abs=1e-9)
     return None
 
 
@@ -66,23 +92,26 @@ def unknown(scheme: Scheme, pattern: list[np.ndarray], gradients: np.ndarray) ->
     [((4, 1, 2, 1), 5, 181), ((4, 1, 2, 2), 4, 797), ((4, 2, 3, 1), 6, 253), ((3, 1, 3, 2), 5, 337)],
 )
 def test_every_pattern_that_multiplexing_is_designed_for_is_decoded(design, rounds, count):
-    scheme = Multiplexed.designed(*design, random())
+    scheme = Multiplexed.designed(*design, normal)
     gradients = random().standard_normal((len(scheme.sizes), 2))
-    found = [unknown(scheme, pattern, gradients) for pattern in conforming(*design, rounds)]
+    found = [unknown(scheme, pattern, gradients) for pattern in conforming(design[0], Bursts(*design[1:]), rounds)]
     assert found == [None] * count
 
 
 @pytest.mark.parametrize(("design", "rounds"), [((4, 1, 2, 1), 5), ((4, 2, 3, 1), 5), ((3, 1, 3, 2), 5)])
 def test_every_pattern_that_selective_repeat_is_designed_for_is_decoded(design, rounds):
-    scheme = SelectiveRepeat.designed(*design, random())
+    scheme = SelectiveRepeat.designed(*design, normal)
     gradients = random().standard_normal((design[0], 2))
-    assert not any(unknown(scheme, pattern, gradients) is not None for pattern in conforming(*design, rounds))
+    assert not any(
+        unknown(scheme, pattern, gradients) is not None
+        for pattern in conforming(design[0], Bursts(*design[1:]), rounds)
+    )
 
 
 def test_one_straggler_more_is_not_decoded():
     late = np.zeros(4, dtype=bool)
     late[[0, 1]] = True
-    scheme = Multiplexed.designed(4, 1, 2, 1, random())
+    scheme = Multiplexed.designed(4, 1, 2, 1, normal)
     gradients = np.zeros((len(scheme.sizes), 1))
     assert unknown(scheme, [late, ~late, late, late, late], gradients) == 0
     assert unknown(GradientCoding(HAND, 1), [late], np.zeros((4, 1))) == 0
@@ -93,74 +122,74 @@ def test_one_straggler_more_is_not_decoded():
 
 def test_the_diagonal_of_four_workers_by_hand():
     """Rounds 0 to 4 with stragglers 2, none, 0, none, 3."""
-    scheme = Multiplexed(4, 1, 2, 1, (HAND,))
+    scheme = Multiplexed(4, Bursts(1, 2, 1), (HAND,))
     assert scheme.delay == 1
     assert scheme.load == pytest.approx(1 / 3)
     assert scheme.sizes == pytest.approx([1 / 6] * 4 + [1 / 12] * 4)
-    progress = scheme.start(4)
+    driven = Driven(scheme)
     gradients = np.random.default_rng(0).standard_normal((8, 3))
+    # What worker 0 and what worker 2 or 3 does: of which job, and its own chunk (0) or its row of the code (1).
     expected = [
-        {0: [(0, "D1")], 2: [(0, "D1")]},
-        {0: [(1, "D1"), (0, "D2")], 2: [(1, "D1"), (0, "D1")]},
-        {0: [(2, "D1"), (1, "D2")], 2: [(2, "D1"), (1, "D2")]},
-        {0: [(3, "D1"), (2, "D1")], 2: [(3, "D1"), (2, "D2")]},
-        {0: [(3, "D2")], 2: [(3, "D2")]},
+        {0: {(0, 0)}, 2: {(0, 0)}},
+        {0: {(1, 0), (0, 1)}, 2: {(1, 0), (0, 0)}},
+        {0: {(2, 0), (1, 1)}, 2: {(2, 0), (1, 1)}},
+        {0: {(3, 0), (2, 0)}, 2: {(3, 0), (2, 1)}},
+        {0: {(4, 0), (3, 1)}, 3: {(4, 0), (3, 1)}},
     ]
     for number, straggler in enumerate([2, None, 0, None, 3]):
-        tasks = progress.tasks(number)
-        kinds = [[(task.job, "D1" if task.chunks[0] < 4 else "D2") for task in own] for own in tasks]
-        assert {worker: kinds[worker] for worker in expected[number]} == expected[number]
-        progress.arrived(number, np.arange(4) == straggler)
+        work = driven.work()
+        for worker, tasks in expected[number].items():
+            each = zip(work.ages[worker].tolist(), work.places[worker].tolist(), strict=True)
+            assert {(number - age, place) for age, place in each if place >= 0} == tasks
+        due = driven.round(np.arange(4) == straggler)
         if number:
-            sent = progress.total(number - 1)
-            assert sent is not None
-            assert known(scheme, sent, gradients) == pytest.approx(gradients.sum(axis=0))
-    coded = progress.total(0)
-    assert coded is not None
-    # For straggler 2 the code's factors are -1, 3/2, 1.
-    assert sorted(round(factor, 6) for task, factor in coded.items() if task.chunks[0] >= 4) == [-1, 1, 1.5]
+            assert due == number - 1
+            assert driven.factors is not None
+            assert known(scheme, driven.factors, gradients) == pytest.approx(gradients.sum(axis=0))
+        if number == 1:
+            # For straggler 2 the code's factors are -1, 3/2, 1.
+            assert driven.factors is not None
+            assert driven.factors[:, 1].tolist() == pytest.approx([-1, 1.5, 0, 1])
 
 
 @pytest.mark.parametrize(("most", "load"), [(0, 1 / 4), (1, 1 / 3), (2, 3 / 8), (3, 2 / 5), (4, 1 / 2)])
 def test_loads_are_as_published(most, load):
-    scheme = Multiplexed.designed(4, 1, 2, most, random())
+    scheme = Multiplexed.designed(4, 1, 2, most, normal)
     assert scheme.load == pytest.approx(load)
     assert scheme.sizes.sum() == pytest.approx(1)
-    full = [scheme.start(5).tasks(number) for number in range(2)][1]
     # Nothing is lost: what a worker goes over in a round in which no slot is idle is the load.
-    progress = scheme.start(5)
-    for number in range(2):
-        full = progress.tasks(number)
-        progress.arrived(number, np.zeros(4, dtype=bool))
-    worked = [sum(scheme.sizes[list(task.chunks)].sum() for task in own) for own in full]
-    assert worked == pytest.approx([load if most < 4 else load / 2] * 4)
+    driven = Driven(scheme)
+    driven.round(np.zeros(4, dtype=bool))
+    assert scheme.done(driven.work()) == pytest.approx([load if most < 4 else load / 2] * 4)
 
 
 def test_gradient_coding_has_a_load_of_s_and_one_nth_and_selective_repeat_is_it_without_stragglers():
-    scheme = SelectiveRepeat.designed(8, 2, 5, 3, random())
+    scheme = SelectiveRepeat.designed(8, 2, 5, 3, normal)
     # ceil(2 * 3 / (4 + 2)) = 1.
     assert scheme.stragglers == 1
     assert scheme.load == pytest.approx(2 / 8)
-    plain, repeated = GradientCoding(scheme.code, 1).start(3), scheme.start(3)
-    for number in range(3):
-        assert repeated.tasks(number) == plain.tasks(number)
-        for jobs in (plain, repeated):
-            jobs.arrived(number, np.zeros(8, dtype=bool))
-    assert repeated.tasks(3) == [[]] * 8
+    driven = Driven(scheme)
+    for _ in range(4):
+        assert not driven.work().ages.any()
+        driven.round(np.zeros(8, dtype=bool))
+    assert GradientCoding(scheme.code, 1).load == scheme.load
+    assert (driven.work().within(4, 4).places == -1).all()
 
 
 def test_as_many_repeat_as_are_missing_beyond_s():
-    scheme = SelectiveRepeat.designed(4, 1, 2, 2, random())
+    scheme = SelectiveRepeat.designed(4, 1, 2, 2, normal)
     assert scheme.stragglers == 1
-    progress = scheme.start(3)
-    progress.tasks(0)
-    progress.arrived(0, np.array([False, True, False, True]))
-    assert [own[0].job for own in progress.tasks(1)] == [1, 0, 1, 1]
+    driven = Driven(scheme)
+    driven.round(np.array([False, True, False, True]))
+    assert driven.work().ages[:, 0].tolist() == [0, 1, 0, 0]
 
 
 def test_bursts_count_distinct_workers_and_rounds_in_a_window():
     def late(*who: int) -> np.ndarray:
         return np.isin(np.arange(5), who)
+
+    def bursty(earlier: list[np.ndarray], now: np.ndarray, *design: int) -> bool:
+        return Bursts(*design).needs(earlier, 5).allow(now)
 
     assert bursty([], late(0, 1), 1, 3, 2)
     assert not bursty([], late(0, 1, 2), 1, 3, 2)
@@ -201,16 +230,16 @@ def test_short_bursts_of_work_that_counts_make_multiplexing_faster():
     slow = gilbert_elliott(random().random((71, 64)), 0.02, 0.9)
     cluster = Cluster(fixed=1.0, variable=0.1, slowdown=5.0, patience=1.0)
     wait = simulate(Uncoded.among(64), cluster, slow, 60).seconds
-    plain = min(simulate(GradientCoding.of(64, s, random()), cluster, slow, 60).seconds for s in (2, 3, 4))
-    many = simulate(Multiplexed.designed(64, 2, 3, 10, random()), cluster, slow, 60).seconds
+    plain = min(simulate(GradientCoding.of(64, s, normal), cluster, slow, 60).seconds for s in (2, 3, 4))
+    many = simulate(Multiplexed.designed(64, 2, 3, 10, normal), cluster, slow, 60).seconds
     assert many < plain
     assert many < 0.6 * wait
 
 
 def test_a_scheme_that_promises_too_much_is_named():
     class Boasting(GradientCoding):
-        def conforms(self, earlier: object, now: np.ndarray) -> bool:
-            return True
+        def needs(self, earlier: object) -> Needs:
+            return Needs(np.zeros(4, dtype=bool), np.zeros(4, dtype=bool), 4)
 
     slow = np.array([[True, True, False, False]])
     with pytest.raises(BrokenPromiseError, match="Boasting: job 0 is not known after round 0"):
@@ -220,11 +249,11 @@ def test_a_scheme_that_promises_too_much_is_named():
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: Multiplexed.designed(4, 1, 2, 5, random()), "most = 5: of 4 workers"),
-        (lambda: Multiplexed.designed(4, 0, 2, 1, random()), "burst = 0"),
-        (lambda: Multiplexed.designed(4, 2, 2, 1, random()), "window = 2: a window is longer than a burst"),
-        (lambda: SelectiveRepeat.designed(4, 2, 4, 1, random()), "window = 4: selective repeat needs bursts, 2"),
-        (lambda: GradientCoding.of(4, 4, random()), "stragglers = 4"),
+        (lambda: Multiplexed.designed(4, 1, 2, 5, normal), "most = 5: of 4 workers"),
+        (lambda: Multiplexed.designed(4, 0, 2, 1, normal), "burst = 0"),
+        (lambda: Multiplexed.designed(4, 2, 2, 1, normal), "window = 2: a window is longer than a burst"),
+        (lambda: SelectiveRepeat.designed(4, 2, 4, 1, normal), "window = 4: selective repeat needs bursts, 2"),
+        (lambda: GradientCoding.of(4, 4, normal), "stragglers = 4"),
         (lambda: Uncoded.among(0), "stragglers = 0"),
     ],
 )

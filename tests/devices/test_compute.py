@@ -138,6 +138,11 @@ def test_seconds_a_step():
     assert ask(made, [2, 0], work=0.0).tolist() == [1, 1]
 
 
+def test_an_order_has_an_overhead_of_so_many_steps():
+    made = fleet(2, per="step", overhead=10.0, compute={"kind": "fixed", "seconds": 0.1})
+    assert made.durations(np.arange(2), np.array([1.0, 4.0]), 0, 0, 0).tolist() == [ticks(1.1), ticks(1.4)]
+
+
 def test_work_does_not_count_for_an_order():
     assert ask(fleet(1), work=7.0) == [SECOND]
 
@@ -328,6 +333,8 @@ def test_files_are_looked_for_in_the_data_folder_first(tmp_path, monkeypatch):
     [
         ({"per": "batch"}, "^per = batch"),
         ({"jitter": -0.1}, "^jitter = -0.1"),
+        ({"overhead": 2.0}, '^overhead = 2.0: an order takes its seconds as it is; set per = "step"'),
+        ({"overhead": -1.0, "per": "step"}, "^overhead = -1"),
         (
             {"compute": "quick"},
             r"^compute\.kind = quick: not one of the installed speeds: bursty, fixed, lognormal, trace, uniform, zipf",
@@ -403,6 +410,7 @@ def test_anybodys_devices(tmp_path, monkeypatch):
     assert resolved == {
         "compute": {"kind": f"{tmp_path}/tides.py:Tides", "seconds": 3.0},
         "per": "order",
+        "overhead": 0.0,
         "jitter": 0.0,
         "availability": {"kind": f"{tmp_path}/tides.py:Owls"},
     }

@@ -17,7 +17,7 @@ from fedsim.engine.executor import Executor
 from fedsim.engine.virtual import VirtualEngine
 from fedsim.exchange.actions import SCORE
 from fedsim.exchange.messages import Order
-from fedsim.exchange.windows import All, Every, First
+from fedsim.exchange.windows import All, Enough, Every, First
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import small_experiment as small
@@ -114,6 +114,19 @@ def test_a_count_with_more_arriving_at_one_tick_leaves_them_for_the_next(tmp_pat
         (Every(0.6), [0, 1], 0.6),
         (Every(0.2), [], 0.2),
         (Every(2.0), [0, 1, 2], 2.0),
+        # Looked at after 1.5 times 0.3 s: two are late; after 2 times: one is, a reply at that very time is not.
+        (Enough(0.5, 2), [0], 0.45),
+        (Enough(0.5, 1), [0, 1, 2], 0.9),
+        (Enough(1.0, 1), [0, 1], 0.6),
+        (Enough(0.999999, 1), [0, 1, 2], 0.9),
+        (Enough(1.0, 0), [0, 1, 2], 0.9),
+        (Enough(1.0, 0, excused=frozenset({2})), [0, 1], 0.6),
+        (Enough(0.5, 1, excused=frozenset({1})), [0], 0.45),
+        (Enough(1.0, 1, frozenset({2})), [0, 1, 2], 0.9),
+        (Enough(1.0, 1, frozenset({2}), frozenset({2})), [0, 1, 2], 0.9),
+        (Enough(1.0, 0, frozenset({1}), frozenset({2})), [0, 1], 0.6),
+        (Enough(3.0, 2), [0, 1, 2], 0.9),
+        (Enough(0.0, -1), [0, 1, 2], 0.9),
     ],
 )
 def test_what_a_window_holds_and_when_it_closes(tmp_path, window, clients, end):
@@ -138,7 +151,7 @@ def test_windows_follow_one_another(tmp_path):
 
 def test_an_open_window_stays_open_until_its_own_end(tmp_path):
     """Looked into at 0.2, 0.5 and 0.6 s, a window from 0 to 0.6 s closes at 0.6 s with all that is in it."""
-    for window in (Every(0.6), First(2), First(3, deadline=0.6)):
+    for window in (Every(0.6), First(2), First(3, deadline=0.6), Enough(1.0, 1)):
         machine = engine(tmp_path, 0.3, 0.6, 0.9)
         order(machine, [0, 1, 2])
         for look in (0.2, 0.5):
@@ -202,7 +215,7 @@ def failing(machine: VirtualEngine, moments: dict[int, float], repair: float | N
     machine.fleet.repair = None if repair is None else ticks(repair)
 
 
-@pytest.mark.parametrize("window", [All(), First(3)])
+@pytest.mark.parametrize("window", [All(), First(3), Enough(1.5, 0)])
 @pytest.mark.parametrize(
     ("moments", "end", "clients"),
     [
@@ -224,6 +237,16 @@ def test_a_synchronous_round_closes_when_the_last_has_answered_or_failed(tmp_pat
     assert machine.in_flight == 0
     summary = machine.trace.summary([0.5, 0.25, 0.25], machine.now)
     assert summary["lost_weight"] == sum([0.5, 0.25, 0.25][client] for client in moments)
+
+
+def test_who_fails_is_late(tmp_path):
+    """Client 0 answers at 0.3 s; client 1 fails, and that is all that a window can do without, or not."""
+    for moment, most, end, clients in ((0.2, 1, 0.6, [0, 2]), (0.2, 0, 0.6, [0, 2]), (0.7, 0, 0.7, [0, 2])):
+        machine = engine(tmp_path, 0.3, 0.9, 0.4)
+        failing(machine, {1: moment})
+        order(machine, [0, 1, 2], "cancel")
+        assert taken(machine, Enough(1.0, most)) == clients
+        assert machine.now == ticks(end if most else max(moment, 0.4))
 
 
 @pytest.mark.parametrize("window", [All(0.5), First(3, deadline=0.5)])

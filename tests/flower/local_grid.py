@@ -73,7 +73,7 @@ def tiny(strategy="fedavg", client="sgd", lr=0.1, **tables):
             "partition": {"kind": "dirichlet", "clients": 7, "alpha": 0.3, "min_size": 1},
             "selection": {"kind": "uniform", "count": 4},
             "strategy": strategy,
-            "client": {"kind": client, "epochs": 1, "batch_size": 32, "lr": lr},
+            "client": {"kind": client, "epochs": 1, "batch_size": 32, "lr": lr} if isinstance(client, str) else client,
         }
         | tables
     )

@@ -63,6 +63,7 @@ REFUSED = {
     **dict.fromkeys(("dpsgd", "fedcbo", "gradient_tracking", "push_sum"), "sends clients each other's models"),
     "ef21": "adds up how delta changes; list a transform ef21",
     "fedproto": "models of their own",
+    "gradient_coding": "go over each other's examples",
     "ifca": "sends clients several models",
     "local": "models of their own",
     "random_walk": "hands its model from client to client",

@@ -57,6 +57,18 @@ def test_any_number_of_nodes_gives_the_result_of_one_process(method, nodes):
     assert theirs.status == "finished"
 
 
+@pytest.mark.parametrize("nodes", [1, 3])
+@pytest.mark.parametrize("code", [{"kind": "gc", "stragglers": 2}, {"kind": "m_sgc", "most": 2}])
+def test_codes_are_those_of_one_process(code, nodes):
+    """Nobody is left out: how long a node takes is not known."""
+    strategy = {"kind": "gradient_coding", "code": code, "server_lr": 1.0, "patience": 1e6}
+    experiment = tiny(strategy, {"kind": "gradient_coding"}, selection={"kind": "uniform", "fraction": 1.0})
+    ours, theirs = fedsim.run(experiment, save=False), on_grid(experiment, nodes)
+    assert (ours.params - ours.problem.initial()).norm() > 0.1
+    torch.testing.assert_close(theirs.params, ours.params, **SAME)
+    assert theirs.history["bytes_up"] == ours.history["bytes_up"]
+
+
 def test_running_statistics_are_those_of_one_process():
     model = {"kind": "mlp", "hidden": [8], "norm": "batch"}
     problem = {"dataset": "digits", "model": model, "normalisation": {"statistics": "pooled"}}

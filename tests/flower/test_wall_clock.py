@@ -13,7 +13,7 @@ from fedsim.core.clock import ticks
 from fedsim.core.errors import InputError, StalledError
 from fedsim.exchange.actions import REPORT_UTILITY
 from fedsim.exchange.messages import Order
-from fedsim.exchange.windows import All, Every, First
+from fedsim.exchange.windows import All, Enough, Every, First
 from fedsim.flower import GridError, client_app, run_on_ray, server_app
 from fedsim.running.build import build_problem, build_simulation
 
@@ -159,6 +159,10 @@ def test_a_reply_takes_a_tick_at_least(clock):
         (First(3), [2, 3, 4], 0.6),
         (First(3, deadline=0.5), [3, 4], 0.5),
         (First(3, deadline=0.9), [2, 3, 4], 0.6),
+        (Enough(2.5, 2), [2, 3, 4], 0.7),
+        (Enough(2.5, 1), [0, 1, 2, 3, 4], 1.0),
+        (Enough(2.5, 1, excused=frozenset({0})), [2, 3, 4], 0.7),
+        (Enough(2.5, 2, needed=frozenset({0})), [0, 1, 2, 3, 4], 1.0),
     ],
 )
 @pytest.mark.parametrize("late", ["cancel", "keep"])

@@ -71,6 +71,7 @@ SENT = frozenset({"params", CONTROL, CANDIDATES})
 PEERS = {
     "models": "sends clients each other's models",
     "other-models": "sends clients several models",
+    "chunks": "has clients go over each other's examples",
     "visits": "hands its model from client to client",
 }
 """In an order: what says that there is more than a model of the server's, and what is done with it."""
