@@ -20,6 +20,7 @@ class DPSGD(LocalTraining):
     up: ClassVar[frozenset[str]] = frozenset({"model"})
     own_models: ClassVar[bool] = True
     descends: ClassVar[bool] = True
+    by_steps: ClassVar[bool] = True
 
     def reply(self, order: Order) -> dict[str, Size]:
         """A model."""

@@ -17,6 +17,7 @@ class FedDyn(LocalTraining):
 
     requires: ClassVar[frozenset[str]] = frozenset({"params", "feddyn-alpha"})
     descends: ClassVar[bool] = True
+    by_steps: ClassVar[bool] = True
 
     def state(self, dimension: int) -> Shapes:
         """Each client keeps the gradient of its loss at its last local solution, L_i."""

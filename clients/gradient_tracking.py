@@ -20,6 +20,7 @@ class GradientTracking(LocalTraining):
     up: ClassVar[frozenset[str]] = frozenset({"model", "tracker"})
     own_models: ClassVar[bool] = True
     descends: ClassVar[bool] = True
+    by_steps: ClassVar[bool] = True
     keeps_statistics: ClassVar[bool] = False
 
     def reply(self, order: Order) -> dict[str, Size]:

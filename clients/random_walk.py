@@ -20,6 +20,7 @@ class RandomWalk(LocalTraining):
     requires: ClassVar[frozenset[str]] = frozenset({"params", "visits", "step-factor", "memory-rate"})
     up: ClassVar[frozenset[str]] = frozenset({"model", "visits"})
     descends: ClassVar[bool] = True
+    by_steps: ClassVar[bool] = True
 
     def reply(self, order: Order) -> dict[str, Size]:
         """The model, and how often everybody has been visited."""

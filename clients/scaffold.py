@@ -22,6 +22,7 @@ class Scaffold(LocalTraining):
     requires: ClassVar[frozenset[str]] = frozenset({"params", "control"})
     up: ClassVar[frozenset[str]] = LocalTraining.up | {"control-delta"}
     descends: ClassVar[bool] = True
+    by_steps: ClassVar[bool] = True
     commits: ClassVar[frozenset[str]] = frozenset({"control-delta"})
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ class Sgd(LocalTraining):
     }
     up: ClassVar[frozenset[str]] = LocalTraining.up | {*REPORTED, "precision", SPREAD}
     descends: ClassVar[bool] = True
+    by_steps: ClassVar[bool] = True
 
     def cost(self, order: Order, examples: Tensor) -> Cost:
         """Steps, d floats, and one more for each number that is asked for; of batch sizes two, and a step beside."""

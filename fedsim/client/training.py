@@ -81,6 +81,10 @@ class LocalTraining(HasPlugins, Client):
     """Whether `descend` takes all of its mini-batches: what else it does with a cohort goes row by row."""
     divides: ClassVar[bool] = False
     """Whether it trains apart what of the model stays with it, and what is shared: of both there must be some."""
+    by_steps: ClassVar[bool] = False
+    """Whether its examples reach what it sends and remembers by the steps of `descend` alone, so that noise in each of
+    them hides single ones; but for losses that a strategy asks for.
+    """
     requires: ClassVar[frozenset[str]] = frozenset({"params"})
     accepts: ClassVar[frozenset[str]] = frozenset({"report-start-loss"})
     up: ClassVar[frozenset[str]] = frozenset({"delta", "start-loss"})
@@ -425,7 +429,7 @@ class LocalTraining(HasPlugins, Client):
         if not numbers:
             raise BrokenPromiseError("an algorithm's local training trains no parameter of the model")
         y, fixed = layout.stack(start, len(cohort)), None if shift is None else layout.stack(shift, len(cohort))
-        fused = rule.plain and len(numbers) == layout.trained
+        fused = rule.plain and len(numbers) == layout.trained and not cohort.noisy
         stepper = None if rule.plain else rule.stepper(take(y, numbers), self._beginning(cohort))
         history = list[Tensor]()
         corrected = bool(rule.decay) or shift is not None
@@ -484,17 +488,17 @@ class LocalTraining(HasPlugins, Client):
         began: Stack | None,
     ) -> Tensor:
         """A step of some leaves, in place, of the first clients, that is not fused: their losses [k] before."""
-        network, moved = cohort.network, take(rows, numbers)
+        moved = take(rows, numbers)
         shift, start = (None if fixed is None else take(fixed, numbers)), None if began is None else began[: len(rows)]
         if stepper is None:
-            loss, gradient = network.gradients(rows, batch)
+            loss, gradient = cohort.gradients(rows, batch)
             descend_plainly(moved, take(gradient, numbers), lr, rule.decay, shift)
             return loss
         noise, at, place = StepDraws(batch.draw), moved, rows
         if "point" in self.rule.needs:
             at = stepper.point(moved, number, noise)
             place = put(rows, numbers, at)
-        loss, gradient = network.gradients(place, batch)
+        loss, gradient = cohort.gradients(place, batch)
         gradient, objective = take(gradient, numbers), BatchObjective(cohort, rule, rows, numbers, batch, shift, start)
         if "ahead" in self.rule.needs:
             _, gradient = objective.alone(stepper.ahead(at, gradient))

@@ -78,20 +78,20 @@ class Streams:
         counts: Tensor,
         *,
         turn: Index = 0,
-        step: int = 0,
+        step: Index = 0,
     ) -> Tensor:
         """Draw `counts[c]` words for client c, one client after the other: int64 [sum of counts].
 
         The same words as the first `counts[c]` of `bits`, without drawing what a shorter client has no use for.
-        turn: one number, or int64 [C].
+        turn, step: one number, or int64 [C].
         """
         blocks = -(-counts // 4)
         first = blocks.cumsum(0) - blocks
         owner = torch.repeat_interleave(blocks)
         block = torch.arange(len(owner), device=clients.device) - first[owner]
-        turns = turn[owner] if isinstance(turn, Tensor) else turn
+        turns, steps = (word[owner] if isinstance(word, Tensor) else word for word in (turn, step))
         owners, low, high = self.keyed(purpose, clients[owner])
-        words = torch.stack(philox(block, owners, turns, step, low, high), dim=1)
+        words = torch.stack(philox(block, owners, turns, steps, low, high), dim=1)
         kept = block.unsqueeze(1) * 4 + torch.arange(4, device=clients.device) < counts[owner].unsqueeze(1)
         return words[kept]
 

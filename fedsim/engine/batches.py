@@ -11,6 +11,9 @@ order the clients are.
 Every client reshuffles its examples in each epoch with its own named draws; its last batch of an epoch may be
 partial, and `Plan.weights` are 0 in the padded places and 1/count in the others. A `Course` has clients
 pass over some of their examples instead, as a curriculum does.
+
+Where accounts of privacy ask for it, each example of a client is in each of as many steps by a coin of its own: none of
+them may be, and weights are 1 over how many are expected.
 """
 
 from __future__ import annotations
@@ -22,8 +25,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fedsim.core.errors import FedsimError
 from fedsim.core.streams import Index, Streams
 from fedsim.nets.descent import Compiled, Shuffles
+
+DRAWN = 2**22
+"""Coins that are thrown at once."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +39,20 @@ class Plan:
 
     index: int64 [R, B], examples by their number in the problem's data, of which the first `count`, int64 [R], are
     taken and the others are padding. active: how many rows work at each step. start: where the rows of each step begin.
+    expected: int64 [R], how many examples were to be expected where coins decide; None: they do not.
     """
 
     index: Tensor
     count: Tensor
     active: list[int]
     start: list[int]
+    expected: Tensor | None = None
 
     def weights(self, dtype: torch.dtype) -> Tensor:
-        """What each place counts in its row's loss: [R, B], 1/count for examples and 0 for padding."""
+        """What each place counts in its row's loss: [R, B], 1/count or 1/expected for examples and 0 for padding."""
         real = torch.arange(self.index.shape[1], device=self.index.device) < self.count.unsqueeze(1)
-        return real.to(dtype) / self.count.unsqueeze(1).to(dtype)
+        total = self.count if self.expected is None else self.expected
+        return real.to(dtype) / total.unsqueeze(1).to(dtype)
 
     def padded(self) -> list[bool]:
         """Whether there is padding in the rows of each step, asked of the device once for all."""
@@ -99,6 +109,9 @@ class Batching:
     without replacement, independently of the other steps (all of them where it has fewer). Every row of a plan is
     `batch_size` wide, so that a client's products have the same shapes, and so the same bits, in any cohort. Padding
     stands on an example of the same client, so that one client's bad numbers stay its own.
+
+    capacity: where coins decide, room for the examples of a step, which is then how wide a plan is; an example of a
+    client with n is in a step with probability batch_size / n. None: they do not.
     """
 
     streams: Streams
@@ -111,6 +124,12 @@ class Batching:
     batch_size: int
     turn: Index
     course: Course | None = None
+    capacity: int | None = None
+
+    @property
+    def expected(self) -> Tensor:
+        """How many examples are expected in a step of each client where coins decide, int64 [C]."""
+        return self.examples.clamp(max=self.batch_size)
 
     @property
     def taken(self) -> Tensor:
@@ -125,12 +144,17 @@ def plan_batches(batching: Batching) -> Plan:
     active, start, length = _prefixes(batching.taken)
     device = batching.clients.device
     begins = torch.tensor(start, dtype=torch.int64, device=device)
+    working = torch.tensor(active, dtype=torch.int64, device=device)
+    number = torch.repeat_interleave(working)
+    row = torch.arange(length, device=device) - begins[number]
+    if batching.capacity is not None:
+        place, count = _coins(batching, batching.capacity, row, number)
+        index = batching.order[batching.begin[row].unsqueeze(1) + place]
+        return Plan(index, count, active, start, batching.expected[row])
     if batching.steps is not None:
         place, count = (part.transpose(0, 1).flatten(0, 1) for part in _draws(batching, batching.steps))
     else:
         place, count = _passes(batching, lambda step, row: begins[step] + row, length)
-    working = torch.tensor(active, dtype=torch.int64, device=device)
-    row = torch.arange(length, device=device) - torch.repeat_interleave(begins, working)
     return Plan(batching.order[batching.begin[row].unsqueeze(1) + place], count, active, start)
 
 
@@ -230,6 +254,35 @@ def _draws(batching: Batching, steps: int) -> tuple[Tensor, Tensor]:
     few = (size <= width).unsqueeze(2)
     place = torch.where(few, torch.minimum(everything, (size - 1).unsqueeze(2)), place)
     return place, examples.clamp(max=width).unsqueeze(1).expand(number, steps)
+
+
+def _coins(batching: Batching, capacity: int, owner: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """The same where coins decide, [R, capacity] and [R], of rows that are a step of a client each, int64 [R].
+
+    FedsimError: more examples were drawn than there is room for, which must not be left out, lest the account is wrong.
+    """
+    device = owner.device
+    place = torch.zeros((len(owner), capacity), dtype=torch.int64, device=device)
+    counts = torch.zeros(len(owner), dtype=torch.int64, device=device)
+    many = max(1, DRAWN // max(1, int(batching.examples.max()))) if len(owner) else 1
+    for first in range(0, len(owner), many):
+        who, number = owner[first : first + many], step[first : first + many]
+        size = batching.examples[who]
+        turn = batching.turn[who] if isinstance(batching.turn, Tensor) else batching.turn
+        words = batching.streams.ragged_bits("coins", batching.clients[who], size, turn=turn, step=number)
+        row = torch.repeat_interleave(size)
+        slot = torch.arange(len(row), device=device) - (size.cumsum(0) - size)[row]
+        heads = words * size[row] < batching.batch_size << 32
+        row, slot = row[heads], slot[heads]
+        count = torch.bincount(row, minlength=len(who))
+        if int(count.max()) > capacity:
+            raise FedsimError(f"a step drew {int(count.max())} examples, with room for {capacity}; take another seed")
+        column = torch.arange(len(row), device=device) - (count.cumsum(0) - count)[row]
+        place[first + row, column] = slot
+        counts[first : first + many] = count
+    # Padding stands on an example that was drawn, if one was: of no other may anything come through, not even a NaN.
+    real = torch.arange(capacity, device=device) < counts.unsqueeze(1)
+    return torch.where(real, place, place[:, :1]), counts
 
 
 def _prefixes(steps: Tensor) -> tuple[list[int], list[int], int]:

@@ -28,6 +28,7 @@ from fedsim.nets.network import Batch, Network
 from fedsim.nets.private import Private
 from fedsim.nets.rows import inner
 from fedsim.nets.stack import Stack, shaped
+from fedsim.privacy.steps import NoisySteps
 from fedsim.problems.base import Examples, Problem
 
 GATHER = 2**22
@@ -47,7 +48,7 @@ class Cohort:
     failed_queries: int64 [C], the local
     steps taken so far, the evaluations asked for, and those of them that are no part of the method's published count,
     and that gave no finite value. metrics: [C] by name, told to the server beside those of the update. scratch: for
-    what need not be computed again if it is there.
+    what need not be computed again if it is there. noisy: how its steps are made private; None: they are not.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class Cohort:
         job: Job,
         state: Mapping[str, Tensor],
         scratch: Scratch | None = None,
+        noisy: NoisySteps | None = None,
     ) -> None:
+        self._noisy = noisy
         self._problem, self._network, self.streams, self._job = problem, network, streams, job
         self.clients, self.state = job.clients, dict(state)
         self.examples = problem.sizes_on_device[self.clients]
@@ -95,6 +98,17 @@ class Cohort:
         if self._problem.model is None:
             raise BrokenPromiseError("an algorithm for black boxes asked for the model")
         return self._problem.model.module
+
+    @property
+    def noisy(self) -> bool:
+        """Whether steps know their examples by clipped gradients and noise alone, so that none is fused with them."""
+        return self._noisy is not None and not self._noisy.plain
+
+    def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
+        """Losses [k], and what a local step of the k clients of a batch goes by: gradients, or what hides examples."""
+        if self._noisy is None:
+            return self.network.gradients(y, batch)
+        return self._noisy.gradients(self.network, y, batch)
 
     @property
     def data(self) -> Examples:
@@ -311,7 +325,7 @@ class Cohort:
         if self.network.stacked or padded:
             return batches
         # Padding follows the examples of the one client, whose step s is row s: asked for once, not at each step.
-        counts: list[int] = plan.count.tolist()
+        counts: list[int] = plan.count.clamp(min=1).tolist()  # of a batch without examples one, which counts nothing
         return (batch.cut(count) for batch, count in zip(batches, counts, strict=True))
 
     def sample(self, count: Tensor, name: str) -> Tensor:
@@ -387,6 +401,7 @@ class Cohort:
             batch_size=min(batch_size or self.largest, self.largest),
             turn=self.turn,
             course=course,
+            capacity=None if self._noisy is None else self._noisy.capacity,
         )
 
     def _taking(self, epochs: int | None, steps: int | None, batch_size: int | None, course: Course | None) -> Batching:
@@ -447,6 +462,7 @@ class Cohort:
         return Batch(data.x[index], data.y[index], weight, draw)
 
     def _gather(self, plan: Plan, streams: Streams) -> Iterator[Batch]:
+        expected = None if plan.expected is None else plan.expected.to(self.dtype)
         x, y, shape, weights = self.data.x, self.data.y, plan.index.shape, plan.weights(self.dtype)
         numbers = max(1, x[0].numel() * shape[1])
         padded = plan.padded() if self.network.layout.normalises else [None] * len(plan.active)
@@ -470,6 +486,7 @@ class Cohort:
                     weights[begin : begin + count],
                     Draw(streams, self.clients[:count], first(self.turn, count), number),
                     padded=padded[number],
+                    expected=None if expected is None else expected[begin : begin + count],
                 )
             step = last
 

@@ -40,6 +40,7 @@ from fedsim.nets.normalisation import vector_parts
 from fedsim.nets.plain import WORTH_A_THREAD
 from fedsim.nets.stack import Stack
 from fedsim.parallel.cores import at_most, cores, one_core_an_operation, spread
+from fedsim.privacy.steps import NoisySteps
 from fedsim.problems.base import Examples, Model, Problem
 
 ALIKE = 0.05
@@ -64,19 +65,23 @@ class Individuals:
 
 
 def choose_network(
-    model: Model, data: Examples, choice: Choice, width: int = 1, work: float = 0.0
+    model: Model, data: Examples, choice: Choice, width: int = 1, work: float = 0.0, *, apart: bool = False
 ) -> tuple[str, Network]:
     """The executor's name and the network it computes with, on batches of this width.
 
     work: multiply-adds of the local training, or of the queries, that a round declares, as far as they are compiled.
+    apart: whether steps look at single examples, as no loop of whole trainings does, and a stack the fastest.
     """
     module, layout, loss = model.module, model.layout, model.loss
+    if apart and choice == "fused":
+        raise InputError("engine.executor", choice, "its steps clip no single examples; take stacked, or loop")
+    work = 0.0 if apart else work
     if choice == "auto" and work >= WORTH_COMPILING and fits(module, layout, loss, data.x):
         if installed():
             choice = "fused"
         else:
             warn("numba is not installed, with which rounds would be compiled; clients are stacked")
-    operations = width * model.footprint.operations if data.x.device.type == "cpu" else None
+    operations = width * model.footprint.operations if data.x.device.type == "cpu" and not apart else None
     chain = ChainNetwork.of(module, layout, loss)
     slower = operations is not None and loses_to_a_loop(module, operations)
     if choice == "loop" or (choice == "auto" and slower):
@@ -152,7 +157,7 @@ class Executor:
     memory: bytes that the stacked tensors of one cohort may take. participants: how many different clients may take
     part in the whole run, for the estimate of the state's size, which may take `state_memory` bytes. work: see
     `choose_network`. largest_batch: the most examples of a step that orders ask for, where that is more than clients
-    take by themselves.
+    take by themselves. noisy: how local steps are made private; None: they are not.
     """
 
     def __init__(
@@ -168,7 +173,9 @@ class Executor:
         participants: int | None = None,
         work: float = 0.0,
         largest_batch: int = 0,
+        noisy: NoisySteps | None = None,
     ) -> None:
+        self.noisy = noisy
         self.problem, self.client, self.streams = problem, client, streams
         plain = Size(problem.dimension, 8 * problem.dtype.itemsize)
         self.transforms = Chain(tuple(transforms)).fitted(problem.layout.shapes, plain)
@@ -176,8 +183,12 @@ class Executor:
         self.name = "stacked"
         asked = client.batch_size
         self._width = problem.largest if asked == "full" else min(max(asked, largest_batch), problem.largest)
+        if noisy is not None:
+            self._width = noisy.capacity
         if problem.model is not None and problem.data is not None:
-            self.name, self.network = choose_network(problem.model, problem.data, choice, self._width, work)
+            self.name, self.network = choose_network(
+                problem.model, problem.data, choice, self._width, work, apart=noisy is not None
+            )
         elif choice == "loop":
             self.name = choice
         elif choice == "fused":
@@ -198,7 +209,8 @@ class Executor:
         width = self._width * client.views
         self._row_operations = beside = operations_beside(client, problem)
         if problem.model is not None:
-            numbers += 3 * width * problem.model.footprint.activations  # with their gradients
+            # With their gradients; where single examples are clipped each layer's stay until the end.
+            numbers += (3 if noisy is None else 5) * width * problem.model.footprint.activations
             numbers += _solving(client, problem.model, problem.largest).numbers
             if self._in_any_order:  # a loop has those of one client at a time: y, a shift, and what is made of them
                 numbers = 3 * whole
@@ -381,7 +393,7 @@ class Executor:
 
     def act(self, part: Job, state: Mapping[str, Tensor]) -> CohortResult:
         """Have one cohort, which remembers `state`, [k, ...] by name, do what it is ordered to. Nothing is kept."""
-        cohort = Cohort(self.problem, self.network, self.streams, part, state, self.scratch)
+        cohort = Cohort(self.problem, self.network, self.streams, part, state, self.scratch, self.noisy)
         told = self.client.beforehand(cohort)
         given = getattr(self.client, part.action)(cohort)
         update = done(self.client, given, told, part.cost, cohort, self.store.shapes)

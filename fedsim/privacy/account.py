@@ -30,6 +30,11 @@ SERIES = "absl"
 """The logger that warns of orders for which a series did not converge: they are left out, which bounds nothing less."""
 TOLERANCE = 1e-4
 """How far above the least noise multiplier a target's may lie."""
+INTERVAL = 3e-4
+"""Between losses of which a distribution is made, which is rounded so that it promises no more than it holds. The
+library's 1e-4 takes three to four times as long, half a second a row; epsilons of nine published settings are above its
+own by at most 0.05 %.
+"""
 MOST = 1e4
 """The largest noise multiplier that a target is searched with."""
 
@@ -96,10 +101,10 @@ class Account:
             return 0.0
         if not self.multiplier:
             return math.inf
-        with errors_alone(SERIES):
-            return max(0.0, float(_spent(self.kind, self.law, self.multiplier, sums, self.delta)))
+        return max(0.0, float(_spent(self.kind, self.law, self.multiplier, sums, self.delta)))
 
 
+@cache
 def least_noise(kind: Accounting, law: Law, sums: int, epsilon: float, delta: float) -> float:
     """The least z, to `TOLERANCE`, with which so many sums spend at most epsilon. InputError: none is large enough."""
     accounting, _ = _libraries(kind)
@@ -129,7 +134,8 @@ def _single(kind: Accounting, law: Law, multiplier: float) -> Any:
     """What one sum costs: orders and Renyi divergences, or the distribution of the loss."""
     accounting, _ = _libraries(kind)
     accountant = _accountant(kind, _relation(accounting, law))
-    accountant.compose(law.event(accounting, kind, multiplier))
+    with errors_alone(SERIES):
+        accountant.compose(law.event(accounting, kind, multiplier))
     # Composed again for each row a run of a thousand rounds would take minutes; both add up over like sums.
     return (accountant._orders, accountant._rdp) if kind == "rdp" else accountant._pld
 
@@ -151,8 +157,9 @@ def _libraries(kind: Accounting) -> tuple[Any, Any]:
 
 def _accountant(kind: Accounting, neighbours: Any) -> Any:
     _, module = _libraries(kind)
-    made = module.RdpAccountant if kind == "rdp" else module.PLDAccountant
-    return made(neighboring_relation=neighbours)
+    if kind == "rdp":
+        return module.RdpAccountant(neighboring_relation=neighbours)
+    return module.PLDAccountant(neighbours, INTERVAL)
 
 
 def _relation(accounting: Any, law: Law) -> Any:

@@ -10,6 +10,7 @@ from fedsim.core.errors import InputError
 from fedsim.core.options import PositiveFloat, PositiveInt, Rate, options, table_of
 
 Accounting = Literal["rdp", "pld"]
+Clipping = Literal["flat", "layers", "sizes"]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -32,13 +33,17 @@ class Adaptive:
 
 @options
 class Privacy:
-    """Changes are clipped and noised, and an account says what of epsilon is spent. Needs `dp-accounting`."""
+    """Changes, or single examples' gradients, are clipped and noised, and an account is kept. Needs `dp-accounting`."""
 
+    level: Literal["client", "example"] = "client"
+    """What is hidden: a client with all that it has, by clipping its change (DP-FedAvg); or a single example, also from
+    the server, by clipping its gradient in each local step (DP-SGD).
+    """
     clip: PositiveFloat | None = None
-    """C, the largest norm of a client's change. Not given: there is no bound, and no
+    """C, the largest norm of a client's change, or of an example's gradient. Not given: there is no bound, and no
     guarantee.
     """
-    clipping: Literal["flat", "layers", "sizes"] = "flat"
+    clipping: Clipping = "flat"
     """flat: the whole vector has the bound C; layers: each of L tensors C / sqrt(L); sizes: a tensor of d_l of d
     numbers C sqrt(d_l / d).
     """
@@ -49,9 +54,10 @@ class Privacy:
     epsilon: PositiveFloat | None = None
     """What all rounds may spend, from which the least z follows. Not given: noise_multiplier decides."""
     delta: Probability
-    """How likely it may be that epsilon does not hold; below one over the number of clients."""
+    """How likely it may be that epsilon does not hold; below one over the number of clients, or of a client's examples.
+    """
     accountant: Accounting = "rdp"
-    """rdp: Renyi divergences, quick; pld: privacy loss distributions, tighter, up to half a second a row."""
+    """rdp: Renyi divergences, quick; pld: privacy loss distributions, tighter, up to a tenth of a second a row."""
     budget: PositiveFloat | None = None
     """End the run before a round that would spend more epsilon than this. Not given: rounds or time end it."""
     where: Literal["server", "clients"] = "server"
@@ -78,11 +84,23 @@ class Privacy:
             raise InputError("clip", "(nothing)", "noise goes by it; give the largest norm, or noise_multiplier = 0")
         if self.budget is not None and self.noise_multiplier == 0.0:
             raise InputError("budget", self.budget, "without noise nothing is private; leave it out, or add noise")
+        if self.level == "example":
+            self._check_example()
         self._check_mechanism()
         self._check_adaptive()
         if (self.where == "clients") != (self.least is not None):
             remedy = "say how many replies make the noise whole" if self.least is None else "is for where = clients"
             raise InputError("least", "(nothing)" if self.least is None else self.least, remedy)
+
+    def _check_example(self) -> None:
+        """Refuse what is about the sum of clients' changes."""
+        for option in ("where", "least", "mechanism", "bands", "factor", "adaptive"):
+            given = getattr(self, option)
+            if given != getattr(Privacy, option):
+                value = "given" if option == "adaptive" else given
+                raise InputError(
+                    option, value, "is of the sum of clients' changes; take level = client, or leave it out"
+                )
 
     def _check_mechanism(self) -> None:
         """Refuse bands without a banded mechanism, and that with other noise than the server's."""

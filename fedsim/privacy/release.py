@@ -20,7 +20,7 @@ from fedsim.exchange.aggregation import BLOCK, halving_sum
 from fedsim.exchange.messages import Replies
 from fedsim.nets.stack import Layout
 from fedsim.privacy.banded import Matrix
-from fedsim.privacy.options import Adaptive, Privacy
+from fedsim.privacy.options import Adaptive, Clipping, Privacy
 
 NOISE = "privacy"
 """The name under which noise is drawn, and under which the server remembers that of rounds before."""
@@ -52,15 +52,6 @@ class Release:
             kept[NOISE] = like.new_zeros(self.options.bands - 1, len(like))
         return kept
 
-    def bounds(self, clip: float) -> list[float]:
-        """The bound of each part that is clipped by itself: of the whole, or of each tensor of the model."""
-        if self.options.clipping == "flat":
-            return [clip]
-        sizes = self.layout.sizes
-        if self.options.clipping == "layers":
-            return [clip / math.sqrt(len(sizes))] * len(sizes)
-        return [clip * math.sqrt(size / self.layout.dimension) for size in sizes]
-
     def __call__(self, kept: Kept, replies: Replies) -> tuple[Replies, Kept, dict[str, float]]:
         """The replies of a round as one of nobody's, what is remembered, and what was observed.
 
@@ -73,7 +64,7 @@ class Release:
         clip = float(kept[CLIP]) if CLIP in kept else options.clip
         observed: dict[str, float] = {}
         if clip is not None:
-            rows, unclipped = clipped(rows, self.bounds(clip), self._widths)
+            rows, unclipped = clipped(rows, bounds_of(options.clipping, self.layout, clip), self._widths)
             observed = {"clip": clip}
             if count:
                 observed["unclipped"] = unclipped / count
@@ -131,6 +122,16 @@ class Release:
             drawn = drawn - row[turn - back] * before[back - 1]
         drawn = drawn / row[turn]
         return drawn, {**kept, NOISE: torch.cat((drawn.unsqueeze(0), before))[: len(before)]}
+
+
+def bounds_of(clipping: Clipping, layout: Layout, clip: float) -> list[float]:
+    """The bound of each part that is clipped by itself: of the whole, or of each tensor of the model."""
+    if clipping == "flat":
+        return [clip]
+    sizes = layout.sizes
+    if clipping == "layers":
+        return [clip / math.sqrt(len(sizes))] * len(sizes)
+    return [clip * math.sqrt(size / layout.dimension) for size in sizes]
 
 
 def count_noise(adaptive: Adaptive, cohort: float) -> float:

@@ -43,6 +43,7 @@ from fedsim.running.checks import check
 from fedsim.running.pace import pace
 from fedsim.running.personal import Whose, tuning_on
 from fedsim.running.private import check_window, guard_of
+from fedsim.running.private_steps import noisy_steps
 from fedsim.running.promises import asked, at_once, begun
 from fedsim.running.secure import hold_window, sealing, secured
 from fedsim.running.setup import Setup
@@ -117,6 +118,7 @@ def build_executor(experiment: Experiment, problem: Problem, kind: Callable[...,
             participants=None if experiment.rounds is None else (experiment.rounds + 1) * working,
             work=_work(experiment, problem, usual) if options.executor == "auto" else 0.0,
             largest_batch=experiment.strategy.largest_batch,
+            noisy=noisy_steps(experiment, problem),
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from fedsim.core.clock import seconds, ticks
 from fedsim.core.errors import DivergedError
 from fedsim.core.graph import storable
 from fedsim.engine.ledger import Ledger
+from fedsim.privacy.release import Kept
 from fedsim.problems.supervised import Supervised
 from fedsim.running.history import Row
 from fedsim.running.personal import personal_measures
@@ -104,8 +105,9 @@ class Judged:
 class Judge:
     """Judges the global model of one run when it is time to. so_far: all that it remembers."""
 
-    def __init__(self, setup: Setup, wall: WallClock) -> None:
-        self._setup, self._wall = setup, wall
+    def __init__(self, setup: Setup, wall: WallClock, kept: Callable[[], Kept]) -> None:
+        """Kept: what the server remembers for privacy."""
+        self._setup, self._wall, self._kept = setup, wall, kept
         evaluation = setup.evaluation
         self._clients = setup.whose.clients(setup.problem, evaluation)
         self._trial = evaluation.trial(setup.streams)
@@ -208,7 +210,7 @@ class Judge:
     def _privacy_is_spent(self, rounds: int) -> bool:
         """Whether another round would go beyond the budget of epsilon; says so."""
         guard = self._setup.privacy
-        why = None if guard is None else guard.over(rounds)
+        why = None if guard is None else guard.over(self._kept(), rounds)
         if why is not None:
             self.so_far.stopped = self.stopped or why
         return why is not None
@@ -279,7 +281,7 @@ class Judge:
             **crossed,
             **judged.interval.metrics(),
             **measures,
-            **({} if self._setup.privacy is None else self._setup.privacy.columns(state.round)),
+            **({} if (guard := self._setup.privacy) is None else guard.columns(self._kept(), state.round)),
         }
         judged.interval = Interval()
         judged.rows.append((row, state.params))

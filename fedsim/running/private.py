@@ -14,7 +14,7 @@ from fedsim.core.errors import InputError, warn
 from fedsim.core.plugins import kind_of
 from fedsim.core.streams import Streams
 from fedsim.exchange.aggregation import WeightedMean
-from fedsim.exchange.messages import Replies, Scalar
+from fedsim.exchange.messages import Order, Replies, Scalar
 from fedsim.exchange.transforms import Noise
 from fedsim.exchange.windows import All, Window
 from fedsim.privacy.account import Account, Everyone, Fixed, Law, Poisson, least_noise
@@ -22,6 +22,7 @@ from fedsim.privacy.banded import optimal, toeplitz
 from fedsim.privacy.options import Privacy
 from fedsim.privacy.release import Kept, Release, count_noise, spent_columns
 from fedsim.problems.base import Problem
+from fedsim.running.private_steps import StepsGuard, laps_of, steps_guard
 from fedsim.server.selection.poisson import Poisson as PoissonSelection
 from fedsim.server.selection.round_robin import RoundRobin
 from fedsim.server.selection.uniform import Uniform
@@ -59,20 +60,24 @@ class Guard:
         """What the strategy is told of a round's replies, what is remembered, and what was observed."""
         return self.make(kept, replies)
 
-    def columns(self, rounds: int) -> Mapping[str, float]:
+    def ordered(self, kept: Kept, order: Order) -> Kept:  # noqa: ARG002
+        """What is remembered after an order: what it was."""
+        return kept
+
+    def columns(self, kept: Kept, rounds: int) -> Mapping[str, float]:  # noqa: ARG002
         """What a row says after so many rounds."""
         return spent_columns(self.account.epsilon(self.sums.of(rounds)), self.account.delta)
 
-    def over(self, rounds: int) -> str | None:
+    def over(self, kept: Kept, rounds: int) -> str | None:  # noqa: ARG002
         """Why no round may follow so many; None: one may."""
         budget = self.options.budget
         if budget is None or self.account.epsilon(self.sums.of(rounds + 1)) <= budget:
             return None
         return f"another round would spend more than epsilon {budget:g}"
 
-    def summary(self, rounds: int) -> dict[str, Any]:
+    def summary(self, kept: Kept, rounds: int) -> dict[str, Any]:
         """What the summary says after so many rounds; nothing of noise 0, which hides nobody."""
-        found = {**self.columns(rounds)}
+        found = {**self.columns(kept, rounds)}
         if not found:
             return {}
         relation = f"{self.account.law.relation} client"
@@ -86,11 +91,17 @@ class Guard:
         return found | {"sampling": type(law).__name__.lower(), "expected_cohort": self.make.cohort}
 
 
-def guard_of(experiment: Experiment, problem: Problem) -> Guard | None:
-    """What keeps the run's clients private; None: nothing is to. InputError: no account covers the experiment."""
+AnyGuard = Guard | StepsGuard
+"""What keeps a run private, and its account."""
+
+
+def guard_of(experiment: Experiment, problem: Problem) -> AnyGuard | None:
+    """What keeps a run's clients or examples private; None: nothing is to. InputError: no account covers it."""
     options = experiment.privacy
     if options is None:
         return None
+    if options.level == "example":
+        return steps_guard(experiment, problem, options)
     _check_sum(experiment, problem)
     sums, cohort = _sums(experiment, problem)
     _check_memory(experiment, problem, sums)
@@ -128,7 +139,13 @@ def check_window(experiment: Experiment, window: Window) -> None:
         kind = kind_of("selectors", experiment.selection)
         remedy = f"it is for rounds that wait for all, and {strategy} does not; take uniform"
         raise InputError("selection.kind", kind, remedy)
-    if experiment.privacy is not None:
+    options = experiment.privacy
+    if options is not None and options.level == "example":
+        for option in ("epsilon", "budget"):
+            if (value := getattr(options, option)) is not None:
+                remedy = f"{strategy} does not wait for all of a round, in which a client may train more than once"
+                raise InputError(f"privacy.{option}", value, f"{remedy}; give noise_multiplier alone")
+    elif options is not None:
         remedy = "it does not wait for all of a round, and no account here covers that; take fedavg"
         raise InputError("strategy.kind", strategy, remedy)
 
@@ -165,14 +182,13 @@ def _sums(experiment: Experiment, problem: Problem) -> tuple[Sums, float]:
     assert options is not None
     kind, cohort = kind_of("selectors", selector), selector.expected(population)
     steady = experiment.devices.steady and not experiment.faults.kinds
+    apart = laps_of(selector, population)
     if type(selector) is PoissonSelection:
-        apart: float = selector.groups
-        sums = Sums(Poisson(selector.fraction), selector.groups)
+        sums = Sums(Poisson(selector.fraction), apart)
     elif type(selector) is RoundRobin or (type(selector) is Uniform and cohort == population):
-        apart = population / cohort
         sums = Sums(Everyone(), apart)
     elif type(selector) is Uniform:
-        apart, sums = 1.0, Sums(Fixed(population, int(cohort)))
+        sums = Sums(Fixed(population, int(cohort)))
     else:
         remedy = "whom it selects depends on what clients have, or no account knows its law; take poisson or uniform"
         raise InputError("selection.kind", kind, remedy)

@@ -11,7 +11,7 @@ from fedsim.engine.personal import Tuning
 from fedsim.exchange.transforms import Chain
 from fedsim.problems.base import Looped
 from fedsim.running.personal import EVERYBODYS, Whose
-from fedsim.running.private import Guard
+from fedsim.running.private import AnyGuard
 from fedsim.running.secure import Secured
 from fedsim.server.distillation import Bench
 from fedsim.server.selection.base import Selector
@@ -24,7 +24,8 @@ class Setup:
 
     steady: whether all clients that are sent orders answer them, as far as their devices go. whose: whose models are
     judged. tuning: how clients train them before. bench: what a server that distils works with. secured: what
-    sums the replies of a window, so that the strategy is told no single one. privacy: what clips and noises them.
+    sums the replies of a window, so that the strategy is told no single one. privacy: what clips and noises them, or
+    keeps the account of clients who do.
     """
 
     problem: Looped
@@ -42,4 +43,4 @@ class Setup:
     tuning: Tuning | None = None
     bench: Bench | None = None
     secured: Secured | None = None
-    privacy: Guard | None = None
+    privacy: AnyGuard | None = None

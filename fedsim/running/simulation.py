@@ -106,7 +106,7 @@ class Simulation:
         self._at_work = promises.at_once(parts.selector, len(parts.problem.sizes))
         self._wall = WallClock()
         self.pace = Pace(parts.evaluation)
-        self._judge = Judge(parts, self._wall)
+        self._judge = Judge(parts, self._wall, lambda: self._server.private)
         self._patience = Patience()
         self._first = state.params if parts.strategy.for_all else None
         self._remedy = "lower client.lr"
@@ -117,7 +117,7 @@ class Simulation:
     def judge_at(self, decided: Pace) -> None:
         """Have the model judged as often as was decided, before the run has begun."""
         self.pace, self.parts = decided, replace(self.parts, evaluation=decided.evaluation)
-        self._judge = Judge(self.parts, self._wall)
+        self._judge = Judge(self.parts, self._wall, lambda: self._server.private)
 
     @property
     def state(self) -> ServerState:
@@ -148,7 +148,7 @@ class Simulation:
     def privacy(self) -> dict[str, Any]:
         """What the run has spent of privacy, and by which account; nothing where none is kept."""
         guard = self.parts.privacy
-        return {} if guard is None else guard.summary(self.round)
+        return {} if guard is None else guard.summary(self._server.private, self.round)
 
     @property
     def vain(self) -> tuple[str, str] | None:
@@ -390,7 +390,10 @@ class Simulation:
         else:
             orders = self.parts.secured.submit(orders)
         self._patience.sent += len(orders.clients) * orders.counts
-        return server._replace(sending=sending, asked=server.asked + 1), orders
+        guard, private = self.parts.privacy, server.private
+        if guard is not None:
+            private = guard.ordered(private, orders)
+        return server._replace(sending=sending, asked=server.asked + 1, private=private), orders
 
     def _collect(self, server: Server, orders: Order, window: Window) -> tuple[Server, Replies]:
         """The window's replies; with `refill`, clients start again while it is open."""

@@ -13,7 +13,7 @@ from fedsim.exchange.messages import Replies
 from fedsim.nets.stack import Layout
 from fedsim.privacy.banded import toeplitz
 from fedsim.privacy.options import Privacy
-from fedsim.privacy.release import Release, clipped
+from fedsim.privacy.release import Release, bounds_of, clipped
 
 LAYOUT = Layout(("a", "b"), ((3,), (1,)), 2)
 
@@ -56,8 +56,8 @@ def test_clipped_changes_are_added_up_and_divided_by_the_cohort_that_is_expected
 
 def test_bounds_of_layers():
     """Two tensors of 3 and 1 numbers: C / sqrt(2) each, or C sqrt(3/4) and C / 2."""
-    assert release(clipping="layers").bounds(2.0) == pytest.approx([math.sqrt(2)] * 2)
-    assert release(clipping="sizes").bounds(2.0) == pytest.approx([math.sqrt(3), 1.0])
+    assert bounds_of("layers", LAYOUT, 2.0) == pytest.approx([math.sqrt(2)] * 2)
+    assert bounds_of("sizes", LAYOUT, 2.0) == pytest.approx([math.sqrt(3), 1.0])
     found, count = clipped(torch.tensor([[3.0, 0, 4, 2], [0, 0, 1, 0]]), [1.0, 1.0], [3, 1])
     assert found.tolist() == [pytest.approx([0.6, 0, 0.8, 1.0]), [0, 0, 1, 0]]
     assert count == 1
