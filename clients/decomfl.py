@@ -15,6 +15,7 @@ from fedsim.client import Cohort, Cost, Order, PositiveFloat, Size, Update, opti
 from fedsim.zeroth_order import (
     PUBLIC,
     Replica,
+    caught_up,
     finite,
     kind_of,
     mean_told,
@@ -51,7 +52,7 @@ class DeComFL(Replica):
     def train(self, cohort: Cohort) -> Update:
         """Catch up with the log; take local steps, and send their scalars."""
         config, now = cohort.config, cohort.received("now")
-        x = self.caught_up(cohort, of_scalars({name: cohort.received(name) for name in ("rounds", "seeds", "scalars")}))
+        x = caught_up(cohort, of_scalars({name: cohort.received(name) for name in ("rounds", "seeds", "scalars")}))
         count, kind, y = int(config["perturbations"]), kind_of(config), x.clone()
         scalars, values = x.new_zeros(len(cohort), len(now), count), x.new_zeros(len(cohort), len(now))
         for step, batch in enumerate(self.batches(cohort, len(now))):

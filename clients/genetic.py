@@ -28,7 +28,7 @@ class Genetic(Client):
     values_only: ClassVar[bool] = True
     requires: ClassVar[frozenset[str]] = frozenset({"seed", "start", "scale", "seeds", "powers", "lengths"})
     accepts: ClassVar[frozenset[str]] = frozenset({"parents", "genes", "power", "split", "assigned", "repeats"})
-    up: ClassVar[frozenset[str]] = frozenset({"values"})
+    up: ClassVar[frozenset[str]] = frozenset({"fitness"})
 
     batch_size: BatchSize = "full"
     """Examples that a population's values are about; full: all of a client's, and all that a black box knows."""
@@ -45,7 +45,7 @@ class Genetic(Client):
         else:
             count = given["assigned"].shape[1] if order.config["split"] else len(given["genes"])
             steps = steps + int(self.batch_size != "full")
-        return Cost(steps, {"values": Size.of(given["start"].new_empty(count))}, count * repeats)
+        return Cost(steps, {"fitness": Size.of(given["start"].new_empty(count))}, count * repeats)
 
     def evaluate(self, cohort: Cohort) -> Update:
         """Tell the values [C, n] of the population, or of what each client is to look at."""
@@ -63,7 +63,7 @@ class Genetic(Client):
             x = x.view(-1, len(asked), x.shape[1]).expand(len(cohort), -1, -1)
             found.append(cohort.query(_inside(cohort, x), batch))
         values = torch.cat(found, dim=1)
-        return Update({"values": ranked_last(values)}, {"loss": mean_told(values)})
+        return Update({"fitness": ranked_last(values)}, {"loss": mean_told(values)})
 
     def validate(self, cohort: Cohort) -> Update:
         """Tell the mean values [C, n] of the candidates over repeated evaluations."""
@@ -72,7 +72,7 @@ class Genetic(Client):
         parts = torch.split(x, AT_ONCE, dim=1)
         rounds = [[cohort.query(part) for part in parts] for _ in range(int(cohort.config["repeats"]))]
         values = torch.stack([torch.cat(one, dim=1) for one in rounds]).mean(dim=0)
-        return Update({"values": ranked_last(values)}, {"loss": mean_told(values)})
+        return Update({"fitness": ranked_last(values)}, {"loss": mean_told(values)})
 
 
 def _received(cohort: Cohort) -> tuple[Genome, Chains]:

@@ -18,6 +18,7 @@ from fedsim.zeroth_order import (
     Keys,
     OneByte,
     Replica,
+    caught_up,
     codec_of,
     kind_of,
     mean_told,
@@ -53,7 +54,7 @@ class JustOneByte(Replica):
         """Catch up with the log; measure the slopes along the own directions."""
         config, seed, codec = cohort.config, cohort.received("seed"), codec_of(cohort.config)
         log = {name: cohort.received(name) for name in ("rounds", "owners", "codes")}
-        x = self.caught_up(cohort, of_codes(seed, log, codec, str(config["agg"])))
+        x = caught_up(cohort, of_codes(seed, log, codec, str(config["agg"])))
         samples = int(config["samples"])
         found, values = x.new_zeros(2, len(cohort), samples)
         numbers, streams = samples_of(cohort.clients, samples), Streams(int(seed))

@@ -60,7 +60,7 @@ class Genetic(Strategy):
         {"seed", "start", "scale", "seeds", "powers", "lengths"}
         | {"parents", "genes", "power", "split", "assigned", "repeats"}
     )
-    up: ClassVar[frozenset[str]] = frozenset({"values"})
+    up: ClassVar[frozenset[str]] = frozenset({"fitness"})
 
     population: Annotated[int, Field(ge=2)] = 100
     """P, networks of a generation."""
@@ -189,11 +189,11 @@ class Genetic(Strategy):
 
     def _fitness(self, replies: Replies, count: int) -> Tensor:
         """F of each network, [count]; infinite where too few have answered."""
-        values, weights = replies.payload.get("values"), replies.examples.double()
+        values, weights = replies.payload.get("fitness"), replies.examples.double()
         if values is None or len(replies) < self.quorum:
             return torch.full((count,), math.inf)
         if "assigned" not in replies.orders[0].payload:
-            return replies.combine(replies.weights(self.weighting), name="values")
+            return replies.combine(replies.weights(self.weighting), name="fitness")
         own = torch.cat([replies.orders[0].payload["assigned"][client] for client in replies.clients])
         each = (weights if self.weighting == "examples" else torch.ones_like(weights)).to(values.device)
         each = each.repeat_interleave(values.shape[1])

@@ -257,6 +257,18 @@ ROWS: dict[str, dict[str, Any]] = {
         "strategy": {**FEDES["strategy"], "downlink": "losses", "ranks": False, "antithetic": False},
         "client": {**FEDES["client"], "batch_size": 4},
     },
+    "fedes_orthogonal": {
+        "strategy": {**FEDES["strategy"], "orthogonal": True, "server_optimizer": "adam", "server_weight_decay": 0.1},
+        "client": FEDES["client"],
+    },
+    "evofed": {
+        "strategy": {"kind": "evofed", "population": 6, "blocks": 2},
+        "client": {"kind": "evofed", **TRAINING},
+    },
+    "evofed_fitness": {
+        "strategy": {"kind": "evofed", "population": 6, "form": "fitness", "sigma": 0.01, "directions": "rademacher"},
+        "client": {"kind": "evofed", **TRAINING},
+    },
     "cma_es": {
         "strategy": {"kind": "cma_es", "population": 6},
         "client": {"kind": "values"},
@@ -552,6 +564,21 @@ STRATEGIES: dict[str, Others] = {
         "sigma": (0.2, {}),
         "antithetic": (False, {}),
         "ranks": (False, {}),
+        "orthogonal": (True, {}),
+        "server_lr": (0.5, {}),
+        "server_optimizer": ("adagrad", {}),
+        "server_weight_decay": (0.1, {}),
+    },
+    "evofed": {
+        "lr": (0.5, {}),
+        "directions": ("rademacher", {}),
+        "population": (8, {}),
+        "blocks": (3, {}),
+        "form": ("fitness", {}),
+        "sigma": (0.5, {"form": "fitness"}),
+        "alpha": (0.4, {}),
+        "decode": ("least_squares", {}),
+        "weighting": ("uniform", {}),
     },
     "cma_es": {
         "weighting": ("examples", {}),
@@ -668,6 +695,7 @@ CLIENTS: dict[str, Others] = {
     "fedkseed": {"batch_size": (4, {}), "steps": (4, {}), "mu": (0.5, {}), "clip": (0.05, {})},
     "decomfl": {"batch_size": (4, {}), "mu": (0.5, {}), "difference": ("forward", {})},
     "fedes": {"batch_size": (4, {})},
+    "evofed": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER},
     "genetic": {"batch_size": (1, {})},
     "cma_es": {"batch_size": (1, {})},
     "fedrep": {
@@ -881,6 +909,7 @@ CROSSING: dict[str, Others] = {
     "one_byte": {"join": ("replay", {}), "history": (1, AWAY)},
     "fedkseed": {"reply": ("dense", {}), "start": ("public", {})},
     "decomfl": {"join": ("replay", {}), "history": (1, AWAY)},
+    "evofed": {"join": ("replay", {}), "history": (1, AWAY)},
     "fedes": {
         "downlink": ("losses", {}),
         "join": ("replay", {"downlink": "losses"}),
@@ -906,6 +935,7 @@ UNCOUNTED = {"measure", "control"}
 """Actions whose evaluations are no part of a method's published count."""
 SILENT = {"sgd", "scaffold", "feddyn", "fedrep", "moon", "ifca", "fedala", "local", "fedproto"}
 SILENT |= {
+    "evofed",
     "ditto",
     "pfedme",
     "apfl",

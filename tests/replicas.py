@@ -23,6 +23,8 @@ NAMES = {
     "decomfl": "DeComFL",
     "fedes": "FedES",
     "genetic": "Genetic",
+    "evofed": "EvoFed",
+    "fedavg": "FedAvg",
 }
 
 
@@ -31,7 +33,7 @@ def tables(method: str, strategy: dict[str, Any], client: dict[str, Any]) -> dic
     made = NAMES[method]
     return {
         "strategy": {"kind": f"strategies.{method}:{made}", **strategy},
-        "client": {"kind": f"clients.{method}:{made}", **client},
+        "client": {"kind": "sgd" if method == "fedavg" else f"clients.{method}:{made}", **client},
     }
 
 

@@ -2,11 +2,11 @@
 
 from fedsim.zeroth_order.chains import FIRST, GENE, Chains, Genome, first_scale
 from fedsim.zeroth_order.codec import OneByte
-from fedsim.zeroth_order.directions import DRAWS, Keys, Kind, check, dual, part
+from fedsim.zeroth_order.directions import DRAWS, Keys, Kind, check, dual, part, second_moment
 from fedsim.zeroth_order.estimator import Estimate, Estimator, Memory, Probe
 from fedsim.zeroth_order.failures import based, mean_told, ranked_last, saying_nothing, told
 from fedsim.zeroth_order.replay import replay_
-from fedsim.zeroth_order.replica import Directions, Replica, kind_of, slopes, slopes_along
+from fedsim.zeroth_order.replica import Directions, Replica, caught_up, kind_of, replica_state, slopes, slopes_along
 from fedsim.zeroth_order.replica_server import ReplicaServer, SharedSeed, mean_loss
 from fedsim.zeroth_order.scalar_codes import ScalarCodec, codec_of, described, finite, packed, unpacked
 from fedsim.zeroth_order.search import MEASURE, EstimatedSearch, LocalSearch, batches
@@ -17,8 +17,10 @@ from fedsim.zeroth_order.shared_seed import (
     PUBLIC,
     SEED,
     Population,
+    edges_of,
     importance,
     of_codes,
+    of_coefficients,
     of_losses,
     of_scalars,
     pool_keys,
@@ -67,11 +69,13 @@ __all__ = [
     "Trajectory",
     "based",
     "batches",
+    "caught_up",
     "check",
     "codec_of",
     "described",
     "draw",
     "dual",
+    "edges_of",
     "finite",
     "first_scale",
     "fit",
@@ -81,6 +85,7 @@ __all__ = [
     "mean_loss",
     "mean_told",
     "of_codes",
+    "of_coefficients",
     "of_losses",
     "of_scalars",
     "packed",
@@ -90,8 +95,10 @@ __all__ = [
     "ranked_last",
     "rebuilt",
     "replay_",
+    "replica_state",
     "samples_of",
     "saying_nothing",
+    "second_moment",
     "seeded_keys",
     "slopes",
     "slopes_along",

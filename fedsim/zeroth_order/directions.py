@@ -165,11 +165,27 @@ def draw(
     if kind == "sphere":
         norms = halving_sum(normal.square(), 1).sqrt()
         return (normal / norms.unsqueeze(1)).to(dtype).reshape(len(clients), count, dimension)
-    rows, triangle = torch.linalg.qr(normal.reshape(len(clients), count, dimension).mT)
-    # A QR decomposition is unique, and its Q uniform, only where the diagonal of R is positive.
-    signs = triangle.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)
-    orthonormal: Tensor = (rows * signs).mT
+    orthonormal = _orthonormal(normal.reshape(len(clients), count, dimension))
     return orthonormal.to(dtype, memory_format=torch.contiguous_format)
+
+
+def orthogonalised(vectors: Tensor) -> Tensor:
+    """Standard normal vectors [J, d], made orthogonal to each other, d of them at a time, and as long as they were.
+
+    Each by itself is standard normal still: where an orthonormal basis points, and how long vectors are, is
+    independent.
+    """
+    some = [vectors[first : first + vectors.shape[1]].double() for first in range(0, len(vectors), vectors.shape[1])]
+    return torch.cat([_orthonormal(rows) * rows.norm(dim=1, keepdim=True) for rows in some]).to(vectors.dtype)
+
+
+def _orthonormal(normal: Tensor) -> Tensor:
+    """Uniform orthonormal rows, float64 [..., q, d], of standard normal ones, q <= d."""
+    rows, triangle = torch.linalg.qr(normal.mT)
+    # A QR decomposition is unique, and its Q uniform, only where the diagonal of R is positive.
+    signs = triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    orthonormal: Tensor = (rows * signs).mT
+    return orthonormal
 
 
 def part(

@@ -30,11 +30,13 @@ def replay_(
     rate: float = 1.0,
     kind: Sliceable = "gaussian",
     block: int = BLOCK,
+    begin: int = 0,
 ) -> Tensor:
     """Apply a log of J contributions in place to x [d], or to rows [k, d]; return it.
 
     keys: J names, of directions that all rows share. scalars: [J], or [J, k] for each row its own. A row keeps its
-    exact bits where its scalar is 0, and gets the same bits whatever the other rows are and whatever `block` is.
+    exact bits where its scalar is 0, and gets the same bits whatever the other rows are and whatever `block` is. begin:
+    where in the directions the first number of x is, which may be a part of a model.
     """
     rows_ = rows.unsqueeze(0) if rows.dim() == 1 else rows
     count, dimension = rows_.shape
@@ -52,7 +54,8 @@ def replay_(
         view = rows_[:, start : start + width]
         for first in range(0, len(steps), together):
             named = keys[first : first + together]
-            vectors = part(kind, streams, named, start, start + view.shape[1], dtype=rows.dtype, device=rows.device)
+            place = begin + start
+            vectors = part(kind, streams, named, place, place + view.shape[1], dtype=rows.dtype, device=rows.device)
             for number, vector in enumerate(dual(kind, vectors), start=first):
                 add_(view, -steps[number], vector, chosen[number])
     return rows

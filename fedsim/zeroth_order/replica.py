@@ -44,7 +44,7 @@ class Replica(Client):
 
     def state(self, dimension: int) -> Shapes:
         """The replica, and its round plus one, 0 before the client has joined."""
-        return {"replica": (dimension,), "version": ()}
+        return replica_state(dimension)
 
     def numbers(self, dimension: int, largest: int) -> int:  # noqa: ARG002
         """The replica, a direction, and the points on either side with the copies that are evaluated."""
@@ -58,17 +58,23 @@ class Replica(Client):
         """What the values of each step are about."""
         return list(batches(cohort, self.batch_size, steps))
 
-    def caught_up(self, cohort: Cohort, log: Contributions) -> Tensor:
-        """The model of the order's round, [C, d], replayed from each client's replica, and kept in its place."""
-        config, version = cohort.config, cohort.state["version"]
-        replica, since = cohort.state["replica"], version - 1
-        fresh = since < float(config["from"])
-        if bool(fresh.any()):
-            replica = torch.where(fresh.unsqueeze(1), cohort.received("params"), replica)
-            since = torch.where(fresh, float(config["at"]), since)
-        log.apply_(replica, float(config["lr"]), kind_of(config), since)
-        cohort.keep(replica=replica, version=torch.full_like(version, cohort.round + 1))
-        return replica
+
+def replica_state(dimension: int) -> dict[str, tuple[int, ...]]:
+    """What a client keeps of a replica: its numbers, and its round plus one, 0 before the client has joined."""
+    return {"replica": (dimension,), "version": ()}
+
+
+def caught_up(cohort: Cohort, log: Contributions) -> Tensor:
+    """The model of the order's round, [C, d], replayed from each client's replica, and kept in its place."""
+    config, version = cohort.config, cohort.state["version"]
+    replica, since = cohort.state["replica"], version - 1
+    fresh = since < float(config["from"])
+    if bool(fresh.any()):
+        replica = torch.where(fresh.unsqueeze(1), cohort.received("params"), replica)
+        since = torch.where(fresh, float(config["at"]), since)
+    log.apply_(replica, float(config["lr"]), kind_of(config), since)
+    cohort.keep(replica=replica, version=torch.full_like(version, cohort.round + 1))
+    return replica
 
 
 def kind_of(config: Mapping[str, Scalar]) -> Sliceable:

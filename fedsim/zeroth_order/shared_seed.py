@@ -21,7 +21,7 @@ from torch import Tensor
 from fedsim.core.philox import MASK
 from fedsim.core.streams import Streams
 from fedsim.zeroth_order.codec import OneByte, Sign
-from fedsim.zeroth_order.directions import DRAWS, Keys, Sliceable, numbered
+from fedsim.zeroth_order.directions import DRAWS, Keys, Sliceable, numbered, orthogonalised, part
 from fedsim.zeroth_order.replay import replay_
 from fedsim.zeroth_order.scalar_codes import Float32
 
@@ -42,7 +42,8 @@ Rows = Mapping[str, Tensor]
 class Contributions:
     """J terms a_j w_j in their order.
 
-    keys: names of the directions under `streams`. scalars: a_j, float64 [J]. rounds: whence they are, int64 [J].
+    keys: names of the directions under `streams`. scalars: a_j, float64 [J], or of each of B parts of x, [J, B].
+    rounds: whence they are, int64 [J].
     """
 
     streams: Streams
@@ -55,10 +56,19 @@ class Contributions:
 
         since: of each row the first round that it lacks, [k]; the terms of earlier rounds leave its bits alone.
         """
-        scalars = self.scalars
-        if since is not None:
-            scalars = torch.where(self.rounds.unsqueeze(1) >= since, scalars.unsqueeze(1), 0.0)
-        return replay_(rows, self.streams, self.keys, scalars, rate=rate, kind=kind)
+        blocks = self.scalars.unsqueeze(1) if self.scalars.dim() == 1 else self.scalars
+        edges = edges_of(rows.shape[-1], blocks.shape[1])
+        for scalars, begin, end in zip(blocks.unbind(1), edges, edges[1:], strict=False):
+            if since is not None:
+                scalars = torch.where(self.rounds.unsqueeze(1) >= since, scalars.unsqueeze(1), 0.0)
+            view = rows[..., begin:end]
+            replay_(view, self.streams, self.keys, scalars, rate=rate, kind=kind, begin=begin)
+        return rows
+
+
+def edges_of(dimension: int, blocks: int) -> list[int]:
+    """Where each of B parts of d numbers begins, and where the last ends."""
+    return [dimension * block // blocks for block in range(blocks + 1)]
 
 
 def of_codes(seed: Tensor, log: Rows, codec: OneByte | Sign | Float32, aggregate: str) -> Contributions:
@@ -104,10 +114,21 @@ def of_losses(seed: Tensor, log: Rows, shape: Population) -> Contributions:
     )
 
 
-def population_keys(rounds: Tensor, count: int) -> Keys:
+def of_coefficients(seed: Tensor, log: Rows, count: int) -> Contributions:
+    """The terms of coefficients [L, n B] in `rounds` int64 [L], along n directions, of which each part has its own.
+
+    They are what is added: a = -coefficient.
+    """
+    rounds, coefficients = log["rounds"], log["coefficients"]
+    scalars = -coefficients.double().reshape(len(rounds) * count, coefficients.shape[1] // count)
+    keys = population_keys(rounds, count, "evofed")
+    return Contributions(Streams(int(seed)), keys, scalars, rounds.repeat_interleave(count))
+
+
+def population_keys(rounds: Tensor, count: int, purpose: str = "fedes") -> Keys:
     """Names of the `count` directions of each of the rounds int64 [L], one round after the other."""
     draws = numbered(count, len(rounds), rounds.device)
-    return Keys("fedes", turn=rounds.repeat_interleave(count), draw=draws)
+    return Keys(purpose, turn=rounds.repeat_interleave(count), draw=draws)
 
 
 @dataclass(frozen=True)
@@ -115,18 +136,24 @@ class Population:
     """How losses of n perturbed models weigh the perturbations.
 
     size: n. sigma: their radius. antithetic: the second half of them mirrors the first. ranks: centred ranks take the
-    place of losses.
+    place of losses. orthogonal: directions are orthogonal to each other, d of them at a time.
     """
 
     size: int
     sigma: float
     antithetic: bool
     ranks: bool
+    orthogonal: bool = False
 
     @property
     def directions(self) -> int:
         """How many directions are drawn."""
         return self.size // 2 if self.antithetic else self.size
+
+    def drawn(self, kind: Sliceable, streams: Streams, keys: Keys, like: Tensor) -> Tensor:
+        """The named directions, [J, d], for parameters [..., d]; orthogonal ones are asked for all at once."""
+        vectors = part(kind, streams, keys, 0, like.shape[-1], dtype=like.dtype, device=like.device)
+        return orthogonalised(vectors) if self.orthogonal else vectors
 
     def scalars(self, losses: Tensor) -> Tensor:
         """The factors s_j / (n sigma) of the directions, with mirrored ones combined: float64 [L, directions].
@@ -138,7 +165,7 @@ class Population:
             ordered = shaped.sort(dim=1).values
             low, high = (torch.searchsorted(ordered, shaped, right=right) for right in (False, True))
             # Equal losses share the mean of their ranks, so that where all are equal nothing moves.
-            shaped = (low + high - 1) / 2.0 / (self.size - 1) - 0.5
+            shaped = (low + high - 1).double() / 2.0 / (self.size - 1) - 0.5
         if self.antithetic:
             shaped = shaped[:, : self.directions] - shaped[:, self.directions :]
         return shaped / (self.size * self.sigma)

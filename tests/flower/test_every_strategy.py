@@ -61,6 +61,7 @@ APART = {"feddf", "fedivon"}
 """Of classes (see `serving.test_distilling_apps`), and whose clients' draws no app repeats."""
 REFUSED = {
     **dict.fromkeys(("dpsgd", "fedcbo", "gradient_tracking", "push_sum"), "sends clients each other's models"),
+    "evofed": "sends steps along directions that its clients draw",
     "ef21": "adds up how delta changes; list a transform ef21",
     "fedproto": "models of their own",
     "gradient_coding": "go over each other's examples",

@@ -32,7 +32,7 @@ def answered(order: Order, values: Tensor, clients: list[int] | None = None) -> 
     """Replies of clients who all think the same."""
     ids = order.clients if clients is None else torch.tensor(clients)
     none = torch.zeros(len(ids), dtype=torch.int64)
-    rows = {"values": values.expand(len(ids), -1)}
+    rows = {"fitness": values.expand(len(ids), -1)}
     return Replies(ids, rows, {}, none + 1, none[:0], 0, none, none + 1, [order], [0] * len(ids))
 
 
@@ -135,7 +135,7 @@ def test_bytes_are_seeds_new_genes_and_chains_of_parents_to_who_lacks_them() -> 
     for clients in [(0, 1), (0, 2), (0, 1), (0, 1), (0, 2), (0, 1)]:
         orders, replies = play(run, *clients)
         sent.append(down(orders))
-        sizes.append(replies.payload["values"].shape[1])
+        sizes.append(replies.payload["fitness"].shape[1])
     assert sizes == [6, 3] * 3
     # First 8 a network; then 4 a candidate, or 8 for its chain and the seed.
     assert sent[:2] == [[6 * 8 + 8] * 2, [3 * 4, 3 * 8 + 8]]
@@ -164,7 +164,7 @@ def test_every_network_has_its_evaluators(evaluators: int) -> None:
     run = genetic({"evaluators": evaluators, "candidates": 0})
     orders, replies = play(run, 0, 1, 2, 4)
     assigned = orders.payload["assigned"][replies.clients]
-    assert replies.payload["values"].shape == assigned.shape
+    assert replies.payload["fitness"].shape == assigned.shape
     counts = torch.bincount(assigned.flatten(), minlength=6)
     assert bool((counts >= evaluators).all())
     assert assigned.shape[1] == -(-6 * evaluators // 4)
@@ -177,7 +177,7 @@ def test_the_work_is_shared_by_examples_and_a_quorum_is_held() -> None:
     assigned = order.payload["assigned"][order.clients]  # four each
     replies = answered(order, torch.zeros(4))
     values = torch.arange(12.0).view(3, 4)
-    replies = replace(replies, payload={"values": values}, examples=torch.tensor([1, 2, 5]))
+    replies = replace(replies, payload={"fitness": values}, examples=torch.tensor([1, 2, 5]))
     found = strategy._fitness(replies, 6)
     for network in range(6):
         told = [

@@ -69,6 +69,7 @@ SPOKEN = TRAINED | {VALUES}
 SENT = frozenset({"params", CONTROL, CANDIDATES})
 """What orders to apps can have."""
 PEERS = {
+    "coefficients": "sends steps along directions that its clients draw",
     "models": "sends clients each other's models",
     "other-models": "sends clients several models",
     "chunks": "has clients go over each other's examples",
