@@ -6,7 +6,7 @@ rows vary the server alone, or clients alone; `held_to` says which checks are ab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import takewhile
 from typing import Any
@@ -953,6 +953,7 @@ STEP = {"weighting", "server_lr", "server_optimizer", "server_weight_decay", "re
 """Options of strategies that clients learn nothing of: how the server steps, and for how long it waits."""
 
 
+@cache
 def server(row: str) -> dict[str, Any]:
     """All of a row but its clients."""
     return {name: table for name, table in ROWS[row].items() if name != "client"}
@@ -969,16 +970,17 @@ def clients(row: str) -> list[dict[str, Any]]:
     ]
 
 
+@cache
+def first(about: Callable[[str], Any], row: str) -> bool:
+    """Whether no earlier row is the same in what a function says of them."""
+    return all(about(other) != about(row) for other in takewhile(lambda other: other != row, ROWS))
+
+
 def varies(row: str, check: checks.Check) -> bool:
     """Whether a row has what a check is about, and no earlier row has it, too."""
-    if check in checks.OF_SERVERS:
-        about: Any = server
-    elif check in checks.OF_CLIENTS:
-        about = clients
-    else:
-        return True
-    earlier = takewhile(lambda other: other != row, ROWS)
-    return all(about(other) != about(row) for other in earlier)
+    return (check not in checks.OF_SERVERS or first(server, row)) and (
+        check not in checks.OF_CLIENTS or first(clients, row)
+    )
 
 
 def held_to(rows: Sequence[str], of: Sequence[checks.Check]) -> list[Any]:

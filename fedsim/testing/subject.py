@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from fedsim.running.result import Result
 from fedsim.running.runner import run
 from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import TRAINING, small_experiment, small_functions, small_problem
+from fedsim.testing.rounds import differ
 
 Path = tuple[str, ...]
 """Where a plug-in stands in an experiment, such as `("client", "estimator")`: the options that lead to it."""
@@ -37,6 +38,8 @@ MEMBERS = {"datasets": "load", "models": "build"}
 """Groups of plug-ins that need not have a base of ours, and what tells them from others."""
 TESTED = (*BASES, *MEMBERS)
 """Groups of plug-ins that there is a kit for."""
+ROUNDS = 2
+"""Of a run: enough for clients and servers to remember something, and to be asked again with it."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,11 @@ class Subject:
     def simulation(
         self, dtype: torch.dtype = torch.float64, problem: Problem | None = None, **tables: Any
     ) -> Simulation:
-        """A run of three rounds with the stacked executor, unless the subject's tables or these say otherwise.
+        """A run of `ROUNDS` with the stacked executor, unless the subject's tables or these say otherwise.
 
         InputError: it cannot be run. problem: by default `self.problem(dtype)`.
         """
-        settings: dict[str, Any] = {"engine": {"executor": "stacked"}}
+        settings: dict[str, Any] = {"engine": {"executor": "stacked"}, "rounds": ROUNDS}
         if self.values_only:
             settings["selection"] = {"kind": "uniform", "count": 3}
         experiment = small_experiment(**(settings | dict(self.tables) | tables))
@@ -106,9 +109,13 @@ class Subject:
         """Whether its clients ask for values only, and not of some of their examples."""
         return fits_functions(self.part(("client",)))
 
+    def course(self, dtype: torch.dtype = torch.float64, **tables: Any) -> Course:
+        """Its run, with these tables; one for all who ask."""
+        return _course(replace(self, tables={**self.tables, **tables}).described, self.values_only, dtype)
+
     def end(self, dtype: torch.dtype = torch.float64, **tables: Any) -> Tensor:
         """What `final` says of its run, with these tables; one run for all who ask."""
-        return _end(replace(self, tables={**self.tables, **tables}).described, self.values_only, dtype)
+        return self.course(dtype, **tables).end
 
     @property
     def described(self) -> str:
@@ -140,6 +147,38 @@ def final(simulation: Simulation) -> Tensor:
     if type(owned.executor.client).outputs is not Client.outputs:
         kept += [owned.outputs(*examples) for examples in parts.problem.judged.by_clients(("test",)).values()]
     return torch.cat((state.params, *(rows.flatten() for rows in kept)))
+
+
+class Course:
+    """A run that goes on as far as it is asked about."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation, self._coming, self._rows = simulation, iter(simulation), list[Tensor]()
+
+    def after(self, row: int) -> Tensor | None:
+        """The parameters [d] after a row, of which the first is 0; None: there are fewer."""
+        while len(self._rows) <= row:
+            if next(self._coming, None) is None:
+                return None
+            self._rows.append(self._simulation.state.params)
+        return self._rows[row]
+
+    @cached_property
+    def end(self) -> Tensor:
+        """What `final` says of it."""
+        while self.after(len(self._rows)) is not None:
+            pass
+        return final(self._simulation)
+
+
+def part_ways(first: Course, second: Course) -> bool:
+    """Whether two runs differ after a row, beyond which they are not followed, or at their end."""
+    row = 0
+    while (one := first.after(row)) is not None and (two := second.after(row)) is not None:
+        if differ(one, two):
+            return True
+        row += 1
+    return differ(first.end, second.end)
 
 
 def simulate(
@@ -205,5 +244,5 @@ def _problem(dtype: torch.dtype, values_only: bool, tested: bool, shared: str) -
 
 
 @cache
-def _end(tables: str, values_only: bool, dtype: torch.dtype) -> Tensor:
-    return final(Subject(json.loads(tables), values_only=values_only).simulation(dtype))
+def _course(tables: str, values_only: bool, dtype: torch.dtype) -> Course:
+    return Course(Subject(json.loads(tables), values_only=values_only).simulation(dtype))

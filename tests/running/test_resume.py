@@ -66,7 +66,7 @@ def left(folder: Path) -> dict[str, bytes]:
 )
 def test_a_checkpoint_of_every_algorithm_changes_no_bit(row, values_only, tmp_path):
     """After two rows of a run, which goes on and leaves what it has told as it was."""
-    rounds = ROWS[row].get("rounds", 4)
+    rounds = ROWS[row].get("rounds", 3)
     first, second = (subject(row, values_only).simulation(rounds=rounds) for _ in range(2))
     for _ in range(2):
         first.step()
