@@ -165,6 +165,10 @@ ROWS: dict[str, dict[str, Any]] = {
         "strategy": {"kind": "ef21"},
         "transforms": [{"kind": "ef21", "arrives": "increment"}, {"kind": "top_k", "ratio": 0.2}],
     },
+    "ef21_both_ways": {
+        "strategy": {"kind": "ef21", "downlink": {"kind": "qsgd", "levels": 8, "contract": True}},
+        "transforms": [{"kind": "ef21", "arrives": "increment"}, {"kind": "top_k", "ratio": 0.2}],
+    },
     "ef14": {"strategy": "fedasync", "transforms": [{"kind": "ef14"}, {"kind": "sign"}], **ASYNCHRONOUS},
     "ef21_of_orders": {"order_transforms": [{"kind": "ef21", "init": "dense"}, {"kind": "low_rank", "rank": 1}]},
     "orders": {"order_transforms": [{"kind": "noise", "std": 0.01}]},
@@ -473,6 +477,7 @@ STRATEGIES: dict[str, Others] = {
         "server_lr": (0.5, {}),
         "server_optimizer": ("adagrad", {}),
         "server_weight_decay": (0.1, {}),
+        "downlink": ({"kind": "low_rank", "rank": 1}, {}),
     },
     "feddyn": {"alpha": (0.2, {})},
     "local": {},

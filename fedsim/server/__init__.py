@@ -24,6 +24,7 @@ from fedsim.server.batches import BatchRule
 from fedsim.server.by_losses import ByLosses
 from fedsim.server.codes import Code, OfARound, enough, filled, scheme_of, tasks
 from fedsim.server.distillation import Bench, Ensemble
+from fedsim.server.downlink import BothWays, remembering
 from fedsim.server.gossip import Gossip, Rows
 from fedsim.server.graphs import Graph, Ring, among, arrows, mixed, pushing
 from fedsim.server.optimizers import OptimizerState, ServerOptimizer
@@ -58,6 +59,7 @@ __all__ = [
     "Averaging",
     "BatchRule",
     "Bench",
+    "BothWays",
     "ByLosses",
     "ClientRate",
     "Code",
@@ -115,6 +117,7 @@ __all__ = [
     "pushing",
     "recounted",
     "refuse_waiting",
+    "remembering",
     "scheme_of",
     "shares",
     "tasks",
