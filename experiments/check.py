@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 import fedsim
+from experiments.certified.__main__ import PARTS as CERTIFIED
 from experiments.coding.__main__ import PARTS as CODING
 from experiments.compression import study as compression
 from experiments.curriculum import study as curriculum
@@ -47,6 +48,7 @@ from fedsim.running.runner import versions
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.md"
 STUDIES: Mapping[str, Mapping[str, AnyPart]] = {
+    "certified": CERTIFIED,
     "coding": CODING,
     "gossip": GOSSIP,
     "optimizers": OPTIMIZERS,
