@@ -35,6 +35,8 @@ AT_ONCE = 2**20
 class FedES(Replica):
     """The batch of a round is the same for all perturbations."""
 
+    takes_slopes: ClassVar[bool] = False  # but ranks or means over a population, which a rounding leaves something of
+
     requires: ClassVar[frozenset[str]] = frozenset(
         {"seed", "rounds", "losses", "from", "at", "lr", "directions", "population", "sigma", "antithetic", "ranks"}
         | {"orthogonal"}

@@ -281,6 +281,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "strategy": {"kind": "cma_es", "diagonal": True},
         "client": {"kind": "values", "batch_size": 4},
     },
+    "cma_es_margin": {"strategy": {"kind": "cma_es_margin", "population": 6}, "client": {"kind": "values"}},
     "genetic": GENETIC,
     "genetic_split": {
         **GENETIC,
@@ -591,6 +592,7 @@ STRATEGIES: dict[str, Others] = {
         "population": (8, {}),
         "diagonal": (True, {}),
     },
+    "cma_es_margin": {"weighting": ("examples", {}), "sigma": (0.5, {}), "population": (8, {})},
     "genetic": {
         "weighting": ("uniform", {}),
         "population": (8, {}),

@@ -58,6 +58,11 @@ class Client(ABC):
         return False
 
     @property
+    def takes_slopes(self) -> bool:
+        """Whether it takes values at points next to each other for slopes, which whole numbers have none of."""
+        return False
+
+    @property
     def keeps_statistics(self) -> bool:
         """Whether running statistics of batch normalisation, the last numbers of the parameters, are safe with it.
 

@@ -48,7 +48,7 @@ from fedsim.flower.names import (
 from fedsim.flower.records import record, tensors
 from fedsim.flower.replies import RefusedError, metrics_of
 from fedsim.flower.serving.state_dict import StateDict
-from fedsim.problems.black_box import is_number, is_whole
+from fedsim.problems.evaluators import is_number, is_whole
 
 MEMORY = "fedsim.transforms"
 """How the names begin of what is remembered for transforms in a node's state; the type of the message follows."""

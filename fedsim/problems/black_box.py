@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +21,18 @@ from fedsim.core.streams import Index, Streams
 from fedsim.nets.stack import Layout
 from fedsim.parallel.cores import one_core_an_operation
 from fedsim.problems.base import CLIENTS_EVALUATED, Trial
-from fedsim.problems.evaluators import Answer, BlackBoxError, Failure, Functions, misfit, real
+from fedsim.problems.evaluators import (
+    Answer,
+    BlackBoxError,
+    Failure,
+    Functions,
+    is_number,
+    is_whole,
+    misfit,
+    real,
+)
 from fedsim.problems.measures import Measure
+from fedsim.problems.spaces import Space
 
 AT_ONCE = 2**24
 """Coordinates at which functions are evaluated at once when F is."""
@@ -40,7 +49,9 @@ class BlackBox:
     default the middle of the box, or 0. optimum: min F, if known. noise: standard deviation of the normal noise of an
     answer. on_error: when a function raises, takes too long or ends its process, "stop" the run with a BlackBoxError or
     take "nan" for what that call should have given. What is not real numbers of the right shape is always a
-    BlackBoxError. NaN and infinity are answers like others: the algorithms decide what becomes of them.
+    BlackBoxError. NaN and infinity are answers like others: the algorithms decide what becomes of them. space: the
+    variables that coordinates in [0, 1] stand for, if these have names; relax: whether whole numbers and categories
+    among them may be searched by slopes.
     """
 
     data = None
@@ -59,6 +70,8 @@ class BlackBox:
         on_error: OnError = "stop",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float64,
+        space: Space | None = None,
+        relax: bool = False,
     ) -> None:
         if functions.num_clients < 1:
             raise InputError("clients", functions.num_clients, "take one function at least")
@@ -76,6 +89,7 @@ class BlackBox:
             raise InputError("dtype", str(dtype), "take torch.float32 or torch.float64")
         self.functions, self.dimension, self.bounds = functions, dimension, checked_bounds(bounds)
         self.optimum, self.noise, self.on_error = optimum, noise, on_error
+        self.space, self.relax = space, relax
         self.device, self.dtype = torch.device(device), dtype
         self.sizes = torch.ones(functions.num_clients, dtype=torch.int64)
         self.sizes_on_device, self.largest = self.sizes.to(self.device), 1
@@ -94,6 +108,11 @@ class BlackBox:
     def features(self) -> int:
         """InputError: there are none."""
         raise InputError("problem.kind", "a black box", "it has no model; take another strategy")
+
+    @property
+    def cells(self) -> Tensor | None:
+        """Of each coordinate how many values a whole number has there, int64 [d], 0 of others; None: of none."""
+        return None if self.space is None else torch.from_numpy(self.space.cells)
 
     @property
     def num_clients(self) -> int:
@@ -181,7 +200,7 @@ class BlackBox:
         on: Collection[str] = ("test",),  # noqa: ARG002
         metrics: Sequence[Measure] = (),
     ) -> dict[str, float]:
-        """Measure params [d] without noise: `value`, F; `gap`, F - min F, where that is known.
+        """Measure params [d] without noise: `value`, F; `gap`, F - min F, where that is known; `at_` each variable.
 
         clients: also the 90 % quantile of the f_i and the largest of them. on: a black box has no sets of examples, and
         nothing to take other metrics of.
@@ -191,6 +210,8 @@ class BlackBox:
         found = {"value": float(values.mean())}
         if self.optimum is not None:
             found["gap"] = found["value"] - self.optimum
+        if self.space is not None:
+            found |= {f"at_{name}": number for name, number in self.space.numbers(params.cpu().numpy()).items()}
         if clients:
             found["client_value_p90"] = float(torch.quantile(values, 0.9))
             found["client_value_worst"] = float(values.max())
@@ -219,7 +240,8 @@ class BlackBox:
         """The names that `evaluate` gives, with clients as `evaluates_clients` decides."""
         _hold_none(metrics)
         own = ["client_value_p90", "client_value_worst"] if self.evaluates_clients(clients) else []
-        return ["value"] + ([] if self.optimum is None else ["gap"]) + own
+        at = [] if self.space is None else [f"at_{variable.name}" for variable in self.space.variables]
+        return ["value"] + ([] if self.optimum is None else ["gap"]) + at + own
 
     def attacked(self, params: Tensor, trial: Trial) -> dict[str, float]:  # noqa: ARG002
         """Refuse: there are no examples to attack."""
@@ -293,16 +315,6 @@ def _hold_none(metrics: Sequence[Measure]) -> None:
     if metrics:
         labels = ", ".join(measure.label for measure in metrics)
         raise InputError("metrics", labels, "the clients of a black box have values and no outputs; leave it out")
-
-
-def is_whole(value: object, least: int) -> bool:
-    """Whether a value is a whole number, Python's or NumPy's, of so much at least."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a real number, Python's or NumPy's."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def checked_bounds(bounds: tuple[float, float] | None) -> tuple[float, float] | None:

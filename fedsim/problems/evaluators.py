@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -274,3 +275,15 @@ def misfit(described: str, shape: tuple[int, ...]) -> Failure:
 
 def _copied(x: Tensor) -> np.ndarray:
     return np.array(x.detach().cpu().numpy())
+
+
+def is_whole(value: object, least: int | None = None) -> bool:
+    """Whether a value is a whole number, Python's or NumPy's, of so much at least."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        return False
+    return least is None or int(value) >= least
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, Python's or NumPy's."""
+    return isinstance(value, Real) and not isinstance(value, bool)

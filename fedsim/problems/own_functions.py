@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fedsim.core.errors import InputError
 from fedsim.problems.base import choose_device
-from fedsim.problems.black_box import BlackBox, OnError, is_number, is_whole
-from fedsim.problems.evaluators import Functions, Processes, Scalar, Stacked, Vectorised
+from fedsim.problems.black_box import BlackBox, OnError
+from fedsim.problems.evaluators import Functions, Processes, Scalar, Stacked, Vectorised, is_number, is_whole
+from fedsim.problems.spaces import Typed, space_of
 
 Kind = Literal["stacked", "vectorised", "numpy", "scalar"]
 
@@ -21,11 +22,13 @@ Kind = Literal["stacked", "vectorised", "numpy", "scalar"]
 def black_box(
     functions: Callable[[Tensor, Tensor], Any] | Sequence[Callable[[Any], Any]],
     *,
-    dimension: int,
-    kind: Kind = "stacked",
+    dimension: int | None = None,
+    space: Mapping[str, Any] | None = None,
+    relax: bool = False,
+    kind: Kind | None = None,
     clients: int | None = None,
     bounds: tuple[float, float] | None = (0.0, 1.0),
-    start: float | Sequence[float] | np.ndarray | Tensor | None = None,
+    start: float | Sequence[float] | np.ndarray | Tensor | Mapping[str, Any] | None = None,
     optimum: float | None = None,
     noise: float = 0.0,
     differentiable: bool = False,
@@ -37,12 +40,18 @@ def black_box(
 ) -> BlackBox:
     """A problem from functions of your own: minimise F(x) = (1/N) sum_i f_i(x), where only values can be asked for.
 
-    functions: by `kind`,
+    functions: by `kind`, which is "stacked", or "scalar" where there is a space,
     "stacked": one callable f(clients int64 [C], x [C, Q, d]) -> [C, Q] on tensors, the fastest; `clients` says how many
     clients there are, N, and a row may depend on nothing but its own client and points;
     "vectorised": a list of N callables f_i(x [Q, d]) -> [Q] on tensors;
     "numpy": the same on NumPy arrays;
     "scalar": a list of N callables f_i(x [d]) -> number, NumPy arrays, one point at a time.
+    space: in place of dimension and bounds, variables by name: a number between bounds of its own, (low, high), or on a
+    logarithmic scale, ("log", low, high); a whole number, ("int", low, high); a category, ("cat", [choices]). Functions
+    are then scalar, and asked with a dict of these values, f_i({"lr": 0.01, "layers": 3}), never outside the bounds.
+    Algorithms search [0, 1]^d; `problem.space.typed(result.params)` says what was found, and rows have it, too, as
+    `at_lr`. Whole numbers and categories have no slopes: clients that search along differences are refused, unless
+    relax = True. start: a dict of some of the variables.
     Functions should give the same value for the same point each time, as a tensor, an array or numbers.
     bounds: the box, lower and upper, the same for every coordinate; None: R^d. Algorithms stay inside where they
     can, but points a small step outside may be asked for. start: a number for all coordinates, or d of them; by
@@ -55,6 +64,25 @@ def black_box(
     process, twice for the same point: "stop" the run with a BlackBoxError that names the client, or "nan": the value is
     NaN, and searches go on with the others.
     """
+    variables = None if space is None else space_of(space)
+    if variables is not None:
+        for name, given in (("dimension", dimension), ("bounds", None if bounds == (0.0, 1.0) else bounds)):
+            if given is not None:
+                raise InputError(name, given, "the space says it; leave it out")
+        if kind not in (None, "scalar"):
+            raise InputError(
+                "kind", kind, "functions of a space are asked one point at a time: scalar, or leave it out"
+            )
+        if start is not None and not isinstance(start, Mapping):
+            raise InputError("start", type(start).__name__, "of a space is a dict of its variables, or leave it out")
+        dimension, start = variables.dimension, None if start is None else variables.point(start)
+    elif relax:
+        raise InputError("relax", True, "is of whole numbers and categories of a space; leave it out")
+    if isinstance(start, Mapping):
+        raise InputError("start", "a dict", "is of variables of a space; give numbers, or a space")
+    if dimension is None:
+        raise InputError("dimension", None, "say how many coordinates there are, or give a space")
+    kind = kind or ("stacked" if variables is None else "scalar")
     remedy = "give one of stacked, vectorised, numpy, scalar"
     if kind not in ("stacked", "vectorised", "numpy", "scalar"):
         raise InputError("kind", kind, remedy)
@@ -76,6 +104,8 @@ def black_box(
         evaluated = Stacked(functions, clients, differentiable)
     else:
         listed = _listed(functions, kind, clients)
+        if variables is not None:
+            listed = [Typed(function, variables) for function in listed]
         if workers:
             evaluated = Processes(listed, workers, timeout, hurry=on_error == "stop")
         elif kind == "scalar":
@@ -92,6 +122,8 @@ def black_box(
         on_error=on_error,
         device=choose_device(device, "device"),
         dtype=dtype,
+        space=variables,
+        relax=relax,
     )
 
 

@@ -339,6 +339,11 @@ class Supervised:
         """Parameters of a model may be anything."""
         return None
 
+    @property
+    def cells(self) -> None:
+        """None of them are whole numbers."""
+        return None
+
     def start_from(self, tensors: Mapping[str, Tensor]) -> None:
         """Start from a state dict instead of the model's own initial parameters."""
         module, layers = self.model.module, layers_of(self.model.module)

@@ -22,6 +22,7 @@ from fedsim.exchange.secure import Secure
 from fedsim.nets.private import Private
 from fedsim.problems.attacked import certifies, check_attack
 from fedsim.problems.base import Problem
+from fedsim.problems.black_box import BlackBox
 from fedsim.problems.supervised import Supervised
 from fedsim.running import promises
 from fedsim.running.personal import Whose, hold_judged, hold_newcomers, tuned_leaves
@@ -58,6 +59,8 @@ def check(experiment: Experiment, problem: Problem) -> None:
     """Refuse what does not fit the problem."""
     if not isinstance(problem, Supervised):
         check_asking(experiment.client)
+        if isinstance(problem, BlackBox):
+            _check_space(experiment.client, problem)
     on = experiment.evaluation.on
     if problem.data is None and on != ("test",):
         raise InputError("evaluation.on", ", ".join(on), "the clients of a black box have no examples; leave it out")
@@ -286,6 +289,15 @@ def _check_statistics(experiment: Experiment) -> None:
             if not transform.keeps_statistics:
                 kind = kind_of("transforms", transform)
                 raise InputError(f"{option}.{number}.kind", kind, f"it changes all numbers alike, and {frozen}")
+
+
+def _check_space(client: Client, problem: BlackBox) -> None:
+    """Refuse a client that searches along slopes where variables have none."""
+    if problem.space is None or problem.relax or not client.takes_slopes or not problem.space.discrete:
+        return
+    remedy = "whole numbers and categories have no slopes, by which this client searches; take clients values, genetic "
+    remedy += "or fedes, or make the problem with relax = True"
+    raise InputError("client.kind", kind_of("clients", client), f"{', '.join(problem.space.discrete)}: {remedy}")
 
 
 def check_asking(client: Client) -> None:

@@ -57,6 +57,11 @@ class ProblemView(Protocol):
         """The box [lower, upper]^d to which parameters belong; None: R^d."""
         ...
 
+    @property
+    def cells(self) -> Tensor | None:
+        """Of each coordinate of the box how many whole numbers it stands for, int64 [d], 0 of others; None: of none."""
+        ...
+
     def classes(self) -> int:
         """K, of how many classes an example has one. InputError: it has none, or several."""
         ...

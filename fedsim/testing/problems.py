@@ -100,6 +100,11 @@ class Fewer:
         """Those of the problem."""
         return self.whole.bounds
 
+    @property
+    def cells(self) -> Tensor | None:
+        """As of the problem."""
+        return self.whole.cells
+
     def classes(self) -> int:
         """Those of the problem."""
         return self.whole.classes()

@@ -1,5 +1,6 @@
 """Search with values alone. What is special to such strategies, clients and estimators is imported from here."""
 
+from fedsim.zeroth_order.ask_tell import AskTell, Points
 from fedsim.zeroth_order.chains import FIRST, GENE, Chains, Genome, first_scale
 from fedsim.zeroth_order.codec import OneByte
 from fedsim.zeroth_order.directions import DRAWS, Keys, Kind, check, dual, part, second_moment
@@ -46,6 +47,7 @@ __all__ = [
     "PUBLIC",
     "SEED",
     "TRAIN",
+    "AskTell",
     "Chains",
     "Directions",
     "Estimate",
@@ -59,6 +61,7 @@ __all__ = [
     "LocalSearch",
     "Memory",
     "OneByte",
+    "Points",
     "Population",
     "Probe",
     "RandomFeatures",

@@ -36,6 +36,7 @@ class Replica(Client):
     """
 
     values_only: ClassVar[bool] = True
+    takes_slopes: ClassVar[bool] = True
 
     batch_size: BatchSize = "full"
     """Examples that a step's values are about, each step an independent batch; full: all of the client's, and all that

@@ -47,6 +47,7 @@ class LocalSearch(HasPlugins, Client):
     requires: ClassVar[frozenset[str]] = frozenset({"params"})
     accepts: ClassVar[frozenset[str]] = frozenset({"candidates"})
     up: ClassVar[frozenset[str]] = frozenset({"delta", "values"})
+    takes_slopes: ClassVar[bool] = True
 
     steps: Passes = 10
     """T, steps of a round."""

@@ -55,10 +55,10 @@ TRAINED = {
 """Strategies whose clients train."""
 SEARCHED = ("decomfl", "fedes", "fedkseed", "fzoos", "fzoos_guard", "genetic", "one_byte", "scaffold_zo")
 """Those whose clients search with values, and know our orders."""
-PLAIN = ("cbo", "cma_es", "fedzo", "fedzo_guard")
+PLAIN = ("cbo", "cma_es", "cma_es_margin", "fedzo", "fedzo_guard")
 """Those whose clients search with values, too, in messages that any app knows."""
-APART = {"feddf", "fedivon"}
-"""Of classes (see `serving.test_distilling_apps`), and whose clients' draws no app repeats."""
+APART = {"evosax", "feddf", "fedivon"}
+"""Of a package that tests do without; of classes (see `serving.test_distilling_apps`); whose draws no app repeats."""
 REFUSED = {
     **dict.fromkeys(("dpsgd", "fedcbo", "gradient_tracking", "push_sum"), "sends clients each other's models"),
     "evofed": "sends steps along directions that its clients draw",

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import fedsim
-import strategies.cma_es
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
 from fedsim.problems.black_box import BlackBox
@@ -18,6 +17,7 @@ from fedsim.problems.own_functions import black_box
 from fedsim.running.build import build_simulation
 from fedsim.running.simulation import Simulation
 from fedsim.testing.problems import DEVICE, small_problem
+from fedsim.zeroth_order.ask_tell import _SEARCHES
 
 pytest.importorskip("cma")
 KIND = {"kind": "strategies.cma_es:CmaEs"}
@@ -136,7 +136,7 @@ def test_another_process_makes_the_search_again_to_the_bit(diagonal):
     for _ in range(25):
         first.step()
     second.restore(first.snapshot())
-    strategies.cma_es._SEARCHES.clear()  # as in a process that has just begun
+    _SEARCHES.clear()  # as in a process that has just begun
     assert torch.equal(final(second), final(whole))
 
 

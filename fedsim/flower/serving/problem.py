@@ -28,6 +28,7 @@ class AppProblem:
     oracle = None
     may_fail = True
     trained = None
+    cells = None
 
     def __init__(self, params: Tensor, layout: Layout, bounds: tuple[float, float] | None = None) -> None:
         self._params, self.layout, self.bounds = params, layout, bounds
