@@ -28,6 +28,7 @@ from torch import Tensor
 from fedsim.core.errors import FedsimError
 from fedsim.core.streams import Index, Streams
 from fedsim.nets.descent import Compiled, Shuffles
+from fedsim.nets.products import BLOCK
 
 DRAWN = 2**22
 """Coins that are thrown at once."""
@@ -53,6 +54,12 @@ class Plan:
         real = torch.arange(self.index.shape[1], device=self.index.device) < self.count.unsqueeze(1)
         total = self.count if self.expected is None else self.expected
         return real.to(dtype) / total.unsqueeze(1).to(dtype)
+
+    def widths(self) -> list[int]:
+        """How many places the examples of each step take, in whole blocks of products."""
+        number = torch.repeat_interleave(torch.tensor(self.active, device=self.count.device))
+        most = self.count.new_zeros(len(self.active)).scatter_reduce_(0, number, self.count, "amax")
+        return [min(self.index.shape[1], max(1, -(-many // BLOCK)) * BLOCK) for many in most.tolist()]
 
     def padded(self) -> list[bool]:
         """Whether there is padding in the rows of each step, asked of the device once for all."""

@@ -466,6 +466,7 @@ class Cohort:
         x, y, shape, weights = self.data.x, self.data.y, plan.index.shape, plan.weights(self.dtype)
         numbers = max(1, x[0].numel() * shape[1])
         padded = plan.padded() if self.network.layout.normalises else [None] * len(plan.active)
+        widths = plan.widths() if expected is not None and self.network.trims else [shape[1]] * len(plan.active)
         step = 0
         while step < len(plan.active):
             last, first_row = step, plan.start[step]
@@ -474,16 +475,16 @@ class Cohort:
             ):
                 last += 1
             end_row = plan.start[last - 1] + plan.active[last - 1]
-            index = plan.index[first_row:end_row]
-            xs = x.index_select(0, index.view(-1)).view(*index.shape, *x.shape[1:])
-            ys = y.index_select(0, index.view(-1)).view(*index.shape, *y.shape[1:])
+            index = plan.index[first_row:end_row, : max(widths[step:last])]
+            xs = x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
+            ys = y.index_select(0, index.flatten()).view(*index.shape, *y.shape[1:])
             for number in range(step, last):
                 begin, count = plan.start[number], plan.active[number]
-                rows = slice(begin - first_row, begin - first_row + count)
+                rows, wide = slice(begin - first_row, begin - first_row + count), widths[number]
                 yield Batch(
-                    xs[rows],
-                    ys[rows],
-                    weights[begin : begin + count],
+                    xs[rows, :wide],
+                    ys[rows, :wide],
+                    weights[begin : begin + count, :wide],
                     Draw(streams, self.clients[:count], first(self.turn, count), number),
                     padded=padded[number],
                     expected=None if expected is None else expected[begin : begin + count],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -40,6 +41,9 @@ class ChainNetwork:
         self.layout, self.loss, self.act = layout, loss, act
         place = {name: number for number, name in enumerate(layout.names)}
         self.places = [(place[weight], None if bias is None else place[bias]) for weight, bias in layers]
+        shapes = [layout.shapes[weight] for weight, _ in self.places]
+        # Below so many numbers PyTorch multiplies in another way, and padding decides which it is.
+        self.trims = all(math.prod(shape) * products.BLOCK >= products.FEW for shape in shapes)
 
     @classmethod
     def of(cls, model: nn.Module, layout: Layout, loss: Loss) -> ChainNetwork | None:
@@ -138,9 +142,10 @@ class ChainNetwork:
         shares = [share.unsqueeze(2) for share in factors(squares, bounds, batch.weight)]
         gradient: list[Tensor] = [torch.empty(0)] * len(y.leaves)
         for (weight, bias), delta, h in parts:
-            gradient[weight] = products.bmm((delta * shares[weight]).mT, h)
+            own = delta * shares[weight]
+            gradient[weight] = products.bmm(own.mT, h)
             if bias is not None:
-                gradient[bias] = (delta * shares[bias]).sum(dim=1)
+                gradient[bias] = (own if len(bounds) == 1 else delta * shares[bias]).sum(dim=1)
         return losses, Stack(gradient)
 
     def outputs(self, y: Stack, x: Tensor) -> Tensor:

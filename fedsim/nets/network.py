@@ -93,7 +93,8 @@ class Network(Protocol):
     """What an executor computes with; see the module's text.
 
     loop: what takes all local steps at once instead of `descend`, where nothing has to be done between them. compiled:
-    the same where it is compiled, and does more.
+    the same where it is compiled, and does more. trims: whether a client's bits are the same with any multiple of
+    `products.BLOCK` places that its examples, from the first on, fit into.
     """
 
     layout: Layout
@@ -101,6 +102,7 @@ class Network(Protocol):
     stacked: bool
     loop: Loop | None
     compiled: Compiled | None
+    trims: bool
 
     def gradients(self, y: Stack, batch: Batch) -> tuple[Tensor, Stack]:
         """Losses [k] of the k clients of a batch, and gradients of what is trained.
@@ -193,6 +195,7 @@ class _Autograd(ABC):
     stacked: bool
     loop: Loop | None = None
     compiled: Compiled | None = None
+    trims: bool = False
     _twice = False
 
     def _passing(self, batch: Batch) -> AbstractContextManager[None]:
