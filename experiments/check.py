@@ -39,6 +39,7 @@ from experiments.optimizers.__main__ import PARTS as OPTIMIZERS
 from experiments.parts import AnyPart
 from experiments.personal.__main__ import PARTS as PERSONAL
 from experiments.privacy import study as privacy
+from experiments.privacy.__main__ import PARTS as PRIVACY
 from experiments.sensors import study as sensors
 from experiments.studies import run_all
 from experiments.tuning import study as tuning
@@ -53,6 +54,7 @@ STUDIES: Mapping[str, Mapping[str, AnyPart]] = {
     "gossip": GOSSIP,
     "optimizers": OPTIMIZERS,
     "personal": PERSONAL,
+    "privacy": PRIVACY,
 }
 """Comparisons in parts."""
 

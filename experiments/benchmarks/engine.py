@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from fedsim.running.simulation import Simulation
 class Fedsim:
     """Federated averaging of a `Work` in this process, under one executor.
 
-    strategy: what averages. optimizer: by what clients step. tf32: round what a GPU multiplies.
+    strategy: what averages. optimizer: by what clients step. tf32: round what a GPU multiplies. privacy: the table, if
+    there is one.
     """
 
     def __init__(
@@ -31,9 +33,10 @@ class Fedsim:
         *,
         optimizer: Any = "sgd",
         tf32: bool = False,
+        privacy: Mapping[str, Any] | None = None,
     ) -> None:
         self.work, self.executor, self.device, self.tf32 = work, executor, device, tf32
-        self.strategy, self.optimizer = strategy, optimizer
+        self.strategy, self.optimizer, self.privacy = strategy, optimizer, privacy
         self.simulation: Simulation | None = None
 
     def missing(self) -> str | None:
@@ -55,6 +58,7 @@ class Fedsim:
             training["adversarial"] = {"kind": "standard", "attack": attack}
         if work.curriculum is not None:
             training["curriculum"] = {"pacing": {"kind": "linear", "a": work.curriculum.a, "b": work.curriculum.b}}
+        private: dict[str, Any] = {} if self.privacy is None else {"privacy": self.privacy}
         experiment = fedsim.experiment(
             rounds=10**6,
             strategy=self.strategy,
@@ -62,6 +66,7 @@ class Fedsim:
             selection={"kind": "uniform", "count": work.cohort_size},
             evaluation={"every": 0},
             engine={"executor": self.executor, "device": self.device, "tf32": self.tf32},
+            **private,
         )
         self.problem = fedsim.supervised(
             work.x,

@@ -13,8 +13,10 @@ import numpy as np
 
 import fedsim
 from experiments.studies import cell
+from fedsim.plots.style import BRIGHT, INK, plain, save
 
-FILE = Path(__file__).parent / "privacy.toml"
+FOLDER = Path(__file__).parent
+FILE, PICTURE = FOLDER / "privacy.toml", FOLDER / "privacy.png"
 SEEDS = range(3)
 DELTA = 1e-3
 IN_TURN = "selection={kind='round_robin', count=30}"
@@ -69,6 +71,28 @@ def judge(results: Results) -> tuple[str, bool]:
     return words, falls and min(moves, banded) >= 0.02
 
 
+def draw(results: Results, path: Path) -> None:
+    """Test accuracy against epsilon, a point a way, with the deviation over the seeds; without privacy a level."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    axis = figure.subplots()
+    for number, (way, found) in enumerate(results.items()):
+        accuracy, epsilon = np.array([one for one, _ in found]), found[0][1]
+        if np.isinf(epsilon):
+            axis.axhline(accuracy.mean(), linestyle="--", color=INK, linewidth=1.0, label=way)
+            continue
+        style = "s" if "in turn" in way else "o"
+        colour = BRIGHT[number % len(BRIGHT)]
+        axis.errorbar(epsilon, accuracy.mean(), accuracy.std(ddof=1), fmt=style, markersize=5, color=colour, label=way)
+    axis.set_xscale("log")
+    axis.set_xlabel(f"epsilon, at delta = {DELTA}, by clients", color=INK)
+    axis.set_ylabel("test accuracy", color=INK)
+    axis.legend(frameon=False, fontsize=8, labelcolor=INK)
+    plain(axis, grid="both")
+    save(figure, path)
+
+
 def rows(results: Results) -> list[str]:
     """The rows of the page's table."""
     lines = []
@@ -80,5 +104,6 @@ def rows(results: Results) -> list[str]:
 
 if __name__ == "__main__":
     found = measure()
+    draw(found, PICTURE)
     print("\n".join(rows(found)))
     print(*judge(found))

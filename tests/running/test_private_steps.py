@@ -66,10 +66,18 @@ def test_a_stack_is_the_loop(clipping):
     assert not torch.allclose(stacked, run(privacy=PRIVATE | {"clip": 0.4}, **tables).params)
 
 
-@pytest.mark.parametrize("name", ["stacked", "loop"])
+@pytest.mark.parametrize("name", ["stacked", "loop", "trimmed"])
 def test_a_client_sends_the_same_bits_in_any_company(name):
-    problem = small(torch.float32)
-    executor = build_executor(made(engine={"executor": name}), problem)
+    """Also where batches are as wide as the company needs, of a model that allows it, and clients with up to 90."""
+    if name == "trimmed":
+        model = nn.Sequential(nn.Flatten(), nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3))
+        problem = small_problem(torch.float32, model, sizes=(90, 20, 60, 1, 40, 4))
+    else:
+        problem = small(torch.float32)
+    engine = {"executor": "loop" if name == "loop" else "stacked"}
+    executor = build_executor(made(engine=engine, client={**CLIENT, "batch_size": 6}), problem)
+    assert executor.network is not None
+    assert executor.network.trims == (name == "trimmed")
 
     def sent(clients: Sequence[int]) -> torch.Tensor:
         order = Order("train", torch.tensor(clients), {"params": problem.initial()}, {}, 1)
