@@ -72,6 +72,12 @@ def time_to(curve: Numbers) -> float:
     return float(curve[0, there[0]]) if len(there) else np.inf
 
 
+def at(curve: Numbers, times: Numbers) -> Numbers:
+    """Accuracies at some times, after the first; NaN after the last."""
+    place = np.searchsorted(curve[0], times, side="right") - 1
+    return np.where(times > curve[0, -1], np.nan, curve[1][np.maximum(place, 0)])
+
+
 def curve_of(point: Point) -> Numbers:
     """Times and accuracies of a run; empty where it has diverged."""
     rows = open_run(point.folder).history.rows
@@ -141,8 +147,10 @@ def table(results: Results) -> Table:
     for heading in (f"seconds to {TARGET:g}", "accuracy after 400 s"):
         laid.add_column(heading, justify="right")
     for row in sorted(results.values(), key=lambda one: one.reached.mean()):
-        last = np.array([curve[1, np.searchsorted(curve[0], 400.0, side="right") - 1] for curve in row.curves])
-        laid.add_row(row.label, row.chosen, cell(row.reached, 1), cell(last, 3))
+        last = np.array([at(curve, np.array([400.0]))[0] for curve in row.curves])
+        laid.add_row(
+            row.label, row.chosen, cell(row.reached, 1), "ends before" if np.isnan(last).any() else cell(last, 3)
+        )
     return laid
 
 
@@ -153,8 +161,7 @@ def draw(results: Results, path: Path) -> None:
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axis, grid = figure.subplots(), np.arange(5.0, 400.0, 2.0)
     for number, row in enumerate(results.values()):
-        at = [curve[1][np.maximum(np.searchsorted(curve[0], grid, side="right") - 1, 0)] for curve in row.curves]
-        band(axis, number, row.label, grid, np.array(at))
+        band(axis, number, row.label, grid, np.array([at(curve, grid) for curve in row.curves]))
     axis.set_xlabel("virtual time (s)", color=INK)
     axis.set_ylabel("test accuracy", color=INK)
     axis.set_ylim(bottom=0.4)
