@@ -20,7 +20,7 @@ AT_ONCE = 32
 
 @options
 class Values(Client):
-    """Goes with the strategies `cbo` and `cma_es`."""
+    """Goes with the strategies `cbo`, `cma_es` and `direct_search`."""
 
     values_only: ClassVar[bool] = True
     same_every_round: ClassVar[bool] = True

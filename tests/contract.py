@@ -277,6 +277,14 @@ ROWS: dict[str, dict[str, Any]] = {
         "strategy": {"kind": "cma_es", "population": 6},
         "client": {"kind": "values"},
     },
+    "direct_search": {
+        "strategy": {"kind": "direct_search", "radius": 0.1, "again": 2},
+        "client": {"kind": "values"},
+    },
+    "direct_search_guided": {
+        "strategy": {"kind": "direct_search", "radius": 0.1, "poll": "n+1", "guide": {"kind": "fitted", "history": 5}},
+        "client": {"kind": "values"},
+    },
     "cma_es_diagonal": {
         "strategy": {"kind": "cma_es", "diagonal": True},
         "client": {"kind": "values", "batch_size": 4},
@@ -362,6 +370,8 @@ ROWS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 # Options of a row's plug-in, and for each another value with what it needs to matter.
+MANY = {"rounds": 60}
+"""Of a search that tries one point a round."""
 AWAY = {"rounds": 6, "selection": {"kind": "uniform", "count": 2}}
 STRATEGIES: dict[str, Others] = {
     "fedavg": {
@@ -593,6 +603,30 @@ STRATEGIES: dict[str, Others] = {
         "diagonal": (True, {}),
     },
     "cma_es_margin": {"weighting": ("examples", {}), "sigma": (0.5, {}), "population": (8, {})},
+    "direct_search": {
+        "weighting": ("examples", MANY),
+        "radius": (0.5, {}),
+        "least": (0.05, {**MANY, **VALUES_ONLY}),
+        "most": (0.01, {"guide": "fitted", **MANY}),
+        "poll": ("n+1", {**MANY, **VALUES_ONLY}),
+        "covering": (False, {}),
+        "sufficient": (1e3, {}),
+        "again": (0, MANY),
+        "guide": ("fitted", MANY),
+        "attack": ("pgd", {"guide": "fitted", **MANY}),
+    },
+    "direct_search_guided": {
+        "weighting": ("examples", MANY),
+        "radius": (0.5, {}),
+        "least": (0.05, {**MANY, **VALUES_ONLY}),
+        "most": (0.01, MANY),
+        "poll": ("2n", {**MANY, **VALUES_ONLY}),
+        "covering": (False, {}),
+        "sufficient": (1e3, {}),
+        "again": (2, MANY),
+        "guide": (None, MANY),
+        "attack": ("pgd", MANY),
+    },
     "genetic": {
         "weighting": ("uniform", {}),
         "population": (8, {}),
@@ -705,6 +739,8 @@ CLIENTS: dict[str, Others] = {
     "evofed": {**LOCAL, **STEPPING, **IN_RANDOM_ORDER},
     "genetic": {"batch_size": (1, {})},
     "cma_es": {"batch_size": (1, {})},
+    "direct_search": {"batch_size": (1, {})},
+    "direct_search_guided": {"batch_size": (1, {})},
     "fedrep": {
         **{name: other for name, other in LOCAL.items() if name != "curriculum"},
         **STEPPING,

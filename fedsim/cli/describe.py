@@ -24,6 +24,7 @@ GROUPS = {
     "optimizer": "optimizers",
     "server_optimizer": "server_optimizers",
     "estimator": "estimators",
+    "guide": "guides",
     "defence": "defences",
     "attack": "attacks",
     "problem": "problems",

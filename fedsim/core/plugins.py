@@ -38,6 +38,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "optimizers": ("begin", "step"),
     "server_optimizers": ("init", "step"),
     "estimators": ("estimate", "evaluations"),
+    "guides": ("history", "slope"),
     "defences": ("arm",),
     "attacks": ("perturb",),
     "problems": ("build", "values_only"),
@@ -58,6 +59,7 @@ BEHIND: Mapping[str, str] = {"server_optimizers": "optimizers"}
 """Groups in whose places plug-ins of another may stand, too, but for those that have a name of theirs."""
 CALLED: Mapping[str, Mapping[str, int]] = {
     "estimators": {"evaluations": 1, "state": 1, "check": 1, "estimate": 4},
+    "guides": {"slope": 3},
     "attacks": {"check": 1, "perturb": 5},
     "problems": {"build": 1},
     "datasets": {"load": 1},

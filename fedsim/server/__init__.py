@@ -14,6 +14,7 @@ from fedsim.core.options import (
     Share,
     options,
 )
+from fedsim.core.plugins import HasPlugins
 from fedsim.core.streams import Streams
 from fedsim.exchange.actions import BATCH_SIZE, SPREAD
 from fedsim.exchange.bits import from_bits, to_bits
@@ -73,6 +74,7 @@ __all__ = [
     "Frequency",
     "Gossip",
     "Graph",
+    "HasPlugins",
     "InputError",
     "Late",
     "Metrics",

@@ -3,6 +3,7 @@
 from fedsim.zeroth_order.ask_tell import AskTell, Points
 from fedsim.zeroth_order.chains import FIRST, GENE, Chains, Genome, first_scale
 from fedsim.zeroth_order.codec import OneByte
+from fedsim.zeroth_order.direct import Fitted, Guide, Poll, attacked, in_ball, in_cube, polled, polls
 from fedsim.zeroth_order.directions import DRAWS, Keys, Kind, check, dual, part, second_moment
 from fedsim.zeroth_order.estimator import Estimate, Estimator, Memory, Probe
 from fedsim.zeroth_order.failures import based, mean_told, ranked_last, saying_nothing, told
@@ -53,15 +54,18 @@ __all__ = [
     "Estimate",
     "EstimatedSearch",
     "Estimator",
+    "Fitted",
     "GaussianProcess",
     "Genome",
     "GuardedStep",
+    "Guide",
     "Keys",
     "Kind",
     "LocalSearch",
     "Memory",
     "OneByte",
     "Points",
+    "Poll",
     "Population",
     "Probe",
     "RandomFeatures",
@@ -70,6 +74,7 @@ __all__ = [
     "ScalarCodec",
     "SharedSeed",
     "Trajectory",
+    "attacked",
     "based",
     "batches",
     "caught_up",
@@ -83,6 +88,8 @@ __all__ = [
     "first_scale",
     "fit",
     "importance",
+    "in_ball",
+    "in_cube",
     "kind_of",
     "length_scales",
     "mean_loss",
@@ -93,6 +100,8 @@ __all__ = [
     "of_scalars",
     "packed",
     "part",
+    "polled",
+    "polls",
     "pool_keys",
     "population_keys",
     "ranked_last",

@@ -55,7 +55,7 @@ TRAINED = {
 """Strategies whose clients train."""
 SEARCHED = ("decomfl", "fedes", "fedkseed", "fzoos", "fzoos_guard", "genetic", "one_byte", "scaffold_zo")
 """Those whose clients search with values, and know our orders."""
-PLAIN = ("cbo", "cma_es", "cma_es_margin", "fedzo", "fedzo_guard")
+PLAIN = ("cbo", "cma_es", "cma_es_margin", "direct_search", "fedzo", "fedzo_guard")
 """Those whose clients search with values, too, in messages that any app knows."""
 APART = {"evosax", "feddf", "fedivon"}
 """Of a package that tests do without; of classes (see `serving.test_distilling_apps`); whose draws no app repeats."""
