@@ -261,3 +261,19 @@ def test_padding_is_the_data_sets_where_the_model_does_not_say():
 def test_what_no_sequence_model_can_be_made_for_is_refused(model, shape, vocabulary, fault):
     with pytest.raises(InputError, match=fault):
         model.build(shape, 3, vocabulary)
+
+
+@pytest.mark.parametrize("model", [MLP, CNN, LeNet])
+def test_weights_for_interval_bounds_keep_boxes_as_wide_as_they_are(model):
+    """All but the last layer's are normal of deviation sqrt(2 pi) / fan_in; everything else is drawn as usual."""
+    usual, drawn = (model(init=init).build((64,) if model is MLP else IMAGE, 10, 0) for init in ("usual", "ibp"))
+    for module in (usual, drawn):
+        initialise(module, Streams(3))
+    *_, last = (name for name, _ in drawn.named_parameters() if name.endswith("weight"))
+    for (name, one), other in zip(drawn.named_parameters(), usual.parameters(), strict=True):
+        if not name.endswith("weight") or name == last:
+            assert torch.equal(one, other)
+            continue
+        # Of 64 inputs it is 0.039166. Of n normals the deviation is itself known to 1 / sqrt(2 n): five of these.
+        deviation = 0.039166 * 64 / one[0].numel()
+        assert float(one.detach().std()) == pytest.approx(deviation, rel=5 / (2 * one.numel()) ** 0.5)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fedsim.core.options import PositiveInt, options
 from fedsim.nets.layers import Residual
-from fedsim.problems.models.layers import materialise, need_images
+from fedsim.problems.models.layers import Start, drawn_by, materialise, need_images
 
 
 @options
@@ -20,6 +20,9 @@ class CNN:
     Convolution 5x5 to 32 channels, pool, convolution 5x5 to 64, pool, 512 units, classes; the convolutions
     keep the image's size, which gives the paper's 1,663,370 parameters on 28x28 and ten classes.
     """
+
+    init: Start = "usual"
+    """How weights are drawn: usual, or ibp, of all but the last layer for training by interval bounds."""
 
     def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
         """[B, channels, height, width] of at least 4x4 to [B, outputs]."""
@@ -37,7 +40,7 @@ class CNN:
                 nn.ReLU(),
                 nn.Linear(512, outputs),
             )
-        return materialise(module)
+        return materialise(drawn_by(self.init, module))
 
 
 @options
@@ -47,6 +50,9 @@ class LeNet:
     Convolution 5x5 to 6 channels, pool, convolution 5x5 to 16, pool, 120 and 84 units, classes: 44,426
     parameters on 1x28x28 and 62,006 on 3x32x32 with ten classes.
     """
+
+    init: Start = "usual"
+    """How weights are drawn: usual, or ibp, of all but the last layer for training by interval bounds."""
 
     def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
         """[B, channels, height, width] of at least 16x16 to [B, outputs]."""
@@ -67,7 +73,7 @@ class LeNet:
                 nn.ReLU(),
                 nn.Linear(84, outputs),
             )
-        return materialise(module)
+        return materialise(drawn_by(self.init, module))
 
 
 @options

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedsim.core.options import Counts, options
-from fedsim.problems.models.layers import materialise, need_numbers, stay_zero
+from fedsim.problems.models.layers import Start, drawn_by, materialise, need_numbers, stay_zero
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
@@ -41,6 +41,8 @@ class MLP:
     """What follows each of them."""
     norm: Literal["none", "batch", "layer"] = "none"
     """What normalises the input, and each hidden layer before its activation."""
+    init: Start = "usual"
+    """How weights are drawn: usual, or ibp, of all but the last layer for training by interval bounds."""
 
     def build(self, shape: tuple[int, ...], outputs: int, vocabulary: int) -> nn.Module:
         """[B, *shape] to [B, outputs]."""
@@ -51,7 +53,7 @@ class MLP:
             for inputs, units in pairwise((math.prod(shape), *self.hidden)):
                 layers += [nn.Linear(inputs, units), *self._norm(units), ACTIVATIONS[self.activation]()]
             layers.append(nn.Linear((math.prod(shape), *self.hidden)[-1], outputs))
-        return materialise(nn.Sequential(*layers))
+        return materialise(drawn_by(self.init, nn.Sequential(*layers)))
 
     def _norm(self, units: int) -> list[nn.Module]:
         if self.norm == "none":

@@ -6,8 +6,9 @@ Models are made without a draw from any generator: `build` makes their layers on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -51,6 +52,19 @@ def deviating(layer: Built, deviation: float) -> Built:
     return layer
 
 
+Start = Literal["usual", "ibp"]
+"""How weights of linear layers and convolutions are drawn; see `drawn_by`."""
+
+
+def drawn_by(start: Start, module: Built) -> Built:
+    """Mark how `initialise` draws weights: ibp, all but the last layer's for interval bounds."""
+    if start == "ibp":
+        layers: list[Any] = [part for part in module.modules() if isinstance(part, (nn.Linear, *CONVOLUTIONS))]
+        for layer in layers[:-1]:
+            layer.starts_for_bounds = True
+    return module
+
+
 def starts_as_made(module: Built) -> Built:
     """Mark a module whose parameters `initialise` leaves as they are, because a library has drawn or loaded them."""
     marked: Any = module
@@ -63,7 +77,9 @@ def initialise(module: nn.Module, streams: Streams) -> None:
 
     Linear and convolution weights and biases are uniform in +-1/sqrt(fan_in), recurrent layers in
     +-1/sqrt(hidden), embeddings and places standard normal (their padding row 0); attention is uniform in
-    +-sqrt(6 / (rows + columns)) with biases at 0; norms start at scale 1 and shift 0.
+    +-sqrt(6 / (rows + columns)) with biases at 0; norms start at scale 1 and shift 0. Weights that are marked for
+    interval bounds are normal of deviation sqrt(2 pi) / fan_in, by which the radius of a box stays about the same from
+    layer to layer (Shi et al. 2021).
     The draw is named by the parameter's name, so a layer's numbers do not depend on its neighbours, and
     made in single precision on the CPU, so they are the same in every precision and on every device. The
     parameters of any other layer, of one that is frozen, and of a module that `starts_as_made`, stay as they are;
@@ -91,6 +107,9 @@ def initialise(module: nn.Module, streams: Streams) -> None:
                 elif isinstance(layer, nn.Embedding | Positions):
                     drawn = streams.normal(f"model/{name}", owner, parameter.shape)[0]
                     parameter.copy_(drawn * getattr(layer, "deviation", 1.0))
+                elif getattr(layer, "starts_for_bounds", False) and name.endswith("weight"):
+                    drawn = streams.normal(f"model/{name}", owner, parameter.shape)[0]
+                    parameter.copy_(drawn * math.sqrt(2.0 * math.pi) / parameter[0].numel())
                 elif isinstance(layer, (nn.Linear, nn.RNNBase, *CONVOLUTIONS)):
                     drawn = streams.uniform(f"model/{name}", owner, parameter.shape)[0]
                     parameter.copy_((2 * drawn - 1) * _bound(layer))

@@ -185,6 +185,21 @@ def test_all_of_them_grow_with_alpha_and_mtl_is_the_largest():
         assert all(one <= most + 1e-12 for one, most in zip(found, values["mtl_ibp"], strict=True))
 
 
+def test_convolutions_are_trained_by_bounds_in_a_stack_as_alone():
+    data = {"shape": (1, 4, 4)}
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
+    client = {"kind": "sgd", "epochs": 1, "batch_size": 4, "lr": 0.1, "adversarial": table("mtl_ibp")}
+    ends = []
+    for name in ("stacked", "loop"):
+        made = small(2, client=client, engine={"executor": name})
+        simulated = build_simulation(made, small_problem(model=model, **data))
+        for _ in simulated:
+            pass
+        ends.append(simulated.state.params)
+    assert float((ends[0] - small_problem(model=model, **data).initial()).norm()) > 0.01
+    assert torch.allclose(*ends, rtol=0, atol=1e-12)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_rounds_of_warm_up_are_fedavg_and_those_after_them_are_not():
     for kind in ("ibp", "mtl_ibp"):
