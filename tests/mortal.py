@@ -239,8 +239,8 @@ def ended(pid: int) -> int:
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-def suffer(scenario: str, folder: Path, seed: int, kills: int) -> dict[str, Any]:
-    """Run a scenario whole in folder/whole, and in folder/torn with so many deaths and those of `ENDINGS`.
+def suffer(scenario: str, folder: Path, seed: int, kills: int, endings: bool) -> dict[str, Any]:
+    """Run a scenario whole in folder/whole, and in folder/torn with so many deaths; endings: and those of `ENDINGS`.
 
     Tells what they were, and up to which round there was a checkpoint after each.
     """
@@ -266,7 +266,7 @@ def suffer(scenario: str, folder: Path, seed: int, kills: int) -> dict[str, Any]
         finally:
             os.write(started, b".")  # where it fails or finishes, which is said next
 
-    deaths += ENDINGS
+    deaths += ENDINGS if endings else ()
     for death in deaths:
         with child(lambda: doomed(death)) as pid:  # noqa: B023
             if isinstance(death, float):
@@ -293,7 +293,7 @@ def main(tasks: Sequence[str] | Any = sys.stdin) -> None:
         task = json.loads(line)
         try:
             run(replace(experiment(task["scenario"], 1), rounds=1), save=False)  # what is made once for a process
-            told = suffer(task["scenario"], Path(task["folder"]), task["seed"], task["kills"])
+            told = suffer(task["scenario"], Path(task["folder"]), task["seed"], task["kills"], task["endings"])
         except Exception:
             told = {"error": traceback.format_exc()}
         print(json.dumps(told), flush=True)

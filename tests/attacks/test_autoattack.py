@@ -27,13 +27,14 @@ from fedsim.problems.base import Trial
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
 
-pytest.importorskip("art", reason="the Adversarial Robustness Toolbox is not installed", exc_type=ImportError)
 EPSILON = 0.08
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Far fewer steps than the attack's own, whose number is the only difference; and one core."""
+    # Here, for it takes a second, in each process that collects tests.
+    pytest.importorskip("art", reason="the Adversarial Robustness Toolbox is not installed", exc_type=ImportError)
     monkeypatch.setattr(autoattack, "STEPS", 20)
     monkeypatch.setattr(autoattack, "STARTS", 1)
     monkeypatch.setattr(autoattack, "SQUARES", 30)

@@ -65,13 +65,14 @@ def test_experiments_are_checked_by_it(path: Path, validator: Draft202012Validat
 
 @pytest.mark.parametrize("row", ROWS)
 def test_the_contract_is_allowed_by_it(row: str, validator: Draft202012Validator) -> None:
-    """Every row's tables, and each with another value of an option."""
+    """Every row's tables, and what of them has another value of an option."""
     own = Subject(ROWS[row])
-    subjects = [own]
+    assert [error.message for error in validator.iter_errors(dict(own.tables))] == []
     for part, rows in PARTS.items():
-        subjects += [own.altered(PATHS[part], {option: value}) for option, (value, _) in rows.get(row, {}).items()]
-    for subject in subjects:
-        assert [error.message for error in validator.iter_errors(dict(subject.tables))] == []
+        table = PATHS[part][0]
+        for option, (value, _) in rows.get(row, {}).items():
+            changed = {table: own.altered(PATHS[part], {option: value}).tables[table]}
+            assert [error.message for error in validator.iter_errors(changed)] == []
 
 
 ATTACK = {"kind": "pgd", "epsilon": 0.1}

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fedsim
+from fedsim.running import hopeless
 from fedsim.zeroth_order import based, mean_told, ranked_last, saying_nothing, told
 from fedsim.zeroth_order.failures import outranked
 
@@ -144,12 +145,16 @@ def problem_said(share: float) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", ["cma_es", "fedzo", "one_byte", "fedes", "fedbuff", "genetic"])
-def test_where_every_evaluation_fails_the_run_ends(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "orders"),
+    [("one_byte", hopeless.ORDERS), *((name, 100) for name in ("cma_es", "fedzo", "fedes", "fedbuff", "genetic"))],
+)
+def test_where_every_evaluation_fails_the_run_ends(name: str, orders: int, monkeypatch: pytest.MonkeyPatch) -> None:
     strategy, client = SEARCHES[name]
+    monkeypatch.setattr(hopeless, "ORDERS", orders)
     result = fedsim.run(rounds=10_000, strategy=strategy, client=client, problem=problem_of(1.0), save=False)
     assert result.status == "stalled"
-    assert "500 replies could not be used" in result.reason
+    assert f"{orders} replies could not be used" in result.reason
     assert result.summary["total_failed_queries"] == result.summary["total_queries"] > 0
     assert torch.equal(result.params, result.problem.initial())
 

@@ -1,11 +1,17 @@
-"""Every rule keeps to what all of them do, and every client that trains by it to what all clients do."""
+"""Every rule keeps to what all of them do, and every client that trains by it to what all clients do.
+
+That clients keep to it is a row of the contract, of each rule; here it is held once a day.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
+from contract import ROWS
+
 from fedsim.core import plugins
-from fedsim.testing import conformance
+from fedsim.testing import checks, conformance
 
 GIVEN: dict[str, dict[str, Any]] = {
     "sgd": {"momentum": 0.9, "nesterov": True},
@@ -35,4 +41,15 @@ RATES: dict[str, float] = {
 
 for name in plugins.ours("optimizers"):
     rule = plugins.make("optimizers", {"kind": name, **GIVEN.get(name, {})}, "optimizer")
-    globals()[f"Test_{name}"] = conformance(rule, lr=RATES.get(name), others=OTHERS.get(name))
+    made = globals()[f"Test_{name}"] = conformance(rule, lr=RATES.get(name), others=OTHERS.get(name))
+    for check in checks.CHECKS:
+        method = f"test_{check.__name__}"
+        setattr(made, method, pytest.mark.slow(getattr(made, method)))
+del made  # which would be collected once more
+
+
+def test_every_rule_has_a_row_of_the_contract() -> None:
+    """Of clients that train by it and by nothing else of their own."""
+    clients = [row["client"] for row in ROWS.values() if isinstance(row.get("client"), dict)]
+    stepping = [client["optimizer"] for client in clients if client["kind"] == "sgd" and "optimizer" in client]
+    assert {rule if isinstance(rule, str) else rule["kind"] for rule in stepping} >= {*plugins.ours("optimizers")}
