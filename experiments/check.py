@@ -23,6 +23,7 @@ import fedsim
 from experiments.certified.__main__ import PARTS as CERTIFIED
 from experiments.coding.__main__ import PARTS as CODING
 from experiments.compression import study as compression
+from experiments.compression.__main__ import PARTS as COMPRESSION
 from experiments.curriculum import study as curriculum
 from experiments.data_sets import study as data_sets
 from experiments.distillation import study as distillation
@@ -51,6 +52,7 @@ RESULTS = HERE / "results.md"
 STUDIES: Mapping[str, Mapping[str, AnyPart]] = {
     "certified": CERTIFIED,
     "coding": CODING,
+    "compression": COMPRESSION,
     "gossip": GOSSIP,
     "optimizers": OPTIMIZERS,
     "personal": PERSONAL,
