@@ -65,6 +65,8 @@ class FZooS(LocalSearch):
     """
     kernel: Literal["matern52", "rbf"] = "matern52"
     """Of the Gaussian process: Matern's with nu = 5/2, or the squared exponential (rbf)."""
+    profiled: bool = False
+    """Choose its length scale as if the size of the function were unknown, and not that of the values' range."""
     neighbours: PositiveInt = 150
     """The process is fitted to so many of a client's values, those nearest to z."""
     history: PositiveInt = 2000
@@ -184,7 +186,7 @@ class FZooS(LocalSearch):
 
     def _process(self, seen: Trajectory, z: Tensor) -> GaussianProcess:
         points, values, counts = seen.nearest(z, self.neighbours)
-        return fit(KERNELS[self.kernel], points, values, counts, noise=self.noise)
+        return fit(KERNELS[self.kernel], points, values, counts, noise=self.noise, profiled=self.profiled)
 
     def _explore(self, cohort: Cohort, seen: Trajectory, process: GaussianProcess, z: Tensor, step: int) -> None:
         """Ask around z, where the process of the step before is least certain."""

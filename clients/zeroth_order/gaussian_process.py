@@ -28,6 +28,8 @@ class GaussianProcess:
     """How far from x these lie at most, in every coordinate."""
     kernel: Literal["matern52", "rbf"] = "matern52"
     """Matern's with nu = 5/2, or the squared exponential (rbf)."""
+    profiled: bool = False
+    """Choose its length scale as if the size of the function were unknown, and not that of the values' range."""
     neighbours: PositiveInt = 150
     """The process is fitted to so many of a client's values, those nearest to x."""
     history: PositiveInt = 1000
@@ -61,5 +63,5 @@ class GaussianProcess:
         around = center + self.radius * (2.0 * drawn - 1.0)
         seen.add(center, base.unsqueeze(1))
         seen.add(around, probe.query(around))
-        process = fit(KERNELS[self.kernel], *seen.nearest(x, self.neighbours), noise=self.noise)
+        process = fit(KERNELS[self.kernel], *seen.nearest(x, self.neighbours), noise=self.noise, profiled=self.profiled)
         return Estimate(process.gradient(center)[:, 0].to(x.dtype), base, seen.state)

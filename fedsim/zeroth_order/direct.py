@@ -44,7 +44,7 @@ class Fitted:
     def slope(self, x: Tensor, points: Tensor, values: Tensor) -> Tensor:
         """The gradient of its mean."""
         count = torch.tensor([len(points)], device=points.device)
-        process = fit(KERNELS["matern52"], points.unsqueeze(0), values.unsqueeze(0), count)
+        process = fit(KERNELS["matern52"], points.unsqueeze(0), values.unsqueeze(0), count, profiled=True)
         return process.gradient(x.view(1, 1, -1))[0, 0]
 
 

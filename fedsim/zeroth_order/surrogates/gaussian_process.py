@@ -124,6 +124,7 @@ def fit(
     *,
     noise: float = NOISE,
     scales: Tensor | None = None,
+    profiled: bool = False,
 ) -> GaussianProcess:
     """Fit a Gaussian process to each client's points [C, n, d] and values [C, n].
 
@@ -131,8 +132,10 @@ def fit(
     not finite, and of equal points all but the latest. A dropped row has 1 on the diagonal of K and 0 beside it.
     noise: s2, above 0, for values scaled to [0, 1]; a client for which the factorisation fails has it ten times
     larger, until it succeeds or s2 is 1e-2.
-    scales: float64 [L], the length scales to choose from by the largest marginal likelihood; by default
-    `length_scales(d)`. O(C L n^3 + C n^2 d), and a few times C n^2 numbers of memory; one wait for the device.
+    profiled: choose the length scale as if the kernel, of variance 1, were times whatever number makes the values the
+    most likely at that scale; mean and gradient are the same with any. scales: float64 [L], the length scales to choose
+    from by the largest marginal likelihood; by default `length_scales(d)`. O(C L n^3 + C n^2 d), and a few times C n^2
+    numbers of memory; one wait for the device.
     """
     grid = length_scales(points.shape[2]) if scales is None else scales
     kept = usable(points, values, counts)
@@ -144,19 +147,20 @@ def fit(
     distances = squared.sqrt_().masked_fill_(~(kept.unsqueeze(2) & kept.unsqueeze(1)), APART)
     distances.diagonal(dim1=1, dim2=2).zero_()
     targets, lower, scale = rescale(values, kept)
+    many = kept.sum(dim=1) if profiled else None
 
     # One scale at a time: its matrices stay in the processor's cache, which halves the time, and leave the memory.
     choice, found, failures = grid.tolist(), list[Tensor](), list[Tensor]()
     for one in choice:
         factor, failed = _factor(kernel.value(distances, one), kept, noise)
-        found.append(_evidence(factor, targets))
+        found.append(_evidence(factor, targets, many))
         failures.append(failed)
     evidence = torch.stack(found)
     # The one number for which the host waits: with all factors made, none more is asked for where none has failed.
     again = [place for place, some in enumerate(torch.stack(failures).any(dim=1).tolist()) if some]
     for place in again:
         factor, _ = factorise(kernel.value(distances, choice[place]), kept, noise)
-        evidence[place] = _evidence(factor, targets)
+        evidence[place] = _evidence(factor, targets, many)
     # Made where they are needed: a tensor that is sent there would be waited for.
     length_scale = torch.stack([targets.new_full((), one) for one in choice])[evidence.argmax(dim=0)]
     covariance = kernel.value(distances, length_scale.reshape(-1, 1, 1))
@@ -249,11 +253,19 @@ def _factor(covariance: Tensor, kept: Tensor, noise: float) -> tuple[Tensor, Ten
     return factor, failed
 
 
-def _evidence(factor: Tensor, targets: Tensor) -> Tensor:
-    """The logarithm of the marginal likelihood less its constant [C], from the Cholesky factor."""
+def _evidence(factor: Tensor, targets: Tensor, many: Tensor | None = None) -> Tensor:
+    """The logarithm of the marginal likelihood less its constant [C], from the Cholesky factor L of K + s2 I.
+
+    -(y' (K + s2 I)^-1 y) / 2 - log det L. many: of so many values each client has, int64 [C], that of s^2 (K + s2 I) at
+    its best s^2, y' (K + s2 I)^-1 y / n, and then -n/2 (log s^2 + 1) - log det L.
+    """
     white = torch.linalg.solve_triangular(factor, targets.unsqueeze(2), upper=False).squeeze(2)
     logarithms = factor.diagonal(dim1=1, dim2=2).log()
-    evidence = (-0.5 * white * white - logarithms).sum(dim=1)
+    if many is None:
+        evidence = (-0.5 * white * white - logarithms).sum(dim=1)
+    else:
+        scale = (white * white).sum(dim=1) / many
+        evidence = -0.5 * many * (scale.log() + 1.0) - logarithms.sum(dim=1)
     return torch.where(evidence.isnan(), -torch.inf, evidence)
 
 

@@ -6,7 +6,7 @@ import torch
 
 from fedsim.core.streams import Streams
 from fedsim.parallel.cores import one_core_an_operation
-from fedsim.zeroth_order.surrogates.gaussian_process import factorise, fit, length_scales, nearest
+from fedsim.zeroth_order.surrogates.gaussian_process import _evidence, factorise, fit, length_scales, nearest
 from fedsim.zeroth_order.surrogates.kernels import RBF, Matern52
 
 KERNELS = [Matern52(), RBF()]
@@ -34,6 +34,40 @@ def differences(process, x, step):
     moves = step * torch.eye(x.shape[1], dtype=torch.float64)
     rise = process.mean(x.unsqueeze(1) + moves) - process.mean(x.unsqueeze(1) - moves)
     return rise / (2 * step)
+
+
+@pytest.mark.parametrize(
+    ("scale", "fixed", "profiled", "gradient"),
+    [
+        (0.5, -3.383949, -2.975255, (1.209449, -0.695584)),
+        (1.0, -3.339369, -3.176623, (1.207062, -0.679168)),
+        (2.0, -3.675667, -3.585857, (1.091478, -0.586617)),
+    ],
+)
+def test_three_points_by_hand(scale, fixed, profiled, gradient):
+    """The likelihood of a function of variance 1, and of the variance that is the likeliest."""
+    points = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
+    values = torch.tensor([[0.0, 1.0, -0.5]], dtype=torch.float64)
+    distances = torch.cdist(points, points)
+    factor = torch.linalg.cholesky(Matern52().value(distances, scale) + 1e-6 * torch.eye(3, dtype=torch.float64))
+    constant = 1.5 * math.log(2.0 * math.pi)
+    assert float(_evidence(factor, values)) - constant == pytest.approx(fixed, abs=1e-6)
+    assert float(_evidence(factor, values, torch.tensor([3]))) - constant == pytest.approx(profiled, abs=1e-6)
+    # Values that are scaled to [0, 1] first have another mean before any data, and so another slope.
+    weights = torch.cholesky_solve(values.unsqueeze(2), factor)
+    at = torch.tensor([[[0.5, 0.25]]], dtype=torch.float64)
+    pull = Matern52().slope(torch.cdist(at, points), torch.full((1, 1, 1), scale, dtype=torch.float64)) * weights.mT
+    found = pull @ points - pull.sum() * at
+    assert found.flatten().tolist() == pytest.approx(gradient, abs=1e-6)
+
+
+def test_a_profiled_scale_does_not_depend_on_what_is_dropped_or_on_the_size_of_values():
+    _, points, values = cluster(number=20)
+    one = fit(Matern52(), points, values, full(points), profiled=True)
+    padded = torch.cat((points, points[:, :5] + 3.0), dim=1)
+    more = fit(Matern52(), padded, torch.cat((values, values[:, :5]), dim=1), full(points), profiled=True)
+    assert torch.equal(one.length_scale, more.length_scale)
+    assert not torch.equal(one.length_scale, fit(Matern52(), points, values, full(points)).length_scale)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
