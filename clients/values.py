@@ -20,7 +20,7 @@ AT_ONCE = 32
 
 @options
 class Values(Client):
-    """Goes with the strategies `cbo`, `cma_es` and `direct_search`."""
+    """Goes with the strategies `cbo`, `cma_es`, `cma_es_margin`, `direct_search` and `evosax`."""
 
     values_only: ClassVar[bool] = True
     same_every_round: ClassVar[bool] = True

@@ -27,6 +27,7 @@ from experiments.compression.__main__ import PARTS as COMPRESSION
 from experiments.curriculum import study as curriculum
 from experiments.data_sets import study as data_sets
 from experiments.distillation import study as distillation
+from experiments.evolution.__main__ import PARTS as EVOLUTION
 from experiments.fairness import study as fairness
 from experiments.fal import study as fal
 from experiments.faults import study as faults
@@ -53,6 +54,7 @@ STUDIES: Mapping[str, Mapping[str, AnyPart]] = {
     "certified": CERTIFIED,
     "coding": CODING,
     "compression": COMPRESSION,
+    "evolution": EVOLUTION,
     "gossip": GOSSIP,
     "optimizers": OPTIMIZERS,
     "personal": PERSONAL,

@@ -33,6 +33,7 @@ def test_values_lie_where_the_rules_say() -> None:
     assert space.numbers(np.array([0.5, 0.25, 0.5, 0.2, 0.7, 0.7]))["act"] == 1.0
     counts = np.bincount([space.typed([0, 0, v, 0, 0, 0])["layers"] for v in np.linspace(0, 1, 8001)[:-1]])
     assert counts[1:].tolist() == [1000] * 8
+    assert space_of({"act": ("cat", [1, 2]), "x": (0, 4)}).typed([0.1, 0.2, 0.75]) == {"act": 2, "x": 3.0}
     # A point outside is the nearest inside.
     assert space.typed([-1, 2, 1.5, 0, 0, 0]) == {"x": 0.0, "lr": pytest.approx(1.0), "layers": 8, "act": "relu"}
     assert space.typed([0, 0, -0.2, 0, 0, 0])["layers"] == 1
@@ -141,6 +142,7 @@ def test_without_a_space_dimensions_are_said_and_names_are_none() -> None:
     assert fedsim.black_box([abs], kind="scalar", dimension=1).cells is None
 
 
+@pytest.mark.slow
 def test_processes_are_asked_typed_values_too() -> None:
     problem = fedsim.black_box([whole], space=MIXED, workers=1, device="cpu")
     x = torch.tensor([[[0.5, 0.25, 0.5, 0.2, 0.7, 0.7]]], dtype=torch.float64)

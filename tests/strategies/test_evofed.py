@@ -167,7 +167,7 @@ def test_chunks_restored_runs_and_the_loop(monkeypatch: pytest.MonkeyPatch) -> N
         ({"sigma": 0.1}, "sigma = 0.1: is of form"),
         ({"decode": "least_squares", "population": 84}, "population = 84: least squares need"),
         ({"decode": "least_squares", "population": 1001}, "population = 1001: least squares are of 1000"),
-        ({"decode": "least_squares", "alpha": 0.5}, "alpha = 0.5: least squares need projections"),
+        ({"decode": "least_squares", "alpha": 0.4}, "alpha = 0.4: least squares need projections"),
         ({"decode": "least_squares", "form": "fitness", "sigma": 0.1}, "form = fitness: least squares need"),
         ({"directions": "segmented"}, "directions"),
     ],
