@@ -242,3 +242,12 @@ def test_nobody_is_noised_who_did_not_ask():
     assert private.privacy is not None
     guard = steps_guard(private, small(), private.privacy)
     assert guard.notes["noise_multiplier"] == 1.0
+
+
+@pytest.mark.parametrize(("clipping", "bounds"), [("flat", [2.0]), ("layers", [1.0] * 4)])
+def test_noise_goes_by_the_bound_and_not_by_its_parts(clipping, bounds):
+    """A bound of 2 on all four tensors together, or on each of a root of a quarter of its square, and z = 1.5."""
+    steps = noisy_steps(made(privacy=PRIVATE | {"clip": 2.0, "clipping": clipping, "noise_multiplier": 1.5}), small())
+    assert steps is not None
+    assert steps.bounds == pytest.approx(bounds)
+    assert steps.deviation == 3.0
