@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import fedsim
+from fedsim.compression.random_k import RandomK
 from fedsim.compression.top_k import TopK
 from fedsim.core.errors import InputError
 from fedsim.core.streams import Streams
@@ -115,6 +116,27 @@ def test_who_has_missed_messages_is_sent_them_or_the_model():
     assert told == [[24] * 4, [9, 24, 24, 24], [18, 9, 24, 24], [9, 18, 24, 24], [9, 24, 24, 24]]
     assert down(strategy.forget(state, torch.tensor([0]))) == [24, 24, 24, 24]
     assert answered(strategy, state, [], rows[:0]).memory["lacks"].tolist() == state.memory["lacks"].tolist()
+
+
+def test_what_the_way_down_draws_and_remembers():
+    """Each round another number of three; factors begin where the last message's ended; new clients have nothing."""
+    strategy, state = of_three(1, downlink=RandomK(k=1, scaled=False))
+    rows = torch.ones(1, 3, dtype=torch.float64)
+    for turn in range(12):
+        state = answered(strategy, state, [0], rows * (turn == 0))
+    assert state.memory["sent"].tolist() == [1.0, 1.0, 1.0]
+    problem, strategy = small_problem(), EF21(downlink={"kind": "low_rank", "rank": 1})
+    state = strategy.seeded(strategy.init(problem), Streams(0))
+    assert not state.memory["transforms/0/params/right"].any()
+    state = answered(strategy, state, [0, 5], torch.ones(2, 83, dtype=torch.float64).cumsum(dim=1))
+    assert state.memory["transforms/0/params/right"].any()
+
+    class Larger:
+        num_clients = 8
+
+    lacks = strategy.resize(state, Larger()).memory["lacks"].tolist()
+    assert lacks[6:] == [83 * 8] * 2
+    assert lacks[:6] == state.memory["lacks"].tolist()
 
 
 def test_bytes_down_are_those_of_messages():
