@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ import budgets
 import pytest
 from forks import FORKING, sketch, unsynced
 
-import fedsim  # noqa: F401  # first: it fixes the kernels that bitwise comparisons rely on
+import fedsim  # first: it fixes the kernels that bitwise comparisons rely on
 
 os.fsync = unsynced  # type: ignore[assignment]
 gc.disable()  # until all tests are collected, of which none become garbage; it is half of that work
 OBJECTS = 20_000
 """How many more there are when garbage is looked for, which at Python's 700 is a thirtieth of all work."""
+MANY = 5_000
+"""Tests among which are those that ask for all kernels."""
 LONGEST = 10
 """Files of which the time is told, at the end of a run of more than these."""
 
@@ -74,6 +77,29 @@ def cache(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config)
     if pytestconfig.pluginmanager.has_plugin("cacheprovider"):
         (folder / "kernels").symlink_to(pytestconfig.cache.mkdir("kernels").absolute())
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels(cache: Path, request: pytest.FixtureRequest) -> None:
+    """Of processes that run many tests two compile kernels first, half of them each, which all would compile at once.
+
+    Of chains of linear layers and of stages on images, for numbers in single precision or in double.
+    """
+    import torch
+
+    kind = {"gw0": torch.float32, "gw1": torch.float64}.get(os.environ.get("PYTEST_XDIST_WORKER", ""))
+    if kind is None or len(request.session.items) < MANY or find_spec("numba") is None:
+        return
+    from torch import nn
+
+    from fedsim.testing import small_experiment, small_problem
+
+    images = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+    compiled = small_experiment(1, engine={"executor": "fused"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSIM_CACHE", str(cache))
+        for problem in (small_problem(kind), small_problem(kind, images, shape=(1, 8, 8))):
+            fedsim.run(compiled, problem=problem, save=False)
 
 
 @pytest.fixture(autouse=True)
