@@ -1,6 +1,6 @@
 """Gradient coding's worker: combinations of the gradients of chunks of everybody's examples.
 
-l = sum_j B_j g_j,  g_j = 1/N sum_(k in chunk j) grad loss_k(theta), in each slot that is not idle
+l = sum_j B_j g_j,  g_j = 1/N sum_(k in chunk j) grad loss_k(theta), in each slot; of an idle one zeros
 Uplink d + 1 floats a slot: l, and the same combination of losses.
 """
 

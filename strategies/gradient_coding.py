@@ -12,10 +12,11 @@ Krishnan et al. 2023.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fedsim.coding import Scheme, Work
@@ -23,24 +24,28 @@ from fedsim.server import (
     Code,
     InputError,
     Metrics,
-    NonNegativeFloat,
     OfARound,
     Order,
     ProblemView,
     Replies,
     ServerState,
     ServerStep,
+    StalledError,
     Strategy,
     Streams,
     Window,
     enough,
     filled,
+    hold_room,
+    kind_named,
     options,
     scheme_of,
     tasks,
 )
 
 Rows = dict[str, Tensor]
+IN_VAIN = 100
+"""Rounds in a row without a gradient that end a run."""
 
 
 @options
@@ -53,20 +58,20 @@ class GradientCoding(ServerStep, Strategy):
 
     code: Code = OfARound()
     """How work is shared."""
-    patience: NonNegativeFloat = 1.0
+    patience: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """mu: how many times the fastest one's time the server waits on, before it looks who is late."""
 
     def check(self, at_once: int, population: int, steady: bool) -> None:  # noqa: ARG002
         """Refuse a selection, and a code that so many workers cannot have."""
         if at_once < population:
             remedy = f"only {at_once} of {population} clients are selected; select all, of whom it can do without some"
-            raise InputError("code", type(self.code).__name__, remedy)
+            raise InputError("code", kind_named(self.code), remedy)
         scheme_of(self.code, population, 0)
 
     def init(self, problem: ProblemView) -> ServerState:
         """Nothing has come."""
         state = super().init(problem)
-        return replace(state, memory={"sizes": problem.sizes.cpu(), "seed": torch.tensor(0)})
+        return replace(state, memory={"sizes": problem.sizes.cpu(), "seed": torch.tensor(0), "lost": torch.tensor(0)})
 
     def seeded(self, state: ServerState, streams: Streams) -> ServerState:
         """The state with a seed for the code, and room for what comes of the jobs that are on their way."""
@@ -74,6 +79,7 @@ class GradientCoding(ServerStep, Strategy):
         memory = {**state.memory, "seed": torch.tensor(seed)}
         scheme = scheme_of(self.code, len(memory["sizes"]), seed)
         memory |= {"came": torch.from_numpy(scheme.nothing()), "late": torch.zeros(0, scheme.workers, dtype=torch.bool)}
+        hold_room(scheme, state.params)
         if scheme.delay:
             room = state.params.new_zeros(*scheme.nothing().shape, len(state.params) + 1)
             begun = {"params": state.params, **state.optimizer}
@@ -86,7 +92,7 @@ class GradientCoding(ServerStep, Strategy):
         if problem.num_clients == len(state.memory["sizes"]):
             return replace(state, memory={**state.memory, "sizes": problem.sizes.cpu()})
         remedy = "it shares out work among those who are there when it begins, and others have come; take fedavg"
-        raise InputError("code", type(self.code).__name__, remedy)
+        raise InputError("code", kind_named(self.code), remedy)
 
     def begun(self, state: ServerState, scheme: Scheme) -> Rows:
         """What the jobs on their way began from, the model and the optimizer's state, [T + 1, ...] by name."""
@@ -138,6 +144,10 @@ class GradientCoding(ServerStep, Strategy):
             return replace(state, round=number + 1, memory=memory), metrics, True
         job = {name: rows[due] for name, rows in begun.items()}
         before = replace(state, params=job.pop("params"), optimizer=job, memory=memory)
+        memory["lost"] = torch.tensor(0) if factors is not None else memory["lost"] + 1
+        if int(memory["lost"]) == IN_VAIN:
+            why = "more workers are gone than the code can do without"
+            raise StalledError(f"no gradient was known in {IN_VAIN} rounds in a row: {why}")
         if factors is None:
             return replace(before, round=number + 1), {**metrics, "undecoded": 1.0}, True
         weights = torch.from_numpy(factors).to(held.device, held.dtype).flatten()

@@ -36,6 +36,7 @@ from fedsim.server import (
     Window,
     among,
     arrows,
+    kind_named,
     observed,
     options,
 )
@@ -75,7 +76,7 @@ class RandomWalk(Strategy):
         """Refuse a selection, which would take links away."""
         if at_once < population:
             remedy = f"only {at_once} of {population} clients are selected; select all, of whom one works at a time"
-            raise InputError("graph", type(self.graph).__name__, remedy)
+            raise InputError("graph", kind_named(self.graph), remedy)
 
     def init(self, problem: ProblemView) -> ServerState:
         """Nobody has been visited."""
@@ -95,7 +96,7 @@ class RandomWalk(Strategy):
         if problem.num_clients == len(state.memory["sizes"]):
             return replace(state, memory={**state.memory, "sizes": problem.sizes.double()})
         remedy = "it links those who are there when it begins, and others have come; take a strategy with a server"
-        raise InputError("graph", type(self.graph).__name__, remedy)
+        raise InputError("graph", kind_named(self.graph), remedy)
 
     def law(self, state: ServerState) -> Tensor:
         """mu, float64 [N]."""

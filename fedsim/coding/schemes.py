@@ -20,6 +20,8 @@ from fedsim.coding.codes import Normal, Numbers, decode, drawn, held
 from fedsim.coding.stragglers import Bursts, Mask, Needs
 from fedsim.core.errors import InputError
 
+MOST = 2**28
+"""Factors of combinations that a scheme may have: 2 GiB."""
 IDLE = -1
 """The place of nothing."""
 
@@ -214,7 +216,7 @@ class SelectiveRepeat(GradientCoding):
         """For bursts as of `stragglers.Bursts`. InputError: there is no such code."""
         bursts = Bursts.held(workers, burst, window, most)
         if (window - 1) % burst:
-            raise InputError("window", window, f"selective repeat needs bursts, {burst}, that divide window - 1")
+            raise InputError("window", window, f"must be 1 more than a multiple of burst, which is {burst}")
         stragglers = -(-burst * most // (window - 1 + burst))
         return cls(drawn(workers, stragglers, normal), stragglers, bursts)
 
@@ -265,6 +267,9 @@ class Multiplexed(Scheme):
         bursts = Bursts.held(workers, burst, window, most)
         if window < 2:
             raise InputError("window", window, "multiplexing needs at least 2 rounds")
+        if (workers * (window - 1 + burst)) ** 2 > MOST:
+            remedy = f"{workers} workers have too many chunks in so many rounds; take shorter windows and bursts"
+            raise InputError("window", window, remedy)
         groups = burst if most < workers else 0
         return cls(workers, bursts, tuple(drawn(workers, most, normal) for _ in range(groups)))
 

@@ -160,6 +160,12 @@ def one_of(**kinds: type[Any]) -> BeforeValidator:
     return BeforeValidator(parse)
 
 
+def kind_named(made: Any) -> str:
+    """What an object of one of the classes of `one_of` is called in a table."""
+    kind: str = made.kind
+    return kind
+
+
 def table_of(made: type[Any]) -> BeforeValidator:
     """A field that takes an object of an option class, or a table of its options."""
     return BeforeValidator(lambda given: made(**given) if isinstance(given, Mapping) else given)

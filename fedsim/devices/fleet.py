@@ -16,7 +16,7 @@ from pydantic import Field
 
 from fedsim.core.clock import SECOND, ticks
 from fedsim.core.errors import InputError
-from fedsim.core.options import LONGEST, NonNegativeFloat, PositiveFloat, Seconds, options, table_of
+from fedsim.core.options import LONGEST, PositiveFloat, Seconds, options, table_of
 from fedsim.core.philox import MASK
 from fedsim.core.plugins import HasPlugins, hold_returned, kind_of
 from fedsim.core.streams import Streams
@@ -71,7 +71,7 @@ class Devices(HasPlugins):
     """What these seconds are for: an order, or one local step. Per order, to report a loss takes as long as to train;
     per step, a third of a pass.
     """
-    overhead: NonNegativeFloat = 0.0
+    overhead: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """What an order takes beside its local steps, in the time of so many, where seconds are per step."""
     jitter: Spread = 0.0
     """sigma of a log-normal factor with mean 1 on the time to compute, drawn for each order; 0: none."""

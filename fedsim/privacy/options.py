@@ -11,6 +11,10 @@ from fedsim.core.options import PositiveFloat, PositiveInt, Rate, options, table
 
 Accounting = Literal["rdp", "pld"]
 Clipping = Literal["flat", "layers", "sizes"]
+SMALLEST, LARGEST = 1e-3, 1e6
+"""Of noise multipliers."""
+TINY, HUGE = 1e-12, 1e12
+"""Of bounds by which noise goes."""
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -80,6 +84,12 @@ class Privacy:
     def __post_init__(self) -> None:
         if (self.noise_multiplier is None) == (self.epsilon is None):
             raise InputError("noise_multiplier", self.noise_multiplier, "give exactly one of it and epsilon")
+        if self.noise_multiplier and not SMALLEST <= self.noise_multiplier <= LARGEST:
+            remedy = f"take 0 for none, or between {SMALLEST:g} and {LARGEST:g}; no account reaches further"
+            raise InputError("noise_multiplier", self.noise_multiplier, remedy)
+        if self.clip is not None and not TINY <= self.clip <= HUGE and self.noise_multiplier != 0.0:
+            remedy = f"noise goes by it, and single precision has no such numbers; take {TINY:g} to {HUGE:g}"
+            raise InputError("clip", self.clip, remedy)
         if self.clip is None and self.noise_multiplier != 0.0:
             raise InputError("clip", "(nothing)", "noise goes by it; give the largest norm, or noise_multiplier = 0")
         if self.budget is not None and self.noise_multiplier == 0.0:

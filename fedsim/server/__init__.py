@@ -1,7 +1,7 @@
 """What strategies share, and who works next. An author of a strategy imports all that it needs from here."""
 
 from fedsim.core.clock import ticks
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, StalledError
 from fedsim.core.options import (
     Fraction,
     NonNegativeFloat,
@@ -12,6 +12,7 @@ from fedsim.core.options import (
     Rate,
     Seconds,
     Share,
+    kind_named,
     options,
 )
 from fedsim.core.plugins import HasPlugins
@@ -23,7 +24,7 @@ from fedsim.exchange.windows import All, Enough, Every, First, Window
 from fedsim.nets.optimizers import Optimizer
 from fedsim.server.batches import BatchRule
 from fedsim.server.by_losses import ByLosses
-from fedsim.server.codes import Code, OfARound, enough, filled, scheme_of, tasks
+from fedsim.server.codes import Code, OfARound, enough, filled, hold_room, scheme_of, tasks
 from fedsim.server.distillation import Bench, Ensemble
 from fedsim.server.downlink import BothWays, remembering
 from fedsim.server.gossip import Gossip, Rows
@@ -99,6 +100,7 @@ __all__ = [
     "ServerState",
     "ServerStep",
     "Share",
+    "StalledError",
     "Strategy",
     "Streams",
     "Weighting",
@@ -112,6 +114,8 @@ __all__ = [
     "filled",
     "from_bits",
     "hold_needed",
+    "hold_room",
+    "kind_named",
     "mixed",
     "observed",
     "observed_weights",

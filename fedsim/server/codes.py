@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fedsim.coding import GradientCoding, Multiplexed, Needs, Scheme, SelectiveRepeat, Work, repetition
 from fedsim.coding.codes import Normal, Numbers
+from fedsim.core.errors import InputError, naming
+from fedsim.core.memory import room
 from fedsim.core.options import NonNegativeInt, PositiveInt, one_of, options
 from fedsim.core.streams import SERVER, Streams
 from fedsim.exchange.messages import Replies
@@ -81,7 +83,7 @@ Code = Annotated[OfARound | Repeating | Multiplexing, one_of(gc=OfARound, sr_sgc
 
 @lru_cache(maxsize=64)
 def scheme_of(code: OfARound | Repeating | Multiplexing, workers: int, seed: int) -> Scheme:
-    """The scheme of so many workers, with factors drawn from a seed. InputError: there is none."""
+    """The scheme of so many workers, with factors drawn from a seed. InputError, naming `code`: there is none."""
     owner, steps = torch.tensor([SERVER]), count()
 
     def normal(shape: tuple[int, int]) -> Numbers:
@@ -89,7 +91,17 @@ def scheme_of(code: OfARound | Repeating | Multiplexing, workers: int, seed: int
         found: Numbers = drawn[0].numpy()
         return found
 
-    return code.scheme(workers, normal)
+    with naming("code"):
+        return code.scheme(workers, normal)
+
+
+def hold_room(scheme: Scheme, model: Tensor) -> None:
+    """InputError: what comes of the jobs on their way, each result like a model [d], does not fit in memory."""
+    jobs = (scheme.delay + 1) * (1 + scheme.workers * scheme.places)
+    needed = jobs * model.numel() * model.element_size()
+    if needed > room():
+        remedy = f"results of {scheme.delay + 1} jobs on their way take {needed / 2**30:.3g} GiB; take a shorter window"
+        raise InputError("code", "given", f"{remedy} or burst")
 
 
 def tasks(scheme: Scheme, work: Work, examples: int, device: torch.device) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.core.errors import InputError
-from fedsim.core.options import options
+from fedsim.core.options import kind_named, options
 from fedsim.core.streams import Streams
 from fedsim.exchange.messages import Order, Replies
 from fedsim.exchange.windows import All, Window
@@ -73,7 +73,7 @@ class Gossip(Strategy):
         if problem.num_clients == len(state.memory["received"]):
             return state
         remedy = "it links those who are there when it begins, and others have come; take a strategy with a server"
-        raise InputError("graph", type(self.graph).__name__, remedy)
+        raise InputError("graph", kind_named(self.graph), remedy)
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:
         """Have those who are there train and send to each other; wait for everybody.

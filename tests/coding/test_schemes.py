@@ -252,7 +252,11 @@ def test_a_scheme_that_promises_too_much_is_named():
         (lambda: Multiplexed.designed(4, 1, 2, 5, normal), "most = 5: of 4 workers"),
         (lambda: Multiplexed.designed(4, 0, 2, 1, normal), "burst = 0"),
         (lambda: Multiplexed.designed(4, 2, 2, 1, normal), "window = 2: a window is longer than a burst"),
-        (lambda: SelectiveRepeat.designed(4, 2, 4, 1, normal), "window = 4: selective repeat needs bursts, 2"),
+        (
+            lambda: SelectiveRepeat.designed(4, 2, 4, 1, normal),
+            "window = 4: must be 1 more than a multiple",
+        ),
+        (lambda: Multiplexed.designed(6, 1, 10**8, 1, normal), "window = 100000000: 6 workers have too many chunks"),
         (lambda: GradientCoding.of(4, 4, normal), "stragglers = 4"),
         (lambda: Uncoded.among(0), "stragglers = 0"),
     ],

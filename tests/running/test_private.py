@@ -161,6 +161,12 @@ def test_what_no_account_covers_is_refused(tables, line):
     ("options", "line"),
     [
         ({"epsilon": 0.0, "noise_multiplier": None}, r"privacy\.epsilon = 0\.0"),
+        (
+            {"noise_multiplier": 1e-300},
+            r"privacy\.noise_multiplier = 1e-300: take 0 for none, or between 0\.001 and 1e\+06",
+        ),
+        ({"noise_multiplier": 1e300}, r"privacy\.noise_multiplier = 1e\+300: take 0"),
+        ({"clip": 1e-300}, r"privacy\.clip = 1e-300: noise goes by it"),
         ({"epsilon": 1.0}, r"privacy\.noise_multiplier = 1\.0: give exactly one"),
         ({"clip": None}, r"privacy\.clip = \(nothing\): noise goes by it"),
         ({"delta": 1.0}, r"privacy\.delta = 1\.0"),

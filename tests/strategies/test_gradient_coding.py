@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedsim.coding import Cluster, simulate
 from fedsim.core.clock import ticks
-from fedsim.core.errors import InputError
+from fedsim.core.errors import InputError, StalledError
 from fedsim.core.streams import Streams
 from fedsim.devices.compute import Bursty
 from fedsim.problems.supervised import Supervised
@@ -20,6 +20,7 @@ from fedsim.running.simulation import Simulation
 from fedsim.server import scheme_of
 from fedsim.testing.problems import small_experiment, small_problem
 from fedsim.testing.rounds import exchange, fail
+from strategies import gradient_coding
 from strategies.gradient_coding import GradientCoding
 
 ALL = {"kind": "uniform", "fraction": 1.0}
@@ -115,6 +116,17 @@ def test_what_is_not_known_is_told_and_moves_nothing():
         assert later.round == 1
 
 
+def test_a_run_in_which_nothing_can_be_known_any_more_is_ended(monkeypatch):
+    monkeypatch.setattr(gradient_coding, "IN_VAIN", 3)
+    simulation = made({"kind": "gc", "stragglers": 1}, rounds=20, devices={})
+    rows = iter(simulation)
+    next(rows)
+    fail(simulation, 2, 4)
+    with pytest.raises(StalledError, match="no gradient was known in 3 rounds in a row"):
+        list(rows)
+    assert simulation.state.round == 3
+
+
 def test_who_is_away_is_late_already():
     strategy = GradientCoding(code={"kind": "gc", "stragglers": 2})
     problem = small_problem(torch.float64)
@@ -161,13 +173,21 @@ def test_momentum_is_each_models_own():
 @pytest.mark.parametrize(
     ("code", "tables", "line"),
     [
-        ({"kind": "gc", "stragglers": 6}, {}, "strategy.stragglers = 6: of 6 workers 0 to 5 may be late"),
+        ({"kind": "gc", "stragglers": 6}, {}, "strategy.code.stragglers = 6: of 6 workers 0 to 5 may be late"),
         ({"kind": "gc", "stragglers": 3, "code": "repetition"}, {}, "do not divide into groups of 4"),
-        ({"kind": "m_sgc", "burst": 2, "window": 2}, {}, "strategy.window = 2: a window is longer than a burst"),
-        ({"kind": "sr_sgc", "burst": 2, "window": 4}, {}, "strategy.window = 4: selective repeat needs bursts, 2"),
-        ({"kind": "m_sgc", "most": 7}, {}, "strategy.most = 7: of 6 workers 0 to 6 may be late"),
+        ({"kind": "m_sgc", "burst": 2, "window": 2}, {}, "strategy.code.window = 2: a window is longer than a burst"),
+        (
+            {"kind": "sr_sgc", "burst": 2, "window": 4},
+            {},
+            "strategy.code.window = 4: must be 1 more than a multiple",
+        ),
+        ({"kind": "m_sgc", "most": 7}, {}, "strategy.code.most = 7: of 6 workers 0 to 6 may be late"),
         ("ldpc", {}, "kind = ldpc: not one of gc, m_sgc, sr_sgc|code.kind = ldpc"),
-        ({"kind": "gc"}, {"selection": {"kind": "uniform", "count": 3}}, "only 3 of 6 clients are selected"),
+        (
+            {"kind": "gc"},
+            {"selection": {"kind": "uniform", "count": 3}},
+            "strategy.code = gc: only 3 of 6 clients are selected",
+        ),
         ({"kind": "gc"}, {"aggregation": "median"}, "this strategy averages nothing"),
         ({"kind": "gc"}, {"client": {"kind": "sgd", "epochs": 1}}, "kind = sgd"),
         ({"kind": "gc"}, {"strategy": {"patience": -1.0}}, "patience = -1"),
