@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import typer
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from fedsim.core.errors import FedsimError, InputError
-from fedsim.plots.style import BRIGHT, STYLES
+from fedsim.plots.style import BRIGHT, INK, STYLES, plain, save
 from fedsim.reports.numbers import Spread
 from fedsim.running.sweep import Outcome, Point, run_points
 
@@ -69,6 +70,35 @@ def band(axis: Axes, place: int, label: str, where: Numbers, curves: Numbers) ->
     if len(curves) > 1:
         deviation = curves.std(axis=0, ddof=1)
         axis.fill_between(where, mean - deviation, mean + deviation, color=colour, alpha=0.12, linewidth=0)
+
+
+@contextmanager
+def picture(
+    path: Path,
+    across: str,
+    up: str,
+    *,
+    size: tuple[float, float] = (6.4, 3.8),
+    log: Literal["", "x", "y"] = "",
+    letters: int = 9,
+    **legend: Any,
+) -> Iterator[Axes]:
+    """The axes of a picture of one, which is written when they are drawn on. across, up: what their numbers are.
+
+    log: whose numbers are on a logarithmic scale. letters: of the legend, which other options are of.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
+    if log:
+        getattr(axis, f"set_{log}scale")("log")
+    yield axis
+    axis.set_xlabel(across, color=INK)
+    axis.set_ylabel(up, color=INK)
+    axis.legend(frameon=False, fontsize=letters, labelcolor=INK, **legend)
+    plain(axis, grid="both")
+    save(figure, path)
 
 
 @contextmanager

@@ -99,7 +99,7 @@ class CBO(Strategy):
 
     def seeded(self, state: ServerState, streams: Streams) -> ServerState:
         """The state with a seed, and with the particles, [n, d]."""
-        seed, memory = streams.derive("cbo") >> 1, dict(state.memory)  # of 64 bits those that int64 has room for
+        seed, memory = streams.seed_of("cbo"), dict(state.memory)
         lower, upper = memory.pop("begin")
         shape, dtype = (state.params.numel(),), state.params.dtype
         drawn = Streams(seed).uniform("particles", self._numbers(state.params), shape, dtype=dtype)

@@ -42,7 +42,6 @@ class CmaEs(AskTell):
 
     kind: ClassVar[str] = "cma_es"
     package: ClassVar[str] = "cma"
-    extra: ClassVar[str] = "cma"
 
     sigma: PositiveFloat = 0.25
     """The initial step size, in widths of the problem's box, or as it is where there is none."""

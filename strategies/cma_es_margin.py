@@ -30,7 +30,6 @@ class CmaEsMargin(AskTell):
 
     kind: ClassVar[str] = "cma_es_margin"
     package: ClassVar[str] = "cmaes"
-    extra: ClassVar[str] = "cmaes"
 
     sigma: PositiveFloat = 0.25
     """The initial step size, in widths of the problem's box, or as it is where there is none."""

@@ -70,5 +70,5 @@ class DeComFL(ReplicaServer):
     def _seeds(self, state: ServerState) -> Tensor:
         """The seeds of the round's steps, int64 [K]; the server's own seed stays with it."""
         own = Streams(int(state.memory["seed"]))
-        seeds = [own.derive("step", turn=state.round, step=step) >> 1 for step in range(self.steps)]
+        seeds = [own.seed_of("step", turn=state.round, step=step) for step in range(self.steps)]
         return torch.tensor(seeds, device=state.params.device)

@@ -98,7 +98,7 @@ class DirectSearch(HasPlugins, Strategy):
 
     def seeded(self, state: ServerState, streams: Streams) -> ServerState:
         """The state with a seed for the directions."""
-        seed = torch.tensor(streams.derive("direct-search") >> 1)  # of 64 bits those that int64 has room for
+        seed = torch.tensor(streams.seed_of("direct-search"))
         return replace(state, memory={**state.memory, "seed": seed})
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:

@@ -27,7 +27,6 @@ class Evosax(AskTell):
 
     kind: ClassVar[str] = "evosax"
     package: ClassVar[str] = "evosax"
-    extra: ClassVar[str] = "evosax"
 
     algorithm: Literal[
         "CMA_ES", "Sep_CMA_ES", "MA_ES", "LM_MA_ES", "Rm_ES", "CR_FM_NES", "SNES", "xNES", "PGPE", "SimpleES", "ARS"

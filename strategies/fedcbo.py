@@ -70,7 +70,7 @@ class FedCBO(Strategy):
 
     def seeded(self, state: ServerState, streams: Streams) -> ServerState:
         """The state with a seed for the choice of peers."""
-        seed = torch.tensor(streams.derive("fedcbo") >> 1)  # of 64 bits those that int64 has room for
+        seed = torch.tensor(streams.seed_of("fedcbo"))
         return replace(state, memory={**state.memory, "seed": seed})
 
     def resize(self, state: ServerState, problem: ProblemView) -> ServerState:

@@ -75,7 +75,7 @@ class FedDF(Averaging):
 
     def seeded(self, state: ServerState, streams: Streams) -> ServerState:
         """The state with a seed for the choice of public inputs."""
-        seed = torch.tensor(streams.derive("feddf") >> 1)  # of 64 bits those that int64 has room for
+        seed = torch.tensor(streams.seed_of("feddf"))
         return replace(state, memory={**state.memory, "seed": seed})
 
     def refine(self, state: ServerState, replies: Replies, bench: Bench) -> tuple[ServerState, Metrics]:

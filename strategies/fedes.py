@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cached_property
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -76,7 +77,7 @@ class FedES(ServerStep, ReplicaServer):
             if self.history is not None:
                 raise InputError("history", self.history, "the model is sent every round; remove it")
 
-    @property
+    @cached_property
     def apart(self) -> list[str]:
         """Options by which the server's step is more than a sum of scaled directions."""
         plain = {"orthogonal": False, "server_lr": 1.0, "server_weight_decay": 0.0}

@@ -127,7 +127,7 @@ class Genetic(Strategy):
 
     def seeded(self, state: ServerState, streams: Streams) -> ServerState:
         """The state with the seed under which genes are named."""
-        seed = torch.tensor([streams.derive("genetic") >> 1], device=state.params.device)
+        seed = torch.tensor([streams.seed_of("genetic")], device=state.params.device)
         return replace(state, memory={**state.memory, "seed": seed})
 
     def resize(self, state: ServerState, problem: ProblemView) -> ServerState:

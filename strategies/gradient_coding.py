@@ -71,11 +71,11 @@ class GradientCoding(ServerStep, Strategy):
     def init(self, problem: ProblemView) -> ServerState:
         """Nothing has come."""
         state = super().init(problem)
-        return replace(state, memory={"sizes": problem.sizes.cpu(), "seed": torch.tensor(0), "lost": torch.tensor(0)})
+        return replace(state, memory={"sizes": problem.sizes.cpu(), "lost": torch.tensor(0)})
 
     def seeded(self, state: ServerState, streams: Streams) -> ServerState:
         """The state with a seed for the code, and room for what comes of the jobs that are on their way."""
-        seed = streams.derive("code") >> 1  # of 64 bits those that int64 has room for
+        seed = streams.seed_of("code")
         memory = {**state.memory, "seed": torch.tensor(seed)}
         scheme = scheme_of(self.code, len(memory["sizes"]), seed)
         memory |= {"came": torch.from_numpy(scheme.nothing()), "late": torch.zeros(0, scheme.workers, dtype=torch.bool)}
@@ -128,8 +128,8 @@ class GradientCoding(ServerStep, Strategy):
         late = np.ones(scheme.workers, dtype=bool)
         late[replies.clients.numpy()] = False
         came = scheme.arrived(memory["came"].numpy(), number, work, late)
-        room = state.params.new_zeros(*came.shape, len(state.params) + 1)
-        held = filled(memory.get("results", room), number, work, replies)
+        before = memory["results"] if scheme.delay else state.params.new_zeros(*came.shape, len(state.params) + 1)
+        held = filled(before, number, work, replies)
         begun = self.begun(state, scheme)
         looks_back = torch.cat((memory["late"], torch.from_numpy(late).unsqueeze(0)))
         memory["late"] = looks_back[len(looks_back) - min(scheme.looks_back, len(looks_back)) :]
@@ -143,14 +143,14 @@ class GradientCoding(ServerStep, Strategy):
         if number < scheme.delay:
             return replace(state, round=number + 1, memory=memory), metrics, True
         job = {name: rows[due] for name, rows in begun.items()}
-        before = replace(state, params=job.pop("params"), optimizer=job, memory=memory)
+        begun_from = replace(state, params=job.pop("params"), optimizer=job, memory=memory)
         memory["lost"] = torch.tensor(0) if factors is not None else memory["lost"] + 1
         if int(memory["lost"]) == IN_VAIN:
             why = "more workers are gone than the code can do without"
             raise StalledError(f"no gradient was known in {IN_VAIN} rounds in a row: {why}")
         if factors is None:
-            return replace(before, round=number + 1), {**metrics, "undecoded": 1.0}, True
+            return replace(begun_from, round=number + 1), {**metrics, "undecoded": 1.0}, True
         weights = torch.from_numpy(factors).to(held.device, held.dtype).flatten()
         gradient = weights @ held[due].flatten(0, 1)
-        later = self.advance(before, replies, -gradient[:-1])
+        later = self.advance(begun_from, replies, -gradient[:-1])
         return later, {**metrics, "train_loss": float(gradient[-1]), "undecoded": 0.0}, True

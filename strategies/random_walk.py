@@ -88,7 +88,7 @@ class RandomWalk(Strategy):
     def seeded(self, state: ServerState, streams: Streams) -> ServerState:
         """The state with the graph, and a seed for the walk."""
         links = arrows(self.graph, len(state.memory["sizes"]), streams)
-        seed = torch.tensor(streams.derive("walk") >> 1)  # of 64 bits those that int64 has room for
+        seed = torch.tensor(streams.seed_of("walk"))
         return replace(state, memory={**state.memory, "links": links, "seed": seed})
 
     def resize(self, state: ServerState, problem: ProblemView) -> ServerState:

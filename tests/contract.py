@@ -1028,6 +1028,15 @@ def varies(row: str, check: checks.Check) -> bool:
     )
 
 
+EXEMPT: dict[str, tuple[checks.Check, ...]] = {
+    "secure": (checks.bytes_are_those_of_the_payloads,),  # they are more: see tests/running/test_secure_rounds.py
+    # A code gives the same sum as any other.
+    "gradient_coding": (checks.another_seed_gives_other_bytes,),
+    "gradient_coding_bursts": (checks.another_seed_gives_other_bytes,),
+}
+"""What rows need not keep to."""
+
+
 def held_to(rows: Sequence[str], of: Sequence[checks.Check]) -> list[Any]:
     """Parameters `row, check` of a test: what each row varies before a change, and the whole product once a day.
 
@@ -1037,10 +1046,8 @@ def held_to(rows: Sequence[str], of: Sequence[checks.Check]) -> list[Any]:
     found = []
     for row in rows:
         for check in of:
-            if row == "secure" and check is checks.bytes_are_those_of_the_payloads:
-                continue  # they are more: see tests/running/test_secure_rounds.py
-            if row.startswith("gradient_coding") and check is checks.another_seed_gives_other_bytes:
-                continue  # a code gives the same sum as any other
+            if check in EXEMPT.get(row, ()):
+                continue
             often = varies(row, check) and check is not checks.an_interrupted_run_ends_like_an_uninterrupted_one
             marks = [pytest.mark.xdist_group(row), *([] if often else [pytest.mark.slow])]
             found.append(pytest.param(row, check, marks=marks, id=f"{row}-{check.__name__}"))

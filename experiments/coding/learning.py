@@ -20,11 +20,10 @@ from rich.table import Table
 from experiments.coding import HERE
 from experiments.coding.times import codes, designs
 from experiments.parts import Claim, Part, carry_out
-from experiments.studies import Numbers, band, cell
+from experiments.studies import Numbers, band, cell, picture
 from fedsim.coding import Cluster, GradientCoding, Multiplexed, Scheme, Uncoded, simulate
 from fedsim.core.streams import Streams
 from fedsim.devices.compute import Bursty
-from fedsim.plots.style import INK, plain, save
 from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point, expand
 
@@ -156,18 +155,11 @@ def table(results: Results) -> Table:
 
 def draw(results: Results, path: Path) -> None:
     """Test accuracy against virtual time, mean over the seeds, a line a way."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis, grid = figure.subplots(), np.arange(5.0, 400.0, 2.0)
-    for number, row in enumerate(results.values()):
-        band(axis, number, row.label, grid, np.array([at(curve, grid) for curve in row.curves]))
-    axis.set_xlabel("virtual time (s)", color=INK)
-    axis.set_ylabel("test accuracy", color=INK)
-    axis.set_ylim(bottom=0.4)
-    axis.legend(frameon=False, fontsize=9, labelcolor=INK)
-    plain(axis, grid="both")
-    save(figure, path)
+    grid = np.arange(5.0, 400.0, 2.0)
+    with picture(path, "virtual time (s)", "test accuracy") as axis:
+        for number, row in enumerate(results.values()):
+            band(axis, number, row.label, grid, np.array([at(curve, grid) for curve in row.curves]))
+        axis.set_ylim(bottom=0.4)
 
 
 def same_clock(results: Results) -> tuple[str, bool]:

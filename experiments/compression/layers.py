@@ -14,8 +14,8 @@ from rich.table import Table
 
 from experiments.compression.participation import curve, sent, through
 from experiments.parts import Claim, Part, accuracies, carry_out
-from experiments.studies import Numbers, cell
-from fedsim.plots.style import BRIGHT, INK, plain, save
+from experiments.studies import Numbers, cell, picture
+from fedsim.plots.style import BRIGHT, INK
 from fedsim.running.sweep import Outcome, Point, expand
 
 HERE = Path(__file__).parent
@@ -118,23 +118,14 @@ def table(results: Results) -> Table:
 
 def draw(results: Results, path: Path) -> None:
     """Test accuracy against bytes of a reply, a line a compressor and way."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axis = figure.subplots()
-    for number, compressor in enumerate(COMPRESSORS):
-        for way, style in ((ALIKE, "-"), (NORMS, "--"), (SQUARES, ":")):
-            found = [results[compressor.label, value, way] for value in compressor.values]
-            where, height = [one.each for one in found], [one.ends.mean() for one in found]
-            label = f"{compressor.label}, {way}"
-            axis.plot(where, height, style, marker="o", markersize=4, color=BRIGHT[number], label=label)
-    axis.axhline(results["plain", "", ""].ends.mean(), color=INK, linewidth=0.8)
-    axis.set_xscale("log")
-    axis.set_xlabel("bytes of a reply", color=INK)
-    axis.set_ylabel("test accuracy", color=INK)
-    axis.legend(frameon=False, fontsize=8, labelcolor=INK)
-    plain(axis, grid="both")
-    save(figure, path)
+    with picture(path, "bytes of a reply", "test accuracy", size=(7.2, 4.2), log="x", letters=8) as axis:
+        for number, compressor in enumerate(COMPRESSORS):
+            for way, style in ((ALIKE, "-"), (NORMS, "--"), (SQUARES, ":")):
+                found = [results[compressor.label, value, way] for value in compressor.values]
+                where, height = [one.each for one in found], [one.ends.mean() for one in found]
+                label = f"{compressor.label}, {way}"
+                axis.plot(where, height, style, marker="o", markersize=4, color=BRIGHT[number], label=label)
+        axis.axhline(results["plain", "", ""].ends.mean(), color=INK, linewidth=0.8)
 
 
 def fewer(results: Results) -> tuple[str, bool]:

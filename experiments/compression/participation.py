@@ -14,8 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from experiments.parts import Claim, Part, accuracies, carry_out
-from experiments.studies import Numbers, band, cell
-from fedsim.plots.style import INK, plain, save
+from experiments.studies import Numbers, band, cell, picture
 from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point, expand
 
@@ -110,18 +109,10 @@ def table(results: Results) -> Table:
 
 def draw(results: Results, path: Path) -> None:
     """Test accuracy against rounds, mean over the seeds, a line a way."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axis = figure.subplots()
-    for number, (way, row) in enumerate(results.items()):
-        band(axis, number, way, row.curves[0][0], np.array([own[1] for own in row.curves]))
-    axis.set_xlabel("rounds of ten clients", color=INK)
-    axis.set_ylabel("test accuracy", color=INK)
-    axis.set_ylim(bottom=0.6)
-    axis.legend(frameon=False, fontsize=8, labelcolor=INK)
-    plain(axis, grid="both")
-    save(figure, path)
+    with picture(path, "rounds of ten clients", "test accuracy", size=(7.2, 4.2), letters=8) as axis:
+        for number, (way, row) in enumerate(results.items()):
+            band(axis, number, way, row.curves[0][0], np.array([own[1] for own in row.curves]))
+        axis.set_ylim(bottom=0.6)
 
 
 def near(results: Results) -> tuple[str, bool]:

@@ -17,9 +17,9 @@ from torch import nn
 
 import fedsim
 from experiments.parts import Claim, Part
-from experiments.studies import Numbers, cell
+from experiments.studies import Numbers, cell, picture
 from fedsim.compression.steps import ef21_step
-from fedsim.plots.style import BRIGHT, INK, plain, save
+from fedsim.plots.style import BRIGHT
 from fedsim.problems.smoothness import smoothness
 from fedsim.problems.supervised import Supervised
 from fedsim.running.sweep import Outcome
@@ -116,19 +116,10 @@ def table(results: Results) -> Table:
 
 def draw(results: Results, path: Path) -> None:
     """How far the mean of the estimates has come down, of the first seed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axis = figure.subplots()
-    for number, spread in enumerate(SPREADS):
-        for way, style in zip(WAYS, ("-", "--"), strict=True):
-            axis.plot(results[spread, way].curve, style, color=BRIGHT[number], label=f"{spread}, {way}")
-    axis.set_yscale("log")
-    axis.set_xlabel("rounds", color=INK)
-    axis.set_ylabel("|h| of the first", color=INK)
-    axis.legend(frameon=False, fontsize=9, labelcolor=INK)
-    plain(axis, grid="both")
-    save(figure, path)
+    with picture(path, "rounds", "|h| of the first", size=(6.4, 3.6), log="y") as axis:
+        for number, spread in enumerate(SPREADS):
+            for way, style in zip(WAYS, ("-", "--"), strict=True):
+                axis.plot(results[spread, way].curve, style, color=BRIGHT[number], label=f"{spread}, {way}")
 
 
 def fewer(results: Results) -> tuple[str, bool]:

@@ -19,8 +19,7 @@ from rich.table import Table
 import fedsim
 from experiments.evolution import HERE
 from experiments.parts import Claim, Part
-from experiments.studies import Numbers, band, cell
-from fedsim.plots.style import INK, plain, save
+from experiments.studies import Numbers, band, cell, picture
 from fedsim.running.sweep import Outcome
 
 CHOOSING, TOLD = range(100, 102), range(3)
@@ -120,18 +119,10 @@ def table(results: Results) -> Table:
 
 def draw(results: Results, path: Path) -> None:
     """Steps against generations, a line a power."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis = figure.subplots()
-    for number, row in enumerate(results.values()):
-        band(axis, number, row.label, np.arange(1.0, row.steps.shape[1] + 1), row.steps)
-    axis.set_ylim(0, LONGEST + 20)
-    axis.set_xlabel("generation", color=INK)
-    axis.set_ylabel(f"steps that the elite stays up, of {LONGEST}", color=INK)
-    axis.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
-    plain(axis, grid="both")
-    save(figure, path)
+    with picture(path, "generation", f"steps that the elite stays up, of {LONGEST}", loc="lower right") as axis:
+        for number, row in enumerate(results.values()):
+            band(axis, number, row.label, np.arange(1.0, row.steps.shape[1] + 1), row.steps)
+        axis.set_ylim(0, LONGEST + 20)
 
 
 def balances(results: Results) -> tuple[str, bool]:

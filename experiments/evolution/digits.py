@@ -15,8 +15,7 @@ from rich.table import Table
 
 from experiments.evolution import HERE
 from experiments.parts import Claim, Part, carry_out
-from experiments.studies import Numbers, band, cell
-from fedsim.plots.style import INK, plain, save
+from experiments.studies import Numbers, band, cell, picture
 from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point, expand
 
@@ -101,17 +100,9 @@ def table(results: Results) -> Table:
 
 def draw(results: Results, path: Path) -> None:
     """Accuracy against a client's evaluations."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis = figure.subplots()
-    for number, row in enumerate(results.values()):
-        band(axis, number, row.label, row.evaluations, row.accuracy)
-    axis.set_xlabel("evaluations of a client", color=INK)
-    axis.set_ylabel("test accuracy", color=INK)
-    axis.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
-    plain(axis, grid="both")
-    save(figure, path)
+    with picture(path, "evaluations of a client", "test accuracy", loc="lower right") as axis:
+        for number, row in enumerate(results.values()):
+            band(axis, number, row.label, row.evaluations, row.accuracy)
 
 
 def learns(results: Results) -> tuple[str, bool]:

@@ -15,8 +15,7 @@ from rich.table import Table
 
 from experiments.evolution import HERE
 from experiments.parts import Claim, Part, accuracies, carry_out
-from experiments.studies import Numbers, band, cell
-from fedsim.plots.style import INK, plain, save
+from experiments.studies import Numbers, band, cell, picture
 from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point, expand
 
@@ -116,18 +115,9 @@ def kilobytes(row: Measured) -> str:
 
 def draw(results: Results, path: Path) -> None:
     """Accuracy against the bytes that a client has sent."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis = figure.subplots()
-    for number, row in enumerate(results.values()):
-        band(axis, number, row.label, row.bytes_up, row.accuracy)
-    axis.set_xscale("log")
-    axis.set_xlabel("bytes sent by a client", color=INK)
-    axis.set_ylabel("test accuracy", color=INK)
-    axis.legend(frameon=False, fontsize=8, labelcolor=INK)
-    plain(axis, grid="both")
-    save(figure, path)
+    with picture(path, "bytes sent by a client", "test accuracy", log="x", letters=8) as axis:
+        for number, row in enumerate(results.values()):
+            band(axis, number, row.label, row.bytes_up, row.accuracy)
 
 
 def saved(results: Results) -> tuple[str, None]:

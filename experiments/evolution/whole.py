@@ -17,8 +17,8 @@ from rich.table import Table
 import fedsim
 from experiments.evolution import HERE
 from experiments.parts import Claim, Part
-from experiments.studies import Numbers
-from fedsim.plots.style import BRIGHT, INK, STYLES, plain, save
+from experiments.studies import Numbers, picture
+from fedsim.plots.style import BRIGHT, STYLES
 from fedsim.problems.black_box import BlackBox
 from fedsim.running.build import build_simulation
 from fedsim.running.sweep import Outcome
@@ -101,20 +101,13 @@ def table(results: Results) -> Table:
 
 def draw(results: Results, path: Path) -> None:
     """The lowest value so far against evaluations, the median over the seeds, and each seed thinly."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis = figure.subplots()
-    for number, row in enumerate(results.values()):
-        where, floor = 10.0 * np.arange(1, row.lowest.shape[1] + 1), np.maximum(row.lowest, 1e-12)
-        axis.plot(where, floor.T, color=BRIGHT[number], linewidth=0.4, alpha=0.35)
-        axis.plot(where, np.median(floor, axis=0), STYLES[number], color=BRIGHT[number], linewidth=1.8, label=row.label)
-    axis.set_yscale("log")
-    axis.set_xlabel("evaluations", color=INK)
-    axis.set_ylabel("lowest value so far", color=INK)
-    axis.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower left")
-    plain(axis, grid="both")
-    save(figure, path)
+    with picture(path, "evaluations", "lowest value so far", log="y", loc="lower left") as axis:
+        for number, row in enumerate(results.values()):
+            where, floor = 10.0 * np.arange(1, row.lowest.shape[1] + 1), np.maximum(row.lowest, 1e-12)
+            axis.plot(where, floor.T, color=BRIGHT[number], linewidth=0.4, alpha=0.35)
+            axis.plot(
+                where, np.median(floor, axis=0), STYLES[number], color=BRIGHT[number], linewidth=1.8, label=row.label
+            )
 
 
 def often(results: Results) -> tuple[str, bool]:

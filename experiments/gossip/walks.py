@@ -18,8 +18,7 @@ from torch import nn
 import fedsim
 from experiments.gossip import HERE
 from experiments.parts import Claim, Part
-from experiments.studies import Numbers, band, cell
-from fedsim.plots.style import INK, plain, save
+from experiments.studies import Numbers, band, cell, picture
 from fedsim.problems.supervised import Supervised
 from fedsim.running.build import build_simulation
 from fedsim.running.sweep import Outcome
@@ -106,19 +105,10 @@ def table(results: Results) -> Table:
 
 def draw(results: Results, path: Path) -> None:
     """The mean squared error against hops, a line a walk."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis = figure.subplots()
-    for number, row in enumerate(results.values()):
-        hops = EVERY * np.arange(1.0, row.errors.shape[1] + 1)
-        band(axis, number, row.label, hops, row.errors.mean(axis=0, keepdims=True))
-    axis.set_yscale("log")
-    axis.set_xlabel("hops", color=INK)
-    axis.set_ylabel("mean squared distance from the optimum", color=INK)
-    axis.legend(frameon=False, fontsize=9, labelcolor=INK)
-    plain(axis, grid="both")
-    save(figure, path)
+    with picture(path, "hops", "mean squared distance from the optimum", log="y") as axis:
+        for number, row in enumerate(results.values()):
+            hops = EVERY * np.arange(1.0, row.errors.shape[1] + 1)
+            band(axis, number, row.label, hops, row.errors.mean(axis=0, keepdims=True))
 
 
 def falls(results: Results) -> tuple[str, bool]:

@@ -16,8 +16,8 @@ import numpy as np
 from rich.table import Table
 
 from experiments.parts import Claim, Part, accuracies, carry_out
-from experiments.studies import Numbers, cell
-from fedsim.plots.style import BRIGHT, INK, plain, save
+from experiments.studies import Numbers, cell, picture
+from fedsim.plots.style import BRIGHT, INK
 from fedsim.running.stored import open_run
 from fedsim.running.sweep import Outcome, Point, expand
 
@@ -98,26 +98,17 @@ def draw(results: Results, path: Path) -> None:
 
     What has no epsilon is a level.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis = figure.subplots()
-    line = [results[way] for way in CURVE]
-    axis.plot([row.epsilon for row in line], [row.accuracy.mean() for row in line], color=BRIGHT[0], linewidth=1.4)
-    for number, (way, row) in enumerate(results.items()):
-        mean, deviation = row.accuracy.mean(), row.accuracy.std(ddof=1)
-        if np.isinf(row.epsilon):
-            axis.axhline(mean, linestyle=":" if "100" in way else "--", color=INK, linewidth=1.0, label=way)
-            continue
-        colour = BRIGHT[0] if way in CURVE else BRIGHT[(number - len(CURVE)) % len(BRIGHT)]
-        label = None if way in CURVE[1:] else "C = 1, z = 1, 2, ..., 16" if way in CURVE else way
-        axis.errorbar(row.epsilon, mean, deviation, fmt="o", markersize=5, color=colour, label=label)
-    axis.set_xscale("log")
-    axis.set_xlabel("epsilon, at delta = 0.001, by single digits", color=INK)
-    axis.set_ylabel("test accuracy", color=INK)
-    axis.legend(frameon=False, fontsize=8, labelcolor=INK)
-    plain(axis, grid="both")
-    save(figure, path)
+    with picture(path, "epsilon, at delta = 0.001, by single digits", "test accuracy", log="x", letters=8) as axis:
+        line = [results[way] for way in CURVE]
+        axis.plot([row.epsilon for row in line], [row.accuracy.mean() for row in line], color=BRIGHT[0], linewidth=1.4)
+        for number, (way, row) in enumerate(results.items()):
+            mean, deviation = row.accuracy.mean(), row.accuracy.std(ddof=1)
+            if np.isinf(row.epsilon):
+                axis.axhline(mean, linestyle=":" if "100" in way else "--", color=INK, linewidth=1.0, label=way)
+                continue
+            colour = BRIGHT[0] if way in CURVE else BRIGHT[(number - len(CURVE)) % len(BRIGHT)]
+            label = None if way in CURVE[1:] else "C = 1, z = 1, 2, ..., 16" if way in CURVE else way
+            axis.errorbar(row.epsilon, mean, deviation, fmt="o", markersize=5, color=colour, label=label)
 
 
 def falls(results: Results) -> tuple[str, bool]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 import fedsim
-from experiments.studies import cell
-from fedsim.plots.style import BRIGHT, INK, plain, save
+from experiments.studies import cell, picture
+from fedsim.plots.style import BRIGHT, INK
 
 FOLDER = Path(__file__).parent
 FILE, PICTURE = FOLDER / "privacy.toml", FOLDER / "privacy.png"
@@ -73,24 +73,17 @@ def judge(results: Results) -> tuple[str, bool]:
 
 def draw(results: Results, path: Path) -> None:
     """Test accuracy against epsilon, a point a way, with the deviation over the seeds; without privacy a level."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axis = figure.subplots()
-    for number, (way, found) in enumerate(results.items()):
-        accuracy, epsilon = np.array([one for one, _ in found]), found[0][1]
-        if np.isinf(epsilon):
-            axis.axhline(accuracy.mean(), linestyle="--", color=INK, linewidth=1.0, label=way)
-            continue
-        style = "s" if "in turn" in way else "o"
-        colour = BRIGHT[number % len(BRIGHT)]
-        axis.errorbar(epsilon, accuracy.mean(), accuracy.std(ddof=1), fmt=style, markersize=5, color=colour, label=way)
-    axis.set_xscale("log")
-    axis.set_xlabel(f"epsilon, at delta = {DELTA}, by clients", color=INK)
-    axis.set_ylabel("test accuracy", color=INK)
-    axis.legend(frameon=False, fontsize=8, labelcolor=INK)
-    plain(axis, grid="both")
-    save(figure, path)
+    with picture(path, f"epsilon, at delta = {DELTA}, by clients", "test accuracy", log="x", letters=8) as axis:
+        for number, (way, found) in enumerate(results.items()):
+            accuracy, epsilon = np.array([one for one, _ in found]), found[0][1]
+            if np.isinf(epsilon):
+                axis.axhline(accuracy.mean(), linestyle="--", color=INK, linewidth=1.0, label=way)
+                continue
+            style = "s" if "in turn" in way else "o"
+            colour = BRIGHT[number % len(BRIGHT)]
+            axis.errorbar(
+                epsilon, accuracy.mean(), accuracy.std(ddof=1), fmt=style, markersize=5, color=colour, label=way
+            )
 
 
 def rows(results: Results) -> list[str]:

@@ -36,6 +36,10 @@ class Streams:
         """A 64-bit seed for a library that wants one, named like a draw."""
         return key_of(self.seed, f"{self.within}{purpose}/{turn}/{step}")
 
+    def seed_of(self, purpose: str, *, turn: int = 0, step: int = 0) -> int:
+        """The same as a seed of other streams, which a tensor of int64 has room for: 63 bits of it."""
+        return self.derive(purpose, turn=turn, step=step) >> 1
+
     def apart(self, name: str) -> Self:
         """The same with names of their own, which begin so."""
         return replace(self, within=f"{self.within}{name}/")

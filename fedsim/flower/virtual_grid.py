@@ -150,7 +150,7 @@ class VirtualGrid(Grid):
             raise InputError("call_limit", call_limit, f"write seconds above 0, {LONGEST_CALL:g} at most")
         self._clients: Clients = Here(clients) if isinstance(clients, ClientApp) else clients
         self._streams = Streams(seed)
-        self._run = empty_run(self._streams.derive("run") >> 1)  # of 63 bits, as Flower's
+        self._run = empty_run(self._streams.seed_of("run"))  # of 63 bits, as Flower's
         self._nodes: dict[int, _Node] = {}
         for partition in range(nodes):
             name = self._streams.derive("node", step=partition)

@@ -148,12 +148,6 @@ def along(rows: Tensor, x: Tensor) -> Tensor:
     return products.bmm(rows.flatten(0, 1), x.reshape(-1, x.shape[2], 1)).view(rows.shape[:3])
 
 
-def certified(margins: Tensor, targets: Tensor, slack: Tensor | float = 0.0) -> Tensor:
-    """Which examples [k, B] nothing in their box has misclassified: all margins [k, B, K] are above a slack."""
-    others = margins.scatter(-1, targets.unsqueeze(-1), torch.inf)
-    return others.amin(dim=-1) > slack
-
-
 def _parts(model: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     """The layers of sequences, and of sequences in them, with what their parameters' names begin with."""
     if type(model) is nn.Sequential and not has_hooks(model):

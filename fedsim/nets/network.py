@@ -115,7 +115,6 @@ class Network(Protocol):
         """Losses [k], and gradients to which each example's own adds no more than a bound allows, times its weight.
 
         sum_b weight_b g_b min(1, C / |g_b|). bounds: C of the whole gradient, or one of each leaf's.
-        layer mixes examples.
         """
         ...
 

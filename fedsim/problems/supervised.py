@@ -166,7 +166,7 @@ class SupervisedOptions(HasPlugins):
             if loader.split_seed:
                 remedy = f"the test set cannot follow split_seed = {loader.split_seed}, too; remove one of them"
                 raise InputError("problem.split", self.split, remedy)
-            loader = replace(loader, split_seed=streams.derive("split") >> 1)  # 63 bits, as whole numbers of TOML have
+            loader = replace(loader, split_seed=streams.seed_of("split"))  # 63 bits, as whole numbers of TOML have
         dataset: Dataset = loader.load(folder)
         hold_returned("problem.dataset", "datasets", loader, "load", dataset, Dataset)
         if dataset.num_classes == 1:

@@ -181,10 +181,8 @@ def steps_guard(experiment: Experiment, problem: Problem, options: Privacy) -> S
             "take less than 1 / n"
         )
     guard = _guard(experiment, problem, options)
-    if guard.multiplier:
-        guard.worst(
-            torch.ones_like(guard.sizes), guard.multiplier
-        )  # the library is here, or a line says how to have it
+    if guard.multiplier:  # the library is here, or a line says how to have it
+        guard.worst(torch.ones_like(guard.sizes), guard.multiplier)
     return guard
 
 

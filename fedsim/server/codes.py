@@ -134,11 +134,12 @@ def enough(needs: Needs, chosen: Tensor, patience: float) -> Enough:
 
 def filled(held: Tensor, number: int, work: Work, replies: Replies) -> Tensor:
     """Results of the jobs on their way, [T + 1, n, P, d + 1], with those of a round's replies: `results`, `losses`."""
+    if not len(replies):
+        return held
     after = held.clone()
-    if len(replies):
-        sent = torch.cat((replies.payload["results"], replies.payload["losses"].unsqueeze(2)), dim=2)
-        who = replies.clients.numpy()
-        row, slot = np.nonzero(work.places[who] >= 0)
-        worker = who[row]
-        after[(number - work.ages[worker, slot]) % len(held), worker, work.places[worker, slot]] = sent[row, slot]
+    sent = torch.cat((replies.payload["results"], replies.payload["losses"].unsqueeze(2)), dim=2)
+    who = replies.clients.numpy()
+    row, slot = np.nonzero(work.places[who] >= 0)
+    worker = who[row]
+    after[(number - work.ages[worker, slot]) % len(held), worker, work.places[worker, slot]] = sent[row, slot]
     return after

@@ -67,7 +67,7 @@ class BothWays(Averaging):
 
     def seeded(self, state: ServerState, streams: Streams) -> ServerState:
         """With a seed, for compressors that draw."""
-        seed = torch.tensor(streams.derive("downlink") >> 1)  # of 64 bits those that int64 has room for
+        seed = torch.tensor(streams.seed_of("downlink"))
         return state if self.compressor is None else remembering(state, {SEED: seed})
 
     def resize(self, state: ServerState, problem: ProblemView) -> ServerState:

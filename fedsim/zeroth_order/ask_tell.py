@@ -37,7 +37,6 @@ class AskTell(Strategy):
 
     kind: ClassVar[str] = ""
     package: ClassVar[str] = ""
-    extra: ClassVar[str] = ""
     down: ClassVar[frozenset[str]] = frozenset({"candidates"})
     up: ClassVar[frozenset[str]] = frozenset({"values"})
 
@@ -67,7 +66,7 @@ class AskTell(Strategy):
     def init(self, problem: ProblemView) -> ServerState:
         """Where the search begins, and nothing that it was told. InputError: its package is missing."""
         if importlib.util.find_spec(self.package) is None:
-            remedy = f"it needs the package {self.package}: pip install 'fedsim-lab[{self.extra}]'"
+            remedy = f"it needs the package {self.package}: pip install 'fedsim-lab[{self.package}]'"
             raise InputError("strategy.kind", self.kind, remedy)
         params, bounds, cells = problem.initial(), problem.bounds, problem.cells
         memory = {
@@ -81,9 +80,7 @@ class AskTell(Strategy):
 
     def seeded(self, state: ServerState, streams: Streams) -> ServerState:
         """The state with a seed for the populations."""
-        seed = torch.tensor(
-            streams.derive(self.kind.replace("_", "-")) >> 1
-        )  # of 64 bits those that int64 has room for
+        seed = torch.tensor(streams.seed_of(self.kind.replace("_", "-")))  # of 64 bits those that int64 has room for
         return replace(state, memory={**state.memory, "seed": seed})
 
     def ask(self, state: ServerState, chosen: Tensor) -> tuple[Order, Window]:

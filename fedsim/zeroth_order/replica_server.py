@@ -39,7 +39,7 @@ class SharedSeed(Strategy):
 
     def seeded(self, state: ServerState, streams: Streams) -> ServerState:
         """The state with a seed of 63 bits."""
-        seed = torch.tensor([streams.derive(self.purpose) >> 1], device=state.params.device)
+        seed = torch.tensor([streams.seed_of(self.purpose)], device=state.params.device)
         return replace(state, memory={**state.memory, "seed": seed})
 
 
