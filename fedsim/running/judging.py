@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -105,11 +105,11 @@ class Judged:
 class Judge:
     """Judges the global model of one run when it is time to.
 
-    so_far: all that it remembers. private: says what the server remembers for privacy, as of the last completed round.
+    so_far: all that it remembers. private: what the server remembers for privacy, after the last completed round.
     """
 
-    def __init__(self, setup: Setup, wall: WallClock, private: Callable[[], Kept]) -> None:
-        self._setup, self._wall, self._private = setup, wall, private
+    def __init__(self, setup: Setup, wall: WallClock, private: Kept) -> None:
+        self._setup, self._wall, self.private = setup, wall, private
         evaluation = setup.evaluation
         self._clients = setup.whose.clients(setup.problem, evaluation)
         self._trial = evaluation.trial(setup.streams)
@@ -212,7 +212,7 @@ class Judge:
     def _privacy_is_spent(self, rounds: int) -> bool:
         """Whether another round would go beyond the budget of epsilon; says so."""
         guard = self._setup.privacy
-        why = None if guard is None else guard.over(self._private(), rounds)
+        why = None if guard is None else guard.over(self.private, rounds)
         if why is not None:
             self.so_far.stopped = self.stopped or why
         return why is not None
@@ -283,7 +283,7 @@ class Judge:
             **crossed,
             **judged.interval.metrics(),
             **measures,
-            **({} if (guard := self._setup.privacy) is None else guard.columns(self._private(), state.round)),
+            **({} if (guard := self._setup.privacy) is None else guard.columns(self.private, state.round)),
         }
         judged.interval = Interval()
         judged.rows.append((row, state.params))

@@ -106,7 +106,7 @@ class Simulation:
         self._at_work = promises.at_once(parts.selector, len(parts.problem.sizes))
         self._wall = WallClock()
         self.pace = Pace(parts.evaluation)
-        self._judge = Judge(parts, self._wall, lambda: self._server.private)
+        self._judge = Judge(parts, self._wall, self._server.private)
         self._patience = Patience()
         self._first = state.params if parts.strategy.for_all else None
         self._remedy = "lower client.lr"
@@ -117,7 +117,7 @@ class Simulation:
     def judge_at(self, decided: Pace) -> None:
         """Have the model judged as often as was decided, before the run has begun."""
         self.pace, self.parts = decided, replace(self.parts, evaluation=decided.evaluation)
-        self._judge = Judge(self.parts, self._wall, lambda: self._server.private)
+        self._judge = Judge(self.parts, self._wall, self._server.private)
 
     @property
     def state(self) -> ServerState:
@@ -197,6 +197,7 @@ class Simulation:
         self._server, self.params, self._ending = own["server"], own["params"], own["ending"]
         self._patience = own["patience"]
         self._judge.restore(own["judge"])
+        self._judge.private = self._server.private
         self._wall.start(saved["wall"])
         self.whole = True
 
@@ -303,6 +304,7 @@ class Simulation:
             metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         hold_finite(self.round + 1, current.server.state.params, metrics, self._remedy)
         self._server, self._patience.waits = current.server, 0
+        self._judge.private = current.server.private
         self._patience.saw(self.state.params, self._first)
         self._patience.hold_fruitful(engine.in_flight, self._at_work)
         self._judge.after_round(self.state, metrics, current.count, keeps=current.keeps)
