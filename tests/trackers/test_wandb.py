@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import struct
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,8 @@ OFFLINE = WandB(mode="offline", folder=FOLDER.name, project="tests", settings=SE
 BLOCK = 2**15
 """Bytes of a block of W&B's file: a record begins with a checksum, its length and whether it is whole or a part."""
 HEAD = struct.Struct("<IHB")
+PATIENCE = 400
+"""How many times it is looked whether W&B has written all, 0.05 s apart."""
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -54,13 +57,15 @@ def places() -> Iterator[None]:
 def records(path: Path) -> Iterator[Any]:
     """What a .wandb file holds, which is written as LevelDB's log is."""
     content, place, record = path.read_bytes(), 7, b""
-    assert content.startswith(b":W&B")
+    assert content.startswith(b":W&B") or not content
     while place + HEAD.size <= len(content):
         _, length, kind = HEAD.unpack_from(content, place)
         if kind == 0 or BLOCK - place % BLOCK < HEAD.size:  # the rest of a block
             place += BLOCK - place % BLOCK
             continue
         place += HEAD.size + length
+        if place > len(content):  # it is being written
+            return
         record += content[place - length : place]
         if kind in (1, 4):
             read = wandb_internal_pb2.Record()
@@ -70,10 +75,20 @@ def records(path: Path) -> Iterator[Any]:
 
 
 def told(folder: Path) -> list[Any]:
-    """All records of the run in a folder, those of its first part first."""
-    key = json.loads((folder / "tracking.json").read_text())["key"]
-    files = sorted(Path(FOLDER.name).glob(f"wandb/offline-run-*/run-{key}.wandb"))
-    return [record for file in files for record in records(file)]
+    """All records of the run in a folder, those of its first part first.
+
+    A process of W&B's writes them, and may still be at it when a run has ended: the last record of each file is waited
+    for.
+    """
+    key, parts = json.loads((folder / "tracking.json").read_text())["key"], list[list[Any]]()
+    for _ in range(PATIENCE):
+        files = sorted(Path(FOLDER.name).glob(f"wandb/offline-run-*/run-{key}.wandb"))
+        parts = [list(records(file)) for file in files]
+        ended = [any(record.WhichOneof("record_type") == "exit" for record in part) for part in parts]
+        if ended and all(ended):
+            break
+        time.sleep(0.05)
+    return [record for part in parts for record in part]
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
